@@ -1,0 +1,40 @@
+"""Read and replace the internals of any torch model, unmodified.
+
+>>> import torch
+>>> from interventions import Zero, intervene
+>>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+>>> with intervene(net, module="1", op=Zero()) as handle:
+...     output = net(torch.ones(3, 4))
+>>> torch.equal(output, net[2].bias.expand(3, 2)), handle.firings
+(True, {Location(module='1'): 1})
+"""
+
+from interventions.architectures import describe
+from interventions.errors import InterventionError
+from interventions.locations import SITES, Location
+from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
+from interventions.positions import Selection, select
+from interventions.runs import Activations, Handle, Run, interchange, intervene, record, run
+
+__all__ = [
+    "SITES",
+    "Activations",
+    "Add",
+    "Handle",
+    "InterventionError",
+    "Interpolate",
+    "Location",
+    "Mean",
+    "Mixup",
+    "Noise",
+    "Run",
+    "Selection",
+    "Swap",
+    "Zero",
+    "describe",
+    "interchange",
+    "intervene",
+    "record",
+    "run",
+    "select",
+]

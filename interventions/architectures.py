@@ -1,0 +1,235 @@
+"""How a location is found in a model: by the structure of the model, not by a table of model families."""
+
+import difflib
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from interventions.errors import InterventionError
+from interventions.locations import Location
+
+_COUNTS = (
+    "num_hidden_layers",
+    "num_layers",
+    "encoder_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+    "n_layer",
+    "n_layers",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Stack:
+    """A list of repeated blocks: `path` of the list in the model, `name` to tell it from other stacks."""
+
+    name: str
+    path: str
+    blocks: tuple[nn.Module, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A location found in a model.
+
+    Attributes:
+        module: the module whose input or output it is.
+        path: its dotted path.
+        io: "input" or "output".
+        block: the block that is or contains it, None outside of all blocks.
+        mask: the argument of the model that says which of its tokens are real.
+    """
+
+    module: nn.Module
+    path: str
+    io: str
+    block: nn.Module | None
+    mask: str
+
+    @property
+    def is_block_output(self) -> bool:
+        return self.module is self.block and self.io == "output"
+
+
+@dataclass(frozen=True, eq=False)
+class Architecture:
+    """What can be addressed in one model."""
+
+    model: nn.Module
+    stacks: tuple[Stack, ...]
+
+    @cached_property
+    def paths(self) -> dict[nn.Module, str]:
+        """Module → its dotted path."""
+        return {module: path for path, module in self.model.named_modules()}
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        return tuple(block for stack in self.stacks for block in stack.blocks)
+
+    def place(self, location: Location) -> Place:
+        """Where `location` is.
+
+        Raises:
+            InterventionError: no such module, stack or layer, or a model without blocks.
+        """
+        if location.module is not None:
+            return self._module(location)
+        stack = self._stack(location)
+        block = stack.blocks[0 if location.layer is None else self._index(location, stack)]
+        io = "output" if location.site == "block_output" else "input"
+        return Place(block, self.paths[block], io, block, self._mask(self.paths[block]))
+
+    def _module(self, location: Location) -> Place:
+        modules = dict(self.model.named_modules())
+        module = modules.get(location.module)
+        if module is None:
+            near = difflib.get_close_matches(location.module, modules, n=1, cutoff=0.0)[0]
+            raise InterventionError(
+                f"module {location.module!r} does not exist in this {model_name(self.model)}; did you mean {near!r}? "
+                "describe(model) lists the paths."
+            )
+        inside = (block for block in self.blocks if f"{location.module}.".startswith(f"{self.paths[block]}."))
+        return Place(module, location.module, location.io, next(inside, None), self._mask(location.module))
+
+    def _mask(self, path: str) -> str:
+        """Encoder–decoder models have a mask for each side."""
+        sides = {stack.name for stack in self.stacks}
+        decodes = {"encoder", "decoder"} <= sides and "decoder" in path.split(".")
+        return "decoder_attention_mask" if decodes else "attention_mask"
+
+    def _stack(self, location: Location) -> Stack:
+        names = [stack.name for stack in self.stacks]
+        if not self.stacks:
+            raise InterventionError(
+                f"{location} needs blocks and this {model_name(self.model)} has none: no ModuleList or Sequential of "
+                f"repeated blocks was found; name a module instead, e.g. Location(module={_a_path(self.model)!r})."
+            )
+        if location.stack is not None:
+            if location.stack not in names:
+                raise InterventionError(
+                    f"stack {location.stack!r} does not exist in this {model_name(self.model)}: "
+                    + (f"its stacks are {', '.join(names)}." if len(names) > 1 else "it has one stack; leave stack out.")
+                )
+            return self.stacks[names.index(location.stack)]
+        if len(names) > 1:
+            if "decoder" in names:
+                return self.stacks[names.index("decoder")]
+            raise InterventionError(
+                f"{location} is ambiguous: this {model_name(self.model)} has the stacks {', '.join(names)}; "
+                f"write stack={names[0]!r}."
+            )
+        return self.stacks[0]
+
+    def _index(self, location: Location, stack: Stack) -> int:
+        count = len(stack.blocks)
+        if not -count <= location.layer < count:
+            which = f" {stack.name}" if len(self.stacks) > 1 else ""
+            raise InterventionError(
+                f"Location(layer={location.layer}) is out of range: this {model_name(self.model)} has {count}{which} "
+                f"layers (0 to {count - 1}, or -1 for the last)."
+            )
+        return location.layer % count
+
+
+def architecture(model: nn.Module) -> Architecture:
+    """The stacks of repeated blocks of `model`, found by structure.
+
+    A stack is an outermost `ModuleList` whose entries hold parameters, or an outermost `Sequential` of at least two
+    blocks of one class. Where the configuration of the model counts layers, lists of another length are left out.
+
+    Raises:
+        InterventionError: `model` is no `nn.Module`.
+    """
+    if not isinstance(model, nn.Module):
+        raise InterventionError(
+            f"a torch model was asked for and {type(model).__name__} given; pass the nn.Module itself, "
+            "e.g. pipeline.model or trainer.model."
+        )
+    lists = list(_outermost(model, ""))
+    counts = _layer_counts(model)
+    counted = [(path, blocks) for path, blocks in lists if len(blocks) in counts]
+    lists = counted or lists
+    names = _names([path for path, _ in lists])
+    return Architecture(model, tuple(Stack(name, path, blocks) for name, (path, blocks) in zip(names, lists, strict=True)))
+
+
+def model_name(model: nn.Module) -> str:
+    """How errors call a model: its transformers type, else its class."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return f"{kind!r} model" if kind else f"{type(model).__name__}"
+
+
+def describe(model: nn.Module) -> str:
+    """A readable map of what can be addressed in `model`: stacks with their layers, and the module paths."""
+    found = architecture(model)
+    lines = [f"{model_name(model)}: {len(found.stacks)} stack{'' if len(found.stacks) == 1 else 's'} of blocks"]
+    for stack in found.stacks:
+        last = len(stack.blocks) - 1
+        prefix = f"{stack.name}/" if len(found.stacks) > 1 else ""
+        kinds = ", ".join(dict.fromkeys(type(block).__name__ for block in stack.blocks))
+        lines.append(f"  {prefix}block_output.0 … {prefix}block_output.{last}   {stack.path} ({kinds})")
+        lines.append(f"  {prefix}block_input.0 … {prefix}block_input.{last}, {prefix}embedding (= the input of block 0)")
+    lines.append("  by path, as Location(module='…'), with io='output' or 'input':")
+    inside = [path for path, module in model.named_modules() if path and _addressable(module)]
+    repeated = [f"{found.paths[block]}." for stack in found.stacks for block in stack.blocks[1:]]
+    lines += [f"    {path}" for path in inside if not any(f"{path}.".startswith(r) for r in repeated)]
+    return "\n".join(lines)
+
+
+def _addressable(module: nn.Module) -> bool:
+    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
+
+
+def _outermost(module: nn.Module, path: str):
+    """`(path, blocks)` of each list of blocks that lies in no other, in order."""
+    for name, child in module.named_children():
+        child_path = f"{path}.{name}" if path else name
+        blocks = tuple(child.children())
+        if _is_stack(child, blocks):
+            yield child_path, blocks
+        else:
+            yield from _outermost(child, child_path)
+
+
+def _is_stack(module: nn.Module, blocks: tuple[nn.Module, ...]) -> bool:
+    composite = blocks and all(_is_block(block) for block in blocks)
+    if isinstance(module, nn.ModuleList):
+        return bool(composite)
+    if isinstance(module, nn.Sequential):
+        return bool(composite) and len(blocks) > 1 and len({type(block) for block in blocks}) == 1
+    return False
+
+
+def _is_block(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and any(True for _ in module.parameters())
+
+
+def _layer_counts(model: nn.Module) -> set[int]:
+    """The layer counts that the configuration and its sub-configurations state."""
+    config = getattr(model, "config", None)
+    if config is None:
+        inner = next((m for m in model.modules() if hasattr(m, "config")), None)
+        config = getattr(inner, "config", None)
+    configs = [config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}) if hasattr(config, name))]
+    found = (getattr(c, name, None) for c in configs for name in _COUNTS)
+    return {count for count in found if isinstance(count, int)}
+
+
+def _names(paths: list[str]) -> list[str]:
+    """The shortest part of each path that tells it from the others: `model.encoder.layers` → `encoder`."""
+    if len(paths) < 2:
+        return ["" for _ in paths]
+    parts = [path.split(".") for path in paths]
+    for depth in range(max(map(len, parts))):
+        names = [part[depth] if depth < len(part) else part[-1] for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return paths
+
+
+def _a_path(model: nn.Module) -> str:
+    named = [path for path, module in model.named_modules() if path and not any(module.children())]
+    return named[len(named) // 2] if named else ""

@@ -1,0 +1,58 @@
+"""Which axes of an activation are examples, positions and dims."""
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interventions.errors import InterventionError
+
+_CHANNELS_SECOND = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+_FEATURE_MAPS = {3: "b d x", 4: "b d x y", 5: "b d x y z"}
+
+
+def axes_of(module: nn.Module, state: Tensor) -> str:
+    """The axes of `state`, which `module` gave or was given, as an einops pattern of b (example), d (dim) and positions.
+
+    `[batch, dims]` and `[batch, token, dims]`; four and five axes are feature maps with channels second, as are the three
+    axes of one-dimensional convolutions; recurrent and attention modules that are not `batch_first` have time first.
+
+    Raises:
+        InterventionError: fewer than two axes, or more than five.
+    """
+    if state.ndim == 3 and _time_first(module):
+        return "t b d"
+    if state.ndim == 3 and isinstance(module, _CHANNELS_SECOND):
+        return _FEATURE_MAPS[3]
+    pattern = {2: "b d", 3: "b t d", **{n: p for n, p in _FEATURE_MAPS.items() if n > 3}}.get(state.ndim)
+    if pattern is None:
+        raise InterventionError(
+            f"{type(module).__name__} gives a tensor of shape {list(state.shape)}, whose examples and dims cannot be told "
+            "apart; name a place with [batch, dims], [batch, token, dims] or [batch, channels, …]."
+        )
+    return pattern
+
+
+def to_vectors(state: Float[Tensor, "..."], axes: str) -> Float[Tensor, "..."]:
+    """`state` as `[batch, position, dims]`, or `[batch, dims]` where there are no positions."""
+    return state if axes in ("b d", "b t d") else rearrange(state, f"{axes} -> {_vectors(axes)}")
+
+
+def from_vectors(vectors: Float[Tensor, "..."], axes: str, like: Tensor) -> Float[Tensor, "..."]:
+    """`vectors` back in the axes and memory layout of `like`, so that what follows computes the same bits."""
+    sizes = dict(zip(axes.split(), like.shape, strict=True))
+    state = vectors if axes in ("b d", "b t d") else rearrange(vectors, f"{_vectors(axes)} -> {axes}", **sizes)
+    return state if state.stride() == like.stride() else like.detach().clone().copy_(state)
+
+
+def dims_axis(axes: str) -> int:
+    """The axis of `state` that holds the dims."""
+    return axes.split().index("d")
+
+
+def _vectors(axes: str) -> str:
+    return f"b ({' '.join(axis for axis in axes.split() if axis not in 'bd')}) d"
+
+
+def _time_first(module: nn.Module) -> bool:
+    batch_first = getattr(module, "batch_first", getattr(getattr(module, "self_attn", None), "batch_first", None))
+    return batch_first is False

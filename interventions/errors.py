@@ -1,0 +1,5 @@
+"""The one exception type of the package."""
+
+
+class InterventionError(ValueError):
+    """A request that cannot be carried out: what was asked, why it fails, the actual value, and the way out as code."""

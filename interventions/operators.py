@@ -1,0 +1,147 @@
+"""What is written: operators are pure functions `(base, source, generator) -> value` on `[..., dims]` vectors.
+
+A callable of one's own with that signature is an operator too; set `needs_source = True` on it to be given a source.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from einops import reduce
+from torch import Tensor
+
+from interventions.errors import InterventionError
+
+Operator = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The source's value: the interchange intervention (Geiger et al. 2021, arXiv:2106.02997, section 2)."""
+
+    needs_source: ClassVar[bool] = True
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return source
+
+
+@dataclass(frozen=True)
+class Interpolate:
+    """`base + weight · (source − base)`: weight 0 is the base, 1 the source, both exactly."""
+
+    weight: float
+    needs_source: ClassVar[bool] = True
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return torch.lerp(base, source, self.weight)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Zeros: zero ablation."""
+
+    needs_source: ClassVar[bool] = False
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return torch.zeros_like(base)
+
+
+@dataclass(frozen=True, eq=False)
+class Mean:
+    """A mean in place of every vector: mean ablation.
+
+    Args:
+        value: the mean to write, `[dims]` or a shape that expands to what is replaced, e.g. measured on a data set.
+            None: the mean over the real tokens of all examples of the source.
+    """
+
+    value: Tensor | None = None
+    pools_source: ClassVar[bool] = True  # its source is one bag of vectors, not aligned with the base
+
+    @property
+    def needs_source(self) -> bool:
+        return self.value is None
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        mean = reduce(source, "... d -> d", "mean") if self.value is None else _fitted(self, self.value, base)
+        return mean.expand_as(base)
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """`base + scale · value`: steering with a fixed vector `[dims]`, or any shape that expands to what is replaced."""
+
+    value: Tensor
+    scale: float = 1.0
+    needs_source: ClassVar[bool] = False
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return base + self.scale * _fitted(self, self.value, base)
+
+
+@dataclass(frozen=True, eq=False)
+class Noise:
+    """`base + z`, z ~ N(0, σ²): Gaussian noise, as in causal tracing (Meng et al. 2022, arXiv:2202.05262, section 2.1).
+
+    Args:
+        sigma: standard deviation in units of each vector's own root mean square over its dims (detached).
+        relative: False for absolute units.
+        normal: standard normal draws to use instead of new ones, of the shape of what is replaced.
+    """
+
+    sigma: float
+    relative: bool = True
+    normal: Tensor | None = None
+    needs_source: ClassVar[bool] = False
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return base + _gaussian(self, base, generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixup:
+    """`keep · base + (1 − keep) · z`, z ~ N(0, σ²): a mixture with a random vector, no source run needed.
+
+    "Two Improvements to Causal Distillation", section on mixup. keep 1 is the identity.
+
+    Args:
+        sigma: standard deviation in units of each vector's own root mean square over its dims (detached).
+        keep: the share of the base.
+        relative: False for absolute units.
+        normal: standard normal draws to use instead of new ones, of the shape of what is replaced.
+    """
+
+    sigma: float
+    keep: float = 0.5
+    relative: bool = True
+    normal: Tensor | None = None
+    needs_source: ClassVar[bool] = False
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return self.keep * base + (1 - self.keep) * _gaussian(self, base, generator)
+
+
+def _gaussian(op: Noise | Mixup, base: Tensor, generator: torch.Generator | None) -> Tensor:
+    if op.normal is None:
+        device = base.device if generator is None else generator.device
+        normal = torch.randn(base.shape, generator=generator, device=device, dtype=base.dtype).to(base.device)
+    else:
+        normal = _fitted(op, op.normal, base)
+    if not op.relative:
+        return op.sigma * normal
+    # Squared in fp32: half precision overflows from 256 on.
+    rms = base.detach().float().square().mean(-1, keepdim=True).sqrt().to(base.dtype)
+    return op.sigma * rms * normal
+
+
+def _fitted(op: object, value: Tensor, base: Tensor) -> Tensor:
+    """`value` on the device and in the dtype of `base`, if it expands to its shape."""
+    try:
+        value.expand(base.shape)
+    except RuntimeError as error:
+        raise InterventionError(
+            f"{type(op).__name__} holds a tensor of shape {list(value.shape)}, and what it replaces has shape "
+            f"{list(base.shape)}; give one vector of shape [{base.shape[-1]}], or select as many dims."
+        ) from error
+    return value.to(base)

@@ -1,0 +1,141 @@
+"""Where in the data: which tokens (pixels of a feature map) of each example, counted over real tokens only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from interventions.errors import InterventionError
+
+Positions = int | slice | range | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """Chosen places of a `[batch, token]` grid, row by row: entry j is token `columns[j]` of example `rows[j]`."""
+
+    rows: Int[Tensor, " n"]
+    columns: Int[Tensor, " n"]
+
+    def counts(self, batch: int) -> Int[Tensor, " batch"]:
+        """How many places of each example are chosen."""
+        return torch.bincount(self.rows, minlength=batch)
+
+
+def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection:
+    """The places that `positions` names among the real tokens.
+
+    Args:
+        positions: an int (−1 is the last real token), a slice, a list or 1-D tensor of ints (the same for every example), a
+            `[batch, k]` integer tensor or a list of `batch` lists (each example's own), all counted over the real
+            tokens of each example, left or right padded; or a `[batch, token]` boolean mask over all columns.
+        real: True where a token is not padding.
+
+    Raises:
+        InterventionError: a position outside an example, on padding, or named twice; a tensor of another shape.
+    """
+    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+        return _from_mask(positions, real)
+    numbers, rows = _numbers(positions, real)
+    lengths = real.sum(1)[rows]
+    absolute = torch.where(numbers < 0, numbers + lengths, numbers)
+    _check_range(positions, numbers, rows, lengths, (absolute < 0) | (absolute >= lengths), real.shape[1])
+    # The j-th real token of a row stands in the column where the running count of real tokens first reaches j + 1.
+    order = torch.argsort((~real).int(), dim=1, stable=True)
+    columns = order[rows, absolute]
+    if torch.unique(rows * real.shape[1] + columns).numel() < columns.numel():
+        raise InterventionError(f"positions={_short(positions)} names a token twice in one example; name each once.")
+    return Selection(rows, columns)
+
+
+def _from_mask(mask: Tensor, real: Tensor) -> Selection:
+    if mask.shape != real.shape:
+        raise InterventionError(
+            f"positions is a mask of shape {list(mask.shape)} and the activation has [batch, token] = "
+            f"{list(real.shape)}; give one entry for every token, padding included."
+        )
+    mask = mask.to(real.device)
+    on_padding = (mask & ~real).any(1)
+    if on_padding.any():
+        row = int(on_padding.nonzero()[0])
+        raise InterventionError(
+            f"positions (a mask) names padding in {int(on_padding.sum())} of {len(real)} examples (first: row {row}, "
+            f"length {int(real[row].sum())}); combine it with the attention mask: positions=mask & attention_mask.bool()."
+        )
+    if not mask.any():
+        raise InterventionError("positions is a mask that selects nothing; set at least one entry to True.")
+    rows, columns = mask.nonzero(as_tuple=True)
+    return Selection(rows, columns)
+
+
+def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
+    """The numbers asked for and the example each belongs to, before they are turned into columns."""
+    batch, device = len(real), real.device
+    if isinstance(positions, slice):
+        per_row = [list(range(int(length)))[positions] for length in real.sum(1)]
+        empty = next((row for row, chosen in enumerate(per_row) if not chosen), None)
+        if empty is not None:
+            raise InterventionError(
+                f"positions={positions!r} selects nothing in row {empty}, which has {int(real[empty].sum())} tokens; "
+                "widen the slice, or give each row its own positions as a list of lists."
+            )
+    elif isinstance(positions, Tensor) and not positions.is_floating_point() and positions.ndim == 2:
+        if len(positions) != batch:
+            raise InterventionError(
+                f"positions has shape {list(positions.shape)} for a batch of {batch}; give one row an example: [{batch}, k]."
+            )
+        rows = torch.arange(batch, device=device).repeat_interleave(positions.shape[1])
+        return positions.to(device).long().flatten(), rows
+    else:
+        per_row = _rows_of(positions, batch)
+    rows = torch.arange(batch, device=device).repeat_interleave(torch.tensor([len(p) for p in per_row], device=device))
+    return torch.tensor([p for row in per_row for p in row], device=device, dtype=torch.long), rows
+
+
+def _rows_of(positions: Positions, batch: int) -> list[list[int]]:
+    if isinstance(positions, Tensor):
+        if positions.is_floating_point() or positions.ndim > 1:
+            raise InterventionError(
+                f"positions is a {positions.dtype} tensor of shape {list(positions.shape)}; "
+                "give integers [k] or [batch, k], or a boolean mask [batch, token]."
+            )
+        positions = positions.tolist()
+    if isinstance(positions, int) and not isinstance(positions, bool):
+        return [[positions]] * batch
+    try:
+        if all(isinstance(p, Sequence | range) for p in positions):
+            if len(positions) != batch:
+                raise InterventionError(
+                    f"positions lists {len(positions)} examples and the batch has {batch}; give one list an example."
+                )
+            per_row = [[p.__index__() for p in row] for row in positions]
+        else:
+            per_row = [[p.__index__() for p in positions]] * batch
+    except (TypeError, AttributeError) as error:
+        raise InterventionError(
+            f"positions={_short(positions)} is not understood; give an int, a slice, a list, a [batch, k] tensor, a list "
+            "of lists or a boolean [batch, token] mask."
+        ) from error
+    if not any(per_row):
+        raise InterventionError(f"positions={_short(positions)} selects nothing; leave positions out for all of them.")
+    return per_row
+
+
+def _check_range(positions: Positions, numbers: Tensor, rows: Tensor, lengths: Tensor, wrong: Tensor, width: int) -> None:
+    if not wrong.any():
+        return
+    first = int(wrong.nonzero()[0])
+    examples = torch.unique(rows[wrong])
+    number, row, length = int(numbers[first]), int(rows[first]), int(lengths[first])
+    fault = "padding" if -width <= number < width else "no token"
+    raise InterventionError(
+        f"positions={_short(positions)} names {fault} in {len(examples)} of {int(rows.max()) + 1} examples (first: "
+        f"position {number} of row {row}, length {length}); count from the end with positions=-1, or give each row its own."
+    )
+
+
+def _short(positions: object) -> str:
+    text = f"tensor{list(positions.shape)}" if isinstance(positions, Tensor) else repr(positions)
+    return text if len(text) <= 40 else text[:37] + "…"
