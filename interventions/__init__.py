@@ -9,17 +9,18 @@
 (True, {Location(module='1'): 1})
 """
 
-from interventions.architectures import describe
+from interventions.architectures import Architecture, Place, Stack, architecture, describe
 from interventions.errors import InterventionError
-from interventions.locations import SITES, Location
+from interventions.locations import SITES, Location, as_location
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.positions import Selection, select
-from interventions.runs import Activations, Handle, Run, interchange, intervene, record, run
+from interventions.runs import Activations, Handle, Run, interchange, intervene, record, run, run_to
 
 __all__ = [
     "SITES",
     "Activations",
     "Add",
+    "Architecture",
     "Handle",
     "InterventionError",
     "Interpolate",
@@ -27,14 +28,19 @@ __all__ = [
     "Mean",
     "Mixup",
     "Noise",
+    "Place",
     "Run",
     "Selection",
+    "Stack",
     "Swap",
     "Zero",
+    "architecture",
+    "as_location",
     "describe",
     "interchange",
     "intervene",
     "record",
     "run",
+    "run_to",
     "select",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place, architecture
+from interventions.axes import axes_of, to_vectors
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, Stopped, Tap, arguments_of, call, hidden, opened
 from interventions.locations import Location, as_location
@@ -86,6 +87,12 @@ class Run:
             )
         return logits
 
+    def vectors(self, location: Location | str) -> Tensor:
+        """The activation as `[batch, position, dims]`, or `[batch, dims]` where there are no positions."""
+        location = as_location(location)
+        state = self.activations[location]
+        return to_vectors(state, axes_of(architecture(self.model).place(location).module, state))
+
     def take(self, rows: Tensor) -> "Run":
         """The same run for the examples `rows` `[k]`, in that order, e.g. as the source of a shuffled batch."""
         taken = _Taken(self.activations, rows)
@@ -161,6 +168,16 @@ def run(
     done = Run(model, inputs, output, activations, recording)
     activations._fetch = _fetcher(done, found, detach, device)
     return done
+
+
+def run_to(model: nn.Module, inputs: Inputs, at: Where) -> Run:
+    """A run that stops after the last of the locations `at`: a source for interchanges. Its output is None.
+
+    Raises:
+        InterventionError: as `run`.
+    """
+    _check_inputs(inputs)
+    return Run(model, inputs, None, _read(model, inputs, _locations(at)))
 
 
 @contextmanager

@@ -1,0 +1,281 @@
+"""Interchange intervention accuracy (IIA): how far a student computes like its teacher."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.inputs import device_of, inputs_of, real_tokens, to_device, vocabulary_of
+from distill.losses import kd
+from distill.mapping import Pair, Side, pairs_of
+from distill.metrics import batches, bootstrap, evaluating
+from distill.outcomes import InterchangeAccuracy, Outcome
+from distill.pairs import Pairs, Shuffle, Span
+from distill.data import held_out
+from distill.tasks import Rows
+from interventions import Add, Location, Run, interchange, intervene, run
+
+Batch = dict[str, Tensor]
+
+
+def interchange_accuracy(
+    teacher: nn.Module,
+    student: nn.Module,
+    mapping: dict[Side, Side],
+    data: Any,
+    *,
+    pairs: int = 2000,
+    sources: Pairs | None = None,
+    positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+    seed: int = 0,
+    batch_size: int = 128,
+) -> InterchangeAccuracy:
+    """How often the same interchange makes student and teacher give the same answer.
+
+    Every pair of a base and a source is interchanged at every entry of the mapping, in both models, at the same positions; what is
+    drawn depends on `seed` alone, not on the batch size. A write that replaces all that one of the outputs can see, or
+    nothing of it, is left out: it would compare answers, not computation.
+
+    Args:
+        mapping: {teacher side: student side}, as for `fit`.
+        data: a Task, or the name of one (its test rows), or held-out rows in any form that `Rows.of` takes.
+        pairs: how many pairs of base and source.
+        sources: `Shuffle()` (another row, the default) or `InContext(share)`.
+        positions: the rule that draws positions; None writes all of them.
+
+    Raises:
+        DistillError: a mapping whose every write is left out, fewer than two rows.
+
+    Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
+    """
+    entries = pairs_of(mapping, teacher, student)
+    sources = Shuffle() if sources is None else sources
+    base, source, clusters = _examples(held_out(data, student), pairs, sources, vocabulary_of(student), seed)
+    study = _Study((teacher, student), entries, positions, sources.aligned, seed)
+    with evaluating(teacher), evaluating(student), torch.no_grad():
+        tallies = [
+            study.measure(to_device(base.batch(rows), device_of(student)), to_device(source.batch(rows), device_of(student)), rows)
+            for rows in batches(pairs, batch_size)
+        ]
+    tally = _Tally(torch.cat([each.sums for each in tallies]))
+    if not bool(tally.kept.any()):
+        raise DistillError(
+            "every write of this mapping replaces all that an output can see, or nothing that it can see, so there is nothing to "
+            "measure; map a block below the last one, or dims=range(...) of it, or choose positions=Span(0.3)."
+        )
+    outcome = partial(_outcome, clusters=clusters, seed=seed, regression=study.regression)
+    settings = {"pairs": pairs, "sources": repr(sources), "positions": repr(positions), "seed": seed}
+    per_pair = {str(entry): outcome(tally.of(i)) for i, entry in enumerate(entries)}
+    return InterchangeAccuracy(outcome(tally), per_pair, settings)
+
+
+
+SUMS = ("total", "agree", "effect", "agree_on_effect", "do_nothing", "replace_all", "divergence", "error")
+
+
+@dataclass(frozen=True, eq=False)
+class _Tally:
+    """Sums over what is predicted for each pair of examples and entry of the mapping, by the names in `SUMS`.
+
+    A total of 0 stands for a counterfactual that is left out.
+    """
+
+    sums: Float[Tensor, "pairs entries sums"]
+
+    def __getitem__(self, name: str) -> Float[Tensor, "pairs entries"]:
+        return self.sums[:, :, SUMS.index(name)]
+
+    @property
+    def kept(self) -> Bool[Tensor, "pairs entries"]:
+        return self["total"] > 0
+
+    def of(self, entry: int) -> "_Tally":
+        return _Tally(self.sums[:, entry : entry + 1])
+
+
+@dataclass(eq=False)
+class _Study:
+    """The models, the mapping and the draws of one measurement."""
+
+    models: tuple[nn.Module, nn.Module]
+    entries: tuple[Pair, ...]
+    positions: Span | None
+    aligned: bool
+    seed: int
+    sees_all: bool = False
+    regression: bool = False
+
+    def measure(self, base: Batch, source: Batch, rows: Int[Tensor, " batch"]) -> _Tally:
+        bases, sources = self._runs(base), self._runs(source)
+        seen = [{}, {}] if self.sees_all else [visible(b, self._places(i)) for i, b in enumerate(bases)]
+        self.sees_all = self.sees_all or all(bool(mask.all()) for side in seen for mask in side.values())
+        self.regression = bases[1].logits.shape[-1] == 1
+        weights = _weights(bases[1].logits, base)
+        sums = []
+        for number, entry in enumerate(self.entries):
+            chosen, taken = self._drawn(number, bases, sources, (base, source), rows)
+            after = [
+                interchange(b.model, b, s, side, positions=chosen, source_positions=taken)
+                for b, s, side in zip(bases, sources, (entry.teacher, entry.student), strict=True)
+            ]
+            kept = informative(entry, seen, chosen, len(weights)).to(weights)
+            sums.append(_compared(after, bases, sources, weights * kept.view(-1, *[1] * (weights.ndim - 1))))
+        return _Tally(torch.stack(sums, 1).cpu())
+
+    def _places(self, side: int) -> list[Location]:
+        return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[side]))
+
+    def _runs(self, batch: Batch) -> list[Run]:
+        runs = []
+        for side, model in enumerate(self.models):
+            inner = [at for at in self._places(side) if at.module is not None or at.site != "block_output"]
+            runs.append(run(model, inputs_of(model, batch), [replace(at, dims=None) for at in inner]))
+        return runs
+
+    def _drawn(
+        self, number: int, bases: list[Run], sources: list[Run], batch: tuple[Batch, Batch], rows: Int[Tensor, " batch"]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Positions in base and source; what is drawn for an example does not depend on its batch."""
+        entry = self.entries[number]
+        grids = [
+            [tuple(r.vectors(side[0]).shape[:-1]) for r, side in zip(runs, (entry.teacher, entry.student), strict=True)]
+            for runs in (bases, sources)
+        ]
+        if grids[0][0] != grids[0][1]:
+            raise DistillError(
+                f"the locations of {entry} have different [batch, position]: {grids[0][0]} in the teacher and {grids[0][1]} in the "
+                "student; map places of the same grid."
+            )
+        if self.positions is None or len(grids[0][0]) < 2:
+            return None, None
+        device = bases[1].logits.device
+        eligible = [
+            self.positions.eligible(columns, real_tokens(columns, *grid[0], device))
+            for columns, grid in zip(batch, grids, strict=True)
+        ]
+        width = 1 if self.positions.consecutive else max(grid[0][1] for grid in grids)
+        uniform = torch.stack([_uniform(width, self.seed, int(row), number) for row in rows]).to(device)
+        return self.positions.draw(eligible[0], eligible[1], uniform, aligned=self.aligned)
+
+
+def visible(base: Run, places: list[Location]) -> dict[Location, Bool[Tensor, "batch _"]]:
+    """Which positions of each place the output depends on, `[batch, position]` (or `[batch, 1]` without positions).
+
+    A position that the output cannot see has a gradient of exactly 0.
+    """
+    probes = {at: torch.zeros_like(base.vectors(at)).requires_grad_() for at in places}
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
+            logits = run(base.model, base.inputs, resumable=False).logits
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(logits.shape, generator=generator).to(logits)
+        gradients = torch.autograd.grad((logits * weights).sum(), list(probes.values()), allow_unused=True)
+    result = {}
+    for (at, probe), gradient in zip(probes.items(), gradients, strict=True):
+        seen = torch.zeros_like(probe) if gradient is None else gradient
+        mask = (seen != 0).any(-1)
+        result[at] = mask if mask.ndim == 2 else mask[:, None]
+    return result
+
+
+def informative(
+    entry: Pair, seen: list[dict[Location, Tensor]], chosen: Tensor | None, batch: int
+) -> Bool[Tensor, " batch"]:
+    """Whether a write changes part of what the output can see, and not all of it, in both models.
+
+    Args:
+        seen: for teacher and student, what `visible` found; a place that is missing is visible everywhere.
+        chosen: the positions written, None for all of them.
+    """
+    kept = torch.ones(batch, dtype=torch.bool)
+    for side, places in zip(seen, (entry.teacher, entry.student), strict=True):
+        touches = torch.zeros(batch, dtype=torch.bool)
+        for at in places:
+            mask = side[at].cpu() if at in side else torch.ones(batch, 1 if chosen is None else chosen.shape[1], dtype=torch.bool)
+            written = torch.ones_like(mask) if chosen is None else chosen.cpu()
+            touches |= (written & mask).any(1)
+            if at.dims is None:
+                kept &= (mask & ~written).any(1)
+        kept &= touches
+    return kept
+
+
+def _examples(
+    rows: Rows, pairs: int, sources: Pairs, vocabulary: int | None, seed: int
+) -> tuple[Rows, Rows, Int[Tensor, " pairs"]]:
+    """Bases and sources of a measurement, and the number of each base."""
+    if len(rows) < 2:
+        raise DistillError(f"interchange accuracy needs at least 2 rows to pair, and the data has {len(rows)}.")
+    if pairs < 1:
+        raise DistillError(f"pairs={pairs} measures nothing; use e.g. pairs=2000.")
+    generator = torch.Generator().manual_seed(seed)
+    rounds = -(-pairs // len(rows))
+    base = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(rounds)])[:pairs]
+    other = (base + torch.randint(1, len(rows), (pairs,), generator=generator)) % len(rows)
+    bases = rows.take(base)
+    if isinstance(sources, Shuffle):
+        return bases, rows.take(other), base
+    changed = []
+    for i in range(pairs):
+        drawn = sources.draw(bases.batch([i]), vocabulary, torch.Generator().manual_seed(_number(seed, i)))
+        changed.append(drawn["input_ids"][0])
+    return bases, Rows({**bases.table, "input_ids": changed}, bases.pad_id, bases.padding_side), base
+
+
+def _number(*parts: int) -> int:
+    return hash(parts) % 2**63
+
+
+def _uniform(width: int, *parts: int) -> Float[Tensor, "2 width"]:
+    # Drawn position by position, so that a longer batch leaves the first ones as they are.
+    return torch.rand(width, 2, generator=torch.Generator().manual_seed(_number(*parts))).T.contiguous()
+
+
+def _weights(logits: Tensor, batch: Batch) -> Tensor:
+    """Which predictions count: one an example, or the labelled (else the real) tokens of token models."""
+    if logits.ndim == 2:
+        return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
+    labels = batch.get("labels")
+    if labels is not None and labels.shape == logits.shape[:2]:
+        return (labels != -100).double()
+    return real_tokens(batch, *logits.shape[:2], logits.device).double()
+
+
+def _compared(after: list[Run], bases: list[Run], sources: list[Run], weights: Tensor) -> Float[Tensor, "batch sums"]:
+    teacher, student = (each.logits for each in after)
+    if teacher.shape[-1] == 1:
+        error, none = (teacher - student).abs()[..., 0], torch.zeros(())
+        values = [torch.ones(()), *[none] * 6, error]
+    else:
+        target, answer = teacher.argmax(-1), student.argmax(-1)
+        effect = target != bases[0].logits.argmax(-1)
+        divergence = kd(student, teacher, reduction="none")
+        right = answer == target
+        nothing, everything = (runs[1].logits.argmax(-1) == target for runs in (bases, sources))
+        values = [torch.ones(()), right, effect, right & effect, nothing, everything, divergence, torch.zeros(())]
+    sums = [(value.to(weights) * weights) for value in values]
+    return torch.stack([each if each.ndim == 1 else each.sum(-1) for each in sums], -1)
+
+
+def _outcome(tally: _Tally, *, clusters: Int[Tensor, " pairs"], seed: int, regression: bool) -> Outcome:
+    total, left_out = float(tally["total"].sum()), int((~tally.kept).sum())
+    count = int(tally.kept.sum())
+    if not total or regression:
+        error = float(tally["error"].sum()) / total if total else None
+        return Outcome(None, None, None, None, None, None, error, count, left_out)
+    agree, effect = tally["agree"].sum(1), float(tally["effect"].sum())
+    return Outcome(
+        iia=bootstrap(agree, tally["total"].sum(1), clusters, seed),
+        effect_rate=effect / total,
+        effective_iia=float(tally["agree_on_effect"].sum()) / effect if effect else None,
+        do_nothing=float(tally["do_nothing"].sum()) / total,
+        replace_all=float(tally["replace_all"].sum()) / total,
+        kl=float(tally["divergence"].sum()) / total,
+        error=None,
+        count=count,
+        left_out=left_out,
+    )

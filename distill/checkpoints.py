@@ -1,0 +1,106 @@
+"""Saving a training run so that it can go on as if nothing had happened, and leaving it on Ctrl-C between two steps."""
+
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from distill.errors import DistillError
+
+
+@dataclass(eq=False)
+class Progress:
+    """How far a run is, and the state of its generator: what a checkpoint holds besides weights and optimizer."""
+
+    generator: torch.Generator
+    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """For accelerate."""
+        return {"step": self.step, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """For accelerate."""
+        self.step = state["step"]
+        self.generator.set_state(state["generator"].cpu())
+
+
+@dataclass(eq=False)
+class Checkpoints:
+    """The last checkpoints of one run, in a folder.
+
+    Args:
+        folder: where `step-…` folders are kept, the newest two.
+        every: steps between two checkpoints.
+        resume: go on from the newest one.
+    """
+
+    folder: Path
+    every: int = 200
+    resume: bool = False
+
+    def begin(self, accelerator: Accelerator, progress: Progress) -> None:
+        """Save with this accelerator from now on, and load the newest checkpoint if that was asked for.
+
+        Raises:
+            DistillError: there is nothing to go on from.
+        """
+        self.accelerator, self.progress = accelerator, progress
+        accelerator.register_for_checkpointing(progress)
+        if not self.resume:
+            return
+        last = self.last()
+        if last is None:
+            raise DistillError(f"there is no checkpoint in {self.folder} to go on from; leave resume out to start anew.")
+        accelerator.load_state(str(last))
+
+    def save(self) -> Path:
+        """Save the state as it is, between two steps."""
+        target = self.folder / f"step-{self.progress.step:07d}"
+        partial = self.folder / "unfinished"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        if self.accelerator.is_main_process:
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            for old in sorted(self.folder.glob("step-*"))[:-2]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+        return target
+
+    def last(self) -> Path | None:
+        """The newest checkpoint, if there is one."""
+        return max(self.folder.glob("step-*"), default=None)
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event, so that a step is never left half done; a second one interrupts at once.
+
+    Only in the main thread, where Python delivers signals; elsewhere the event is never set.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

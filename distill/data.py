@@ -1,0 +1,90 @@
+"""What `data=` may be: a task, the name of one, a file, rows in any form, or "random"."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.errors import DistillError
+from distill.inputs import vocabulary_of
+from distill.tasks import Rows, Task, load
+
+RANDOM_ROWS = 4096
+
+
+def training_rows(data: Any, model: nn.Module, seed: int = 0) -> Rows:
+    """The rows to train on.
+
+    Args:
+        data: a Task or its name, a path to a file of one's own, rows in any form that `Rows.of` takes, or "random".
+        model: knows the tokenizer of a task given by name, and what random inputs look like.
+        seed: of random data.
+
+    Raises:
+        DistillError: no data, or data that cannot be used.
+    """
+    if data is None:
+        raise DistillError(
+            "networks were given and no data; pass data='pvr' (any of distill.tasks.names(), a Task, a file or rows), or "
+            "data='random' for a data-free run."
+        )
+    if isinstance(data, str) and data == "random":
+        return random_rows(model, RANDOM_ROWS, seed)
+    task = task_of(data, model)
+    return Rows.of(data) if task is None else task.train
+
+
+def held_out(data: Any, model: nn.Module) -> Rows:
+    """The rows to measure on: the test rows of a task, else the rows themselves."""
+    if isinstance(data, str) and data == "random":
+        return random_rows(model, RANDOM_ROWS, seed=1)
+    task = task_of(data, model)
+    return Rows.of(data) if task is None else task.test
+
+
+def task_of(data: Any, model: nn.Module) -> Task | None:
+    """The task that `data` is or names, None for rows."""
+    if isinstance(data, Task):
+        return data
+    if isinstance(data, Path) or (isinstance(data, str) and Path(data).suffix):
+        return load(data=data, tokenizer=tokenizer_of(model))
+    if isinstance(data, str):
+        return load(data, tokenizer=tokenizer_of(model))
+    return None
+
+
+def tokenizer_of(model: nn.Module) -> Any:
+    """The tokenizer saved with a transformers model, None where there is none."""
+    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    if not name:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def random_rows(model: nn.Module, count: int, seed: int) -> Rows:
+    """Random inputs without labels: uniform token ids of random lengths, or standard normal pixels.
+
+    Raises:
+        DistillError: a model that says neither how many tokens it knows nor how large its images are.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, config = vocabulary_of(model), getattr(model, "config", None)
+    if vocabulary is not None:
+        longest = min(64, getattr(config, "max_position_embeddings", 64) or 64)
+        lengths = torch.randint(2, longest + 1, (count,), generator=generator).tolist()
+        tokens = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
+        return Rows({"input_ids": tokens, "attention_mask": [torch.ones_like(t) for t in tokens]})
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if size is None or channels is None:
+        raise DistillError(
+            f"data='random' does not know the inputs of {type(model).__name__}; make them yourself: "
+            "data={'inputs': torch.randn(4096, width)}."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return Rows({"pixel_values": torch.randn(count, channels, height, width, generator=generator)})

@@ -1,0 +1,5 @@
+"""The one exception type of `distill`."""
+
+
+class DistillError(ValueError):
+    """What was asked of `distill` cannot be done; the message, one line, names the way out."""

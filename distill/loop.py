@@ -1,0 +1,258 @@
+"""The training loop: all runs of a step in one `forward`, one record a step."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import ceil, isfinite
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from distill.checkpoints import Checkpoints, Progress
+from distill.data import training_rows
+from distill.errors import DistillError
+from distill.inputs import inputs_of, to_device, vocabulary_of
+from distill.mapping import Pair, Side, layers, pairs_of
+from distill.metrics import evaluating
+from distill.objectives import DIITO, KD, Objective, Reads, Step
+from distill.tasks import Rows
+from interventions import Location, run
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training step: its number from 1, how many there are, the loss, its unweighted terms, and the learning rate."""
+
+    step: int
+    total: int
+    loss: float
+    terms: dict[str, float]
+    lr: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train: AdamW, warm-up and linear decay of the learning rate, clipped gradients.
+
+    Attributes:
+        epochs, steps: how long; `steps` wins where it is given.
+        batch_size: rows of a step, in each process.
+        warmup: the share of the steps over which the learning rate rises.
+        clip: the largest norm of the gradient; None leaves it as it is.
+        seed: of the order of the rows, the draws of the objectives, and dropout.
+    """
+
+    epochs: float = 3
+    steps: int | None = None
+    batch_size: int = 32
+    lr: float = 5e-5
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.steps is not None and self.steps < 1) or self.epochs <= 0:
+            raise DistillError(f"epochs={self.epochs}, steps={self.steps} train nothing; use e.g. epochs=3 or steps=1000.")
+        if self.batch_size < 1 or not self.lr > 0:
+            raise DistillError(f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0, e.g. batch_size=32, lr=5e-5.")
+
+    def total(self, rows: int, processes: int = 1) -> int:
+        """The number of steps on so many rows."""
+        return self.steps or max(1, ceil(self.epochs * ceil(rows / (self.batch_size * processes))))
+
+    def rate(self, step: int, total: int) -> float:
+        """The learning rate of a step counted from 0."""
+        rise = max(1, round(self.warmup * total))
+        return self.lr * min((step + 1) / rise, (total - step) / max(1, total - rise), 1.0)
+
+
+class Computation(nn.Module):
+    """All runs of one step in one `forward`, so that DDP and FSDP see one forward and one backward."""
+
+    def __init__(
+        self, teacher: nn.Module | None, student: nn.Module, pairs: tuple[Pair, ...], objectives: Sequence[Objective]
+    ) -> None:
+        super().__init__()
+        self.student, self.objectives, self.pairs = student, nn.ModuleList(objectives), pairs
+        self._teacher = (teacher,)  # in a tuple, because it is no part of what is trained, saved or wrapped
+
+    def forward(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The terms of all objectives on a batch."""
+        wanted = [objective.reads(self.pairs) for objective in self.objectives]
+        reads = Reads(_union(each.teacher for each in wanted), _union(each.student for each in wanted))
+        resumable = any(objective.interchanges for objective in self.objectives)
+        student = run(self.student, inputs_of(self.student, batch), reads.student, resumable=resumable)
+        taught = None
+        if self._teacher[0] is not None:
+            with torch.no_grad():
+                inputs = inputs_of(self._teacher[0], batch)
+                taught = run(self._teacher[0], inputs, reads.teacher, resumable=resumable)
+        step = Step(batch, student, taught, self.pairs, generator, reads)
+        terms: dict[str, Tensor] = {}
+        for objective in self.objectives:
+            new = objective(step)
+            twice = new.keys() & terms.keys()
+            if twice:
+                raise DistillError(f"two objectives return the term {min(twice)!r}; leave one of them out.")
+            terms |= new
+        return terms
+
+
+def steps(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    mapping: Mapping[Side, Side] | str | None = None,
+    data: Any = None,
+    *,
+    objective: Objective | Sequence[Objective] | None = None,
+    weights: Mapping[str, float] | None = None,
+    schedule: Schedule | None = None,
+    checkpoints: Checkpoints | None = None,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Record]:
+    """Train `student` in place; the body of the caller's loop over the records is the callback.
+
+    The arguments are those of `fit`; `schedule` holds its settings of time and speed. `teacher=None` trains on labels alone.
+
+    Raises:
+        DistillError: before the first step, what does not fit together; later, a loss that is not finite.
+    """
+    schedule, accelerator = schedule or Schedule(), accelerator or Accelerator()
+    rows = training_rows(data, student if teacher is None else teacher, schedule.seed)
+    objectives = objectives_of(objective, teacher)
+    pairs = mapped(teacher, student, mapping, objectives)
+    check(teacher, student, rows)
+    total = schedule.total(len(rows), accelerator.num_processes)
+    generator = torch.Generator(accelerator.device).manual_seed(schedule.seed + 1_000_003 * accelerator.process_index)
+    progress = Progress(generator)
+    computation = Computation(teacher, student, pairs, objectives)
+    optimizer = torch.optim.AdamW(computation.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
+    computation, optimizer = accelerator.prepare(computation, optimizer)
+    if teacher is not None:
+        teacher.to(accelerator.device)
+    if checkpoints is not None:
+        checkpoints.begin(accelerator, progress)
+    with ExitStack() as modes:
+        if teacher is not None:
+            modes.enter_context(evaluating(teacher))
+        modes.enter_context(evaluating(student))
+        computation.train()
+        for chosen in order(len(rows), schedule, range(progress.step, total), accelerator):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(progress.step, total)
+            terms = computation(to_device(rows.batch(chosen), accelerator.device), generator)
+            loss = weighted(terms, weights)
+            _check_finite(loss, terms, progress.step + 1, checkpoints)
+            accelerator.backward(loss)
+            if schedule.clip is not None:
+                accelerator.clip_grad_norm_(computation.parameters(), schedule.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            progress.step += 1
+            if checkpoints is not None and progress.step % checkpoints.every == 0:
+                checkpoints.save()
+            values = {name: term.item() for name, term in terms.items()}
+            yield Record(progress.step, total, loss.item(), values, schedule.rate(progress.step - 1, total))
+
+
+def objectives_of(objective: Objective | Sequence[Objective] | None, teacher: nn.Module | None) -> list[Objective]:
+    """The objectives as a list; KD and DIITO by default."""
+    if objective is None:
+        if teacher is None:
+            raise DistillError("without a teacher there is nothing to imitate; pass objective=Labels() to train on labels.")
+        return [KD(), DIITO()]
+    chosen = [objective] if isinstance(objective, Objective) else list(objective)
+    wrong = next((each for each in chosen if not isinstance(each, Objective)), None)
+    if wrong is not None or not chosen:
+        raise DistillError(f"objective={objective!r} is not an objective; use e.g. [KD(temperature=2.0), DIITO()].")
+    return chosen
+
+
+def mapped(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    mapping: Mapping[Side, Side] | str | None,
+    objectives: Sequence[Objective],
+) -> tuple[Pair, ...]:
+    """The mapping as checked pairs; "full" where an objective interchanges and none is given, empty where none is needed."""
+    if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
+        return ()
+    if mapping is None or isinstance(mapping, str):
+        mapping = layers(teacher, student, mapping or "full")
+    return pairs_of(mapping, teacher, student)
+
+
+def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
+    """That teacher, student and data belong together, from one forward of two rows.
+
+    Raises:
+        DistillError: vocabularies, classes or labels that differ.
+    """
+    models = [model for model in (teacher, student) if model is not None]
+    known = [vocabulary_of(model) for model in models]
+    if len(set(known)) > 1:
+        raise DistillError(
+            f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; build the student "
+            "from the teacher: distill.from_layers(teacher, 3)."
+        )
+    batch = rows.batch(range(min(2, len(rows))))
+    classes = []
+    for model in models:
+        device = next(model.parameters()).device
+        with evaluating(model), torch.no_grad():
+            logits = run(model, inputs_of(model, to_device(batch, device)), resumable=False).logits
+        classes.append(logits.shape[-1])
+    if len(set(classes)) > 1:
+        raise DistillError(
+            f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student num_labels={classes[0]}."
+        )
+    labels = rows.table.get("labels")
+    if labels is None:
+        return
+    values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
+    if not values.is_floating_point() and classes[0] > 1:
+        wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
+        if len(wrong):
+            raise DistillError(
+                f"the data has label {int(wrong[0])} and the {'teacher' if teacher is not None else 'network'} {classes[0]} classes "
+                f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
+            )
+
+
+def order(rows: int, schedule: Schedule, numbers: range, accelerator: Accelerator) -> Iterator[Int[Tensor, " batch"]]:
+    """The rows of each step for this process: every epoch in an order of its own, decided by the seed alone."""
+    size = schedule.batch_size * accelerator.num_processes
+    per_epoch = ceil(rows / size)
+    shuffled, of = torch.empty(0), -1
+    for number in numbers:
+        epoch, place = divmod(number, per_epoch)
+        if epoch != of:
+            generator = torch.Generator().manual_seed(hash((schedule.seed, epoch)) % 2**63)
+            shuffled, of = torch.randperm(rows, generator=generator), epoch
+        together = shuffled[place * size : (place + 1) * size]
+        yield together[accelerator.process_index :: accelerator.num_processes]
+
+
+def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:
+    """The loss: the sum of the terms times their weights, 1 where none is given."""
+    unknown = set(weights or ()) - terms.keys()
+    if unknown:
+        raise DistillError(f"weights names {min(unknown)!r} and the terms are {', '.join(terms)}; correct the name.")
+    return sum((term * (weights or {}).get(name, 1.0) for name, term in terms.items()), start=torch.zeros(()).to(next(iter(terms.values()))))
+
+
+def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:
+    if isfinite(loss.item()):
+        return
+    last = None if checkpoints is None else checkpoints.last()
+    values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items())
+    where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
+    raise DistillError(f"the loss is {loss.item()} at step {step} ({values}); {where}; lower the learning rate (lr=…) and run again.")
+
+
+def _union(groups: Iterable[Iterable[Location]]) -> tuple[Location, ...]:
+    return tuple(dict.fromkeys(at for group in groups for at in group))

@@ -1,0 +1,106 @@
+"""Which locations of the teacher correspond to which of the student: {teacher side: student side}."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from distill.errors import DistillError
+from interventions import InterventionError, Location, architecture, as_location
+
+Side = Location | str | tuple[Location | str, ...]
+KINDS = ("full", "middle", "late", "single")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One entry of a mapping: locations that are interchanged together in the teacher, and those in the student."""
+
+    teacher: tuple[Location, ...]
+    student: tuple[Location, ...]
+
+    def __str__(self) -> str:
+        return f"{_text(self.teacher)} ↔ {_text(self.student)}"
+
+
+def layers(teacher: nn.Module, student: nn.Module, kind: str = "full") -> dict[tuple[Location, ...], Location]:
+    """The usual mappings between block outputs of two models of different depth.
+
+    With L_t and L_s layers, counted from 0:
+
+    - `"full"`: every student layer i ↔ teacher layers ⌊i·L_t/L_s⌋ … ⌊(i+1)·L_t/L_s⌋ − 1;
+    - `"middle"`: one pair, teacher L_t // 2 ↔ student L_s // 2;
+    - `"late"`: two pairs, teacher L_t − 3 ↔ student L_s − 3 and L_t − 2 ↔ L_s − 2;
+    - `"single"`: the second pair of `"late"` alone: the last one below the final block.
+
+    Wu et al. 2021 (DIITO, arXiv:2112.02505), section 3, for L_t = 12 and L_s = 3, 6 or 9.
+
+    Raises:
+        DistillError: an unknown kind, a student deeper than the teacher, or too few layers for the kind.
+    """
+    deep, shallow = depth(teacher), depth(student)
+    if kind not in KINDS:
+        raise DistillError(f"mapping {kind!r} does not exist: choose one of {', '.join(KINDS)}, or give a dict.")
+    if shallow > deep:
+        raise DistillError(
+            f"the student has {shallow} layers and the teacher {deep}, so no layer mapping is defined; "
+            "give a dict, e.g. {Location(1): Location(2)}."
+        )
+    numbers = _numbers(kind, deep, shallow)
+    if not numbers:
+        raise DistillError(
+            f"mapping {kind!r} needs a block below the last one, and the student has {shallow} layer; use mapping='full'."
+        )
+    return {tuple(Location(layer) for layer in above): Location(below) for above, below in numbers}
+
+
+def depth(model: nn.Module) -> int:
+    """How many blocks `model` has in the stack that locations refer to by default."""
+    try:
+        path = architecture(model).place(Location(-1)).path
+    except InterventionError as error:
+        raise DistillError(f"layers cannot be counted: {error}") from error
+    return int(path.rsplit(".", 1)[-1]) + 1
+
+
+def pairs_of(mapping: Mapping[Side, Side], teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
+    """The entries of a mapping, every location checked against its model.
+
+    Raises:
+        DistillError: an empty mapping, or a side that names a place twice.
+        InterventionError: a place that does not exist.
+    """
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise DistillError(
+            f"mapping={mapping!r} names no pair; use distill.layers(teacher, student, 'full') or "
+            "{Location(2): Location(1)} (teacher side: student side)."
+        )
+    pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
+    for side, model in (("teacher", teacher), ("student", student)):
+        found = architecture(model)
+        for pair in pairs:
+            places = [found.place(location) for location in getattr(pair, side)]
+            keys = {(place.path, place.io, at.dims) for place, at in zip(places, getattr(pair, side), strict=True)}
+            if len(keys) < len(places):
+                raise DistillError(f"mapping entry {pair} names a place of the {side} twice; name each once.")
+    return pairs
+
+
+def _numbers(kind: str, deep: int, shallow: int) -> list[tuple[range, int]]:
+    if kind == "full":
+        return [(range(i * deep // shallow, (i + 1) * deep // shallow), i) for i in range(shallow)]
+    if kind == "middle":
+        return [(range(deep // 2, deep // 2 + 1), shallow // 2)]
+    offsets = (3, 2) if kind == "late" else (2,)
+    return [(range(deep - o, deep - o + 1), shallow - o) for o in offsets if shallow >= o]
+
+
+def _side(side: Side) -> tuple[Location, ...]:
+    places = side if isinstance(side, tuple | list) else (side,)
+    if not places:
+        raise DistillError("a side of the mapping is empty; name at least one location, e.g. (Location(3),).")
+    return tuple(as_location(place) for place in places)
+
+
+def _text(side: tuple[Location, ...]) -> str:
+    return " + ".join(map(str, side))

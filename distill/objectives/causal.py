@@ -1,0 +1,177 @@
+"""Causal objectives: the same interchange on both sides must have the same effect."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.inputs import inputs_of, real_tokens, vocabulary_of
+from distill.mapping import Pair
+from distill.objectives.objective import Objective, Reads, Step
+from distill.objectives.response import KD
+from distill.pairs import Pairs, Shuffle, Span
+from interventions import Location, Mixup, Noise, Run, Swap, interchange, run_to
+
+Operator = Swap | Mixup | Noise
+
+
+class DIITO(Objective):
+    """Distillation by interchange interventions. Terms: those of `match`, with `_cf` behind the name, e.g. `kd_cf`.
+
+    Every step draws one pair of the mapping, interchanges it in teacher and student with the same sources and positions, and
+    compares the two counterfactual runs. Gradients flow through the student's base and source runs.
+
+    Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.00826); for InContext and Mixup "Two
+    Improvements to Causal Distillation".
+
+    Args:
+        pairs: where sources come from: `Shuffle()` (the default), `InContext(0.3)`, or None for an operator without a source.
+        op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every location of
+            both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
+        positions: the rule that draws positions, the same in both models; None is all of them.
+        match: what is compared of the counterfactual runs: one objective or several, e.g. `[KD(2.0), Cosine()]`.
+        detach_source: cut the student's source run off from the graph.
+
+    Raises:
+        DistillError: pairs for an operator without a source.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs | None = None,
+        *,
+        op: Operator | None = None,
+        positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+        match: Objective | Sequence[Objective] | None = None,
+        detach_source: bool = False,
+    ) -> None:
+        super().__init__()
+        self.op = Swap() if op is None else op
+        if pairs is not None and not self.op.needs_source:
+            raise DistillError(f"{self.op} needs no source, and pairs={pairs} was given; leave pairs out.")
+        self.pairs = Shuffle() if pairs is None and self.op.needs_source else pairs
+        self.positions, self.detach_source = positions, detach_source
+        match = KD() if match is None else match
+        self.match = nn.ModuleList([match] if isinstance(match, Objective) else match)
+
+    @property
+    def interchanges(self) -> bool:
+        """True: its counterfactual runs resume from the base runs."""
+        return True
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """What `match` compares, and the mapped places that are no block outputs, which runs keep anyway."""
+        matched = [objective.reads(mapping) for objective in self.match]
+        return Reads(
+            tuple(dict.fromkeys([*_inner(mapping, "teacher"), *(at for r in matched for at in r.teacher)])),
+            tuple(dict.fromkeys([*_inner(mapping, "student"), *(at for r in matched for at in r.student)])),
+        )
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The terms of `match` on the two counterfactual runs of one drawn pair of the mapping."""
+        teacher, student = self.counterfactuals(step, self.draw_pair(step))
+        counterfactual = replace(step, teacher=teacher, student=student)
+        terms: dict[str, Tensor] = {}
+        for objective in self.match:
+            terms |= {f"{name}_cf": term for name, term in objective(counterfactual).items()}
+        return terms
+
+    def draw_pair(self, step: Step) -> Pair:
+        """One entry of the mapping, uniformly."""
+        if not step.mapping:
+            raise DistillError("DIITO needs a mapping; give mapping='full' or distill.layers(teacher, student, 'full').")
+        drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
+        return step.mapping[int(drawn)]
+
+    def counterfactuals(self, step: Step, pair: Pair) -> tuple[Run, Run]:
+        """The counterfactual runs of teacher and student under the same interchange."""
+        if self.pairs is None:
+            return self._with_noise(step, pair)
+        drawn = self.pairs.draw(step.batch, vocabulary_of(step.student.model), step.generator)
+        batch = drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in step.batch.items()}
+        chosen, taken = self._positions(step, pair, batch)
+        with torch.no_grad():
+            source = _source(step.taught, drawn, pair.teacher)
+            teacher = _swapped(step.taught, source, pair.teacher, chosen, taken, step.reads.teacher)
+        source = _source(step.student, drawn, pair.student)
+        source = source.detach() if self.detach_source else source
+        return teacher, _swapped(step.student, source, pair.student, chosen, taken, step.reads.student)
+
+    def _positions(self, step: Step, pair: Pair, source: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Masks over the positions of base and source, or None where all are written."""
+        grid = _grid(step, pair)
+        if self.positions is None or len(grid) < 2:
+            return None, None
+        rows, width = grid
+        device = step.generator.device
+        eligible = [
+            self.positions.eligible(batch, real_tokens(batch, rows, width, device)) for batch in (step.batch, source)
+        ]
+        uniform = torch.rand(rows, 2, width, generator=step.generator, device=device)
+        aligned = self.pairs is None or self.pairs.aligned
+        return self.positions.draw(eligible[0], eligible[1], uniform, aligned=aligned)
+
+    def _with_noise(self, step: Step, pair: Pair) -> tuple[Run, Run]:
+        chosen, _ = self._positions(step, pair, step.batch)
+        sides = ((step.taught, pair.teacher), (step.student, pair.student))
+        widths = [_width(run, location) for run, locations in sides for location in locations]
+        vectors = _grid(step, pair) if chosen is None else (int(chosen.sum()),)
+        normal = torch.randn(*vectors, max(widths), generator=step.generator, device=step.generator.device)
+
+        def written(run: Run, locations: tuple[Location, ...], record: tuple[Location, ...]) -> Run:
+            at = {place: replace(self.op, normal=narrowed(normal, _width(run, place))) for place in locations}
+            return interchange(run.model, run, None, at, positions=chosen, record=record)
+
+        with torch.no_grad():
+            teacher = written(step.taught, pair.teacher, step.reads.teacher)
+        return teacher, written(step.student, pair.student, step.reads.student)
+
+
+def narrowed(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*batch narrow"]:
+    """Standard normal vectors in fewer dims, by a fixed semi-orthogonal map, so that they stay standard normal."""
+    wide = normal.shape[-1]
+    if wide == width:
+        return normal
+    gaussian = torch.randn(wide, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return normal @ torch.linalg.qr(gaussian).Q.to(normal)
+
+
+def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:
+    """The source run: other rows of the base run, or a run of new inputs up to the last location read."""
+    if isinstance(drawn, Tensor):
+        return run.take(drawn)
+    return run_to(run.model, inputs_of(run.model, drawn), [replace(location, dims=None) for location in locations])
+
+
+def _swapped(
+    run: Run, source: Run, at: tuple[Location, ...], chosen: Tensor | None, taken: Tensor | None, record: tuple[Location, ...]
+) -> Run:
+    return interchange(run.model, run, source, at, positions=chosen, source_positions=taken, record=record)
+
+
+def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
+    """`(batch, positions)` of the mapped locations, `(batch,)` where there are no positions; the same on both sides."""
+    grids = [
+        tuple(run.vectors(place).shape[:-1])
+        for run, places in ((step.taught, pair.teacher), (step.student, pair.student))
+        for place in places
+    ]
+    if len(set(grids)) > 1:
+        raise DistillError(
+            f"the locations of {pair} have different positions: [batch, position] = {grids[0]} and "
+            f"{next(grid for grid in grids if grid != grids[0])}; map places of the same grid, or use models of one tokenizer."
+        )
+    return grids[0]
+
+
+def _width(run: Run, location: Location) -> int:
+    return run.vectors(location).shape[-1]
+
+
+def _inner(mapping: Sequence[Pair], side: str) -> list[Location]:
+    """The mapped places that are no block outputs, whole."""
+    places = [replace(place, dims=None) for pair in mapping for place in getattr(pair, side)]
+    return [place for place in places if place.module is not None or place.site != "block_output"]

@@ -1,0 +1,110 @@
+"""What a measurement of interchange accuracy shows: figures, their table and their picture."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from distill.metrics import Share
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What interchanges of one pair of the mapping, or of all, showed.
+
+    Attributes:
+        iia: share of counterfactuals on which the student answers as the teacher does, with its 95 % interval from a
+            bootstrap over base examples. None for regression.
+        effect_rate: share on which the teacher's answer is another than on the base.
+        effective_iia: `iia` on those alone; None if there are none.
+        do_nothing: what a student that ignores interchanges would reach: its answers on the base.
+        replace_all: what a student that runs the source would reach: its answers on the source.
+        kl: KL(teacher ‖ student) of the counterfactual answers [nats]; None for regression.
+        error: for regression, the mean absolute difference of the counterfactual predictions.
+        count: how many counterfactuals were counted.
+        left_out: how many were not: they replace all that the output can see, or nothing that it can see.
+    """
+
+    iia: Share | None
+    effect_rate: float | None
+    effective_iia: float | None
+    do_nothing: float | None
+    replace_all: float | None
+    kl: float | None
+    error: float | None
+    count: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class InterchangeAccuracy:
+    """Interchange intervention accuracy of a student under a mapping: overall, and for each mapped pair.
+
+    `print` shows the table; `plot` draws it.
+    """
+
+    overall: Outcome
+    per_pair: dict[str, Outcome]
+    settings: dict[str, Any]
+
+    @property
+    def iia(self) -> float | None:
+        """The headline figure."""
+        return None if self.overall.iia is None else self.overall.iia.value
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `iia`."""
+        share = self.overall.iia
+        return None if share is None else (share.low, share.high)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know."""
+        notes = []
+        for name, outcome in self.per_pair.items():
+            if outcome.left_out:
+                total = outcome.left_out + outcome.count
+                notes.append(
+                    f"{name}: {outcome.left_out} of {total} counterfactuals replace all that an output can see, or nothing that "
+                    "it can see; they say nothing about computation and are left out."
+                )
+        return tuple(notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+    def plot(self) -> Figure:
+        """Bars of the accuracy of each mapped pair with both baselines, as a matplotlib figure."""
+        rows = [*self.per_pair.items(), ("overall", self.overall)]
+        rows = [(name, outcome) for name, outcome in rows if outcome.iia is not None]
+        figure = Figure(figsize=(7, 0.6 + 0.5 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for y, (_, outcome) in enumerate(rows):
+            share = outcome.iia
+            axes.barh(y, share.value, color="#4477aa", height=0.6, label="IIA" if y == 0 else None)
+            axes.plot([share.low, share.high], [y, y], color="black", label="95 % interval" if y == 0 else None)
+            axes.plot(outcome.do_nothing, y, "o", color="#ee6677", label="do nothing" if y == 0 else None)
+            axes.plot(outcome.replace_all, y, "s", color="#ccbb44", label="replace all" if y == 0 else None)
+        axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlim=(0, 1), xlabel="share of counterfactuals")
+        axes.invert_yaxis()
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False, fontsize="small")
+        return figure
+
+    def __str__(self) -> str:
+        rows = [*self.per_pair.items(), ("overall", self.overall)]
+        if self.overall.iia is None:
+            return "\n".join(f"{name}: mean absolute error {o.error:.4g} ({o.count} counterfactuals)" for name, o in rows)
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{'':{width}}  IIA                   effect  effective  do nothing  replace all  KL"]
+        for name, o in rows:
+            if o.iia is None:
+                lines.append(f"{name:{width}}  left out")
+                continue
+            effective = "   –   " if o.effective_iia is None else f"{o.effective_iia:.3f}"
+            lines.append(
+                f"{name:{width}}  {o.iia!s:20}  {o.effect_rate:.3f}   {effective:9}  {o.do_nothing:.3f}       "
+                f"{o.replace_all:.3f}        {o.kl:.3f}"
+            )
+        return "\n".join([*lines, *self.notes])

@@ -1,0 +1,72 @@
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DistillError
+from distill.tasks import agreement, files, pvr, sst2
+from distill.tasks.rows import Rows
+from distill.tasks.task import Recipe, Task, share
+
+__all__ = ["Recipe", "Rows", "Task", "load", "names"]
+
+EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task}
+
+
+def names() -> tuple[str, ...]:
+    """The tasks that have a name; any other data is given as a file."""
+    return (*EMBEDDED, "sst2")
+
+
+def load(
+    name: str | None = None,
+    *,
+    data: str | Path | None = None,
+    eval_data: str | Path | None = None,
+    tokenizer: Any = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+    text: str | None = None,
+    label: str | None = None,
+) -> Task:
+    """A task by name, or from a file of one's own.
+
+    `load("pvr")`, `load("sst2", data=FOLDER, tokenizer=...)`, `load(data="my.csv", tokenizer=...)`.
+
+    `fraction` keeps a random share of the training rows, drawn by `seed`; the test rows stay. `text` and `label` name
+    the columns of a file, `eval_data` its test file. Text needs the teacher's `tokenizer`.
+
+    Raises DistillError for an unknown name, settings that the task does not take, and data that cannot be used.
+    """
+    share(1, fraction, seed)  # raises before anything is read
+    if name is None and data is not None:
+        return files.task(data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label)
+    if name is None:
+        raise DistillError(
+            f"no task was named and no data given; use load(name) with one of {', '.join(names())}, or load(data=FILE)"
+        )
+    if name not in names():
+        raise DistillError(_unknown(name))
+    _refuse(name, eval_data=eval_data, text=text, label=label, **({"data": data} if name in EMBEDDED else {}))
+    if name == "sst2":
+        return sst2.task(data, tokenizer, fraction=fraction, seed=seed)
+    task = EMBEDDED[name]()
+    return replace(task, train=task.train.take(share(len(task.train), fraction, seed)))
+
+
+def _unknown(name: str) -> str:
+    if name.removesuffix(".gz").endswith(files.SUFFIXES):
+        return f"{name!r} is a file, not the name of a task; give it as data={name!r}, or --data {name}"
+    near = get_close_matches(name, names(), n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"there is no task {name!r}; {hint}tasks are {', '.join(names())}, and --data FILE takes your own"
+
+
+def _refuse(name: str, **settings: Any) -> None:
+    for setting, value in settings.items():
+        if value is not None:
+            raise DistillError(
+                f"task {name!r} takes no {setting} (got {value!r}); "
+                f"leave {setting} out, or leave the name out for a file of your own"
+            )

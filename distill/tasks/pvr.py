@@ -1,0 +1,97 @@
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from distill.tasks.rows import Rows
+from distill.tasks.task import Recipe, Task, seeded
+
+TRAIN_ROWS, TEST_ROWS = 40_000, 4_000
+# By the pointer digit, the tile that holds the answer. Tiles: 0 top left (the pointer), 1 top right, 2 bottom left, 3
+# bottom right.
+ANSWER_TILE = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
+
+
+def task() -> Task:
+    """Pointer-value retrieval on scikit-learn's 8x8 handwritten digits.
+
+    Of four tiles, the top-left one's digit chooses the tile whose digit is the answer: 0 to 3 choose the top right
+    tile, 4 to 6 the bottom left, 7 to 9 the bottom right. A row is `pixel_values` `[1, 16, 16]`, in [-1, 1], and its
+    label. Test rows are made of digit images that no training row contains.
+
+    Zhang, Raghu, Kleinberg, Bengio 2021 (pointer value retrieval, arXiv:2107.12580); as a test of interchange
+    interventions: Geiger et al. 2021 (arXiv:2112.00826).
+    """
+    images, digits = _images()
+    train, test = split(digits)
+    return Task(
+        name="pvr",
+        train=grids(images[train], digits[train], TRAIN_ROWS, seed=0),
+        test=grids(images[test], digits[test], TEST_ROWS, seed=1),
+        classes=tuple(map(str, range(10))),
+        network=network,
+        recipe=Recipe(steps=600, batch_size=256, lr=2e-3, warmup=0.1, weight_decay=0.01),
+        description="Pointer-value retrieval: of four digits, the top-left one says which other one is the answer.",
+        show=_drawing,
+    )
+
+
+def split(digits: Int[Tensor, " images"]) -> tuple[Int[Tensor, " train"], Int[Tensor, " test"]]:
+    """Indices of the digit images for training (80 % of each digit) and for testing; always the same ones."""
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    by_digit = [order[digits[order] == digit] for digit in range(10)]
+    kept = [len(indices) * 4 // 5 for indices in by_digit]
+    train = torch.cat([indices[:count] for indices, count in zip(by_digit, kept, strict=True)])
+    test = torch.cat([indices[count:] for indices, count in zip(by_digit, kept, strict=True)])
+    return train, test
+
+
+def grids(images: Float[Tensor, "images 8 8"], digits: Int[Tensor, " images"], rows: int, *, seed: int) -> Rows:
+    """`rows` grids of four images drawn with replacement, and the digit that each pointer chooses."""
+    tiles = torch.randint(len(images), (rows, 4), generator=torch.Generator().manual_seed(seed))
+    pixels = rearrange(images[tiles], "rows (down across) height width -> rows 1 (down height) (across width)", down=2)
+    return Rows({"pixel_values": pixels.contiguous(), "labels": answers(digits[tiles])})
+
+
+def answers(digits: Int[Tensor, "*rows 4"]) -> Int[Tensor, "*rows"]:
+    """The digit in the tile that the first tile's digit points to.
+
+    >>> answers(torch.tensor([[0, 7, 8, 9], [5, 7, 8, 9]]))
+    tensor([7, 8])
+    """
+    tile = torch.tensor(ANSWER_TILE)[digits[..., 0]]
+    return digits.gather(-1, tile.unsqueeze(-1)).squeeze(-1)
+
+
+def network(seed: int) -> nn.Module:
+    """An untrained vision transformer that sees each tile as one token."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    settings: dict[str, Any] = dict(
+        image_size=16,
+        patch_size=8,
+        num_channels=1,
+        num_labels=10,
+        hidden_size=64,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=128,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return seeded(seed, lambda: ViTForImageClassification(ViTConfig(**settings)))
+
+
+def _images() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
+    from sklearn.datasets import load_digits  # here, since it takes a second that the other tasks need not wait
+
+    bunch = load_digits()
+    return torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1, torch.tensor(bunch.target, dtype=torch.int64)
+
+
+def _drawing(row: dict[str, Tensor]) -> str:
+    shades = " .:-=+*#%@"
+    levels = ((row["pixel_values"][0] + 1) / 2 * (len(shades) - 1)).round().long()
+    return "\n".join("".join(shades[level] for level in line) for line in levels.tolist())

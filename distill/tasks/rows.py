@@ -1,0 +1,184 @@
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from distill.errors import DistillError
+
+Column = Tensor | Sequence[Tensor]
+
+# A label of -100 is left out by torch's and transformers' losses; padding counts as special, so that no intervention
+# lands on it.
+PADDING = {"special_tokens_mask": 1, "labels": -100}
+TOKENS = ("input_ids", "decoder_input_ids")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Dataset[dict[str, Tensor]]):
+    """A data set held as columns: name -> tensor `[rows, ...]`, or one 1-D tensor a row where lengths differ.
+
+    `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch, on
+    `padding_side`: token ids with `pad_id`, labels with -100, the mask of special tokens with 1, anything else with 0.
+
+    Raises DistillError for no rows, columns of unequal length, and ragged `input_ids` without an `attention_mask`.
+
+    >>> rows = Rows.of({"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "labels": [1, 0]})
+    >>> rows.batch([0, 1])["input_ids"]
+    tensor([[5, 6],
+            [7, 0]])
+    """
+
+    table: Mapping[str, Column]
+    pad_id: int = 0
+    padding_side: Literal["right", "left"] = "right"
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(column) for name, column in self.table.items()}
+        if not any(lengths.values()):
+            raise DistillError("the data has no rows; give at least one")
+        if len(set(lengths.values())) > 1:
+            found = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+            raise DistillError(f"the columns of the data differ in length: {found}; give one value a row in each")
+        if not isinstance(self.table.get("input_ids", torch.empty(0)), Tensor) and "attention_mask" not in self.table:
+            raise DistillError(
+                "'input_ids' has rows of several lengths but the data has no 'attention_mask', so padding would be "
+                "read as text; "
+                "add the attention_mask that the tokenizer returns"
+            )
+        if self.padding_side not in ("right", "left"):
+            raise DistillError(f"padding_side is {self.padding_side!r}; use 'right' or 'left'")
+
+    @classmethod
+    def of(cls, data: Any, *, pad_id: int = 0, padding_side: Literal["right", "left"] = "right") -> "Rows":
+        """`data` as Rows, its columns, their order and their values kept; a Rows is returned as it is.
+
+        Accepts a Rows, a Hugging Face Dataset of model inputs, a dict of columns, a list of dicts, and a map-style
+        torch Dataset (or list) of dicts or of `(x, y)` pairs, which become the columns "inputs" and "labels". A column
+        "label" is renamed to "labels", as transformers' own collators do. Python and Hugging Face floats become
+        float32.
+
+        Raises DistillError for anything else, naming what it got.
+        """
+        if isinstance(data, cls):
+            return data
+        columns = _columns(data)
+        if "label" in columns and "labels" not in columns:
+            columns = {"labels" if name == "label" else name: column for name, column in columns.items()}
+        return cls({name: _column(name, column) for name, column in columns.items()}, pad_id, padding_side)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        return tuple(self.table)
+
+    def batch(self, indices: Tensor | Sequence[int]) -> dict[str, Tensor]:
+        """The rows at `indices`, in that order, as one tensor `[batch, ...]` a column."""
+        index = self._index(indices)
+        return {name: self._batched(name, column, index) for name, column in self.table.items()}
+
+    def take(self, indices: Tensor | Sequence[int]) -> "Rows":
+        """The rows at `indices`, in that order, as Rows."""
+        index = self._index(indices)
+        table = {
+            name: column[index] if isinstance(column, Tensor) else [column[i] for i in index.tolist()]
+            for name, column in self.table.items()
+        }
+        return Rows(table, self.pad_id, self.padding_side)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.table.values())))
+
+    def __getitem__(self, i: int) -> dict[str, Tensor]:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"row {i} of {len(self)}")
+        return {name: column[i] for name, column in self.table.items()}
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        return (self[i] for i in range(len(self)))
+
+    def _index(self, indices: Tensor | Sequence[int]) -> Tensor:
+        index = torch.as_tensor(indices, device="cpu")
+        if index.ndim != 1 or not len(index) or index.is_floating_point() or index.dtype == torch.bool:
+            raise DistillError(
+                f"rows are chosen by a 1-D, non-empty list of integers: got shape {tuple(index.shape)} of {index.dtype}"
+            )
+        if index.min() < -len(self) or index.max() >= len(self):
+            raise DistillError(
+                f"rows {int(index.min())} to {int(index.max())} were asked of data with {len(self)} rows, 0 to "
+                f"{len(self) - 1}"
+            )
+        return index.long()
+
+    def _batched(self, name: str, column: Column, index: Tensor) -> Tensor:
+        if isinstance(column, Tensor):
+            return column[index]
+        pad = self.pad_id if name in TOKENS else PADDING.get(name, 0)
+        return pad_sequence(
+            [column[i] for i in index.tolist()], batch_first=True, padding_value=pad, padding_side=self.padding_side
+        )
+
+
+def _columns(data: Any) -> Mapping[str, Any]:
+    if isinstance(data, Mapping):
+        if not data or any(hasattr(column, "column_names") for column in data.values()):
+            raise DistillError(
+                f"the data is a dict of {len(data)} data sets ({', '.join(map(repr, data))}); "
+                "give one of them, as data[name]"
+            )
+        return data
+    if hasattr(data, "with_format") and hasattr(data, "column_names"):
+        return data.with_format("torch", columns=data.format["columns"])[:]
+    if isinstance(data, str) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise DistillError(
+            f"data of type {type(data).__name__} cannot be read as rows; "
+            "give a dict of columns, a list of dicts, a datasets.Dataset, "
+            "or a torch Dataset with __len__ and __getitem__"
+        )
+    # Not `list(data)`: a map-style Dataset need not raise IndexError at its end, and would then be iterated for ever.
+    return _transposed([data[i] for i in range(len(data))])
+
+
+def _transposed(items: list[Any]) -> dict[str, list[Any]]:
+    if items and all(isinstance(item, tuple) and len(item) == 2 for item in items):
+        items = [{"inputs": x, "labels": y} for x, y in items]
+    for i, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise DistillError(
+                f"row {i} of the data is a {type(item).__name__}; make every row a dict, or an (x, y) pair"
+            )
+    for i, (item, following) in enumerate(pairwise(items)):
+        if set(item) != set(following):
+            raise DistillError(
+                f"rows {i} and {i + 1} of the data have different columns: {sorted(item)} and {sorted(following)}; "
+                "give every row the same"
+            )
+    return {name: [item[name] for item in items] for name in (items[0] if items else ())}
+
+
+def _column(name: str, values: Any) -> Column:
+    if isinstance(values, Tensor):
+        if values.ndim == 0:
+            raise DistillError(f"column {name!r} is a single number; give a value a row")
+        return values
+    try:
+        if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
+            return torch.tensor(values)
+        tensors = [torch.as_tensor(value) for value in values]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DistillError(
+            f"column {name!r} cannot become a tensor ({error}); "
+            "remove the column, or turn text into input_ids with a tokenizer first"
+        ) from None
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1 and any(len(shape) != 1 for shape in shapes):
+        raise DistillError(
+            f"the rows of column {name!r} differ in shape: {shapes[0]} and {shapes[-1]}; "
+            "only 1-D rows may, give the others one shape"
+        )
+    return torch.stack(tensors) if len(shapes) == 1 else tensors

@@ -1,0 +1,73 @@
+import csv
+from pathlib import Path
+from typing import Any
+
+from distill.errors import DistillError
+from distill.tasks.files import labelled
+from distill.tasks.task import Task, share
+from distill.tasks.text import need_tokenizer, text_task
+
+CLASSES = ("negative", "positive")
+
+
+def task(data: str | Path | None = None, tokenizer: Any = None, *, fraction: float = 1.0, seed: int = 0) -> Task:
+    """GLUE SST-2: is a sentence from a film review negative or positive? Tested on the dev set.
+
+    `data` is a folder with train.tsv and dev.tsv (either may end in .gz), columns "sentence" and "label"; without one,
+    the data set comes from the Hugging Face hub. Texts are tokenised by the teacher's `tokenizer`.
+
+    Socher et al. 2013 (EMNLP, D13-1170); Wang et al. 2018 (arXiv:1804.07461).
+
+    Raises DistillError without a tokenizer, and for a folder or a hub that does not give the data.
+    """
+    need_tokenizer("sst2", tokenizer)
+    train, test = _hub() if data is None else _folder(Path(data))
+    chosen = share(len(train[1]), fraction, seed).tolist()
+    return text_task(
+        "sst2",
+        ([train[0][i] for i in chosen], [train[1][i] for i in chosen]),
+        test,
+        CLASSES,
+        tokenizer,
+        description="SST-2: is a sentence from a film review negative or positive?",
+    )
+
+
+def _folder(folder: Path) -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
+    if not folder.is_dir():
+        raise DistillError(
+            f"{folder} is not a folder; give one that holds train.tsv and dev.tsv of GLUE SST-2, as --data FOLDER"
+        )
+    return _split(folder, "train"), _split(folder, "dev")
+
+
+def _split(folder: Path, name: str) -> tuple[list[str], list[int]]:
+    path = next((path for path in (folder / f"{name}.tsv", folder / f"{name}.tsv.gz") if path.exists()), None)
+    if path is None:
+        raise DistillError(
+            f"{folder} has no {name}.tsv or {name}.tsv.gz; "
+            "put the file of GLUE SST-2 there, or name another --data FOLDER"
+        )
+    texts, labels = labelled(path, "sentence", "label", quoting=csv.QUOTE_NONE)
+    if unknown := sorted(set(labels) - {"0", "1"}):
+        raise DistillError(
+            f"{path} has labels other than 0 and 1: {', '.join(unknown)}; "
+            "for data of your own give the file itself, as --data FILE"
+        )
+    return texts, [int(label) for label in labels]
+
+
+def _hub() -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
+    import datasets
+
+    # Offline, down, or blocked: the hub's client raises errors of a dozen unrelated types, and the way out is the same.
+    try:
+        loaded = datasets.load_dataset("nyu-mll/glue", "sst2")
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise DistillError(
+            f"SST-2 cannot be loaded from the Hugging Face hub: {type(error).__name__}: {reason}; "
+            "give a folder with train.tsv and dev.tsv, as --data FOLDER"
+        ) from error
+    train, test = loaded["train"], loaded["validation"]
+    return (list(train["sentence"]), list(train["label"])), (list(test["sentence"]), list(test["label"]))
