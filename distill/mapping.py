@@ -86,6 +86,11 @@ def pairs_of(mapping: Mapping[Side, Side], teacher: nn.Module, student: nn.Modul
     return pairs
 
 
+def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Location, ...], tuple[Location, ...]]:
+    """Pairs as a mapping again."""
+    return {pair.teacher: pair.student for pair in pairs}
+
+
 def _numbers(kind: str, deep: int, shallow: int) -> list[tuple[range, int]]:
     if kind == "full":
         return [(range(i * deep // shallow, (i + 1) * deep // shallow), i) for i in range(shallow)]

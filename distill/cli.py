@@ -1,0 +1,142 @@
+"""The command line: `distill fit`, `distill evaluate`, `distill teach`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill.errors import DistillError
+from interventions import InterventionError
+
+app = typer.Typer(
+    help="Train a student to compute like its teacher, and measure how far it does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Task = Annotated[str | None, typer.Option(help="pvr, agreement or sst2; pvr where neither task nor data is given.")]
+Data = Annotated[Path | None, typer.Option(help="A folder for the task, or a .csv, .tsv or .jsonl file with text and label columns.")]
+EvalData = Annotated[Path | None, typer.Option(help="A file of held-out rows; a fifth of the data is held out otherwise.")]
+Text = Annotated[str | None, typer.Option(help="The text column of a file.")]
+Label = Annotated[str | None, typer.Option(help="The label column of a file.")]
+Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+def fit(
+    task: Task = None,
+    data: Data = None,
+    eval_data: EvalData = None,
+    text: Text = None,
+    label: Label = None,
+    teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")] = None,
+    student_layers: Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")] = None,
+    mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
+    objective: Annotated[
+        str | None,
+        typer.Option(help="kd, diito (KD + interchange), labels, or several with commas. By default kd and diito, compared."),
+    ] = None,
+    pairs: Annotated[str, typer.Option(help="Sources of interchanges: shuffle, in-context, mixup or noise.")] = "shuffle",
+    fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the softened answers.")] = 2.0,
+    share: Annotated[float, typer.Option(help="The share of positions that are interchanged.")] = 0.3,
+    sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="The folder of a run that was stopped: go on with it, as it was started.")] = None,
+    any_teacher: Annotated[bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Distil a teacher into a smaller student: by its answers, and by interchange."""
+    from distill import commands
+
+    if resume is not None:
+        commands.resume_fit(resume)
+        return
+    command = commands.FitCommand(
+        source=commands.Source(task, _text(data), _text(eval_data), text, label, fraction),
+        timing=commands.Timing(epochs, steps, batch_size, lr),
+        interchanges=commands.Interchanges(mapping, pairs, share, sigma),
+        teacher=teacher,
+        student_layers=student_layers,
+        objective=objective,
+        temperature=temperature,
+        seed=seed,
+        any_teacher=any_teacher,
+    )
+    commands.run_fit(command, output)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="The folder of a finished `distill fit`.")] = None,
+    task: Task = None,
+    data: Data = None,
+    eval_data: EvalData = None,
+    text: Text = None,
+    label: Label = None,
+    teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
+    student: Annotated[Path | None, typer.Option(help="The folder of a student.")] = None,
+    mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
+    share: Annotated[float, typer.Option(help="The share of positions that are interchanged.")] = 0.3,
+    pairs: Annotated[int, typer.Option(help="How many pairs of base and source.")] = 2000,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Measure accuracy and interchange accuracy of students on held-out pairs."""
+    from distill import commands
+
+    source = commands.Source(task, _text(data), _text(eval_data), text, label)
+    interchanges = commands.Interchanges(mapping, share=share)
+    commands.run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
+
+
+@app.command()
+def teach(
+    output: Annotated[Path, typer.Option(help="A new folder for the teacher.")],
+    task: Task = None,
+    data: Data = None,
+    eval_data: EvalData = None,
+    text: Text = None,
+    label: Label = None,
+    encoder: Annotated[str | None, typer.Option("--from", help="An encoder to fine-tune: folder or hub name.")] = None,
+    fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows of a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    seed: Seed = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on in the output folder.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
+    from distill import commands
+
+    source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction)
+    commands.run_teach(source, encoder, commands.Timing(epochs, steps, batch_size, lr), seed, output, resume=resume)
+
+
+def main() -> None:
+    """The console script: bad input is one line and exit status 2, Ctrl-C is 130; `--debug` shows tracebacks."""
+    try:
+        app()
+    except (DistillError, InterventionError) as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"distill: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        print(f"\ndistill: {stop or 'stopped.'}", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

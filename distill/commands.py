@@ -1,0 +1,316 @@
+"""What the commands of the command line do."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from distill.checkpoints import Checkpoints
+from distill.errors import DistillError
+from distill.fit import Interrupted, evaluate, fit, read_log, refuse_used
+from distill.inputs import vocabulary_of
+from distill.loop import Schedule, check
+from distill.mapping import depth, layers
+from distill.metrics import accuracy
+from distill.objectives import DIITO, KD, Labels, Objective
+from distill.pairs import InContext, Shuffle, Span
+from distill.report import Entry, Report
+from distill.results import Evaluation, FitResult
+from distill.students import from_layers
+from distill.tasks import Task, load
+from distill.teachers import (
+    check_teacher,
+    load_classifier,
+    load_tokenizer,
+    new_classifier,
+    recipe_of,
+    save_teacher,
+    teach,
+    teacher_of,
+)
+from interventions import Mixup, Noise
+
+PAIRS = ("shuffle", "in-context", "mixup", "noise")
+OBJECTIVES = ("kd", "diito", "labels")
+NAMES = {"kd": "KD", "diito": "KD + interchange"}
+"""How students are called in the table, by what was asked for."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which rows: a task or a file, and how much of it."""
+
+    task: str | None = None
+    data: str | None = None
+    eval_data: str | None = None
+    text: str | None = None
+    label: str | None = None
+    fraction: float = 1.0
+
+    def load(self, tokenizer: Any, seed: int) -> Task:
+        """The task; pvr where nothing was named."""
+        name = "pvr" if self.task is None and self.data is None else self.task
+        options = {"data": self.data, "eval_data": self.eval_data, "text": self.text, "label": self.label}
+        return load(name, tokenizer=tokenizer, fraction=self.fraction, seed=seed, **options)
+
+    @property
+    def name(self) -> str:
+        """For folders."""
+        return self.task or (Path(self.data).name.split(".")[0] if self.data else "pvr")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Settings of the schedule that were given."""
+
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+
+    def schedule(self, task: Task, seed: int) -> Schedule:
+        """Of a student: as its teacher was trained on an embedded task, else three epochs; with what was given."""
+        schedule = recipe_of(task, seed)
+        if task.network is None or self.epochs is not None:
+            schedule = replace(schedule, steps=None, epochs=3)
+        return replace(schedule, **{name: value for name, value in asdict(self).items() if value is not None})
+
+
+@dataclass(frozen=True)
+class Interchanges:
+    """How interchanges are made."""
+
+    mapping: str = "full"
+    pairs: str = "shuffle"
+    share: float = 0.3
+    sigma: float = 1.0
+
+    def objective(self, match: Objective, words: Tensor | None) -> DIITO:
+        """The interchange objective."""
+        if self.pairs not in PAIRS:
+            raise DistillError(f"--pairs {self.pairs} does not exist: choose one of {', '.join(PAIRS)}.")
+        positions = Span(self.share)
+        if self.pairs in ("mixup", "noise"):
+            return DIITO(op=(Mixup if self.pairs == "mixup" else Noise)(self.sigma), positions=positions, match=match)
+        return DIITO(Shuffle() if self.pairs == "shuffle" else InContext(words=words), positions=positions, match=match)
+
+
+@dataclass(frozen=True)
+class FitCommand:
+    """`distill fit`, as asked."""
+
+    source: Source = field(default_factory=Source)
+    timing: Timing = field(default_factory=Timing)
+    interchanges: Interchanges = field(default_factory=Interchanges)
+    teacher: str | None = None
+    student_layers: int | None = None
+    objective: str | None = None
+    temperature: float = 2.0
+    seed: int = 0
+    any_teacher: bool = False
+
+    @classmethod
+    def of(cls, told: dict[str, Any]) -> "FitCommand":
+        """As `asdict` wrote it."""
+        parts = {"source": Source, "timing": Timing, "interchanges": Interchanges}
+        return cls(**{name: parts[name](**value) if name in parts else value for name, value in told.items()})
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """The students to train, by their objectives."""
+        return ("kd", "diito") if self.objective is None else (self.objective,)
+
+    def objectives(self, student: str, words: Tensor | None = None) -> list[Objective]:
+        """What one student is trained on: `diito` is KD and interchange, several names stand with commas."""
+        names = student.split(",")
+        unknown = next((name for name in names if name not in OBJECTIVES), None)
+        if unknown is not None:
+            raise DistillError(f"--objective {unknown} does not exist: choose of {', '.join(OBJECTIVES)}, several with commas.")
+        match = KD(self.temperature)
+        made: list[Objective] = [KD(self.temperature)] if {"kd", "diito"} & set(names) else []
+        made += [self.interchanges.objective(match, words)] if "diito" in names else []
+        return made + ([Labels()] if "labels" in names else [])
+
+
+def run_fit(command: FitCommand, output: Path | None = None) -> Path | None:
+    """Train the students that were asked for, compare them with the teacher, and write the report; returns its path."""
+    for student in command.students:
+        command.objectives(student)
+    folder = _new_folder(command.source.name) if output is None else output
+    refuse_used(folder)
+    return _fit(command, folder, resume=False)
+
+
+def resume_fit(folder: Path) -> Path | None:
+    """Go on with a run that was stopped, as it was started."""
+    told = folder / "command.json"
+    if not told.exists():
+        raise DistillError(f"{folder} holds no run of distill fit to go on with; start one: distill fit --output {folder}.")
+    return _fit(FitCommand.of(json.loads(told.read_text())), folder, resume=True)
+
+
+def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
+    console = _console()
+    task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console)
+    measured = accuracy(teacher, task.test) if command.any_teacher else check_teacher(teacher, task)
+    student = _smaller(teacher, command.student_layers)
+    mapping = layers(teacher, student, command.interchanges.mapping)
+    schedule = command.timing.schedule(task, command.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.json").write_text(json.dumps(asdict(command), indent=1) + "\n")
+    entries = [Entry("teacher", depth(teacher), _parameters(teacher), Evaluation(measured, None))]
+    for name in command.students:
+        result = _student(
+            teacher,
+            _smaller(teacher, command.student_layers),
+            mapping,
+            task,
+            objective=command.objectives(name, _words(tokenizer)),
+            schedule=schedule,
+            output_dir=folder / name.replace(",", "+"),
+            resume=resume,
+            console=console,
+            title=NAMES.get(name, name),
+        )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder / name.replace(",", "+") / "student")
+        evaluation, seconds = result.evaluation, result.seconds
+        entries.append(Entry(NAMES.get(name, name), depth(student), _parameters(student), evaluation, seconds, result))
+    title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(student)}"
+    settings = {**asdict(command), "schedule": asdict(schedule)}
+    return _show(Report(title, task, entries, settings), console, folder)
+
+
+def _student(
+    teacher: nn.Module, student: nn.Module, mapping: Any, task: Task, *, output_dir: Path, resume: bool, **settings: Any
+) -> FitResult:
+    """Train one student; in a resumed run, one that is finished is read back and one that never began is begun."""
+    if resume and (output_dir / "result.json").exists():
+        student.load_state_dict(load_classifier(output_dir / "student").state_dict())
+        told = json.loads((output_dir / "result.json").read_text())
+        return FitResult(
+            student, tuple(read_log(output_dir)), evaluate(teacher, student, mapping, task), told["settings"], told["seconds"], output_dir
+        )
+    if resume and Checkpoints(output_dir / "checkpoints").last() is None:
+        shutil.rmtree(output_dir, ignore_errors=True)
+        resume = False
+    try:
+        return fit(teacher, student, mapping, task, output_dir=output_dir, resume=resume, **settings)
+    except Interrupted as stop:
+        raise Interrupted(f"{str(stop).split('; go on')[0]}; go on with: distill fit --resume {output_dir.parent}") from None
+
+
+def run_evaluate(
+    run: Path | None, source: Source, teacher: str | None, student: Path | None, interchanges: Interchanges, pairs: int, seed: int
+) -> None:
+    """Measure the students of a run, or one student against its teacher, and print the table."""
+    console = _console()
+    if run is not None:
+        told = run / "command.json"
+        if not told.exists():
+            raise DistillError(f"{run} holds no run of distill fit; name its folder, or give --student and --teacher.")
+        command = FitCommand.of(json.loads(told.read_text()))
+        source, teacher, interchanges = command.source, command.teacher, command.interchanges
+        found = {NAMES.get(name, name): run / name.replace(",", "+") / "student" for name in command.students}
+        first_seed = command.seed
+    elif student is not None:
+        found, first_seed = {student.name: student}, seed
+    else:
+        raise DistillError("nothing to evaluate was named: give the folder of a run, or --student FOLDER.")
+    task, model, _ = _task_and_teacher(source, teacher, first_seed, console)
+    entries = [Entry("teacher", depth(model), _parameters(model), Evaluation(accuracy(model, task.test), None))]
+    for name, folder in found.items():
+        loaded = load_classifier(folder)
+        check(model, loaded, task.test)
+        mapping = layers(model, loaded, interchanges.mapping)
+        evaluation = evaluate(model, loaded, mapping, task, positions=Span(interchanges.share), pairs=pairs, seed=seed)
+        entries.append(Entry(name, depth(loaded), _parameters(loaded), evaluation))
+    _show(Report(f"{task.name}: held-out pairs, seed {seed}", task, entries, {}), console, None)
+
+
+def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, output: Path, *, resume: bool) -> None:
+    """Train a teacher and save it with its tokenizer."""
+    console = _console()
+    if not resume:
+        refuse_used(output)
+    tokenizer = load_tokenizer(encoder) if encoder is not None and source.task not in ("pvr",) else None
+    task = source.load(tokenizer, seed)
+    if encoder is None and task.network is None:
+        raise DistillError(f"task {task.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
+    network = task.network(seed) if encoder is None else new_classifier(encoder, task, seed)
+    given = {name: value for name, value in asdict(timing).items() if value is not None}
+    schedule = replace(recipe_of(task, seed), **({"steps": None} if "epochs" in given else {}), **given)
+    result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
+    save_teacher(network, tokenizer, output)
+    console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)
+    console.print(f"teacher: {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _task_and_teacher(source: Source, teacher: str | None, seed: int, console: Console) -> tuple[Task, nn.Module, Any]:
+    """The task with its teacher and the tokenizer that both read with, if any."""
+    if teacher is None:
+        task = source.load(None, seed) if source.task != "sst2" and source.data is None else _needs_teacher(source)
+        return task, teacher_of(task, seed=seed, console=console), None
+    model = load_classifier(teacher)
+    tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
+    task = source.load(tokenizer, seed)
+    check(None, model, task.train)
+    check(None, model, task.test)
+    return task, model, tokenizer
+
+
+def _needs_teacher(source: Source) -> Task:
+    told = f"--task {source.task}" if source.task else f"--data {source.data}"
+    raise DistillError(
+        f"{told} has no teacher of its own; give a classifier trained on it (--teacher NAME_OR_FOLDER), or make one: "
+        f"distill teach {told} --from ENCODER --output teacher."
+    )
+
+
+def _smaller(teacher: nn.Module, count: int | None) -> nn.Module:
+    return from_layers(teacher, max(1, depth(teacher) // 2) if count is None else count)
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _words(tokenizer: Any) -> Tensor | None:
+    """The ids of whole words, for in-context sources; None for a model without a tokenizer."""
+    if tokenizer is None:
+        return None
+    special = set(tokenizer.all_special_ids)
+    words = [i for word, i in tokenizer.get_vocab().items() if i not in special and not word.startswith(("##", "[unused"))]
+    return torch.tensor(sorted(words))
+
+
+def _new_folder(name: str) -> Path:
+    """`runs/NAME-N` with the first N that is free."""
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _console() -> Console:
+    """A console; where it is no terminal, wide enough for the table and without control characters."""
+    console = Console()
+    return console if console.is_terminal else Console(width=160, no_color=True)
+
+
+def _show(report: Report, console: Console, folder: Path | None) -> Path | None:
+    console.print(report.table())
+    for entry in report.entries:
+        interchange = entry.evaluation.interchange
+        for note in () if interchange is None else interchange.notes:
+            console.print(f"{entry.name}: {note}", markup=False, highlight=False)
+    if folder is None:
+        return None
+    path = report.save(folder)
+    console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
+    return path

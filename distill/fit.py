@@ -1,0 +1,224 @@
+"""`fit`: the loop run to its end, with checkpoints, evaluation and everything saved."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator, PartialState
+from rich.console import Console
+from safetensors.torch import save_model as save_weights
+from torch import nn
+
+from distill import loop
+from distill.abstraction import interchange_accuracy
+from distill.checkpoints import Checkpoints, deferred_interrupt
+from distill.data import held_out, task_of
+from distill.errors import DistillError
+from distill.loop import Record, Schedule, mapped, objectives_of
+from distill.mapping import Side, as_mapping, layers
+from distill.metrics import accuracy
+from distill.objectives import DIITO, Objective
+from distill.pairs import Span
+from distill.progress import shown
+from distill.results import Evaluation, FitResult
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the state was saved; the message says how to go on."""
+
+
+def fit(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    mapping: Mapping[Side, Side] | str | None = None,
+    data: Any = None,
+    *,
+    objective: Objective | Sequence[Objective] | None = None,
+    weights: Mapping[str, float] | None = None,
+    eval_data: Any = None,
+    epochs: float | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    lr: float | None = None,
+    seed: int | None = None,
+    schedule: Schedule | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    title: str = "fit",
+    accelerator: Accelerator | None = None,
+) -> FitResult:
+    """Train `student` in place to compute like `teacher`, and measure how far it does.
+
+    Args:
+        teacher: any torch model; its weights, buffers and modes are as before afterwards. None trains on labels alone.
+        student: any torch model with the same inputs and classes.
+        mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default.
+        data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or "random".
+        objective: one or several; by default `[KD(), DIITO()]`.
+        weights: {term: weight}; 1 for a term that is not named.
+        eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
+        epochs, steps, batch_size, lr, seed: override those of `schedule`.
+        schedule: time and speed in full (see `Schedule`).
+        output_dir: a new folder for the student, checkpoints, log and result; None saves nothing.
+        resume: go on from the newest checkpoint in `output_dir`; the result is that of an uninterrupted run.
+        console: shows the progress; `rich.console.Console(quiet=True)` for none.
+        title: of the progress bar.
+        accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
+
+    Raises:
+        DistillError: before the first step, what does not fit together; later, a loss that is not finite.
+        Interrupted: Ctrl-C, after the state was saved in `output_dir`.
+    """
+    asked = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    schedule = replace(schedule or Schedule(), **{name: value for name, value in asked.items() if value is not None})
+    objectives = objectives_of(objective, teacher)
+    pairs = mapped(teacher, student, mapping, objectives)
+    settings = {
+        "schedule": asdict(schedule),
+        "objective": [repr(each) for each in objectives],
+        "weights": dict(weights or {}),
+        "mapping": [str(pair) for pair in pairs],
+    }
+    folder = None if output_dir is None else Path(output_dir)
+    if folder is not None:
+        _prepare(folder, settings, resume)
+    elif resume:
+        raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
+    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
+    running = loop.steps(
+        teacher,
+        student,
+        None if not pairs else as_mapping(pairs),
+        data,
+        objective=objectives,
+        weights=weights,
+        schedule=schedule,
+        checkpoints=checkpoints,
+        accelerator=accelerator,
+    )
+    began = time.monotonic()
+    records = _until_done(shown(running, title, console or Console()), checkpoints, folder)
+    seconds = time.monotonic() - began
+    tested = eval_data if eval_data is not None else task_of(data, student if teacher is None else teacher)
+    evaluation = Evaluation(None, None)
+    if tested is not None:
+        measured = as_mapping(pairs) if pairs else _full(teacher, student)
+        evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
+    result = FitResult(student, tuple(records), evaluation, settings, seconds, folder)
+    if folder is not None and PartialState().is_main_process:
+        save_model(student, folder / "student")
+        result.save(folder)
+    return result
+
+
+def evaluate(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    mapping: Mapping[Side, Side] | None,
+    data: Any,
+    *,
+    positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+    pairs: int = 2000,
+    seed: int = 0,
+) -> Evaluation:
+    """Accuracy of `student` on held-out rows with labels, and its interchange accuracy under a mapping that is not empty."""
+    rows = held_out(data, student if teacher is None else teacher)
+    measured = accuracy(student, rows) if "labels" in rows.columns else None
+    if teacher is None or not mapping:
+        return Evaluation(measured, None)
+    interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
+    return Evaluation(measured, interchange)
+
+
+def save_model(model: nn.Module, folder: Path) -> None:
+    """Save a model: by `save_pretrained` where it has that, else its weights as `model.safetensors`."""
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(model, str(folder / "model.safetensors"))
+
+
+def refuse_used(folder: Path) -> None:
+    """Raise if `folder` holds anything."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DistillError(
+            f"{folder} is not empty: it may hold another run; choose a new folder, or go on from it with resume=True (--resume {folder})."
+        )
+
+
+def positions_of(objectives: Sequence[Objective]) -> Span | None:
+    """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
+    return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
+
+
+def _full(teacher: nn.Module | None, student: nn.Module) -> Mapping[Side, Side] | None:
+    """The full layer mapping, where both models have layers."""
+    if teacher is None:
+        return None
+    try:
+        return layers(teacher, student, "full")
+    except DistillError:
+        return None
+
+
+def _prepare(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """Make the folder of a run, or see that it is the one to go on with."""
+    told = folder / "settings.json"
+    if not resume:
+        refuse_used(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        told.write_text(json.dumps(settings, indent=1) + "\n")
+        return
+    before = json.loads(told.read_text()) if told.exists() else {}
+    changed = [name for name, value in settings.items() if before.get(name) != value]
+    if changed:
+        raise DistillError(
+            f"{folder} was started with {changed[0]}={before.get(changed[0])} and is asked to go on with "
+            f"{settings[changed[0]]}; use the same settings, or a new folder."
+        )
+
+
+def _until_done(records: Iterator[Record], checkpoints: Checkpoints | None, folder: Path | None) -> list[Record]:
+    """Run the loop, keep its records and log them; on Ctrl-C save and stop between two steps."""
+    kept: list[Record] = []
+    with deferred_interrupt() as asked, closing(records):
+        for record in records:
+            if not kept and record.step > 1 and folder is not None:
+                kept = _logged(folder, record.step)
+            kept.append(record)
+            if folder is not None:
+                _log(folder, record)
+            if asked.is_set() and record.step < record.total:
+                raise Interrupted(_stopped(record, checkpoints))
+    return kept
+
+
+def read_log(folder: Path) -> list[Record]:
+    """The records of a run, from its folder."""
+    return [Record(**json.loads(line)) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def _logged(folder: Path, before: int) -> list[Record]:
+    """The records of the steps before one, from the log; what the log holds of later steps is dropped."""
+    kept = [record for record in read_log(folder) if record.step < before]
+    (folder / "log.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in kept))
+    return kept
+
+
+def _log(folder: Path, record: Record) -> None:
+    if PartialState().is_main_process:
+        with (folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(asdict(record)) + "\n")
+
+
+def _stopped(record: Record, checkpoints: Checkpoints | None) -> str:
+    if checkpoints is None:
+        return f"stopped after step {record.step} of {record.total}; nothing was saved, because no output_dir was given."
+    saved = checkpoints.save()
+    return f"stopped after step {record.step} of {record.total}; the state is in {saved}; go on with the same call and resume=True."

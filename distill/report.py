@@ -1,0 +1,174 @@
+"""What a run leaves: one table, `result.json`, and one self-contained HTML page."""
+
+import base64
+import io
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from distill.metrics import Share
+from distill.outcomes import Outcome
+from distill.results import Evaluation, FitResult, curves
+from distill.tasks import Task
+
+PACKAGES = ("causal-distillation", "torch", "transformers", "accelerate", "numpy")
+HEADINGS = ("", "layers", "parameters", "accuracy", "IIA", "effective IIA", "effect rate", "do nothing", "replace all", "seconds")
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One model of a comparison."""
+
+    name: str
+    layers: int
+    parameters: int
+    evaluation: Evaluation
+    seconds: float | None = None
+    fit: FitResult | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Its row of the table."""
+        interchange = self.evaluation.interchange
+        outcome = None if interchange is None else interchange.overall
+        figures = [""] * 5 if outcome is None else _figures(outcome)
+        seconds = "" if self.seconds is None else f"{self.seconds:.1f}"
+        return (self.name, str(self.layers), f"{self.parameters:,}", _share(self.evaluation.accuracy), *figures, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A comparison of a teacher with its students."""
+
+    title: str
+    task: Task
+    entries: Sequence[Entry]
+    settings: dict[str, Any]
+
+    def table(self) -> Table:
+        """For the terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for number, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+        for entry in self.entries:
+            table.add_row(*entry.cells())
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "title": self.title,
+            "task": {"name": self.task.name, "classes": list(self.task.classes), "majority": self.task.majority},
+            "settings": self.settings,
+            "models": [
+                {
+                    "name": entry.name,
+                    "layers": entry.layers,
+                    "parameters": entry.parameters,
+                    "seconds": entry.seconds,
+                    **entry.evaluation.to_dict(),
+                    **({} if entry.fit is None else {"fit": entry.fit.to_dict()}),
+                }
+                for entry in self.entries
+            ],
+            "versions": versions(),
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write `result.json` and `report.html`; returns the path of the report."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        report = folder / "report.html"
+        report.write_text(self.html(), encoding="utf-8")
+        return report
+
+    def html(self) -> str:
+        """The page, with its pictures inside."""
+        head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
+        rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in entry.cells()) + "</tr>" for entry in self.entries)
+        parts = [
+            f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
+            f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out; the most common class is "
+            f"{self.task.majority:.1%} of them.</p>",
+            f"<table><tr>{head}</tr>{rows}</table>",
+            f"<p class=note>{escape(LEGEND)}</p>",
+            *self._pictures(),
+            "<h2>Interchange accuracy for each mapped pair</h2>",
+            *(_per_pair(entry) for entry in self.entries if entry.evaluation.interchange is not None),
+            "<h2>Settings</h2>",
+            f"<pre>{escape(json.dumps(self.settings, indent=1, default=str))}</pre>",
+            f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in versions().items()))}</p>",
+        ]
+        return PAGE.format(title=escape(self.title), body="\n".join(parts))
+
+    def _pictures(self) -> list[str]:
+        trained = {entry.name: entry.fit.records for entry in self.entries if entry.fit is not None and entry.fit.records}
+        measured = [entry for entry in self.entries if entry.evaluation.interchange is not None]
+        pictures = [] if not trained else ["<h2>Training</h2>" + embedded(curves(trained))]
+        for entry in measured:
+            pictures.append(f"<h2>{escape(entry.name)}</h2>" + embedded(entry.evaluation.interchange.plot()))
+        return pictures
+
+
+def versions() -> dict[str, str]:
+    """Of what the figures depend on."""
+    found = {"python": platform.python_version(), "device": _device()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def embedded(figure: Figure) -> str:
+    """A figure as an `<img>` that needs no other file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _share(share: Share | None) -> str:
+    return "" if share is None else str(share)
+
+
+def _figures(outcome: Outcome) -> list[str]:
+    rates = (outcome.effective_iia, outcome.effect_rate, outcome.do_nothing, outcome.replace_all)
+    return [_share(outcome.iia), *("–" if rate is None else f"{rate:.3f}" for rate in rates)]
+
+
+def _per_pair(entry: Entry) -> str:
+    interchange = entry.evaluation.interchange
+    return f"<h3>{escape(entry.name)}</h3><pre>{escape(str(interchange))}</pre>"
+
+
+LEGEND = (
+    "IIA: share of held-out interchanges after which the student answers as the teacher does, with its 95 % interval; effective: on "
+    "those alone that change the teacher's answer, which are the effect rate; do nothing and replace all: what a student would reach "
+    "that ignores the interchange, or runs the source instead."
+)
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222 }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }}
+th, td {{ padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
+th:first-child, td:first-child {{ text-align: left }}
+pre {{ background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: 12.5px }}
+img {{ max-width: 100% }}
+.note {{ color: #666; font-size: 13px }}
+</style></head><body>
+{body}
+</body></html>
+"""

@@ -1,0 +1,116 @@
+"""What training and evaluation show: they print, draw and save themselves."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from distill.loop import Record
+from distill.metrics import Share
+from distill.outcomes import InterchangeAccuracy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured."""
+
+    accuracy: Share | None
+    interchange: InterchangeAccuracy | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "interchange": None if self.interchange is None else self.interchange.to_dict(),
+        }
+
+    def __str__(self) -> str:
+        parts = [] if self.accuracy is None else [f"accuracy {self.accuracy}"]
+        parts += [] if self.interchange is None else [str(self.interchange)]
+        return "\n".join(parts) or "nothing was measured: no held-out data was given"
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """What `fit` did.
+
+    Attributes:
+        student: the trained student, the object that was passed in.
+        records: one for each step.
+        evaluation: on the held-out rows, where there are any.
+        settings: what the run was asked to do.
+        seconds: how long training took.
+        output_dir: where everything is saved, if anywhere.
+    """
+
+    student: nn.Module
+    records: tuple[Record, ...]
+    evaluation: Evaluation
+    settings: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    output_dir: Path | None = None
+
+    @property
+    def iia(self) -> float | None:
+        """The interchange intervention accuracy, where it was measured."""
+        return None if self.evaluation.interchange is None else self.evaluation.interchange.iia
+
+    @property
+    def accuracy(self) -> float | None:
+        """The accuracy on held-out rows, where it was measured."""
+        return None if self.evaluation.accuracy is None else self.evaluation.accuracy.value
+
+    def plot(self) -> Figure:
+        """The loss and its terms over the steps."""
+        return curves({"": self.records})
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "settings": self.settings,
+            "steps": len(self.records),
+            "seconds": round(self.seconds, 2),
+            "evaluation": self.evaluation.to_dict(),
+            "last": asdict(self.records[-1]) if self.records else None,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `result.json` into `folder`."""
+        (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+
+    def __str__(self) -> str:
+        if not self.records:
+            return "FitResult: no step was made"
+        last = self.records[-1]
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in last.terms.items())
+        where = "" if self.output_dir is None else f"; saved in {self.output_dir}"
+        return f"{last.step} steps in {self.seconds:.1f} s, last loss {last.loss:.4g} ({terms}){where}\n{self.evaluation}"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def curves(runs: dict[str, Sequence[Record]]) -> Figure:
+    """The terms of one or several runs over their steps, each smoothed over 2 % of them; name → records."""
+    names = list(dict.fromkeys(name for records in runs.values() for record in records[:1] for name in record.terms))
+    figure = Figure(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")
+    all_axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
+    for axes, term in zip(all_axes, names, strict=False):
+        for label, records in runs.items():
+            values = [record.terms[term] for record in records if term in record.terms]
+            if values:
+                axes.plot(range(1, len(values) + 1), _smooth(values, max(1, len(values) // 50)), label=label or None)
+        axes.set(title=term, xlabel="step", yscale="log")
+        axes.grid(alpha=0.3)
+        if any(runs):
+            axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _smooth(values: Sequence[float], window: int) -> list[float]:
+    return [sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))]

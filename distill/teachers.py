@@ -1,0 +1,172 @@
+"""Teachers: loaded, fine-tuned, or trained on first use and cached; and checked before anything is distilled from them."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from distill.errors import DistillError
+from distill.fit import fit, save_model
+from distill.loop import Schedule
+from distill.metrics import Share, accuracy
+from distill.objectives import Labels
+from distill.results import FitResult
+from distill.tasks import Task
+
+
+def cache_folder() -> Path:
+    """Where teachers that were trained on first use are kept: `DISTILL_CACHE`, else `~/.cache/causal-distillation`."""
+    return Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "causal-distillation"))
+
+
+def teach(
+    network: nn.Module,
+    task: Task,
+    *,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+    output_dir: Path | str | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> FitResult:
+    """Train `network` in place on the labels of a task, by the recipe of the task unless a schedule is given."""
+    return fit(
+        None,
+        network,
+        data=task,
+        objective=Labels(),
+        schedule=schedule or recipe_of(task, seed),
+        output_dir=output_dir,
+        resume=resume,
+        console=console,
+        title="teacher",
+    )
+
+
+def recipe_of(task: Task, seed: int = 0) -> Schedule:
+    """How the task says that a teacher for it is trained."""
+    recipe = task.recipe
+    return Schedule(
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        warmup=recipe.warmup,
+        weight_decay=recipe.weight_decay,
+        seed=seed,
+    )
+
+
+def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> nn.Module:
+    """The teacher network of an embedded task: from the cache, or trained now and put there.
+
+    The cache is keyed by the task's name, network, recipe and seed, and the versions of torch and of this package.
+
+    Raises:
+        DistillError: a task that has no network of its own.
+    """
+    if task.network is None:
+        raise DistillError(
+            f"task {task.name!r} has no teacher of its own; give a classifier trained on it (--teacher NAME_OR_FOLDER), or make one: "
+            f"distill teach --task {task.name} --from ENCODER --output DIR."
+        )
+    network = task.network(seed)
+    folder = cache_folder() / f"{task.name}-{seed}-{_key(task, network, seed)}"
+    if not (folder / "config.json").exists():
+        teach(network, task, seed=seed, console=console)
+        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+        save_model(network, unfinished)
+        if not folder.exists():
+            unfinished.rename(folder)
+    return type(network).from_pretrained(folder).eval()
+
+
+def load_classifier(name: str | Path) -> nn.Module:
+    """A classifier saved by transformers: a folder, or a name on the hub.
+
+    Raises:
+        DistillError: nothing there, or a model without a trained classifier.
+    """
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise DistillError(
+            f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}; give a folder made by save_pretrained, e.g. by distill teach."
+        ) from error
+    kinds: Sequence[str] = config.architectures or ()
+    kind = next((each for each in kinds if "Classification" in each), None)
+    if kind is None:
+        raise DistillError(
+            f"{str(name)!r} holds {kinds[0] if kinds else 'a model'}, which has no classifier; fine-tune one first: "
+            f"distill teach --task sst2 --from {name} --output teacher."
+        )
+    try:
+        return getattr(transformers, kind).from_pretrained(name).eval()
+    except (OSError, ValueError) as error:
+        raise DistillError(f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}.") from error
+
+
+def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
+    """An encoder with a new, untrained classifier for the classes of a task."""
+    import transformers
+
+    kinds = {"pixel_values": transformers.AutoModelForImageClassification}
+    kind = next((k for column, k in kinds.items() if column in task.train.columns), transformers.AutoModelForSequenceClassification)
+    labels = dict(enumerate(task.classes))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return kind.from_pretrained(encoder, id2label=labels, label2id={name: i for i, name in labels.items()})
+    except (OSError, ValueError) as error:
+        raise DistillError(f"encoder {str(encoder)!r} cannot be loaded: {_first_line(error)}; give a folder or a name on the hub.") from error
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer saved beside a model."""
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise DistillError(f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: tokenizer.save_pretrained(…).") from error
+
+
+def save_teacher(teacher: nn.Module, tokenizer: Any, folder: Path) -> None:
+    """Save a teacher and its tokenizer, if it has one, so that `load_classifier(folder)` finds it."""
+    save_model(teacher, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def check_teacher(teacher: nn.Module, task: Task) -> Share:
+    """The accuracy of a teacher on the held-out rows.
+
+    Raises:
+        DistillError: it is no better than always answering the most common class.
+    """
+    measured = accuracy(teacher, task.test)
+    if measured.value <= task.majority:
+        raise DistillError(
+            f"the teacher is right on {measured.value:.3f} of the held-out rows, and always answering the most common class on "
+            f"{task.majority:.3f}: there is nothing to learn from it; train it (distill teach), or pass --any-teacher."
+        )
+    return measured
+
+
+def _key(task: Task, network: nn.Module, seed: int) -> str:
+    config = network.config.to_dict() if hasattr(network, "config") else str(network)
+    facts = [task.name, asdict(task.recipe), config, seed, torch.__version__, version("causal-distillation")]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
