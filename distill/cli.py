@@ -1,5 +1,6 @@
 """The command line: `distill fit`, `distill evaluate`, `distill teach`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -127,6 +128,7 @@ def teach(
 def main() -> None:
     """The console script: bad input is one line and exit status 2, Ctrl-C is 130; `--debug` shows tracebacks."""
     try:
+        _quiet()
         app()
     except (DistillError, InterventionError) as error:
         if "--debug" in sys.argv:
@@ -136,6 +138,13 @@ def main() -> None:
     except KeyboardInterrupt as stop:
         print(f"\ndistill: {stop or 'stopped.'}", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _quiet() -> None:
+    """Keep the progress bars and loading notes of other libraries out of ours; what is wrong we say ourselves."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _text(path: Path | None) -> str | None:
