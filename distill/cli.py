@@ -36,7 +36,7 @@ def fit(
     label: Label = None,
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")] = None,
     student_layers: Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")] = None,
-    mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
+    mapping: Annotated[str, typer.Option(help="full, middle, late, single, or entries teacher~student.")] = "full",
     objective: Annotated[
         str | None,
         typer.Option(help="kd, diito (KD + interchange), labels, or several with commas. By default kd and diito, compared."),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from distill.errors import DistillError
 from distill.fit import Interrupted, evaluate, fit, read_log, refuse_used
 from distill.inputs import vocabulary_of
 from distill.loop import Schedule, check
-from distill.mapping import depth, layers
+from distill.mapping import Side, as_mapping, depth, mapping_of, pairs_of
 from distill.metrics import accuracy
 from distill.objectives import DIITO, KD, Labels, Objective
 from distill.pairs import InContext, Shuffle, Span
@@ -90,6 +91,17 @@ class Interchanges:
     share: float = 0.3
     sigma: float = 1.0
 
+    def mapped(self, teacher: nn.Module, student: nn.Module) -> Mapping[Side, Side]:
+        """The mapping between two models, every location checked."""
+        return as_mapping(pairs_of(mapping_of(self.mapping, teacher, student), teacher, student))
+
+    def check(self, task: Task) -> None:
+        """Raise for sources that the task's rows cannot give."""
+        if self.pairs == "in-context" and "input_ids" not in task.train.columns:
+            raise DistillError(
+                f"--pairs in-context replaces tokens, and the rows of {task.name} are {', '.join(task.train.columns)}; use --pairs shuffle."
+            )
+
     def objective(self, match: Objective, words: Tensor | None) -> DIITO:
         """The interchange objective."""
         if self.pairs not in PAIRS:
@@ -156,10 +168,10 @@ def resume_fit(folder: Path) -> Path | None:
 
 def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
     console = _console()
-    task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console)
+    task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console, command.interchanges)
     measured = accuracy(teacher, task.test) if command.any_teacher else check_teacher(teacher, task)
     student = _smaller(teacher, command.student_layers)
-    mapping = layers(teacher, student, command.interchanges.mapping)
+    mapping = command.interchanges.mapped(teacher, student)
     schedule = command.timing.schedule(task, command.seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "command.json").write_text(json.dumps(asdict(command), indent=1) + "\n")
@@ -222,12 +234,12 @@ def run_evaluate(
         found, first_seed = {student.name: student}, seed
     else:
         raise DistillError("nothing to evaluate was named: give the folder of a run, or --student FOLDER.")
-    task, model, _ = _task_and_teacher(source, teacher, first_seed, console)
+    task, model, _ = _task_and_teacher(source, teacher, first_seed, console, interchanges)
     entries = [Entry("teacher", depth(model), _parameters(model), Evaluation(accuracy(model, task.test), None))]
     for name, folder in found.items():
         loaded = load_classifier(folder)
         check(model, loaded, task.test)
-        mapping = layers(model, loaded, interchanges.mapping)
+        mapping = interchanges.mapped(model, loaded)
         evaluation = evaluate(model, loaded, mapping, task, positions=Span(interchanges.share), pairs=pairs, seed=seed)
         entries.append(Entry(name, depth(loaded), _parameters(loaded), evaluation))
     _show(Report(f"{task.name}: held-out pairs, seed {seed}", task, entries, {}), console, None)
@@ -251,20 +263,26 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
     console.print(f"teacher: {output}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _task_and_teacher(source: Source, teacher: str | None, seed: int, console: Console) -> tuple[Task, nn.Module, Any]:
+def _task_and_teacher(
+    source: Source, teacher: str | None, seed: int, console: Console, interchanges: Interchanges
+) -> tuple[Task, nn.Module, Any]:
     """The task with its teacher and the tokenizer that both read with, if any."""
     if teacher is None:
         task = source.load(None, seed) if source.task != "sst2" and source.data is None else _needs_teacher(source)
+        interchanges.check(task)
         return task, teacher_of(task, seed=seed, console=console), None
     model = load_classifier(teacher)
     tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
     task = source.load(tokenizer, seed)
+    interchanges.check(task)
     check(None, model, task.train)
     check(None, model, task.test)
     return task, model, tokenizer
 
 
 def _needs_teacher(source: Source) -> Task:
+    if source.data is not None and not Path(source.data).exists():
+        raise DistillError(f"--data {source.data} does not exist; name a file or folder that does.")
     told = f"--task {source.task}" if source.task else f"--data {source.data}"
     raise DistillError(
         f"{told} has no teacher of its own; give a classifier trained on it (--teacher NAME_OR_FOLDER), or make one: "
@@ -305,10 +323,9 @@ def _console() -> Console:
 
 def _show(report: Report, console: Console, folder: Path | None) -> Path | None:
     console.print(report.table())
-    for entry in report.entries:
-        interchange = entry.evaluation.interchange
-        for note in () if interchange is None else interchange.notes:
-            console.print(f"{entry.name}: {note}", markup=False, highlight=False)
+    measured = [entry.evaluation.interchange for entry in report.entries]
+    for note in dict.fromkeys(note for each in measured if each is not None for note in each.notes):
+        console.print(note, markup=False, highlight=False)
     if folder is None:
         return None
     path = report.save(folder)

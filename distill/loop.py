@@ -15,7 +15,7 @@ from distill.checkpoints import Checkpoints, Progress
 from distill.data import training_rows
 from distill.errors import DistillError
 from distill.inputs import inputs_of, to_device, vocabulary_of
-from distill.mapping import Pair, Side, layers, pairs_of
+from distill.mapping import Pair, Side, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, KD, Objective, Reads, Step
 from distill.tasks import Rows
@@ -134,12 +134,13 @@ def steps(
     computation, optimizer = accelerator.prepare(computation, optimizer)
     if teacher is not None:
         teacher.to(accelerator.device)
-    if checkpoints is not None:
-        checkpoints.begin(accelerator, progress)
     with ExitStack() as modes:
         if teacher is not None:
             modes.enter_context(evaluating(teacher))
         modes.enter_context(evaluating(student))
+        _try_out(computation, to_device(rows.batch(range(min(2, len(rows)))), accelerator.device), weights)
+        if checkpoints is not None:
+            checkpoints.begin(accelerator, progress)
         computation.train()
         for chosen in order(len(rows), schedule, range(progress.step, total), accelerator):
             for group in optimizer.param_groups:
@@ -181,9 +182,7 @@ def mapped(
     """The mapping as checked pairs; "full" where an objective interchanges and none is given, empty where none is needed."""
     if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
         return ()
-    if mapping is None or isinstance(mapping, str):
-        mapping = layers(teacher, student, mapping or "full")
-    return pairs_of(mapping, teacher, student)
+    return pairs_of(mapping_of("full" if mapping is None else mapping, teacher, student), teacher, student)
 
 
 def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
@@ -243,6 +242,13 @@ def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float] | None) -
     if unknown:
         raise DistillError(f"weights names {min(unknown)!r} and the terms are {', '.join(terms)}; correct the name.")
     return sum((term * (weights or {}).get(name, 1.0) for name, term in terms.items()), start=torch.zeros(()).to(next(iter(terms.values()))))
+
+
+def _try_out(computation: nn.Module, batch: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> None:
+    """One step on a small batch that changes nothing, so that what does not fit is said before any training."""
+    generator = torch.Generator(next(iter(batch.values())).device).manual_seed(0)
+    with evaluating(computation), torch.no_grad():
+        weighted(computation(batch, generator), weights)
 
 
 def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:

@@ -54,6 +54,38 @@ def layers(teacher: nn.Module, student: nn.Module, kind: str = "full") -> dict[t
     return {tuple(Location(layer) for layer in above): Location(below) for above, below in numbers}
 
 
+def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]:
+    """A mapping written as text: `teacher~student` entries with spaces between, `+` between locations of one side.
+
+    >>> parse_mapping("block_output.2+block_output.3~block_output.1")
+    {(Location(2), Location(3)): (Location(1),)}
+
+    Raises:
+        DistillError: an entry without exactly one `~`.
+        InterventionError: a side that is not a location.
+    """
+    mapping = {}
+    for entry in text.split():
+        sides = entry.split("~")
+        if len(sides) != 2:
+            raise DistillError(
+                f"mapping {text!r} is neither one of {', '.join(KINDS)} nor entries such as block_output.3~block_output.1 "
+                "(teacher~student), with spaces between entries and + between locations of a side."
+            )
+        above, below = (tuple(Location.parse(place) for place in side.split("+")) for side in sides)
+        mapping[above] = below
+    return mapping
+
+
+def mapping_of(
+    mapping: Mapping[Side, Side] | str, teacher: nn.Module, student: nn.Module
+) -> Mapping[Side, Side]:
+    """A mapping given as itself, as a kind of `layers`, or as text."""
+    if not isinstance(mapping, str):
+        return mapping
+    return parse_mapping(mapping) if "~" in mapping else layers(teacher, student, mapping)
+
+
 def depth(model: nn.Module) -> int:
     """How many blocks `model` has in the stack that locations refer to by default."""
     try:

@@ -79,7 +79,7 @@ class InterchangeAccuracy:
         """Bars of the accuracy of each mapped pair with both baselines, as a matplotlib figure."""
         rows = [*self.per_pair.items(), ("overall", self.overall)]
         rows = [(name, outcome) for name, outcome in rows if outcome.iia is not None]
-        figure = Figure(figsize=(7, 0.6 + 0.5 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for y, (_, outcome) in enumerate(rows):
             share = outcome.iia
@@ -89,7 +89,7 @@ class InterchangeAccuracy:
             axes.plot(outcome.replace_all, y, "s", color="#ccbb44", label="replace all" if y == 0 else None)
         axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlim=(0, 1), xlabel="share of counterfactuals")
         axes.invert_yaxis()
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False, fontsize="small")
+        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
         return figure
 
     def __str__(self) -> str:
@@ -107,4 +107,4 @@ class InterchangeAccuracy:
                 f"{name:{width}}  {o.iia!s:20}  {o.effect_rate:.3f}   {effective:9}  {o.do_nothing:.3f}       "
                 f"{o.replace_all:.3f}        {o.kl:.3f}"
             )
-        return "\n".join([*lines, *self.notes])
+        return "\n\n".join(["\n".join(lines), *self.notes])

@@ -150,8 +150,8 @@ def _figures(outcome: Outcome) -> list[str]:
 
 
 def _per_pair(entry: Entry) -> str:
-    interchange = entry.evaluation.interchange
-    return f"<h3>{escape(entry.name)}</h3><pre>{escape(str(interchange))}</pre>"
+    table, *notes = str(entry.evaluation.interchange).split("\n\n")
+    return f"<h3>{escape(entry.name)}</h3><pre>{escape(table)}</pre>" + "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
 
 
 LEGEND = (
@@ -161,9 +161,9 @@ LEGEND = (
 )
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2em auto; padding: 0 1em; color: #222 }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }}
-th, td {{ padding: .3em .7em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
+th, td {{ padding: .3em .6em; font-size: 14px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
 th:first-child, td:first-child {{ text-align: left }}
 pre {{ background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: 12.5px }}
 img {{ max-width: 100% }}

@@ -101,10 +101,10 @@ def curves(runs: dict[str, Sequence[Record]]) -> Figure:
     figure = Figure(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")
     all_axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
     for axes, term in zip(all_axes, names, strict=False):
-        for label, records in runs.items():
+        for number, (label, records) in enumerate(runs.items()):
             values = [record.terms[term] for record in records if term in record.terms]
             if values:
-                axes.plot(range(1, len(values) + 1), _smooth(values, max(1, len(values) // 50)), label=label or None)
+                axes.plot(range(1, len(values) + 1), _smooth(values, max(1, len(values) // 50)), color=f"C{number}", label=label or None)
         axes.set(title=term, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
         if any(runs):

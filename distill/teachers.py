@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,8 +14,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from distill.checkpoints import Checkpoints
 from distill.errors import DistillError
-from distill.fit import fit, save_model
+from distill.fit import Interrupted, fit, save_model
 from distill.loop import Schedule
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
@@ -80,11 +82,7 @@ def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> 
     network = task.network(seed)
     folder = cache_folder() / f"{task.name}-{seed}-{_key(task, network, seed)}"
     if not (folder / "config.json").exists():
-        teach(network, task, seed=seed, console=console)
-        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
-        save_model(network, unfinished)
-        if not folder.exists():
-            unfinished.rename(folder)
+        _train_into(folder, network, task, seed, console)
     return type(network).from_pretrained(folder).eval()
 
 
@@ -160,6 +158,23 @@ def check_teacher(teacher: nn.Module, task: Task) -> Share:
             f"{task.majority:.3f}: there is nothing to learn from it; train it (distill teach), or pass --any-teacher."
         )
     return measured
+
+
+def _train_into(folder: Path, network: nn.Module, task: Task, seed: int, console: Console | None) -> None:
+    """Train and save a network in `folder`; one that was interrupted goes on where it stopped."""
+    training = folder.with_name(f"{folder.name}.training")
+    resume = Checkpoints(training / "checkpoints").last() is not None
+    if not resume:
+        shutil.rmtree(training, ignore_errors=True)
+    try:
+        teach(network, task, seed=seed, output_dir=training, resume=resume, console=console)
+    except Interrupted as stop:
+        raise Interrupted(f"the teacher {str(stop).split('; go on')[0]}; go on with the same command.") from None
+    finished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    save_model(network, finished)
+    if not folder.exists():
+        finished.rename(folder)
+    shutil.rmtree(training)
 
 
 def _key(task: Task, network: nn.Module, seed: int) -> str:

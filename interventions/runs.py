@@ -1,6 +1,6 @@
 """Runs of a model: with its activations kept, with some of them replaced, or both."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -24,8 +24,8 @@ Where = Location | str | Iterable[Location | str] | Mapping[Location | str, obje
 class Activations(Mapping):
     """Location → activation, for the places that were asked for and, fetched on demand, for others of the same run."""
 
-    def __init__(self, found: Architecture, locations: Iterable[Location], fetch=None) -> None:
-        self._found, self._fetch = found, fetch
+    def __init__(self, locations: Iterable[Location], fetch=None) -> None:
+        self._fetch = fetch
         self._states: dict[Location, list[Tensor]] = {location: [] for location in locations}
 
     def __getitem__(self, location: Location | str) -> Tensor:
@@ -41,6 +41,9 @@ class Activations(Mapping):
                 "a list in the order of the calls."
             )
         return states[0]
+
+    def __contains__(self, location: object) -> bool:
+        return location in self._states  # Mapping's own would fetch
 
     def __iter__(self) -> Iterator[Location]:
         return iter(self._states)
@@ -95,25 +98,26 @@ class Run:
 
     def take(self, rows: Tensor) -> "Run":
         """The same run for the examples `rows` `[k]`, in that order, e.g. as the source of a shuffled batch."""
-        taken = _Taken(self.activations, rows)
-        return Run(self.model, _rows(self.inputs, rows), _rows(self.output, rows), taken, None, self.is_counterfactual)
+        found = architecture(self.model)
+
+        def of_rows(location: Location, state: Tensor) -> Tensor:
+            axes = axes_of(found.place(location).module, state)
+            return state.index_select(axes.split().index("b"), rows.to(state.device))
+
+        taken, output = _Taken(self.activations, of_rows), _rows(_without_past(self.output), rows)
+        return Run(self.model, _rows(self.inputs, rows), output, taken, None, self.is_counterfactual)
 
     def detach(self) -> "Run":
         """The same run, cut off from the graph."""
-        cut = _Taken(self.activations, None)
+        cut = _Taken(self.activations, lambda location, state: state.detach())
         return Run(self.model, self.inputs, _detached(self.output), cut, self.recording, self.is_counterfactual)
 
 
 class _Taken(Activations):
-    """Some examples of the activations of another run (`rows`), or all of them detached (None)."""
+    """The activations of another run, each put through a function of location and state when it is asked for."""
 
-    def __init__(self, whole: Mapping[Location, Tensor], rows: Tensor | None) -> None:
-        super().__init__(None, (), self._from_whole)
-        self._whole, self._rows = whole, rows
-
-    def _from_whole(self, location: Location) -> Tensor:
-        state = self._whole[location]
-        return state.detach() if self._rows is None else state[self._rows.to(state.device)]
+    def __init__(self, whole: Mapping[Location, Tensor], change: Callable[[Location, Tensor], Tensor]) -> None:
+        super().__init__((), lambda location: change(location, whole[location]))
 
 
 @dataclass(eq=False)
@@ -300,7 +304,7 @@ def interchange(
 def _reading(
     found: Architecture, locations: list[Location], detach: bool, device: torch.device | str | None
 ) -> tuple[Activations, list[Tap]]:
-    activations = Activations(found, locations)
+    activations = Activations(locations)
 
     def read(location: Location, place: Place) -> Tap:
         def keep(state: Tensor, scope: Scope) -> None:

@@ -35,7 +35,9 @@ def task(
     they are "text" or "sentence", and "label" or "labels". Classes are sorted, whole numbers by value. `test_share` is
     held out of each class, drawn by `seed`.
 
-    Raises DistillError without a tokenizer, for a file that is missing, empty, of another kind, or not parsable, a column that does not exist, an empty text or label, rows of a single class, and labels of `eval_data` that the training file lacks.
+    Raises DistillError without a tokenizer, for a file that is missing, empty, of another kind, or not parsable, a
+    column that does not exist, an empty text or label, rows of a single class, and labels of `eval_data` that the
+    training file lacks.
     """
     name = Path(data).name.split(".")[0]
     need_tokenizer(name, tokenizer)
