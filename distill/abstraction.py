@@ -1,5 +1,6 @@
 """Interchange intervention accuracy (IIA): how far a student computes like its teacher."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -8,16 +9,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.data import held_out
+from distill.errors import DistillError, NothingToMeasure
 from distill.inputs import device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.losses import kd
 from distill.mapping import Pair, Side, pairs_of
 from distill.metrics import batches, bootstrap, evaluating
 from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.pairs import Pairs, Shuffle, Span
-from distill.data import held_out
 from distill.tasks import Rows
-from interventions import Add, Location, Run, interchange, intervene, run
+from interventions import Add, Location, Run, architecture, interchange, intervene, run
 
 Batch = dict[str, Tensor]
 
@@ -25,7 +26,7 @@ Batch = dict[str, Tensor]
 def interchange_accuracy(
     teacher: nn.Module,
     student: nn.Module,
-    mapping: dict[Side, Side],
+    mapping: Mapping[Side, Side],
     data: Any,
     *,
     pairs: int = 2000,
@@ -48,32 +49,36 @@ def interchange_accuracy(
         positions: the rule that draws positions; None writes all of them.
 
     Raises:
-        DistillError: a mapping whose every write is left out, fewer than two rows.
+        NothingToMeasure: a mapping whose every write is left out, or of places with different positions.
+        DistillError: fewer than two rows, or positions=None for rows of different lengths.
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
     entries = pairs_of(mapping, teacher, student)
-    sources = Shuffle() if sources is None else sources
-    base, source, clusters = _examples(held_out(data, student), pairs, sources, vocabulary_of(student), seed)
-    study = _Study((teacher, student), entries, positions, sources.aligned, seed)
+    taken: Pairs = Shuffle() if sources is None else sources
+    base, source, clusters = _examples(held_out(data, student), pairs, taken, vocabulary_of(student), seed)
+    study = _Study((teacher, student), entries, positions, taken.aligned, seed)
     with evaluating(teacher), evaluating(student), torch.no_grad():
+        study.probe(to_device(base.batch(range(min(PROBED, pairs))), device_of(student)))
         tallies = [
-            study.measure(to_device(base.batch(rows), device_of(student)), to_device(source.batch(rows), device_of(student)), rows)
+            study.measure(
+                to_device(base.batch(rows), device_of(student)), to_device(source.batch(rows), device_of(student)), rows
+            )
             for rows in batches(pairs, batch_size)
         ]
     tally = _Tally(torch.cat([each.sums for each in tallies]))
     if not bool(tally.kept.any()):
-        raise DistillError(
+        raise NothingToMeasure(
             "every write of this mapping replaces all that an output can see, or nothing that it can see, so there is nothing to "
             "measure; map a block below the last one, or dims=range(...) of it, or choose positions=Span(0.3)."
         )
     outcome = partial(_outcome, clusters=clusters, seed=seed, regression=study.regression)
-    settings = {"pairs": pairs, "sources": repr(sources), "positions": repr(positions), "seed": seed}
+    settings = {"pairs": pairs, "sources": repr(taken), "positions": repr(positions), "seed": seed}
     per_pair = {str(entry): outcome(tally.of(i)) for i, entry in enumerate(entries)}
     return InterchangeAccuracy(outcome(tally), per_pair, settings)
 
 
-
+PROBED = 32
 SUMS = ("total", "agree", "effect", "agree_on_effect", "do_nothing", "replace_all", "divergence", "error")
 
 
@@ -109,12 +114,22 @@ class _Study:
     sees_all: bool = False
     regression: bool = False
 
+    def probe(self, batch: Batch) -> None:
+        """See on a few examples whether the outputs depend on all real tokens, so that others need not be asked."""
+        bases = self._runs(batch)
+        self.sees_all = bases[1].logits.ndim == 2 and all(
+            torch.equal(mask, real[at])
+            for seen, real in zip(self._visible(bases, batch), self._real(bases, batch), strict=True)
+            for at, mask in seen.items()
+        )
+
     def measure(self, base: Batch, source: Batch, rows: Int[Tensor, " batch"]) -> _Tally:
+        """The sums of these pairs of examples, for each entry of the mapping."""
         bases, sources = self._runs(base), self._runs(source)
-        seen = [{}, {}] if self.sees_all else [visible(b, self._places(i)) for i, b in enumerate(bases)]
-        self.sees_all = self.sees_all or all(bool(mask.all()) for side in seen for mask in side.values())
+        seen = self._real(bases, base) if self.sees_all else self._visible(bases, base)
         self.regression = bases[1].logits.shape[-1] == 1
         weights = _weights(bases[1].logits, base)
+        replaced = _answers_at(sources[1].logits, source, bases[1].logits, base)
         sums = []
         for number, entry in enumerate(self.entries):
             chosen, taken = self._drawn(number, bases, sources, (base, source), rows)
@@ -122,12 +137,28 @@ class _Study:
                 interchange(b.model, b, s, side, positions=chosen, source_positions=taken)
                 for b, s, side in zip(bases, sources, (entry.teacher, entry.student), strict=True)
             ]
-            kept = informative(entry, seen, chosen, len(weights)).to(weights)
-            sums.append(_compared(after, bases, sources, weights * kept.view(-1, *[1] * (weights.ndim - 1))))
+            kept = informative(entry, seen, chosen, self._whole(bases)).to(weights)
+            counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))
+            sums.append(_compared(after, bases[1].logits, replaced, bases[0].logits, counted))
         return _Tally(torch.stack(sums, 1).cpu())
 
     def _places(self, side: int) -> list[Location]:
         return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[side]))
+
+    def _visible(self, bases: list[Run], batch: Batch) -> list[dict[Location, Tensor]]:
+        return [visible(b, self._places(i), _weights(b.logits, batch)) for i, b in enumerate(bases)]
+
+    def _real(self, bases: list[Run], batch: Batch) -> list[dict[Location, Tensor]]:
+        return [{at: _real(b, at, batch) for at in self._places(i)} for i, b in enumerate(bases)]
+
+    def _whole(self, bases: list[Run]) -> frozenset[Location]:
+        """The places of which all dims are written."""
+        return frozenset(
+            at
+            for side, b in enumerate(bases)
+            for at in self._places(side)
+            if at.dims is None or len(at.dims) == b.vectors(replace(at, dims=None)).shape[-1]
+        )
 
     def _runs(self, batch: Batch) -> list[Run]:
         runs = []
@@ -146,34 +177,41 @@ class _Study:
             for runs in (bases, sources)
         ]
         if grids[0][0] != grids[0][1]:
-            raise DistillError(
+            raise NothingToMeasure(
                 f"the locations of {entry} have different [batch, position]: {grids[0][0]} in the teacher and {grids[0][1]} in the "
                 "student; map places of the same grid."
             )
-        if self.positions is None or len(grids[0][0]) < 2:
+        if len(grids[0][0]) < 2:
             return None, None
-        device = bases[1].logits.device
-        eligible = [
-            self.positions.eligible(columns, real_tokens(columns, *grid[0], device))
-            for columns, grid in zip(batch, grids, strict=True)
+        real = [
+            _real(runs[1], entry.student[0], columns) for runs, columns in zip((bases, sources), batch, strict=True)
         ]
+        if self.positions is None:
+            if not torch.equal(*real):
+                raise DistillError(
+                    "positions=None interchanges every position, and the rows of the data differ in length; use "
+                    "positions=Span(1.0) for all that base and source both have."
+                )
+            return None, None
+        eligible = [self.positions.eligible(columns, mask) for columns, mask in zip(batch, real, strict=True)]
+        device = bases[1].logits.device
         width = 1 if self.positions.consecutive else max(grid[0][1] for grid in grids)
         uniform = torch.stack([_uniform(width, self.seed, int(row), number) for row in rows]).to(device)
         return self.positions.draw(eligible[0], eligible[1], uniform, aligned=self.aligned)
 
 
-def visible(base: Run, places: list[Location]) -> dict[Location, Bool[Tensor, "batch _"]]:
+def visible(base: Run, places: list[Location], weights: Tensor) -> dict[Location, Bool[Tensor, "batch _"]]:
     """Which positions of each place the output depends on, `[batch, position]` (or `[batch, 1]` without positions).
 
-    A position that the output cannot see has a gradient of exactly 0.
+    A position that the output cannot see has a gradient of exactly 0. `weights` says which predictions count.
     """
     probes = {at: torch.zeros_like(base.vectors(at)).requires_grad_() for at in places}
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
             logits = run(base.model, base.inputs, resumable=False).logits
         generator = torch.Generator().manual_seed(0)
-        weights = torch.randn(logits.shape, generator=generator).to(logits)
-        gradients = torch.autograd.grad((logits * weights).sum(), list(probes.values()), allow_unused=True)
+        mixed = logits * torch.randn(logits.shape, generator=generator).to(logits) * weights.to(logits)[..., None]
+        gradients = torch.autograd.grad(mixed.sum(), list(probes.values()), allow_unused=True)
     result = {}
     for (at, probe), gradient in zip(probes.items(), gradients, strict=True):
         seen = torch.zeros_like(probe) if gradient is None else gradient
@@ -183,25 +221,35 @@ def visible(base: Run, places: list[Location]) -> dict[Location, Bool[Tensor, "b
 
 
 def informative(
-    entry: Pair, seen: list[dict[Location, Tensor]], chosen: Tensor | None, batch: int
+    entry: Pair, seen: list[dict[Location, Tensor]], chosen: Tensor | None, whole: frozenset[Location]
 ) -> Bool[Tensor, " batch"]:
     """Whether a write changes part of what the output can see, and not all of it, in both models.
 
     Args:
-        seen: for teacher and student, what `visible` found; a place that is missing is visible everywhere.
+        entry: one pair of the mapping.
+        seen: for teacher and student, what `visible` found.
         chosen: the positions written, None for all of them.
+        whole: the places of which all dims are written.
     """
-    kept = torch.ones(batch, dtype=torch.bool)
+    kept = torch.ones(len(seen[0][entry.teacher[0]]), dtype=torch.bool)
     for side, places in zip(seen, (entry.teacher, entry.student), strict=True):
-        touches = torch.zeros(batch, dtype=torch.bool)
+        touches = torch.zeros_like(kept)
         for at in places:
-            mask = side[at].cpu() if at in side else torch.ones(batch, 1 if chosen is None else chosen.shape[1], dtype=torch.bool)
+            mask = side[at].cpu()
             written = torch.ones_like(mask) if chosen is None else chosen.cpu()
             touches |= (written & mask).any(1)
-            if at.dims is None:
+            if at in whole:
                 kept &= (mask & ~written).any(1)
         kept &= touches
     return kept
+
+
+def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
+    """Which positions of a place are no padding; one that counts where there are no positions."""
+    rows, *width = base.vectors(at).shape[:-1]
+    if not width:
+        return torch.ones(rows, 1, dtype=torch.bool)
+    return real_tokens(batch, rows, width[0], base.logits.device, column=architecture(base.model).place(at).mask)
 
 
 def _examples(
@@ -219,11 +267,15 @@ def _examples(
     bases = rows.take(base)
     if isinstance(sources, Shuffle):
         return bases, rows.take(other), base
-    changed = []
-    for i in range(pairs):
-        drawn = sources.draw(bases.batch([i]), vocabulary, torch.Generator().manual_seed(_number(seed, i)))
-        changed.append(drawn["input_ids"][0])
-    return bases, Rows({**bases.table, "input_ids": changed}, bases.pad_id, bases.padding_side), base
+    drawn = [
+        sources.draw(bases.batch([i]), vocabulary, torch.Generator().manual_seed(_number(seed, i)))
+        for i in range(pairs)
+    ]
+    if not all(isinstance(each, dict) for each in drawn):
+        raise DistillError(f"sources={sources!r} gives rows of a batch; use Shuffle() or InContext(0.3).")
+    changed = [each["input_ids"][0] for each in drawn if isinstance(each, dict)]
+    column = torch.stack(changed) if isinstance(bases.table["input_ids"], Tensor) else changed
+    return bases, Rows({**bases.table, "input_ids": column}, bases.pad_id, bases.padding_side), base
 
 
 def _number(*parts: int) -> int:
@@ -242,20 +294,41 @@ def _weights(logits: Tensor, batch: Batch) -> Tensor:
     labels = batch.get("labels")
     if labels is not None and labels.shape == logits.shape[:2]:
         return (labels != -100).double()
-    return real_tokens(batch, *logits.shape[:2], logits.device).double()
+    return _real_answers(logits, batch).double()
 
 
-def _compared(after: list[Run], bases: list[Run], sources: list[Run], weights: Tensor) -> Float[Tensor, "batch sums"]:
+def _real_answers(logits: Tensor, batch: Batch) -> Bool[Tensor, "batch token"]:
+    """Which tokens of a token model's answer are no padding."""
+    column = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
+    rows, width = logits.shape[:2]
+    return real_tokens(batch, rows, width, logits.device, column=column)
+
+
+def _answers_at(source: Tensor, source_batch: Batch, base: Tensor, base_batch: Batch) -> Tensor:
+    """The answers of the source run; of token models, at each token of the base that of the source's token there, or −1."""
+    answers = source.argmax(-1)
+    if answers.ndim == 1:
+        return answers
+    theirs, ours = (_real_answers(*each) for each in ((source, source_batch), (base, base_batch)))
+    columns = torch.argsort((~theirs).int(), dim=1, stable=True)
+    rank = (ours.cumsum(1) - 1).clamp(min=0)
+    found = answers.gather(1, columns.gather(1, rank.clamp(max=columns.shape[1] - 1)))
+    return found.where(rank < theirs.sum(1, keepdim=True), -1)
+
+
+def _compared(
+    after: list[Run], student_base: Tensor, student_source: Tensor, teacher_base: Tensor, weights: Tensor
+) -> Float[Tensor, "batch sums"]:
+    """`SUMS` of each example; all but the answers of the student on the source are runs or logits."""
     teacher, student = (each.logits for each in after)
     if teacher.shape[-1] == 1:
         error, none = (teacher - student).abs()[..., 0], torch.zeros(())
         values = [torch.ones(()), *[none] * 6, error]
     else:
-        target, answer = teacher.argmax(-1), student.argmax(-1)
-        effect = target != bases[0].logits.argmax(-1)
+        target = teacher.argmax(-1)
+        right, effect = student.argmax(-1) == target, target != teacher_base.argmax(-1)
+        nothing, everything = student_base.argmax(-1) == target, student_source == target
         divergence = kd(student, teacher, reduction="none")
-        right = answer == target
-        nothing, everything = (runs[1].logits.argmax(-1) == target for runs in (bases, sources))
         values = [torch.ones(()), right, effect, right & effect, nothing, everything, divergence, torch.zeros(())]
     sums = [(value.to(weights) * weights) for value in values]
     return torch.stack([each if each.ndim == 1 else each.sum(-1) for each in sums], -1)

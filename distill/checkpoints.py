@@ -8,34 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from distill.errors import DistillError
 
 
 @dataclass(eq=False)
-class Progress:
-    """How far a run is, and the state of its generator: what a checkpoint holds besides weights and optimizer."""
-
-    generator: torch.Generator
-    step: int = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """For accelerate."""
-        return {"step": self.step, "generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """For accelerate."""
-        self.step = state["step"]
-        self.generator.set_state(state["generator"].cpu())
-
-
-@dataclass(eq=False)
 class Checkpoints:
-    """The last checkpoints of one run, in a folder.
+    """The last checkpoints of one run, in a folder: weights, optimizer, and in its name the number of the step.
+
+    Nothing random is kept, because all that a step draws is decided by the seed and its number.
 
     Args:
         folder: where `step-…` folders are kept, the newest two.
@@ -47,24 +30,29 @@ class Checkpoints:
     every: int = 200
     resume: bool = False
 
-    def begin(self, accelerator: Accelerator, progress: Progress) -> None:
+    def begin(self, accelerator: Accelerator) -> int:
         """Save with this accelerator from now on, and load the newest checkpoint if that was asked for.
+
+        Returns:
+            How many steps are done.
 
         Raises:
             DistillError: there is nothing to go on from.
         """
-        self.accelerator, self.progress = accelerator, progress
-        accelerator.register_for_checkpointing(progress)
+        self.accelerator = accelerator
         if not self.resume:
-            return
+            return 0
         last = self.last()
         if last is None:
-            raise DistillError(f"there is no checkpoint in {self.folder} to go on from; leave resume out to start anew.")
+            raise DistillError(
+                f"there is no checkpoint in {self.folder} to go on from; leave resume out to start anew."
+            )
         accelerator.load_state(str(last))
+        return _number(last)
 
-    def save(self) -> Path:
-        """Save the state as it is, between two steps."""
-        target = self.folder / f"step-{self.progress.step:07d}"
+    def save(self, step: int) -> Path:
+        """Save the state as it is after a step."""
+        target = self.folder / f"step-{step:07d}"
         partial = self.folder / "unfinished"
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
@@ -73,14 +61,24 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             shutil.rmtree(target, ignore_errors=True)
             partial.rename(target)
-            for old in sorted(self.folder.glob("step-*"))[:-2]:
+            for old in sorted(self.folder.glob("step-*"), key=_number)[:-2]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
         return target
 
     def last(self) -> Path | None:
         """The newest checkpoint, if there is one."""
-        return max(self.folder.glob("step-*"), default=None)
+        return max(self.folder.glob("step-*"), default=None, key=_number)
+
+    def discard(self, step: int) -> None:
+        """Remove the checkpoint of a step, if there is one."""
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.folder / f"step-{step:07d}", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+
+def _number(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 @contextmanager

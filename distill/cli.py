@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -19,8 +21,12 @@ app = typer.Typer(
 )
 
 Task = Annotated[str | None, typer.Option(help="pvr, agreement or sst2; pvr where neither task nor data is given.")]
-Data = Annotated[Path | None, typer.Option(help="A folder for the task, or a .csv, .tsv or .jsonl file with text and label columns.")]
-EvalData = Annotated[Path | None, typer.Option(help="A file of held-out rows; a fifth of the data is held out otherwise.")]
+Data = Annotated[
+    Path | None, typer.Option(help="A folder for the task, or a .csv, .tsv or .jsonl file with text and label columns.")
+]
+EvalData = Annotated[
+    Path | None, typer.Option(help="A file of held-out rows; a fifth of the data is held out otherwise.")
+]
 Text = Annotated[str | None, typer.Option(help="The text column of a file.")]
 Label = Annotated[str | None, typer.Option(help="The label column of a file.")]
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
@@ -34,14 +40,22 @@ def fit(
     eval_data: EvalData = None,
     text: Text = None,
     label: Label = None,
-    teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")] = None,
-    student_layers: Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")
+    ] = None,
+    student_layers: Annotated[
+        int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")
+    ] = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late, single, or entries teacher~student.")] = "full",
     objective: Annotated[
         str | None,
-        typer.Option(help="kd, diito (KD + interchange), labels, or several with commas. By default kd and diito, compared."),
+        typer.Option(
+            help="kd, diito (KD + interchange), labels, or several with commas. By default kd and diito, compared."
+        ),
     ] = None,
-    pairs: Annotated[str, typer.Option(help="Sources of interchanges: shuffle, in-context, mixup or noise.")] = "shuffle",
+    pairs: Annotated[
+        str, typer.Option(help="Sources of interchanges: shuffle, in-context, mixup or noise.")
+    ] = "shuffle",
     fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
@@ -52,15 +66,20 @@ def fit(
     sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
-    resume: Annotated[Path | None, typer.Option(help="The folder of a run that was stopped: go on with it, as it was started.")] = None,
-    any_teacher: Annotated[bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")] = False,
+    resume: Annotated[
+        Path | None, typer.Option(help="The folder of a run that was stopped: go on with it, as it was started.")
+    ] = None,
+    any_teacher: Annotated[
+        bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Distil a teacher into a smaller student: by its answers, and by interchange."""
     from distill import commands
 
     if resume is not None:
-        commands.resume_fit(resume)
+        with _stoppable():
+            commands.resume_fit(resume)
         return
     command = commands.FitCommand(
         source=commands.Source(task, _text(data), _text(eval_data), text, label, fraction),
@@ -73,7 +92,8 @@ def fit(
         seed=seed,
         any_teacher=any_teacher,
     )
-    commands.run_fit(command, output)
+    with _stoppable():
+        commands.run_fit(command, output)
 
 
 @app.command()
@@ -97,7 +117,8 @@ def evaluate(
 
     source = commands.Source(task, _text(data), _text(eval_data), text, label)
     interchanges = commands.Interchanges(mapping, share=share)
-    commands.run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
+    with _stoppable():
+        commands.run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
 
 
 @app.command()
@@ -122,7 +143,8 @@ def teach(
     from distill import commands
 
     source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction)
-    commands.run_teach(source, encoder, commands.Timing(epochs, steps, batch_size, lr), seed, output, resume=resume)
+    with _stoppable():
+        commands.run_teach(source, encoder, commands.Timing(epochs, steps, batch_size, lr), seed, output, resume=resume)
 
 
 def main() -> None:
@@ -135,8 +157,15 @@ def main() -> None:
             raise
         print(f"distill: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Say on Ctrl-C how to go on; typer itself would end without a word."""
+    try:
+        yield
     except KeyboardInterrupt as stop:
-        print(f"\ndistill: {stop or 'stopped.'}", file=sys.stderr)
+        print(f"\ndistill: {str(stop) or 'stopped.'}", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -29,7 +29,7 @@ from distill.teachers import (
     load_classifier,
     load_tokenizer,
     new_classifier,
-    recipe_of,
+    schedule_of,
     save_teacher,
     teach,
     teacher_of,
@@ -75,8 +75,8 @@ class Timing:
     lr: float | None = None
 
     def schedule(self, task: Task, seed: int) -> Schedule:
-        """Of a student: as its teacher was trained on an embedded task, else three epochs; with what was given."""
-        schedule = recipe_of(task, seed)
+        """Of a student: as the task says, three epochs where its teacher is given; with what was asked for."""
+        schedule = schedule_of(task.student or task.recipe, seed)
         if task.network is None or self.epochs is not None:
             schedule = replace(schedule, steps=None, epochs=3)
         return replace(schedule, **{name: value for name, value in asdict(self).items() if value is not None})
@@ -90,6 +90,11 @@ class Interchanges:
     pairs: str = "shuffle"
     share: float = 0.3
     sigma: float = 1.0
+
+    @property
+    def positions(self) -> Span:
+        """The rule that draws positions, in training and in measuring."""
+        return Span(self.share)
 
     def mapped(self, teacher: nn.Module, student: nn.Module) -> Mapping[Side, Side]:
         """The mapping between two models, every location checked."""
@@ -106,10 +111,11 @@ class Interchanges:
         """The interchange objective."""
         if self.pairs not in PAIRS:
             raise DistillError(f"--pairs {self.pairs} does not exist: choose one of {', '.join(PAIRS)}.")
-        positions = Span(self.share)
         if self.pairs in ("mixup", "noise"):
-            return DIITO(op=(Mixup if self.pairs == "mixup" else Noise)(self.sigma), positions=positions, match=match)
-        return DIITO(Shuffle() if self.pairs == "shuffle" else InContext(words=words), positions=positions, match=match)
+            op = (Mixup if self.pairs == "mixup" else Noise)(self.sigma)
+            return DIITO(op=op, positions=self.positions, match=match)
+        sources = Shuffle() if self.pairs == "shuffle" else InContext(words=words)
+        return DIITO(sources, positions=self.positions, match=match)
 
 
 @dataclass(frozen=True)
@@ -137,12 +143,20 @@ class FitCommand:
         """The students to train, by their objectives."""
         return ("kd", "diito") if self.objective is None else (self.objective,)
 
+    def check(self, teacher: nn.Module, task: Task) -> None:
+        """Raise for sources, a student, a mapping or a schedule that cannot be; the teacher need not be trained."""
+        self.interchanges.check(task)
+        self.interchanges.mapped(teacher, _smaller(teacher, self.student_layers))
+        self.timing.schedule(task, self.seed)
+
     def objectives(self, student: str, words: Tensor | None = None) -> list[Objective]:
         """What one student is trained on: `diito` is KD and interchange, several names stand with commas."""
         names = student.split(",")
         unknown = next((name for name in names if name not in OBJECTIVES), None)
         if unknown is not None:
-            raise DistillError(f"--objective {unknown} does not exist: choose of {', '.join(OBJECTIVES)}, several with commas.")
+            raise DistillError(
+                f"--objective {unknown} does not exist: choose of {', '.join(OBJECTIVES)}, several with commas."
+            )
         match = KD(self.temperature)
         made: list[Objective] = [KD(self.temperature)] if {"kd", "diito"} & set(names) else []
         made += [self.interchanges.objective(match, words)] if "diito" in names else []
@@ -162,13 +176,15 @@ def resume_fit(folder: Path) -> Path | None:
     """Go on with a run that was stopped, as it was started."""
     told = folder / "command.json"
     if not told.exists():
-        raise DistillError(f"{folder} holds no run of distill fit to go on with; start one: distill fit --output {folder}.")
+        raise DistillError(
+            f"{folder} holds no run of distill fit to go on with; start one: distill fit --output {folder}."
+        )
     return _fit(FitCommand.of(json.loads(told.read_text())), folder, resume=True)
 
 
 def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
     console = _console()
-    task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console, command.interchanges)
+    task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console, command.check)
     measured = accuracy(teacher, task.test) if command.any_teacher else check_teacher(teacher, task)
     student = _smaller(teacher, command.student_layers)
     mapping = command.interchanges.mapped(teacher, student)
@@ -188,6 +204,7 @@ def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
             resume=resume,
             console=console,
             title=NAMES.get(name, name),
+            positions=command.interchanges.positions,
         )
         if tokenizer is not None:
             tokenizer.save_pretrained(folder / name.replace(",", "+") / "student")
@@ -199,26 +216,57 @@ def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
 
 
 def _student(
-    teacher: nn.Module, student: nn.Module, mapping: Any, task: Task, *, output_dir: Path, resume: bool, **settings: Any
+    teacher: nn.Module,
+    student: nn.Module,
+    mapping: Mapping[Side, Side],
+    task: Task,
+    *,
+    positions: Span,
+    output_dir: Path,
+    **settings: Any,
+) -> FitResult:
+    """Train and measure one student, every one by the same rule of positions."""
+    result = _trained(teacher, student, mapping, task, output_dir=output_dir, **settings)
+    result = replace(result, evaluation=evaluate(teacher, student, mapping, task, positions=positions))
+    result.save(output_dir)
+    return result
+
+
+def _trained(
+    teacher: nn.Module,
+    student: nn.Module,
+    mapping: Mapping[Side, Side],
+    task: Task,
+    *,
+    output_dir: Path,
+    resume: bool,
+    **settings: Any,
 ) -> FitResult:
     """Train one student; in a resumed run, one that is finished is read back and one that never began is begun."""
     if resume and (output_dir / "result.json").exists():
         student.load_state_dict(load_classifier(output_dir / "student").state_dict())
         told = json.loads((output_dir / "result.json").read_text())
-        return FitResult(
-            student, tuple(read_log(output_dir)), evaluate(teacher, student, mapping, task), told["settings"], told["seconds"], output_dir
-        )
+        records, nothing = tuple(read_log(output_dir)), Evaluation(None, None)
+        return FitResult(student, records, nothing, told["settings"], told["seconds"], output_dir)
     if resume and Checkpoints(output_dir / "checkpoints").last() is None:
         shutil.rmtree(output_dir, ignore_errors=True)
         resume = False
     try:
-        return fit(teacher, student, mapping, task, output_dir=output_dir, resume=resume, **settings)
+        return fit(teacher, student, mapping, task.train, output_dir=output_dir, resume=resume, **settings)
     except Interrupted as stop:
-        raise Interrupted(f"{str(stop).split('; go on')[0]}; go on with: distill fit --resume {output_dir.parent}") from None
+        raise Interrupted(
+            f"{str(stop).split('; go on')[0]}; go on with: distill fit --resume {output_dir.parent}"
+        ) from None
 
 
 def run_evaluate(
-    run: Path | None, source: Source, teacher: str | None, student: Path | None, interchanges: Interchanges, pairs: int, seed: int
+    run: Path | None,
+    source: Source,
+    teacher: str | None,
+    student: Path | None,
+    interchanges: Interchanges,
+    pairs: int,
+    seed: int,
 ) -> None:
     """Measure the students of a run, or one student against its teacher, and print the table."""
     console = _console()
@@ -234,13 +282,13 @@ def run_evaluate(
         found, first_seed = {student.name: student}, seed
     else:
         raise DistillError("nothing to evaluate was named: give the folder of a run, or --student FOLDER.")
-    task, model, _ = _task_and_teacher(source, teacher, first_seed, console, interchanges)
+    task, model, _ = _task_and_teacher(source, teacher, first_seed, console, lambda _, task: interchanges.check(task))
     entries = [Entry("teacher", depth(model), _parameters(model), Evaluation(accuracy(model, task.test), None))]
     for name, folder in found.items():
         loaded = load_classifier(folder)
         check(model, loaded, task.test)
         mapping = interchanges.mapped(model, loaded)
-        evaluation = evaluate(model, loaded, mapping, task, positions=Span(interchanges.share), pairs=pairs, seed=seed)
+        evaluation = evaluate(model, loaded, mapping, task, positions=interchanges.positions, pairs=pairs, seed=seed)
         entries.append(Entry(name, depth(loaded), _parameters(loaded), evaluation))
     _show(Report(f"{task.name}: held-out pairs, seed {seed}", task, entries, {}), console, None)
 
@@ -256,7 +304,7 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
         raise DistillError(f"task {task.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
     network = task.network(seed) if encoder is None else new_classifier(encoder, task, seed)
     given = {name: value for name, value in asdict(timing).items() if value is not None}
-    schedule = replace(recipe_of(task, seed), **({"steps": None} if "epochs" in given else {}), **given)
+    schedule = replace(schedule_of(task.recipe, seed), **({"steps": None} if "epochs" in given else {}), **given)
     result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
     save_teacher(network, tokenizer, output)
     console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)
@@ -264,23 +312,30 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
 
 
 def _task_and_teacher(
-    source: Source, teacher: str | None, seed: int, console: Console, interchanges: Interchanges
+    source: Source,
+    teacher: str | None,
+    seed: int,
+    console: Console,
+    check_fits: Callable[[nn.Module, Task], None],
 ) -> tuple[Task, nn.Module, Any]:
-    """The task with its teacher and the tokenizer that both read with, if any."""
+    """The task with its teacher and the tokenizer that both read with, if any; all is checked before any training."""
     if teacher is None:
-        task = source.load(None, seed) if source.task != "sst2" and source.data is None else _needs_teacher(source)
-        interchanges.check(task)
+        if source.task == "sst2" or (source.task is None and source.data is not None):
+            _needs_teacher(source)
+        task = source.load(None, seed)
+        if task.network is not None:
+            check_fits(task.network(seed), task)
         return task, teacher_of(task, seed=seed, console=console), None
     model = load_classifier(teacher)
     tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
     task = source.load(tokenizer, seed)
-    interchanges.check(task)
     check(None, model, task.train)
     check(None, model, task.test)
+    check_fits(model, task)
     return task, model, tokenizer
 
 
-def _needs_teacher(source: Source) -> Task:
+def _needs_teacher(source: Source) -> NoReturn:
     if source.data is not None and not Path(source.data).exists():
         raise DistillError(f"--data {source.data} does not exist; name a file or folder that does.")
     told = f"--task {source.task}" if source.task else f"--data {source.data}"
@@ -303,7 +358,9 @@ def _words(tokenizer: Any) -> Tensor | None:
     if tokenizer is None:
         return None
     special = set(tokenizer.all_special_ids)
-    words = [i for word, i in tokenizer.get_vocab().items() if i not in special and not word.startswith(("##", "[unused"))]
+    words = [
+        i for word, i in tokenizer.get_vocab().items() if i not in special and not word.startswith(("##", "[unused"))
+    ]
     return torch.tensor(sorted(words))
 
 
@@ -318,13 +375,14 @@ def _new_folder(name: str) -> Path:
 def _console() -> Console:
     """A console; where it is no terminal, wide enough for the table and without control characters."""
     console = Console()
-    return console if console.is_terminal else Console(width=160, no_color=True)
+    return console if console.is_terminal else Console(width=120, no_color=True)
 
 
 def _show(report: Report, console: Console, folder: Path | None) -> Path | None:
     console.print(report.table())
     measured = [entry.evaluation.interchange for entry in report.entries]
-    for note in dict.fromkeys(note for each in measured if each is not None for note in each.notes):
+    notes = [note for each in measured if each is not None for note in each.notes]
+    for note in dict.fromkeys([*notes, *(entry.evaluation.note for entry in report.entries if entry.evaluation.note)]):
         console.print(note, markup=False, highlight=False)
     if folder is None:
         return None

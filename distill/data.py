@@ -10,7 +10,7 @@ from distill.errors import DistillError
 from distill.inputs import vocabulary_of
 from distill.tasks import Rows, Task, load
 
-RANDOM_ROWS = 4096
+RANDOM, RANDOM_ROWS, HELD_OUT_SEED = "random", 4096, 2**31 - 1
 
 
 def training_rows(data: Any, model: nn.Module, seed: int = 0) -> Rows:
@@ -29,7 +29,7 @@ def training_rows(data: Any, model: nn.Module, seed: int = 0) -> Rows:
             "networks were given and no data; pass data='pvr' (any of distill.tasks.names(), a Task, a file or rows), or "
             "data='random' for a data-free run."
         )
-    if isinstance(data, str) and data == "random":
+    if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, seed)
     task = task_of(data, model)
     return Rows.of(data) if task is None else task.train
@@ -37,16 +37,18 @@ def training_rows(data: Any, model: nn.Module, seed: int = 0) -> Rows:
 
 def held_out(data: Any, model: nn.Module) -> Rows:
     """The rows to measure on: the test rows of a task, else the rows themselves."""
-    if isinstance(data, str) and data == "random":
-        return random_rows(model, RANDOM_ROWS, seed=1)
+    if isinstance(data, str) and data == RANDOM:
+        return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
     task = task_of(data, model)
     return Rows.of(data) if task is None else task.test
 
 
 def task_of(data: Any, model: nn.Module) -> Task | None:
-    """The task that `data` is or names, None for rows."""
+    """The task that `data` is or names, None for rows and "random"."""
     if isinstance(data, Task):
         return data
+    if isinstance(data, str) and data == RANDOM:
+        return None
     if isinstance(data, Path) or (isinstance(data, str) and Path(data).suffix):
         return load(data=data, tokenizer=tokenizer_of(model))
     if isinstance(data, str):
@@ -79,7 +81,10 @@ def random_rows(model: nn.Module, count: int, seed: int) -> Rows:
         longest = min(64, getattr(config, "max_position_embeddings", 64) or 64)
         lengths = torch.randint(2, longest + 1, (count,), generator=generator).tolist()
         tokens = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
-        return Rows({"input_ids": tokens, "attention_mask": [torch.ones_like(t) for t in tokens]})
+        table = {"input_ids": tokens, "attention_mask": [torch.ones_like(t) for t in tokens]}
+        if getattr(config, "is_encoder_decoder", False):
+            table |= {"decoder_input_ids": tokens, "decoder_attention_mask": table["attention_mask"]}
+        return Rows(table)
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
     if size is None or channels is None:
         raise DistillError(

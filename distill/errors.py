@@ -3,3 +3,7 @@
 
 class DistillError(ValueError):
     """What was asked of `distill` cannot be done; the message, one line, names the way out."""
+
+
+class NothingToMeasure(DistillError):
+    """An interchange accuracy that would say nothing under this mapping."""

@@ -17,10 +17,10 @@ from distill import loop
 from distill.abstraction import interchange_accuracy
 from distill.checkpoints import Checkpoints, deferred_interrupt
 from distill.data import held_out, task_of
-from distill.errors import DistillError
+from distill.errors import DistillError, NothingToMeasure
 from distill.loop import Record, Schedule, mapped, objectives_of
 from distill.mapping import Side, as_mapping, layers
-from distill.metrics import accuracy
+from distill.metrics import accuracy, has_classes
 from distill.objectives import DIITO, Objective
 from distill.pairs import Span
 from distill.progress import shown
@@ -75,7 +75,10 @@ def fit(
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     asked = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    schedule = replace(schedule or Schedule(), **{name: value for name, value in asked.items() if value is not None})
+    schedule = schedule or Schedule()
+    if epochs is not None and steps is None:
+        schedule = replace(schedule, steps=None)
+    schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
     objectives = objectives_of(objective, teacher)
     pairs = mapped(teacher, student, mapping, objectives)
     settings = {
@@ -86,7 +89,7 @@ def fit(
     }
     folder = None if output_dir is None else Path(output_dir)
     if folder is not None:
-        _prepare(folder, settings, resume)
+        _check_folder(folder, settings, resume)
     elif resume:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
@@ -102,8 +105,11 @@ def fit(
         accelerator=accelerator,
     )
     began = time.monotonic()
-    records = _until_done(shown(running, title, console or Console()), checkpoints, folder)
+    with closing(running):
+        records = _until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
     seconds = time.monotonic() - began
+    if folder is not None and PartialState().is_main_process:
+        save_model(student, folder / "student")
     tested = eval_data if eval_data is not None else task_of(data, student if teacher is None else teacher)
     evaluation = Evaluation(None, None)
     if tested is not None:
@@ -111,7 +117,6 @@ def fit(
         evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
     result = FitResult(student, tuple(records), evaluation, settings, seconds, folder)
     if folder is not None and PartialState().is_main_process:
-        save_model(student, folder / "student")
         result.save(folder)
     return result
 
@@ -126,12 +131,18 @@ def evaluate(
     pairs: int = 2000,
     seed: int = 0,
 ) -> Evaluation:
-    """Accuracy of `student` on held-out rows with labels, and its interchange accuracy under a mapping that is not empty."""
+    """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping that is not empty.
+
+    What cannot be measured is None, and the note of the evaluation says why.
+    """
     rows = held_out(data, student if teacher is None else teacher)
-    measured = accuracy(student, rows) if "labels" in rows.columns else None
+    measured = accuracy(student, rows) if has_classes(rows) else None
     if teacher is None or not mapping:
         return Evaluation(measured, None)
-    interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
+    try:
+        interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
+    except NothingToMeasure as nothing:
+        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
     return Evaluation(measured, interchange)
 
 
@@ -167,15 +178,14 @@ def _full(teacher: nn.Module | None, student: nn.Module) -> Mapping[Side, Side] 
         return None
 
 
-def _prepare(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """Make the folder of a run, or see that it is the one to go on with."""
-    told = folder / "settings.json"
+def _check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+    """See that the folder of a run is a new one, or the one to go on with."""
     if not resume:
-        refuse_used(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        told.write_text(json.dumps(settings, indent=1) + "\n")
-        return
-    before = json.loads(told.read_text()) if told.exists() else {}
+        return refuse_used(folder)
+    told = folder / "settings.json"
+    if not told.exists():
+        raise DistillError(f"{folder} holds no run to go on with; leave resume out to start one.")
+    before = json.loads(told.read_text())
     changed = [name for name, value in settings.items() if before.get(name) != value]
     if changed:
         raise DistillError(
@@ -184,18 +194,22 @@ def _prepare(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         )
 
 
-def _until_done(records: Iterator[Record], checkpoints: Checkpoints | None, folder: Path | None) -> list[Record]:
+def _until_done(
+    records: Iterator[Record], checkpoints: Checkpoints | None, folder: Path | None, settings: dict[str, Any]
+) -> list[Record]:
     """Run the loop, keep its records and log them; on Ctrl-C save and stop between two steps."""
     kept: list[Record] = []
-    with deferred_interrupt() as asked, closing(records):
+    with deferred_interrupt() as asked:
         for record in records:
-            if not kept and record.step > 1 and folder is not None:
-                kept = _logged(folder, record.step)
+            if not kept and folder is not None:
+                kept = _begun(folder, settings, record.step)
             kept.append(record)
             if folder is not None:
                 _log(folder, record)
             if asked.is_set() and record.step < record.total:
                 raise Interrupted(_stopped(record, checkpoints))
+    if not kept and folder is not None:  # resumed after its last step
+        kept = read_log(folder)
     return kept
 
 
@@ -204,9 +218,11 @@ def read_log(folder: Path) -> list[Record]:
     return [Record(**json.loads(line)) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
-def _logged(folder: Path, before: int) -> list[Record]:
-    """The records of the steps before one, from the log; what the log holds of later steps is dropped."""
-    kept = [record for record in read_log(folder) if record.step < before]
+def _begun(folder: Path, settings: dict[str, Any], before: int) -> list[Record]:
+    """Make the folder when the first step was made; the records before that step, the log's later ones are dropped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
+    kept = [record for record in read_log(folder) if record.step < before] if before > 1 else []
     (folder / "log.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in kept))
     return kept
 
@@ -219,6 +235,8 @@ def _log(folder: Path, record: Record) -> None:
 
 def _stopped(record: Record, checkpoints: Checkpoints | None) -> str:
     if checkpoints is None:
-        return f"stopped after step {record.step} of {record.total}; nothing was saved, because no output_dir was given."
-    saved = checkpoints.save()
+        return (
+            f"stopped after step {record.step} of {record.total}; nothing was saved, because no output_dir was given."
+        )
+    saved = checkpoints.save(record.step)
     return f"stopped after step {record.step} of {record.total}; the state is in {saved}; go on with the same call and resume=True."

@@ -23,7 +23,9 @@ def inputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor
     if named:
         return named
     rest = [name for name in batch if name not in NEVER]
-    if len(rest) == 1 and any(p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters.values()):
+    if len(rest) == 1 and any(
+        p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters.values()
+    ):
         return (batch[rest[0]],)
     raise DistillError(
         f"{type(model).__name__}.forward takes {', '.join(parameters)} and the data has {', '.join(batch)}; "
@@ -31,15 +33,16 @@ def inputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor
     )
 
 
-def real_tokens(batch: Mapping[str, Tensor], rows: int, width: int, device: torch.device) -> Bool[Tensor, "rows width"]:
-    """Which of `width` positions of each example are no padding: the attention mask, or all where the batch has none."""
-    side = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
-    mask = batch.get(side)
+def real_tokens(
+    batch: Mapping[str, Tensor], rows: int, width: int, device: torch.device, *, column: str = "attention_mask"
+) -> Bool[Tensor, "rows width"]:
+    """Which of `width` positions of each example are no padding: those of its mask, or all where the batch has none."""
+    mask = batch.get(column)
     if mask is None:
         return torch.ones(rows, width, dtype=torch.bool, device=device)
     if mask.shape != (rows, width):
         raise DistillError(
-            f"{side} has shape {list(mask.shape)} and the mapped locations have {width} positions; map locations of the token "
+            f"{column} has shape {list(mask.shape)} and the mapped locations have {width} positions; map locations of the token "
             "axis, or leave the mask out."
         )
     return mask.bool().to(device)

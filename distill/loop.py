@@ -1,7 +1,7 @@
 """The training loop: all runs of a step in one `forward`, one record a step."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Any
@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from distill.checkpoints import Checkpoints, Progress
+from distill.checkpoints import Checkpoints
 from distill.data import training_rows
 from distill.errors import DistillError
-from distill.inputs import inputs_of, to_device, vocabulary_of
+from distill.inputs import device_of, inputs_of, to_device, vocabulary_of
 from distill.mapping import Pair, Side, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, KD, Objective, Reads, Step
@@ -56,9 +56,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if (self.steps is not None and self.steps < 1) or self.epochs <= 0:
-            raise DistillError(f"epochs={self.epochs}, steps={self.steps} train nothing; use e.g. epochs=3 or steps=1000.")
+            raise DistillError(
+                f"epochs={self.epochs}, steps={self.steps} train nothing; use e.g. epochs=3 or steps=1000."
+            )
         if self.batch_size < 1 or not self.lr > 0:
-            raise DistillError(f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0, e.g. batch_size=32, lr=5e-5.")
+            raise DistillError(
+                f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0, e.g. batch_size=32, lr=5e-5."
+            )
 
     def total(self, rows: int, processes: int = 1) -> int:
         """The number of steps on so many rows."""
@@ -113,7 +117,7 @@ def steps(
     schedule: Schedule | None = None,
     checkpoints: Checkpoints | None = None,
     accelerator: Accelerator | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Train `student` in place; the body of the caller's loop over the records is the callback.
 
     The arguments are those of `fit`; `schedule` holds its settings of time and speed. `teacher=None` trains on labels alone.
@@ -121,14 +125,17 @@ def steps(
     Raises:
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
     """
-    schedule, accelerator = schedule or Schedule(), accelerator or Accelerator()
+    schedule, given, accelerator = schedule or Schedule(), accelerator, accelerator or Accelerator()
+    if accelerator.gradient_accumulation_steps > 1:
+        raise DistillError(
+            f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here, each "
+            "batch is a step; leave it out and give the whole batch: batch_size=…."
+        )
     rows = training_rows(data, student if teacher is None else teacher, schedule.seed)
     objectives = objectives_of(objective, teacher)
     pairs = mapped(teacher, student, mapping, objectives)
     check(teacher, student, rows)
     total = schedule.total(len(rows), accelerator.num_processes)
-    generator = torch.Generator(accelerator.device).manual_seed(schedule.seed + 1_000_003 * accelerator.process_index)
-    progress = Progress(generator)
     computation = Computation(teacher, student, pairs, objectives)
     optimizer = torch.optim.AdamW(computation.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     computation, optimizer = accelerator.prepare(computation, optimizer)
@@ -139,32 +146,53 @@ def steps(
             modes.enter_context(evaluating(teacher))
         modes.enter_context(evaluating(student))
         _try_out(computation, to_device(rows.batch(range(min(2, len(rows)))), accelerator.device), weights)
-        if checkpoints is not None:
-            checkpoints.begin(accelerator, progress)
+        if given is not None:
+            modes.callback(given.free_memory)  # else its next checkpoints would hold this student too
+        done = 0 if checkpoints is None else checkpoints.begin(accelerator)
         computation.train()
-        for chosen in order(len(rows), schedule, range(progress.step, total), accelerator):
+        numbers = range(done, total)
+        for number, chosen in zip(numbers, order(len(rows), schedule, numbers, accelerator), strict=True):
+            rate = schedule.rate(number, total)
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(progress.step, total)
-            terms = computation(to_device(rows.batch(chosen), accelerator.device), generator)
-            loss = weighted(terms, weights)
-            _check_finite(loss, terms, progress.step + 1, checkpoints)
-            accelerator.backward(loss)
+                group["lr"] = rate
+            batch = to_device(rows.batch(chosen), accelerator.device)
+            with drawing(schedule.seed, number, accelerator) as generator:
+                terms = computation(batch, generator)
+                loss = weighted(terms, weights)
+                _check_finite(loss, terms, number + 1, checkpoints)
+                accelerator.backward(loss)
             if schedule.clip is not None:
                 accelerator.clip_grad_norm_(computation.parameters(), schedule.clip)
             optimizer.step()
             optimizer.zero_grad()
-            progress.step += 1
-            if checkpoints is not None and progress.step % checkpoints.every == 0:
-                checkpoints.save()
-            values = {name: term.item() for name, term in terms.items()}
-            yield Record(progress.step, total, loss.item(), values, schedule.rate(progress.step - 1, total))
+            if checkpoints is not None and (number + 1) % checkpoints.every == 0:
+                checkpoints.save(number + 1)
+            yield Record(number + 1, total, loss.item(), {name: term.item() for name, term in terms.items()}, rate)
+
+
+@contextmanager
+def drawing(seed: int, step: int, accelerator: Accelerator) -> Iterator[torch.Generator]:
+    """The generator of a step, and default generators for its dropout: decided by seed, step and process alone.
+
+    Outside of the block the default generators are as they were.
+    """
+    device = accelerator.device
+    ours, theirs = (hash((seed, step, accelerator.process_index, kind)) % 2**63 for kind in range(2))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # Not torch.manual_seed, which would also reseed the accelerators that are not forked.
+        torch.default_generator.manual_seed(theirs)
+        if device.type == "cuda":
+            torch.cuda.manual_seed(theirs)
+        yield torch.Generator(device).manual_seed(ours)
 
 
 def objectives_of(objective: Objective | Sequence[Objective] | None, teacher: nn.Module | None) -> list[Objective]:
     """The objectives as a list; KD and DIITO by default."""
     if objective is None:
         if teacher is None:
-            raise DistillError("without a teacher there is nothing to imitate; pass objective=Labels() to train on labels.")
+            raise DistillError(
+                "without a teacher there is nothing to imitate; pass objective=Labels() to train on labels."
+            )
         return [KD(), DIITO()]
     chosen = [objective] if isinstance(objective, Objective) else list(objective)
     wrong = next((each for each in chosen if not isinstance(each, Objective)), None)
@@ -192,7 +220,7 @@ def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
         DistillError: vocabularies, classes or labels that differ.
     """
     models = [model for model in (teacher, student) if model is not None]
-    known = [vocabulary_of(model) for model in models]
+    known = [size for model in models if (size := vocabulary_of(model)) is not None]
     if len(set(known)) > 1:
         raise DistillError(
             f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; build the student "
@@ -201,9 +229,8 @@ def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
     batch = rows.batch(range(min(2, len(rows))))
     classes = []
     for model in models:
-        device = next(model.parameters()).device
         with evaluating(model), torch.no_grad():
-            logits = run(model, inputs_of(model, to_device(batch, device)), resumable=False).logits
+            logits = run(model, inputs_of(model, to_device(batch, device_of(model))), resumable=False).logits
         classes.append(logits.shape[-1])
     if len(set(classes)) > 1:
         raise DistillError(
@@ -241,7 +268,10 @@ def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float] | None) -
     unknown = set(weights or ()) - terms.keys()
     if unknown:
         raise DistillError(f"weights names {min(unknown)!r} and the terms are {', '.join(terms)}; correct the name.")
-    return sum((term * (weights or {}).get(name, 1.0) for name, term in terms.items()), start=torch.zeros(()).to(next(iter(terms.values()))))
+    return sum(
+        (term * (weights or {}).get(name, 1.0) for name, term in terms.items()),
+        start=torch.zeros(()).to(next(iter(terms.values()))),
+    )
 
 
 def _try_out(computation: nn.Module, batch: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> None:
@@ -254,10 +284,14 @@ def _try_out(computation: nn.Module, batch: Mapping[str, Tensor], weights: Mappi
 def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:
     if isfinite(loss.item()):
         return
+    if checkpoints is not None:
+        checkpoints.discard(step - 1)  # holds the weights that gave this loss; those before gave finite ones
     last = None if checkpoints is None else checkpoints.last()
     values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items())
     where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
-    raise DistillError(f"the loss is {loss.item()} at step {step} ({values}); {where}; lower the learning rate (lr=…) and run again.")
+    raise DistillError(
+        f"the loss is {loss.item()} at step {step} ({values}); {where}; lower the learning rate (lr=…) and run again."
+    )
 
 
 def _union(groups: Iterable[Iterable[Location]]) -> tuple[Location, ...]:

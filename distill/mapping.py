@@ -77,9 +77,7 @@ def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]
     return mapping
 
 
-def mapping_of(
-    mapping: Mapping[Side, Side] | str, teacher: nn.Module, student: nn.Module
-) -> Mapping[Side, Side]:
+def mapping_of(mapping: Mapping[Side, Side] | str, teacher: nn.Module, student: nn.Module) -> Mapping[Side, Side]:
     """A mapping given as itself, as a kind of `layers`, or as text."""
     if not isinstance(mapping, str):
         return mapping
@@ -88,11 +86,12 @@ def mapping_of(
 
 def depth(model: nn.Module) -> int:
     """How many blocks `model` has in the stack that locations refer to by default."""
+    found = architecture(model)
     try:
-        path = architecture(model).place(Location(-1)).path
+        last = found.place(Location(-1)).block
     except InterventionError as error:
         raise DistillError(f"layers cannot be counted: {error}") from error
-    return int(path.rsplit(".", 1)[-1]) + 1
+    return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
 
 
 def pairs_of(mapping: Mapping[Side, Side], teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:

@@ -50,7 +50,15 @@ def accuracy(model: nn.Module, data: Rows, *, batch_size: int = 128) -> Share:
             counted = batch["labels"] != -100
             right += int((answers == batch["labels"])[counted].sum())
             total += int(counted.sum())
+    if not total:
+        raise DistillError(f"accuracy needs a label that is not -100, and none of the {len(data)} rows has one.")
     return wilson(right, total)
+
+
+def has_classes(data: Rows) -> bool:
+    """Whether the labels of the rows are classes, not numbers to regress on."""
+    labels = data.table.get("labels")
+    return labels is not None and not (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point()
 
 
 def wilson(right: int, total: int, z: float = 1.959964) -> Share:

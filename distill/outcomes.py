@@ -87,7 +87,12 @@ class InterchangeAccuracy:
             axes.plot([share.low, share.high], [y, y], color="black", label="95 % interval" if y == 0 else None)
             axes.plot(outcome.do_nothing, y, "o", color="#ee6677", label="do nothing" if y == 0 else None)
             axes.plot(outcome.replace_all, y, "s", color="#ccbb44", label="replace all" if y == 0 else None)
-        axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlim=(0, 1), xlabel="share of counterfactuals")
+        axes.set(
+            yticks=range(len(rows)),
+            yticklabels=[name for name, _ in rows],
+            xlim=(0, 1),
+            xlabel="share of counterfactuals",
+        )
         axes.invert_yaxis()
         figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
         return figure
@@ -95,7 +100,7 @@ class InterchangeAccuracy:
     def __str__(self) -> str:
         rows = [*self.per_pair.items(), ("overall", self.overall)]
         if self.overall.iia is None:
-            return "\n".join(f"{name}: mean absolute error {o.error:.4g} ({o.count} counterfactuals)" for name, o in rows)
+            return "\n".join([*(f"{name}: {_error(o)}" for name, o in rows), *self.notes])
         width = max(len(name) for name, _ in rows)
         lines = [f"{'':{width}}  IIA                   effect  effective  do nothing  replace all  KL"]
         for name, o in rows:
@@ -108,3 +113,9 @@ class InterchangeAccuracy:
                 f"{o.replace_all:.3f}        {o.kl:.3f}"
             )
         return "\n\n".join(["\n".join(lines), *self.notes])
+
+
+def _error(outcome: Outcome) -> str:
+    if outcome.error is None:
+        return "left out"
+    return f"mean absolute error {outcome.error:.4g} ({outcome.count} counterfactuals)"

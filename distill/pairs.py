@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,13 +13,14 @@ from distill.errors import DistillError
 AMONG = ("real", "content", "labelled")
 
 
+@runtime_checkable
 class Pairs(Protocol):
-    """Says where the source of each example of a batch comes from.
+    """Says where the source of each example of a batch comes from."""
 
-    `aligned`: position i means the same in base and source, so that positions are the same in both by default.
-    """
-
-    aligned: bool
+    @property
+    def aligned(self) -> bool:
+        """Whether position i means the same in base and source, so that positions are the same in both by default."""
+        ...
 
     def draw(
         self, batch: Mapping[str, Tensor], vocabulary: int | None, generator: torch.Generator

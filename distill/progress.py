@@ -42,7 +42,9 @@ def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[
         if due or record.step == record.total:
             left = (time.monotonic() - began) / (record.step - first) * (record.total - record.step)
             console.print(
-                f"{title}: step {record.step}/{record.total}  {_terms(record)}  {_clock(left)} left", markup=False, highlight=False
+                f"{title}: step {record.step}/{record.total}  {_terms(record)}  {_clock(left)} left",
+                markup=False,
+                highlight=False,
             )
         yield record
 

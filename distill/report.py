@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from distill.metrics import Share
@@ -21,7 +22,17 @@ from distill.results import Evaluation, FitResult, curves
 from distill.tasks import Task
 
 PACKAGES = ("causal-distillation", "torch", "transformers", "accelerate", "numpy")
-HEADINGS = ("", "layers", "parameters", "accuracy", "IIA", "effective IIA", "effect rate", "do nothing", "replace all", "seconds")
+HEADINGS = (
+    "layers",
+    "parameters",
+    "accuracy",
+    "IIA",
+    "effective IIA",
+    "effect rate",
+    "do nothing",
+    "replace all",
+    "seconds",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +47,12 @@ class Entry:
     fit: FitResult | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """Its row of the table."""
+        """Its figures, under `HEADINGS`."""
         interchange = self.evaluation.interchange
         outcome = None if interchange is None else interchange.overall
         figures = [""] * 5 if outcome is None else _figures(outcome)
         seconds = "" if self.seconds is None else f"{self.seconds:.1f}"
-        return (self.name, str(self.layers), f"{self.parameters:,}", _share(self.evaluation.accuracy), *figures, seconds)
+        return (str(self.layers), f"{self.parameters:,}", _share(self.evaluation.accuracy), *figures, seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +65,13 @@ class Report:
     settings: dict[str, Any]
 
     def table(self) -> Table:
-        """For the terminal."""
-        table = Table(title=self.title, title_justify="left")
-        for number, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
+        """For the terminal: a column for each model, which fits into 80 characters."""
+        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("")
         for entry in self.entries:
-            table.add_row(*entry.cells())
+            table.add_column(entry.name, justify="right", no_wrap=True)
+        for heading, *cells in zip(HEADINGS, *(entry.cells() for entry in self.entries), strict=True):
+            table.add_row(heading, *cells)
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -92,8 +104,9 @@ class Report:
 
     def html(self) -> str:
         """The page, with its pictures inside."""
-        head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
-        rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in entry.cells()) + "</tr>" for entry in self.entries)
+        head = "".join(f"<th>{escape(heading)}</th>" for heading in ("", *HEADINGS))
+        cells = [(entry.name, *entry.cells()) for entry in self.entries]
+        rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
         parts = [
             f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
             f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out; the most common class is "
@@ -110,7 +123,9 @@ class Report:
         return PAGE.format(title=escape(self.title), body="\n".join(parts))
 
     def _pictures(self) -> list[str]:
-        trained = {entry.name: entry.fit.records for entry in self.entries if entry.fit is not None and entry.fit.records}
+        trained = {
+            entry.name: entry.fit.records for entry in self.entries if entry.fit is not None and entry.fit.records
+        }
         measured = [entry for entry in self.entries if entry.evaluation.interchange is not None]
         pictures = [] if not trained else ["<h2>Training</h2>" + embedded(curves(trained))]
         for entry in measured:
@@ -151,7 +166,9 @@ def _figures(outcome: Outcome) -> list[str]:
 
 def _per_pair(entry: Entry) -> str:
     table, *notes = str(entry.evaluation.interchange).split("\n\n")
-    return f"<h3>{escape(entry.name)}</h3><pre>{escape(table)}</pre>" + "".join(f"<p class=note>{escape(note)}</p>" for note in notes)
+    return f"<h3>{escape(entry.name)}</h3><pre>{escape(table)}</pre>" + "".join(
+        f"<p class=note>{escape(note)}</p>" for note in notes
+    )
 
 
 LEGEND = (

@@ -17,21 +17,27 @@ from distill.outcomes import InterchangeAccuracy
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured."""
+    """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured.
+
+    `note` says why there is no interchange accuracy, where one was asked for.
+    """
 
     accuracy: Share | None
     interchange: InterchangeAccuracy | None
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return {
             "accuracy": None if self.accuracy is None else asdict(self.accuracy),
             "interchange": None if self.interchange is None else self.interchange.to_dict(),
+            "note": self.note,
         }
 
     def __str__(self) -> str:
         parts = [] if self.accuracy is None else [f"accuracy {self.accuracy}"]
         parts += [] if self.interchange is None else [str(self.interchange)]
+        parts += [self.note] if self.note else []
         return "\n".join(parts) or "nothing was measured: no held-out data was given"
 
 
@@ -89,7 +95,9 @@ class FitResult:
         last = self.records[-1]
         terms = ", ".join(f"{name} {value:.4g}" for name, value in last.terms.items())
         where = "" if self.output_dir is None else f"; saved in {self.output_dir}"
-        return f"{last.step} steps in {self.seconds:.1f} s, last loss {last.loss:.4g} ({terms}){where}\n{self.evaluation}"
+        return (
+            f"{last.step} steps in {self.seconds:.1f} s, last loss {last.loss:.4g} ({terms}){where}\n{self.evaluation}"
+        )
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
@@ -104,7 +112,12 @@ def curves(runs: dict[str, Sequence[Record]]) -> Figure:
         for number, (label, records) in enumerate(runs.items()):
             values = [record.terms[term] for record in records if term in record.terms]
             if values:
-                axes.plot(range(1, len(values) + 1), _smooth(values, max(1, len(values) // 50)), color=f"C{number}", label=label or None)
+                axes.plot(
+                    range(1, len(values) + 1),
+                    _smooth(values, max(1, len(values) // 50)),
+                    color=f"C{number}",
+                    label=label or None,
+                )
         axes.set(title=term, xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
         if any(runs):

@@ -61,7 +61,9 @@ def from_layers(teacher: nn.Module, layers: int | Sequence[int]) -> nn.Module:
 def _chosen(layers: int | Sequence[int], deep: int) -> tuple[int, ...]:
     if isinstance(layers, int):
         if not 1 <= layers <= deep:
-            raise DistillError(f"a student of {layers} layers cannot be made from a teacher of {deep}; choose 1 to {deep}.")
+            raise DistillError(
+                f"a student of {layers} layers cannot be made from a teacher of {deep}; choose 1 to {deep}."
+            )
         return spread(layers, deep)
     wrong = [layer for layer in layers if not -deep <= layer < deep]
     if wrong or not layers:

@@ -21,7 +21,7 @@ from distill.loop import Schedule
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.results import FitResult
-from distill.tasks import Task
+from distill.tasks import Recipe, Task
 
 
 def cache_folder() -> Path:
@@ -45,7 +45,7 @@ def teach(
         network,
         data=task,
         objective=Labels(),
-        schedule=schedule or recipe_of(task, seed),
+        schedule=schedule or schedule_of(task.recipe, seed),
         output_dir=output_dir,
         resume=resume,
         console=console,
@@ -53,17 +53,9 @@ def teach(
     )
 
 
-def recipe_of(task: Task, seed: int = 0) -> Schedule:
-    """How the task says that a teacher for it is trained."""
-    recipe = task.recipe
-    return Schedule(
-        steps=recipe.steps,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        warmup=recipe.warmup,
-        weight_decay=recipe.weight_decay,
-        seed=seed,
-    )
+def schedule_of(recipe: Recipe, seed: int = 0) -> Schedule:
+    """The schedule that a recipe stands for."""
+    return Schedule(**asdict(recipe), seed=seed)
 
 
 def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> nn.Module:
@@ -118,14 +110,19 @@ def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
     import transformers
 
     kinds = {"pixel_values": transformers.AutoModelForImageClassification}
-    kind = next((k for column, k in kinds.items() if column in task.train.columns), transformers.AutoModelForSequenceClassification)
+    kind = next(
+        (k for column, k in kinds.items() if column in task.train.columns),
+        transformers.AutoModelForSequenceClassification,
+    )
     labels = dict(enumerate(task.classes))
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             return kind.from_pretrained(encoder, id2label=labels, label2id={name: i for i, name in labels.items()})
     except (OSError, ValueError) as error:
-        raise DistillError(f"encoder {str(encoder)!r} cannot be loaded: {_first_line(error)}; give a folder or a name on the hub.") from error
+        raise DistillError(
+            f"encoder {str(encoder)!r} cannot be loaded: {_first_line(error)}; give a folder or a name on the hub."
+        ) from error
 
 
 def load_tokenizer(name: str | Path) -> Any:
@@ -135,7 +132,9 @@ def load_tokenizer(name: str | Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
-        raise DistillError(f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: tokenizer.save_pretrained(…).") from error
+        raise DistillError(
+            f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: tokenizer.save_pretrained(…)."
+        ) from error
 
 
 def save_teacher(teacher: nn.Module, tokenizer: Any, folder: Path) -> None:

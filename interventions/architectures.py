@@ -1,6 +1,7 @@
 """How a location is found in a model: by the structure of the model, not by a table of model families."""
 
 import difflib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,6 +51,7 @@ class Place:
 
     @property
     def is_block_output(self) -> bool:
+        """Whether it is what a block returns, not what is inside one."""
         return self.module is self.block and self.io == "output"
 
 
@@ -67,6 +69,7 @@ class Architecture:
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks of all stacks."""
         return tuple(block for stack in self.stacks for block in stack.blocks)
 
     def place(self, location: Location) -> Place:
@@ -76,23 +79,23 @@ class Architecture:
             InterventionError: no such module, stack or layer, or a model without blocks.
         """
         if location.module is not None:
-            return self._module(location)
+            return self._module(location.module, location.io)
         stack = self._stack(location)
-        block = stack.blocks[0 if location.layer is None else self._index(location, stack)]
+        block = stack.blocks[0 if location.layer is None else self._index(location.layer, stack)]
         io = "output" if location.site == "block_output" else "input"
         return Place(block, self.paths[block], io, block, self._mask(self.paths[block]))
 
-    def _module(self, location: Location) -> Place:
+    def _module(self, path: str, io: str) -> Place:
         modules = dict(self.model.named_modules())
-        module = modules.get(location.module)
+        module = modules.get(path)
         if module is None:
-            near = difflib.get_close_matches(location.module, modules, n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(path, modules, n=1, cutoff=0.0)[0]
             raise InterventionError(
-                f"module {location.module!r} does not exist in this {model_name(self.model)}; did you mean {near!r}? "
+                f"module {path!r} does not exist in this {model_name(self.model)}; did you mean {near!r}? "
                 "describe(model) lists the paths."
             )
-        inside = (block for block in self.blocks if f"{location.module}.".startswith(f"{self.paths[block]}."))
-        return Place(module, location.module, location.io, next(inside, None), self._mask(location.module))
+        inside = (block for block in self.blocks if f"{path}.".startswith(f"{self.paths[block]}."))
+        return Place(module, path, io, next(inside, None), self._mask(path))
 
     def _mask(self, path: str) -> str:
         """Encoder–decoder models have a mask for each side."""
@@ -111,7 +114,11 @@ class Architecture:
             if location.stack not in names:
                 raise InterventionError(
                     f"stack {location.stack!r} does not exist in this {model_name(self.model)}: "
-                    + (f"its stacks are {', '.join(names)}." if len(names) > 1 else "it has one stack; leave stack out.")
+                    + (
+                        f"its stacks are {', '.join(names)}."
+                        if len(names) > 1
+                        else "it has one stack; leave stack out."
+                    )
                 )
             return self.stacks[names.index(location.stack)]
         if len(names) > 1:
@@ -123,15 +130,15 @@ class Architecture:
             )
         return self.stacks[0]
 
-    def _index(self, location: Location, stack: Stack) -> int:
+    def _index(self, layer: int, stack: Stack) -> int:
         count = len(stack.blocks)
-        if not -count <= location.layer < count:
+        if not -count <= layer < count:
             which = f" {stack.name}" if len(self.stacks) > 1 else ""
             raise InterventionError(
-                f"Location(layer={location.layer}) is out of range: this {model_name(self.model)} has {count}{which} "
+                f"Location(layer={layer}) is out of range: this {model_name(self.model)} has {count}{which} "
                 f"layers (0 to {count - 1}, or -1 for the last)."
             )
-        return location.layer % count
+        return layer % count
 
 
 def architecture(model: nn.Module) -> Architecture:
@@ -153,7 +160,9 @@ def architecture(model: nn.Module) -> Architecture:
     counted = [(path, blocks) for path, blocks in lists if len(blocks) in counts]
     lists = counted or lists
     names = _names([path for path, _ in lists])
-    return Architecture(model, tuple(Stack(name, path, blocks) for name, (path, blocks) in zip(names, lists, strict=True)))
+    return Architecture(
+        model, tuple(Stack(name, path, blocks) for name, (path, blocks) in zip(names, lists, strict=True))
+    )
 
 
 def model_name(model: nn.Module) -> str:
@@ -171,7 +180,9 @@ def describe(model: nn.Module) -> str:
         prefix = f"{stack.name}/" if len(found.stacks) > 1 else ""
         kinds = ", ".join(dict.fromkeys(type(block).__name__ for block in stack.blocks))
         lines.append(f"  {prefix}block_output.0 … {prefix}block_output.{last}   {stack.path} ({kinds})")
-        lines.append(f"  {prefix}block_input.0 … {prefix}block_input.{last}, {prefix}embedding (= the input of block 0)")
+        lines.append(
+            f"  {prefix}block_input.0 … {prefix}block_input.{last}, {prefix}embedding (= the input of block 0)"
+        )
     lines.append("  by path, as Location(module='…'), with io='output' or 'input':")
     inside = [path for path, module in model.named_modules() if path and _addressable(module)]
     repeated = [f"{found.paths[block]}." for stack in found.stacks for block in stack.blocks[1:]]
@@ -183,7 +194,7 @@ def _addressable(module: nn.Module) -> bool:
     return not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
-def _outermost(module: nn.Module, path: str):
+def _outermost(module: nn.Module, path: str) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
     """`(path, blocks)` of each list of blocks that lies in no other, in order."""
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name

@@ -11,10 +11,11 @@ _FEATURE_MAPS = {3: "b d x", 4: "b d x y", 5: "b d x y z"}
 
 
 def axes_of(module: nn.Module, state: Tensor) -> str:
-    """The axes of `state`, which `module` gave or was given, as an einops pattern of b (example), d (dim) and positions.
+    """The axes of `state`, which `module` gave or was given, as an einops pattern: b example, d dim, others positions.
 
-    `[batch, dims]` and `[batch, token, dims]`; four and five axes are feature maps with channels second, as are the three
-    axes of one-dimensional convolutions; recurrent and attention modules that are not `batch_first` have time first.
+    `[batch, dims]` and `[batch, token, dims]`; four and five axes are feature maps with channels second, as are the
+    three axes of one-dimensional convolutions; recurrent and attention modules that are not `batch_first` have time
+    first.
 
     Raises:
         InterventionError: fewer than two axes, or more than five.
@@ -26,8 +27,8 @@ def axes_of(module: nn.Module, state: Tensor) -> str:
     pattern = {2: "b d", 3: "b t d", **{n: p for n, p in _FEATURE_MAPS.items() if n > 3}}.get(state.ndim)
     if pattern is None:
         raise InterventionError(
-            f"{type(module).__name__} gives a tensor of shape {list(state.shape)}, whose examples and dims cannot be told "
-            "apart; name a place with [batch, dims], [batch, token, dims] or [batch, channels, …]."
+            f"{type(module).__name__} gives a tensor of shape {list(state.shape)}, whose examples and dims cannot be "
+            "told apart; name a place with [batch, dims], [batch, token, dims] or [batch, channels, …]."
         )
     return pattern
 

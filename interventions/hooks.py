@@ -1,7 +1,7 @@
 """The one file that touches hooks, `forward` and other attributes of the user's model.
 
-A `Scope` is what one open block does to one model. It acts only in the context (thread, task) that opened it: every hook
-asks a ContextVar first. When it closes, the model is as it was.
+A `Scope` is what one open block does to one model. It acts only in the context (thread, task) that opened it: every
+hook asks a ContextVar first. When it closes, the model is as it was.
 """
 
 import threading
@@ -11,10 +11,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
+from itertools import count
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
+from torch.nn.utils.rnn import PackedSequence
 
 from interventions.errors import InterventionError
 
@@ -28,11 +31,27 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Tap:
-    """A function on the input or output of a module: it gets the hidden state and its scope, and returns a new state or None."""
+    """A function on the input or output of a module: from the hidden state and its scope to a new state, or None."""
 
     module: nn.Module
     io: str
     function: Callable[[Tensor, "Scope"], Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of the model that is going on.
+
+    Attributes:
+        arguments: what it was called with, by name.
+        past: how many tokens its cache held at the start.
+        outer: the call during which this one was made, if any.
+    """
+
+    arguments: Mapping[str, object]
+    past: int
+    outer: "Call | None"
+    number: int = field(default_factory=count().__next__)
 
 
 @dataclass(eq=False)
@@ -43,8 +62,9 @@ class Scope:
         taps: the functions, in the order in which they act on one place.
         raw_outputs: called with a module and what its forward returned, before any hook saw it; for `watched` modules.
         replay: asked for what `forward` of a `replayed` module returns; it may raise `LookupError` to have it run.
-        arguments: what the model was called with, by name; None outside a call.
         generator: of the operators, so that a recomputed forward draws what the first one drew.
+        outside: in a resumed run, the states that the default generators have outside of it, from which operators draw.
+        call: the call of the model that is going on.
     """
 
     model: nn.Module
@@ -54,7 +74,8 @@ class Scope:
     replayed: Sequence[nn.Module] = ()
     replay: Callable[[nn.Module], object] | None = None
     generator: torch.Generator | None = None
-    arguments: Mapping[str, object] | None = None
+    outside: Mapping[torch.device, Tensor] | None = None
+    call: Call | None = None
     recomputing: bool = False
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _users: int = 0
@@ -92,7 +113,9 @@ class Scope:
             if module._compiled_call_impl is not None and any(inner in touched for inner in module.modules()):
                 self._closers.append(_override(module, "_compiled_call_impl", lambda original: None))
             if _CHECKPOINTING in vars(module):
-                self._closers.append(_override(module, _CHECKPOINTING, lambda original: partial(_checkpointing, original)))
+                self._closers.append(
+                    _override(module, _CHECKPOINTING, lambda original: partial(_checkpointing, original))
+                )
 
     def _keep(self, handle: torch.utils.hooks.RemovableHandle) -> None:
         self._closers.append(handle.remove)
@@ -102,16 +125,20 @@ class Scope:
         """Whether the scope was opened in this context."""
         return self in _open.get()
 
-    def _enter_model(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
+    # torch adds a hook in two steps, so another thread may call it without kwargs in between: hence their default.
+    def _enter_model(self, model: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         if self.is_open:
-            self.arguments = _named(model, args, kwargs)
+            arguments = _named(model, args, kwargs or {})
+            cache = arguments.get("past_key_values")
+            past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+            self.call = Call(arguments, past, self.call)
 
     def _leave_model(self, model: nn.Module, args: tuple, output: object) -> None:
-        if self.is_open:
-            self.arguments = None
+        if self.is_open and self.call is not None:
+            self.call = self.call.outer
 
     def _raw(self, module: nn.Module, args: tuple, output: object) -> None:
-        if self.is_open and not self.recomputing:
+        if self.raw_outputs is not None and self.is_open and not self.recomputing:
             self.raw_outputs(module, output)
 
 
@@ -135,10 +162,36 @@ def opened(scope: Scope) -> Iterator[Scope]:
         scope.release()
 
 
+@contextmanager
+def until_stopped() -> Iterator[None]:
+    """Run until `Stopped` is raised, or to the end."""
+    before = [(scope, scope.call) for scope in _open.get()]
+    try:
+        yield
+    except Stopped:
+        for scope, going_on in before:  # torch calls no hook of the model when a BaseException passes
+            scope.call = going_on
+
+
 def open_scopes(model: nn.Module) -> tuple[Scope, ...]:
     """The scopes that act on `model` or on a part of it in this context, outermost first."""
     parts = set(model.modules())
     return tuple(scope for scope in _open.get() if scope.model in parts or model in set(scope.model.modules()))
+
+
+def user_hooks(model: nn.Module) -> tuple[int, ...]:
+    """What tells the hooks on `model` that are not ours from other such hooks."""
+    return tuple(
+        id(hook)
+        for module in model.modules()
+        for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        for hook in list(hooks.values())  # at once: other threads add theirs
+        if not _is_ours(hook)
+    )
+
+
+def _is_ours(hook: Callable) -> bool:
+    return getattr(hook, "func", None) in (_on_input, _on_output) or isinstance(getattr(hook, "__self__", None), Scope)
 
 
 def recomputes() -> bool:
@@ -150,11 +203,13 @@ def hidden(value: object) -> Tensor | None:
     """The hidden state in what a module returned: the tensor itself or the first tensor of a tuple, list or mapping."""
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, PackedSequence):
+        return None
     entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
     return next((entry for entry in entries if isinstance(entry, Tensor)), None)
 
 
-def with_hidden(value: object, new: Tensor) -> object:
+def with_hidden(value: Any, new: Tensor) -> object:
     """A copy of `value` with its hidden state replaced."""
     if isinstance(value, Tensor):
         return new
@@ -171,6 +226,7 @@ def _on_output(scope: Scope, function: Callable, module: nn.Module, args: tuple,
         return None
     state = hidden(output)
     if state is None:
+        _check_packed(module, output)
         raise InterventionError(
             f"{type(module).__name__} returned {type(output).__name__}, which holds no tensor; name a place inside it."
         )
@@ -178,21 +234,34 @@ def _on_output(scope: Scope, function: Callable, module: nn.Module, args: tuple,
     return None if new is None else with_hidden(output, new)
 
 
-def _on_input(scope: Scope, function: Callable, module: nn.Module, args: tuple, kwargs: dict) -> object:
-    if not scope.is_open:
+def _on_input(scope: Scope, function: Callable, module: nn.Module, args: tuple, kwargs: dict | None = None) -> object:
+    if not scope.is_open or kwargs is None:
         return None
     if isinstance(args[0] if args else None, Tensor):
         new = function(args[0], scope)
         return None if new is None else ((new, *args[1:]), kwargs)
-    name = "hidden_states" if "hidden_states" in kwargs else next(
-        (key for key, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point()), None
+    name = (
+        "hidden_states"
+        if "hidden_states" in kwargs
+        else next(
+            (key for key, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point()), None
+        )
     )
     if name is None:
+        _check_packed(module, args)
         raise InterventionError(
             f"{type(module).__name__} was called without a tensor to read or write; use io='output'."
         )
     new = function(kwargs[name], scope)
     return None if new is None else (args, {**kwargs, name: new})
+
+
+def _check_packed(module: nn.Module, value: object) -> None:
+    if any(isinstance(entry, PackedSequence) for entry in (value, *(value if isinstance(value, tuple) else ()))):
+        raise InterventionError(
+            f"{type(module).__name__} takes and gives a PackedSequence, in which examples and tokens cannot be told "
+            "apart; call it on a padded tensor."
+        )
 
 
 def _named(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
@@ -218,14 +287,14 @@ def arguments_of(model: nn.Module, inputs: object) -> Mapping[str, object]:
     return _named(model, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
-# --- attributes of the model that are replaced while somebody needs it -------------------------------------------------
+# --- attributes of the model that are replaced while somebody needs it ------------------------------------------------
 
 _lock = threading.RLock()
 _missing = object()
 _overrides: dict[tuple[int, str], list] = {}
 
 
-def _override(module: nn.Module, name: str, make: Callable[[object], object]) -> Callable[[], None]:
+def _override(module: nn.Module, name: str, make: Callable[[Any], object]) -> Callable[[], None]:
     """Replace an instance attribute by `make(original)`; returns what undoes it.
 
     Shared by all that need it: the first puts it in place and the last takes it away, in whatever order they end. The
@@ -270,7 +339,7 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
     scopes = _open.get()
     if not scopes:
         return original(function, *args, **kwargs)
-    states = [(scope, scope.arguments, _state(scope.generator)) for scope in scopes]
+    states = [(scope, scope.call, scope.outside, _state(scope.generator)) for scope in scopes]
 
     def again(*args: object, **kwargs: object) -> object:
         if not recomputes():
@@ -282,22 +351,22 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
 
 
 @contextmanager
-def _reopened(states: list[tuple[Scope, Mapping | None, Tensor | None]]) -> Iterator[None]:
-    now = [(scope, scope.arguments, _state(scope.generator), scope.recomputing) for scope, *_ in states]
+def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | None]]) -> Iterator[None]:
+    now = [(scope, scope.call, scope.outside, _state(scope.generator), scope.recomputing) for scope, *_ in states]
     before = _open.get()
-    for scope, arguments, state in states:
+    for scope, going_on, outside, state in states:
         scope.acquire()
-        scope.arguments, scope.recomputing = arguments, True
-        if state is not None:
+        scope.call, scope.outside, scope.recomputing = going_on, outside, True
+        if scope.generator is not None and state is not None:
             scope.generator.set_state(state)
     _open.set(tuple(scope for scope, *_ in states))
     try:
         yield
     finally:
         _open.set(before)
-        for scope, arguments, state, recomputing in now:
-            scope.arguments, scope.recomputing = arguments, recomputing
-            if state is not None:
+        for scope, going_on, outside, state, recomputing in now:
+            scope.call, scope.outside, scope.recomputing = going_on, outside, recomputing
+            if scope.generator is not None and state is not None:
                 scope.generator.set_state(state)
             scope.release()
 
@@ -310,7 +379,8 @@ def _check_compiled(scope: Scope) -> None:
     parts = {scope.model, *(tap.module for tap in scope.taps)}
     for path, module in scope.model.named_modules():
         if isinstance(module, OptimizedModule) and any(inner in parts for inner in module.modules()):
+            name = path or "model"
             raise InterventionError(
-                f"{path or 'the model'} went through torch.compile(module), inside which hooks never fire; compile in place "
-                f"with {path or 'model'}.compile(), or pass the original: {path or 'model'}{'.' if path else '.'}_orig_mod."
+                f"{path or 'the model'} went through torch.compile(module), inside which hooks never fire; compile in "
+                f"place with {name}.compile(), or pass the original: {name}._orig_mod."
             )

@@ -96,8 +96,8 @@ class Location:
     def parse(cls, text: str) -> "Location":
         """The location that `str` wrote as `text`.
 
-        >>> Location.parse("encoder/block_output.3[dims=0,5]")
-        Location(3, dims=(0, 5), stack='encoder')
+        >>> Location.parse("encoder/block_output.3[dims=0,5,6]")
+        Location(3, dims=(0, 5, 6), stack='encoder')
         """
         match = _TEXT.fullmatch(text.strip())
         if match is None:
@@ -158,7 +158,9 @@ def _check_module(location: Location) -> None:
 
 def _layer(layer: int) -> int:
     if isinstance(layer, bool) or not hasattr(layer, "__index__"):
-        raise InterventionError(f"layer={layer!r} is not a whole number; write Location(3), or Location(-1) for the last.")
+        raise InterventionError(
+            f"layer={layer!r} is not a whole number; write Location(3), or Location(-1) for the last."
+        )
     return index(layer)
 
 
@@ -167,11 +169,18 @@ def _dims(dims: Iterable[int] | slice | int) -> Dims:
     try:
         if isinstance(dims, slice):
             if dims.stop is None:
-                raise InterventionError(f"dims={dims!r} has no end; a location knows no width: write dims=range(0, 64).")
+                raise InterventionError(
+                    f"dims={dims!r} has no end; a location knows no width: write dims=range(0, 64)."
+                )
             dims = range(dims.start or 0, dims.stop, dims.step or 1)
-        numbers = tuple(index(d) for d in (dims if isinstance(dims, Iterable) else (dims,)))
+        given = tuple(dims if isinstance(dims, Iterable) else (dims,))
+        if any(isinstance(d, bool) for d in given):
+            raise TypeError("a list of bools would be taken for 0 and 1")
+        numbers = tuple(map(index, given))
     except TypeError as error:
-        raise InterventionError(f"dims={dims!r} are not whole numbers; write dims=range(0, 64) or dims=[1, 5].") from error
+        raise InterventionError(
+            f"dims={dims!r} are not whole numbers; write dims=range(0, 64) or dims=[1, 5]."
+        ) from error
     if not numbers:
         raise InterventionError(f"dims={dims!r} selects nothing; leave dims out for all of them.")
     if min(numbers) < 0:
@@ -202,4 +211,6 @@ def _parse_dims(units: str | None, text: str) -> Dims | None:
     except (ValueError, TypeError) as error:
         if isinstance(error, InterventionError):
             raise
-        raise InterventionError(f"[{units}] in {text!r} is not a selection; write [dims=0:64] or [dims=1,5].") from error
+        raise InterventionError(
+            f"[{units}] in {text!r} is not a selection; write [dims=0:64] or [dims=1,5]."
+        ) from error

@@ -1,6 +1,7 @@
 """What is written: operators are pure functions `(base, source, generator) -> value` on `[..., dims]` vectors.
 
-A callable of one's own with that signature is an operator too; set `needs_source = True` on it to be given a source.
+A callable of one's own with that signature is an operator too: it is given a source where there is one, and always with
+`needs_source = True` set on it.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ class Swap:
     needs_source: ClassVar[bool] = True
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return source
+        return _given(self, source)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Interpolate:
     needs_source: ClassVar[bool] = True
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return torch.lerp(base, source, self.weight)
+        return torch.lerp(base, _given(self, source), self.weight)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,11 @@ class Mean:
         return self.value is None
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        mean = reduce(source, "... d -> d", "mean") if self.value is None else _fitted(self, self.value, base)
+        mean = (
+            reduce(_given(self, source), "... d -> d", "mean")
+            if self.value is None
+            else _fitted(self, self.value, base)
+        )
         return mean.expand_as(base)
 
 
@@ -120,6 +125,14 @@ class Mixup:
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return self.keep * base + (1 - self.keep) * _gaussian(self, base, generator)
+
+
+def _given(op: object, source: Tensor | None) -> Tensor:
+    if source is None:
+        raise InterventionError(
+            f"{type(op).__name__} takes from a source and none was given; pass source=inputs or a Run."
+        )
+    return source
 
 
 def _gaussian(op: Noise | Mixup, base: Tensor, generator: torch.Generator | None) -> Tensor:

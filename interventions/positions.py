@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -28,9 +29,9 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
     """The places that `positions` names among the real tokens.
 
     Args:
-        positions: an int (−1 is the last real token), a slice, a list or 1-D tensor of ints (the same for every example), a
-            `[batch, k]` integer tensor or a list of `batch` lists (each example's own), all counted over the real
-            tokens of each example, left or right padded; or a `[batch, token]` boolean mask over all columns.
+        positions: an int (−1 is the last real token), a slice, a list or 1-D tensor of ints (the same for every
+            example), a `[batch, k]` integer tensor or a list of `batch` lists (each example's own), all counted over
+            the real tokens of each example, left or right padded; or a `[batch, token]` boolean mask over all columns.
         real: True where a token is not padding.
 
     Raises:
@@ -39,9 +40,11 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
     if isinstance(positions, Tensor) and positions.dtype == torch.bool:
         return _from_mask(positions, real)
     numbers, rows = _numbers(positions, real)
+    if not numbers.numel():
+        raise InterventionError(f"positions={_short(positions)} selects nothing; leave positions out for all of them.")
     lengths = real.sum(1)[rows]
     absolute = torch.where(numbers < 0, numbers + lengths, numbers)
-    _check_range(positions, numbers, rows, lengths, (absolute < 0) | (absolute >= lengths), real.shape[1])
+    _check_range(positions, numbers, rows, lengths, real.shape[1])
     # The j-th real token of a row stands in the column where the running count of real tokens first reaches j + 1.
     order = torch.argsort((~real).int(), dim=1, stable=True)
     columns = order[rows, absolute]
@@ -62,7 +65,8 @@ def _from_mask(mask: Tensor, real: Tensor) -> Selection:
         row = int(on_padding.nonzero()[0])
         raise InterventionError(
             f"positions (a mask) names padding in {int(on_padding.sum())} of {len(real)} examples (first: row {row}, "
-            f"length {int(real[row].sum())}); combine it with the attention mask: positions=mask & attention_mask.bool()."
+            f"length {int(real[row].sum())}); combine it with the attention mask: positions=mask & "
+            "attention_mask.bool()."
         )
     if not mask.any():
         raise InterventionError("positions is a mask that selects nothing; set at least one entry to True.")
@@ -84,7 +88,8 @@ def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
     elif isinstance(positions, Tensor) and not positions.is_floating_point() and positions.ndim == 2:
         if len(positions) != batch:
             raise InterventionError(
-                f"positions has shape {list(positions.shape)} for a batch of {batch}; give one row an example: [{batch}, k]."
+                f"positions has shape {list(positions.shape)} for a batch of {batch}; give one row an example: "
+                f"[{batch}, k]."
             )
         rows = torch.arange(batch, device=device).repeat_interleave(positions.shape[1])
         return positions.to(device).long().flatten(), rows
@@ -94,7 +99,7 @@ def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor([p for row in per_row for p in row], device=device, dtype=torch.long), rows
 
 
-def _rows_of(positions: Positions, batch: int) -> list[list[int]]:
+def _rows_of(positions: Any, batch: int) -> list[list[int]]:
     if isinstance(positions, Tensor):
         if positions.is_floating_point() or positions.ndim > 1:
             raise InterventionError(
@@ -105,25 +110,32 @@ def _rows_of(positions: Positions, batch: int) -> list[list[int]]:
     if isinstance(positions, int) and not isinstance(positions, bool):
         return [[positions]] * batch
     try:
-        if all(isinstance(p, Sequence | range) for p in positions):
+        if isinstance(positions, str):
+            raise TypeError("a string is a sequence too")
+        if len(positions) and all(isinstance(p, Sequence | range) for p in positions):
             if len(positions) != batch:
                 raise InterventionError(
                     f"positions lists {len(positions)} examples and the batch has {batch}; give one list an example."
                 )
-            per_row = [[p.__index__() for p in row] for row in positions]
+            per_row = [[_whole(p) for p in row] for row in positions]
         else:
-            per_row = [[p.__index__() for p in positions]] * batch
+            per_row = [[_whole(p) for p in positions]] * batch
     except (TypeError, AttributeError) as error:
         raise InterventionError(
-            f"positions={_short(positions)} is not understood; give an int, a slice, a list, a [batch, k] tensor, a list "
-            "of lists or a boolean [batch, token] mask."
+            f"positions={_short(positions)} is not understood; give an int, a slice, a list, a [batch, k] tensor, a "
+            "list of lists or a boolean [batch, token] mask."
         ) from error
-    if not any(per_row):
-        raise InterventionError(f"positions={_short(positions)} selects nothing; leave positions out for all of them.")
     return per_row
 
 
-def _check_range(positions: Positions, numbers: Tensor, rows: Tensor, lengths: Tensor, wrong: Tensor, width: int) -> None:
+def _whole(number: Any) -> int:
+    if isinstance(number, bool):
+        raise TypeError("a list of bools would be taken for 0 and 1")
+    return number.__index__()
+
+
+def _check_range(positions: Positions, numbers: Tensor, rows: Tensor, lengths: Tensor, width: int) -> None:
+    wrong = (numbers < -lengths) | (numbers >= lengths)
     if not wrong.any():
         return
     first = int(wrong.nonzero()[0])
@@ -132,7 +144,8 @@ def _check_range(positions: Positions, numbers: Tensor, rows: Tensor, lengths: T
     fault = "padding" if -width <= number < width else "no token"
     raise InterventionError(
         f"positions={_short(positions)} names {fault} in {len(examples)} of {int(rows.max()) + 1} examples (first: "
-        f"position {number} of row {row}, length {length}); count from the end with positions=-1, or give each row its own."
+        f"position {number} of row {row}, length {length}); count from the end with positions=-1, or give each row "
+        "its own."
     )
 
 

@@ -1,15 +1,16 @@
 """What the blocks of a model returned in one run, call by call, and how a later run takes it up from there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Tap, hidden, open_scopes
+from interventions.hooks import Scope, Tap, hidden, open_scopes, user_hooks
 
 
 @dataclass(eq=False)
@@ -19,7 +20,7 @@ class BlockCall:
     Attributes:
         raw: what its forward returned, before any hook.
         state: its hidden state after all hooks, None until they ran.
-        versions: of the tensors in both; another version means that the model went on in place.
+        versions: of the tensors in both; another version means that a hook or the model went on in place.
         random: states of the default generators when it ended; None in eval mode.
     """
 
@@ -27,26 +28,42 @@ class BlockCall:
     raw: object
     state: Tensor | None = None
     versions: tuple[int, ...] = ()
-    random: dict[str, Tensor] | None = None
+    random: dict[torch.device, Tensor] | None = None
 
     @property
     def is_intact(self) -> bool:
+        """Whether nobody wrote into what it returned."""
         return self.versions == _versions(self.raw, self.state)
 
 
 @dataclass(eq=False)
 class Recording:
-    """The block calls of one run in order, and what the model was then."""
+    """The block calls of one run in order, and what the model was then.
+
+    Attributes:
+        random: states of the default generators when the run began; None in eval mode.
+        scopes, hooks: the blocks open on the model and the hooks of the user.
+    """
 
     found: Architecture
+    random: dict[torch.device, Tensor] | None = None
     calls: list[BlockCall] = field(default_factory=list)
-    stamp: tuple = ()
     scopes: tuple[Scope, ...] = ()
+    hooks: tuple[int, ...] = ()
+    _given: Tensor | None = field(default=None, repr=False)
+
+    @classmethod
+    def begin(cls, found: Architecture) -> "Recording":
+        """The recording of a run that begins now."""
+        training = any(module.training for module in found.model.modules())
+        devices = {torch.device("cpu"), *(p.device for p in found.model.parameters() if p.device.type == "cuda")}
+        return cls(found, random_states(devices) if training else None)
 
     def raw_output(self, module: nn.Module, output: object) -> None:
         """Note what a block returned."""
-        training = self.found.model.training
-        self.calls.append(BlockCall(module, output, random=random_states(hidden(output)) if training else None))
+        random = None if self.random is None else random_states(self.random)
+        self._given = hidden(output)
+        self.calls.append(BlockCall(module, own(output), versions=_versions(output), random=random))
 
     def taps(self) -> list[Tap]:
         """What notes the hidden states after the hooks of the user."""
@@ -55,22 +72,36 @@ class Recording:
     def _state(self, state: Tensor, scope: Scope) -> None:
         if not scope.recomputing:
             last = self.calls[-1]
-            last.state, last.versions = state, _versions(last.raw, state)
+            last.state = hidden(last.raw) if state is self._given else own(state)
+            last.versions += _versions(state)
+            self._given = None
+
+    def detach(self) -> "Recording":
+        """The same recording, cut off from the graph."""
+        cut = [replace(call, raw=detached(call.raw), state=detached(call.state)) for call in self.calls]
+        return replace(self, calls=cut)
 
     def close(self) -> None:
-        """Note what the model and the open blocks are at the end of the run."""
-        self.stamp, self.scopes = stamp(self.found.model), open_scopes(self.found.model)
+        """Note the open blocks and the hooks at the end of the run."""
+        self.scopes, self.hooks = open_scopes(self.found.model), user_hooks(self.found.model)
 
     def state(self, place: Place) -> Tensor | None:
         """The output of a block, if it ran once and nobody wrote into it since."""
-        calls = [call for call in self.calls if call.block is place.block] if place.is_block_output else []
-        return calls[0].state if len(calls) == 1 and calls[0].is_intact else None
+        if not place.is_block_output or not self.runs_once(place):
+            return None
+        call = next(call for call in self.calls if call.block is place.block)
+        return call.state if call.is_intact else None
 
-    def reusable(self, places: Sequence[Place]) -> int:
-        """How many of the calls come before anything that is written at `places`, so that they need not run again."""
-        if self.scopes != open_scopes(self.found.model):
+    def runs_once(self, place: Place) -> bool:
+        """Whether the place is that of a block which ran once."""
+        return place.module is place.block and sum(call.block is place.block for call in self.calls) == 1
+
+    def reusable(self, writes: Sequence[Place], reads: Sequence[Place] = ()) -> int:
+        """How many of the calls come before any block that is written, or read inside, and need not run again."""
+        if self.scopes != open_scopes(self.found.model) or self.hooks != user_hooks(self.found.model):
             return 0
-        count = min((self._before(place) for place in places), default=0)
+        inside = [place for place in reads if place.block not in (None, place.module)]
+        count = min(map(self._before, [*writes, *inside]), default=0)
         return count if all(call.is_intact for call in self.calls[:count]) else 0
 
     def _before(self, place: Place) -> int:
@@ -79,31 +110,22 @@ class Recording:
             return 0
         return first + 1 if place.is_block_output else first
 
-    def check_fresh(self) -> None:
-        """Raise if the weights or the mode of the model changed since the run."""
-        if self.stamp != stamp(self.found.model):
-            raise InterventionError(
-                "the base run is older than the model: its weights or its train/eval mode changed since; run it again: "
-                "base = run(model, inputs)."
-            )
-
 
 @dataclass(eq=False)
 class Replay:
     """Gives the first `count` recorded calls to the blocks that would run; the rest runs.
 
-    In train mode the default generators are set, at the end of the last recorded call, to where they were then, so that
-    dropout above is that of the base run; operators go on drawing from the generators as they were before.
+    In train mode the default generators are set, at the start and at the end of each recorded call, to where they were
+    then, so that dropout elsewhere is that of the base run; operators draw from the generators as they were before.
     """
 
     recording: Recording
     count: int
     done: int = 0
-    outside: dict[str, Tensor] | None = None
-    inside: bool = False
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
+        """The blocks that are skipped at least once."""
         return tuple(dict.fromkeys(call.block for call in self.recording.calls[: self.count]))
 
     def __call__(self, module: nn.Module) -> object:
@@ -115,55 +137,72 @@ class Replay:
                 "the blocks ran in another order than in the base run (layer drop?); pass resume=False."
             )
         self.done += 1
-        if self.done == self.count and call.random is not None:
+        if call.random is not None:
             set_random_states(call.random)
-            self.inside = True
-        return call.raw
+        return own(call.raw)
 
     @contextmanager
-    def surrounding(self) -> Iterator[None]:
+    def surrounding(self, scope: Scope) -> Iterator[None]:
         """Leave the default generators as they were, but for what operators draw."""
-        training = self.count > 0 and self.recording.calls[0].random is not None
-        self.outside = random_states(hidden(self.recording.calls[0].raw)) if training else None
-        try:
-            yield
-        finally:
-            if self.outside is not None:
-                set_random_states(self.outside)
-
-    @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """Let an operator draw from the generators as they are outside of the resumed run."""
-        if not self.inside:
+        if self.recording.random is None:
             yield
             return
-        inner = random_states(hidden(self.recording.calls[0].raw))
-        set_random_states(self.outside)
+        scope.outside = random_states(self.recording.random)
+        set_random_states(self.recording.random)
         try:
             yield
         finally:
-            self.outside = random_states(hidden(self.recording.calls[0].raw))
-            set_random_states(inner)
+            set_random_states(scope.outside)
 
 
-def stamp(model: nn.Module) -> tuple:
+@contextmanager
+def drawing(scope: Scope) -> Iterator[None]:
+    """Let an operator draw from the default generators as they are outside of a resumed run."""
+    if scope.outside is None:
+        yield
+        return
+    inside = random_states(scope.outside)
+    set_random_states(scope.outside)
+    try:
+        yield
+    finally:
+        scope.outside = random_states(scope.outside)
+        set_random_states(inside)
+
+
+def stamp(model: nn.Module) -> int:
     """What changes when weights are updated or a module goes from train to eval mode."""
-    versions = sum(0 if p.is_inference() else p._version for p in model.parameters())
-    return versions, hash(tuple(module.training for module in model.modules()))
+    return hash((_versions(*model.parameters()), tuple(module.training for module in model.modules())))
 
 
-def random_states(near: Tensor | None) -> dict[str, Tensor]:
-    """The states of torch's default generators: the CPU's and that of the device where `near` is."""
-    states = {"cpu": torch.get_rng_state()}
-    if near is not None and near.device.type == "cuda":
-        states[str(near.device)] = torch.cuda.get_rng_state(near.device)
-    return states
+def random_states(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
+    """The states of torch's default generators."""
+    return {at: torch.get_rng_state() if at.type == "cpu" else torch.cuda.get_rng_state(at) for at in devices}
 
 
-def set_random_states(states: Mapping[str, Tensor]) -> None:
+def set_random_states(states: Mapping[torch.device, Tensor]) -> None:
     """Set torch's default generators."""
     for device, state in states.items():
-        torch.set_rng_state(state) if device == "cpu" else torch.cuda.set_rng_state(state, device)
+        torch.set_rng_state(state) if device.type == "cpu" else torch.cuda.set_rng_state(state, device)
+
+
+def own(value: Any) -> Any:
+    """`value`, with copies of those tensors in which nobody could see that the model went on in place."""
+    return _mapped(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
+
+
+def detached(value: Any) -> Any:
+    """`value` with its tensors cut off from the graph."""
+    return _mapped(Tensor.detach, value)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        entries = {key: _mapped(function, entry) for key, entry in value.items()}
+        return type(value)(**entries) if hasattr(value, "to_tuple") else entries
+    return type(value)(_mapped(function, entry) for entry in value) if type(value) in (tuple, list) else value
 
 
 def _versions(*values: object) -> tuple[int, ...]:

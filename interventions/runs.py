@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +11,24 @@ from torch import Tensor, nn
 from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axes_of, to_vectors
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Stopped, Tap, arguments_of, call, hidden, opened
+from interventions.hooks import Scope, Stopped, Tap, arguments_of, call, opened, until_stopped
 from interventions.locations import Location, as_location
 from interventions.operators import Operator, Swap
 from interventions.positions import Positions
-from interventions.recordings import Recording, Replay
+from interventions.recordings import Recording, Replay, detached, drawing, stamp
 from interventions.writes import Source, Write, part_of
 
-Inputs = object  # a mapping (keywords), a tuple or list (positional arguments) or one tensor: what the model is called with
+Inputs = (
+    object  # a mapping (keywords), a tuple or list (positional arguments) or one tensor: what the model is called with
+)
+Fetch = Callable[[Location], Tensor]
 Where = Location | str | Iterable[Location | str] | Mapping[Location | str, object]
 
 
 class Activations(Mapping):
     """Location → activation, for the places that were asked for and, fetched on demand, for others of the same run."""
 
-    def __init__(self, locations: Iterable[Location], fetch=None) -> None:
+    def __init__(self, locations: Iterable[Location], fetch: Fetch | None = None) -> None:
         self._fetch = fetch
         self._states: dict[Location, list[Tensor]] = {location: [] for location in locations}
 
@@ -37,8 +41,8 @@ class Activations(Mapping):
         states = self._states[location]
         if len(states) != 1:
             raise InterventionError(
-                f"{location} ran {len(states)} times, so there is no one activation; take activations.calls({location!r}), "
-                "a list in the order of the calls."
+                f"{location} ran {len(states)} times, so there is no one activation; take "
+                f"activations.calls({location!r}), a list in the order of the calls."
             )
         return states[0]
 
@@ -67,8 +71,8 @@ class Run:
     Attributes:
         inputs: what the model was called with.
         output: what it returned.
-        activations: Location → activation. One that was not asked for is fetched: from what the blocks returned if the run kept
-            that, else by running again up to there.
+        activations: Location → activation. One that was not asked for is fetched: from what the blocks returned if the
+            run kept that, else by running again.
     """
 
     model: nn.Module
@@ -77,6 +81,18 @@ class Run:
     activations: Mapping[Location, Tensor] = field(repr=False)
     recording: Recording | None = field(default=None, repr=False)
     is_counterfactual: bool = False
+    _stamp: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        self._stamp = self._stamp or stamp(self.model)
+
+    def check_fresh(self) -> None:
+        """Raise if the weights or the mode of the model changed since the run."""
+        if self._stamp != stamp(self.model):
+            raise InterventionError(
+                "the run is older than the model: its weights or its train/eval mode changed since; run it again: "
+                "run(model, inputs)."
+            )
 
     @property
     def logits(self) -> Tensor:
@@ -105,12 +121,13 @@ class Run:
             return state.index_select(axes.split().index("b"), rows.to(state.device))
 
         taken, output = _Taken(self.activations, of_rows), _rows(_without_past(self.output), rows)
-        return Run(self.model, _rows(self.inputs, rows), output, taken, None, self.is_counterfactual)
+        return replace(self, inputs=_rows(self.inputs, rows), output=output, activations=taken, recording=None)
 
     def detach(self) -> "Run":
         """The same run, cut off from the graph."""
         cut = _Taken(self.activations, lambda location, state: state.detach())
-        return Run(self.model, self.inputs, _detached(self.output), cut, self.recording, self.is_counterfactual)
+        recording = None if self.recording is None else self.recording.detach()
+        return replace(self, output=detached(self.output), activations=cut, recording=recording)
 
 
 class _Taken(Activations):
@@ -161,7 +178,7 @@ def run(
     """
     _check_inputs(inputs)
     found = architecture(model)
-    recording = Recording(found) if resumable and found.stacks else None
+    recording = Recording.begin(found) if resumable and found.stacks else None
     activations, taps = _reading(found, _locations(at), detach, device)
     scope = _recorded(model, taps, recording)
     with opened(scope):
@@ -220,8 +237,8 @@ def intervene(
         at: a Location, or {Location: operator}; or give the fields of one location as keywords: `layer=3`.
         op: the operator, where `at` does not hold it. `Swap()` if a source is given.
         source: inputs or a Run that operators such as Swap take from, or {Location: inputs or Run}.
-        positions: which tokens to write, counted over real tokens (see `interventions.positions`); None is all of them. Or
-            {Location: positions}.
+        positions: which tokens to write, counted over real tokens (see `interventions.positions`); None is all of
+            them. Or {Location: positions}.
         source_positions: which tokens of the source to take, as many; None is those of `positions`.
         generator: for operators that draw; None is torch's default generator, as dropout uses.
 
@@ -229,12 +246,13 @@ def intervene(
         A handle that counts firings and the size of the change.
 
     Raises:
-        InterventionError: a place that does not exist, never ran, or does not fit its source; the model is left as it was.
+        InterventionError: a place that does not exist, never ran, or does not fit its source.
 
     Blocks nest: of two that write one place, the outer one writes first.
     """
     found = architecture(model)
-    writes = _writes(found, _pairs(at, op, source, location), source, positions, source_positions, generator)
+    where = dict(positions=positions, source_positions=source_positions)
+    writes = _writes(found, _pairs(at, op, source, location), source, **where, generator=generator)
     scope = Scope(model, [Tap(w.place.module, w.place.io, w) for w in writes], generator=generator)
     with opened(scope):
         yield Handle(tuple(writes))
@@ -257,8 +275,8 @@ def interchange(
     """The counterfactual run: `model` on the base, with the activations `at` the locations taken from the source.
 
     Args:
-        base: inputs, or a Run, from which the counterfactual then resumes at the first location written: blocks before it
-            return what the base run recorded.
+        base: inputs, or a Run, from which the counterfactual then resumes at the first location written: blocks before
+            it return what the base run recorded.
         source: inputs, a Run, or {Location: inputs or Run}; None for operators that need none. One forward for
             each distinct source, which stops after the last location read.
         at: a Location, several, or {Location: operator}.
@@ -273,22 +291,24 @@ def interchange(
     Source: Geiger et al. 2021 (arXiv:2106.02997), section 2.
     """
     found = architecture(model)
-    writes = _writes(found, _pairs(at, op, source, {}), source, positions, source_positions, generator)
+    where = dict(positions=positions, source_positions=source_positions)
+    writes = _writes(found, _pairs(at, op, source, {}), source, **where, generator=generator)
     recording = _resumable(base) if resume else None
     inputs = base.inputs if isinstance(base, Run) else base
     _check_inputs(inputs)
-    count = 0 if recording is None else recording.reusable([write.place for write in writes])
-    replay = Replay(recording, count) if count else None
-    activations, reads = _reading(found, _locations(record), False, None)
-    taps = [Tap(w.place.module, w.place.io, w if replay is None else _drawing(w, replay)) for w in writes]
-    again = Recording(found) if found.stacks else None
+    kept = _locations(record)
+    activations, reads = _reading(found, kept, False, None)
+    count = 0 if recording is None else recording.reusable([w.place for w in writes], [found.place(at) for at in kept])
+    replay = Replay(recording, count) if recording is not None and count else None
+    taps = [Tap(w.place.module, w.place.io, w if replay is None else _drawing(w)) for w in writes]
+    again = Recording.begin(found) if found.stacks else None
     scope = _recorded(model, [*taps, *reads], again)
     scope.generator = generator
     with ExitStack() as stack:
         if replay is not None:
             inputs = _without_cache(model, inputs)
             scope.replay, scope.replayed = replay, replay.blocks
-            stack.enter_context(replay.surrounding())
+            stack.enter_context(replay.surrounding(scope))
         stack.enter_context(opened(scope))
         output = call(model, inputs)
     _check_fired(writes, "the counterfactual run")
@@ -298,7 +318,7 @@ def interchange(
     return done
 
 
-# --- reading ------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _reading(
@@ -326,8 +346,8 @@ def _recorded(model: nn.Module, taps: list[Tap], recording: Recording | None) ->
     return Scope(model, [*taps, *recording.taps()], watched=recording.found.blocks, raw_outputs=recording.raw_output)
 
 
-def _read(model: nn.Module, inputs: Inputs, locations: list[Location]) -> Activations:
-    """The activations of a run that stops after the last of them."""
+def _read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: bool = True) -> Activations:
+    """The activations of a run that stops after the last of them, or does not because some may run again."""
     activations, taps = _reading(architecture(model), locations, False, None)
     missing = set(locations)
 
@@ -335,22 +355,19 @@ def _read(model: nn.Module, inputs: Inputs, locations: list[Location]) -> Activa
         def keep(state: Tensor, scope: Scope) -> None:
             tap.function(state, scope)
             missing.discard(location)
-            if not missing:
+            if early and not missing:
                 raise Stopped
 
         return Tap(tap.module, tap.io, keep)
 
     scope = Scope(model, [stopping(location, tap) for location, tap in zip(locations, taps, strict=True)])
-    try:
-        with opened(scope):
-            call(model, inputs)
-    except Stopped:
-        pass
+    with until_stopped(), opened(scope):
+        call(model, inputs)
     _check_ran(activations, "the source run")
     return activations
 
 
-def _fetcher(done: Run, found: Architecture, detach: bool, device: torch.device | str | None):
+def _fetcher(done: Run, found: Architecture, detach: bool, device: torch.device | str | None) -> Fetch:
     def fetch(location: Location) -> Tensor:
         place = found.place(location)
         whole = replace(location, dims=None)
@@ -359,7 +376,8 @@ def _fetcher(done: Run, found: Architecture, detach: bool, device: torch.device 
             state = done.activations[whole]
         if state is None:
             _check_repeatable(done, location)
-            state = _read(done.model, done.inputs, [whole])[whole]
+            early = done.recording is not None and done.recording.runs_once(place)
+            state = _read(done.model, done.inputs, [whole], early=early)[whole]
         state = part_of(state, location, place)
         state = state.detach() if detach else state
         return state if device is None else state.to(device)
@@ -370,21 +388,21 @@ def _fetcher(done: Run, found: Architecture, detach: bool, device: torch.device 
 def _check_repeatable(done: Run, location: Location) -> None:
     if done.is_counterfactual:
         raise InterventionError(
-            f"{location} was not recorded in this counterfactual run; ask for it: interchange(…, record=[{location!r}])."
+            f"{location} was not recorded in this counterfactual run; ask for it: interchange(…, "
+            f"record=[{location!r}])."
         )
     if done.model.training:
         raise InterventionError(
-            f"{location} was not recorded, and a model in train mode would draw other dropout when it runs again; ask for it: "
-            f"run(model, inputs, at=[{location!r}])."
+            f"{location} was not recorded, and a model in train mode would draw other dropout when it runs again; ask "
+            f"for it: run(model, inputs, at=[{location!r}])."
         )
-    if done.recording is not None:
-        done.recording.check_fresh()
+    done.check_fresh()
 
 
-# --- writing ------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _pairs(at: Where | None, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:
+def _pairs(at: Any, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:
     if (at is None) == (not fields):
         raise InterventionError(
             "give one place: intervene(model, Location(3), op=Zero()) or intervene(model, layer=3, op=Zero())"
@@ -415,13 +433,14 @@ def _checked(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
     for location, operator in pairs.items():
         if not callable(operator) or isinstance(operator, type):
             raise InterventionError(
-                f"{operator!r} at {location} is not an operator; write Swap(), Zero(), or a function (base, source, generator)."
+                f"{operator!r} at {location} is not an operator; write Swap(), Zero(), or a function (base, source, "
+                "generator)."
             )
     return pairs
 
 
 def _locations(at: Where) -> list[Location]:
-    places = [at] if isinstance(at, Location | str) else list(at)
+    places = [at] if isinstance(at, Location | str) or not isinstance(at, Iterable) else list(at)
     return list(dict.fromkeys(as_location(place) for place in places))
 
 
@@ -429,45 +448,50 @@ def _writes(
     found: Architecture,
     pairs: dict[Location, Operator],
     source: object,
+    *,
     positions: object,
     source_positions: object,
     generator: torch.Generator | None,
 ) -> list[Write]:
     places = {location: found.place(location) for location in pairs}
+    chosen, source_chosen = _of(positions, pairs), _of(source_positions, pairs)
     sources = _sources(found, pairs, places, source)
     return [
-        Write(
-            location,
-            places[location],
-            op,
-            _of(positions, location),
-            sources.get(location),
-            _of(source_positions, location),
-            generator,
-        )
-        for location, op in pairs.items()
+        Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator) for at, op in pairs.items()
     ]
 
 
-def _of(choice: object, location: Location) -> Positions:
-    return choice.get(location) if isinstance(choice, Mapping) else choice
+def _of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Positions]:
+    """The positions of each location, from {Location: positions} or one choice for all."""
+    if not isinstance(choice, Mapping):
+        return dict.fromkeys(pairs, choice)
+    named = {as_location(place): positions for place, positions in choice.items()}
+    unused = [location for location in named if location not in pairs]
+    if unused:
+        raise InterventionError(f"positions for {unused[0]} were given and nothing is written there; add it to at.")
+    return {location: named.get(location) for location in pairs}
 
 
 def _sources(
-    found: Architecture, pairs: dict[Location, Operator], places: dict[Location, Place], source: object
+    found: Architecture, pairs: dict[Location, Operator], places: dict[Location, Place], source: Any
 ) -> dict[Location, Source]:
     """The states that the operators take from, one forward for each distinct source."""
-    needing = [location for location, op in pairs.items() if getattr(op, "needs_source", False)]
-    by_location = source if _is_by_location(source) else dict.fromkeys(needing, source)
+    by_location = source if _is_by_location(source) else dict.fromkeys(pairs, source)
     by_location = {as_location(place): value for place, value in by_location.items()}
+    # An operator that does not say whether it needs a source takes one that is given.
+    needing = [at for at, op in pairs.items() if getattr(op, "needs_source", by_location.get(at) is not None)]
     absent = [location for location in needing if by_location.get(location) is None]
     if absent:
         raise InterventionError(
-            f"{type(pairs[absent[0]]).__name__} at {absent[0]} takes from a source and none was given; pass source=inputs or a Run."
+            f"{type(pairs[absent[0]]).__name__} at {absent[0]} takes from a source and none was given; pass "
+            "source=inputs or a Run."
         )
     unused = [location for location in by_location if location not in pairs]
     if unused:
         raise InterventionError(f"a source for {unused[0]} was given and nothing is written there; add it to at.")
+    if source is not None and not needing:
+        names = ", ".join(dict.fromkeys(type(op).__name__ for op in pairs.values()))
+        raise InterventionError(f"a source was given and {names} takes none; leave it out: source=None.")
     result: dict[Location, Source] = {}
     for given in {id(by_location[location]): by_location[location] for location in needing}.values():
         mine = [location for location in needing if by_location[location] is given]
@@ -486,14 +510,12 @@ def _sources(
 
 
 def _is_by_location(source: object) -> bool:
-    if not isinstance(source, Mapping) or not source:
-        return False
-    return all(isinstance(key, Location) for key in source)
+    return isinstance(source, Mapping) and any(isinstance(key, Location) for key in source)
 
 
-def _drawing(write: Write, replay: Replay):
+def _drawing(write: Write) -> Callable[[Tensor, Scope], Tensor]:
     def written(state: Tensor, scope: Scope) -> Tensor:
-        with replay.drawing():
+        with drawing(scope):
             return write(state, scope)
 
     return written
@@ -504,11 +526,10 @@ def _resumable(base: Inputs | Run) -> Recording | None:
         return None
     if base.is_counterfactual:
         raise InterventionError(
-            "the base is itself a counterfactual run; pass its base and all locations in one call: at={location: operator}, "
-            "source={location: source}; or resume=False inside a `with intervene(...)` block."
+            "the base is itself a counterfactual run; pass its base and all locations in one call: "
+            "at={location: operator}, source={location: source}; or resume=False inside a `with intervene(...)` block."
         )
-    if base.recording is not None:
-        base.recording.check_fresh()
+    base.check_fresh()
     return base.recording
 
 
@@ -518,17 +539,18 @@ def _resumable(base: Inputs | Run) -> Recording | None:
 def _check_inputs(inputs: Inputs) -> None:
     if isinstance(inputs, Mapping) and inputs.get("past_key_values") is not None:
         raise InterventionError(
-            "the inputs hold past_key_values, which a run changes, so they cannot be run twice; pass the whole sequence instead."
+            "the inputs hold past_key_values, which a run changes, so they cannot be run twice; pass the whole "
+            "sequence instead."
         )
 
 
 def _check_same_model(given: Run, model: nn.Module) -> None:
     if given.model is not model:
         raise InterventionError(
-            f"the source is a run of another model ({type(given.model).__name__}); run it on this one: run(model, inputs)."
+            f"the source is a run of another model ({type(given.model).__name__}); run it on this one: run(model, "
+            "inputs)."
         )
-    if isinstance(given.recording, Recording):
-        given.recording.check_fresh()
+    given.check_fresh()
 
 
 def _check_ran(activations: Activations, where: str) -> None:
@@ -562,7 +584,7 @@ def _without_past(output: object) -> object:
     return output
 
 
-def _rows(value: object, rows: Tensor) -> object:
+def _rows(value: Any, rows: Tensor) -> Any:
     """`value` for some examples: tensors are indexed along their first axis; what is no tensor or a scalar is kept."""
     if isinstance(value, Tensor):
         return value[rows.to(value.device)] if value.ndim else value
@@ -570,12 +592,3 @@ def _rows(value: object, rows: Tensor) -> object:
         taken = {key: _rows(entry, rows) for key, entry in value.items()}
         return type(value)(**taken) if hasattr(value, "to_tuple") else taken
     return type(value)(_rows(entry, rows) for entry in value) if type(value) in (tuple, list) else value
-
-
-def _detached(value: object) -> object:
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, Mapping):
-        cut = {key: _detached(entry) for key, entry in value.items()}
-        return type(value)(**cut) if hasattr(value, "to_tuple") else cut
-    return type(value)(_detached(entry) for entry in value) if type(value) in (tuple, list) else value

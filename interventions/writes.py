@@ -41,11 +41,13 @@ class Write:
     firings: int = 0
     changed: Tensor | None = field(default=None, repr=False)
     norm: Tensor | None = field(default=None, repr=False)
+    _last: int = field(default=-1, repr=False)
 
     def __call__(self, state: Tensor, scope: Scope) -> Tensor:
         mask = None if self.positions is None else mask_of(scope, self)
         new = self._written(state, mask)
         if not scope.recomputing:
+            self._check_once(scope)
             self.firings += 1
             self._measure(state, new)
         return new
@@ -53,7 +55,11 @@ class Write:
     @property
     def change(self) -> float:
         """Root mean square of the change, relative to that of what was there; 0 if it never ran."""
-        return 0.0 if self.changed is None else float((self.changed / self.norm.clamp_min(1e-30)).sqrt())
+        return (
+            0.0
+            if self.changed is None or self.norm is None
+            else float((self.changed / self.norm.clamp_min(1e-30)).sqrt())
+        )
 
     def _measure(self, state: Tensor, new: Tensor) -> None:
         with torch.no_grad():
@@ -86,7 +92,7 @@ class Write:
             )
         source = source.to(vectors.device)
         if getattr(self.op, "pools_source", False):
-            return _part(self._pooled(source), self.location)
+            return _part(self._pooled(source, self.source.mask), self.location)
         positions = self.positions if self.source_positions is None else self.source_positions
         if chosen is None and positions is None:
             self._check_shapes(vectors, source)
@@ -97,16 +103,17 @@ class Write:
         self._check_counts(chosen, selected, len(vectors), len(source))
         return _part(_at(source, selected), self.location)
 
-    def _pooled(self, source: Tensor) -> Tensor:
+    def _pooled(self, source: Tensor, mask: Tensor | None) -> Tensor:
         positions = self.source_positions if self.source_positions is not None else self.positions
-        if positions is None and self.source.mask is not None and source.ndim == 3:
-            return source[_fitting(self.source.mask, source, self.location)]
-        return _at(source, None if positions is None else self._select(positions, source, self.source.mask))
+        if positions is None and mask is not None and source.ndim == 3:
+            return source[_fitting(mask, source, self.location)]
+        return _at(source, None if positions is None else self._select(positions, source, mask))
 
     def _select(self, positions: Positions, vectors: Tensor, mask: Tensor | None) -> Selection:
         if vectors.ndim < 3:
             raise InterventionError(
-                f"{self.location} has no positions: its shape is {list(vectors.shape)}, [batch, dims]; leave positions out."
+                f"{self.location} has no positions: its shape is {list(vectors.shape)}, [batch, dims]; leave "
+                "positions out."
             )
         if mask is None:
             real = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
@@ -117,40 +124,55 @@ class Write:
     def _check_shapes(self, vectors: Tensor, source: Tensor) -> None:
         if source.shape != vectors.shape:
             raise InterventionError(
-                f"{self.location} has shape {list(vectors.shape)} in the base run and {list(source.shape)} in the source "
-                "run; pad both batches to one length, or say which tokens: positions=… and source_positions=…."
+                f"{self.location} has shape {list(vectors.shape)} in the base run and {list(source.shape)} in the "
+                "source run; pad both batches to one length, or say which tokens: positions=… and source_positions=…."
             )
 
     def _check_counts(self, chosen: Selection, selected: Selection, batch: int, source_batch: int) -> None:
         if source_batch != batch:
             raise InterventionError(
-                f"the base has {batch} examples and the source of {self.location} {source_batch}; give one source an example."
+                f"the base has {batch} examples and the source of {self.location} {source_batch}; give one source an "
+                "example."
             )
         counts, source_counts = chosen.counts(batch), selected.counts(batch)
         if not torch.equal(counts, source_counts):
             row = int((counts != source_counts).nonzero()[0])
             raise InterventionError(
-                f"positions selects {int(counts[row])} tokens of base row {row} and {int(source_counts[row])} of its source; "
-                "give source_positions=… with as many, e.g. a list of lists."
+                f"positions selects {int(counts[row])} tokens of base row {row} and {int(source_counts[row])} of its "
+                "source; give source_positions=… with as many, e.g. a list of lists."
+            )
+
+    def _check_once(self, scope: Scope) -> None:
+        again = scope.call is not None and scope.call.number == self._last
+        self._last = -1 if scope.call is None else scope.call.number
+        if again and self.source is not None and not getattr(self.op, "pools_source", False):
+            raise InterventionError(
+                f"{self.location} ran twice in one call of the model and its source holds one activation; name a "
+                "module that runs once, see describe(model)."
             )
 
     def _check_value(self, value: object, base: Tensor) -> None:
         if not isinstance(value, Tensor) or value.shape != base.shape or value.dtype != base.dtype:
             got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise InterventionError(
-                f"operator {self.op!r} returned {got} for {base.dtype} {list(base.shape)} at {self.location}; return a tensor "
-                "like its first argument, e.g. value.expand_as(base).to(base.dtype)."
+                f"operator {self.op!r} returned {got} for {base.dtype} {list(base.shape)} at {self.location}; return "
+                "a tensor like its first argument, e.g. value.expand_as(base).to(base.dtype)."
             )
 
 
 def mask_of(scope: Scope, write: Write) -> Tensor | None:
     """The padding mask that the model was called with."""
-    if scope.arguments is None:
+    if scope.call is None:
         raise InterventionError(
-            f"{write.location} ran outside a call of the model itself, so padding is unknown; call the model that was passed to "
-            "intervene, or leave positions out."
+            f"{write.location} ran outside a call of the model itself, so padding is unknown; call the model that was "
+            "passed to intervene, or leave positions out."
         )
-    mask = scope.arguments.get(write.place.mask)
+    if scope.call.past:
+        raise InterventionError(
+            f"positions at {write.location} cannot be counted: the cache holds the first {scope.call.past} tokens; "
+            "generate with use_cache=False, or leave positions out to write every token."
+        )
+    mask = scope.call.arguments.get(write.place.mask)
     return mask if isinstance(mask, Tensor) else None
 
 
@@ -159,16 +181,16 @@ def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
     if location.dims is None:
         return state
     axis = dims_axis(axes_of(place.module, state))
-    _check_dims(location, state.shape[axis])
+    _check_dims(location, location.dims, state.shape[axis])
     return state.index_select(axis, torch.tensor(location.dims, device=state.device))
 
 
 def _fitting(mask: Tensor, vectors: Tensor, location: Location) -> Tensor:
     if mask.shape != vectors.shape[:2]:
         raise InterventionError(
-            f"the attention mask has shape {list(mask.shape)} and {location} has [batch, token] = {list(vectors.shape[:2])}, so "
-            "positions cannot be counted over real tokens; leave positions out, pass a [batch, token] mask, and generate "
-            "with use_cache=False."
+            f"the attention mask has shape {list(mask.shape)} and {location} has [batch, token] = "
+            f"{list(vectors.shape[:2])}, so positions cannot be counted over real tokens; leave positions out, or "
+            "pass a [batch, token] mask."
         )
     return mask.to(vectors.device).bool()
 
@@ -180,7 +202,7 @@ def _at(vectors: Tensor, chosen: Selection | None) -> Tensor:
 def _part(vectors: Tensor, location: Location) -> Tensor:
     if location.dims is None:
         return vectors
-    _check_dims(location, vectors.shape[-1])
+    _check_dims(location, location.dims, vectors.shape[-1])
     return vectors[..., _slice(location.dims) if isinstance(location.dims, range) else list(location.dims)]
 
 
@@ -196,10 +218,10 @@ def _slice(dims: range) -> slice:
     return slice(dims.start, dims.stop, dims.step)
 
 
-def _check_dims(location: Location, width: int) -> None:
-    if max(location.dims) >= width:
+def _check_dims(location: Location, dims: Dims, width: int) -> None:
+    if max(dims) >= width:
         raise InterventionError(
-            f"{location} names dim {max(location.dims)} and the width there is {width}; write dims=range(0, {width})."
+            f"{location} names dim {max(dims)} and the width there is {width}; write dims=range(0, {width})."
         )
 
 

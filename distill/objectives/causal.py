@@ -13,7 +13,7 @@ from distill.mapping import Pair
 from distill.objectives.objective import Objective, Reads, Step
 from distill.objectives.response import KD
 from distill.pairs import Pairs, Shuffle, Span
-from interventions import Location, Mixup, Noise, Run, Swap, interchange, run_to
+from interventions import Location, Mixup, Noise, Run, Swap, architecture, interchange, run_to
 
 Operator = Swap | Mixup | Noise
 
@@ -79,10 +79,16 @@ class DIITO(Objective):
             terms |= {f"{name}_cf": term for name, term in objective(counterfactual).items()}
         return terms
 
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"{self.pairs}, op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
+
     def draw_pair(self, step: Step) -> Pair:
         """One entry of the mapping, uniformly."""
         if not step.mapping:
-            raise DistillError("DIITO needs a mapping; give mapping='full' or distill.layers(teacher, student, 'full').")
+            raise DistillError(
+                "DIITO needs a mapping; give mapping='full' or distill.layers(teacher, student, 'full')."
+            )
         drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
         return step.mapping[int(drawn)]
 
@@ -107,8 +113,10 @@ class DIITO(Objective):
             return None, None
         rows, width = grid
         device = step.generator.device
+        column = architecture(step.student.model).place(pair.student[0]).mask
         eligible = [
-            self.positions.eligible(batch, real_tokens(batch, rows, width, device)) for batch in (step.batch, source)
+            self.positions.eligible(batch, real_tokens(batch, rows, width, device, column=column))
+            for batch in (step.batch, source)
         ]
         uniform = torch.rand(rows, 2, width, generator=step.generator, device=device)
         aligned = self.pairs is None or self.pairs.aligned
@@ -147,7 +155,12 @@ def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Loc
 
 
 def _swapped(
-    run: Run, source: Run, at: tuple[Location, ...], chosen: Tensor | None, taken: Tensor | None, record: tuple[Location, ...]
+    run: Run,
+    source: Run,
+    at: tuple[Location, ...],
+    chosen: Tensor | None,
+    taken: Tensor | None,
+    record: tuple[Location, ...],
 ) -> Run:
     return interchange(run.model, run, source, at, positions=chosen, source_positions=taken, record=record)
 

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from distill.errors import DistillError
 from distill.losses import cosine, patient
 from distill.mapping import Pair
 from distill.objectives.objective import Objective, Reads, Step
-from interventions import Location
+from interventions import Location, architecture
 
 
 class Cosine(Objective):
@@ -30,7 +31,7 @@ class Cosine(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `cosine`."""
-        student, teacher = step.student.activations[self.at], step.taught.activations[self.at]
+        student, teacher = step.student.vectors(self.at), step.taught.vectors(self.at)
         return {"cosine": cosine(student, teacher, mask=step.mask(student))}
 
 
@@ -40,8 +41,8 @@ class PKD(Objective):
     Sun et al. 2019 (arXiv:1908.09355), section 3.2. Both models have the same width.
 
     Args:
-        layers: teacher location → student location. None: every teacher layer below the last that ends a student layer's share
-            under the mapping (the last location of each teacher side with its student location).
+        layers: teacher location → student location. None: the last location of each teacher side of the mapping with
+            the last of its student side, but for the last block of the teacher, which the answers show.
     """
 
     def __init__(self, layers: Mapping[Location, Location] | None = None) -> None:
@@ -50,17 +51,26 @@ class PKD(Objective):
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """The compared locations of both models."""
-        layers = self._layers(mapping)
+        layers = _ends(mapping) if self.layers is None else self.layers
         return Reads(tuple(layers), tuple(layers.values()))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `pkd`."""
-        layers = self._layers(step.mapping)
-        teacher = torch.stack([step.taught.activations[above][:, 0] for above in layers], 1)
-        student = torch.stack([step.student.activations[below][:, 0] for below in layers.values()], 1)
+        layers = _below_last(step) if self.layers is None else self.layers
+        if not layers:
+            raise DistillError(
+                "PKD() compares the layers of a mapping and there is none below the last; give PKD({Location(1): Location(0)})."
+            )
+        teacher = torch.stack([step.taught.vectors(above)[:, 0] for above in layers], 1)
+        student = torch.stack([step.student.vectors(below)[:, 0] for below in layers.values()], 1)
         return {"pkd": patient(student, teacher)}
 
-    def _layers(self, mapping: Sequence[Pair]) -> Mapping[Location, Location]:
-        if self.layers is not None:
-            return self.layers
-        return {pair.teacher[-1]: pair.student[-1] for pair in mapping}
+
+def _ends(mapping: Sequence[Pair]) -> dict[Location, Location]:
+    return {pair.teacher[-1]: pair.student[-1] for pair in mapping}
+
+
+def _below_last(step: Step) -> dict[Location, Location]:
+    found = architecture(step.taught.model)
+    last = [stack.blocks[-1] for stack in found.stacks]
+    return {above: below for above, below in _ends(step.mapping).items() if found.place(above).module not in last}

@@ -29,7 +29,9 @@ class KD(Objective):
     ) -> None:
         super().__init__()
         if not temperature > 0:
-            raise DistillError(f"KD(temperature={temperature}) softens nothing; use a temperature above 0, e.g. KD(2.0).")
+            raise DistillError(
+                f"KD(temperature={temperature}) softens nothing; use a temperature above 0, e.g. KD(2.0)."
+            )
         self.temperature, self.reduction, self.scale_t2, self.divergence = temperature, reduction, scale_t2, divergence
 
     def forward(self, step: Step) -> dict[str, Tensor]:

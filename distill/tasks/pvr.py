@@ -3,14 +3,15 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from distill.tasks.rows import Rows
 from distill.tasks.task import Recipe, Task, seeded
 
 TRAIN_ROWS, TEST_ROWS = 40_000, 4_000
-# By the pointer digit, the tile that holds the answer. Tiles: 0 top left (the pointer), 1 top right, 2 bottom left, 3
-# bottom right.
+CLASSES = tuple("0123456789")
+# By the pointer digit, the tile that holds the answer: 0 top left (the pointer), 1 top right, 2 and 3 below.
 ANSWER_TILE = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
 
 
@@ -30,9 +31,10 @@ def task() -> Task:
         name="pvr",
         train=grids(images[train], digits[train], TRAIN_ROWS, seed=0),
         test=grids(images[test], digits[test], TEST_ROWS, seed=1),
-        classes=tuple(map(str, range(10))),
+        classes=CLASSES,
         network=network,
         recipe=Recipe(steps=600, batch_size=256, lr=2e-3, warmup=0.1, weight_decay=0.01),
+        student=Recipe(steps=1000, batch_size=256, lr=2e-3, warmup=0.1, weight_decay=0.01),
         description="Pointer-value retrieval: of four digits, the top-left one says which other one is the answer.",
         show=_drawing,
     )
@@ -73,7 +75,8 @@ def network(seed: int) -> nn.Module:
         image_size=16,
         patch_size=8,
         num_channels=1,
-        num_labels=10,
+        id2label=dict(enumerate(CLASSES)),
+        label2id={name: i for i, name in enumerate(CLASSES)},
         hidden_size=64,
         num_hidden_layers=6,
         num_attention_heads=4,
@@ -85,8 +88,6 @@ def network(seed: int) -> nn.Module:
 
 
 def _images() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
-    from sklearn.datasets import load_digits  # here, since it takes a second that the other tasks need not wait
-
     bunch = load_digits()
     return torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1, torch.tensor(bunch.target, dtype=torch.int64)
 

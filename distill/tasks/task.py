@@ -28,7 +28,8 @@ class Recipe:
 class Task:
     """A data set with what is needed to teach it.
 
-    `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `description` is one sentence
+    `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by which
+    its students are distilled, that of the teacher if None. `description` is one sentence
     for reports; `show` turns one row into text for `example`.
     """
 
@@ -38,6 +39,7 @@ class Task:
     classes: tuple[str, ...]
     network: Callable[[int], nn.Module] | None = None
     recipe: Recipe = Recipe()
+    student: Recipe | None = None
     description: str = ""
     show: Callable[[dict[str, Tensor]], str] | None = None
 

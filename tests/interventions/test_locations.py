@@ -1,0 +1,167 @@
+"""Locations: one value, one text."""
+
+import copy
+import pickle
+import random
+
+import pytest
+
+from interventions import SITES, InterventionError, Location, as_location
+
+STEPS = {
+    "range": range(64),
+    "step": range(3, 20, 4),
+    "single": [7],
+    "list": [5, 1, 9],
+    "falling": [9, 5, 1],
+    "gap": [0, 1, 3],
+}
+PATHS = [
+    "conv2",
+    "layer2.0.conv1",
+    "h@input",
+    "h@output",
+    "a]",
+    "a[0]",
+    "x[dims=0]",
+    "with space",
+    "ünï",
+    "encoder/x",
+    "m:o",
+    "1",
+    "@input",
+    "-",
+    "a\\b",
+]
+
+
+def any_location(draw: random.Random) -> Location:
+    dims = draw.choice([None, *STEPS.values(), draw.sample(range(99), draw.randint(1, 6))])
+    if draw.random() < 0.4:
+        return Location(module=draw.choice(PATHS), io=draw.choice(["output", "input"]), dims=dims)
+    stack = draw.choice([None, "encoder", "decoder", "text_model", "0", "vision.tower", "a b"])
+    site = draw.choice(SITES)
+    return Location(None if site == "embedding" else draw.randint(-40, 40), site, stack=stack, dims=dims)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_text_gives_the_location_back(seed):
+    draw = random.Random(seed)
+    for _ in range(50):
+        location = any_location(draw)
+        assert Location.parse(str(location)) == location
+        assert eval(repr(location)) == location
+        assert as_location(str(location)) == as_location(location) == location
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("io", ["input", "output"])
+def test_odd_paths_survive(path, io):
+    for dims in (None, [1, 2, 9]):
+        location = Location(module=path, io=io, dims=dims)
+        assert Location.parse(str(location)) == location
+
+
+def test_different_locations_have_different_texts():
+    draw = random.Random(0)
+    found = {any_location(draw) for _ in range(3000)}
+    assert len({str(location) for location in found}) == len({repr(location) for location in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "location"),
+    [
+        ("block_output.3", Location(3)),
+        (" block_output.-1 ", Location(-1)),
+        ("block_output.3[dims=0:64]", Location(3, dims=range(64))),
+        ("block_output.3[dims=0:64:2]", Location(3, dims=slice(0, 64, 2))),
+        ("encoder/block_input.3[dims=0,5]", Location(3, "block_input", dims=[0, 5], stack="encoder")),
+        ("embedding", Location(site="embedding")),
+        ("module:conv2", Location(module="conv2")),
+        ("module:conv2@input[dims=3]", Location(module="conv2", io="input", dims=3)),
+    ],
+)
+def test_texts(text, location):
+    assert Location.parse(text) == location
+    assert Location.parse(str(location)) == location
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        (range(3), [0, 1, 2], (0, 1, 2), slice(3), slice(0, 3), iter([0, 1, 2])),
+        (range(1, 8, 3), [1, 4, 7], range(1, 9, 3), slice(1, 8, 3)),
+        (5, [5], range(5, 6), slice(5, 6)),
+        ([3, 1], (3, 1), range(3, 0, -2)),
+    ],
+    ids=str,
+)
+def test_equal_dims_are_one_location(forms):
+    locations = {Location(2, dims=form) for form in forms}
+    assert len(locations) == len({str(location) for location in locations}) == 1
+
+
+def test_the_order_of_dims_matters():
+    assert Location(2, dims=[1, 0]) != Location(2, dims=[0, 1])
+
+
+@pytest.mark.parametrize("dims", [None, range(4), [4, 2]])
+def test_locations_are_frozen_and_can_be_copied_and_sent(dims):
+    location = Location(3, dims=dims, stack="encoder")
+    assert pickle.loads(pickle.dumps(location)) == copy.deepcopy(location) == location
+    with pytest.raises(AttributeError):
+        location.layer = 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        (
+            dict(layer=3, site="mlp_out"),
+            r"site 'mlp_out' does not exist: the sites are .* Any other place goes by path",
+        ),
+        (dict(layer=3, site="block_outptu"), r"did you mean 'block_output'\?"),
+        (dict(layer=3, io="input"), r"io='input' goes with module=; for a block use site='block_input'"),
+        (dict(layer=3, site="embedding"), r"has no layer, and layer=3 was given; write Location\(site='embedding'\)"),
+        (dict(), r"names no layer; write Location\(3\)"),
+        (dict(site="block_input"), r"names no layer"),
+        (dict(module=""), r"module='' is not a module path"),
+        (
+            dict(module="conv", layer=3),
+            r"goes without layer, site and stack; write Location\(module='conv'\) or Location\(3\)",
+        ),
+        (dict(module="conv", stack="encoder"), r"goes without layer, site and stack"),
+        (dict(module="conv", site="embedding"), r"goes without layer, site and stack"),
+        (dict(module="conv", io="both"), r"io='both' does not exist: a module has io='input' and io='output'"),
+        (dict(layer=3, dims=[]), r"dims=\[\] selects nothing; leave dims out"),
+        (dict(layer=3, dims=[-1]), r"dims=\[-1\] holds -1: dims count from 0"),
+        (dict(layer=3, dims=[1, 1]), r"names an entry twice; name each once"),
+        (dict(layer=3, dims=slice(4, None)), r"has no end; a location knows no width: write dims=range\(0, 64\)"),
+    ],
+    ids=str,
+)
+def test_fields_that_do_not_go_together_raise(fields, match):
+    with pytest.raises(InterventionError, match=match):
+        Location(**fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("", r"is not a location: write block_output\.3"),
+        ("block_output.x", r"is not a location"),
+        ("block_output.3[dims=0:64", r"is not a location"),
+        ("Location(3)", r"is not a location"),
+        ("module:", r"is not a location"),
+        ("block_output.3[heads=2]", r"\[heads=2\] .* is not a selection; write \[dims=0:64\]"),
+        ("block_output.3[dims=]", r"\[dims=\] .* is not a selection"),
+        ("block_output.3[dims=a]", r"is not a selection"),
+        ("block_output.3[dims=0:4:0]", r"is not a selection"),
+        ("block_output.3[dims=4:4]", r"selects nothing"),
+        ("block_outputs.3", r"did you mean 'block_output'"),
+        ("block_output", r"names no layer"),
+    ],
+)
+def test_bad_texts_raise(text, match):
+    with pytest.raises(InterventionError, match=match):
+        Location.parse(text)
