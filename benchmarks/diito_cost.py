@@ -2,7 +2,8 @@
 
     python benchmarks/diito_cost.py [--device cuda] [--rounds 20]
 
-All sides run in one process, in turn, on the same batches; the figures are ratios of medians of seconds. One JSON line is
+All sides run in one process, in turn, on the same batches; the figures are ratios of medians of seconds. One JSON
+line is
 appended to `diito_cost.json`. The naive side is what a reference implementation does: base, source and counterfactual
 from scratch, in teacher and student.
 """
@@ -52,7 +53,10 @@ def naive_terms(teacher, student, pair, batch, generator) -> dict[str, torch.Ten
                 net, base.inputs, source, locations, positions=chosen, source_positions=taken, resume=False
             )
         logits[side] = (base.logits, after.logits)
-    return {"kd": kd(logits["student"][0], logits["teacher"][0], 2.0), "kd_cf": kd(logits["student"][1], logits["teacher"][1], 2.0)}
+    return {
+        "kd": kd(logits["student"][0], logits["teacher"][0], 2.0),
+        "kd_cf": kd(logits["student"][1], logits["teacher"][1], 2.0),
+    }
 
 
 def main() -> None:
@@ -95,7 +99,9 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     result = {
         "date": str(date.today()),
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"{platform.machine()} cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else f"{platform.machine()} cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "settings": {**vars(asked), "teacher_layers": 12, "student_layers": 6, "width": 384, "mapping": "full"},
         "median_seconds": {name: round(value, 4) for name, value in medians.items()},

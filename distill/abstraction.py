@@ -1,6 +1,5 @@
 """Interchange intervention accuracy (IIA): how far a student computes like its teacher."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
 from distill.inputs import device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.losses import kd
-from distill.mapping import Pair, Side, pairs_of
+from distill.mapping import Alignment, Pair, pairs_of
 from distill.metrics import batches, bootstrap, evaluating
 from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.pairs import Pairs, Shuffle, Span
@@ -26,7 +25,7 @@ Batch = dict[str, Tensor]
 def interchange_accuracy(
     teacher: nn.Module,
     student: nn.Module,
-    mapping: Mapping[Side, Side],
+    mapping: Alignment,
     data: Any,
     *,
     pairs: int = 2000,
@@ -37,7 +36,8 @@ def interchange_accuracy(
 ) -> InterchangeAccuracy:
     """How often the same interchange makes student and teacher give the same answer.
 
-    Every pair of a base and a source is interchanged at every entry of the mapping, in both models, at the same positions; what is
+    Every pair of a base and a source is interchanged at every entry of the mapping, in both models, at the same
+    positions; what is
     drawn depends on `seed` alone, not on the batch size. A write that replaces all that one of the outputs can see, or
     nothing of it, is left out: it would compare answers, not computation.
 
@@ -69,7 +69,8 @@ def interchange_accuracy(
     tally = _Tally(torch.cat([each.sums for each in tallies]))
     if not bool(tally.kept.any()):
         raise NothingToMeasure(
-            "every write of this mapping replaces all that an output can see, or nothing that it can see, so there is nothing to "
+            "every write of this mapping replaces all that an output can see, or nothing that it can see, so there "
+            "is nothing to "
             "measure; map a block below the last one, or dims=range(...) of it, or choose positions=Span(0.3)."
         )
     outcome = partial(_outcome, clusters=clusters, seed=seed, regression=study.regression)
@@ -178,7 +179,8 @@ class _Study:
         ]
         if grids[0][0] != grids[0][1]:
             raise NothingToMeasure(
-                f"the locations of {entry} have different [batch, position]: {grids[0][0]} in the teacher and {grids[0][1]} in the "
+                f"the locations of {entry} have different [batch, position]: {grids[0][0]} in the teacher and "
+                f"{grids[0][1]} in the "
                 "student; map places of the same grid."
             )
         if len(grids[0][0]) < 2:
@@ -305,7 +307,7 @@ def _real_answers(logits: Tensor, batch: Batch) -> Bool[Tensor, "batch token"]:
 
 
 def _answers_at(source: Tensor, source_batch: Batch, base: Tensor, base_batch: Batch) -> Tensor:
-    """The answers of the source run; of token models, at each token of the base that of the source's token there, or −1."""
+    """The answers of the source run; for token models, at each base token that of the source's token there, or −1."""
     answers = source.argmax(-1)
     if answers.ndim == 1:
         return answers

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,7 +16,7 @@ from distill.errors import DistillError
 from distill.fit import Interrupted, evaluate, fit, read_log, refuse_used
 from distill.inputs import vocabulary_of
 from distill.loop import Schedule, check
-from distill.mapping import Side, as_mapping, depth, mapping_of, pairs_of
+from distill.mapping import Alignment, as_mapping, depth, mapping_of, pairs_of
 from distill.metrics import accuracy
 from distill.objectives import DIITO, KD, Labels, Objective
 from distill.pairs import InContext, Shuffle, Span
@@ -29,8 +29,8 @@ from distill.teachers import (
     load_classifier,
     load_tokenizer,
     new_classifier,
-    schedule_of,
     save_teacher,
+    schedule_of,
     teach,
     teacher_of,
 )
@@ -96,7 +96,7 @@ class Interchanges:
         """The rule that draws positions, in training and in measuring."""
         return Span(self.share)
 
-    def mapped(self, teacher: nn.Module, student: nn.Module) -> Mapping[Side, Side]:
+    def mapped(self, teacher: nn.Module, student: nn.Module) -> Alignment:
         """The mapping between two models, every location checked."""
         return as_mapping(pairs_of(mapping_of(self.mapping, teacher, student), teacher, student))
 
@@ -104,7 +104,8 @@ class Interchanges:
         """Raise for sources that the task's rows cannot give."""
         if self.pairs == "in-context" and "input_ids" not in task.train.columns:
             raise DistillError(
-                f"--pairs in-context replaces tokens, and the rows of {task.name} are {', '.join(task.train.columns)}; use --pairs shuffle."
+                f"--pairs in-context replaces tokens, and the rows of {task.name} are "
+                f"{', '.join(task.train.columns)}; use --pairs shuffle."
             )
 
     def objective(self, match: Objective, words: Tensor | None) -> DIITO:
@@ -218,7 +219,7 @@ def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
 def _student(
     teacher: nn.Module,
     student: nn.Module,
-    mapping: Mapping[Side, Side],
+    mapping: Alignment,
     task: Task,
     *,
     positions: Span,
@@ -235,7 +236,7 @@ def _student(
 def _trained(
     teacher: nn.Module,
     student: nn.Module,
-    mapping: Mapping[Side, Side],
+    mapping: Alignment,
     task: Task,
     *,
     output_dir: Path,
@@ -300,11 +301,14 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
         refuse_used(output)
     tokenizer = load_tokenizer(encoder) if encoder is not None and source.task not in ("pvr",) else None
     task = source.load(tokenizer, seed)
-    if encoder is None and task.network is None:
+    if encoder is not None:
+        network = new_classifier(encoder, task, seed)
+    elif task.network is not None:
+        network = task.network(seed)
+    else:
         raise DistillError(f"task {task.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
-    network = task.network(seed) if encoder is None else new_classifier(encoder, task, seed)
-    given = {name: value for name, value in asdict(timing).items() if value is not None}
-    schedule = replace(schedule_of(task.recipe, seed), **({"steps": None} if "epochs" in given else {}), **given)
+    given: dict[str, Any] = {name: value for name, value in asdict(timing).items() if value is not None}
+    schedule = replace(schedule_of(task.recipe, seed), **{**({"steps": None} if "epochs" in given else {}), **given})
     result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
     save_teacher(network, tokenizer, output)
     console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)

@@ -26,7 +26,8 @@ def training_rows(data: Any, model: nn.Module, seed: int = 0) -> Rows:
     """
     if data is None:
         raise DistillError(
-            "networks were given and no data; pass data='pvr' (any of distill.tasks.names(), a Task, a file or rows), or "
+            "networks were given and no data; pass data='pvr' (any of distill.tasks.names(), a Task, a file or "
+            "rows), or "
             "data='random' for a data-free run."
         )
     if isinstance(data, str) and data == RANDOM:

@@ -19,7 +19,7 @@ from distill.checkpoints import Checkpoints, deferred_interrupt
 from distill.data import held_out, task_of
 from distill.errors import DistillError, NothingToMeasure
 from distill.loop import Record, Schedule, mapped, objectives_of
-from distill.mapping import Side, as_mapping, layers
+from distill.mapping import Alignment, as_mapping, layers
 from distill.metrics import accuracy, has_classes
 from distill.objectives import DIITO, Objective
 from distill.pairs import Span
@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 def fit(
     teacher: nn.Module | None,
     student: nn.Module,
-    mapping: Mapping[Side, Side] | str | None = None,
+    mapping: Alignment | str | None = None,
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,
@@ -58,7 +58,8 @@ def fit(
         teacher: any torch model; its weights, buffers and modes are as before afterwards. None trains on labels alone.
         student: any torch model with the same inputs and classes.
         mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default.
-        data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or "random".
+        data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or
+        "random".
         objective: one or several; by default `[KD(), DIITO()]`.
         weights: {term: weight}; 1 for a term that is not named.
         eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
@@ -74,7 +75,7 @@ def fit(
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
-    asked = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     schedule = schedule or Schedule()
     if epochs is not None and steps is None:
         schedule = replace(schedule, steps=None)
@@ -124,14 +125,14 @@ def fit(
 def evaluate(
     teacher: nn.Module | None,
     student: nn.Module,
-    mapping: Mapping[Side, Side] | None,
+    mapping: Alignment | None,
     data: Any,
     *,
     positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
     pairs: int = 2000,
     seed: int = 0,
 ) -> Evaluation:
-    """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping that is not empty.
+    """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
 
     What cannot be measured is None, and the note of the evaluation says why.
     """
@@ -146,7 +147,7 @@ def evaluate(
     return Evaluation(measured, interchange)
 
 
-def save_model(model: nn.Module, folder: Path) -> None:
+def save_model(model: Any, folder: Path) -> None:
     """Save a model: by `save_pretrained` where it has that, else its weights as `model.safetensors`."""
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
@@ -159,7 +160,8 @@ def refuse_used(folder: Path) -> None:
     """Raise if `folder` holds anything."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DistillError(
-            f"{folder} is not empty: it may hold another run; choose a new folder, or go on from it with resume=True (--resume {folder})."
+            f"{folder} is not empty: it may hold another run; choose a new folder, or go on from it with "
+            f"resume=True (--resume {folder})."
         )
 
 
@@ -168,7 +170,7 @@ def positions_of(objectives: Sequence[Objective]) -> Span | None:
     return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
 
 
-def _full(teacher: nn.Module | None, student: nn.Module) -> Mapping[Side, Side] | None:
+def _full(teacher: nn.Module | None, student: nn.Module) -> Alignment | None:
     """The full layer mapping, where both models have layers."""
     if teacher is None:
         return None
@@ -239,4 +241,5 @@ def _stopped(record: Record, checkpoints: Checkpoints | None) -> str:
             f"stopped after step {record.step} of {record.total}; nothing was saved, because no output_dir was given."
         )
     saved = checkpoints.save(record.step)
-    return f"stopped after step {record.step} of {record.total}; the state is in {saved}; go on with the same call and resume=True."
+    where = f"stopped after step {record.step} of {record.total}; the state is in {saved}"
+    return f"{where}; go on with the same call and resume=True."

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from inspect import Parameter, signature
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -42,7 +43,8 @@ def real_tokens(
         return torch.ones(rows, width, dtype=torch.bool, device=device)
     if mask.shape != (rows, width):
         raise DistillError(
-            f"{column} has shape {list(mask.shape)} and the mapped locations have {width} positions; map locations of the token "
+            f"{column} has shape {list(mask.shape)} and the mapped locations have {width} positions; map locations "
+            "of the token "
             "axis, or leave the mask out."
         )
     return mask.bool().to(device)
@@ -69,7 +71,7 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _innermost(model: nn.Module) -> nn.Module:
+def _innermost(model: Any) -> nn.Module:
     """The model whose `forward` names its arguments: adapters and parallel wrappers take `*args, **kwargs`."""
     if hasattr(model, "get_base_model"):
         return _innermost(model.get_base_model())

@@ -15,7 +15,7 @@ from distill.checkpoints import Checkpoints
 from distill.data import training_rows
 from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, to_device, vocabulary_of
-from distill.mapping import Pair, Side, mapping_of, pairs_of
+from distill.mapping import Alignment, Pair, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, KD, Objective, Reads, Step
 from distill.tasks import Rows
@@ -24,7 +24,7 @@ from interventions import Location, run
 
 @dataclass(frozen=True)
 class Record:
-    """One training step: its number from 1, how many there are, the loss, its unweighted terms, and the learning rate."""
+    """One training step: its number from 1, how many there are, the loss, its unweighted terms, the learning rate."""
 
     step: int
     total: int
@@ -81,7 +81,8 @@ class Computation(nn.Module):
         self, teacher: nn.Module | None, student: nn.Module, pairs: tuple[Pair, ...], objectives: Sequence[Objective]
     ) -> None:
         super().__init__()
-        self.student, self.objectives, self.pairs = student, nn.ModuleList(objectives), pairs
+        self.student, self.pairs = student, pairs
+        self.objectives: Any = nn.ModuleList(objectives)
         self._teacher = (teacher,)  # in a tuple, because it is no part of what is trained, saved or wrapped
 
     def forward(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -109,7 +110,7 @@ class Computation(nn.Module):
 def steps(
     teacher: nn.Module | None,
     student: nn.Module,
-    mapping: Mapping[Side, Side] | str | None = None,
+    mapping: Alignment | str | None = None,
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,
@@ -120,7 +121,8 @@ def steps(
 ) -> Generator[Record, None, None]:
     """Train `student` in place; the body of the caller's loop over the records is the callback.
 
-    The arguments are those of `fit`; `schedule` holds its settings of time and speed. `teacher=None` trains on labels alone.
+    The arguments are those of `fit`; `schedule` holds its settings of time and speed. `teacher=None` trains on labels
+    alone.
 
     Raises:
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
@@ -128,7 +130,8 @@ def steps(
     schedule, given, accelerator = schedule or Schedule(), accelerator, accelerator or Accelerator()
     if accelerator.gradient_accumulation_steps > 1:
         raise DistillError(
-            f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here, each "
+            f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here, "
+            "each "
             "batch is a step; leave it out and give the whole batch: batch_size=…."
         )
     rows = training_rows(data, student if teacher is None else teacher, schedule.seed)
@@ -204,10 +207,10 @@ def objectives_of(objective: Objective | Sequence[Objective] | None, teacher: nn
 def mapped(
     teacher: nn.Module | None,
     student: nn.Module,
-    mapping: Mapping[Side, Side] | str | None,
+    mapping: Alignment | str | None,
     objectives: Sequence[Objective],
 ) -> tuple[Pair, ...]:
-    """The mapping as checked pairs; "full" where an objective interchanges and none is given, empty where none is needed."""
+    """The mapping as checked pairs; by default "full" if an objective interchanges, else empty."""
     if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
         return ()
     return pairs_of(mapping_of("full" if mapping is None else mapping, teacher, student), teacher, student)
@@ -223,7 +226,8 @@ def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
     known = [size for model in models if (size := vocabulary_of(model)) is not None]
     if len(set(known)) > 1:
         raise DistillError(
-            f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; build the student "
+            f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; "
+            "build the student "
             "from the teacher: distill.from_layers(teacher, 3)."
         )
     batch = rows.batch(range(min(2, len(rows))))
@@ -234,7 +238,8 @@ def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
         classes.append(logits.shape[-1])
     if len(set(classes)) > 1:
         raise DistillError(
-            f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student num_labels={classes[0]}."
+            f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student "
+            f"num_labels={classes[0]}."
         )
     labels = rows.table.get("labels")
     if labels is None:
@@ -244,7 +249,8 @@ def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
         wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
         if len(wrong):
             raise DistillError(
-                f"the data has label {int(wrong[0])} and the {'teacher' if teacher is not None else 'network'} {classes[0]} classes "
+                f"the data has label {int(wrong[0])} and the {'teacher' if teacher is not None else 'network'} "
+                f"{classes[0]} classes "
                 f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
             )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -9,6 +10,8 @@ from distill.errors import DistillError
 from interventions import InterventionError, Location, architecture, as_location
 
 Side = Location | str | tuple[Location | str, ...]
+Alignment = Mapping[Any, Side]
+"""{teacher side: student side}. The keys are sides too, but a Mapping is invariant in its keys."""
 KINDS = ("full", "middle", "late", "single")
 
 
@@ -49,7 +52,8 @@ def layers(teacher: nn.Module, student: nn.Module, kind: str = "full") -> dict[t
     numbers = _numbers(kind, deep, shallow)
     if not numbers:
         raise DistillError(
-            f"mapping {kind!r} needs a block below the last one, and the student has {shallow} layer; use mapping='full'."
+            f"mapping {kind!r} needs a block below the last one, and the student has {shallow} layer; use "
+            "mapping='full'."
         )
     return {tuple(Location(layer) for layer in above): Location(below) for above, below in numbers}
 
@@ -69,7 +73,8 @@ def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]
         sides = entry.split("~")
         if len(sides) != 2:
             raise DistillError(
-                f"mapping {text!r} is neither one of {', '.join(KINDS)} nor entries such as block_output.3~block_output.1 "
+                f"mapping {text!r} is neither one of {', '.join(KINDS)} nor entries such as "
+                "block_output.3~block_output.1 "
                 "(teacher~student), with spaces between entries and + between locations of a side."
             )
         above, below = (tuple(Location.parse(place) for place in side.split("+")) for side in sides)
@@ -77,7 +82,7 @@ def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]
     return mapping
 
 
-def mapping_of(mapping: Mapping[Side, Side] | str, teacher: nn.Module, student: nn.Module) -> Mapping[Side, Side]:
+def mapping_of(mapping: Alignment | str, teacher: nn.Module, student: nn.Module) -> Alignment:
     """A mapping given as itself, as a kind of `layers`, or as text."""
     if not isinstance(mapping, str):
         return mapping
@@ -94,7 +99,7 @@ def depth(model: nn.Module) -> int:
     return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
 
 
-def pairs_of(mapping: Mapping[Side, Side], teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
+def pairs_of(mapping: Alignment, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
     """The entries of a mapping, every location checked against its model.
 
     Raises:

@@ -35,7 +35,7 @@ class Share:
 
 
 def accuracy(model: nn.Module, data: Rows, *, batch_size: int = 128) -> Share:
-    """The share of rows (of labelled tokens, for token models) that `model` answers right, with its Wilson 95 % interval.
+    """The share of rows (of labelled tokens, for token models) that `model` answers right, with its Wilson interval.
 
     Raises:
         DistillError: data without labels.

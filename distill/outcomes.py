@@ -66,7 +66,8 @@ class InterchangeAccuracy:
             if outcome.left_out:
                 total = outcome.left_out + outcome.count
                 notes.append(
-                    f"{name}: {outcome.left_out} of {total} counterfactuals replace all that an output can see, or nothing that "
+                    f"{name}: {outcome.left_out} of {total} counterfactuals replace all that an output can see, or "
+                    "nothing that "
                     "it can see; they say nothing about computation and are left out."
                 )
         return tuple(notes)
@@ -77,19 +78,18 @@ class InterchangeAccuracy:
 
     def plot(self) -> Figure:
         """Bars of the accuracy of each mapped pair with both baselines, as a matplotlib figure."""
-        rows = [*self.per_pair.items(), ("overall", self.overall)]
-        rows = [(name, outcome) for name, outcome in rows if outcome.iia is not None]
+        every = [*self.per_pair.items(), ("overall", self.overall)]
+        rows = [(name, each, each.iia) for name, each in every if each.iia is not None]
         figure = Figure(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for y, (_, outcome) in enumerate(rows):
-            share = outcome.iia
+        for y, (_, outcome, share) in enumerate(rows):
             axes.barh(y, share.value, color="#4477aa", height=0.6, label="IIA" if y == 0 else None)
             axes.plot([share.low, share.high], [y, y], color="black", label="95 % interval" if y == 0 else None)
-            axes.plot(outcome.do_nothing, y, "o", color="#ee6677", label="do nothing" if y == 0 else None)
-            axes.plot(outcome.replace_all, y, "s", color="#ccbb44", label="replace all" if y == 0 else None)
+            axes.plot([outcome.do_nothing or 0], [y], "o", color="#ee6677", label="do nothing" if y == 0 else None)
+            axes.plot([outcome.replace_all or 0], [y], "s", color="#ccbb44", label="replace all" if y == 0 else None)
         axes.set(
             yticks=range(len(rows)),
-            yticklabels=[name for name, _ in rows],
+            yticklabels=[name for name, *_ in rows],
             xlim=(0, 1),
             xlabel="share of counterfactuals",
         )

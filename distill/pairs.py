@@ -167,7 +167,8 @@ class Span:
         if bool((lengths == 0).any()):
             row = int((lengths == 0).nonzero()[0])
             raise DistillError(
-                f"row {row} of the batch has no position to interchange among {self.among!r} tokens; use Span(among='real')."
+                f"row {row} of the batch has no position to interchange among {self.among!r} tokens; use "
+                "Span(among='real')."
             )
         # The small offset keeps products such as 0.29 · 100 = 28.999… from losing one.
         counts = (lengths * self.share + 1e-6).long().clamp(min=1)

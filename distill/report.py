@@ -126,10 +126,11 @@ class Report:
         trained = {
             entry.name: entry.fit.records for entry in self.entries if entry.fit is not None and entry.fit.records
         }
-        measured = [entry for entry in self.entries if entry.evaluation.interchange is not None]
+        measured = [(entry.name, entry.evaluation.interchange) for entry in self.entries]
         pictures = [] if not trained else ["<h2>Training</h2>" + embedded(curves(trained))]
-        for entry in measured:
-            pictures.append(f"<h2>{escape(entry.name)}</h2>" + embedded(entry.evaluation.interchange.plot()))
+        for name, interchange in measured:
+            if interchange is not None:
+                pictures.append(f"<h2>{escape(name)}</h2>" + embedded(interchange.plot()))
         return pictures
 
 
@@ -172,8 +173,10 @@ def _per_pair(entry: Entry) -> str:
 
 
 LEGEND = (
-    "IIA: share of held-out interchanges after which the student answers as the teacher does, with its 95 % interval; effective: on "
-    "those alone that change the teacher's answer, which are the effect rate; do nothing and replace all: what a student would reach "
+    "IIA: share of held-out interchanges after which the student answers as the teacher does, with its 95 % "
+    "interval; effective: on "
+    "those alone that change the teacher's answer, which are the effect rate; do nothing and replace all: what a "
+    "student would reach "
     "that ignores the interchange, or runs the source instead."
 )
 PAGE = """<!doctype html>

@@ -1,7 +1,7 @@
 """What training and evaluation show: they print, draw and save themselves."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
@@ -103,7 +103,7 @@ class FitResult:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def curves(runs: dict[str, Sequence[Record]]) -> Figure:
+def curves(runs: Mapping[str, Sequence[Record]]) -> Figure:
     """The terms of one or several runs over their steps, each smoothed over 2 % of them; name → records."""
     names = list(dict.fromkeys(name for records in runs.values() for record in records[:1] for name in record.terms))
     figure = Figure(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")

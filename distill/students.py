@@ -27,7 +27,8 @@ def from_layers(teacher: nn.Module, layers: int | Sequence[int]) -> nn.Module:
 
     Args:
         teacher: a transformers model.
-        layers: which of its layers, in order, −1 is the last; or how many, spread evenly from the first to the last. For
+        layers: which of its layers, in order, −1 is the last; or how many, spread evenly from the first to the last.
+        For
             encoder–decoders, those of the decoder.
 
     Returns:
@@ -40,7 +41,8 @@ def from_layers(teacher: nn.Module, layers: int | Sequence[int]) -> nn.Module:
     chosen = _chosen(layers, deep)
     if not hasattr(teacher, "config") or not hasattr(teacher, "save_pretrained"):
         raise DistillError(
-            f"{type(teacher).__name__} has no transformers configuration to build a smaller model from; build the student "
+            f"{type(teacher).__name__} has no transformers configuration to build a smaller model from; build the "
+            "student "
             "yourself and pass it to distill.fit(teacher, student, ...)."
         )
     config = copy.deepcopy(teacher.config)
@@ -68,7 +70,8 @@ def _chosen(layers: int | Sequence[int], deep: int) -> tuple[int, ...]:
     wrong = [layer for layer in layers if not -deep <= layer < deep]
     if wrong or not layers:
         raise DistillError(
-            f"layers={list(layers)} cannot be taken from a teacher of {deep} layers (0 to {deep - 1}); name at least one that exists."
+            f"layers={list(layers)} cannot be taken from a teacher of {deep} layers (0 to {deep - 1}); name at "
+            "least one that exists."
         )
     return tuple(layer % deep for layer in layers)
 
@@ -83,7 +86,8 @@ def _count_name(config: object) -> str:
 def _copy(teacher: nn.Module, student: nn.Module, chosen: tuple[int, ...]) -> None:
     if depth(student) != len(chosen):
         raise DistillError(
-            f"the configuration of {type(teacher).__name__} does not decide its number of layers ({depth(student)} were built, "
+            f"the configuration of {type(teacher).__name__} does not decide its number of layers ({depth(student)} "
+            "were built, "
             f"{len(chosen)} asked for); build the student yourself and pass it to distill.fit(teacher, student, ...)."
         )
     stack = architecture(teacher).place(Location(0)).path.rsplit(".", 1)[0]
@@ -94,4 +98,5 @@ def _copy(teacher: nn.Module, student: nn.Module, chosen: tuple[int, ...]) -> No
             if name.startswith(f"{stack}."):
                 index, _, rest = name.removeprefix(f"{stack}.").partition(".")
                 source = f"{stack}.{chosen[int(index)]}.{rest}"
-            target.copy_(weights[source])
+            # T5 keeps its relative positions in the first block alone: the first of the student gets them.
+            target.copy_(weights[source if source in weights else name])

@@ -1,4 +1,4 @@
-"""Teachers: loaded, fine-tuned, or trained on first use and cached; and checked before anything is distilled from them."""
+"""Teachers: loaded, fine-tuned, or trained on first use and cached; checked before anything is distilled."""
 
 import hashlib
 import json
@@ -68,10 +68,11 @@ def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> 
     """
     if task.network is None:
         raise DistillError(
-            f"task {task.name!r} has no teacher of its own; give a classifier trained on it (--teacher NAME_OR_FOLDER), or make one: "
+            f"task {task.name!r} has no teacher of its own; give a classifier trained on it (--teacher "
+            "NAME_OR_FOLDER), or make one: "
             f"distill teach --task {task.name} --from ENCODER --output DIR."
         )
-    network = task.network(seed)
+    network: Any = task.network(seed)
     folder = cache_folder() / f"{task.name}-{seed}-{_key(task, network, seed)}"
     if not (folder / "config.json").exists():
         _train_into(folder, network, task, seed, console)
@@ -90,7 +91,8 @@ def load_classifier(name: str | Path) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise DistillError(
-            f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}; give a folder made by save_pretrained, e.g. by distill teach."
+            f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}; give a folder made by save_pretrained, "
+            "e.g. by distill teach."
         ) from error
     kinds: Sequence[str] = config.architectures or ()
     kind = next((each for each in kinds if "Classification" in each), None)
@@ -133,7 +135,8 @@ def load_tokenizer(name: str | Path) -> Any:
         return transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise DistillError(
-            f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: tokenizer.save_pretrained(…)."
+            f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: "
+            "tokenizer.save_pretrained(…)."
         ) from error
 
 
@@ -153,7 +156,8 @@ def check_teacher(teacher: nn.Module, task: Task) -> Share:
     measured = accuracy(teacher, task.test)
     if measured.value <= task.majority:
         raise DistillError(
-            f"the teacher is right on {measured.value:.3f} of the held-out rows, and always answering the most common class on "
+            f"the teacher is right on {measured.value:.3f} of the held-out rows, and always answering the most "
+            "common class on "
             f"{task.majority:.3f}: there is nothing to learn from it; train it (distill teach), or pass --any-teacher."
         )
     return measured
@@ -176,7 +180,7 @@ def _train_into(folder: Path, network: nn.Module, task: Task, seed: int, console
     shutil.rmtree(training)
 
 
-def _key(task: Task, network: nn.Module, seed: int) -> str:
+def _key(task: Task, network: Any, seed: int) -> str:
     config = network.config.to_dict() if hasattr(network, "config") else str(network)
     facts = [task.name, asdict(task.recipe), config, seed, torch.__version__, version("causal-distillation")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -112,6 +112,10 @@ class Run:
         state = self.activations[location]
         return to_vectors(state, axes_of(architecture(self.model).place(location).module, state))
 
+    def __repr__(self) -> str:
+        kind = ", counterfactual" if self.is_counterfactual else ""
+        return f"Run({type(self.model).__name__}, {type(self.output).__name__}{kind}, {self.activations!r})"
+
     def take(self, rows: Tensor) -> "Run":
         """The same run for the examples `rows` `[k]`, in that order, e.g. as the source of a shuffled batch."""
         found = architecture(self.model)

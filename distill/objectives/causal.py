@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,16 +22,18 @@ Operator = Swap | Mixup | Noise
 class DIITO(Objective):
     """Distillation by interchange interventions. Terms: those of `match`, with `_cf` behind the name, e.g. `kd_cf`.
 
-    Every step draws one pair of the mapping, interchanges it in teacher and student with the same sources and positions, and
+    Every step draws one pair of the mapping, interchanges it in teacher and student with the same sources and
+    positions, and
     compares the two counterfactual runs. Gradients flow through the student's base and source runs.
 
     Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.00826); for InContext and Mixup "Two
     Improvements to Causal Distillation".
 
     Args:
-        pairs: where sources come from: `Shuffle()` (the default), `InContext(0.3)`, or None for an operator without a source.
-        op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every location of
-            both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
+        pairs: where sources come from: `Shuffle()` (the default), `InContext(0.3)`, or None for an operator without
+            a source.
+        op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every
+            location of both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
         positions: the rule that draws positions, the same in both models; None is all of them.
         match: what is compared of the counterfactual runs: one objective or several, e.g. `[KD(2.0), Cosine()]`.
         detach_source: cut the student's source run off from the graph.
@@ -55,7 +58,7 @@ class DIITO(Objective):
         self.pairs = Shuffle() if pairs is None and self.op.needs_source else pairs
         self.positions, self.detach_source = positions, detach_source
         match = KD() if match is None else match
-        self.match = nn.ModuleList([match] if isinstance(match, Objective) else match)
+        self.match: Any = nn.ModuleList([match] if isinstance(match, Objective) else match)
 
     @property
     def interchanges(self) -> bool:
@@ -98,13 +101,13 @@ class DIITO(Objective):
             return self._with_noise(step, pair)
         drawn = self.pairs.draw(step.batch, vocabulary_of(step.student.model), step.generator)
         batch = drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in step.batch.items()}
-        chosen, taken = self._positions(step, pair, batch)
+        positions = self._positions(step, pair, batch)
         with torch.no_grad():
             source = _source(step.taught, drawn, pair.teacher)
-            teacher = _swapped(step.taught, source, pair.teacher, chosen, taken, step.reads.teacher)
+            teacher = _swapped(step.taught, source, pair.teacher, positions, step.reads.teacher)
         source = _source(step.student, drawn, pair.student)
         source = source.detach() if self.detach_source else source
-        return teacher, _swapped(step.student, source, pair.student, chosen, taken, step.reads.student)
+        return teacher, _swapped(step.student, source, pair.student, positions, step.reads.student)
 
     def _positions(self, step: Step, pair: Pair, source: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Masks over the positions of base and source, or None where all are written."""
@@ -130,12 +133,18 @@ class DIITO(Objective):
         normal = torch.randn(*vectors, max(widths), generator=step.generator, device=step.generator.device)
 
         def written(run: Run, locations: tuple[Location, ...], record: tuple[Location, ...]) -> Run:
-            at = {place: replace(self.op, normal=narrowed(normal, _width(run, place))) for place in locations}
+            at = {place: self._drawn(narrowed(normal, _width(run, place))) for place in locations}
             return interchange(run.model, run, None, at, positions=chosen, record=record)
 
         with torch.no_grad():
             teacher = written(step.taught, pair.teacher, step.reads.teacher)
         return teacher, written(step.student, pair.student, step.reads.student)
+
+    def _drawn(self, normal: Tensor) -> Mixup | Noise:
+        """The operator with its draws."""
+        if isinstance(self.op, Swap):
+            raise DistillError("Swap() draws nothing; this is an error in DIITO.")
+        return replace(self.op, normal=normal)
 
 
 def narrowed(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*batch narrow"]:
@@ -158,11 +167,10 @@ def _swapped(
     run: Run,
     source: Run,
     at: tuple[Location, ...],
-    chosen: Tensor | None,
-    taken: Tensor | None,
+    positions: tuple[Tensor | None, Tensor | None],
     record: tuple[Location, ...],
 ) -> Run:
-    return interchange(run.model, run, source, at, positions=chosen, source_positions=taken, record=record)
+    return interchange(run.model, run, source, at, positions=positions[0], source_positions=positions[1], record=record)
 
 
 def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
@@ -175,7 +183,8 @@ def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
     if len(set(grids)) > 1:
         raise DistillError(
             f"the locations of {pair} have different positions: [batch, position] = {grids[0]} and "
-            f"{next(grid for grid in grids if grid != grids[0])}; map places of the same grid, or use models of one tokenizer."
+            f"{next(grid for grid in grids if grid != grids[0])}; map places of the same grid, or use models of one "
+            "tokenizer."
         )
     return grids[0]
 

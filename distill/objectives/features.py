@@ -59,7 +59,8 @@ class PKD(Objective):
         layers = _below_last(step) if self.layers is None else self.layers
         if not layers:
             raise DistillError(
-                "PKD() compares the layers of a mapping and there is none below the last; give PKD({Location(1): Location(0)})."
+                "PKD() compares the layers of a mapping and there is none below the last; give "
+                "PKD({Location(1): Location(0)})."
             )
         teacher = torch.stack([step.taught.vectors(above)[:, 0] for above in layers], 1)
         student = torch.stack([step.student.vectors(below)[:, 0] for below in layers.values()], 1)

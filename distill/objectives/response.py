@@ -14,7 +14,8 @@ class KD(Objective):
 
     Args:
         temperature: softens both answers.
-        reduction: `"batchmean"` (mean over examples or unmasked tokens) or `"mean"` (also ÷ classes, as DIITO-XXS and PKD).
+        reduction: `"batchmean"` (mean over examples or unmasked tokens) or `"mean"` (also ÷ classes, as DIITO-XXS and
+            PKD).
         scale_t2: multiply by temperature².
         divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` of `distill.losses`, or a function like them.
     """
@@ -60,7 +61,8 @@ class Labels(Objective):
         """The term `labels`."""
         if "labels" not in step.batch:
             raise DistillError(
-                f"Labels() needs a column 'labels' and the data has {', '.join(step.batch)}; leave Labels() out to train "
+                f"Labels() needs a column 'labels' and the data has {', '.join(step.batch)}; leave Labels() out to "
+                "train "
                 "on the teacher's answers alone."
             )
         return {"labels": cross_entropy(step.student.logits, step.batch["labels"])}

@@ -28,9 +28,9 @@ class Recipe:
 class Task:
     """A data set with what is needed to teach it.
 
-    `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by which
-    its students are distilled, that of the teacher if None. `description` is one sentence
-    for reports; `show` turns one row into text for `example`.
+    `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by
+    which its students are distilled, that of the teacher if None. `description` is one sentence for reports; `show`
+    turns one row into text for `example`.
     """
 
     name: str

@@ -108,13 +108,16 @@ def spread(model: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module:
     """The model in eval mode, its weights spread wide enough that every layer matters."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn(parameter.shape, generator=draw) * scale)
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=draw)
+            centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0  # of a normalisation
+            parameter.copy_(centre + drawn * (scale if parameter.ndim > 1 else 0.1))
     return model.eval()
 
 
-def text(rows: int = 24, shortest: int = 3, longest: int = 9, *, labels: bool = True, side: str = "right", seed: int = 0) -> Rows:
+def text(
+    rows: int = 24, shortest: int = 3, longest: int = 9, *, labels: bool = True, side: str = "right", seed: int = 0
+) -> Rows:
     """Ragged token ids with a special token (1) at both ends, their masks, and labels."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (rows,), generator=draw).tolist()

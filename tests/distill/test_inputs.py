@@ -53,7 +53,9 @@ def test_real_tokens_are_those_of_the_named_mask():
     assert torch.equal(real_tokens(batch, 2, 3, CPU), mask.bool())
     assert torch.equal(real_tokens(batch, 2, 2, CPU, column="decoder_attention_mask"), other.bool())
     assert real_tokens({}, 2, 3, CPU).all()
-    with pytest.raises(DistillError, match=r"attention_mask has shape \[2, 3\] and the mapped locations have 4 positions"):
+    with pytest.raises(
+        DistillError, match=r"attention_mask has shape \[2, 3\] and the mapped locations have 4 positions"
+    ):
         real_tokens(batch, 2, 4, CPU)
 
 

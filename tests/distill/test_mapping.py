@@ -28,7 +28,15 @@ FULL = {
     (5, 5): [([i], i) for i in range(5)],
     (4, 1): [([0, 1, 2, 3], 0)],
 }
-MIDDLE = {(12, 3): (6, 1), (12, 6): (6, 3), (12, 9): (6, 4), (6, 3): (3, 1), (6, 4): (3, 2), (5, 5): (2, 2), (4, 1): (2, 0)}
+MIDDLE = {
+    (12, 3): (6, 1),
+    (12, 6): (6, 3),
+    (12, 9): (6, 4),
+    (6, 3): (3, 1),
+    (6, 4): (3, 2),
+    (5, 5): (2, 2),
+    (4, 1): (2, 0),
+}
 LATE = {
     (12, 3): [(9, 0), (10, 1)],
     (12, 6): [(9, 3), (10, 4)],
@@ -90,7 +98,9 @@ def test_depth_of_named_blocks():
 
 
 def test_a_dict_may_map_one_to_many_by_location_or_text():
-    pairs = pairs_of({(Location(2), "block_output.3"): Location(1), Location(-1): (Location(0), "embedding")}, bert(), bert(2))
+    pairs = pairs_of(
+        {(Location(2), "block_output.3"): Location(1), Location(-1): (Location(0), "embedding")}, bert(), bert(2)
+    )
     assert pairs == (
         Pair((Location(2), Location(3)), (Location(1),)),
         Pair((Location(-1),), (Location(0), Location(site="embedding"))),

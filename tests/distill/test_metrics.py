@@ -14,7 +14,7 @@ def test_wilson_solves_its_equation(right, total):
     z = 1.959964
     found = wilson(right, total)
     assert found.value == right / total
-    assert 0 <= found.low + 1e-12
+    assert found.low + 1e-12 >= 0
     assert found.high <= 1 + 1e-12
     for p in (found.low, found.high):
         assert (right / total - p) ** 2 == pytest.approx(z * z * p * (1 - p) / total, abs=1e-9)

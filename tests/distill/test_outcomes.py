@@ -45,7 +45,10 @@ def test_no_effect_no_effective_figure():
 def test_regression():
     outcome = replace(NONE, error=0.25, count=7, left_out=0)
     found = InterchangeAccuracy(outcome, {"a ↔ b": outcome}, {})
-    assert str(found) == "a ↔ b: mean absolute error 0.25 (7 counterfactuals)\noverall: mean absolute error 0.25 (7 counterfactuals)"
+    assert (
+        str(found)
+        == "a ↔ b: mean absolute error 0.25 (7 counterfactuals)\noverall: mean absolute error 0.25 (7 counterfactuals)"
+    )
     partly = InterchangeAccuracy(outcome, {"a ↔ b": outcome, "c ↔ d": NONE}, {})
     assert "c ↔ d: left out" in str(partly)
 

@@ -4,7 +4,9 @@ import torch
 from distill import DistillError, InContext, Shuffle, Span
 from tests.distill.models import VOCABULARY, text
 
-RIGHT = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]]).bool()
+RIGHT = torch.tensor(
+    [[1, 1, 1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
+).bool()
 PADDED = {"right": RIGHT, "left": RIGHT.flip(1), "none": torch.ones(3, 10, dtype=torch.bool)}
 
 
@@ -181,7 +183,10 @@ def test_in_context_draws_from_the_vocabulary_but_no_special_token():
 
 
 def test_in_context_candidates():
-    batch = {"input_ids": torch.tensor([[3, 4, 5, 3], [5, 5, 4, 6]]), "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]])}
+    batch = {
+        "input_ids": torch.tensor([[3, 4, 5, 3], [5, 5, 4, 6]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1]]),
+    }
     pairs = InContext(1.0, candidates={3: [13, 14], 4: [24]})
     seen = set()
     for seed in range(20):

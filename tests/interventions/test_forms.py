@@ -77,9 +77,17 @@ def test_a_packed_sequence_raises():
             packed = nn.utils.rnn.pack_padded_sequence(x, [5, 3], batch_first=True)
             return self.lstm(packed)[1][0][-1]
 
-    for io in ("output", "input"):
+    class Packed(nn.Module):
+        def forward(self, x: torch.Tensor) -> object:
+            return nn.utils.rnn.pack_padded_sequence(x, [5, 3], batch_first=True)
+
+    for model, place in (
+        (Packs(), Location(module="lstm")),
+        (Packs(), Location(module="lstm", io="input")),
+        (nn.Sequential(Packed()), Location(module="0")),
+    ):
         with pytest.raises(InterventionError, match=r"PackedSequence.*pad"):
-            run(Packs(), torch.ones(2, 5, 4), Location(module="lstm", io=io))
+            run(model, torch.ones(2, 5, 4), place)
 
 
 def test_the_states_of_an_lstm_beside_its_output_are_kept():

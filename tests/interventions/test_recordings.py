@@ -114,8 +114,22 @@ def test_with_dropout_resumed_is_a_seeded_whole_run(name):
             assert one is None or (one - other).norm() <= 1e-6 * (other.norm() + size)
 
 
-@pytest.mark.parametrize("resume", [True, False])
-def test_a_random_operator_draws_as_outside_of_the_resumed_run(resume):
+def test_dropout_below_and_beside_the_blocks_is_that_of_the_base_run():
+    class Skips(Blocks):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first = nn.functional.dropout(x, 0.5)
+            for layer in self.layers:
+                x = layer(x)
+            return first + nn.functional.dropout(x, 0.5)
+
+    model, place = Skips().train(), Location(1)
+    torch.manual_seed(0)
+    base = run(model, vectors())
+    torch.manual_seed(1)
+    assert torch.equal(interchange(model, base, None, {place: lambda b, s, g: b.clone()}).logits, base.logits)
+
+
+def test_a_random_operator_draws_as_outside_of_the_resumed_run():
     model, inputs = make("bert").train(), batch("bert")
     base = run(model, inputs)
     torch.manual_seed(7)
@@ -123,7 +137,7 @@ def test_a_random_operator_draws_as_outside_of_the_resumed_run(resume):
     after = torch.rand(())
     drawn = []
     torch.manual_seed(7)
-    interchange(model, base, None, {Location(1): lambda b, s, g: drawn.append(torch.randn(b.shape)) or b}, resume=True)
+    interchange(model, base, None, {Location(1): lambda b, s, g: drawn.append(torch.randn(b.shape)) or b})
     assert torch.equal(drawn[0], expected)
     assert torch.equal(torch.rand(()), after)
 
@@ -136,7 +150,7 @@ def test_an_interchange_in_eval_mode_leaves_the_default_generator_alone(resume):
 
 
 def test_the_same_generator_gives_the_same_counterfactual():
-    model, base = make("llama"), run(make("llama"), batch("llama"))
+    model = make("llama")
     base = run(model, batch("llama"))
     for op in (Noise(0.5), Mixup(0.5)):
         one, same, other = (

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from distill import DIITO, KD, PKD, Cosine, DistillError, InContext, Labels, Objective, Rows, Shuffle, Span
+from distill import DIITO, KD, PKD, Cosine, DistillError, InContext, Labels, Objective, Shuffle, Span
 from distill.inputs import inputs_of
-from distill.losses import kd
 from distill.loop import Computation
+from distill.losses import kd
 from distill.mapping import pairs_of
 from distill.objectives import Reads, Step
 from distill.objectives.causal import narrowed
@@ -101,7 +101,9 @@ def naive(objective, teacher, student, mapping, batch, stack, seed=0):
     other = real[drawn] if isinstance(drawn, torch.Tensor) else real
     uniform = torch.rand(rows, 2, width, generator=draws)
     aligned = not isinstance(objective.pairs, Shuffle)
-    chosen, taken = (mask.nonzero().tolist() for mask in objective.positions.draw(real, other, uniform, aligned=aligned))
+    chosen, taken = (
+        mask.nonzero().tolist() for mask in objective.positions.draw(real, other, uniform, aligned=aligned)
+    )
     widest = max(int(model.config.hidden_size) for model in (teacher, student))
     spans = [len(at.dims) if at.dims is not None else widest for at in (*pair.teacher, *pair.student)]
     normal = torch.randn(len(chosen), max(spans), generator=draws) if objective.pairs is None else None
@@ -190,7 +192,10 @@ def test_padding_changes_nothing(side):
     """Seven more tokens of padding on either side give the same counterfactuals up to rounding."""
     teacher, student = couple("gpt2")
     batch = text(5, 4, 6, side=side).batch(range(5))
-    wider = {name: nn.functional.pad(c, (0, 7) if side == "right" else (7, 0)) if c.ndim == 2 else c for name, c in batch.items()}
+    wider = {
+        name: nn.functional.pad(c, (0, 7) if side == "right" else (7, 0)) if c.ndim == 2 else c
+        for name, c in batch.items()
+    }
     mapping = pairs_of(MAPPINGS["one"], teacher, student)
     values = []
     for each in (batch, wider):
@@ -316,7 +321,7 @@ def changes(teacher, student, objective, pair, batch):
     base, after = spy.steps
     return [
         [run.activations[at] - before.activations[at] for at in places]
-        for run, before, places in zip((after.teacher, after.student), (base.teacher, base.student), pair, strict=True)
+        for ran, before, places in zip((after.teacher, after.student), (base.teacher, base.student), pair, strict=True)
     ]
 
 
@@ -360,7 +365,8 @@ def test_sigma_is_in_units_of_each_vector():
 
 
 def test_the_same_source_positions_feed_both_models():
-    """A swap from a reversed batch: what arrives in each model is its own activation at the very same source position."""
+    """A swap from a reversed batch: what arrives in each model is its own activation at the very same source "
+    "position."""
     teacher, student = couple("bert")
     batch, pair = batch_of("bert"), ((Location(2),), (Location(1),))
     spy = Spy(*pair)
@@ -430,7 +436,9 @@ def test_what_diito_refuses():
     with pytest.raises(DistillError, match="DIITO needs a mapping; give mapping='full'"):
         Computation(teacher, student, (), [DIITO()])(batch_of("bert"), generator())
     with pytest.raises(DistillError, match="compares with a teacher and there is none"):
-        Computation(None, student, pairs_of(MAPPINGS["one"], teacher, student), [DIITO()])(batch_of("bert"), generator())
+        Computation(None, student, pairs_of(MAPPINGS["one"], teacher, student), [DIITO()])(
+            batch_of("bert"), generator()
+        )
     uneven = {Location(0): Location(module="classifier")}
     with pytest.raises(DistillError, match=r"have different positions: .*\(6, \d\) and \(6,\)"):
         terms_of(teacher, student, uneven, [DIITO()], batch_of("bert"))

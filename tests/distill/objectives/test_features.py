@@ -7,7 +7,7 @@ from distill.inputs import inputs_of
 from distill.loop import Computation
 from distill.mapping import pairs_of
 from interventions import Location, run
-from tests.distill.models import LSTM, bert, spread, text, vit, images, CNN
+from tests.distill.models import CNN, LSTM, bert, images, spread, text, vit
 
 
 def couple():
@@ -26,7 +26,9 @@ def states(model, at, batch):
 def test_cosine_is_that_of_the_last_hidden_states_over_real_tokens():
     teacher, student = couple()
     batch = text(6).batch(range(6))
-    distance = 1 - functional.cosine_similarity(states(teacher, Location(3), batch), states(student, Location(1), batch), dim=-1)
+    distance = 1 - functional.cosine_similarity(
+        states(teacher, Location(3), batch), states(student, Location(1), batch), dim=-1
+    )
     real = batch["attention_mask"].bool()
     value = terms(teacher, student, Cosine(), batch)["cosine"].item()
     assert value == pytest.approx(distance[real].mean().item(), rel=1e-5)
@@ -42,7 +44,8 @@ def test_cosine_of_a_model_with_itself_is_0_and_of_its_negative_2():
 
 
 def test_cosine_at_other_places():
-    """Dims are the last axis of vectors, wherever the module keeps them: channels of a feature map are in the second."""
+    """Dims are the last axis of vectors, wherever the module keeps them: channels of a feature map are in the "
+    "second."""
     teacher, student = spread(CNN()), spread(CNN(), 1)
     batch = images(3).batch(range(3))
     at = Location(module="conv1")
@@ -68,7 +71,9 @@ def test_pkd_takes_the_last_teacher_layer_of_each_pair_below_the_last():
     batch = text(6).batch(range(6))
     mapping = layers(teacher, student, "full")
     value = terms(teacher, student, PKD(), batch, mapping)["pkd"].item()
-    assert value == pytest.approx(terms(teacher, student, PKD({Location(1): Location(0)}), batch)["pkd"].item(), rel=1e-6)
+    assert value == pytest.approx(
+        terms(teacher, student, PKD({Location(1): Location(0)}), batch)["pkd"].item(), rel=1e-6
+    )
 
 
 def test_features_of_counterfactual_runs_are_those_after_the_write():
@@ -109,5 +114,7 @@ def test_pictures():
 
 def test_pkd_without_anything_to_compare():
     teacher, student = couple()
-    with pytest.raises(DistillError, match=r"PKD\(\) compares the layers of a mapping and there is none below the last; give PKD\(\{"):
+    with pytest.raises(
+        DistillError, match=r"PKD\(\) compares the layers of a mapping and there is none below the last; give PKD\(\{"
+    ):
         terms(teacher, student, PKD(), text(4).batch(range(4)))

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from distill import KD, DistillError, Labels, Rows
-from distill.losses import reverse_kl
 from distill.loop import Computation
+from distill.losses import reverse_kl
 from tests.distill.models import bert, gpt2_lm, masked_lm, mlp, spread, text, vectors
 
 
@@ -53,7 +53,10 @@ def test_kd_of_token_models_leaves_padding_out(make):
     teacher, student = spread(make(2)), spread(make(2), 1)
     batch = text(6).batch(range(6))
     value = terms(teacher, student, KD(1), batch)["kd"]
-    logits = [model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits for model in (teacher, student)]
+    logits = [
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        for model in (teacher, student)
+    ]
     p, q = (each.log_softmax(-1) for each in logits)
     each = (p.exp() * (p - q)).sum(-1)
     real = batch["attention_mask"].bool()
@@ -63,7 +66,9 @@ def test_kd_of_token_models_leaves_padding_out(make):
 
 def test_labels_by_hand():
     student = Fixed(math.log(3), 0.0)
-    assert terms(None, student, Labels(), BATCH)["labels"].item() == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2)
+    assert terms(None, student, Labels(), BATCH)["labels"].item() == pytest.approx(
+        -(math.log(0.75) + math.log(0.25)) / 2
+    )
     left_out = {**BATCH, "labels": torch.tensor([0, -100])}
     assert terms(None, student, Labels(), left_out)["labels"].item() == pytest.approx(-math.log(0.75))
 
@@ -81,7 +86,9 @@ def test_what_they_refuse():
     for wrong in (0, -1.0, float("nan")):
         with pytest.raises(DistillError, match=r"softens nothing; use a temperature above 0, e.g. KD\(2.0\)"):
             KD(wrong)
-    with pytest.raises(DistillError, match=r"needs a column 'labels' and the data has input_ids, .*leave Labels\(\) out"):
+    with pytest.raises(
+        DistillError, match=r"needs a column 'labels' and the data has input_ids, .*leave Labels\(\) out"
+    ):
         terms(None, bert(2), Labels(), text(labels=False).batch([0]))
     with pytest.raises(DistillError, match=r"no teacher|there is none; use objective=\[Labels\(\)\]"):
         terms(None, bert(2), KD(), text().batch([0]))
