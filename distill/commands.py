@@ -299,6 +299,8 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
     console = _console()
     if not resume:
         refuse_used(output)
+    if encoder is None and (source.task == "sst2" or source.data is not None):
+        raise DistillError(f"{source.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
     tokenizer = load_tokenizer(encoder) if encoder is not None and source.task not in ("pvr",) else None
     task = source.load(tokenizer, seed)
     if encoder is not None:

@@ -116,6 +116,11 @@ class Report:
             *self._pictures(),
             "<h2>Interchange accuracy for each mapped pair</h2>",
             *(_per_pair(entry) for entry in self.entries if entry.evaluation.interchange is not None),
+            *(
+                f"<p class=note>{escape(entry.name)}: {escape(entry.evaluation.note)}</p>"
+                for entry in self.entries
+                if entry.evaluation.note
+            ),
             "<h2>Settings</h2>",
             f"<pre>{escape(json.dumps(self.settings, indent=1, default=str))}</pre>",
             f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in versions().items()))}</p>",

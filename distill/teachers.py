@@ -132,12 +132,18 @@ def load_tokenizer(name: str | Path) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise DistillError(
             f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: "
             "tokenizer.save_pretrained(…)."
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made from the configuration alone, without its file of words
+        raise DistillError(
+            f"no tokenizer is saved with {str(name)!r}: it would know no words; save it there: "
+            "tokenizer.save_pretrained(…)."
+        )
+    return tokenizer
 
 
 def save_teacher(teacher: nn.Module, tokenizer: Any, folder: Path) -> None:

@@ -11,10 +11,11 @@
 
 from interventions.architectures import Architecture, Place, Stack, architecture, describe
 from interventions.errors import InterventionError
+from interventions.interchanges import Handle, interchange, intervene
 from interventions.locations import SITES, Location, as_location
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.positions import Selection, select
-from interventions.runs import Activations, Handle, Run, interchange, intervene, record, run, run_to
+from interventions.runs import Activations, Run, record, run, run_to
 
 __all__ = [
     "SITES",

@@ -287,8 +287,6 @@ def arguments_of(model: nn.Module, inputs: object) -> Mapping[str, object]:
     return _named(model, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
-# --- attributes of the model that are replaced while somebody needs it ------------------------------------------------
-
 _lock = threading.RLock()
 _missing = object()
 _overrides: dict[tuple[int, str], list] = {}

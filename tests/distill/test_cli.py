@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from distill import cli, tasks
 from distill.tasks import Recipe
@@ -28,6 +29,9 @@ REPOSITORY = Path(__file__).parents[2]
 def quick(monkeypatch, tmp_path):
     """Measured on 40 pairs, in a folder of one's own; CUDA or not, no colour asked for."""
     monkeypatch.setattr(commands, "evaluate", partial(commands.evaluate, pairs=40))
+    # The command line sets these before transformers is imported; here it was imported long ago.
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     monkeypatch.chdir(tmp_path)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
         monkeypatch.delenv(name, raising=False)
@@ -346,7 +350,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_going_on_gives_the_same_student(teacher,
         "--student-layers",
         2,
         "--steps",
-        250,
+        100,
     ]
     status, _, err = distill("fit", *arguments, "--output", tmp_path / "whole")
     assert status == 0, err
@@ -379,7 +383,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_going_on_gives_the_same_student(teacher,
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, out + err
     assert re.search(
-        r"stopped after step \d+ of 250; the state is in r/diito/checkpoints/step-\d+; "
+        r"stopped after step \d+ of 100; the state is in r/diito/checkpoints/step-\d+; "
         r"go on with: distill fit --resume r\n",
         err,
     )

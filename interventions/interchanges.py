@@ -1,0 +1,300 @@
+"""Runs with some of their internals replaced: around ordinary calls, or as the counterfactual of two runs."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interventions.architectures import Architecture, Place, architecture
+from interventions.errors import InterventionError
+from interventions.hooks import Scope, Tap, arguments_of, call, opened
+from interventions.locations import Location, as_location
+from interventions.operators import Operator, Swap
+from interventions.positions import Positions
+from interventions.recordings import Recording, Replay, drawing
+from interventions.runs import (
+    Inputs,
+    Run,
+    Where,
+    check_inputs,
+    check_ran,
+    fetcher,
+    locations_of,
+    read,
+    reading,
+    recorded,
+    without_past,
+)
+from interventions.writes import Source, Write
+
+
+@dataclass(eq=False)
+class Handle:
+    """What an open `intervene` block did so far."""
+
+    writes: tuple[Write, ...]
+
+    @property
+    def firings(self) -> dict[Location, int]:
+        """How often each location was written."""
+        return {write.location: write.firings for write in self.writes}
+
+    @property
+    def change(self) -> dict[Location, float]:
+        """Root mean square of what was changed at each location, relative to that of what was there."""
+        return {write.location: write.change for write in self.writes}
+
+
+@contextmanager
+def intervene(
+    model: nn.Module,
+    at: Where | None = None,
+    *,
+    op: Operator | None = None,
+    source: Inputs | Run | Mapping[Location, Inputs | Run] | None = None,
+    positions: Positions | Mapping[Location, Positions] = None,
+    source_positions: Positions | Mapping[Location, Positions] = None,
+    generator: torch.Generator | None = None,
+    **location: object,
+) -> Iterator[Handle]:
+    """Replace internals of `model` in every ordinary call inside the block: `model(...)`, a pipeline, a Trainer.
+
+    Args:
+        at: a Location, or {Location: operator}; or give the fields of one location as keywords: `layer=3`.
+        op: the operator, where `at` does not hold it. `Swap()` if a source is given.
+        source: inputs or a Run that operators such as Swap take from, or {Location: inputs or Run}.
+        positions: which tokens to write, counted over real tokens (see `interventions.positions`); None is all of
+            them. Or {Location: positions}.
+        source_positions: which tokens of the source to take, as many; None is those of `positions`.
+        generator: for operators that draw; None is torch's default generator, as dropout uses.
+
+    Yields:
+        A handle that counts firings and the size of the change.
+
+    Raises:
+        InterventionError: a place that does not exist, never ran, or does not fit its source.
+
+    Blocks nest: of two that write one place, the outer one writes first.
+    """
+    found = architecture(model)
+    where = dict(positions=positions, source_positions=source_positions)
+    writes = _writes(found, _pairs(at, op, source, location), source, **where, generator=generator)
+    scope = Scope(model, [Tap(w.place.module, w.place.io, w) for w in writes], generator=generator)
+    with opened(scope):
+        yield Handle(tuple(writes))
+    _check_fired(writes, "this intervene block; call the model inside the block")
+
+
+def interchange(
+    model: nn.Module,
+    base: Inputs | Run,
+    source: Inputs | Run | Mapping[Location, Inputs | Run] | None,
+    at: Where,
+    *,
+    op: Operator | None = None,
+    positions: Positions | Mapping[Location, Positions] = None,
+    source_positions: Positions | Mapping[Location, Positions] = None,
+    generator: torch.Generator | None = None,
+    record: Where = (),
+    resume: bool = True,
+) -> Run:
+    """The counterfactual run: `model` on the base, with the activations `at` the locations taken from the source.
+
+    Args:
+        base: inputs, or a Run, from which the counterfactual then resumes at the first location written: blocks before
+            it return what the base run recorded.
+        source: inputs, a Run, or {Location: inputs or Run}; None for operators that need none. One forward for
+            each distinct source, which stops after the last location read.
+        at: a Location, several, or {Location: operator}.
+        op: the operator, `Swap()` by default.
+        positions, source_positions, generator: as in `intervene`.
+        record: locations to keep of the counterfactual run, after the writes.
+        resume: False runs every block again.
+
+    Raises:
+        InterventionError: as `intervene`; or a base run older than the model's weights.
+
+    Source: Geiger et al. 2021 (arXiv:2106.02997), section 2.
+    """
+    found = architecture(model)
+    where = dict(positions=positions, source_positions=source_positions)
+    writes = _writes(found, _pairs(at, op, source, {}), source, **where, generator=generator)
+    recording = _resumable(base) if resume else None
+    inputs = base.inputs if isinstance(base, Run) else base
+    check_inputs(inputs)
+    kept = locations_of(record)
+    activations, reads = reading(found, kept)
+    count = 0 if recording is None else recording.reusable([w.place for w in writes], [found.place(at) for at in kept])
+    replay = Replay(recording, count) if recording is not None and count else None
+    taps = [Tap(w.place.module, w.place.io, w if replay is None else _drawing(w)) for w in writes]
+    again = Recording.begin(found) if found.stacks else None
+    scope = recorded(model, [*taps, *reads], again)
+    scope.generator = generator
+    with ExitStack() as stack:
+        if replay is not None:
+            inputs = _without_cache(model, inputs)
+            scope.replay, scope.replayed = replay, replay.blocks
+            stack.enter_context(replay.surrounding(scope))
+        stack.enter_context(opened(scope))
+        output = call(model, inputs)
+    _check_fired(writes, "the counterfactual run")
+    check_ran(activations, "the counterfactual run")
+    activations._fetch = fetcher(model, inputs, again, is_counterfactual=True)
+    return Run(model, inputs, without_past(output) if replay else output, activations, again, is_counterfactual=True)
+
+
+def _pairs(at: Any, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:
+    if (at is None) == (not fields):
+        raise InterventionError(
+            "give one place: intervene(model, Location(3), op=Zero()) or intervene(model, layer=3, op=Zero())"
+            + ("." if at is None else f"; both at={at!r} and {fields} were given.")
+        )
+    if isinstance(at, Mapping):
+        if op is not None:
+            raise InterventionError(f"op={op!r} and {{location: operator}} were both given; leave op out.")
+        return _checked({as_location(place): operator for place, operator in at.items()})
+    if op is None and source is None:
+        raise InterventionError("no operator was given; write op=Zero(), or source=… to swap.")
+    locations = [_from_fields(fields)] if at is None else locations_of(at)
+    return _checked(dict.fromkeys(locations, Swap() if op is None else op))
+
+
+def _from_fields(fields: dict) -> Location:
+    try:
+        return Location(**fields)
+    except TypeError as error:
+        raise InterventionError(
+            f"{error}; the keywords of a location are layer, site, dims, stack, module and io."
+        ) from error
+
+
+def _checked(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
+    if not pairs:
+        raise InterventionError("no location was given; write at=Location(3).")
+    for location, operator in pairs.items():
+        if not callable(operator) or isinstance(operator, type):
+            raise InterventionError(
+                f"{operator!r} at {location} is not an operator; write Swap(), Zero(), or a function (base, source, "
+                "generator)."
+            )
+    return pairs
+
+
+def _writes(
+    found: Architecture,
+    pairs: dict[Location, Operator],
+    source: object,
+    *,
+    positions: object,
+    source_positions: object,
+    generator: torch.Generator | None,
+) -> list[Write]:
+    places = {location: found.place(location) for location in pairs}
+    chosen, source_chosen = _of(positions, pairs), _of(source_positions, pairs)
+    sources = _sources(found, pairs, places, source)
+    return [
+        Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator) for at, op in pairs.items()
+    ]
+
+
+def _of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Positions]:
+    """The positions of each location, from {Location: positions} or one choice for all."""
+    if not isinstance(choice, Mapping):
+        return dict.fromkeys(pairs, choice)
+    named = {as_location(place): positions for place, positions in choice.items()}
+    unused = [location for location in named if location not in pairs]
+    if unused:
+        raise InterventionError(f"positions for {unused[0]} were given and nothing is written there; add it to at.")
+    return {location: named.get(location) for location in pairs}
+
+
+def _sources(
+    found: Architecture, pairs: dict[Location, Operator], places: dict[Location, Place], source: Any
+) -> dict[Location, Source]:
+    """The states that the operators take from, one forward for each distinct source."""
+    by_location = source if _is_by_location(source) else dict.fromkeys(pairs, source)
+    by_location = {as_location(place): value for place, value in by_location.items()}
+    # An operator that does not say whether it needs a source takes one that is given.
+    needing = [at for at, op in pairs.items() if getattr(op, "needs_source", by_location.get(at) is not None)]
+    absent = [location for location in needing if by_location.get(location) is None]
+    if absent:
+        raise InterventionError(
+            f"{type(pairs[absent[0]]).__name__} at {absent[0]} takes from a source and none was given; pass "
+            "source=inputs or a Run."
+        )
+    unused = [location for location in by_location if location not in pairs]
+    if unused:
+        raise InterventionError(f"a source for {unused[0]} was given and nothing is written there; add it to at.")
+    if source is not None and not needing:
+        names = ", ".join(dict.fromkeys(type(op).__name__ for op in pairs.values()))
+        raise InterventionError(f"a source was given and {names} takes none; leave it out: source=None.")
+    result: dict[Location, Source] = {}
+    for given in {id(by_location[location]): by_location[location] for location in needing}.values():
+        mine = [location for location in needing if by_location[location] is given]
+        wholes = {location: replace(location, dims=None) for location in mine}
+        if isinstance(given, Run):
+            _check_same_model(given, found.model)
+            states, inputs = given.activations, given.inputs
+        else:
+            check_inputs(given)
+            states, inputs = read(found.model, given, list(dict.fromkeys(wholes.values()))), given
+        arguments = arguments_of(found.model, inputs)
+        for location in mine:
+            mask = arguments.get(places[location].mask)
+            result[location] = Source(states[wholes[location]], mask if isinstance(mask, Tensor) else None)
+    return result
+
+
+def _is_by_location(source: object) -> bool:
+    return isinstance(source, Mapping) and any(isinstance(key, Location) for key in source)
+
+
+def _drawing(write: Write) -> Callable[[Tensor, Scope], Tensor]:
+    def written(state: Tensor, scope: Scope) -> Tensor:
+        with drawing(scope):
+            return write(state, scope)
+
+    return written
+
+
+def _resumable(base: Inputs | Run) -> Recording | None:
+    if not isinstance(base, Run):
+        return None
+    if base.is_counterfactual:
+        raise InterventionError(
+            "the base is itself a counterfactual run; pass its base and all locations in one call: "
+            "at={location: operator}, source={location: source}; or resume=False inside a `with intervene(...)` block."
+        )
+    base.check_fresh()
+    return base.recording
+
+
+def _check_same_model(given: Run, model: nn.Module) -> None:
+    if given.model is not model:
+        raise InterventionError(
+            f"the source is a run of another model ({type(given.model).__name__}); run it on this one: run(model, "
+            "inputs)."
+        )
+    given.check_fresh()
+
+
+def _check_fired(writes: list[Write], where: str) -> None:
+    for write in writes:
+        if write.firings == 0:
+            raise InterventionError(f"{write.location} never ran inside {where}, or look at describe(model).")
+
+
+def _without_cache(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Inputs of a resumed run: skipped blocks leave the cache and the attentions incomplete."""
+    given = arguments_of(model, inputs)
+    config = getattr(model, "config", None)
+    if given.get("output_attentions", getattr(config, "output_attentions", False)):
+        raise InterventionError("output_attentions=True is incomplete where blocks are skipped; pass resume=False.")
+    if given.get("use_cache"):
+        raise InterventionError("use_cache=True leaves the cache of skipped blocks empty; pass resume=False.")
+    if isinstance(inputs, Mapping) and "use_cache" not in inputs and getattr(config, "use_cache", False):
+        return {**inputs, "use_cache": False}
+    return inputs
