@@ -47,7 +47,13 @@ class Checkpoints:
             raise DistillError(
                 f"there is no checkpoint in {self.folder} to go on from; leave resume out to start anew."
             )
-        accelerator.load_state(str(last))
+        try:
+            accelerator.load_state(str(last))
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise DistillError(
+                f"the checkpoint {last} does not fit this model or version ({str(error).splitlines()[0]}); delete "
+                f"{self.folder} and start anew."
+            ) from error
         return _number(last)
 
     def save(self, step: int) -> Path:

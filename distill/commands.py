@@ -30,7 +30,6 @@ from distill.teachers import (
     load_tokenizer,
     new_classifier,
     save_teacher,
-    schedule_of,
     teach,
     teacher_of,
 )
@@ -76,7 +75,7 @@ class Timing:
 
     def schedule(self, task: Task, seed: int) -> Schedule:
         """Of a student: as the task says, three epochs where its teacher is given; with what was asked for."""
-        schedule = schedule_of(task.student or task.recipe, seed)
+        schedule = Schedule.of(task.student or task.recipe, seed)
         if task.network is None or self.epochs is not None:
             schedule = replace(schedule, steps=None, epochs=3)
         return replace(schedule, **{name: value for name, value in asdict(self).items() if value is not None})
@@ -310,7 +309,7 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
     else:
         raise DistillError(f"task {task.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
     given: dict[str, Any] = {name: value for name, value in asdict(timing).items() if value is not None}
-    schedule = replace(schedule_of(task.recipe, seed), **{**({"steps": None} if "epochs" in given else {}), **given})
+    schedule = replace(Schedule.of(task.recipe, seed), **{**({"steps": None} if "epochs" in given else {}), **given})
     result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
     save_teacher(network, tokenizer, output)
     console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)

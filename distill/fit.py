@@ -25,6 +25,7 @@ from distill.objectives import DIITO, Objective
 from distill.pairs import Span
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
+from distill.tasks import Task
 
 
 class Interrupted(KeyboardInterrupt):
@@ -64,7 +65,7 @@ def fit(
         weights: {term: weight}; 1 for a term that is not named.
         eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
         epochs, steps, batch_size, lr, seed: override those of `schedule`.
-        schedule: time and speed in full (see `Schedule`).
+        schedule: time and speed in full (see `Schedule`); by default what an embedded task says, else `Schedule()`.
         output_dir: a new folder for the student, checkpoints, log and result; None saves nothing.
         resume: go on from the newest checkpoint in `output_dir`; the result is that of an uninterrupted run.
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
@@ -76,7 +77,8 @@ def fit(
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    schedule = schedule or Schedule()
+    task = None if data is None else task_of(data, student if teacher is None else teacher)
+    schedule = schedule or _default_schedule(task)
     if epochs is not None and steps is None:
         schedule = replace(schedule, steps=None)
     schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
@@ -111,7 +113,7 @@ def fit(
     seconds = time.monotonic() - began
     if folder is not None and PartialState().is_main_process:
         save_model(student, folder / "student")
-    tested = eval_data if eval_data is not None else task_of(data, student if teacher is None else teacher)
+    tested = eval_data if eval_data is not None else task
     evaluation = Evaluation(None, None)
     if tested is not None:
         measured = as_mapping(pairs) if pairs else _full(teacher, student)
@@ -168,6 +170,11 @@ def refuse_used(folder: Path) -> None:
 def positions_of(objectives: Sequence[Objective]) -> Span | None:
     """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
     return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
+
+
+def _default_schedule(task: Task | None) -> Schedule:
+    """As an embedded task says; for other data three epochs."""
+    return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
 
 
 def _full(teacher: nn.Module | None, student: nn.Module) -> Alignment | None:

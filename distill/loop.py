@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import ceil, isfinite
 from typing import Any
 
@@ -18,7 +18,7 @@ from distill.inputs import device_of, inputs_of, to_device, vocabulary_of
 from distill.mapping import Alignment, Pair, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, KD, Objective, Reads, Step
-from distill.tasks import Rows
+from distill.tasks import Recipe, Rows
 from interventions import Location, run
 
 
@@ -63,6 +63,11 @@ class Schedule:
             raise DistillError(
                 f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0, e.g. batch_size=32, lr=5e-5."
             )
+
+    @classmethod
+    def of(cls, recipe: Recipe, seed: int = 0) -> "Schedule":
+        """The schedule that the recipe of a task stands for."""
+        return cls(**asdict(recipe), seed=seed)
 
     def total(self, rows: int, processes: int = 1) -> int:
         """The number of steps on so many rows."""

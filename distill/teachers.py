@@ -21,7 +21,7 @@ from distill.loop import Schedule
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.results import FitResult
-from distill.tasks import Recipe, Task
+from distill.tasks import Task
 
 
 def cache_folder() -> Path:
@@ -45,17 +45,12 @@ def teach(
         network,
         data=task,
         objective=Labels(),
-        schedule=schedule or schedule_of(task.recipe, seed),
+        schedule=schedule or Schedule.of(task.recipe, seed),
         output_dir=output_dir,
         resume=resume,
         console=console,
         title="teacher",
     )
-
-
-def schedule_of(recipe: Recipe, seed: int = 0) -> Schedule:
-    """The schedule that a recipe stands for."""
-    return Schedule(**asdict(recipe), seed=seed)
 
 
 def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> nn.Module:

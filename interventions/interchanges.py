@@ -112,7 +112,8 @@ def interchange(
         op: the operator, `Swap()` by default.
         positions, source_positions, generator: as in `intervene`.
         record: locations to keep of the counterfactual run, after the writes.
-        resume: False runs every block again.
+        resume: False runs every block again. So does a base run that cannot be taken up: made under other hooks or
+            other open blocks, or changed in place since.
 
     Raises:
         InterventionError: as `intervene`; or a base run older than the model's weights.

@@ -216,10 +216,13 @@ def reading(
     activations = Activations(locations)
 
     def read(location: Location, place: Place) -> Tap:
-        def keep(state: Tensor, scope: Scope) -> None:
-            if not scope.recomputing:
-                # A copy: what follows may go on in place.
-                activations._states[location].append(store(part_of(state, location, place).clone()))
+        def keep(state: Tensor, scope: Scope) -> Tensor | None:
+            if scope.recomputing:
+                return None
+            part = part_of(state, location, place)
+            activations._states[location].append(store(part))
+            # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
+            return state.clone() if part is state else None
 
         return Tap(place.module, place.io, keep)
 

@@ -47,8 +47,9 @@ def save_bert(folder, *, classifier: bool, layers: int = 3, labels: int = 2):
         mask_token="[MASK]", model_max_length=32,
     )  # fmt: skip
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=24,
-        max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=labels,
+        vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
+        intermediate_size=24, max_position_embeddings=32, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        num_labels=labels,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)

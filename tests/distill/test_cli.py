@@ -128,7 +128,9 @@ def test_every_student_is_measured_by_the_same_rule(teacher, csv, tmp_path):
 @pytest.mark.parametrize("pairs", ["in-context", "mixup", "noise"])
 def test_pairs(pairs, teacher, csv, tmp_path):
     arguments = ["--objective", "diito,labels", "--pairs", pairs, "--mapping", "single", "--sigma", 0.5]
-    status, _out, err = distill("fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", *arguments, *FIT)
+    status, _out, err = distill(
+        "fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", *arguments, *FIT
+    )
     assert (status, err) == (0, "")
     last = json.loads((tmp_path / "r" / "diito+labels" / "log.jsonl").read_text().splitlines()[-1])
     assert last["terms"].keys() == {"kd", "kd_cf", "labels"}
@@ -289,7 +291,7 @@ def test_a_teacher_with_other_classes_or_another_vocabulary(tmp_path, teacher, c
 def test_a_teacher_no_better_than_the_majority_is_refused_unless_asked_for(tmp_path, csv):
     untrained = save_bert(tmp_path / "untrained", classifier=True)
     arguments = ["fit", "--data", csv, "--teacher", untrained, "--output", tmp_path / "r", *FIT]
-    status, out, err = distill(*arguments)
+    status, _, err = distill(*arguments)
     assert (status, err.count("\n")) == (2, 1)
     assert "there is nothing to learn from it; train it (distill teach), or pass --any-teacher" in err
     assert not (tmp_path / "r").exists()

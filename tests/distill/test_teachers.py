@@ -13,7 +13,6 @@ from distill.teachers import (
     load_tokenizer,
     new_classifier,
     save_teacher,
-    schedule_of,
 )
 from tests.distill.conftest import save_bert
 from tests.distill.models import QUIET, bert, images, same, spread, text, vit, weights
@@ -31,7 +30,7 @@ def task(**settings):
 
 
 def test_teach_follows_the_recipe_unless_told_otherwise():
-    assert schedule_of(task().recipe, 7) == Schedule(
+    assert Schedule.of(task().recipe, 7) == Schedule(
         steps=4, batch_size=8, lr=1e-2, warmup=0.06, weight_decay=0.01, seed=7
     )
     result = teach(network(0), task(), console=QUIET)

@@ -64,16 +64,14 @@ def test_neutral_writes_change_no_bit(name, op):
     model, (operator, itself) = make(name), NEUTRAL[op]
     base, other = run(model, batch(name), middle(name)), run(model, batch(name, seed=2), middle(name))
     state = base.vectors(middle(name))
-    for positions in POSITIONS.values() if state.ndim == 3 else [None]:
-        for dims in (None, range(2, 8, 3), [5, 0, 1]):
-            done = interchange(
-                model,
-                base,
-                (base if itself else other) if operator.needs_source else None,
-                {middle(name, dims=dims): operator},
-                positions=chosen(positions, state.shape[1]),
-            )
-            assert torch.equal(done.logits, base.logits), (positions, dims)
+    source = (base if itself else other) if operator.needs_source else None
+    dims = (None, range(2, 8, 3), [5, 0, 1])
+    every = [(None, some) for some in dims]
+    every += list(zip(POSITIONS.values(), dims * 3, strict=False)) if state.ndim == 3 else []
+    for positions, some in every:
+        at, where = {middle(name, dims=some): operator}, chosen(positions, state.shape[1])
+        done = interchange(model, base, source, at, positions=where)
+        assert torch.equal(done.logits, base.logits), (positions, some)
 
 
 @pytest.mark.parametrize("op", [Interpolate(0.0), Interpolate(1.0), Interpolate(0.7), Swap()])

@@ -320,7 +320,7 @@ def changes(teacher, student, objective, pair, batch):
     terms_of(teacher, student, {pair[0]: pair[1]}, [spy, objective], batch)
     base, after = spy.steps
     return [
-        [run.activations[at] - before.activations[at] for at in places]
+        [ran.activations[at] - before.activations[at] for at in places]
         for ran, before, places in zip((after.teacher, after.student), (base.teacher, base.student), pair, strict=True)
     ]
 
@@ -373,8 +373,8 @@ def test_the_same_source_positions_feed_both_models():
     terms_of(teacher, student, {pair[0]: pair[1]}, [spy, DIITO(Reversed(aligned=False), match=spy)], batch)
     base, after = spy.steps
     found = []
-    for run, before, places in zip((after.teacher, after.student), (base.teacher, base.student), pair, strict=True):
-        new, old = run.activations[places[0]], before.activations[places[0]]
+    for ran, before, places in zip((after.teacher, after.student), (base.teacher, base.student), pair, strict=True):
+        new, old = ran.activations[places[0]], before.activations[places[0]]
         where = (new != old).any(-1).nonzero().tolist()
         source = old.flip(0)
         found.append([(r, c, int((source[r] == new[r, c]).all(-1).nonzero()[0])) for r, c in where])
