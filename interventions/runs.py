@@ -243,11 +243,12 @@ def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: 
     missing = set(locations)
 
     def stopping(location: Location, tap: Tap) -> Tap:
-        def keep(state: Tensor, scope: Scope) -> None:
-            tap.function(state, scope)
+        def keep(state: Tensor, scope: Scope) -> Tensor | None:
+            going_on = tap.function(state, scope)
             missing.discard(location)
             if early and not missing:
                 raise Stopped
+            return going_on
 
         return Tap(tap.module, tap.io, keep)
 

@@ -89,4 +89,4 @@ def fine_tuning(rows: int) -> Recipe:
 
     A much shorter run can leave the encoder near the majority class.
     """
-    return Recipe(steps=max(200, ceil(rows / 32)), batch_size=32, lr=5e-5, warmup=0.06, weight_decay=0.01)
+    return Recipe(steps=max(200, ceil(rows / 32)), batch_size=32, lr=1e-4, warmup=0.06, weight_decay=0.01)

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ def text_task(
     description: str,
 ) -> Task:
     """A task of texts and class indices, tokenised; its teacher must be given."""
+    recipe = fine_tuning(len(train[1]))
     return Task(
         name=name,
         train=tokenised(tokenizer, *train),
         test=tokenised(tokenizer, *test),
         classes=classes,
-        recipe=fine_tuning(len(train[1])),
+        recipe=recipe,
+        student=replace(recipe, lr=5e-5),  # it starts from a teacher's layers, not from an encoder with a new head
         description=description,
         show=lambda row: tokenizer.decode(row["input_ids"], skip_special_tokens=True),
     )

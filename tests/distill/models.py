@@ -111,7 +111,7 @@ def spread(model: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module:
         for name, parameter in model.named_parameters():
             drawn = torch.randn(parameter.shape, generator=draw)
             centre = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0  # of a normalisation
-            parameter.copy_(centre + drawn * (scale if parameter.ndim > 1 else 0.1))
+            parameter.copy_(centre + drawn * (scale if parameter.ndim > 1 else 0.02))
     return model.eval()
 
 
