@@ -66,7 +66,7 @@ class Report:
 
     def table(self) -> Table:
         """For the terminal: a column for each model, which fits into 80 characters."""
-        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         table.add_column("")
         for entry in self.entries:
             table.add_column(entry.name, justify="right", no_wrap=True)

@@ -40,7 +40,7 @@ MAPPING = {(Location(0), Location(1)): Location(0), Location(2): Location(1)}
 
 
 def couple(make, **settings):
-    return spread(make(4, **settings), 0), spread(make(3, **settings), 1)
+    return spread(make(4, **settings), 3, 0.8), spread(make(3, **settings), 13, 0.8)
 
 
 def answered(model, stack, batch, write=None):
@@ -172,7 +172,7 @@ def test_token_models_count_labelled_tokens_where_there_are_labels():
 
 @pytest.mark.parametrize("make", [bert, vit, gpt2])
 def test_a_copy_of_the_teacher_is_right_on_every_pair(make):
-    teacher = spread(make(3))
+    teacher = spread(make(3), 3, 0.8)
     rows = images(12) if make is vit else text(12)
     found = interchange_accuracy(teacher, copy.deepcopy(teacher), layers(teacher, teacher), rows, pairs=40)
     assert found.iia == 1

@@ -54,4 +54,4 @@ def test_a_fraction_outside_its_range_is_named(fraction):
 
 def test_fine_tuning_is_one_pass_but_not_too_short():
     assert fine_tuning(67_349).steps == 2105
-    assert fine_tuning(100) == Recipe(steps=200, batch_size=32, lr=5e-5, warmup=0.06, weight_decay=0.01)
+    assert fine_tuning(100) == Recipe(steps=200, batch_size=32, lr=1e-4, warmup=0.06, weight_decay=0.01)
