@@ -27,7 +27,7 @@ HEADINGS = (
     "parameters",
     "accuracy",
     "IIA",
-    "effective IIA",
+    "effective",
     "effect rate",
     "do nothing",
     "replace all",
