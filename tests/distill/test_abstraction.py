@@ -113,7 +113,7 @@ def check(outcome, sums):
     assert outcome.iia.value == pytest.approx(agree / total, abs=1e-12)
     assert outcome.iia.count == total
     assert outcome.effect_rate == pytest.approx(effect / total, abs=1e-12)
-    assert outcome.effective_iia == pytest.approx(both / effect, abs=1e-12)
+    assert outcome.effective_iia == (pytest.approx(both / effect, abs=1e-12) if effect else None)
     assert outcome.do_nothing == pytest.approx(nothing / total, abs=1e-12)
     assert outcome.replace_all == pytest.approx(everything / total, abs=1e-12)
     assert outcome.kl == pytest.approx(kl / total, rel=1e-4)

@@ -42,7 +42,7 @@ def test_the_table_holds_a_column_for_each_model_and_fits():
     assert set(HEADINGS) <= rows.keys()
     assert "1,234,567" in rows["parameters"]
     assert "0.750 [0.700, 0.800]" in rows["IIA"]
-    assert rows["effective IIA"].split()[-1] == "0.500"
+    assert rows["effective"].split()[-1] == "0.500"
     assert rows["effect rate"].split()[-1] == "0.400"
     assert rows["do nothing"].split()[-1] == "0.600"
     assert rows["replace all"].split()[-1] == "0.650"
