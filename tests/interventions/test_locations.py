@@ -94,7 +94,7 @@ def test_texts(text, location):
         (5, [5], range(5, 6), slice(5, 6)),
         ([3, 1], (3, 1), range(3, 0, -2)),
     ],
-    ids=str,
+    ids=["from 0", "in steps", "one", "falling"],
 )
 def test_equal_dims_are_one_location(forms):
     locations = {Location(2, dims=form) for form in forms}
