@@ -23,6 +23,7 @@ from interventions.errors import InterventionError
 
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
 _CHECKPOINTING = "_gradient_checkpointing_func"
+_checkpointed: ContextVar[bool] = ContextVar("checkpointed", default=False)
 
 
 class Stopped(BaseException):
@@ -256,6 +257,19 @@ def _on_input(scope: Scope, function: Callable, module: nn.Module, args: tuple, 
     return None if new is None else (args, {**kwargs, name: new})
 
 
+def check_recomputable(module: nn.Module) -> None:
+    """Raise for a write inside a checkpoint of the model's own, whose recomputation would not see it any more."""
+    if _checkpointed.get() or recomputes():
+        return
+    packing = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    if packing is not None and getattr(packing[0], "__qualname__", "").startswith("_checkpoint_hook"):
+        raise InterventionError(
+            f"{type(module).__name__} runs inside torch.utils.checkpoint, called by the model itself, whose "
+            "recomputation would not see what is written here; turn its checkpointing off, or run under "
+            "torch.no_grad()."
+        )
+
+
 def _check_packed(module: nn.Module, value: object) -> None:
     if any(isinstance(entry, PackedSequence) for entry in (value, *(value if isinstance(value, tuple) else ()))):
         raise InterventionError(
@@ -340,10 +354,14 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
     states = [(scope, scope.call, scope.outside, _state(scope.generator)) for scope in scopes]
 
     def again(*args: object, **kwargs: object) -> object:
-        if not recomputes():
-            return function(*args, **kwargs)
-        with _reopened(states):
-            return function(*args, **kwargs)
+        token = _checkpointed.set(True)
+        try:
+            if not recomputes():
+                return function(*args, **kwargs)
+            with _reopened(states):
+                return function(*args, **kwargs)
+        finally:
+            _checkpointed.reset(token)
 
     return original(again, *args, **kwargs)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from interventions.architectures import Place
 from interventions.axes import axes_of, dims_axis, from_vectors, to_vectors
 from interventions.errors import InterventionError
-from interventions.hooks import Scope
+from interventions.hooks import Scope, check_recomputable
 from interventions.locations import Dims, Location
 from interventions.operators import Operator
 from interventions.positions import Positions, Selection, select
@@ -44,6 +44,7 @@ class Write:
     _last: int = field(default=-1, repr=False)
 
     def __call__(self, state: Tensor, scope: Scope) -> Tensor:
+        check_recomputable(self.place.module)
         mask = None if self.positions is None else mask_of(scope, self)
         new = self._written(state, mask)
         if not scope.recomputing:
