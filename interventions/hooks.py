@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from itertools import count
+from traceback import walk_stack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import checkpoint
 
 from interventions.errors import InterventionError
 
@@ -47,12 +49,14 @@ class Call:
         arguments: what it was called with, by name.
         past: how many tokens its cache held at the start.
         outer: the call during which this one was made, if any.
+        graded: whether autograd was on at the start.
     """
 
     arguments: Mapping[str, object]
     past: int
     outer: "Call | None"
     number: int = field(default_factory=count().__next__)
+    graded: bool = field(default_factory=torch.is_grad_enabled)
 
 
 @dataclass(eq=False)
@@ -257,12 +261,15 @@ def _on_input(scope: Scope, function: Callable, module: nn.Module, args: tuple, 
     return None if new is None else (args, {**kwargs, name: new})
 
 
-def check_recomputable(module: nn.Module) -> None:
+def check_recomputable(module: nn.Module, scope: Scope) -> None:
     """Raise for a write inside a checkpoint of the model's own, whose recomputation would not see it any more."""
     if _checkpointed.get() or recomputes():
         return
     packing = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    if packing is not None and getattr(packing[0], "__qualname__", "").startswith("_checkpoint_hook"):
+    kept = packing is not None and getattr(packing[0], "__qualname__", "").startswith("_checkpoint_hook")
+    # The re-entrant kind switches autograd off and leaves no hook, only its frame on the stack.
+    off = scope.call is not None and scope.call.graded and not torch.is_grad_enabled()
+    if kept or (off and any(frame.f_code.co_filename == checkpoint.__file__ for frame, _ in walk_stack(None))):
         raise InterventionError(
             f"{type(module).__name__} runs inside torch.utils.checkpoint, called by the model itself, whose "
             "recomputation would not see what is written here; turn its checkpointing off, or run under "

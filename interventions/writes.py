@@ -44,7 +44,7 @@ class Write:
     _last: int = field(default=-1, repr=False)
 
     def __call__(self, state: Tensor, scope: Scope) -> Tensor:
-        check_recomputable(self.place.module)
+        check_recomputable(self.place.module, scope)
         mask = None if self.positions is None else mask_of(scope, self)
         new = self._written(state, mask)
         if not scope.recomputing:
