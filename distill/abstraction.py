@@ -158,14 +158,14 @@ class _Study:
             at
             for side, b in enumerate(bases)
             for at in self._places(side)
-            if at.dims is None or len(at.dims) == b.vectors(replace(at, dims=None)).shape[-1]
+            if at == at.whole or (at == replace(at.whole, dims=at.dims) and len(at.dims or ()) == _width(b, at))
         )
 
     def _runs(self, batch: Batch) -> list[Run]:
         runs = []
         for side, model in enumerate(self.models):
             inner = [at for at in self._places(side) if at.module is not None or at.site != "block_output"]
-            runs.append(run(model, inputs_of(model, batch), [replace(at, dims=None) for at in inner]))
+            runs.append(run(model, inputs_of(model, batch), [at.whole for at in inner]))
         return runs
 
     def _drawn(
@@ -287,6 +287,10 @@ def _number(*parts: int) -> int:
 def _uniform(width: int, *parts: int) -> Float[Tensor, "2 width"]:
     # Drawn position by position, so that a longer batch leaves the first ones as they are.
     return torch.rand(width, 2, generator=torch.Generator().manual_seed(_number(*parts))).T.contiguous()
+
+
+def _width(run: Run, at: Location) -> int:
+    return run.vectors(at.whole).shape[-1]
 
 
 def _weights(logits: Tensor, batch: Batch) -> Tensor:

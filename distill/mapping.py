@@ -116,7 +116,10 @@ def pairs_of(mapping: Alignment, teacher: nn.Module, student: nn.Module) -> tupl
         found = architecture(model)
         for pair in pairs:
             places = [found.place(location) for location in getattr(pair, side)]
-            keys = {(place.path, place.io, at.dims) for place, at in zip(places, getattr(pair, side), strict=True)}
+            keys = {
+                (place.path, place.io, at.heads, at.dims, at.subspace)
+                for place, at in zip(places, getattr(pair, side), strict=True)
+            }
             if len(keys) < len(places):
                 raise DistillError(f"mapping entry {pair} names a place of the {side} twice; name each once.")
     return pairs

@@ -1,15 +1,19 @@
 """How a location is found in a model: by the structure of the model, not by a table of model families."""
 
 import difflib
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
+from interventions.axes import axes_of
 from interventions.errors import InterventionError
-from interventions.locations import Location
+from interventions.locations import HEAD_SITES, STATES, Location
+from interventions.sites import CROSS, Attention, Missing, attention_at, attention_of, feed_forward_of, norm_after
 
+_IMAGES = re.compile("vision|visual|image|pixel|audio|speech", re.I)
 _COUNTS = (
     "num_hidden_layers",
     "num_layers",
@@ -36,11 +40,16 @@ class Place:
     """A location found in a model.
 
     Attributes:
-        module: the module whose input or output it is.
+        module: the module whose input, output or attention it is.
         path: its dotted path.
-        io: "input" or "output".
+        io: "input" or "output", or what else is read or written: a site with heads of an attention module, the final
+            state of a recurrent one, the "logits" of a model.
         block: the block that is or contains it, None outside of all blocks.
-        mask: the argument of the model that says which of its tokens are real.
+        mask: the argument of the model that says which of its tokens are real; "" if none does.
+        stack: the stack that it comes after: the normalisation after its blocks, or the logits (of the last stack).
+        heads: into how many heads its last axis is divided, where these lie side by side.
+        kind: of the attention, see `interventions.sites.Attention`.
+        encodes: whether it belongs to the encoder of an encoder–decoder.
     """
 
     module: nn.Module
@@ -48,11 +57,25 @@ class Place:
     io: str
     block: nn.Module | None
     mask: str
+    stack: Stack | None = None
+    heads: int | None = None
+    kind: str = ""
+    encodes: bool = False
 
     @property
     def is_block_output(self) -> bool:
         """Whether it is what a block returns, not what is inside one."""
         return self.module is self.block and self.io == "output"
+
+    def axes_of(self, state: Tensor) -> str:
+        """The axes of what is there, as `interventions.axes` writes them."""
+        if self.io in ("attention_scores", "attention_pattern"):
+            return "b h t d"  # one row of keys for each head and query
+        if self.io in HEAD_SITES or self.heads is not None:
+            return "b t h d"
+        if self.io in STATES and state.ndim == 3:
+            return "t b d"  # one final state for each layer and direction
+        return axes_of(self.module, state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +103,65 @@ class Architecture:
         """
         if location.module is not None:
             return self._module(location.module, location.io)
+        if location.site == "logits":
+            last = self.stacks[-1] if self.stacks else None
+            return Place(self.model, "", "logits", None, self._mask("decoder"), last)
         stack = self._stack(location)
-        block = stack.blocks[0 if location.layer is None else self._index(location.layer, stack)]
-        io = "output" if location.site == "block_output" else "input"
-        return Place(block, self.paths[block], io, block, self._mask(self.paths[block]))
+        try:
+            if location.site == "final_norm":
+                norm = norm_after(self.model, stack.path)
+                return replace(self._place(norm, "output", None, None), stack=stack)
+            block = stack.blocks[0 if location.layer is None else self._index(location.layer, stack)]
+            module, io, attention = _inside(block, location.site)
+        except Missing as why:
+            raise self._missing(location, stack, why) from None
+        return self._place(module, io, block, attention)
+
+    def _place(self, module: nn.Module, io: str, block: nn.Module | None, attention: Attention | None) -> Place:
+        path = self.paths[module]
+        heads = attention.heads if attention is not None and io not in HEAD_SITES else None
+        kind = attention.kind if attention is not None else ""
+        crosses = io in ("key", "value") and bool(CROSS.search(path))
+        decodes = "decoder" in path.split(".") and not crosses
+        mask = "attention_mask" if crosses else self._mask(path)
+        return Place(module, path, io, block, mask, heads=heads, kind=kind, encodes=self._has_sides and not decodes)
+
+    @property
+    def _has_sides(self) -> bool:
+        return {"encoder", "decoder"} <= {stack.name for stack in self.stacks}
+
+    def _missing(self, location: Location, stack: Stack, why: Missing) -> InterventionError:
+        others = []
+        for i, block in enumerate(stack.blocks):
+            try:
+                _inside(block, location.site)
+            except Missing:
+                continue
+            others.append(str(i))
+        elsewhere = f"; layers {', '.join(others)} have it" if others and location.layer is not None else ""
+        return InterventionError(
+            f"{location} does not exist in this {model_name(self.model)}: {why}{elsewhere}; describe(model) lists what "
+            "does, and any module goes by path: Location(module='…')."
+        )
 
     def _module(self, path: str, io: str) -> Place:
+        module = self._at(path)
+        block = next((block for block in self.blocks if f"{path}.".startswith(f"{self.paths[block]}.")), None)
+        if io not in HEAD_SITES:
+            if io in STATES and not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                raise InterventionError(
+                    f"io={io!r} goes with a recurrent module and {path!r} is a {type(module).__name__}; use io='output'."
+                )
+            return self._place(module, io, block, None)
+        try:
+            module, io, attention = _heads_at(attention_at(module), io)
+        except Missing as why:
+            raise InterventionError(
+                f"module {path!r} has no {io} that can be read: {why}; describe(model) lists what can."
+            ) from None
+        return self._place(module, io, block, attention)
+
+    def _at(self, path: str) -> nn.Module:
         modules = dict(self.model.named_modules())
         module = modules.get(path)
         if module is None:
@@ -94,14 +170,13 @@ class Architecture:
                 f"module {path!r} does not exist in this {model_name(self.model)}; did you mean {near!r}? "
                 "describe(model) lists the paths."
             )
-        inside = (block for block in self.blocks if f"{path}.".startswith(f"{self.paths[block]}."))
-        return Place(module, path, io, next(inside, None), self._mask(path))
+        return module
 
     def _mask(self, path: str) -> str:
-        """Encoder–decoder models have a mask for each side."""
-        sides = {stack.name for stack in self.stacks}
-        decodes = {"encoder", "decoder"} <= sides and "decoder" in path.split(".")
-        return "decoder_attention_mask" if decodes else "attention_mask"
+        """Encoder–decoder models have a mask for each side; images have none."""
+        if any(_IMAGES.search(part) for part in path.split(".")):
+            return ""
+        return "decoder_attention_mask" if self._has_sides and "decoder" in path.split(".") else "attention_mask"
 
     def _stack(self, location: Location) -> Stack:
         names = [stack.name for stack in self.stacks]
@@ -141,11 +216,55 @@ class Architecture:
         return layer % count
 
 
+def _inside(block: nn.Module, site: str) -> tuple[nn.Module, str, Attention | None]:
+    """The module of a block, and which side of it, that a site is; with its attention where it has heads.
+
+    Raises:
+        Missing: the block has no such site.
+    """
+    if site in ("block_output", "block_input", "embedding"):
+        return block, "output" if site == "block_output" else "input", None
+    if site in HEAD_SITES:
+        return _heads_at(attention_of(block), site)
+    if site.startswith("attention_"):
+        attention = attention_of(block)
+        if site == "attention_input":
+            return attention.module, "input", None
+        if attention.kind == "torch":
+            return attention.module, "output", None
+        if attention.projection is None:
+            raise Missing(f"no output projection was found in or after {type(attention.module).__name__}")
+        return attention.projection, "output", None
+    part = feed_forward_of(block)
+    if site == "mlp_input":
+        return part.input, "input", None
+    if site == "mlp_output":
+        return part.output, "output", None
+    if part.down is None:
+        raise Missing(f"{type(part.output).__name__} is a mixture of experts, whose activations go by the path of each")
+    return part.down, "input", None
+
+
+def _heads_at(attention: Attention, site: str) -> tuple[nn.Module, str, Attention]:
+    kind, name = attention.kind, type(attention.module).__name__
+    if kind == "torch":
+        raise Missing(f"{name} is torch's own, which computes {site} inside one call")
+    if kind == "own" and site in ("query", "key", "value"):
+        raise Missing(f"{name} computes attention by products of its own; name the projection of the {site} by path")
+    if kind == "own" and site == "attention_heads":
+        if attention.projection is None or attention.heads is None:
+            what = "output projection" if attention.projection is None else "number of heads"
+            raise Missing(f"{name} computes attention by products of its own and has no {what} that was found")
+        return attention.projection, "input", attention
+    return attention.module, site, attention
+
+
 def architecture(model: nn.Module) -> Architecture:
     """The stacks of repeated blocks of `model`, found by structure.
 
     A stack is an outermost `ModuleList` whose entries hold parameters, or an outermost `Sequential` of at least two
-    blocks of one class. Where the configuration of the model counts layers, lists of another length are left out.
+    blocks of one class. Where the configuration of the model counts layers, lists of another length are left out, unless
+    they hold blocks of the same class.
 
     Raises:
         InterventionError: `model` is no `nn.Module`.
@@ -157,8 +276,8 @@ def architecture(model: nn.Module) -> Architecture:
         )
     lists = list(_outermost(model, ""))
     counts = _layer_counts(model)
-    counted = [(path, blocks) for path, blocks in lists if len(blocks) in counts]
-    lists = counted or lists
+    kinds = {type(block) for _, blocks in lists if len(blocks) in counts for block in blocks}
+    lists = [(path, blocks) for path, blocks in lists if not kinds or kinds & {type(block) for block in blocks}]
     names = _names([path for path, _ in lists])
     return Architecture(
         model, tuple(Stack(name, path, blocks) for name, (path, blocks) in zip(names, lists, strict=True))
@@ -198,11 +317,19 @@ def _outermost(module: nn.Module, path: str) -> Iterator[tuple[str, tuple[nn.Mod
     """`(path, blocks)` of each list of blocks that lies in no other, in order."""
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
-        blocks = tuple(child.children())
+        blocks = _entries(child)
         if _is_stack(child, blocks):
             yield child_path, blocks
         else:
             yield from _outermost(child, child_path)
+
+
+def _entries(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The entries of a list, those of the lists in it one after the other: stages of blocks are one stack."""
+    entries = tuple(module.children())
+    if isinstance(module, nn.ModuleList) and entries and all(isinstance(entry, nn.ModuleList) for entry in entries):
+        return tuple(block for entry in entries for block in _entries(entry))
+    return entries
 
 
 def _is_stack(module: nn.Module, blocks: tuple[nn.Module, ...]) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from interventions.errors import InterventionError
 
 _CHANNELS_SECOND = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+_PLAIN = ("b d", "b t d", "b t h d")
 _FEATURE_MAPS = {3: "b d x", 4: "b d x y", 5: "b d x y z"}
 
 
@@ -34,24 +35,24 @@ def axes_of(module: nn.Module, state: Tensor) -> str:
 
 
 def to_vectors(state: Float[Tensor, "..."], axes: str) -> Float[Tensor, "..."]:
-    """`state` as `[batch, position, dims]`, or `[batch, dims]` where there are no positions."""
-    return state if axes in ("b d", "b t d") else rearrange(state, f"{axes} -> {_vectors(axes)}")
+    """`state` as `[batch, position, dims]`, with `[…, head, dims]` of heads, `[batch, dims]` where no positions are."""
+    return state if axes in _PLAIN else rearrange(state, f"{axes} -> {_vectors(axes)}")
 
 
 def from_vectors(vectors: Float[Tensor, "..."], axes: str, like: Tensor) -> Float[Tensor, "..."]:
     """`vectors` back in the axes and memory layout of `like`, so that what follows computes the same bits."""
     sizes = dict(zip(axes.split(), like.shape, strict=True))
-    state = vectors if axes in ("b d", "b t d") else rearrange(vectors, f"{_vectors(axes)} -> {axes}", **sizes)
+    state = vectors if axes in _PLAIN else rearrange(vectors, f"{_vectors(axes)} -> {axes}", **sizes)
     return state if state.stride() == like.stride() else like.detach().clone().copy_(state)
 
 
-def dims_axis(axes: str) -> int:
-    """The axis of `state` that holds the dims."""
-    return axes.split().index("d")
+def axis(axes: str, name: str) -> int:
+    """The axis of `state` that holds the examples (b), heads (h) or dims (d)."""
+    return axes.split().index(name)
 
 
 def _vectors(axes: str) -> str:
-    return f"b ({' '.join(axis for axis in axes.split() if axis not in 'bd')}) d"
+    return f"b ({' '.join(axis for axis in axes.split() if axis not in 'bhd')}) {'h ' if 'h' in axes else ''}d"
 
 
 def _time_first(module: nn.Module) -> bool:

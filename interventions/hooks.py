@@ -6,22 +6,24 @@ hook asks a ContextVar first. When it closes, the model is as it was.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import partial
-from inspect import signature
-from itertools import count
+from functools import cached_property, partial
 from traceback import walk_stack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import checkpoint
 
+from interventions.attention import Products, Softmax, attend, store_in_cache
+from interventions.calls import Call, Generation, begin, generation_of, named
 from interventions.errors import InterventionError
+from interventions.locations import HEAD_SITES
+from interventions.sites import heads_of
+from interventions.states import at, check_packed, path_in, with_new
 
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
 _CHECKPOINTING = "_gradient_checkpointing_func"
@@ -34,29 +36,30 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Tap:
-    """A function on the input or output of a module: from the hidden state and its scope to a new state, or None."""
+    """A function on what a module is given, returns or computes: from the state there and its scope to a new one, or None.
+
+    Attributes:
+        io: as in `interventions.architectures.Place`.
+        heads: into how many heads the last axis is divided before the function sees it.
+        kind: of the attention, where `io` is inside one.
+    """
 
     module: nn.Module
     io: str
     function: Callable[[Tensor, "Scope"], Tensor | None]
+    heads: int | None = None
+    kind: str = ""
 
+    def __call__(self, state: Tensor, scope: "Scope") -> Tensor | None:
+        if self.heads is None:
+            return self.function(state, scope)
+        new = self.function(state.unflatten(-1, (self.heads, -1)), scope)
+        return None if new is None else new.flatten(-2)
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """A call of the model that is going on.
-
-    Attributes:
-        arguments: what it was called with, by name.
-        past: how many tokens its cache held at the start.
-        outer: the call during which this one was made, if any.
-        graded: whether autograd was on at the start.
-    """
-
-    arguments: Mapping[str, object]
-    past: int
-    outer: "Call | None"
-    number: int = field(default_factory=count().__next__)
-    graded: bool = field(default_factory=torch.is_grad_enabled)
+    @property
+    def inside_attention(self) -> bool:
+        """Whether it is on what an attention computes."""
+        return self.io in HEAD_SITES
 
 
 @dataclass(eq=False)
@@ -69,7 +72,9 @@ class Scope:
         replay: asked for what `forward` of a `replayed` module returns; it may raise `LookupError` to have it run.
         generator: of the operators, so that a recomputed forward draws what the first one drew.
         outside: in a resumed run, the states that the default generators have outside of it, from which operators draw.
-        call: the call of the model that is going on.
+        call: the call of the model that is going on; `last` is the one before.
+        generation: the call of `generate` that is going on.
+        caches: of the attention modules whose key or value is tapped, in the call that is going on.
     """
 
     model: nn.Module
@@ -81,7 +86,10 @@ class Scope:
     generator: torch.Generator | None = None
     outside: Mapping[torch.device, Tensor] | None = None
     call: Call | None = None
+    last: Call | None = None
+    generation: Generation | None = None
     recomputing: bool = False
+    caches: dict[nn.Module, object] = field(default_factory=dict)
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _users: int = 0
 
@@ -102,17 +110,20 @@ class Scope:
 
     def _install(self) -> None:
         self._keep(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True, prepend=True))
-        self._keep(self.model.register_forward_hook(self._leave_model, prepend=True, always_call=True))
         for module in self.watched:
             self._keep(module.register_forward_hook(self._raw, prepend=True))
         for tap in self.taps:
-            if tap.io == "input":
-                hook = partial(_on_input, self, tap.function)
-                self._keep(tap.module.register_forward_pre_hook(hook, with_kwargs=True))
+            if tap.inside_attention:
+                self._install_attention(tap)
+            elif tap.io == "input":
+                self._keep(tap.module.register_forward_pre_hook(partial(_on_input, self, tap), with_kwargs=True))
             else:
-                self._keep(tap.module.register_forward_hook(partial(_on_output, self, tap.function)))
+                self._keep(tap.module.register_forward_hook(partial(_on_output, self, tap)))
+        self._keep(self.model.register_forward_hook(self._leave_model, always_call=True))
         for module in self.replayed:
-            self._closers.append(_override(module, "forward", partial(_replaying, module)))
+            self._closers.append(_override(module, "forward", partial(_forwarding, module)))
+        if callable(getattr(self.model, "generate", None)):
+            self._closers.append(_override(self.model, "generate", partial(_generating, self.model)))
         touched = {*(tap.module for tap in self.taps), *self.watched, *self.replayed, self.model}
         for module in self.model.modules():
             if module._compiled_call_impl is not None and any(inner in touched for inner in module.modules()):
@@ -122,6 +133,14 @@ class Scope:
                     _override(module, _CHECKPOINTING, lambda original: partial(_checkpointing, original))
                 )
 
+    def _install_attention(self, tap: Tap) -> None:
+        if tap.kind == "interface":
+            self._closers.append(_override_interface())
+        else:
+            self._closers.append(_override(tap.module, "forward", partial(_forwarding, tap.module)))
+        if tap.io in ("key", "value"):
+            self._keep(tap.module.register_forward_pre_hook(self._note_cache, with_kwargs=True))
+
     def _keep(self, handle: torch.utils.hooks.RemovableHandle) -> None:
         self._closers.append(handle.remove)
 
@@ -130,17 +149,28 @@ class Scope:
         """Whether the scope was opened in this context."""
         return self in _open.get()
 
+    @cached_property
+    def attentions(self) -> dict[nn.Module, list[Tap]]:
+        """The taps inside each attention module."""
+        found: dict[nn.Module, list[Tap]] = {}
+        for tap in self.taps:
+            if tap.inside_attention:
+                found.setdefault(tap.module, []).append(tap)
+        return found
+
     # torch adds a hook in two steps, so another thread may call it without kwargs in between: hence their default.
     def _enter_model(self, model: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         if self.is_open:
-            arguments = _named(model, args, kwargs or {})
-            cache = arguments.get("past_key_values")
-            past = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-            self.call = Call(arguments, past, self.call)
+            self.call = begin(named(model, args, kwargs or {}), self.generation, self.call, self.last)
 
     def _leave_model(self, model: nn.Module, args: tuple, output: object) -> None:
         if self.is_open and self.call is not None:
-            self.call = self.call.outer
+            self.last, self.call = self.call, self.call.outer
+            self.caches.clear()
+
+    def _note_cache(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        if self.is_open:
+            self.caches[module] = (kwargs or {}).get("past_key_values")
 
     def _raw(self, module: nn.Module, args: tuple, output: object) -> None:
         if self.raw_outputs is not None and self.is_open and not self.recomputing:
@@ -204,46 +234,19 @@ def recomputes() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def hidden(value: object) -> Tensor | None:
-    """The hidden state in what a module returned: the tensor itself or the first tensor of a tuple, list or mapping."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, PackedSequence):
-        return None
-    entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
-    return next((entry for entry in entries if isinstance(entry, Tensor)), None)
-
-
-def with_hidden(value: Any, new: Tensor) -> object:
-    """A copy of `value` with its hidden state replaced."""
-    if isinstance(value, Tensor):
-        return new
-    if isinstance(value, Mapping):
-        key = next(key for key, entry in value.items() if isinstance(entry, Tensor))
-        return type(value)(**{**value, key: new})
-    at = next(i for i, entry in enumerate(value) if isinstance(entry, Tensor))
-    entries = [new if i == at else entry for i, entry in enumerate(value)]
-    return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
-
-
-def _on_output(scope: Scope, function: Callable, module: nn.Module, args: tuple, output: object) -> object:
+def _on_output(scope: Scope, tap: Tap, module: nn.Module, args: tuple, output: object) -> object:
     if not scope.is_open:
         return None
-    state = hidden(output)
-    if state is None:
-        _check_packed(module, output)
-        raise InterventionError(
-            f"{type(module).__name__} returned {type(output).__name__}, which holds no tensor; name a place inside it."
-        )
-    new = function(state, scope)
-    return None if new is None else with_hidden(output, new)
+    path = path_in(module, tap.io, output)
+    new = tap(at(output, path), scope)
+    return None if new is None else with_new(output, path, new)
 
 
-def _on_input(scope: Scope, function: Callable, module: nn.Module, args: tuple, kwargs: dict | None = None) -> object:
+def _on_input(scope: Scope, tap: Tap, module: nn.Module, args: tuple, kwargs: dict | None = None) -> object:
     if not scope.is_open or kwargs is None:
         return None
     if isinstance(args[0] if args else None, Tensor):
-        new = function(args[0], scope)
+        new = tap(args[0], scope)
         return None if new is None else ((new, *args[1:]), kwargs)
     name = (
         "hidden_states"
@@ -253,11 +256,11 @@ def _on_input(scope: Scope, function: Callable, module: nn.Module, args: tuple, 
         )
     )
     if name is None:
-        _check_packed(module, args)
+        check_packed(module, args)
         raise InterventionError(
             f"{type(module).__name__} was called without a tensor to read or write; use io='output'."
         )
-    new = function(kwargs[name], scope)
+    new = tap(kwargs[name], scope)
     return None if new is None else (args, {**kwargs, name: new})
 
 
@@ -277,69 +280,44 @@ def check_recomputable(module: nn.Module, scope: Scope) -> None:
         )
 
 
-def _check_packed(module: nn.Module, value: object) -> None:
-    if any(isinstance(entry, PackedSequence) for entry in (value, *(value if isinstance(value, tuple) else ()))):
-        raise InterventionError(
-            f"{type(module).__name__} takes and gives a PackedSequence, in which examples and tokens cannot be told "
-            "apart; call it on a padded tensor."
-        )
-
-
-def _named(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
-    """The arguments of a call by name, those gathered in `**kwargs` included."""
-    try:
-        bound = signature(model.forward).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
-        return kwargs
-    return {**bound, **kwargs}
-
-
-def call(model: nn.Module, inputs: object) -> object:
-    """`model(**inputs)` for a mapping, `model(*inputs)` for a tuple or list, else `model(inputs)`."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
-
-
-def arguments_of(model: nn.Module, inputs: object) -> Mapping[str, object]:
-    """What `call(model, inputs)` passes, by name."""
-    if isinstance(inputs, Mapping):
-        return _named(model, (), dict(inputs))
-    return _named(model, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
-
-
 _lock = threading.RLock()
 _missing = object()
 _overrides: dict[tuple[int, str], list] = {}
 
 
-def _override(module: nn.Module, name: str, make: Callable[[Any], object]) -> Callable[[], None]:
-    """Replace an instance attribute by `make(original)`; returns what undoes it.
+def _override(holder: nn.Module | type, name: str, make: Callable[[Any], object]) -> Callable[[], None]:
+    """Replace an attribute of a module or a class by `make(original)`; returns what undoes it.
 
     Shared by all that need it: the first puts it in place and the last takes it away, in whatever order they end. The
-    original is restored as it stood in `vars(module)`, because accelerate and others keep their own `forward` there.
+    original is restored as it stood in `vars(holder)`, because accelerate and others keep their own `forward` there.
     """
     with _lock:
-        entry = _overrides.setdefault((id(module), name), [0, vars(module).get(name, _missing)])
+        entry = _overrides.setdefault((id(holder), name), [0, vars(holder).get(name, _missing)])
         entry[0] += 1
         if entry[0] == 1:
-            vars(module)[name] = make(getattr(module, name))
+            _put(holder, name, make(getattr(holder, name)))
 
     def undo() -> None:
         with _lock:
             entry[0] -= 1
             if entry[0] == 0:
-                del _overrides[id(module), name]
-                if entry[1] is _missing:
-                    del vars(module)[name]
-                else:
-                    vars(module)[name] = entry[1]
+                del _overrides[id(holder), name]
+                _put(holder, name, entry[1])
 
     return undo
 
 
-def _replaying(module: nn.Module, original: Callable) -> Callable:
-    """A `forward` that returns what an open scope recorded, if one does."""
+def _put(holder: nn.Module | type, name: str, value: object) -> None:
+    if isinstance(holder, type):  # vars of a class cannot be written
+        delattr(holder, name) if value is _missing else setattr(holder, name, value)
+    elif value is _missing:
+        del vars(holder)[name]
+    else:
+        vars(holder)[name] = value
+
+
+def _forwarding(module: nn.Module, original: Callable) -> Callable:
+    """A `forward` that returns what an open scope recorded, if one does, or runs with its attention tapped."""
 
     def forward(*args: object, **kwargs: object) -> object:
         for scope in reversed(_open.get()):
@@ -348,9 +326,88 @@ def _replaying(module: nn.Module, original: Callable) -> Callable:
                     return scope.replay(module)
                 except LookupError:
                     break
-        return original(*args, **kwargs)
+        sites = _sites_in(module)
+        if not sites:
+            return original(*args, **kwargs)
+        with _tapped(module, sites):
+            return original(*args, **kwargs)
 
     return forward
+
+
+@contextmanager
+def _tapped(module: nn.Module, sites: frozenset[str]) -> Iterator[None]:
+    """Inside, an attention that transformers' functions do not compute is put through the taps."""
+    taps = [tap for scope in _open.get() for tap in scope.attentions.get(module, ())]
+    change = partial(_changed, module)
+    if any(tap.kind == "sdpa" for tap in taps):
+        with Products(change, sites, module, partial(_store, module)):
+            yield
+        return
+    with Softmax(change, sites, heads=heads_of(module)) as softmax:
+        yield
+    softmax.check(module)
+
+
+def _sites_in(module: nn.Module) -> frozenset[str]:
+    """The sites inside an attention that open scopes tap."""
+    return frozenset(tap.io for scope in _open.get() for tap in scope.attentions.get(module, ()))
+
+
+def _changed(module: nn.Module, site: str, state: Tensor) -> Tensor:
+    for scope in _open.get():
+        for tap in scope.attentions.get(module, ()):
+            new = tap(state, scope) if tap.io == site else None
+            state = state if new is None else new
+    return state
+
+
+def _store(module: nn.Module, site: str, old: Tensor, new: Tensor) -> None:
+    """Keep a changed key or value in the cache, so that later steps see it."""
+    for scope in _open.get():
+        cache = scope.caches.get(module)
+        if cache is not None:
+            store_in_cache(cache, f"{site}s", module, old, new)
+            return
+
+
+def _override_interface() -> Callable[[], None]:
+    """Put a function of ours in front of those that transformers attends with; returns what undoes it."""
+    from transformers.modeling_utils import AttentionInterface
+
+    return _override(AttentionInterface, "get_interface", _interfacing)
+
+
+def _interfacing(original: Callable) -> Callable:
+    def get_interface(self: object, attn_implementation: str, default: Callable) -> Callable:
+        implementation = original(self, attn_implementation, default)
+        if not any(scope.attentions for scope in _open.get()):
+            return implementation
+        return partial(_attending, implementation, default)
+
+    return get_interface
+
+
+def _attending(implementation: Callable, eager: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> object:
+    sites = _sites_in(module)
+    if not sites:
+        return implementation(module, *args, **kwargs)
+    change, store = partial(_changed, module), partial(_store, module)
+    return attend(implementation, eager, sites, change, store, module, *args, **kwargs)
+
+
+def _generating(model: nn.Module, original: Callable) -> Callable:
+    """A `generate` that lets the open scopes know."""
+
+    def generate(*args: Any, **kwargs: Any) -> object:
+        with ExitStack() as stack:
+            for scope in _open.get():
+                if scope.model is model:
+                    stack.callback(setattr, scope, "generation", scope.generation)
+                    scope.generation = generation_of(model, args, kwargs)
+            return original(*args, **kwargs)
+
+    return generate
 
 
 def _checkpointing(original: Callable, function: Callable, *args: object, **kwargs: object) -> object:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place, architecture
+from interventions.calls import arguments_of, call
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Tap, arguments_of, call, opened
+from interventions.hooks import Scope, Tap, opened
 from interventions.locations import Location, as_location
 from interventions.operators import Operator, Swap
 from interventions.positions import Positions
@@ -28,6 +29,7 @@ from interventions.runs import (
     recorded,
     without_past,
 )
+from interventions.steps import Steps, parse_steps
 from interventions.writes import Source, Write
 
 
@@ -57,6 +59,7 @@ def intervene(
     source: Inputs | Run | Mapping[Location, Inputs | Run] | None = None,
     positions: Positions | Mapping[Location, Positions] = None,
     source_positions: Positions | Mapping[Location, Positions] = None,
+    steps: Steps = None,
     generator: torch.Generator | None = None,
     **location: object,
 ) -> Iterator[Handle]:
@@ -69,6 +72,8 @@ def intervene(
         positions: which tokens to write, counted over real tokens (see `interventions.positions`); None is all of
             them. Or {Location: positions}.
         source_positions: which tokens of the source to take, as many; None is those of `positions`.
+        steps: which steps of a generation: 0 is the prompt, k the k-th generated token; a number, several, or a slice.
+            None is all of them. Positions then count over the sequence so far: −1 is each new token.
         generator: for operators that draw; None is torch's default generator, as dropout uses.
 
     Yields:
@@ -80,9 +85,9 @@ def intervene(
     Blocks nest: of two that write one place, the outer one writes first.
     """
     found = architecture(model)
-    where = dict(positions=positions, source_positions=source_positions)
-    writes = _writes(found, _pairs(at, op, source, location), source, **where, generator=generator)
-    scope = Scope(model, [Tap(w.place.module, w.place.io, w) for w in writes], generator=generator)
+    pairs, where = _pairs(at, op, source, location), (positions, source_positions, parse_steps(steps))
+    writes = _writes(found, pairs, source, where, generator)
+    scope = Scope(model, [_tap(write, write) for write in writes], generator=generator)
     with opened(scope):
         yield Handle(tuple(writes))
     _check_fired(writes, "this intervene block; call the model inside the block")
@@ -121,8 +126,7 @@ def interchange(
     Source: Geiger et al. 2021 (arXiv:2106.02997), section 2.
     """
     found = architecture(model)
-    where = dict(positions=positions, source_positions=source_positions)
-    writes = _writes(found, _pairs(at, op, source, {}), source, **where, generator=generator)
+    writes = _writes(found, _pairs(at, op, source, {}), source, (positions, source_positions, None), generator)
     recording = _resumable(base) if resume else None
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
@@ -130,7 +134,7 @@ def interchange(
     activations, reads = reading(found, kept)
     count = 0 if recording is None else recording.reusable([w.place for w in writes], [found.place(at) for at in kept])
     replay = Replay(recording, count) if recording is not None and count else None
-    taps = [Tap(w.place.module, w.place.io, w if replay is None else _drawing(w)) for w in writes]
+    taps = [_tap(write, write if replay is None else _drawing(write)) for write in writes]
     again = Recording.begin(found) if found.stacks else None
     scope = recorded(model, [*taps, *reads], again)
     scope.generator = generator
@@ -168,7 +172,7 @@ def _from_fields(fields: dict) -> Location:
         return Location(**fields)
     except TypeError as error:
         raise InterventionError(
-            f"{error}; the keywords of a location are layer, site, dims, stack, module and io."
+            f"{error}; the keywords of a location are layer, site, heads, dims, subspace, stack, module and io."
         ) from error
 
 
@@ -188,16 +192,17 @@ def _writes(
     found: Architecture,
     pairs: dict[Location, Operator],
     source: object,
-    *,
-    positions: object,
-    source_positions: object,
+    where: tuple[object, object, slice | frozenset[int] | None],
     generator: torch.Generator | None,
 ) -> list[Write]:
+    """The writes at the locations of `pairs`; `where` holds positions, source positions and steps."""
+    positions, source_positions, steps = where
     places = {location: found.place(location) for location in pairs}
     chosen, source_chosen = _of(positions, pairs), _of(source_positions, pairs)
     sources = _sources(found, pairs, places, source)
     return [
-        Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator) for at, op in pairs.items()
+        Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator, steps)
+        for at, op in pairs.items()
     ]
 
 
@@ -235,7 +240,7 @@ def _sources(
     result: dict[Location, Source] = {}
     for given in {id(by_location[location]): by_location[location] for location in needing}.values():
         mine = [location for location in needing if by_location[location] is given]
-        wholes = {location: replace(location, dims=None) for location in mine}
+        wholes = {location: location.whole for location in mine}
         if isinstance(given, Run):
             _check_same_model(given, found.model)
             states, inputs = given.activations, given.inputs
@@ -253,8 +258,12 @@ def _is_by_location(source: object) -> bool:
     return isinstance(source, Mapping) and any(isinstance(key, Location) for key in source)
 
 
-def _drawing(write: Write) -> Callable[[Tensor, Scope], Tensor]:
-    def written(state: Tensor, scope: Scope) -> Tensor:
+def _tap(write: Write, function: Callable[[Tensor, Scope], Tensor | None]) -> Tap:
+    return Tap(write.place.module, write.place.io, function, write.place.heads, write.place.kind)
+
+
+def _drawing(write: Write) -> Callable[[Tensor, Scope], Tensor | None]:
+    def written(state: Tensor, scope: Scope) -> Tensor | None:
         with drawing(scope):
             return write(state, scope)
 
@@ -284,6 +293,11 @@ def _check_same_model(given: Run, model: nn.Module) -> None:
 
 def _check_fired(writes: list[Write], where: str) -> None:
     for write in writes:
+        if write.firings == 0 and write.calls:
+            raise InterventionError(
+                f"{write.location} ran {write.calls} times and nothing was written there: no call read the tokens that "
+                f"steps={write.steps!r} and positions={write.positions!r} name; generate as far as that, or name others."
+            )
         if write.firings == 0:
             raise InterventionError(f"{write.location} never ran inside {where}, or look at describe(model).")
 

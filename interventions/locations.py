@@ -3,18 +3,32 @@
 import difflib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import index
+from typing import Any
 
 from interventions.errors import InterventionError
 
-BLOCK_SITES = ("block_input", "block_output")
-MODEL_SITES = ("embedding",)
-SITES = (*MODEL_SITES, *BLOCK_SITES)
+HEAD_SITES = ("query", "key", "value", "attention_scores", "attention_pattern", "attention_heads")
+BLOCK_SITES = (
+    "block_input",
+    "attention_input",
+    *HEAD_SITES,
+    "attention_output",
+    "mlp_input",
+    "mlp_activation",
+    "mlp_output",
+    "block_output",
+)
+MODEL_SITES = ("embedding", "final_norm", "logits")
+SITES = (MODEL_SITES[0], *BLOCK_SITES, *MODEL_SITES[1:])
+STATES = ("hidden_state", "cell_state")
+IOS = ("output", "input", *STATES, *HEAD_SITES)
 
+_UNITS = r"\[(?P<{0}>(?:heads|dims)=[^\[\]]*)\]"
 _TEXT = re.compile(
     r"(?:(?P<stack>[^/:\[\]]+)/)?(?P<site>[a-z_]+)(?:\.(?P<layer>-?\d+))?(?:\[(?P<units>[^\[\]]*)\])?"
-    r"|module:(?P<module>.+?)(?:@(?P<io>input|output))?(?:\[(?P<module_units>dims=[^\[\]]*)\])?"
+    rf"|module:(?P<module>.+?)(?:@(?P<io>{'|'.join(IOS)}))?(?:{_UNITS.format('module_units')})?"
 )
 
 Dims = range | tuple[int, ...]
@@ -22,31 +36,54 @@ Dims = range | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Location:
-    """A place in a model: block `layer` and a site, or any module by its path.
+    """A place in a model: block `layer` and a site, or any module by its path; and which part of what is there.
 
     Args:
-        layer: block number counted from 0; −1 is the last block. None for `embedding` and for `module=`.
-        site: `block_output` and `block_input` (what block `layer` returns and is given), or `embedding` (what the first
-            block is given: `hidden_states[0]` of transformers).
-        dims: which entries of the last axis (of the channel axis for feature maps): a range, a slice, an int or a list.
-            None is all of them. They are kept in the order given.
+        layer: block number counted from 0; −1 is the last block. None for `embedding`, `final_norm`, `logits` and
+            `module=`.
+        site: one of `SITES`:
+
+            - `block_output` and `block_input`: what block `layer` returns and is given.
+            - `attention_input`, `attention_output`: what its (self-)attention is given, and what the output projection
+              of the attention returns, before dropout, normalisation and the residual sum.
+            - `query`, `key`, `value`: `[batch, position, head, head_dim]` as they enter the attention, so after rotary
+              embedding and normalisation; fewer heads in key and value where these are grouped.
+            - `attention_scores`, `attention_pattern`: `[batch, head, query, key]` before and after the softmax, the
+              mask included.
+            - `attention_heads`: each head's mixed values before the output projection,
+              `[batch, position, head, head_dim]`.
+            - `mlp_input`, `mlp_activation`, `mlp_output`: what the feed-forward part is given, what its last projection
+              is given, and what that returns, before dropout, normalisation and the residual sum.
+            - `embedding` (what the first block is given: `hidden_states[0]` of transformers), `final_norm` (what the
+              normalisation after the last block returns), `logits` (the answer of the model).
+        heads: which heads, at the sites that have some: an int, a range, a slice or a list.
+        dims: which entries of the last axis (of the channel axis for feature maps; of each head at sites with heads): a
+            range, a slice, an int or a list. None is all of them. They are kept in the order given.
+        subspace: which directions of that: a module of `interventions.subspaces`. It is compared by identity and has
+            no text form.
         stack: which list of blocks, where a model has more than one, e.g. `"encoder"`. Encoder–decoder models
             default to the decoder.
         module: the dotted path of any submodule, e.g. `"layer2.0.conv1"`, instead of `layer` and `site`.
-        io: with `module`: its `"output"` or its first `"input"`.
+        io: with `module`: its `"output"` or its first `"input"`; of a recurrent module also the final
+            `"hidden_state"` and `"cell_state"` (position i is layer · direction i); of an attention module also a site
+            with heads, e.g. `"attention_pattern"` of a cross-attention.
 
     Raises:
         InterventionError: fields that do not go together, an unknown site, dims that repeat or are negative.
 
     >>> str(Location(3, dims=range(0, 64)))
     'block_output.3[dims=0:64]'
+    >>> Location.parse("attention_heads.3[heads=2,5]")
+    Location(3, 'attention_heads', heads=(2, 5))
     >>> Location.parse("module:conv2@input")
     Location(module='conv2', io='input')
     """
 
     layer: int | None = None
     site: str = "block_output"
+    heads: Dims | None = None
     dims: Dims | None = None
+    subspace: Any = None
     stack: str | None = None
     module: str | None = None
     io: str = "output"
@@ -56,7 +93,9 @@ class Location:
         layer: int | None = None,
         site: str = "block_output",
         *,
+        heads: Iterable[int] | slice | int | None = None,
         dims: Iterable[int] | slice | int | None = None,
+        subspace: Any = None,
         stack: str | None = None,
         module: str | None = None,
         io: str = "output",
@@ -64,7 +103,9 @@ class Location:
         fields = {
             "layer": None if layer is None else _layer(layer),
             "site": site,
-            "dims": None if dims is None else _dims(dims),
+            "heads": None if heads is None else _chosen(heads, "heads"),
+            "dims": None if dims is None else _chosen(dims, "dims"),
+            "subspace": subspace,
             "stack": stack,
             "module": module,
             "io": io,
@@ -72,23 +113,41 @@ class Location:
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         _check_module(self) if module is not None else _check_site(self)
+        _check_parts(self)
+
+    @property
+    def whole(self) -> "Location":
+        """The same place with all that is there."""
+        if self.heads is None and self.dims is None and self.subspace is None:
+            return self
+        return replace(self, heads=None, dims=None, subspace=None)
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether what is there is divided into attention heads."""
+        return (self.site if self.module is None else self.io) in HEAD_SITES
 
     def __str__(self) -> str:
-        units = "" if self.dims is None else f"[dims={_dims_text(self.dims)}]"
+        parts = {name: getattr(self, name) for name in ("heads", "dims")}
+        chosen = [f"{name}={_text(part)}" for name, part in parts.items() if part is not None]
+        units = f"[{';'.join(chosen)}]" if chosen else ""
+        units += f"({type(self.subspace).__name__})" if self.subspace is not None else ""
         if self.module is not None:
-            explicit = self.io == "input" or re.search(r"@(input|output)$|\]$", self.module)
+            explicit = self.io != "output" or re.search(rf"@({'|'.join(IOS)})$|\]$", self.module)
             return f"module:{self.module}{'@' + self.io if explicit else ''}{units}"
         stack = "" if self.stack is None else f"{self.stack}/"
         return f"{stack}{self.site}{'' if self.layer is None else f'.{self.layer}'}{units}"
 
     def __repr__(self) -> str:
         if self.module is not None:
-            parts = [f"module={self.module!r}"] + (["io='input'"] if self.io == "input" else [])
+            parts = [f"module={self.module!r}"] + ([f"io={self.io!r}"] if self.io != "output" else [])
         else:
             parts = [] if self.layer is None else [str(self.layer)]
             if self.site != "block_output":
                 parts.append(repr(self.site) if parts else f"site={self.site!r}")
+        parts += [] if self.heads is None else [f"heads={self.heads!r}"]
         parts += [] if self.dims is None else [f"dims={self.dims!r}"]
+        parts += [] if self.subspace is None else [f"subspace={self.subspace!r}"]
         parts += [] if self.stack is None else [f"stack={self.stack!r}"]
         return f"Location({', '.join(parts)})"
 
@@ -96,20 +155,20 @@ class Location:
     def parse(cls, text: str) -> "Location":
         """The location that `str` wrote as `text`.
 
-        >>> Location.parse("encoder/block_output.3[dims=0,5,6]")
-        Location(3, dims=(0, 5, 6), stack='encoder')
+        >>> Location.parse("encoder/query.3[heads=1;dims=0,5,6]")
+        Location(3, 'query', heads=range(1, 2), dims=(0, 5, 6), stack='encoder')
         """
         match = _TEXT.fullmatch(text.strip())
         if match is None:
             raise InterventionError(
-                f"{text!r} is not a location: write block_output.3, block_output.3[dims=0:64], embedding, "
-                "encoder/block_input.0 or module:conv2@input."
+                f"{text!r} is not a location: write block_output.3, block_output.3[dims=0:64], "
+                "attention_heads.3[heads=2,5], embedding, encoder/block_input.0 or module:conv2@input."
             )
-        dims = _parse_dims(match["units"] or match["module_units"], text)
+        units = _parse_units(match["units"] or match["module_units"], text)
         if match["module"]:
-            return cls(module=match["module"], io=match["io"] or "output", dims=dims)
+            return cls(module=match["module"], io=match["io"] or "output", **units)
         layer = None if match["layer"] is None else int(match["layer"])
-        return cls(layer, match["site"], dims=dims, stack=match["stack"])
+        return cls(layer, match["site"], stack=match["stack"], **units)
 
 
 def as_location(place: Location | str) -> Location:
@@ -131,15 +190,22 @@ def _check_site(location: Location) -> None:
             "Any other place goes by path: Location(module='…')."
         )
     if location.io != "output":
-        raise InterventionError(f"io={location.io!r} goes with module=; for a block use site='block_{location.io}'.")
+        site = location.io if location.io in HEAD_SITES else f"block_{location.io}"
+        raise InterventionError(f"io={location.io!r} goes with module=; for a block use site={site!r}.")
     if location.site in MODEL_SITES and location.layer is not None:
         raise InterventionError(
             f"site {location.site!r} has no layer, and layer={location.layer} was given; "
             f"write Location(site={location.site!r})."
         )
-    if location.site in BLOCK_SITES and location.layer is None:
+    if location.site == "logits" and location.stack is not None:
         raise InterventionError(
-            f"Location(site={location.site!r}) names no layer; write Location(3) for the output of block 3, "
+            f"logits are the answer of the whole model, and stack={location.stack!r} was given; write "
+            "Location(site='logits')."
+        )
+    if location.site in BLOCK_SITES and location.layer is None:
+        example = "Location(3)" if location.site == "block_output" else f"Location(3, {location.site!r})"
+        raise InterventionError(
+            f"Location(site={location.site!r}) names no layer; write {example} for that of block 3, "
             "or Location(module='path.of.a.module')."
         )
 
@@ -152,8 +218,27 @@ def _check_module(location: Location) -> None:
             f"module={location.module!r} names the whole path and goes without layer, site and stack; "
             f"write Location(module={location.module!r}) or Location({location.layer or 0})."
         )
-    if location.io not in ("input", "output"):
-        raise InterventionError(f"io={location.io!r} does not exist: a module has io='input' and io='output'.")
+    if location.io not in IOS:
+        near = difflib.get_close_matches(str(location.io), IOS, n=1, cutoff=0.0)[0]
+        raise InterventionError(
+            f"io={location.io!r} does not exist: a module has {', '.join(IOS)}; did you mean io={near!r}?"
+        )
+
+
+def _check_parts(location: Location) -> None:
+    if location.heads is not None and not location.has_heads:
+        where = f"site {location.site!r}" if location.module is None else f"io={location.io!r}"
+        raise InterventionError(
+            f"heads={_text(location.heads)} was given and {where} has no heads; the sites with heads are "
+            f"{', '.join(HEAD_SITES)}."
+        )
+    if location.subspace is not None and not (
+        hasattr(location.subspace, "coordinates") and hasattr(location.subspace, "replace")
+    ):
+        raise InterventionError(
+            f"subspace={location.subspace!r} has no coordinates(x) and replace(x, coordinates); use one of "
+            "interventions.subspaces, e.g. Rotation(16)."
+        )
 
 
 def _layer(layer: int) -> int:
@@ -164,53 +249,57 @@ def _layer(layer: int) -> int:
     return index(layer)
 
 
-def _dims(dims: Iterable[int] | slice | int) -> Dims:
-    """`dims` as a range where they are evenly spaced and rising, else as a tuple."""
+def _chosen(given: Iterable[int] | slice | int, name: str) -> Dims:
+    """`given` as a range where the numbers are evenly spaced and rising, else as a tuple."""
     try:
-        if isinstance(dims, slice):
-            if dims.stop is None:
+        if isinstance(given, slice):
+            if given.stop is None:
                 raise InterventionError(
-                    f"dims={dims!r} has no end; a location knows no width: write dims=range(0, 64)."
+                    f"{name}={given!r} has no end; a location knows no width: write {name}=range(0, 64)."
                 )
-            dims = range(dims.start or 0, dims.stop, dims.step or 1)
-        given = tuple(dims if isinstance(dims, Iterable) else (dims,))
-        if any(isinstance(d, bool) for d in given):
+            given = range(given.start or 0, given.stop, given.step or 1)
+        entries = tuple(given if isinstance(given, Iterable) else (given,))
+        if any(isinstance(entry, bool) for entry in entries):
             raise TypeError("a list of bools would be taken for 0 and 1")
-        numbers = tuple(map(index, given))
+        numbers = tuple(map(index, entries))
     except TypeError as error:
         raise InterventionError(
-            f"dims={dims!r} are not whole numbers; write dims=range(0, 64) or dims=[1, 5]."
+            f"{name}={given!r} are not whole numbers; write {name}=range(0, 64) or {name}=[1, 5]."
         ) from error
     if not numbers:
-        raise InterventionError(f"dims={dims!r} selects nothing; leave dims out for all of them.")
+        raise InterventionError(f"{name}={given!r} selects nothing; leave {name} out for all of them.")
     if min(numbers) < 0:
-        raise InterventionError(f"dims={dims!r} holds {min(numbers)}: dims count from 0, a location knows no width.")
+        raise InterventionError(
+            f"{name}={given!r} holds {min(numbers)}: {name} count from 0, a location knows no width."
+        )
     if len(set(numbers)) < len(numbers):
-        raise InterventionError(f"dims={dims!r} names an entry twice; name each once.")
+        raise InterventionError(f"{name}={given!r} names an entry twice; name each once.")
     step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
     even = range(numbers[0], numbers[-1] + 1, step) if step > 0 else range(0)
-    return even if tuple(even) == numbers else numbers
+    return even if tuple(even) == numbers and (step == 1 or len(numbers) > 2) else numbers
 
 
-def _dims_text(dims: Dims) -> str:
-    if isinstance(dims, range):
-        return f"{dims.start}:{dims.stop}" + (f":{dims.step}" if dims.step != 1 else "")
-    return ",".join(map(str, dims))
+def _text(chosen: Dims) -> str:
+    if len(chosen) == 1:
+        return str(chosen[0])
+    if isinstance(chosen, range):
+        return f"{chosen.start}:{chosen.stop}" + (f":{chosen.step}" if chosen.step != 1 else "")
+    return ",".join(map(str, chosen))
 
 
-def _parse_dims(units: str | None, text: str) -> Dims | None:
-    if units is None:
-        return None
-    name, _, value = units.partition("=")
-    try:
-        if name.strip() != "dims":
-            raise ValueError
-        if ":" in value:
-            return _dims(range(*(int(part) for part in value.split(":"))))
-        return _dims([int(part) for part in value.split(",")])
-    except (ValueError, TypeError) as error:
-        if isinstance(error, InterventionError):
-            raise
-        raise InterventionError(
-            f"[{units}] in {text!r} is not a selection; write [dims=0:64] or [dims=1,5]."
-        ) from error
+def _parse_units(units: str | None, text: str) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for unit in units.split(";") if units is not None else ():
+        name, _, value = (part.strip() for part in unit.partition("="))
+        try:
+            if name not in ("heads", "dims") or name in parsed:
+                raise ValueError
+            numbers = [int(part) for part in re.split("[:,]", value)]
+            parsed[name] = _chosen(range(*numbers) if ":" in value else numbers, name)
+        except (ValueError, TypeError) as error:
+            if isinstance(error, InterventionError):
+                raise
+            raise InterventionError(
+                f"[{unit}] in {text!r} is not a selection; write [dims=0:64], [dims=1,5] or [heads=2;dims=0:8]."
+            ) from error
+    return parsed

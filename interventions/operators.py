@@ -58,7 +58,7 @@ class Mean:
     """
 
     value: Tensor | None = None
-    pools_source: ClassVar[bool] = True  # its source is one bag of vectors, not aligned with the base
+    pools_source: ClassVar[bool] = True  # its source is one bag of vectors `[n, …, dims]`, not aligned with the base
 
     @property
     def needs_source(self) -> bool:
@@ -66,7 +66,7 @@ class Mean:
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         mean = (
-            reduce(_given(self, source), "... d -> d", "mean")
+            reduce(_given(self, source), "n ... -> ...", "mean")
             if self.value is None
             else _fitted(self, self.value, base)
         )

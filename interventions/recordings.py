@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Tap, hidden, open_scopes, user_hooks
+from interventions.hooks import Scope, Tap, open_scopes, user_hooks
+from interventions.states import hidden
 
 
 @dataclass(eq=False)
@@ -105,6 +106,8 @@ class Recording:
         return count if all(call.is_intact for call in self.calls[:count]) else 0
 
     def _before(self, place: Place) -> int:
+        if place.stack is not None:  # it comes after all blocks of a stack
+            return max((i + 1 for i, call in enumerate(self.calls) if call.block in place.stack.blocks), default=0)
         first = next((i for i, call in enumerate(self.calls) if call.block is place.block), None)
         if first is None:
             return 0

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place, architecture
-from interventions.axes import axes_of, to_vectors
+from interventions.axes import axis, to_vectors
+from interventions.calls import call
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Stopped, Tap, call, opened, until_stopped
+from interventions.hooks import Scope, Stopped, Tap, opened, until_stopped
 from interventions.locations import Location, as_location
 from interventions.recordings import Recording, detached, stamp
 from interventions.writes import part_of
@@ -103,10 +104,12 @@ class Run:
         return logits
 
     def vectors(self, location: Location | str) -> Tensor:
-        """The activation as `[batch, position, dims]`, or `[batch, dims]` where there are no positions."""
+        """The activation as `[batch, position, dims]`, `[batch, position, head, dims]` or `[batch, dims]`."""
         location = as_location(location)
         state = self.activations[location]
-        return to_vectors(state, axes_of(architecture(self.model).place(location).module, state))
+        if location.subspace is not None:
+            return state
+        return to_vectors(state, architecture(self.model).place(location).axes_of(state))
 
     def __repr__(self) -> str:
         kind = ", counterfactual" if self.is_counterfactual else ""
@@ -117,8 +120,8 @@ class Run:
         found = architecture(self.model)
 
         def of_rows(location: Location, state: Tensor) -> Tensor:
-            axes = axes_of(found.place(location).module, state)
-            return state.index_select(axes.split().index("b"), rows.to(state.device))
+            axes = "b" if location.subspace is not None else found.place(location).axes_of(state)
+            return state.index_select(axis(axes, "b"), rows.to(state.device))
 
         taken, output = _Taken(self.activations, of_rows), _rows(without_past(self.output), rows)
         return replace(self, inputs=_rows(self.inputs, rows), output=output, activations=taken, recording=None)
@@ -224,7 +227,7 @@ def reading(
             # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
             return state.clone() if part is state else None
 
-        return Tap(place.module, place.io, keep)
+        return Tap(place.module, place.io, keep, place.heads, place.kind)
 
     return activations, [read(location, found.place(location)) for location in locations]
 
@@ -250,7 +253,7 @@ def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: 
                 raise Stopped
             return going_on
 
-        return Tap(tap.module, tap.io, keep)
+        return replace(tap, function=keep)
 
     scope = Scope(model, [stopping(location, tap) for location, tap in zip(locations, taps, strict=True)])
     with until_stopped(), opened(scope):
@@ -275,9 +278,9 @@ def fetcher(
     found, made = architecture(model), stamp(model)
 
     def fetch(location: Location, kept: Activations) -> Tensor:
-        place, whole = found.place(location), replace(location, dims=None)
+        place, whole = found.place(location), location.whole
         state = None if recording is None else recording.state(place)
-        if state is None and location.dims is not None and whole in kept:
+        if state is None and whole is not location and whole in kept:
             state = kept[whole]
         if state is None:
             _check_repeatable(model, location, is_counterfactual)

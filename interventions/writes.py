@@ -3,15 +3,18 @@
 from dataclasses import dataclass, field
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from interventions.architectures import Place
-from interventions.axes import axes_of, dims_axis, from_vectors, to_vectors
+from interventions.axes import axis, from_vectors, to_vectors
+from interventions.calls import Call
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, check_recomputable
 from interventions.locations import Dims, Location
 from interventions.operators import Operator
 from interventions.positions import Positions, Selection, select
+from interventions.steps import Span, chosen, everything, span_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +25,32 @@ class Source:
     mask: Tensor | None
 
 
-@dataclass(eq=False)
-class Write:
-    """One operator at one place: a tap function that returns the new state.
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is written in one call.
 
     Attributes:
-        firings: how often it ran.
+        to: the vectors of the activation; None is all of them.
+        named: for each step, all that the positions name then and which of it is written now. A source is lined up
+            with that.
+    """
+
+    to: Selection | None
+    named: list[tuple[Selection, Tensor]]
+
+    @property
+    def is_nothing(self) -> bool:
+        return self.to is not None and not len(self.to.rows)
+
+
+@dataclass(eq=False)
+class Write:
+    """One operator at one place: a tap function that returns the new state, or None where nothing is to be written.
+
+    Attributes:
+        steps: which steps of a generation, as `interventions.steps.parse_steps` gives them.
+        firings: how often it wrote.
+        calls: how often its place ran.
         changed, norm: sums of squares of what it changed and of what was there, for the relative size of the change.
     """
 
@@ -38,19 +61,22 @@ class Write:
     source: Source | None = None
     source_positions: Positions = None
     generator: torch.Generator | None = None
+    steps: slice | frozenset[int] | None = None
     firings: int = 0
+    calls: int = 0
     changed: Tensor | None = field(default=None, repr=False)
     norm: Tensor | None = field(default=None, repr=False)
     _last: int = field(default=-1, repr=False)
 
-    def __call__(self, state: Tensor, scope: Scope) -> Tensor:
+    def __call__(self, state: Tensor, scope: Scope) -> Tensor | None:
         check_recomputable(self.place.module, scope)
-        mask = None if self.positions is None else mask_of(scope, self)
-        new = self._written(state, mask)
+        new = self._written(state, scope)
         if not scope.recomputing:
-            self._check_once(scope)
-            self.firings += 1
-            self._measure(state, new)
+            self.calls += 1
+            if new is not None:
+                self._check_once(scope)
+                self.firings += 1
+                self._measure(state, new)
         return new
 
     @property
@@ -68,21 +94,67 @@ class Write:
         self.changed = changed if self.changed is None else self.changed + changed
         self.norm = norm if self.norm is None else self.norm + norm
 
-    def _written(self, state: Tensor, mask: Tensor | None) -> Tensor:
-        axes = axes_of(self.place.module, state)
+    def _written(self, state: Tensor, scope: Scope) -> Tensor | None:
+        self._check_labels(scope)
+        axes = self.place.axes_of(state)
         vectors = to_vectors(state, axes)
-        chosen = None if self.positions is None else self._select(self.positions, vectors, mask)
-        base = _part(_at(vectors, chosen), self.location)
-        value = self.op(base, self._source_part(vectors, chosen, axes), self.generator)
+        targets = self._targets(vectors, scope)
+        if targets.is_nothing:
+            return None
+        there = _at(vectors, targets.to)
+        base = _part(there, self.location)
+        value = self.op(base, self._source_part(vectors, targets, axes, scope.call), self.generator)
         self._check_value(value, base)
-        merged = _merge(_at(vectors, chosen), value, self.location.dims)
-        if chosen is not None:
-            merged = vectors.index_put((chosen.rows, chosen.columns), merged)
+        merged = _merge(there, value, self.location)
+        if targets.to is not None:
+            merged = vectors.index_put((targets.to.rows, targets.to.columns), merged)
         elif merged is state or (self.source is not None and _shares(merged, self.source.state)) or merged._is_view():
             merged = merged.clone()  # the model may go on in place, and must not write into a source or a view
         return from_vectors(merged, axes, state)
 
-    def _source_part(self, vectors: Tensor, chosen: Selection | None, axes: str) -> Tensor | None:
+    def _targets(self, vectors: Tensor, scope: Scope) -> Targets:
+        is_key = self.place.io in ("key", "value") and scope.call is not None and scope.call.past > 0
+        if is_key and self.place.encodes:
+            return Targets(Selection(*torch.zeros(2, 0, dtype=torch.long)), [])  # written before it was cached
+        if self.positions is None and self.steps is None and not is_key:
+            return Targets(None, [])
+        if self.positions is not None:
+            self._check_positions(vectors)
+        elif vectors.ndim < 3:
+            return Targets(None, [])  # without positions there are no steps
+        span = self._span(vectors, scope)
+        if self.positions is None:
+            return Targets(everything(span, self.steps), [])
+        parts = chosen(span, self.steps, self.positions)
+        rows = [named.rows[new] for named, new in parts]
+        columns = [named.columns[new] - span.offset for named, new in parts]
+        none = torch.zeros(0, dtype=torch.long, device=vectors.device)
+        return Targets(Selection(torch.cat([none, *rows]), torch.cat([none, *columns])), parts)
+
+    def _span(self, vectors: Tensor, scope: Scope) -> Span:
+        call, generation = scope.call, scope.generation
+        if call is None and generation is None:
+            raise InterventionError(
+                f"{self.location} ran outside a call of the model itself, so padding is unknown; call the model that "
+                "was passed to intervene, or leave positions and steps out."
+            )
+        if self.steps is not None and call is not None and call.past and call.prompt is None:
+            raise InterventionError(
+                f"steps at {self.location} cannot be counted: this block began when the cache held {call.past} tokens "
+                "already; open it before the prompt is read, or leave steps out."
+            )
+        mask = None if call is None else call.arguments.get(self.place.mask)
+        if generation is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
+            mask = generation.arguments.get(self.place.mask)
+        return span_of(
+            vectors,
+            mask if isinstance(mask, Tensor) else None,
+            call,
+            is_key=self.place.io in ("key", "value"),
+            encodes=self.place.encodes,
+        )
+
+    def _source_part(self, vectors: Tensor, targets: Targets, axes: str, call: Call | None) -> Tensor | None:
         if self.source is None:
             return None
         source = to_vectors(self.source.state, axes)
@@ -93,54 +165,91 @@ class Write:
             )
         source = source.to(vectors.device)
         if getattr(self.op, "pools_source", False):
-            return _part(self._pooled(source, self.source.mask), self.location)
+            taken = self._pooled(source, self.source.mask)
+        else:
+            taken = self._aligned(vectors, source, targets, call)
+        part = _part(taken, self.location)
+        self._check_numbers(part)
+        return part
+
+    def _aligned(self, vectors: Tensor, source: Tensor, targets: Targets, call: Call | None) -> Tensor:
+        """The vectors of the source in the order of those that are written."""
+        if self.positions is None:
+            if self.source_positions is not None:
+                raise InterventionError(
+                    "source_positions was given without positions; say where to write: positions=…."
+                )
+            self._check_shapes(vectors, source, targets, call)
+            return _at(source, targets.to)
+        if vectors.shape[2:] != source.shape[2:]:
+            self._check_shapes(vectors, source, targets, call)
+        mask = self.source.mask if self.source is not None else None
         positions = self.positions if self.source_positions is None else self.source_positions
-        if chosen is None and positions is None:
-            self._check_shapes(vectors, source)
-            return _part(source, self.location)
-        if chosen is None:
-            raise InterventionError("source_positions was given without positions; say where to write: positions=….")
-        selected = self._select(positions, source, self.source.mask)
-        self._check_counts(chosen, selected, len(vectors), len(source))
-        return _part(_at(source, selected), self.location)
+        selected = self._select(positions, source, mask)
+        for named, _ in targets.named:
+            self._check_counts(named, selected, len(vectors), len(source))
+        rows = torch.cat([selected.rows[new] for _, new in targets.named])
+        columns = torch.cat([selected.columns[new] for _, new in targets.named])
+        return source[rows, columns]
 
     def _pooled(self, source: Tensor, mask: Tensor | None) -> Tensor:
+        """The vectors of all examples and positions, `[n, …, dims]`."""
         positions = self.source_positions if self.source_positions is not None else self.positions
-        if positions is None and mask is not None and source.ndim == 3:
-            return source[_fitting(mask, source, self.location)]
-        return _at(source, None if positions is None else self._select(positions, source, mask))
+        if positions is not None:
+            return _at(source, self._select(positions, source, mask))
+        if source.ndim < 3:
+            return source
+        if mask is not None:
+            return source[span_of(source, mask, None).real]
+        return rearrange(source, "b t ... -> (b t) ...")
 
     def _select(self, positions: Positions, vectors: Tensor, mask: Tensor | None) -> Selection:
+        self._check_positions(vectors)
+        return select(positions, span_of(vectors, mask, None).real)
+
+    def _check_positions(self, vectors: Tensor) -> None:
         if vectors.ndim < 3:
             raise InterventionError(
                 f"{self.location} has no positions: its shape is {list(vectors.shape)}, [batch, dims]; leave "
                 "positions out."
             )
-        if mask is None:
-            real = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-        else:
-            real = _fitting(mask, vectors, self.location)
-        return select(positions, real)
 
-    def _check_shapes(self, vectors: Tensor, source: Tensor) -> None:
-        if source.shape != vectors.shape:
+    def _check_shapes(self, vectors: Tensor, source: Tensor, targets: Targets, call: Call | None) -> None:
+        whole = targets.to is None
+        fits = source.shape == vectors.shape if whole else source.shape[2:] == vectors.shape[2:]
+        if not fits or (targets.to is not None and int(targets.to.columns.max()) >= source.shape[1]):
+            generated = call is not None and call.past > 0 and self.positions is None
             raise InterventionError(
                 f"{self.location} has shape {list(vectors.shape)} in the base run and {list(source.shape)} in the "
-                "source run; pad both batches to one length, or say which tokens: positions=… and source_positions=…."
+                "source run; "
+                + (
+                    "swap in the prompt only: steps=0."
+                    if generated
+                    else "pad both batches to one length, or say which tokens: positions=… and source_positions=…."
+                )
             )
 
-    def _check_counts(self, chosen: Selection, selected: Selection, batch: int, source_batch: int) -> None:
+    def _check_counts(self, named: Selection, selected: Selection, batch: int, source_batch: int) -> None:
         if source_batch != batch:
             raise InterventionError(
                 f"the base has {batch} examples and the source of {self.location} {source_batch}; give one source an "
                 "example."
             )
-        counts, source_counts = chosen.counts(batch), selected.counts(batch)
+        counts, source_counts = named.counts(batch), selected.counts(batch)
         if not torch.equal(counts, source_counts):
             row = int((counts != source_counts).nonzero()[0])
             raise InterventionError(
                 f"positions selects {int(counts[row])} tokens of base row {row} and {int(source_counts[row])} of its "
                 "source; give source_positions=… with as many, e.g. a list of lists."
+            )
+
+    def _check_numbers(self, part: Tensor) -> None:
+        with torch.no_grad():
+            wrong = part.isnan() if part.is_floating_point() else None
+        if wrong is not None and wrong.any():
+            raise InterventionError(
+                f"the source has NaN at {self.location} in {int(wrong.sum())} of {wrong.numel()} entries; look at the "
+                "source run, or choose other positions with source_positions=…."
             )
 
     def _check_once(self, scope: Scope) -> None:
@@ -160,70 +269,75 @@ class Write:
                 "a tensor like its first argument, e.g. value.expand_as(base).to(base.dtype)."
             )
 
-
-def mask_of(scope: Scope, write: Write) -> Tensor | None:
-    """The padding mask that the model was called with."""
-    if scope.call is None:
-        raise InterventionError(
-            f"{write.location} ran outside a call of the model itself, so padding is unknown; call the model that was "
-            "passed to intervene, or leave positions out."
-        )
-    if scope.call.past:
-        raise InterventionError(
-            f"positions at {write.location} cannot be counted: the cache holds the first {scope.call.past} tokens; "
-            "generate with use_cache=False, or leave positions out to write every token."
-        )
-    mask = scope.call.arguments.get(write.place.mask)
-    return mask if isinstance(mask, Tensor) else None
+    def _check_labels(self, scope: Scope) -> None:
+        if self.place.io == "logits" and scope.call is not None and scope.call.arguments.get("labels") is not None:
+            raise InterventionError(
+                "logits are written when the loss has been computed from the old ones; leave labels out and compute "
+                "the loss from the output: cross_entropy(output.logits, labels)."
+            )
 
 
 def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
-    """The dims of `state` that `location` names, on the axis where they are."""
-    if location.dims is None:
-        return state
-    axis = dims_axis(axes_of(place.module, state))
-    _check_dims(location, location.dims, state.shape[axis])
-    return state.index_select(axis, torch.tensor(location.dims, device=state.device))
+    """The heads, dims and directions of `state` that `location` names; in its own axes but for a subspace."""
+    axes = place.axes_of(state)
+    if location.subspace is not None:
+        return _part(to_vectors(state, axes), location)
+    for name, chosen_ones in (("h", location.heads), ("d", location.dims)):
+        if chosen_ones is not None:
+            _check_width(location, "heads" if name == "h" else "dims", chosen_ones, state.shape[axis(axes, name)])
+            state = state.index_select(axis(axes, name), torch.tensor(chosen_ones, device=state.device))
+    return state
 
 
-def _fitting(mask: Tensor, vectors: Tensor, location: Location) -> Tensor:
-    if mask.shape != vectors.shape[:2]:
-        raise InterventionError(
-            f"the attention mask has shape {list(mask.shape)} and {location} has [batch, token] = "
-            f"{list(vectors.shape[:2])}, so positions cannot be counted over real tokens; leave positions out, or "
-            "pass a [batch, token] mask."
-        )
-    return mask.to(vectors.device).bool()
-
-
-def _at(vectors: Tensor, chosen: Selection | None) -> Tensor:
-    return vectors if chosen is None else vectors[chosen.rows, chosen.columns]
+def _at(vectors: Tensor, chosen_ones: Selection | None) -> Tensor:
+    return vectors if chosen_ones is None else vectors[chosen_ones.rows, chosen_ones.columns]
 
 
 def _part(vectors: Tensor, location: Location) -> Tensor:
-    if location.dims is None:
-        return vectors
-    _check_dims(location, location.dims, vectors.shape[-1])
-    return vectors[..., _slice(location.dims) if isinstance(location.dims, range) else list(location.dims)]
+    part = _entries(vectors, location)
+    return part if location.subspace is None else location.subspace.coordinates(part)
 
 
-def _merge(vectors: Tensor, value: Tensor, dims: Dims | None) -> Tensor:
-    if dims is None:
-        return value
-    if isinstance(dims, range):
-        return torch.slice_scatter(vectors, value, -1, dims.start, dims.stop, dims.step)
-    return vectors.index_copy(-1, torch.tensor(dims, device=vectors.device), value)
+def _entries(vectors: Tensor, location: Location) -> Tensor:
+    for name, chosen_ones, at in (("heads", location.heads, -2), ("dims", location.dims, -1)):
+        if chosen_ones is not None:
+            _check_width(location, name, chosen_ones, vectors.shape[at])
+            vectors = _take(vectors, chosen_ones, at)
+    return vectors
 
 
-def _slice(dims: range) -> slice:
-    return slice(dims.start, dims.stop, dims.step)
+def _merge(vectors: Tensor, value: Tensor, location: Location) -> Tensor:
+    """`vectors` with `value` in place of the part that `location` names."""
+    if location.subspace is not None:
+        value = location.subspace.replace(_entries(vectors, location), value)
+    if location.dims is not None:
+        rows = vectors if location.heads is None else _take(vectors, location.heads, -2)
+        value = _put(rows, value, location.dims, -1)
+    return value if location.heads is None else _put(vectors, value, location.heads, -2)
 
 
-def _check_dims(location: Location, dims: Dims, width: int) -> None:
-    if max(dims) >= width:
+def _take(vectors: Tensor, chosen_ones: Dims, at: int) -> Tensor:
+    if isinstance(chosen_ones, range) and chosen_ones.step == 1:
+        return vectors.narrow(at, chosen_ones.start, len(chosen_ones))
+    return vectors.index_select(at, torch.tensor(chosen_ones, device=vectors.device))
+
+
+def _put(vectors: Tensor, value: Tensor, chosen_ones: Dims, at: int) -> Tensor:
+    if isinstance(chosen_ones, range):
+        return torch.slice_scatter(vectors, value, at, chosen_ones.start, chosen_ones.stop, chosen_ones.step)
+    return vectors.index_copy(at, torch.tensor(chosen_ones, device=vectors.device), value)
+
+
+def _check_width(location: Location, name: str, chosen_ones: Dims, width: int) -> None:
+    if max(chosen_ones) >= width:
+        grouped = " key and value" if (location.site if location.module is None else location.io) in _GROUPED else ""
+        what = f"there are {width}{grouped} heads" if name == "heads" else f"the width there is {width}"
         raise InterventionError(
-            f"{location} names dim {max(dims)} and the width there is {width}; write dims=range(0, {width})."
+            f"{location} names {name[:-1]} {max(chosen_ones)} and {what}; write {name}=range(0, {width})."
         )
+
+
+_GROUPED = ("key", "value")
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:

@@ -160,7 +160,7 @@ def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Loc
     """The source run: other rows of the base run, or a run of new inputs up to the last location read."""
     if isinstance(drawn, Tensor):
         return run.take(drawn)
-    return run_to(run.model, inputs_of(run.model, drawn), [replace(location, dims=None) for location in locations])
+    return run_to(run.model, inputs_of(run.model, drawn), [location.whole for location in locations])
 
 
 def _swapped(
@@ -195,5 +195,5 @@ def _width(run: Run, location: Location) -> int:
 
 def _inner(mapping: Sequence[Pair], side: str) -> list[Location]:
     """The mapped places that are no block outputs, whole."""
-    places = [replace(place, dims=None) for pair in mapping for place in getattr(pair, side)]
+    places = [place.whole for pair in mapping for place in getattr(pair, side)]
     return [place for place in places if place.module is not None or place.site != "block_output"]

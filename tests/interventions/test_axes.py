@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from interventions import InterventionError
-from interventions.axes import axes_of, dims_axis, from_vectors, to_vectors
+from interventions.axes import axes_of, axis, from_vectors, to_vectors
 
 CASES = [
     (nn.Linear(4, 4), (2, 4), "b d", (2, 4)),
@@ -35,8 +35,8 @@ def test_vectors_are_batch_position_dims_and_go_back(module, shape, axes, vector
     back = from_vectors(flat, axes, state)
     assert torch.equal(back, state)
     assert back.stride() == state.stride()
-    assert state.shape[dims_axis(axes)] == 4
-    assert torch.equal(flat[..., 1], to_vectors(state.narrow(dims_axis(axes), 1, 1), axes)[..., 0])
+    assert state.shape[axis(axes, "d")] == 4
+    assert torch.equal(flat[..., 1], to_vectors(state.narrow(axis(axes, "d"), 1, 1), axes)[..., 0])
 
 
 def test_the_memory_layout_is_that_of_what_was_there():

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from interventions import SITES, InterventionError, Location, as_location
+from interventions.locations import HEAD_SITES, IOS, MODEL_SITES
 
 STEPS = {
     "range": range(64),
@@ -36,12 +37,15 @@ PATHS = [
 
 
 def any_location(draw: random.Random) -> Location:
-    dims = draw.choice([None, *STEPS.values(), draw.sample(range(99), draw.randint(1, 6))])
+    heads, dims = (draw.choice([None, *STEPS.values(), draw.sample(range(99), draw.randint(1, 6))]) for _ in range(2))
     if draw.random() < 0.4:
-        return Location(module=draw.choice(PATHS), io=draw.choice(["output", "input"]), dims=dims)
+        io = draw.choice(IOS)
+        return Location(module=draw.choice(PATHS), io=io, dims=dims, heads=heads if io in HEAD_SITES else None)
     stack = draw.choice([None, "encoder", "decoder", "text_model", "0", "vision.tower", "a b"])
     site = draw.choice(SITES)
-    return Location(None if site == "embedding" else draw.randint(-40, 40), site, stack=stack, dims=dims)
+    layer = None if site in MODEL_SITES else draw.randint(-40, 40)
+    heads, stack = heads if site in HEAD_SITES else None, None if site == "logits" else stack
+    return Location(layer, site, stack=stack, dims=dims, heads=heads)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -76,6 +80,11 @@ def test_different_locations_have_different_texts():
         ("block_output.3[dims=0:64]", Location(3, dims=range(64))),
         ("block_output.3[dims=0:64:2]", Location(3, dims=slice(0, 64, 2))),
         ("encoder/block_input.3[dims=0,5]", Location(3, "block_input", dims=[0, 5], stack="encoder")),
+        ("attention_heads.3[heads=2,5]", Location(3, "attention_heads", heads=[2, 5])),
+        ("decoder/query.-1[heads=0:4;dims=7]", Location(-1, "query", heads=range(4), dims=7, stack="decoder")),
+        ("module:a.b@attention_pattern[heads=1]", Location(module="a.b", io="attention_pattern", heads=1)),
+        ("module:lstm@cell_state", Location(module="lstm", io="cell_state")),
+        ("logits", Location(site="logits")),
         ("embedding", Location(site="embedding")),
         ("module:conv2", Location(module="conv2")),
         ("module:conv2@input[dims=3]", Location(module="conv2", io="input", dims=3)),
@@ -132,7 +141,20 @@ def test_locations_are_frozen_and_can_be_copied_and_sent(dims):
         ),
         (dict(module="conv", stack="encoder"), r"goes without layer, site and stack"),
         (dict(module="conv", site="embedding"), r"goes without layer, site and stack"),
-        (dict(module="conv", io="both"), r"io='both' does not exist: a module has io='input' and io='output'"),
+        (
+            dict(module="conv", io="both"),
+            r"io='both' does not exist: a module has output, input, .*; did you mean io='",
+        ),
+        (
+            dict(layer=3, heads=1),
+            r"heads=1 was given and site 'block_output' has no heads; the sites with heads are query",
+        ),
+        (dict(module="a", heads=1), r"heads=1 was given and io='output' has no heads"),
+        (dict(layer=3, site="query", heads=[0, 0]), r"heads=\[0, 0\] names an entry twice"),
+        (dict(layer=3, site="query", io="query"), r"for a block use site='query'"),
+        (dict(site="logits", stack="encoder"), r"logits are the answer of the whole model"),
+        (dict(site="query"), r"names no layer; write Location\(3, 'query'\)"),
+        (dict(layer=3, subspace=3), r"subspace=3 has no coordinates\(x\).* e\.g\. Rotation\(16\)"),
         (dict(layer=3, dims=[]), r"dims=\[\] selects nothing; leave dims out"),
         (dict(layer=3, dims=[-1]), r"dims=\[-1\] holds -1: dims count from 0"),
         (dict(layer=3, dims=[1, 1]), r"names an entry twice; name each once"),
@@ -153,7 +175,9 @@ def test_fields_that_do_not_go_together_raise(fields, match):
         ("block_output.3[dims=0:64", r"is not a location"),
         ("Location(3)", r"is not a location"),
         ("module:", r"is not a location"),
-        ("block_output.3[heads=2]", r"\[heads=2\] .* is not a selection; write \[dims=0:64\]"),
+        ("block_output.3[heads=2]", r"heads=2 was given and site 'block_output' has no heads"),
+        ("query.3[head=2]", r"\[head=2\] .* is not a selection; write \[dims=0:64\]"),
+        ("query.3[heads=2;heads=3]", r"\[heads=3\] .* is not a selection"),
         ("block_output.3[dims=]", r"\[dims=\] .* is not a selection"),
         ("block_output.3[dims=a]", r"is not a selection"),
         ("block_output.3[dims=0:4:0]", r"is not a selection"),

@@ -30,7 +30,8 @@ FORMULAS = [
 
 @pytest.mark.parametrize(("op", "expected"), FORMULAS, ids=lambda value: repr(value)[:30] if callable(value) else "")
 def test_formula(op, expected):
-    assert torch.allclose(op(BASE, SOURCE if op.needs_source else None, None), expected, atol=1e-6)
+    source = SOURCE.flatten(0, 1) if getattr(op, "pools_source", False) else SOURCE
+    assert torch.allclose(op(BASE, source if op.needs_source else None, None), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("op", [Interpolate(0.0), Interpolate(1.0), Interpolate(1), Interpolate(0)], ids=repr)

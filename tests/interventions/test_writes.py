@@ -273,15 +273,3 @@ def test_padding_is_unknown_outside_of_a_call_of_the_model():
         intervene(model, layer=1, op=Zero(), positions=0),
     ):
         model.transformer(**batch("gpt2"))
-
-
-def test_generation_with_a_cache_and_positions_raises():
-    model = make("gpt2")
-    with (
-        pytest.raises(InterventionError, match=r"the cache holds the first 5 tokens; generate with use_cache=False"),
-        intervene(model, layer=1, op=Zero(), positions=0),
-    ):
-        model.generate(**batch("gpt2"), max_new_tokens=3)
-    with intervene(model, layer=1, op=Zero(), positions=0) as handle:
-        model.generate(**batch("gpt2"), max_new_tokens=3, use_cache=False)
-    assert handle.firings[Location(1)] == 3

@@ -24,7 +24,7 @@ CASES = {
     "intervene(net, 3, op=Zero()).__enter__()": "a location was asked for and int 3 given",
     "intervene(net, module='0').__enter__()": "no operator was given; write op=Zero(), or source=",
     "intervene(net, {Location(module='0'): 3}).__enter__()": "3 at module:0 is not an operator",
-    "intervene(net, head=3, op=Zero()).__enter__()": "the keywords of a location are layer, site, dims",
+    "intervene(net, head=3, op=Zero()).__enter__()": "the keywords of a location are layer, site, heads",
 }
 
 

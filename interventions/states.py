@@ -1,0 +1,104 @@
+"""Where the hidden state is in what a module returned, and what it looks like with another in its place."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from interventions.errors import InterventionError
+from interventions.locations import STATES
+
+Path = tuple[int | str, ...]
+
+
+def path_in(module: nn.Module, io: str, value: Any) -> Path:
+    """The indices that lead to what is asked for in what `module` returned.
+
+    Args:
+        io: "output" (the tensor itself or the first of a tuple, list or mapping), "logits", or a state of a recurrent
+            module.
+
+    Raises:
+        InterventionError: it is not there.
+    """
+    if io in STATES:
+        return _recurrent(module, io, value)
+    if io == "logits":
+        return _logits(module, value)
+    if isinstance(value, Tensor):
+        return ()
+    path = _first(value)
+    if path is None:
+        check_packed(module, value)
+        raise InterventionError(
+            f"{type(module).__name__} returned {type(value).__name__}, which holds no tensor; name a place inside it."
+        )
+    return path
+
+
+def at(value: Any, path: Path) -> Tensor:
+    """What stands at `path`."""
+    for step in path:
+        value = value[step]
+    return value
+
+
+def with_new(value: Any, path: Path, new: Tensor) -> Any:
+    """A copy of `value` with `new` at `path`."""
+    if not path:
+        return new
+    step, *rest = path
+    inner = with_new(value[step], tuple(rest), new)
+    if isinstance(value, Mapping):
+        return type(value)(**{**value, step: inner})
+    entries = [inner if i == step else entry for i, entry in enumerate(value)]
+    return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+
+
+def hidden(value: Any) -> Tensor | None:
+    """The hidden state in what a module returned, if there is one."""
+    path = () if isinstance(value, Tensor) else _first(value)
+    return None if path is None else at(value, path)
+
+
+def check_packed(module: nn.Module, value: object) -> None:
+    """Raise for packed sequences, which have no axis of examples."""
+    if any(isinstance(entry, PackedSequence) for entry in (value, *(value if isinstance(value, tuple) else ()))):
+        raise InterventionError(
+            f"{type(module).__name__} takes and gives a PackedSequence, in which examples and tokens cannot be told "
+            "apart; call it on a padded tensor."
+        )
+
+
+def _first(value: Any) -> Path | None:
+    if isinstance(value, PackedSequence):
+        return None
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ()
+    return next(((key,) for key, entry in entries if isinstance(entry, Tensor)), None)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, tuple | list)
+
+
+def _logits(module: nn.Module, value: Any) -> Path:
+    if isinstance(value, Tensor):
+        return ()
+    if isinstance(value, Mapping) and isinstance(value.get("logits"), Tensor):
+        return ("logits",)
+    fields = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+    raise InterventionError(
+        f"{type(module).__name__} returned no logits (its output has {fields}); use a model with a head, or name the "
+        "module that computes what you mean: Location(module='…')."
+    )
+
+
+def _recurrent(module: nn.Module, io: str, value: Any) -> Path:
+    """`(output, h)` or `(output, (h, c))` of a layer; `h` or `(h, c)` of a cell."""
+    cell = isinstance(module, nn.RNNCellBase)
+    both = isinstance(module, nn.LSTM | nn.LSTMCell)
+    if io == "cell_state" and not both:
+        raise InterventionError(f"{type(module).__name__} has no cell_state, only an LSTM has; use io='hidden_state'.")
+    check_packed(module, value)
+    return (*(() if cell else (1,)), *((int(io == "cell_state"),) if both else ()))
