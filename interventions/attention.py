@@ -140,22 +140,25 @@ def store_in_cache(cache: object, name: str, module: nn.Module, old: Tensor, new
     Raises:
         InterventionError: the cache holds it in another form.
     """
-    index = getattr(module, "layer_idx", None)
-    for i, layer in _layers(cache):
-        kept = getattr(layer, name, None)
-        if not isinstance(kept, Tensor):
-            continue
-        if kept is old or (_same_memory(kept, old) and kept.shape[-2] <= old.shape[-2]):
-            setattr(layer, name, new if kept is old else new[..., new.shape[-2] - kept.shape[-2] :, :])
+    kept = [(i, layer, getattr(layer, name, None)) for i, layer in _layers(cache)]
+    kept = [(i, layer, held) for i, layer, held in kept if isinstance(held, Tensor) and held.ndim == old.ndim]
+    for _, layer, held in kept:
+        if held is old:
+            setattr(layer, name, new)
             return
-        if i == index and kept.shape[-1] == old.shape[-1] and kept.ndim == old.ndim and kept.numel():
-            raise InterventionError(
-                f"the {type(layer).__name__} of {type(module).__name__} keeps its {name} in another form, so what is "
-                "written would be lost at the next step; generate with use_cache=False."
-            )
+        if _same_memory(held, old) and held.shape[-2] <= old.shape[-2]:  # a window: the last of what was attended to
+            setattr(layer, name, new[..., new.shape[-2] - held.shape[-2] :, :])
+            return
+    index = getattr(module, "layer_idx", None)
+    mine = next((layer for i, layer, held in kept if i == index and held.numel()), None)
+    if mine is not None:
+        raise InterventionError(
+            f"the {type(mine).__name__} of {type(module).__name__} keeps its {name} in another form, so what is "
+            "written would be lost at the next step; generate with use_cache=False."
+        )
 
 
-def _layers(cache: object) -> Iterator[tuple[int, object]]:
+def _layers(cache: object) -> Iterator[tuple[int, Any]]:
     for part in (getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None)):
         yield from enumerate(getattr(part, "layers", ()))
 
@@ -172,7 +175,7 @@ def _entering(
             yield state
             continue
         new = _heads_first(change, site, state, module)
-        if site != "query":
+        if site != "query" and new is not state:
             store(site, state, new)
         yield new
 
@@ -180,7 +183,9 @@ def _entering(
 def _heads_first(change: Change, site: str, state: Tensor, module: nn.Module) -> Tensor:
     """`[batch, head, position, dim]` through a function of `[batch, position, head, dim]`."""
     _check_axes(state, site, module)
-    return change(site, state.transpose(1, 2)).transpose(1, 2)
+    turned = state.transpose(1, 2)
+    new = change(site, turned)
+    return state if new is turned else new.transpose(1, 2)
 
 
 def _check_axes(state: Tensor, site: str, module: nn.Module) -> None:

@@ -59,7 +59,7 @@ def intervene(
     source: Inputs | Run | Mapping[Location, Inputs | Run] | None = None,
     positions: Positions | Mapping[Location, Positions] = None,
     source_positions: Positions | Mapping[Location, Positions] = None,
-    steps: Steps = None,
+    steps: Steps | object = None,
     generator: torch.Generator | None = None,
     **location: object,
 ) -> Iterator[Handle]:

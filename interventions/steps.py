@@ -57,21 +57,18 @@ class Span:
     """The tokens of a sequence that one activation holds.
 
     Attributes:
-        real: which tokens of the sequence so far are no padding, `[batch, total]`.
+        real: which tokens of the sequence are no padding; it reaches to the end of the prompt at least.
+        total: how long the sequence is so far.
         offset: how many tokens come before those of the activation.
         new: how many were read in earlier calls; an activation that holds them again (keys) is written only beyond.
         prompt: how many were not generated; None where that is not known.
     """
 
-    real: Bool[Tensor, "batch total"]
+    real: Bool[Tensor, "batch token"]
+    total: int
     offset: int
     new: int
     prompt: int | None
-
-    @property
-    def total(self) -> int:
-        """How long the sequence is so far."""
-        return self.real.shape[1]
 
     def step_of(self, column: int) -> int:
         """The step at which a token was read."""
@@ -99,7 +96,7 @@ def chosen(
     for start, end in _ends(span):
         if is_in(span.step_of(end - 1), steps):
             named = select(_until(positions, end), span.real[:, :end])
-            new = (named.columns >= max(start, span.offset, span.new)) & (named.columns < end)
+            new = (named.columns >= max(start, span.offset, span.new)) & (named.columns < min(end, span.total))
             if new.any():
                 parts.append((named, new))
     return parts
@@ -108,7 +105,7 @@ def chosen(
 def _ends(span: Span) -> list[tuple[int, int]]:
     """The first column, and the one behind the last, of each step that the activation holds new tokens of."""
     if span.prompt is None or span.total <= span.prompt:
-        return [(0, span.total)]
+        return [(0, span.real.shape[1])]
     first = max(span.offset, span.new)
     generated = [(column, column + 1) for column in range(max(first, span.prompt), span.total)]
     return ([(0, span.prompt)] if first < span.prompt else []) + generated
@@ -136,18 +133,19 @@ def span_of(
     past = 0 if call is None or encodes else call.past
     tokens = width if call is None or encodes or call.tokens is None or not (past or is_key) else call.tokens
     total = past + tokens
-    real = torch.ones(batch, total, dtype=torch.bool, device=vectors.device)
+    generates = call is not None and call.generation is not None and not encodes
+    prompt = None if call is None or encodes else call.prompt
+    real = torch.ones(batch, max(total, prompt or 0) if generates else total, dtype=torch.bool, device=vectors.device)
     if mask is not None:
         mask = _for_beams(mask, batch).to(vectors.device).bool()
-        if mask.ndim == 2 and len(mask) == batch and (mask.shape[1] == total or (past and mask.shape[1] < total)):
-            real[:, : mask.shape[1]] = mask
-        else:
+        width = mask.shape[-1]
+        if mask.ndim != 2 or len(mask) != batch or not (width == total or (generates and width <= real.shape[1])):
             raise InterventionError(
                 f"the attention mask has shape {list(mask.shape)} and there are [batch, token] = {[batch, total]}, so "
                 "positions cannot be counted over real tokens; leave positions out, or pass a [batch, token] mask."
             )
-    prompt = None if call is None or encodes else call.prompt
-    return Span(real, max(0, total - width), past if is_key else 0, prompt)
+        real[:, :width] = mask
+    return Span(real, total, max(0, total - vectors.shape[1]), past if is_key else 0, prompt)
 
 
 def _for_beams(mask: Tensor, batch: int) -> Tensor:
