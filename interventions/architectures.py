@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from interventions.axes import axes_of
 from interventions.errors import InterventionError
+from interventions.exceptions import exception_for
 from interventions.locations import HEAD_SITES, STATES, Location
 from interventions.sites import CROSS, Attention, Missing, attention_at, attention_of, feed_forward_of, norm_after
 
@@ -149,8 +150,9 @@ class Architecture:
         block = next((block for block in self.blocks if f"{path}.".startswith(f"{self.paths[block]}.")), None)
         if io not in HEAD_SITES:
             if io in STATES and not isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                kind = type(module).__name__
                 raise InterventionError(
-                    f"io={io!r} goes with a recurrent module and {path!r} is a {type(module).__name__}; use io='output'."
+                    f"io={io!r} goes with a recurrent module and {path!r} is a {kind}; use io='output'."
                 )
             return self._place(module, io, block, None)
         try:
@@ -263,8 +265,8 @@ def architecture(model: nn.Module) -> Architecture:
     """The stacks of repeated blocks of `model`, found by structure.
 
     A stack is an outermost `ModuleList` whose entries hold parameters, or an outermost `Sequential` of at least two
-    blocks of one class. Where the configuration of the model counts layers, lists of another length are left out, unless
-    they hold blocks of the same class.
+    blocks of one class. Where the configuration of the model counts layers, lists of another length are left out,
+    unless they hold blocks of the same class. Model types that this misleads stand in `interventions.exceptions`.
 
     Raises:
         InterventionError: `model` is no `nn.Module`.
@@ -274,10 +276,9 @@ def architecture(model: nn.Module) -> Architecture:
             f"a torch model was asked for and {type(model).__name__} given; pass the nn.Module itself, "
             "e.g. pipeline.model or trainer.model."
         )
-    lists = list(_outermost(model, ""))
-    counts = _layer_counts(model)
-    kinds = {type(block) for _, blocks in lists if len(blocks) in counts for block in blocks}
-    lists = [(path, blocks) for path, blocks in lists if not kinds or kinds & {type(block) for block in blocks}]
+    exception = exception_for(model)
+    lists = [(path, _entries(module)) for path, module in exception.lists_in(model)] if exception else []
+    lists = lists or list(_stacks(model))
     names = _names([path for path, _ in lists])
     return Architecture(
         model, tuple(Stack(name, path, blocks) for name, (path, blocks) in zip(names, lists, strict=True))
@@ -322,6 +323,15 @@ def _outermost(module: nn.Module, path: str) -> Iterator[tuple[str, tuple[nn.Mod
             yield child_path, blocks
         else:
             yield from _outermost(child, child_path)
+
+
+def _stacks(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
+    """`(path, blocks)` of the lists of the blocks that the configuration counts, or of all if it counts none."""
+    lists, counts = list(_outermost(model, "")), _layer_counts(model)
+    kinds = {type(block) for _, blocks in lists if len(blocks) in counts for block in blocks}
+    for path, blocks in lists:
+        if not kinds or kinds & {type(block) for block in blocks}:
+            yield path, blocks
 
 
 def _entries(module: nn.Module) -> tuple[nn.Module, ...]:

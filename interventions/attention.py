@@ -1,7 +1,7 @@
 """What happens inside an attention, with its query, key, value, scores, pattern and heads put through functions."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,44 +10,56 @@ from torch.overrides import TorchFunctionMode
 
 from interventions.errors import InterventionError
 
-Change = Callable[[str, Tensor], Tensor]  # from a site and what is there to what shall be there
-Store = Callable[[str, Tensor, Tensor], None]  # keeps a new key or value where the old one is cached
-
 _SOFTMAX = frozenset({functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
 _PATTERNS = frozenset({"attention_scores", "attention_pattern"})
 
 
+@runtime_checkable
+class Change(Protocol):
+    """What is done to the states of one attention: from a site and what is there to what shall be there.
+
+    Attributes:
+        module: the attention.
+        sites: where it does something; the others are left alone.
+    """
+
+    module: nn.Module
+    sites: frozenset[str]
+
+    def __call__(self, site: str, state: Tensor) -> Tensor: ...
+
+    def store(self, site: str, old: Tensor, new: Tensor) -> None:
+        """Keep a new key or value where the old one is cached."""
+
+
 def attend(
+    change: Change,
     implementation: Callable,
     eager: Callable,
-    sites: frozenset[str],
-    change: Change,
-    store: Store,
-    module: nn.Module,
     *states: Any,
     attention_mask: Any = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What an attention function of transformers returns, with everything at `sites` changed.
+    """What an attention function of transformers returns, with everything at the sites of `change` changed.
 
     Args:
         implementation: the function that the model would call.
         eager: the model's own eager function, called instead where scores or patterns are asked for.
-        sites: those that are read or written; the others are left alone.
         states: query `[batch, head, position, dim]`, key and value, maybe of fewer heads, and maybe mask and settings.
     """
     query, key, value, *rest = states
     attention_mask, *rest = rest or [attention_mask]
-    query, key, value = _entering(sites, change, store, module, (query, key, value))
-    if sites & _PATTERNS:
+    query, key, value = _entering(change, query, key, value)
+    module = change.module
+    if change.sites & _PATTERNS:
         if implementation is not eager:
             attention_mask = _additive(attention_mask, module, query, key, settings)
-        with Softmax(change, sites, keys=key.shape[-2]) as softmax:
+        with Softmax(change, keys=key.shape[-2]) as softmax:
             output, weights = eager(module, query, key, value, attention_mask, *rest, **settings)
-        softmax.check(module)
+        softmax.check()
     else:
         output, weights = implementation(module, query, key, value, attention_mask, *rest, **settings)
-    if "attention_heads" in sites:
+    if "attention_heads" in change.sites:
         _check_axes(output, "attention_heads", module)
         output = change("attention_heads", output)
     return output, weights
@@ -61,11 +73,9 @@ class Softmax(TorchFunctionMode):
         heads: how many heads lie beside the examples in tensors of three axes, `[batch · head, query, key]`.
     """
 
-    def __init__(
-        self, change: Change, sites: frozenset[str], *, keys: int | None = None, heads: int | None = None
-    ) -> None:
+    def __init__(self, change: Change, *, keys: int | None = None, heads: int | None = None) -> None:
         super().__init__()
-        self.change, self.sites, self.keys, self.heads, self.count = change, sites, keys, heads, 0
+        self.change, self.keys, self.heads, self.count = change, keys, heads, 0
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -81,7 +91,7 @@ class Softmax(TorchFunctionMode):
         return self._changed("attention_pattern", func(scores, *rest, **settings))
 
     def _changed(self, site: str, state: Tensor) -> Tensor:
-        if site not in self.sites:
+        if site not in self.change.sites:
             return state
         flat = state.ndim == 3
         rows = state.unflatten(0, (-1, self.heads or 1)) if flat else state
@@ -96,21 +106,21 @@ class Softmax(TorchFunctionMode):
             new = torch.cat([new, rows[..., -sinks:]], -1)
         return new.flatten(0, 1) if flat else new
 
-    def check(self, module: nn.Module) -> None:
+    def check(self) -> None:
         """Raise unless there was one softmax: else it is not known which one is meant."""
         if self.count > 1:
             raise InterventionError(
-                f"{type(module).__name__} computed {self.count} softmaxes in one call (attention in pieces?), so its "
-                "scores and pattern cannot be told; use attention_heads, or name another place."
+                f"{type(self.change.module).__name__} computed {self.count} softmaxes in one call (attention in "
+                "pieces?), so its scores and pattern cannot be told; use attention_heads, or name another place."
             )
 
 
 class Products(TorchFunctionMode):
     """The same for code that calls `scaled_dot_product_attention` itself."""
 
-    def __init__(self, change: Change, sites: frozenset[str], module: nn.Module, store: Store) -> None:
+    def __init__(self, change: Change) -> None:
         super().__init__()
-        self.change, self.sites, self.module, self.store = change, sites, module, store
+        self.change = change
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -120,14 +130,14 @@ class Products(TorchFunctionMode):
         return self._attended(*args, **(kwargs or {}))
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any) -> Tensor:
-        query, key, value = _entering(self.sites, self.change, self.store, self.module, (query, key, value))
-        if self.sites & _PATTERNS:
-            with Softmax(self.change, self.sites, keys=key.shape[-2]):
+        query, key, value = _entering(self.change, query, key, value)
+        if self.change.sites & _PATTERNS:
+            with Softmax(self.change, keys=key.shape[-2]):
                 output = _eager_product(query, key, value, *args, **settings)
         else:
             output = functional.scaled_dot_product_attention(query, key, value, *args, **settings)
-        if "attention_heads" in self.sites:
-            output = _heads_first(self.change, "attention_heads", output, self.module)
+        if "attention_heads" in self.change.sites:
+            output = _heads_first(self.change, "attention_heads", output)
         return output
 
 
@@ -140,17 +150,17 @@ def store_in_cache(cache: object, name: str, module: nn.Module, old: Tensor, new
     Raises:
         InterventionError: the cache holds it in another form.
     """
-    kept = [(i, layer, getattr(layer, name, None)) for i, layer in _layers(cache)]
-    kept = [(i, layer, held) for i, layer, held in kept if isinstance(held, Tensor) and held.ndim == old.ndim]
-    for _, layer, held in kept:
-        if held is old:
+    held = [(i, layer, getattr(layer, name, None)) for i, layer in _layers(cache)]
+    kept = [(i, layer, state) for i, layer, state in held if isinstance(state, Tensor) and state.ndim == old.ndim]
+    for _, layer, state in kept:
+        if state is old:
             setattr(layer, name, new)
             return
-        if _same_memory(held, old) and held.shape[-2] <= old.shape[-2]:  # a window: the last of what was attended to
-            setattr(layer, name, new[..., new.shape[-2] - held.shape[-2] :, :])
+        if _same_memory(state, old) and state.shape[-2] <= old.shape[-2]:  # a window: the last of what was attended to
+            setattr(layer, name, new[..., new.shape[-2] - state.shape[-2] :, :])
             return
     index = getattr(module, "layer_idx", None)
-    mine = next((layer for i, layer, held in kept if i == index and held.numel()), None)
+    mine = next((layer for i, layer, state in kept if i == index and state.numel()), None)
     if mine is not None:
         raise InterventionError(
             f"the {type(mine).__name__} of {type(module).__name__} keeps its {name} in another form, so what is "
@@ -167,22 +177,18 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _entering(
-    sites: frozenset[str], change: Change, store: Store, module: nn.Module, states: tuple[Tensor, Tensor, Tensor]
-) -> Iterator[Tensor]:
+def _entering(change: Change, *states: Tensor) -> Iterator[Tensor]:
+    """Query, key and value, changed."""
     for site, state in zip(("query", "key", "value"), states, strict=True):
-        if site not in sites:
-            yield state
-            continue
-        new = _heads_first(change, site, state, module)
+        new = _heads_first(change, site, state) if site in change.sites else state
         if site != "query" and new is not state:
-            store(site, state, new)
+            change.store(site, state, new)
         yield new
 
 
-def _heads_first(change: Change, site: str, state: Tensor, module: nn.Module) -> Tensor:
+def _heads_first(change: Change, site: str, state: Tensor) -> Tensor:
     """`[batch, head, position, dim]` through a function of `[batch, position, head, dim]`."""
-    _check_axes(state, site, module)
+    _check_axes(state, site, change.module)
     turned = state.transpose(1, 2)
     new = change(site, turned)
     return state if new is turned else new.transpose(1, 2)
@@ -223,21 +229,21 @@ def _eager_product(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
+    *more: Any,
+    **settings: Any,
 ) -> Tensor:
     """`scaled_dot_product_attention`, written out."""
-    if enable_gqa:
+    named = dict(zip(("is_causal", "scale", "enable_gqa"), more, strict=False)) | settings
+    if named.get("enable_gqa"):
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         value = value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+    scale = named.get("scale")
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if is_causal:
+    if named.get("is_causal"):
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
-    if attn_mask is not None:
-        if attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + attn_mask
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
     pattern = functional.softmax(scores, -1)
     return functional.dropout(pattern, dropout_p, dropout_p > 0) @ value

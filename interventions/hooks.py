@@ -36,12 +36,13 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Tap:
-    """A function on what a module is given, returns or computes: from the state there and its scope to a new one, or None.
+    """A function on what a module is given, returns or computes: from the state and its scope to a new one, or None.
 
     Attributes:
         io: as in `interventions.architectures.Place`.
         heads: into how many heads the last axis is divided before the function sees it.
         kind: of the attention, where `io` is inside one.
+        writes: whether what it returns is another state, and not a copy of the same.
     """
 
     module: nn.Module
@@ -49,6 +50,7 @@ class Tap:
     function: Callable[[Tensor, "Scope"], Tensor | None]
     heads: int | None = None
     kind: str = ""
+    writes: bool = True
 
     def __call__(self, state: Tensor, scope: "Scope") -> Tensor | None:
         if self.heads is None:
@@ -75,6 +77,7 @@ class Scope:
         call: the call of the model that is going on; `last` is the one before.
         generation: the call of `generate` that is going on.
         caches: of the attention modules whose key or value is tapped, in the call that is going on.
+        stores: whether a changed key or value is kept in the cache; not where nobody is given that.
     """
 
     model: nn.Module
@@ -90,6 +93,7 @@ class Scope:
     generation: Generation | None = None
     recomputing: bool = False
     caches: dict[nn.Module, object] = field(default_factory=dict)
+    stores: bool = True
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _users: int = 0
 
@@ -339,14 +343,14 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
 def _tapped(module: nn.Module, sites: frozenset[str]) -> Iterator[None]:
     """Inside, an attention that transformers' functions do not compute is put through the taps."""
     taps = [tap for scope in _open.get() for tap in scope.attentions.get(module, ())]
-    change = partial(_changed, module)
+    change = _Change(module, sites)
     if any(tap.kind == "sdpa" for tap in taps):
-        with Products(change, sites, module, partial(_store, module)):
+        with Products(change):
             yield
         return
-    with Softmax(change, sites, heads=heads_of(module)) as softmax:
+    with Softmax(change, heads=heads_of(module)) as softmax:
         yield
-    softmax.check(module)
+    softmax.check()
 
 
 def _sites_in(module: nn.Module) -> frozenset[str]:
@@ -354,21 +358,29 @@ def _sites_in(module: nn.Module) -> frozenset[str]:
     return frozenset(tap.io for scope in _open.get() for tap in scope.attentions.get(module, ()))
 
 
-def _changed(module: nn.Module, site: str, state: Tensor) -> Tensor:
-    for scope in _open.get():
-        for tap in scope.attentions.get(module, ()):
-            new = tap(state, scope) if tap.io == site else None
-            state = state if new is None else new
-    return state
+@dataclass(eq=False)
+class _Change:
+    """Puts what an attention computes through the taps of all open scopes, the outer ones first."""
 
+    module: nn.Module
+    sites: frozenset[str]
+    written: set[str] = field(default_factory=set)
 
-def _store(module: nn.Module, site: str, old: Tensor, new: Tensor) -> None:
-    """Keep a changed key or value in the cache, so that later steps see it."""
-    for scope in _open.get():
-        cache = scope.caches.get(module)
-        if cache is not None:
-            store_in_cache(cache, f"{site}s", module, old, new)
-            return
+    def __call__(self, site: str, state: Tensor) -> Tensor:
+        for scope in _open.get():
+            for tap in scope.attentions.get(self.module, ()):
+                new = tap(state, scope) if tap.io == site else None
+                if new is not None:
+                    state = new
+                    self.written.update({site} if tap.writes else ())
+        return state
+
+    def store(self, site: str, old: Tensor, new: Tensor) -> None:
+        """Keep a changed key or value in the cache, so that later steps see it."""
+        caches = [scope.caches.get(self.module) for scope in _open.get() if scope.stores]
+        cache = next((cache for cache in caches if cache is not None), None)
+        if cache is not None and site in self.written:
+            store_in_cache(cache, f"{site}s", self.module, old, new)
 
 
 def _override_interface() -> Callable[[], None]:
@@ -392,8 +404,7 @@ def _attending(implementation: Callable, eager: Callable, module: nn.Module, *ar
     sites = _sites_in(module)
     if not sites:
         return implementation(module, *args, **kwargs)
-    change, store = partial(_changed, module), partial(_store, module)
-    return attend(implementation, eager, sites, change, store, module, *args, **kwargs)
+    return attend(_Change(module, sites), implementation, eager, *args, **kwargs)
 
 
 def _generating(model: nn.Module, original: Callable) -> Callable:

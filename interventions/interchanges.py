@@ -137,7 +137,7 @@ def interchange(
     taps = [_tap(write, write if replay is None else _drawing(write)) for write in writes]
     again = Recording.begin(found) if found.stacks else None
     scope = recorded(model, [*taps, *reads], again)
-    scope.generator = generator
+    scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
     with ExitStack() as stack:
         if replay is not None:
             inputs = _without_cache(model, inputs)
@@ -148,7 +148,8 @@ def interchange(
     _check_fired(writes, "the counterfactual run")
     check_ran(activations, "the counterfactual run")
     activations._fetch = fetcher(model, inputs, again, is_counterfactual=True)
-    return Run(model, inputs, without_past(output) if replay else output, activations, again, is_counterfactual=True)
+    output = output if scope.stores else without_past(output)
+    return Run(model, inputs, output, activations, again, is_counterfactual=True)
 
 
 def _pairs(at: Any, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:
@@ -295,8 +296,8 @@ def _check_fired(writes: list[Write], where: str) -> None:
     for write in writes:
         if write.firings == 0 and write.calls:
             raise InterventionError(
-                f"{write.location} ran {write.calls} times and nothing was written there: no call read the tokens that "
-                f"steps={write.steps!r} and positions={write.positions!r} name; generate as far as that, or name others."
+                f"{write.location} ran {write.calls} times and nothing was written there: no call read the tokens of "
+                f"steps={write.steps!r} and positions={write.positions!r}; generate as far as that, or name others."
             )
         if write.firings == 0:
             raise InterventionError(f"{write.location} never ran inside {where}, or look at describe(model).")

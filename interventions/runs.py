@@ -227,7 +227,7 @@ def reading(
             # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
             return state.clone() if part is state else None
 
-        return Tap(place.module, place.io, keep, place.heads, place.kind)
+        return Tap(place.module, place.io, keep, place.heads, place.kind, writes=False)
 
     return activations, [read(location, found.place(location)) for location in locations]
 

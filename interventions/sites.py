@@ -2,10 +2,11 @@
 
 import dis
 import re
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType
+from typing import Any, cast
 
 from torch import nn
 
@@ -164,11 +165,11 @@ def kind_of(module: nn.Module) -> str | None:
     """How a module computes attention itself, or None if it does not."""
     if isinstance(module, nn.MultiheadAttention):
         return "torch"
-    return _kind(type(module))
+    return _kind(cast(Hashable, type(module)))
 
 
 @cache
-def _kind(cls: type[nn.Module]) -> str | None:
+def _kind(cls: Any) -> str | None:
     names = set(_names_in(cls))
     if "get_interface" in names:
         return "interface"

@@ -25,7 +25,7 @@ ORDER = {
 LAZILY = {("interventions.runs", "interventions.tracing")}
 HOOKS = "interventions/hooks.py"
 HOOKING = re.compile(
-    r"register_forward_hook|register_forward_pre_hook|_forward_hooks|get_interface"
+    r"register_forward_hook|register_forward_pre_hook|_forward_hooks|\.get_interface\b"
     r"|\.forward\s*=(?!=)|setattr\([^)]*[\"']forward[\"']"
 )
 
@@ -234,7 +234,7 @@ def test_a_sound_tree_passes(tmp_path):
         ("interventions/runs.py", "m._forward_hooks.clear()", "'_forward_hooks' belongs in"),
         ("interventions/runs.py", "m.forward = f", "'.forward =' belongs in"),
         ("interventions/runs.py", "setattr(m, 'forward', f)", "belongs in interventions/hooks.py alone"),
-        ("distill/losses.py", "a.get_interface('eager', f)", "'get_interface' belongs in"),
+        ("distill/losses.py", "a.get_interface('eager', f)", "get_interface' belongs in"),
         ("interventions/tracing.py", "import nnsight", "nnsight is imported at top level"),
         ("distill/losses.py", "if True:\n    from nnsight.intervention import x", "nnsight is imported at top level"),
     ],

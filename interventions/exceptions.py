@@ -1,0 +1,51 @@
+"""Model types in which the structure misleads: where their blocks are. A user may add one."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Where the blocks of a model type are.
+
+    Attributes:
+        paths: the dotted paths of the lists of blocks, in order, without what a model with a head puts in front.
+        why: what is misleading about the structure.
+    """
+
+    paths: tuple[str, ...]
+    why: str
+
+    def lists_in(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
+        """The lists of `model`, with their whole paths; empty where it has none of them."""
+        modules = [(path, module) for path, module in model.named_modules() if path]
+        return [found for end in self.paths for found in modules if f".{found[0]}".endswith(f".{end}")]
+
+
+EXCEPTIONS: dict[str, Blocks] = {
+    "udop": Blocks(("encoder.block", "decoder.block"), "position biases lie in a list as blocks do"),
+    "d_fine": Blocks(("decoder.layers",), "convolutions and parts for training lie in lists as blocks do"),
+    "deimv2": Blocks(("decoder.layers",), "convolutions and parts for training lie in lists as blocks do"),
+}
+
+
+def register(model_type: str, *paths: str, why: str = "") -> None:
+    """State where the blocks of a model type are, for a model whose structure does not show it.
+
+    Args:
+        model_type: as in `model.config.model_type`; the class name for models without a configuration.
+        paths: the dotted path of each list of blocks, e.g. `"encoder.layers"`.
+        why: for whoever reads the table.
+
+    >>> register("MyNet", "body", why="its stem is a list as well")
+    >>> EXCEPTIONS.pop("MyNet").paths
+    ('body',)
+    """
+    EXCEPTIONS[model_type] = Blocks(paths, why)
+
+
+def exception_for(model: nn.Module) -> Blocks | None:
+    """The entry for the type of `model`, if there is one."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return EXCEPTIONS.get(kind or type(model).__name__)

@@ -1,0 +1,288 @@
+"""What a sweep measures: functions of a model's output that give one number for each example.
+
+Any function of the output will do. Those made here also carry a name for tables and plots:
+
+>>> import torch
+>>> logits = torch.tensor([[2.0, 0.5, 0.0], [0.0, 1.0, 0.0]])
+>>> logit_difference(answers=[0, 1], foils=2)(logits)
+tensor([2., 1.])
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import kl_div
+
+from interventions.errors import InterventionError
+from interventions.positions import select
+
+Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A function of the logits of one position, with its name.
+
+    It is called with the output of a model, a Run, or logits `[batch, classes]` or `[batch, token, vocabulary]`, and
+    returns `[batch]`.
+
+    Attributes:
+        name: what tables and plots call it, its unit in brackets.
+        function: logits `[batch, classes]` of the position → `[batch]`.
+        position: which token is read where there are several, counted over real tokens; −1 is the last.
+        mask: `[batch, token]`, true where a token of the output is real; None takes all tokens for real.
+        is_signed: whether 0 is a middle and not an end of its scale.
+    """
+
+    name: str
+    function: Callable[[Tensor], Tensor]
+    position: int = -1
+    mask: Tensor | None = None
+    is_signed: bool = False
+
+    def __call__(self, output: object) -> Float[Tensor, " batch"]:
+        return self.function(_at(logits_of(output), self.position, self.mask))
+
+
+def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
+    """How much higher the logit of the answer is than that of the foil.
+
+    Wang et al. 2022 (arXiv:2211.00593), section 2, there for the two names of a sentence.
+
+    Args:
+        answers: class or token ids: one int for all examples, `[batch]`, or `[batch, k]`, whose k logits are averaged.
+        foils: likewise.
+        position: which token is read where there are several, counted over real tokens; −1 is the last.
+        mask: the attention mask `[batch, token]`; needed where padding stands after the tokens.
+
+    Raises:
+        InterventionError: when it is called: ids of another shape or outside the vocabulary; a position on padding.
+
+    >>> logit_difference(answers=0, foils=[[1, 2]])(torch.tensor([[5.0, 1.0, 3.0]]))
+    tensor([3.])
+    """
+
+    def difference(logits: Tensor) -> Tensor:
+        return _chosen(logits, answers, "answers") - _chosen(logits, foils, "foils")
+
+    return Metric("logit difference", difference, position, mask, is_signed=True)
+
+
+def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
+    """The probability of an answer: the quantity of causal tracing (Meng et al. 2022, arXiv:2202.05262, section 2.1).
+
+    Args:
+        tokens: class or token ids: one int for all examples, `[batch]`, or `[batch, k]`, whose probabilities are
+            averaged.
+        position: as in `logit_difference`.
+        mask: as in `logit_difference`.
+
+    >>> probability(1)(torch.tensor([[0.0, 0.0]]))
+    tensor([0.5000])
+    """
+    return Metric("probability", lambda logits: _chosen(_float(logits).softmax(-1), tokens, "tokens"), position, mask)
+
+
+def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
+    """The logarithm of the probability of an answer [nats]; arguments as in `probability`.
+
+    Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4, compare it with the other metrics.
+
+    >>> log_probability(1)(torch.tensor([[0.0, 0.0]]))  # −ln 2
+    tensor([-0.6931])
+    """
+
+    def logarithm(logits: Tensor) -> Tensor:
+        return _chosen(_float(logits).log_softmax(-1), tokens, "tokens")
+
+    return Metric("log probability [nats]", logarithm, position, mask)
+
+
+def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
+    """1 where the answer has the highest logit, else 0; of several answers `[batch, k]`, the share that has it.
+
+    >>> accuracy([0, 1])(torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
+    tensor([1., 0.])
+    """
+
+    def correct(logits: Tensor) -> Tensor:
+        highest = rearrange(logits.argmax(-1), "batch -> batch 1")
+        return reduce((_ids(answers, logits, "answers") == highest).float(), "batch k -> batch", "mean")
+
+    return Metric("accuracy", correct, position, mask)
+
+
+def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> Metric:
+    """KL(reference ‖ output) [nats] of the distributions over classes or tokens; 0 where nothing changed.
+
+    Args:
+        reference: a Run, an output or logits of the same examples, e.g. the base run.
+        position: as in `logit_difference`.
+        mask: as in `logit_difference`.
+
+    Raises:
+        InterventionError: when it is called: the reference has another number of examples or classes.
+
+    >>> kl(torch.tensor([[0.0, 0.0]]))(torch.tensor([[3.0, 1.0]]).log())  # ½ ln(½ / ¾) + ½ ln(½ / ¼)
+    tensor([0.1438])
+    """
+    expected = _float(_at(logits_of(reference), position, mask).detach()).log_softmax(-1)
+
+    def divergence(logits: Tensor) -> Tensor:
+        target = _alike(expected, logits)
+        each = kl_div(_float(logits).log_softmax(-1), target, reduction="none", log_target=True)
+        return reduce(each, "batch classes -> batch", "sum")
+
+    return Metric("KL [nats]", divergence, position, mask)
+
+
+def agreement(reference: object, *, position: int = -1, mask: Tensor | None = None) -> Metric:
+    """1 where the highest logit is that of the reference's highest, else 0; arguments as in `kl`.
+
+    >>> agreement(torch.tensor([[0.0, 1.0]]))(torch.tensor([[3.0, 1.0]]))
+    tensor([0.])
+    """
+    expected = _at(logits_of(reference), position, mask).detach()
+
+    def agrees(logits: Tensor) -> Tensor:
+        return (_alike(expected, logits).argmax(-1) == logits.argmax(-1)).float()
+
+    return Metric("agreement", agrees, position, mask)
+
+
+def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: object) -> Metric | Callable:
+    """`metric` on a scale on which the corrupted run has 0 and the clean run 1, both as means over the examples.
+
+    Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4. One scale for all examples: the mean of the normalised
+    metric is the normalised mean, and no example with a small difference blows up.
+
+    Args:
+        metric: any function of an output.
+        clean: a Run or an output.
+        corrupted: likewise.
+
+    Raises:
+        InterventionError: the metric is the same for both, or not finite.
+
+    >>> clean, corrupted = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+    >>> normalised(logit_difference(0, 1), clean, corrupted)(torch.tensor([[2.5, 0.0]]))
+    tensor([0.7500])
+    """
+    low, high = (_mean(metric, run) for run in (corrupted, clean))
+    if not (abs(high - low) > 0 and abs(high) < float("inf") and abs(low) < float("inf")):
+        raise InterventionError(
+            f"{name_of(metric)} is {high:.6g} in the clean and {low:.6g} in the corrupted run, which makes no scale; "
+            "choose inputs or a metric that tell the two apart."
+        )
+    if isinstance(metric, Metric):
+        function = metric.function
+        name = f"normalised {metric.name.partition(' [')[0]}"
+        return replace(metric, name=name, function=lambda logits: (function(logits) - low) / (high - low))
+    return _Scaled(metric, low, high)
+
+
+@dataclass(frozen=True, eq=False)
+class _Scaled:
+    metric: Callable[[object], Tensor]
+    low: float
+    high: float
+    is_signed: bool = True
+
+    @property
+    def name(self) -> str:
+        return f"normalised {name_of(self.metric)}"
+
+    def __call__(self, output: object) -> Tensor:
+        return (self.metric(output) - self.low) / (self.high - self.low)
+
+
+def name_of(metric: object) -> str:
+    """What tables and plots call a metric: its `name`, else that of the function."""
+    name = str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
+    return "metric" if name == "<lambda>" else name.replace("_", " ")
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits of a Run or of what a model returned: itself where it is a tensor.
+
+    Raises:
+        InterventionError: an output without logits.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise InterventionError(
+            f"{type(output).__name__} has no logits to measure; use a model with a head, or a metric of your own: "
+            "metric=lambda output: …."
+        )
+    return logits
+
+
+def _at(logits: Tensor, position: int, mask: Tensor | None) -> Tensor:
+    """`[batch, classes]`: the logits at the position, where there are several."""
+    if logits.ndim == 2:
+        return logits
+    if logits.ndim != 3:
+        raise InterventionError(
+            f"the logits have shape {list(logits.shape)}, and [batch, classes] or [batch, token, vocabulary] can be "
+            "measured; write a metric of your own: metric=lambda output: …."
+        )
+    if mask is not None and mask.shape != logits.shape[:2]:
+        raise InterventionError(
+            f"mask has shape {list(mask.shape)} and the logits have [batch, token] = {list(logits.shape[:2])}; pass "
+            "the attention mask of the same examples."
+        )
+    real = torch.ones(logits.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    chosen = select(position, real.to(logits.device))
+    return logits[chosen.rows, chosen.columns]
+
+
+def _chosen(values: Tensor, ids: Ids, what: str) -> Tensor:
+    """The mean of the values at `ids`, `[batch]`."""
+    return reduce(values.gather(-1, _ids(ids, values, what)), "batch k -> batch", "mean")
+
+
+def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:
+    """`ids` as `[batch, k]`."""
+    batch, classes = values.shape
+    try:
+        found = torch.as_tensor(ids, device=values.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InterventionError(f"{what}={ids!r} are no ids; give an int, [batch] or [batch, k] ints.") from error
+    if found.dtype == torch.bool or found.is_floating_point() or found.ndim > 2 or not found.numel():
+        raise InterventionError(
+            f"{what} is a {found.dtype} tensor of shape {list(found.shape)}; give an int, [batch] or [batch, k] ints."
+        )
+    found = found.long().expand(batch).unsqueeze(-1) if found.ndim == 0 else found.long()
+    found = found.unsqueeze(-1) if found.ndim == 1 else found
+    if len(found) != batch:
+        raise InterventionError(
+            f"{what} has {len(found)} entries and the output {batch} examples; give one an example, or one int for all."
+        )
+    if int(found.min()) < 0 or int(found.max()) >= classes:
+        wrong = int(found.min()) if int(found.min()) < 0 else int(found.max())
+        raise InterventionError(f"{what} holds {wrong} and the output has {classes} classes (0 to {classes - 1}).")
+    return found
+
+
+def _alike(expected: Tensor, logits: Tensor) -> Tensor:
+    if expected.shape != logits.shape:
+        raise InterventionError(
+            f"the reference has [batch, classes] = {list(expected.shape)} and the output {list(logits.shape)}; "
+            "measure the reference on the same examples."
+        )
+    return expected.to(logits.device)
+
+
+def _float(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _mean(metric: Callable[[object], Tensor], run: object) -> float:
+    given = run if isinstance(metric, Metric) else getattr(run, "output", run)
+    return float(torch.as_tensor(metric(given)).detach().float().mean())

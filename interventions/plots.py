@@ -1,0 +1,128 @@
+"""Heat maps that show in notebooks and never touch matplotlib's global state."""
+
+import io
+import math
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from interventions.errors import InterventionError
+
+LARGEST = 14.0  # width and height of the cells together [inch]
+SMALLEST_NUMBER, SMALLEST_LABEL = 0.28, 0.16  # cells [inch] that hold a number, and that hold a line of text
+
+
+class Picture(Figure):
+    """A matplotlib figure that notebooks show, whether pyplot was imported or not."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=self.dpi)
+        return buffer.getvalue()
+
+
+def heat_map(
+    values: Float[Tensor, "rows columns"],
+    rows: Sequence[object],
+    columns: Sequence[object],
+    *,
+    label: str = "",
+    column_label: str = "",
+    centre: float | None = None,
+) -> Picture:
+    """A grid of numbers as colours, first row at the top. Cells that are NaN stay empty, with a cross.
+
+    Args:
+        values: the numbers.
+        rows: what the rows are called.
+        columns: what the columns are called.
+        label: what is measured, with its unit: written at the colour bar.
+        column_label: what the columns are.
+        centre: the number that is white, with two colours for what is above and below; None for one colour scale.
+
+    Raises:
+        InterventionError: another number of names than of rows or columns.
+
+    >>> import torch
+    >>> heat_map(torch.eye(2), ["a", "b"], [0, 1], label="probability").axes[0].get_xticks().tolist()
+    [0, 1]
+    """
+    names, ticks = [str(row) for row in rows], [str(column) for column in columns]
+    if (len(names), len(ticks)) != tuple(values.shape):
+        raise InterventionError(
+            f"{len(names)} row names and {len(ticks)} column names were given for values of shape "
+            f"{list(values.shape)}; give one name each."
+        )
+    numbers = values.detach().cpu().double()
+    wide, high = (_cell(len(names), most) for names, most in ((columns, 0.42), (rows, 0.34)))
+    upright = max(map(len, ticks)) <= 3
+    below = 0.35 if upright else 0.08 * min(max(map(len, ticks)), 24) + 0.3
+    width = max(wide * len(ticks), 0.9) + 0.085 * max(map(len, names)) + 1.5
+    height = max(high * len(names) + below + 0.45, 1.9)
+    figure = Picture(figsize=(width, height), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(numbers.numpy(), aspect="auto", interpolation="nearest", **_colours(numbers, centre))
+    every, each = (math.ceil(SMALLEST_LABEL / size) for size in (wide, high))
+    axes.set_xticks(range(0, len(ticks), every), ticks[::every])
+    if not upright:
+        for text in axes.get_xticklabels():
+            text.set(rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(0, len(names), each), names[::each])
+    axes.tick_params(length=0, labelsize=8)
+    axes.set_xlabel(column_label, fontsize=9)
+    axes.spines[:].set_visible(False)
+    axes.set_facecolor("0.93")
+    _write_cells(axes, numbers, with_numbers=min(wide, high) >= SMALLEST_NUMBER)
+    _colour_bar(axes, numbers, label, shrink=min(1.0, 4 / height))
+    return figure
+
+
+def _cell(count: int, most: float) -> float:
+    """The size of a cell [inch]: smaller where there are many."""
+    return min(most, max(LARGEST / count, 0.05))
+
+
+def _colours(numbers: Tensor, centre: float | None) -> dict:
+    low, high = _range(numbers)
+    if centre is None:
+        return dict(cmap="viridis", norm=Normalize(low, high) if high > low else Normalize(low - 0.5, low + 0.5))
+    reach = max(abs(low - centre), abs(high - centre)) or 1.0
+    return dict(cmap="RdBu_r", norm=CenteredNorm(centre, reach))
+
+
+def _colour_bar(axes: Axes, numbers: Tensor, label: str, shrink: float) -> None:
+    """A colour bar of what occurs: a signed metric may lie on one side only."""
+    bar = axes.figure.colorbar(axes.images[0], ax=axes, pad=0.02, shrink=shrink, anchor=(0.0, 1.0), aspect=16)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    bar.outline.set_visible(False)
+    low, high = _range(numbers)
+    if high > low:
+        bar.ax.set_ylim(low, high)
+    else:
+        bar.set_ticks([low])
+
+
+def _range(numbers: Tensor) -> tuple[float, float]:
+    finite = numbers[numbers.isfinite()]
+    return (float(finite.min()), float(finite.max())) if finite.numel() else (0.0, 1.0)
+
+
+def _write_cells(axes: Axes, numbers: Tensor, *, with_numbers: bool) -> None:
+    for row, column in (~numbers.isfinite()).nonzero().tolist():
+        axes.plot(column, row, marker="x", color="0.7", markersize=5 if with_numbers else 2)
+    colours = axes.images[0].to_rgba(numbers.numpy())
+    for row, column in numbers.isfinite().nonzero().tolist() if with_numbers else ():
+        red, green, blue, _ = colours[row, column]
+        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+        text = _short(float(numbers[row, column]))
+        axes.text(column, row, text, ha="center", va="center", fontsize=6, color="w" if dark else "0.15")
+
+
+def _short(value: float) -> str:
+    text = f"{value:.2f}" if abs(value) < 10 else f"{value:.3g}"
+    return text.replace("-", "−")
