@@ -9,7 +9,9 @@
 (True, {Location(module='1'): 1})
 """
 
-from interventions.architectures import Architecture, Place, Stack, architecture, describe
+from interventions.architectures import Architecture, Place, Stack, architecture
+from interventions.averages import mean_of
+from interventions.descriptions import describe
 from interventions.errors import InterventionError
 from interventions.interchanges import Handle, interchange, intervene
 from interventions.locations import SITES, Location, as_location
@@ -40,6 +42,7 @@ __all__ = [
     "describe",
     "interchange",
     "intervene",
+    "mean_of",
     "record",
     "run",
     "run_to",

@@ -113,7 +113,7 @@ class Architecture:
                 norm = norm_after(self.model, stack.path)
                 return replace(self._place(norm, "output", None, None), stack=stack)
             block = stack.blocks[0 if location.layer is None else self._index(location.layer, stack)]
-            module, io, attention = _inside(block, location.site)
+            module, io, attention = inside(block, location.site)
         except Missing as why:
             raise self._missing(location, stack, why) from None
         return self._place(module, io, block, attention)
@@ -135,7 +135,7 @@ class Architecture:
         others = []
         for i, block in enumerate(stack.blocks):
             try:
-                _inside(block, location.site)
+                inside(block, location.site)
             except Missing:
                 continue
             others.append(str(i))
@@ -218,7 +218,7 @@ class Architecture:
         return layer % count
 
 
-def _inside(block: nn.Module, site: str) -> tuple[nn.Module, str, Attention | None]:
+def inside(block: nn.Module, site: str) -> tuple[nn.Module, str, Attention | None]:
     """The module of a block, and which side of it, that a site is; with its attention where it has heads.
 
     Raises:
@@ -289,29 +289,6 @@ def model_name(model: nn.Module) -> str:
     """How errors call a model: its transformers type, else its class."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return f"{kind!r} model" if kind else f"{type(model).__name__}"
-
-
-def describe(model: nn.Module) -> str:
-    """A readable map of what can be addressed in `model`: stacks with their layers, and the module paths."""
-    found = architecture(model)
-    lines = [f"{model_name(model)}: {len(found.stacks)} stack{'' if len(found.stacks) == 1 else 's'} of blocks"]
-    for stack in found.stacks:
-        last = len(stack.blocks) - 1
-        prefix = f"{stack.name}/" if len(found.stacks) > 1 else ""
-        kinds = ", ".join(dict.fromkeys(type(block).__name__ for block in stack.blocks))
-        lines.append(f"  {prefix}block_output.0 … {prefix}block_output.{last}   {stack.path} ({kinds})")
-        lines.append(
-            f"  {prefix}block_input.0 … {prefix}block_input.{last}, {prefix}embedding (= the input of block 0)"
-        )
-    lines.append("  by path, as Location(module='…'), with io='output' or 'input':")
-    inside = [path for path, module in model.named_modules() if path and _addressable(module)]
-    repeated = [f"{found.paths[block]}." for stack in found.stacks for block in stack.blocks[1:]]
-    lines += [f"    {path}" for path in inside if not any(f"{path}.".startswith(r) for r in repeated)]
-    return "\n".join(lines)
-
-
-def _addressable(module: nn.Module) -> bool:
-    return not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def _outermost(module: nn.Module, path: str) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:

@@ -25,6 +25,10 @@ class Blocks:
 
 EXCEPTIONS: dict[str, Blocks] = {
     "udop": Blocks(("encoder.block", "decoder.block"), "position biases lie in a list as blocks do"),
+    "mask2former": Blocks(
+        ("pixel_level_module.decoder.encoder.layers", "transformer_module.decoder.layers"),
+        "the decoder has one layer less than the configuration states",
+    ),
     "d_fine": Blocks(("decoder.layers",), "convolutions and parts for training lie in lists as blocks do"),
     "deimv2": Blocks(("decoder.layers",), "convolutions and parts for training lie in lists as blocks do"),
 }

@@ -75,14 +75,28 @@ class Mean:
 
 @dataclass(frozen=True, eq=False)
 class Add:
-    """`base + scale · value`: steering with a fixed vector `[dims]`, or any shape that expands to what is replaced."""
+    """`base + scale · value`: steering with a fixed vector.
+
+    Turner et al. 2023 (arXiv:2308.10248), section 3.
+
+    Args:
+        value: `[dims]`, or any shape that expands to what is replaced.
+        scale: how much of it; negative steers the other way.
+        renormalise: give each vector its old length back, so that only its direction changes.
+    """
 
     value: Tensor
     scale: float = 1.0
+    renormalise: bool = False
     needs_source: ClassVar[bool] = False
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return base + self.scale * _fitted(self, self.value, base)
+        steered = base + self.scale * _fitted(self, self.value, base)
+        if not self.renormalise:
+            return steered
+        # In fp32: the squares of half precision overflow from 256 on.
+        length, new = (x.float().norm(dim=-1, keepdim=True) for x in (base, steered))
+        return (steered * (length / new.clamp_min(torch.finfo(new.dtype).tiny))).to(base.dtype)
 
 
 @dataclass(frozen=True, eq=False)

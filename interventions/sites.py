@@ -68,6 +68,11 @@ class Attention:
         width = width_in(self.projection) if self.projection is not None else None
         return width // self.heads if width and self.heads else count(self.module, _HEAD_DIM)
 
+    @property
+    def match_dim(self) -> int | None:
+        """The width of queries and keys, which may differ from that of the values."""
+        return count(self.module, ("qk_head_dim",)) or self.head_dim
+
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:

@@ -16,7 +16,7 @@ THIS_FILE = "tests/test_layers.py"
 
 # A file or folder may import from those before it. `__init__` stands after the last.
 ORDER = {
-    "interventions": """errors subspaces locations axes positions operators exceptions sites architectures states
+    "interventions": """errors subspaces locations axes positions operators exceptions sites architectures descriptions states
         calls attention hooks steps writes recordings plots metrics runs interchanges averages sweeps paths saving tracing
         __main__""".split(),
     "distill": """errors losses causal_models mapping inputs pairs tasks data similarity metrics outcomes abstraction

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interventions import Add, InterventionError, Location, Swap, Zero, intervene, run
+from interventions import Add, InterventionError, Location, Swap, intervene, run
 
 from .models import VOCABULARY, WIDTH, make, trace
 

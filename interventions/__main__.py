@@ -1,0 +1,53 @@
+"""`python -m interventions MODEL`: what can be addressed in a model, without its weights."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from interventions.descriptions import describe
+from interventions.errors import InterventionError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the map of a model; 0 if that was possible, else 2."""
+    parser = argparse.ArgumentParser(prog="python -m interventions", description="What can be addressed in a model.")
+    parser.add_argument(
+        "model", help="a folder or config.json, a name on the hub, or a model type of transformers such as bert"
+    )
+    parser.add_argument("--paths", action="store_true", help="also list the modules")
+    given = parser.parse_args(arguments)
+    try:
+        print(describe(_model(given.model), paths=given.paths))
+    except InterventionError as error:
+        print(f"interventions: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _model(name: str) -> nn.Module:
+    """The model of a configuration, on the meta device: its modules without memory for their weights."""
+    import transformers
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    transformers.logging.set_verbosity_error()
+    try:
+        local = Path(name).exists()
+        known = name in CONFIG_MAPPING_NAMES and not local
+        config = AutoConfig.for_model(name) if known else AutoConfig.from_pretrained(name)
+        classes = [getattr(transformers, architecture, None) for architecture in config.architectures or ()]
+        with torch.device("meta"):
+            return classes[0]._from_config(config) if classes and classes[0] else AutoModel.from_config(config)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InterventionError(
+            f"{name!r} cannot be built: {reason}; give a folder with a config.json, or a model type, e.g. "
+            "python -m interventions bert"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

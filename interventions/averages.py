@@ -1,0 +1,70 @@
+"""Means of activations over a data set, for mean ablation and as the centre of a subspace."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from interventions.architectures import architecture
+from interventions.axes import to_vectors
+from interventions.calls import arguments_of
+from interventions.errors import InterventionError
+from interventions.locations import Location
+from interventions.operators import Mean
+from interventions.positions import Positions, select
+from interventions.runs import Inputs, Where, locations_of, run_to
+from interventions.steps import span_of
+
+
+@torch.no_grad()
+def mean_of(
+    model: nn.Module, at: Where, batches: Iterable[Inputs], *, positions: Positions = None
+) -> Mapping[Location, Mean]:
+    """The mean activation at each location over the real tokens of a data set, as operators that write it.
+
+    Args:
+        batches: what the model is called with, batch by batch: mappings, tuples or tensors.
+        positions: which tokens to average over; None is all real ones.
+
+    Returns:
+        {location: Mean(value)}, ready for `intervene(model, …)`; the value is `[dims]`, or `[head, dims]` at sites with
+        heads. It is summed in float64, so that neither the order nor the size of the batches shows.
+
+    Raises:
+        InterventionError: no batches; a place that does not exist; the model is in train mode.
+
+    >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+    >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
+    {Location(module='0'): Mean(value=tensor([2., 4.]))}
+    """
+    if model.training:
+        raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
+    locations, found = locations_of(at), architecture(model)
+    sums: dict[Location, Tensor] = {}
+    counts = dict.fromkeys(locations, 0)
+    dtypes: dict[Location, torch.dtype] = {}
+    for inputs in batches:
+        taken, arguments = run_to(model, inputs, locations), arguments_of(model, inputs)
+        for location in locations:
+            place, state = found.place(location), taken.activations[location]
+            vectors = state if location.subspace is not None else to_vectors(state, place.axes_of(state))
+            chosen = _chosen(vectors, arguments.get(place.mask), positions)
+            sums[location] = sums.get(location, 0) + chosen.double().sum(0)
+            counts[location] += len(chosen)
+            dtypes[location] = vectors.dtype
+    if not sums:
+        raise InterventionError(
+            "no batches were given, so there is no mean; pass an iterable of inputs, and not a spent one."
+        )
+    return {at: Mean((sums[at] / counts[at]).to(dtypes[at])) for at in locations}
+
+
+def _chosen(vectors: Tensor, mask: object, positions: Positions) -> Tensor:
+    """The vectors to average, `[n, …, dims]`."""
+    if vectors.ndim < 3:
+        return vectors
+    real = span_of(vectors, mask if isinstance(mask, Tensor) else None, None).real
+    if positions is None:
+        return vectors[real]
+    chosen = select(positions, real)
+    return vectors[chosen.rows, chosen.columns]
