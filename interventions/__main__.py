@@ -31,7 +31,7 @@ def _model(name: str) -> nn.Module:
     """The model of a configuration, on the meta device: its modules without memory for their weights."""
     import transformers
     from transformers import AutoConfig, AutoModel
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
     transformers.logging.set_verbosity_error()
     try:

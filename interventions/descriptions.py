@@ -78,8 +78,8 @@ def _missing(found: Architecture, stack: Stack) -> Iterator[str]:
         reasons["final_norm", str(why)] = []
     if stack is found.stacks[-1] and _is_headless(found.model):
         reasons["logits", f"{type(found.model).__name__} has no head"] = []
-    for (sites, reason), layers in reasons.items():
-        yield f"  missing{' in ' + _ranges(layers) if layers else ''}: {sites}: {reason}"
+    for (names, reason), layers in reasons.items():
+        yield f"  missing{' in ' + _ranges(layers) if layers else ''}: {names}: {reason}"
 
 
 def _is_headless(model: nn.Module) -> bool:

@@ -49,9 +49,7 @@ def test_every_row_can_be_read_in_its_shape(name):
 
 def test_it_prints_a_model_without_weights(capsys, tmp_path):
     assert main(["llama"]) == 0
-    assert "query               0–31    [batch, token, 32 heads, 128]" in re.sub(
-        " {20,}", "  ", capsys.readouterr().out
-    )
+    assert re.search(r"query +0–31 +\[batch, token, 32 heads, 128\] +layers\.\*\.self_attn", capsys.readouterr().out)
     make("bert").config.save_pretrained(tmp_path)
     assert main([str(tmp_path), "--paths"]) == 0
     out = capsys.readouterr().out

@@ -347,8 +347,14 @@ def test_final_states_of_recurrent_modules():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model, base, source = Cells().eval(), torch.randn(3, 5, 6), torch.randn(3, 5, 6)
-    shapes = {("lstm", "hidden_state"): (4, 3, 8), ("lstm", "cell_state"): (4, 3, 8), ("gru", "hidden_state"): (1, 3, 5),
-              ("cell", "hidden_state"): (3, 4), ("cell", "cell_state"): (3, 4), ("gru_cell", "hidden_state"): (3, 3)}  # fmt: skip
+    shapes = {
+        ("lstm", "hidden_state"): (4, 3, 8),
+        ("lstm", "cell_state"): (4, 3, 8),
+        ("gru", "hidden_state"): (1, 3, 5),
+        ("cell", "hidden_state"): (3, 4),
+        ("cell", "cell_state"): (3, 4),
+        ("gru_cell", "hidden_state"): (3, 3),
+    }
     for (path, io), shape in shapes.items():
         place = Location(module=path, io=io)
         plain, other = run(model, base, at=[place]), run(model, source, at=[place])
