@@ -1,0 +1,62 @@
+"""The cases as nnsight computes them: `python -m tests.parity.nnsight_side FILE` writes {case: its answer}.
+
+A program of its own, because importing nnsight patches torch for the whole process; so it is imported inside a
+function, and the tests can collect this file.
+"""
+
+import sys
+import warnings
+
+import torch
+from torch import Tensor
+
+from tests.parity.cases import CASES, SIGMA, Case, gradients, loss, normal, question
+
+
+def main(file: str) -> None:
+    warnings.filterwarnings("ignore", "Module .* has a submodule named")  # of BERT: 'output'
+    torch.save({str(case): computed(case) for case in CASES}, file)
+
+
+def computed(case: Case) -> dict[str, Tensor]:
+    from nnsight import NNsight
+
+    model, base, source = question(case)
+    net = NNsight(model)
+    envoy = next(each for each in net.modules() if each._module is model.get_submodule(case.place.module))
+
+    given = None
+    if case.op == "swap":
+        with net.trace(**source):
+            given = first(getattr(envoy, case.place.io)).save()
+    with net.trace(**base):
+        state = getattr(envoy, case.place.io)
+        setattr(envoy, case.place.io, like(state, written(case, first(state), given)))
+        logits = net.output.logits.save()
+        with loss(logits).backward():
+            pass
+    return {"logits": logits.detach(), **gradients(model, base, source)}
+
+
+def written(case: Case, state: Tensor, given: Tensor | None) -> Tensor:
+    new, entries = state.clone(), case.entries
+    if case.op == "swap":
+        new[entries] = given[entries]
+    elif case.op == "zero":
+        new[entries] = 0.0
+    else:
+        new[entries] += SIGMA * normal(new[entries].shape)
+    return new
+
+
+def first(state: Tensor | tuple) -> Tensor:
+    """What a block hands on: some return a tuple that starts with it."""
+    return state[0] if isinstance(state, tuple) else state
+
+
+def like(state: Tensor | tuple, new: Tensor) -> Tensor | tuple:
+    return (new, *state[1:]) if isinstance(state, tuple) else new
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
