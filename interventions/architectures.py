@@ -51,6 +51,7 @@ class Place:
         heads: into how many heads its last axis is divided, where these lie side by side.
         kind: of the attention, see `interventions.sites.Attention`.
         encodes: whether it belongs to the encoder of an encoder–decoder.
+        turn: which call of the block it is, where layers share blocks.
     """
 
     module: nn.Module
@@ -62,6 +63,7 @@ class Place:
     heads: int | None = None
     kind: str = ""
     encodes: bool = False
+    turn: int | None = None
 
     @property
     def is_block_output(self) -> bool:
@@ -73,7 +75,7 @@ class Place:
         if self.io in ("attention_scores", "attention_pattern"):
             return "b h t d"  # one row of keys for each head and query
         if self.io in HEAD_SITES or self.heads is not None:
-            return "b t h d"
+            return "b x y h d" if state.ndim == 5 else "b t h d"
         if self.io in STATES and state.ndim == 3:
             return "t b d"  # one final state for each layer and direction
         return axes_of(self.module, state)
@@ -92,9 +94,15 @@ class Architecture:
         return {module: path for path, module in self.model.named_modules()}
 
     @property
+    def resumes(self) -> bool:
+        """Whether a run may be taken up half way."""
+        exception = exception_for(self.model)
+        return exception is None or exception.resumes
+
+    @property
     def blocks(self) -> tuple[nn.Module, ...]:
-        """The blocks of all stacks."""
-        return tuple(block for stack in self.stacks for block in stack.blocks)
+        """The blocks of all stacks, each once."""
+        return tuple(dict.fromkeys(block for stack in self.stacks for block in stack.blocks))
 
     def place(self, location: Location) -> Place:
         """Where `location` is.
@@ -112,11 +120,15 @@ class Architecture:
             if location.site == "final_norm":
                 norm = norm_after(self.model, stack.path)
                 return replace(self._place(norm, "output", None, None), stack=stack)
-            block = stack.blocks[0 if location.layer is None else self._index(location.layer, stack)]
+            layer = 0 if location.layer is None else self._index(location.layer, stack)
+            block = stack.blocks[layer]
             module, io, attention = inside(block, location.site)
         except Missing as why:
             raise self._missing(location, stack, why) from None
-        return self._place(module, io, block, attention)
+        shared = stack.blocks.count(block) > 1
+        return replace(
+            self._place(module, io, block, attention), turn=stack.blocks[:layer].count(block) if shared else None
+        )
 
     def _place(self, module: nn.Module, io: str, block: nn.Module | None, attention: Attention | None) -> Place:
         path = self.paths[module]
@@ -278,11 +290,25 @@ def architecture(model: nn.Module) -> Architecture:
         )
     exception = exception_for(model)
     lists = [(path, _entries(module)) for path, module in exception.lists_in(model)] if exception else []
+    if exception is not None and exception.in_order is not None:
+        lists = [(path, exception.in_order(model, blocks)) for path, blocks in lists]
     lists = lists or list(_stacks(model))
     names = _names([path for path, _ in lists])
     return Architecture(
         model, tuple(Stack(name, path, blocks) for name, (path, blocks) in zip(names, lists, strict=True))
     )
+
+
+def modules_of(model: nn.Module) -> list[nn.Module]:
+    """The modules of a model, each once: what `model.modules()` gives, in another order and several times faster."""
+    found = {model: None}
+    waiting = [model]
+    while waiting:
+        for child in waiting.pop()._modules.values():
+            if child is not None and child not in found:
+                found[child] = None
+                waiting.append(child)
+    return list(found)
 
 
 def model_name(model: nn.Module) -> str:

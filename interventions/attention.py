@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from interventions.errors import InterventionError
 
 _SOFTMAX = frozenset({functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
+_STATES = ("query", "key", "value", "attention_mask")
 _PATTERNS = frozenset({"attention_scores", "attention_pattern"})
 
 
@@ -23,8 +24,11 @@ class Change(Protocol):
         sites: where it does something; the others are left alone.
     """
 
-    module: nn.Module
-    sites: frozenset[str]
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def sites(self) -> frozenset[str]: ...
 
     def __call__(self, site: str, state: Tensor) -> Tensor: ...
 
@@ -37,7 +41,6 @@ def attend(
     implementation: Callable,
     eager: Callable,
     *states: Any,
-    attention_mask: Any = None,
     **settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """What an attention function of transformers returns, with everything at the sites of `change` changed.
@@ -45,10 +48,13 @@ def attend(
     Args:
         implementation: the function that the model would call.
         eager: the model's own eager function, called instead where scores or patterns are asked for.
-        states: query `[batch, head, position, dim]`, key and value, maybe of fewer heads, and maybe mask and settings.
+        states: query `[batch, head, position, dim]`, key and value, maybe of fewer heads, mask and further settings; or
+            any of them by name.
     """
-    query, key, value, *rest = states
-    attention_mask, *rest = rest or [attention_mask]
+    given = dict(zip(_STATES, states, strict=False))
+    named = {name: settings.pop(name) for name in _STATES if name in settings}
+    query, key, value, attention_mask = (({"attention_mask": None} | given | named)[name] for name in _STATES)
+    rest = states[len(_STATES) :]
     query, key, value = _entering(change, query, key, value)
     module = change.module
     if change.sites & _PATTERNS:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from interventions.errors import InterventionError
 
 _CHANNELS_SECOND = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+_CHANNELS_LAST = {4: "b x y d", 5: "b x y z d"}
 _PLAIN = ("b d", "b t d", "b t h d")
 _FEATURE_MAPS = {3: "b d x", 4: "b d x y", 5: "b d x y z"}
 
@@ -14,9 +15,9 @@ _FEATURE_MAPS = {3: "b d x", 4: "b d x y", 5: "b d x y z"}
 def axes_of(module: nn.Module, state: Tensor) -> str:
     """The axes of `state`, which `module` gave or was given, as an einops pattern: b example, d dim, others positions.
 
-    `[batch, dims]` and `[batch, token, dims]`; four and five axes are feature maps with channels second, as are the
-    three axes of one-dimensional convolutions; recurrent and attention modules that are not `batch_first` have time
-    first.
+    `[batch, dims]` and `[batch, token, dims]`; four and five axes are feature maps: dims last where the module computes
+    on the last axis (linear, layer norm), else channels second, as are the three axes of one-dimensional convolutions;
+    recurrent and attention modules that are not `batch_first` have time first.
 
     Raises:
         InterventionError: fewer than two axes, or more than five.
@@ -25,6 +26,8 @@ def axes_of(module: nn.Module, state: Tensor) -> str:
         return "t b d"
     if state.ndim == 3 and isinstance(module, _CHANNELS_SECOND):
         return _FEATURE_MAPS[3]
+    if state.ndim in _CHANNELS_LAST and _works_on_last(module, state.shape[-1]):
+        return _CHANNELS_LAST[state.ndim]
     pattern = {2: "b d", 3: "b t d", **{n: p for n, p in _FEATURE_MAPS.items() if n > 3}}.get(state.ndim)
     if pattern is None:
         raise InterventionError(
@@ -53,6 +56,16 @@ def axis(axes: str, name: str) -> int:
 
 def _vectors(axes: str) -> str:
     return f"b ({' '.join(axis for axis in axes.split() if axis not in 'bhd')}) {'h ' if 'h' in axes else ''}d"
+
+
+def _works_on_last(module: nn.Module, width: int) -> bool:
+    """Whether a module, or all that is in it, computes on the last axis, which is as wide as `width`."""
+    inner = [part for part in module.modules() if not any(True for _ in part.children())]
+    if any(isinstance(part, nn.Conv2d | nn.Conv3d | nn.BatchNorm2d | nn.BatchNorm3d) for part in inner):
+        return False
+    widths = (getattr(part, name, None) for part in inner for name in ("in_features", "out_features", "nf", "nx"))
+    shapes = (getattr(part, "normalized_shape", None) for part in inner)
+    return width in widths or (width,) in shapes
 
 
 def _time_first(module: nn.Module) -> bool:

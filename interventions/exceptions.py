@@ -1,5 +1,6 @@
 """Model types in which the structure misleads: where their blocks are. A user may add one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,10 +13,15 @@ class Blocks:
     Attributes:
         paths: the dotted paths of the lists of blocks, in order, without what a model with a head puts in front.
         why: what is misleading about the structure.
+        in_order: from the model and the blocks in a list to the blocks in the order in which they run, where some run
+            more than once: layer i is then the i-th call.
+        resumes: False where a run without a cache computes something else, so that none is taken up half way.
     """
 
     paths: tuple[str, ...]
     why: str
+    in_order: Callable[[nn.Module, tuple[nn.Module, ...]], tuple[nn.Module, ...]] | None = None
+    resumes: bool = True
 
     def lists_in(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """The lists of `model`, with their whole paths; empty where it has none of them."""
@@ -23,7 +29,15 @@ class Blocks:
         return [found for end in self.paths for found in modules if f".{found[0]}".endswith(f".{end}")]
 
 
+def _shared_in_groups(model: nn.Module, groups: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
+    """ALBERT: a few groups, each of which makes several layers in a row."""
+    layers = int(getattr(model.config, "num_hidden_layers", len(groups)))
+    return tuple(groups[layer * len(groups) // layers] for layer in range(layers))
+
+
 EXCEPTIONS: dict[str, Blocks] = {
+    "albert": Blocks(("albert_layer_groups",), "layers share their blocks", in_order=_shared_in_groups),
+    "fsmt": Blocks((), "without a cache it attends to what comes later", resumes=False),
     "udop": Blocks(("encoder.block", "decoder.block"), "position biases lie in a list as blocks do"),
     "mask2former": Blocks(
         ("pixel_level_module.decoder.encoder.layers", "transformer_module.decoder.layers"),

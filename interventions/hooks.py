@@ -5,19 +5,21 @@ hook asks a ContextVar first. When it closes, the model is as it was.
 """
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from traceback import walk_stack
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.utils import checkpoint
 
+from interventions.architectures import modules_of
 from interventions.attention import Products, Softmax, attend, store_in_cache
 from interventions.calls import Call, Generation, begin, generation_of, named
 from interventions.errors import InterventionError
@@ -43,6 +45,7 @@ class Tap:
         heads: into how many heads the last axis is divided before the function sees it.
         kind: of the attention, where `io` is inside one.
         writes: whether what it returns is another state, and not a copy of the same.
+        turn: in which call of the module, of those in one call of the model; None is every one.
     """
 
     module: nn.Module
@@ -51,6 +54,7 @@ class Tap:
     heads: int | None = None
     kind: str = ""
     writes: bool = True
+    turn: int | None = None
 
     def __call__(self, state: Tensor, scope: "Scope") -> Tensor | None:
         if self.heads is None:
@@ -77,6 +81,7 @@ class Scope:
         call: the call of the model that is going on; `last` is the one before.
         generation: the call of `generate` that is going on.
         caches: of the attention modules whose key or value is tapped, in the call that is going on.
+        turns: how often the taps with a turn were called, in the call that is going on.
         stores: whether a changed key or value is kept in the cache; not where nobody is given that.
     """
 
@@ -93,6 +98,7 @@ class Scope:
     generation: Generation | None = None
     recomputing: bool = False
     caches: dict[nn.Module, object] = field(default_factory=dict)
+    turns: dict[int, int] = field(default_factory=dict)
     stores: bool = True
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _users: int = 0
@@ -123,14 +129,15 @@ class Scope:
                 self._keep(tap.module.register_forward_pre_hook(partial(_on_input, self, tap), with_kwargs=True))
             else:
                 self._keep(tap.module.register_forward_hook(partial(_on_output, self, tap)))
+                self._closers.append(_captured_last(tap.module))
         self._keep(self.model.register_forward_hook(self._leave_model, always_call=True))
         for module in self.replayed:
             self._closers.append(_override(module, "forward", partial(_forwarding, module)))
         if callable(getattr(self.model, "generate", None)):
             self._closers.append(_override(self.model, "generate", partial(_generating, self.model)))
         touched = {*(tap.module for tap in self.taps), *self.watched, *self.replayed, self.model}
-        for module in self.model.modules():
-            if module._compiled_call_impl is not None and any(inner in touched for inner in module.modules()):
+        for module in modules_of(self.model):
+            if module._compiled_call_impl is not None and any(inner in touched for inner in modules_of(module)):
                 self._closers.append(_override(module, "_compiled_call_impl", lambda original: None))
             if _CHECKPOINTING in vars(module):
                 self._closers.append(
@@ -147,6 +154,13 @@ class Scope:
 
     def _keep(self, handle: torch.utils.hooks.RemovableHandle) -> None:
         self._closers.append(handle.remove)
+
+    def has_turn(self, tap: Tap) -> bool:
+        """Whether this is the call of its module that a tap is meant for; asked once in each call."""
+        if tap.turn is None:
+            return True
+        self.turns[id(tap)] = self.turns.get(id(tap), -1) + 1
+        return self.turns[id(tap)] == tap.turn
 
     @property
     def is_open(self) -> bool:
@@ -166,6 +180,7 @@ class Scope:
     def _enter_model(self, model: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         if self.is_open:
             self.call = begin(named(model, args, kwargs or {}), self.generation, self.call, self.last)
+            self.turns.clear()
 
     def _leave_model(self, model: nn.Module, args: tuple, output: object) -> None:
         if self.is_open and self.call is not None:
@@ -214,15 +229,16 @@ def until_stopped() -> Iterator[None]:
 
 def open_scopes(model: nn.Module) -> tuple[Scope, ...]:
     """The scopes that act on `model` or on a part of it in this context, outermost first."""
-    parts = set(model.modules())
-    return tuple(scope for scope in _open.get() if scope.model in parts or model in set(scope.model.modules()))
+    scopes = _open.get()
+    parts = set(modules_of(model)) if scopes else ()
+    return tuple(scope for scope in scopes if scope.model in parts or model in modules_of(scope.model))
 
 
 def user_hooks(model: nn.Module) -> tuple[int, ...]:
     """What tells the hooks on `model` that are not ours from other such hooks."""
     return tuple(
         id(hook)
-        for module in model.modules()
+        for module in modules_of(model)
         for hooks in (module._forward_pre_hooks, module._forward_hooks)
         for hook in list(hooks.values())  # at once: other threads add theirs
         if not _is_ours(hook)
@@ -238,8 +254,29 @@ def recomputes() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
+def _captured_last(module: nn.Module) -> Callable[[], None]:
+    """Have transformers note the hidden states of a module after our hooks; returns what restores the order.
+
+    Its hooks stay on a model that once returned `output_hidden_states`, and would go on to see what was there before.
+    """
+    hooks = cast(OrderedDict, module._forward_hooks)
+    order = list(hooks)
+    capturing = [key for key in order if getattr(hooks[key], "__name__", "") == "output_capturing_hook"]
+    for key in capturing:
+        hooks.move_to_end(key)
+
+    def restore() -> None:
+        for key in order if capturing else ():
+            if key in hooks:
+                hooks.move_to_end(key)
+        for key in [key for key in hooks if key not in order] if capturing else ():
+            hooks.move_to_end(key)
+
+    return restore
+
+
 def _on_output(scope: Scope, tap: Tap, module: nn.Module, args: tuple, output: object) -> object:
-    if not scope.is_open:
+    if not scope.is_open or not scope.has_turn(tap):
         return None
     path = path_in(module, tap.io, output)
     new = tap(at(output, path), scope)
@@ -247,7 +284,7 @@ def _on_output(scope: Scope, tap: Tap, module: nn.Module, args: tuple, output: o
 
 
 def _on_input(scope: Scope, tap: Tap, module: nn.Module, args: tuple, kwargs: dict | None = None) -> object:
-    if not scope.is_open or kwargs is None:
+    if not scope.is_open or kwargs is None or not scope.has_turn(tap):
         return None
     if isinstance(args[0] if args else None, Tensor):
         new = tap(args[0], scope)
@@ -330,49 +367,49 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
                     return scope.replay(module)
                 except LookupError:
                     break
-        sites = _sites_in(module)
-        if not sites:
+        change = _Change.now(module)
+        if not change.sites:
             return original(*args, **kwargs)
-        with _tapped(module, sites):
+        with _tapped(change):
             return original(*args, **kwargs)
 
     return forward
 
 
 @contextmanager
-def _tapped(module: nn.Module, sites: frozenset[str]) -> Iterator[None]:
+def _tapped(change: "_Change") -> Iterator[None]:
     """Inside, an attention that transformers' functions do not compute is put through the taps."""
-    taps = [tap for scope in _open.get() for tap in scope.attentions.get(module, ())]
-    change = _Change(module, sites)
-    if any(tap.kind == "sdpa" for tap in taps):
+    if any(tap.kind == "sdpa" for tap, _ in change.taps):
         with Products(change):
             yield
         return
-    with Softmax(change, heads=heads_of(module)) as softmax:
+    with Softmax(change, heads=heads_of(change.module)) as softmax:
         yield
     softmax.check()
 
 
-def _sites_in(module: nn.Module) -> frozenset[str]:
-    """The sites inside an attention that open scopes tap."""
-    return frozenset(tap.io for scope in _open.get() for tap in scope.attentions.get(module, ()))
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Change:
-    """Puts what an attention computes through the taps of all open scopes, the outer ones first."""
+    """Puts what an attention computes in one call through the taps of all open scopes, the outer ones first."""
 
     module: nn.Module
+    taps: tuple[tuple[Tap, Scope], ...]
     sites: frozenset[str]
     written: set[str] = field(default_factory=set)
 
+    @classmethod
+    def now(cls, module: nn.Module) -> "_Change":
+        """For the call that begins."""
+        scopes = _open.get()
+        taps = [(tap, scope) for scope in scopes for tap in scope.attentions.get(module, ()) if scope.has_turn(tap)]
+        return cls(module, tuple(taps), frozenset(tap.io for tap, _ in taps))
+
     def __call__(self, site: str, state: Tensor) -> Tensor:
-        for scope in _open.get():
-            for tap in scope.attentions.get(self.module, ()):
-                new = tap(state, scope) if tap.io == site else None
-                if new is not None:
-                    state = new
-                    self.written.update({site} if tap.writes else ())
+        for tap, scope in self.taps:
+            new = tap(state, scope) if tap.io == site else None
+            if new is not None:
+                state = new
+                self.written.update({site} if tap.writes else ())
         return state
 
     def store(self, site: str, old: Tensor, new: Tensor) -> None:
@@ -401,10 +438,10 @@ def _interfacing(original: Callable) -> Callable:
 
 
 def _attending(implementation: Callable, eager: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> object:
-    sites = _sites_in(module)
-    if not sites:
+    change = _Change.now(module)
+    if not change.sites:
         return implementation(module, *args, **kwargs)
-    return attend(_Change(module, sites), implementation, eager, *args, **kwargs)
+    return attend(change, implementation, eager, *args, **kwargs)
 
 
 def _generating(model: nn.Module, original: Callable) -> Callable:
@@ -426,7 +463,7 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
     scopes = _open.get()
     if not scopes:
         return original(function, *args, **kwargs)
-    states = [(scope, scope.call, scope.outside, _state(scope.generator)) for scope in scopes]
+    states = [(scope, scope.call, scope.outside, _state(scope.generator), dict(scope.turns)) for scope in scopes]
 
     def again(*args: object, **kwargs: object) -> object:
         token = _checkpointed.set(True)
@@ -442,12 +479,15 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
 
 
 @contextmanager
-def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | None]]) -> Iterator[None]:
-    now = [(scope, scope.call, scope.outside, _state(scope.generator), scope.recomputing) for scope, *_ in states]
+def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | None, dict]]) -> Iterator[None]:
+    now = [
+        (scope, scope.call, scope.outside, _state(scope.generator), scope.turns, scope.recomputing)
+        for scope, *_ in states
+    ]
     before = _open.get()
-    for scope, going_on, outside, state in states:
+    for scope, going_on, outside, state, turns in states:
         scope.acquire()
-        scope.call, scope.outside, scope.recomputing = going_on, outside, True
+        scope.call, scope.outside, scope.turns, scope.recomputing = going_on, outside, dict(turns), True
         if scope.generator is not None and state is not None:
             scope.generator.set_state(state)
     _open.set(tuple(scope for scope, *_ in states))
@@ -455,8 +495,8 @@ def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | No
         yield
     finally:
         _open.set(before)
-        for scope, going_on, outside, state, recomputing in now:
-            scope.call, scope.outside, scope.recomputing = going_on, outside, recomputing
+        for scope, going_on, outside, state, turns, recomputing in now:
+            scope.call, scope.outside, scope.turns, scope.recomputing = going_on, outside, turns, recomputing
             if scope.generator is not None and state is not None:
                 scope.generator.set_state(state)
             scope.release()
@@ -468,8 +508,9 @@ def _state(generator: torch.Generator | None) -> Tensor | None:
 
 def _check_compiled(scope: Scope) -> None:
     parts = {scope.model, *(tap.module for tap in scope.taps)}
-    for path, module in scope.model.named_modules():
-        if isinstance(module, OptimizedModule) and any(inner in parts for inner in module.modules()):
+    for module in modules_of(scope.model):
+        if isinstance(module, OptimizedModule) and any(inner in parts for inner in modules_of(module)):
+            path = next(path for path, named_one in scope.model.named_modules() if named_one is module)
             name = path or "model"
             raise InterventionError(
                 f"{path or 'the model'} went through torch.compile(module), inside which hooks never fire; compile in "

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from interventions.operators import Operator, Swap
 from interventions.positions import Positions
 from interventions.recordings import Recording, Replay, drawing
 from interventions.runs import (
+    Activations,
     Inputs,
     Run,
     Where,
@@ -135,6 +137,10 @@ def interchange(
     count = 0 if recording is None else recording.reusable([w.place for w in writes], [found.place(at) for at in kept])
     replay = Replay(recording, count) if recording is not None and count else None
     taps = [_tap(write, write if replay is None else _drawing(write)) for write in writes]
+    if replay is not None:
+        places = [*(write.place for write in writes), *(found.place(at) for at in kept)]
+        shifted = [_shifted(tap, place, replay) for tap, place in zip([*taps, *reads], places, strict=True)]
+        taps, reads = shifted[: len(taps)], shifted[len(taps) :]
     again = Recording.begin(found) if found.stacks else None
     scope = recorded(model, [*taps, *reads], again)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
@@ -251,7 +257,8 @@ def _sources(
         arguments = arguments_of(found.model, inputs)
         for location in mine:
             mask = arguments.get(places[location].mask)
-            result[location] = Source(states[wholes[location]], mask if isinstance(mask, Tensor) else None)
+            held = states.calls(wholes[location]) if isinstance(states, Activations) else [states[wholes[location]]]
+            result[location] = Source(tuple(held), mask if isinstance(mask, Tensor) else None)
     return result
 
 
@@ -260,7 +267,15 @@ def _is_by_location(source: object) -> bool:
 
 
 def _tap(write: Write, function: Callable[[Tensor, Scope], Tensor | None]) -> Tap:
-    return Tap(write.place.module, write.place.io, function, write.place.heads, write.place.kind)
+    place = write.place
+    return Tap(place.module, place.io, function, place.heads, place.kind, turn=place.turn)
+
+
+def _shifted(tap: Tap, place: Place, replay: Replay) -> Tap:
+    """The same tap where the first calls of its block do not run: inside, they are not there to be counted."""
+    if tap.turn is None or place.module is place.block:
+        return tap
+    return replace(tap, turn=tap.turn - replay.blocks_called.count(place.block))
 
 
 def _drawing(write: Write) -> Callable[[Tensor, Scope], Tensor | None]:
@@ -311,6 +326,7 @@ def _without_cache(model: nn.Module, inputs: Inputs) -> Inputs:
         raise InterventionError("output_attentions=True is incomplete where blocks are skipped; pass resume=False.")
     if given.get("use_cache"):
         raise InterventionError("use_cache=True leaves the cache of skipped blocks empty; pass resume=False.")
-    if isinstance(inputs, Mapping) and "use_cache" not in inputs and getattr(config, "use_cache", False):
+    takes = {"use_cache", "kwargs"} & set(signature(model.forward).parameters)
+    if isinstance(inputs, Mapping) and takes and "use_cache" not in inputs and getattr(config, "use_cache", False):
         return {**inputs, "use_cache": False}
     return inputs

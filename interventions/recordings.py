@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interventions.architectures import Architecture, Place
+from interventions.architectures import Architecture, Place, modules_of
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, Tap, open_scopes, user_hooks
 from interventions.states import hidden
@@ -56,7 +56,7 @@ class Recording:
     @classmethod
     def begin(cls, found: Architecture) -> "Recording":
         """The recording of a run that begins now."""
-        training = any(module.training for module in found.model.modules())
+        training = any(module.training for module in modules_of(found.model))
         devices = {torch.device("cpu"), *(p.device for p in found.model.parameters() if p.device.type == "cuda")}
         return cls(found, random_states(devices) if training else None)
 
@@ -90,16 +90,25 @@ class Recording:
         """The output of a block, if it ran once and nobody wrote into it since."""
         if not place.is_block_output or not self.runs_once(place):
             return None
-        call = next(call for call in self.calls if call.block is place.block)
+        call = self.calls[self._turns(place)[0]]
         return call.state if call.is_intact else None
 
     def runs_once(self, place: Place) -> bool:
         """Whether the place is that of a block which ran once."""
-        return place.module is place.block and sum(call.block is place.block for call in self.calls) == 1
+        return place.module is place.block and len(self._turns(place)) == 1
+
+    def _turns(self, place: Place) -> list[int]:
+        """Which of the calls are of the block of a place: one, where layers share it."""
+        turns = [i for i, call in enumerate(self.calls) if call.block is place.block]
+        return turns if place.turn is None else turns[place.turn : place.turn + 1]
 
     def reusable(self, writes: Sequence[Place], reads: Sequence[Place] = ()) -> int:
         """How many of the calls come before any block that is written, or read inside, and need not run again."""
-        if self.scopes != open_scopes(self.found.model) or self.hooks != user_hooks(self.found.model):
+        if (
+            not self.found.resumes
+            or self.scopes != open_scopes(self.found.model)
+            or self.hooks != user_hooks(self.found.model)
+        ):
             return 0
         inside = [place for place in reads if place.block not in (None, place.module)]
         count = min(map(self._before, [*writes, *inside]), default=0)
@@ -108,10 +117,10 @@ class Recording:
     def _before(self, place: Place) -> int:
         if place.stack is not None:  # it comes after all blocks of a stack
             return max((i + 1 for i, call in enumerate(self.calls) if call.block in place.stack.blocks), default=0)
-        first = next((i for i, call in enumerate(self.calls) if call.block is place.block), None)
-        if first is None:
+        turns = self._turns(place)
+        if not turns:
             return 0
-        return first + 1 if place.is_block_output else first
+        return turns[0] + 1 if place.is_block_output else turns[0]
 
 
 @dataclass(eq=False)
@@ -129,7 +138,12 @@ class Replay:
     @property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The blocks that are skipped at least once."""
-        return tuple(dict.fromkeys(call.block for call in self.recording.calls[: self.count]))
+        return tuple(dict.fromkeys(self.blocks_called))
+
+    @property
+    def blocks_called(self) -> tuple[nn.Module, ...]:
+        """The block of each call that is skipped."""
+        return tuple(call.block for call in self.recording.calls[: self.count])
 
     def __call__(self, module: nn.Module) -> object:
         if self.done == self.count:
@@ -175,7 +189,9 @@ def drawing(scope: Scope) -> Iterator[None]:
 
 def stamp(model: nn.Module) -> int:
     """What changes when weights are updated or a module goes from train to eval mode."""
-    return hash((_versions(*model.parameters()), tuple(module.training for module in model.modules())))
+    modules = modules_of(model)
+    parameters = (parameter for module in modules for parameter in module._parameters.values())
+    return hash((_versions(*parameters), tuple(module.training for module in modules)))
 
 
 def random_states(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:

@@ -14,6 +14,7 @@ from interventions.calls import call
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, Stopped, Tap, opened, until_stopped
 from interventions.locations import Location, as_location
+from interventions.metrics import logits_of
 from interventions.recordings import Recording, detached, stamp
 from interventions.writes import part_of
 
@@ -55,7 +56,8 @@ class Activations(Mapping):
 
     def calls(self, location: Location | str) -> list[Tensor]:
         """Every activation at `location`, in the order of the calls."""
-        return list(self._states[as_location(location)])
+        location = as_location(location)
+        return list(self._states[location]) if location in self._states else [self[location]]
 
     def __repr__(self) -> str:
         shapes = (f"{key}: {[list(state.shape) for state in states]}" for key, states in self._states.items())
@@ -79,7 +81,7 @@ class Run:
     model: nn.Module
     inputs: Inputs
     output: object
-    activations: Mapping[Location, Tensor] = field(repr=False)
+    activations: Activations | Mapping[Location, Tensor] = field(repr=False)
     recording: Recording | None = field(default=None, repr=False)
     is_counterfactual: bool = False
     _stamp: int = field(default=0, repr=False)
@@ -94,14 +96,7 @@ class Run:
     @property
     def logits(self) -> Tensor:
         """`output.logits`, or the output itself where it is a tensor."""
-        if isinstance(self.output, Tensor):
-            return self.output
-        logits = self.output.get("logits") if isinstance(self.output, Mapping) else getattr(self.output, "logits", None)
-        if logits is None:
-            raise InterventionError(
-                f"the output ({type(self.output).__name__}) has no logits; use run.output, or a model with a head."
-            )
-        return logits
+        return logits_of(self.output)
 
     def vectors(self, location: Location | str) -> Tensor:
         """The activation as `[batch, position, dims]`, `[batch, position, head, dims]` or `[batch, dims]`."""
@@ -123,8 +118,8 @@ class Run:
             axes = "b" if location.subspace is not None else found.place(location).axes_of(state)
             return state.index_select(axis(axes, "b"), rows.to(state.device))
 
-        taken, output = _Taken(self.activations, of_rows), _rows(without_past(self.output), rows)
-        return replace(self, inputs=_rows(self.inputs, rows), output=output, activations=taken, recording=None)
+        taken, output = _Taken(self.activations, of_rows), rows_of(without_past(self.output), rows)
+        return replace(self, inputs=rows_of(self.inputs, rows), output=output, activations=taken, recording=None)
 
     def detach(self) -> "Run":
         """The same run, cut off from the graph."""
@@ -183,7 +178,41 @@ def run_to(model: nn.Module, inputs: Inputs, at: Where) -> Run:
         InterventionError: as `run`.
     """
     check_inputs(inputs)
-    return Run(model, inputs, None, read(model, inputs, locations_of(at)))
+    locations, found = locations_of(at), architecture(model)
+    activations = read(model, inputs, list(dict.fromkeys(location.whole for location in locations)))
+    activations._fetch = lambda location, kept: part_of(kept[location.whole], location, found.place(location))
+    return Run(model, inputs, None, activations)
+
+
+def as_run(model: nn.Module, given: Inputs | Run, at: Where = (), *, resumable: bool = True) -> Run:
+    """A run that has the activations `at`: of the inputs given, or the Run given, which runs again for what it lacks.
+
+    Raises:
+        InterventionError: as `run`; or a Run of another model, or older than its weights.
+    """
+    if not isinstance(given, Run):
+        return run(model, given, at, resumable=resumable)
+    if given.model is not model:
+        raise InterventionError(
+            f"a run of another model ({type(given.model).__name__}) was given; run it on this one: run(model, inputs)."
+        )
+    given.check_fresh()
+    found, states, wanted = architecture(model), given.recording, locations_of(at)
+    absent = [location for location in wanted if location not in given.activations]
+    missing = [location for location in absent if states is None or states.state(found.place(location)) is None]
+    again: Mapping[Location, Tensor] = {}
+    if missing and not given.is_counterfactual:
+        again = run(model, given.inputs, missing, resumable=False).activations
+    kept = {location: again[location] if location in again else given.activations[location] for location in wanted}
+    return replace(given, activations=kept)
+
+
+def check_eval(model: nn.Module) -> None:
+    """Raise in train mode, where dropout would differ between runs that are compared."""
+    if any(module.training for module in model.modules()):
+        raise InterventionError(
+            "the model is in train mode, where dropout differs from run to run; call model.eval() first."
+        )
 
 
 @contextmanager
@@ -227,7 +256,7 @@ def reading(
             # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
             return state.clone() if part is state else None
 
-        return Tap(place.module, place.io, keep, place.heads, place.kind, writes=False)
+        return Tap(place.module, place.io, keep, place.heads, place.kind, writes=False, turn=place.turn)
 
     return activations, [read(location, found.place(location)) for location in locations]
 
@@ -241,22 +270,33 @@ def recorded(model: nn.Module, taps: list[Tap], recording: Recording | None) -> 
 
 
 def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: bool = True) -> Activations:
-    """The activations of a run that stops after the last of them, or does not because some may run again."""
-    activations, taps = reading(architecture(model), locations)
+    """The activations of a run that stops after the last of them, or does not because some may run again.
+
+    Inside a block it stops when that has returned: its parts may run more than once.
+    """
+    found = architecture(model)
+    activations, taps = reading(found, locations)
     missing = set(locations)
 
-    def stopping(location: Location, tap: Tap) -> Tap:
+    def stop(state: Tensor, scope: Scope) -> None:
+        if early and not missing:
+            raise Stopped
+
+    def stopping(location: Location, tap: Tap, place: Place) -> Tap:
         def keep(state: Tensor, scope: Scope) -> Tensor | None:
             going_on = tap.function(state, scope)
             missing.discard(location)
-            if early and not missing:
-                raise Stopped
+            if place.block in (None, place.module):
+                stop(state, scope)
             return going_on
 
         return replace(tap, function=keep)
 
-    scope = Scope(model, [stopping(location, tap) for location, tap in zip(locations, taps, strict=True)])
-    with until_stopped(), opened(scope):
+    places = [found.place(location) for location in locations]
+    stopped = [stopping(*each) for each in zip(locations, taps, places, strict=True)]
+    around = dict.fromkeys(place.block for place in places if place.block not in (None, place.module))
+    ends = [Tap(block, "output", stop, writes=False) for block in around if block is not None]
+    with until_stopped(), opened(Scope(model, [*stopped, *ends])):
         call(model, inputs)
     check_ran(activations, "the source run")
     return activations
@@ -343,11 +383,11 @@ def without_past(output: object) -> object:
     return output
 
 
-def _rows(value: Any, rows: Tensor) -> Any:
+def rows_of(value: Any, rows: Tensor) -> Any:
     """`value` for some examples: tensors are indexed along their first axis; what is no tensor or a scalar is kept."""
     if isinstance(value, Tensor):
         return value[rows.to(value.device)] if value.ndim else value
     if isinstance(value, Mapping):
-        taken = {key: _rows(entry, rows) for key, entry in value.items()}
+        taken = {key: rows_of(entry, rows) for key, entry in value.items()}
         return type(value)(**taken) if hasattr(value, "to_tuple") else taken
-    return type(value)(_rows(entry, rows) for entry in value) if type(value) in (tuple, list) else value
+    return type(value)(rows_of(entry, rows) for entry in value) if type(value) in (tuple, list) else value

@@ -27,7 +27,7 @@ _IN = re.compile(r"w?(q|k|v|qkv)|.*(query|key|value|qkv|q_|k_|v_|_q|_k|_v|c_attn
 CROSS = re.compile(r"cross|enc_?dec|encoder_attn|src_attn|multi_?head_attention_2", re.I)
 _NO_MLP = re.compile(r"mixer|mamba|ssm|conv|recurrent|rglru|time|delta|rwkv|lstm|hyena|pool", re.I)
 _MLP = re.compile(
-    r"mlp|ffn?\d?$|ffw|feed_?forward|intermediate|^output$|fc_?\d|linear_?\d|lin\d|dense_?\d|densere|moe|expert|^wi|^wo"
+    r"mlp|ffn?\d?$|^ffn?_|ffw|feed_?forward|intermediate|^output$|fc_?\d|linear_?\d|lin\d|dense_?\d|densere|moe|expert|^wi|^wo"
     r"|^w[123]$|4h|ff_?layer|fully|channel_mix|_proj$|positionwise|boom",
     re.I,
 )
@@ -143,7 +143,7 @@ def feed_forward_of(block: nn.Module) -> FeedForward:
     down = downs[0]
     ups = [path for path in linear if path != down]
     common = _ancestor([*ups, down])
-    if common:
+    if common and not any(_inside(area, [common]) for area in areas):
         return FeedForward(outside[common], linear[down], linear[down])
     if len(ups) != 1:
         raise Missing(f"the feed-forward part of {type(block).__name__} lies in no module of its own")

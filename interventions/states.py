@@ -72,10 +72,15 @@ def check_packed(module: nn.Module, value: object) -> None:
 
 
 def _first(value: Any) -> Path | None:
+    """Where the first tensor is: among the entries themselves before those of nested ones."""
     if isinstance(value, PackedSequence):
         return None
-    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ()
-    return next(((key,) for key, entry in entries if isinstance(entry, Tensor)), None)
+    entries = list(value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ())
+    flat = next(((key,) for key, entry in entries if isinstance(entry, Tensor)), None)
+    if flat is not None:
+        return flat
+    nested = ((key, _first(entry)) for key, entry in entries)
+    return next(((key, *path) for key, path in nested if path is not None), None)
 
 
 def _is_list(value: object) -> bool:

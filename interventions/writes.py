@@ -19,9 +19,9 @@ from interventions.steps import Span, chosen, everything, span_of
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The state that a source run has at a place, and which of its tokens are real (None: all)."""
+    """The states that a source run has at a place, call by call, and which of its tokens are real (None: all)."""
 
-    state: Tensor
+    states: tuple[Tensor, ...]
     mask: Tensor | None
 
 
@@ -66,18 +66,25 @@ class Write:
     calls: int = 0
     changed: Tensor | None = field(default=None, repr=False)
     norm: Tensor | None = field(default=None, repr=False)
-    _last: int = field(default=-1, repr=False)
+    _last: object = field(default=None, repr=False)
+    _turn: int = field(default=0, repr=False)
 
     def __call__(self, state: Tensor, scope: Scope) -> Tensor | None:
         check_recomputable(self.place.module, scope)
-        new = self._written(state, scope)
         if not scope.recomputing:
-            self.calls += 1
-            if new is not None:
-                self._check_once(scope)
-                self.firings += 1
-                self._measure(state, new)
+            self._count(scope)
+        new = self._written(state, scope)
+        if new is not None and not scope.recomputing:
+            self.firings += 1
+            self._measure(state, new)
         return new
+
+    def _count(self, scope: Scope) -> None:
+        """Note which call of the place this is, of those in one call of the model."""
+        self.calls += 1
+        going_on = scope.call or scope.generation
+        self._turn = self._turn + 1 if going_on is not None and going_on is self._last else 0
+        self._last = going_on
 
     @property
     def change(self) -> float:
@@ -103,12 +110,16 @@ class Write:
             return None
         there = _at(vectors, targets.to)
         base = _part(there, self.location)
-        value = self.op(base, self._source_part(vectors, targets, axes, scope.call), self.generator)
+        value = self.op(base, self._source_part(vectors, targets, axes, scope), self.generator)
         self._check_value(value, base)
         merged = _merge(there, value, self.location)
         if targets.to is not None:
             merged = vectors.index_put((targets.to.rows, targets.to.columns), merged)
-        elif merged is state or (self.source is not None and _shares(merged, self.source.state)) or merged._is_view():
+        elif (
+            merged is state
+            or (self.source is not None and any(_shares(merged, held) for held in self.source.states))
+            or merged._is_view()
+        ):
             merged = merged.clone()  # the model may go on in place, and must not write into a source or a view
         return from_vectors(merged, axes, state)
 
@@ -154,10 +165,10 @@ class Write:
             encodes=self.place.encodes,
         )
 
-    def _source_part(self, vectors: Tensor, targets: Targets, axes: str, call: Call | None) -> Tensor | None:
+    def _source_part(self, vectors: Tensor, targets: Targets, axes: str, scope: Scope) -> Tensor | None:
         if self.source is None:
             return None
-        source = to_vectors(self.source.state, axes)
+        source = to_vectors(self._state(self.source, scope), axes)
         if source.dtype != vectors.dtype:
             raise InterventionError(
                 f"{self.location} is {vectors.dtype} in the base run and {source.dtype} in the source run; "
@@ -167,7 +178,7 @@ class Write:
         if getattr(self.op, "pools_source", False):
             taken = self._pooled(source, self.source.mask)
         else:
-            taken = self._aligned(vectors, source, targets, call)
+            taken = self._aligned(vectors, source, targets, scope.call)
         part = _part(taken, self.location)
         self._check_numbers(part)
         return part
@@ -252,14 +263,22 @@ class Write:
                 "source run, or choose other positions with source_positions=…."
             )
 
-    def _check_once(self, scope: Scope) -> None:
-        again = scope.call is not None and scope.call.number == self._last
-        self._last = -1 if scope.call is None else scope.call.number
-        if again and self.source is not None and not getattr(self.op, "pools_source", False):
+    def _state(self, source: Source, scope: Scope) -> Tensor:
+        """What the source holds for this call of the place."""
+        if getattr(self.op, "pools_source", False) and len(source.states) > 1:
+            return torch.cat(source.states)
+        if self._turn >= len(source.states) and not getattr(self.op, "pools_source", False):
             raise InterventionError(
-                f"{self.location} ran twice in one call of the model and its source holds one activation; name a "
-                "module that runs once, see describe(model)."
+                f"{self.location} ran {self._turn + 1} times in one call of the model and its source holds "
+                f"{len(source.states)} activation{'s' * (len(source.states) > 1)}; give a whole run: "
+                f"source=run(model, inputs, at=[{self.location!r}]), or name a module that runs once."
             )
+        if scope.recomputing and len(source.states) > 1:
+            raise InterventionError(
+                f"{self.location} runs {len(source.states)} times in a call of the model, which gradient checkpointing "
+                "repeats in another order; turn checkpointing off, or name a module that runs once."
+            )
+        return source.states[0 if len(source.states) == 1 else self._turn]
 
     def _check_value(self, value: object, base: Tensor) -> None:
         if not isinstance(value, Tensor) or value.shape != base.shape or value.dtype != base.dtype:

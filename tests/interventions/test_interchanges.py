@@ -137,15 +137,38 @@ def test_the_one_line_works_around_generation(name):
     assert handle.firings[Location(1)] == 12
 
 
-def test_a_module_that_runs_twice_has_no_one_activation():
-    model, inputs, place = make("cnn"), batch("cnn"), Location(module="layer2.1.relu")
-    with pytest.raises(InterventionError, match=r"ran twice in one call .* name a module that runs once"):
-        interchange(model, inputs, inputs, place)
+def test_a_module_that_runs_twice_is_lined_up_call_by_call():
+    model, base, source, place = make("cnn"), batch("cnn"), batch("cnn", seed=2), Location(module="layer2.1.relu")
+    assert torch.equal(interchange(model, base, run(model, base, at=place), place).logits, model(base))
+    assert torch.equal(interchange(model, base, run(model, source, at=place), place).logits, model(source))
+    assert torch.equal(interchange(model, base, source, place).logits, model(source))
     with pytest.raises(InterventionError, match=r"ran 2 times, so there is no one activation"):
-        run(model, inputs).activations[place]
+        run(model, base).activations[place]
     with intervene(model, place, op=Zero()) as handle:
-        assert torch.equal(model(inputs), model.fc.bias.expand(3, 3))
+        assert torch.equal(model(base), model.fc.bias.expand(3, 3))
     assert handle.firings == {place: 2}
+
+
+class Loop(torch.nn.Module):
+    """As many turns as there are tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = x[:, 0]
+        for token in x.unbind(1):
+            state = self.layer(state + token).tanh()
+        return state
+
+
+def test_more_calls_than_the_source_has_raise():
+    model, place = Loop(), Location(module="layer")
+    with pytest.raises(
+        InterventionError, match=r"ran 3 times in one call of the model and its source holds 2 activations"
+    ):
+        interchange(model, torch.randn(2, 3, 4), run(model, torch.randn(2, 2, 4), at=place), place)
 
 
 # --- what is asked for must make sense --------------------------------------------------------------------------------
@@ -212,7 +235,7 @@ def test_a_counterfactual_can_be_a_source():
             lambda m, x: interchange(m, x, {**x, "past_key_values": m(**x).past_key_values}, Location(1)),
             r"the inputs hold past_key_values",
         ),
-        (lambda m, x: run(m.transformer, x).logits, r"has no logits; use run\.output, or a model with a head"),
+        (lambda m, x: run(m.transformer, x).logits, r"has no logits.* a model with a head"),
         (lambda m, x: run_to(m, x, Location(module="transformer.h")), r"never ran in the source run; look at describe"),
     ],
 )
