@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import nn
 
 from distill.loop import Record
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy
+from interventions import Picture
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class FitResult:
         """The accuracy on held-out rows, where it was measured."""
         return None if self.evaluation.accuracy is None else self.evaluation.accuracy.value
 
-    def plot(self) -> Figure:
+    def plot(self) -> Picture:
         """The loss and its terms over the steps."""
         return curves({"": self.records})
 
@@ -103,10 +103,10 @@ class FitResult:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def curves(runs: Mapping[str, Sequence[Record]]) -> Figure:
+def curves(runs: Mapping[str, Sequence[Record]]) -> Picture:
     """The terms of one or several runs over their steps, each smoothed over 2 % of them; name → records."""
     names = list(dict.fromkeys(name for records in runs.values() for record in records[:1] for name in record.terms))
-    figure = Figure(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")
+    figure = Picture(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")
     all_axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
     for axes, term in zip(all_axes, names, strict=False):
         for number, (label, records) in enumerate(runs.items()):

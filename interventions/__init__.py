@@ -9,42 +9,81 @@
 (True, {Location(module='1'): 1})
 """
 
+from interventions import metrics
 from interventions.architectures import Architecture, Place, Stack, architecture
 from interventions.averages import mean_of
 from interventions.descriptions import describe
 from interventions.errors import InterventionError
+from interventions.grids import Grid
 from interventions.interchanges import Handle, interchange, intervene
 from interventions.locations import SITES, Location, as_location
+from interventions.metrics import (
+    Metric,
+    accuracy,
+    agreement,
+    kl,
+    log_probability,
+    logit_difference,
+    normalised,
+    probability,
+)
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
+from interventions.paths import path_patch
+from interventions.plots import Picture
 from interventions.positions import Selection, select
 from interventions.runs import Activations, Run, record, run, run_to
+from interventions.saving import Saved, load, save
+from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
+from interventions.sweeps import sweep
 
 __all__ = [
+    "PCA",
     "SITES",
     "Activations",
     "Add",
     "Architecture",
+    "BoundlessRotation",
+    "Grid",
     "Handle",
     "Interpolate",
     "InterventionError",
     "Location",
+    "Mask",
     "Mean",
+    "Metric",
     "Mixup",
     "Noise",
+    "Picture",
     "Place",
+    "Rotation",
     "Run",
+    "Saved",
     "Selection",
+    "SparseCoder",
     "Stack",
+    "Subspace",
     "Swap",
     "Zero",
+    "accuracy",
+    "agreement",
     "architecture",
     "as_location",
     "describe",
     "interchange",
     "intervene",
+    "kl",
+    "load",
+    "log_probability",
+    "logit_difference",
     "mean_of",
+    "metrics",
+    "normalised",
+    "path_patch",
+    "probability",
     "record",
     "run",
     "run_to",
+    "save",
     "select",
+    "sweep",
 ]

@@ -9,7 +9,8 @@ tensor([2., 1.])
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from einops import rearrange, reduce
@@ -154,7 +155,7 @@ def agreement(reference: object, *, position: int = -1, mask: Tensor | None = No
     return Metric("agreement", agrees, position, mask)
 
 
-def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: object) -> Metric | Callable:
+def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: object) -> "Normalised":
     """`metric` on a scale on which the corrupted run has 0 and the clean run 1, both as means over the examples.
 
     Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4. One scale for all examples: the mean of the normalised
@@ -178,23 +179,21 @@ def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: obj
             f"{name_of(metric)} is {high:.6g} in the clean and {low:.6g} in the corrupted run, which makes no scale; "
             "choose inputs or a metric that tell the two apart."
         )
-    if isinstance(metric, Metric):
-        function = metric.function
-        name = f"normalised {metric.name.partition(' [')[0]}"
-        return replace(metric, name=name, function=lambda logits: (function(logits) - low) / (high - low))
-    return _Scaled(metric, low, high)
+    return Normalised(metric, low, high)
 
 
 @dataclass(frozen=True, eq=False)
-class _Scaled:
+class Normalised:
+    """`metric` on a scale on which `low` is 0 and `high` is 1."""
+
     metric: Callable[[object], Tensor]
     low: float
     high: float
-    is_signed: bool = True
+    is_signed: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
-        return f"normalised {name_of(self.metric)}"
+        return f"normalised {name_of(self.metric).partition(' [')[0]}"
 
     def __call__(self, output: object) -> Tensor:
         return (self.metric(output) - self.low) / (self.high - self.low)
@@ -254,20 +253,15 @@ def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:
         found = torch.as_tensor(ids, device=values.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InterventionError(f"{what}={ids!r} are no ids; give an int, [batch] or [batch, k] ints.") from error
-    if found.dtype == torch.bool or found.is_floating_point() or found.ndim > 2 or not found.numel():
+    if found.ndim > 0 and (found.ndim > 2 or len(found) != batch):
         raise InterventionError(
-            f"{what} is a {found.dtype} tensor of shape {list(found.shape)}; give an int, [batch] or [batch, k] ints."
+            f"{what} has shape {list(found.shape)} for {batch} examples; give one int for all, [{batch}] or "
+            f"[{batch}, k]."
         )
-    found = found.long().expand(batch).unsqueeze(-1) if found.ndim == 0 else found.long()
-    found = found.unsqueeze(-1) if found.ndim == 1 else found
-    if len(found) != batch:
-        raise InterventionError(
-            f"{what} has {len(found)} entries and the output {batch} examples; give one an example, or one int for all."
-        )
-    if int(found.min()) < 0 or int(found.max()) >= classes:
-        wrong = int(found.min()) if int(found.min()) < 0 else int(found.max())
-        raise InterventionError(f"{what} holds {wrong} and the output has {classes} classes (0 to {classes - 1}).")
-    return found
+    if found.dtype == torch.bool or found.is_floating_point() or not ((found >= 0) & (found < classes)).all():
+        raise InterventionError(f"{what}={ids!r} are not all classes of the output; give ints from 0 to {classes - 1}.")
+    each = found.long().expand(batch) if found.ndim == 0 else found.long()
+    return each if each.ndim == 2 else rearrange(each, "batch -> batch 1")
 
 
 def _alike(expected: Tensor, logits: Tensor) -> Tensor:

@@ -10,9 +10,8 @@ from interventions.errors import InterventionError
 from interventions.interchanges import interchange
 from interventions.locations import BLOCK_SITES, Location, as_location
 from interventions.positions import Positions
-from interventions.runs import Inputs, Run, Where, locations_of, run, run_to
+from interventions.runs import Inputs, Run, Where, as_run, check_eval, locations_of, run_to
 from interventions.sites import kind_of
-from interventions.sweeps import check_mode, check_model, states_of
 
 COMPONENTS = ("attention_output", "mlp_output")  # what writes into the residual stream
 Stage = tuple[int, int]  # block, and place in the order of BLOCK_SITES
@@ -55,15 +54,15 @@ def path_patch(
             not known (modules by path, another stack, blocks with cross-attention) without `freeze`; and as
             `interchange`.
     """
-    check_mode(model)
+    check_eval(model)
     found = architecture(model)
     sender, ends = as_location(sender), locations_of(receivers)
     if not ends:
         raise InterventionError("no receiver was given; write receivers=Location(5, 'query', heads=3).")
     between = {end: _between(found, sender, end) if freeze is None else locations_of(freeze) for end in ends}
     frozen = list(dict.fromkeys(place for places in between.values() for place in places))
-    before = _run_with(model, base, frozen, "base")
-    origin = _run_with(model, source, [sender.whole], "source")
+    before = as_run(model, base, frozen)
+    origin = as_run(model, source, sender.whole) if isinstance(source, Run) else run_to(model, source, sender.whole)
     received = {}
     for group in _groups(between):
         held = list(dict.fromkeys(place for end in group for place in between[end]))
@@ -78,15 +77,6 @@ def path_patch(
         received.update({end.whole: done.activations[end.whole] for end in group})
     read = replace(before, activations=received, recording=None)
     return interchange(model, before, read, ends, positions=receiver_positions)
-
-
-def _run_with(model: nn.Module, given: Inputs | Run, places: list[Location], what: str) -> Run:
-    """A run that has the activations of the places."""
-    if not isinstance(given, Run):
-        return run(model, given, places) if what == "base" else run_to(model, given, places)
-    check_model(given, model, what)
-    given.check_fresh()
-    return replace(given, activations=states_of(given, places))
 
 
 def _groups(between: dict[Location, list[Location]]) -> list[list[Location]]:

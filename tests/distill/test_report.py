@@ -108,6 +108,7 @@ def test_the_page_is_one_file_well_formed_and_escaped():
 
 def test_curves_of_several_runs_share_their_axes():
     figure = curves({"KD": RECORDS, "other": RECORDS[:30]})
+    assert figure._repr_png_().startswith(b"\x89PNG")  # notebooks show it
     assert [axes.get_title() for axes in figure.axes] == ["kd", "kd_cf"]
     assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [60, 30]
     first = figure.axes[0].lines[0].get_ydata()

@@ -182,10 +182,10 @@ def test_the_files_are_json_and_safetensors_that_say_what_they_hold(model, tmp_p
     description = json.loads((tmp_path / "deep" / "a" / DESCRIPTION).read_text())
     assert description["format"] == 1
     assert description["versions"]["torch"].startswith(torch.__version__.split("+")[0])
-    kind = {"type": "bert", "class": "BertForSequenceClassification", "hidden_size": WIDTH, "num_attention_heads": 2}
-    assert description["model"] == kind
+    facts = {"type": "bert", "hidden_size": WIDTH, "num_attention_heads": 2, "layers": {"": LAYERS}}
+    assert description["model"] == facts
     (entry,) = description["interventions"]
-    assert (entry["location"], entry["layers"], entry["width"]) == ("block_output.1", LAYERS, WIDTH)
+    assert (entry["location"], entry["subspace"]) == ("block_output.1", 0)
     assert set(load_file(tmp_path / "deep" / "a" / TENSORS)) == {
         "operators.0.value",
         "subspaces.0.reflections",
@@ -193,24 +193,13 @@ def test_the_files_are_json_and_safetensors_that_say_what_they_hold(model, tmp_p
     }
 
 
-@pytest.mark.parametrize("trouble", ["tensors", "rename"])
-def test_a_failed_write_leaves_the_old_folder_and_nothing_else(trouble, model, tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_folder_and_nothing_else(model, tmp_path, monkeypatch):
     save(tmp_path / "a", {Location(1): Zero()}, model=model)
-    rename = os.rename
 
     def fail(*args):
         raise OSError("disk full")
 
-    if trouble == "tensors":
-        monkeypatch.setattr("interventions.saving.save_file", fail)
-    else:
-        calls = []
-
-        def second_fails(old, new):
-            calls.append(old)
-            fail() if len(calls) == 2 else rename(old, new)
-
-        monkeypatch.setattr("interventions.saving.os.rename", second_fails)
+    monkeypatch.setattr("interventions.saving.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save(tmp_path / "a", {Location(2): Zero()}, model=model, overwrite=True)
     monkeypatch.undo()
@@ -251,9 +240,12 @@ def test_a_coder_is_loaded_into_the_modules_it_is_given(model, tmp_path):
     loaded = load(tmp_path / "a", model, subspaces={"mlp_output.1": coder(1, features=[3, 4])}).at
     assert torch.equal(counterfactual(model, loaded), counterfactual(model, at))
     for wrong, message in [
-        ({"mlp_output.1": coder(1)}, r"has features=None and the saved one features=\[3, 4\]; build it"),
-        ({"mlp_output.1": Rotation(3)}, "is a SparseCoder and a Rotation was given"),
-        ({"mlp_output.2": coder(1)}, "subspaces names mlp_output.2 and .* has a subspace at mlp_output.1; name"),
+        (
+            {"mlp_output.1": coder(1)},
+            r"with .*\[3, 4\]\} and a SparseCoder with .*None\} was given; build it",
+        ),
+        ({"mlp_output.1": Rotation(3)}, r"is a SparseCoder with .* and a Rotation with .* was given"),
+        ({"mlp_output.2": coder(1)}, r"subspaces names mlp_output.2 and no subspace was saved there"),
         (
             {"mlp_output.1": SparseCoder(nn.Linear(9, 9), nn.Linear(9, 9), [3, 4])},
             "SparseCoder given for mlp_output.1 does not fit what was saved",
@@ -308,8 +300,8 @@ def test_what_cannot_be_saved_is_refused_and_leaves_nothing(what, message, model
     assert not os.listdir(tmp_path)
 
 
-def test_positions_must_name_the_same_locations(model, tmp_path):
-    with pytest.raises(InterventionError, match="do not name the same locations: block_output.2 is in one of them"):
+def test_positions_of_what_is_not_written_are_refused(model, tmp_path):
+    with pytest.raises(InterventionError, match=r"for block_output.2 were given and nothing is written there"):
         save(tmp_path / "a", [Location(1)], model=model, positions={Location(1): 0, Location(2): 0})
 
 
@@ -322,20 +314,19 @@ def bert(**settings) -> nn.Module:
 @pytest.mark.parametrize(
     ("location", "other", "message"),
     [
-        (Location(1), lambda: make("gpt2"), r"model of type 'bert' \(BertFor.*\), and this one has 'gpt2' \(GPT2LM"),
-        (Location(1), lambda: bert(hidden_size=32), r"of hidden size 16 .* and this one has 32"),
-        (Location(1), lambda: bert(num_attention_heads=4), r"with heads 2 .* and this one has 4"),
+        (Location(1), lambda: make("gpt2"), r"one whose type is 'bert', and that of this one is 'gpt2'; load it into"),
+        (Location(1), lambda: bert(hidden_size=32), r"whose hidden_size is 16, and that of this one is 32"),
+        (
+            Location(1),
+            lambda: bert(num_attention_heads=4),
+            r"whose num_attention_heads is 2, and .* is 4",
+        ),
         (
             Location(-1),
             lambda: bert(num_hidden_layers=4),
-            "block_output.-1 was saved for 3 layers and this model has 4",
+            r"whose layers is \{'': 3\}, and .* is \{'': 4",
         ),
-        (Location(2), lambda: bert(num_hidden_layers=2), r"does not fit this model: Location\(layer=2\) is out of"),
-        (
-            Location(module="classifier"),
-            lambda: bert().bert,
-            "does not fit this model: module 'classifier' does not ex",
-        ),
+        (Location(module="classifier"), lambda: bert().bert, "module 'classifier' does not ex"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(location, other, message, model, tmp_path):
@@ -350,22 +341,17 @@ def test_another_model_of_the_same_shape_fits(model, tmp_path):
     net = make("mlp")
     save(tmp_path / "b", {Location(module="2"): Zero()}, model=net)
     assert load(tmp_path / "b", make("mlp")).at == {Location(module="2"): Zero()}
-    with pytest.raises(InterventionError, match="of type 'Sequential'.*and this one has 'CNN'"):
+    with pytest.raises(InterventionError, match="whose type is 'Sequential', and that of this one is 'CNN'"):
         load(tmp_path / "b", make("cnn"))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.update(format=2), "is of format 2 .* and this version reads up to 1; upgrade"),
-        (lambda d: d.pop("format"), "cannot be read: KeyError: 'format'; save it again"),
+        (lambda d: d.update(format=2), "is of format 2 and this version reads up to 1; upgrade"),
         (
             lambda d: d["interventions"][0]["operator"].update({"class": "Rotate"}),
             "operator 'Rotate' at block_output.1 is not known here: the operators are Swap, ",
-        ),
-        (
-            lambda d: d["interventions"][0]["operator"]["fields"].update(clip=3),
-            "operator Add at block_output.1 was saved with clip, which it has not here",
         ),
     ],
 )
@@ -376,16 +362,6 @@ def test_a_description_from_elsewhere_is_refused(change, message, model, tmp_pat
         load(tmp_path / "a", model)
 
 
-def test_a_broken_folder_is_refused(model, tmp_path):
-    with pytest.raises(InterventionError, match="holds no saved interventions: there is no interventions.json"):
+def test_a_folder_without_interventions_is_refused(model, tmp_path):
+    with pytest.raises(InterventionError, match=r"holds no saved interventions: there is no interventions.json"):
         load(tmp_path / "none", model)
-    save(tmp_path / "a", {Location(1): Add(torch.ones(WIDTH))}, model=model)
-    (tmp_path / "a" / TENSORS).write_bytes(b"broken")
-    with pytest.raises(InterventionError, match="cannot be read: SafetensorError"):
-        load(tmp_path / "a", model)
-    (tmp_path / "a" / TENSORS).unlink()
-    with pytest.raises(InterventionError, match="cannot be read: FileNotFoundError"):
-        load(tmp_path / "a", model)
-    (tmp_path / "a" / DESCRIPTION).write_text("{")
-    with pytest.raises(InterventionError, match="cannot be read: JSONDecodeError"):
-        load(tmp_path / "a", model)

@@ -1,0 +1,141 @@
+"""The cells of a grid: which tokens of each example a counterfactual writes, and which of the source it takes."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interventions.errors import InterventionError
+from interventions.locations import Location
+from interventions.positions import Positions, select
+
+Tokens = list[list[int]]  # of each example, counted over real tokens; [] where it has none of those asked for
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """A column of the grid: what is asked for, not yet counted in any example."""
+
+    label: int | str
+    positions: Any
+    source_positions: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One counterfactual.
+
+    Attributes:
+        column: its number.
+        tokens: what it writes, by location; None is all tokens.
+        source_tokens: what it takes, by location; None is as many as it writes.
+        present: which examples have the tokens; None is all of them.
+    """
+
+    column: int
+    tokens: Mapping[Location, Tokens] | None = None
+    source_tokens: Mapping[Location, Tokens] | None = None
+    present: Bool[Tensor, " examples"] | None = None
+
+
+def columns_of(positions: Any, source_positions: Any, longest: int) -> list[Column]:
+    """The columns that are asked for.
+
+    Args:
+        longest: how many columns "each" is.
+
+    Raises:
+        InterventionError: positions that are not understood; two columns of one name; other source positions than
+            columns.
+    """
+    if positions is None:
+        if source_positions is not None:
+            raise InterventionError("source_positions was given with positions=None, all tokens; say where to write.")
+        return [Column("all", None, None)]
+    each = isinstance(positions, str) and positions == "each"
+    entries = list(range(longest)) if each else _entries(positions, "positions")
+    labels = list(positions) if isinstance(positions, Mapping) else [_label(entry) for entry in entries]
+    if len(set(labels)) < len(labels):
+        raise InterventionError("two columns of positions are called alike; label them: positions={'a label': …}.")
+    if source_positions is None or isinstance(source_positions, int):
+        sources = [source_positions] * len(entries)
+    else:
+        sources = _entries(source_positions, "source_positions")
+    if len(sources) != len(entries):
+        raise InterventionError(
+            f"source_positions has {len(sources)} entries for {len(entries)} columns; give one for each."
+        )
+    return [Column(*column) for column in zip(labels, entries, sources, strict=True)]
+
+
+def cells_of(
+    columns: Sequence[Column],
+    real: Mapping[Location, Bool[Tensor, "batch token"]],
+    source_real: Mapping[Location, Bool[Tensor, "source_batch source_token"]] | None,
+    *,
+    aligned: bool,
+) -> list[Cell]:
+    """The cells of a row, without those for which no example has the tokens.
+
+    Args:
+        real: which tokens of the base are real at each location of the row.
+        source_real: those of the source, where there is one.
+        aligned: whether an example takes from the source of the same number, and not from a bag of all of them.
+    """
+    cells = []
+    for number, column in enumerate(columns):
+        if column.positions is None:
+            cells.append(Cell(number))
+            continue
+        asked = column.positions if column.source_positions is None else column.source_positions
+        mine = {location: _tokens(column.positions, mask) for location, mask in real.items()}
+        its = {location: _tokens(asked, mask) for location, mask in (source_real or {}).items()}
+        needed = [*mine.values(), *(its.values() if aligned else ())]
+        present = [all(rows) for rows in zip(*needed, strict=True)]
+        if any(present) and all(map(any, its.values())):
+            its = _only(present, its) if aligned else its
+            cells.append(Cell(number, _only(present, mine), its or None, torch.tensor(present)))
+    return cells
+
+
+def _tokens(positions: Positions, real: Bool[Tensor, "batch token"]) -> Tokens:
+    """The tokens that `positions` names in each example; an int that an example does not have is none."""
+    if isinstance(positions, int):
+        lengths = real.sum(1).tolist()
+        return [[positions % length] if -length <= positions < length else [] for length in lengths]
+    chosen = select(positions, real)
+    numbers = (real.long().cumsum(1) - 1)[chosen.rows, chosen.columns]
+    return [numbers[chosen.rows == row].tolist() for row in range(len(real))]
+
+
+def _only(present: list[bool], tokens: Mapping[Location, Tokens]) -> dict[Location, Tokens]:
+    return {
+        location: [row if has else [] for row, has in zip(rows, present, strict=True)]
+        for location, rows in tokens.items()
+    }
+
+
+def _entries(positions: Any, name: str) -> list[Any]:
+    """What is asked for, for each column."""
+    entries = positions.values() if isinstance(positions, Mapping) else positions
+    if isinstance(positions, Tensor):
+        entries = positions.tolist() if positions.ndim == 1 else []  # [batch, k] would be taken for columns
+    entries = list(entries) if isinstance(entries, Iterable) else [entries]
+    whole = [hasattr(entry, "__index__") and not isinstance(entry, bool | Tensor) for entry in entries]
+    entries = [entry.__index__() if number else entry for entry, number in zip(entries, whole, strict=True)]
+    if not entries or any(entry is None or isinstance(entry, str | bool | float) for entry in entries):
+        raise InterventionError(
+            f"{name}={positions!r} is not understood; write 'each', None for all at once, or a list with one entry "
+            "for each column, such as [0, 3, -1]."
+        )
+    return entries
+
+
+def _label(entry: Any) -> int | str:
+    if isinstance(entry, int):
+        return entry
+    text = f"tensor{list(entry.shape)}" if isinstance(entry, Tensor) else str(entry)
+    return text if len(text) <= 24 else f"{text[:23]}…"

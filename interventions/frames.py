@@ -1,0 +1,57 @@
+"""Orthonormal frames as products of Householder reflections.
+
+A product of reflections is orthogonal for any vectors, as their length does not enter. The exponential and the Cayley
+map of a skew matrix lose that in fp32 once the matrix is large, and the gradient of a QR or polar factor is infinite
+where columns depend on each other. k reflections reach every frame of k directions, at the cost of two products of
+[width, k] with [k, k] (Mhammedi et al. 2017, arXiv:1612.00188).
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def frame(
+    reflections: Float[Tensor, "width k"], signs: Float[Tensor, " k"], dtype: torch.dtype
+) -> Float[Tensor, "width k"]:
+    """The first k columns of H₁ ⋯ Hₖ, each with its sign, Hⱼ = I − 2 v vᵀ / vᵀv for column v = vⱼ; for v = 0 it is I.
+
+    By the compact form I − V T Vᵀ of the product (Schreiber, Van Loan 1989), T⁻¹ = the upper triangle of VᵀV, its
+    diagonal halved.
+
+    >>> frame(torch.tensor([[1.0], [1.0]]), torch.ones(1), torch.float32).tolist()  # the first axis becomes −(second)
+    [[0.0], [-1.0]]
+    """
+    with full_precision(reflections):
+        vectors = reflections.to(torch.promote_types(reflections.dtype, dtype))
+        largest = vectors.detach().abs().amax(0)
+        vectors = vectors / torch.where(largest > 0, largest, 1)  # squares of 1e30 or 1e-30 are not fp32 numbers
+        products = vectors.T @ vectors
+        halves = torch.where(largest > 0, products.diagonal() / 2, 1)
+        mixed = torch.linalg.solve_triangular(products.triu(1) + halves.diag(), vectors[: len(halves)].T, upper=True)
+        start = torch.eye(*vectors.shape, dtype=vectors.dtype, device=vectors.device)
+        return ((start - vectors @ mixed) * signs).to(dtype)
+
+
+def reflections_of(matrix: Float[Tensor, "width k"]) -> tuple[Float[Tensor, "width k"], Float[Tensor, " k"]]:
+    """`(reflections, signs)` whose frame is the Q of matrix = Q R with a positive diagonal of R."""
+    packed, tau = torch.geqrf(matrix.detach().cpu().double())
+    vectors = packed.tril(-1) + torch.eye(*packed.shape, dtype=packed.dtype)
+    # Where LAPACK skips a reflection (τ = 0), ours along that axis flips one sign, and can be learned.
+    signs = torch.where(packed.diagonal() < 0, -1.0, 1.0) * torch.where(tau == 0, -1.0, 1.0)
+    return vectors.float(), signs.float()
+
+
+def random_reflections(width: int, k: int, seed: int) -> tuple[Float[Tensor, "width k"], Float[Tensor, " k"]]:
+    """`(reflections, signs)` of a frame drawn uniformly."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return reflections_of(torch.randn(width, k, generator=generator, device="cpu"))
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[Any]:
+    """Without autocast, on the device of `x`."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

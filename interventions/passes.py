@@ -1,0 +1,147 @@
+"""Several counterfactuals in one pass of the model: the examples repeated, each cell with its own tokens written."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interventions.cells import Cell, Tokens
+from interventions.errors import InterventionError
+from interventions.interchanges import interchange
+from interventions.locations import Location
+from interventions.operators import Operator
+from interventions.runs import Run, rows_of, run
+
+MOST_ROWS = 64  # rows of a pass, where the caller names no number
+MOST_NUMBERS = 2**28  # numbers that such a pass keeps: the output, and what every block returned
+
+
+@dataclass(eq=False)
+class Passes:
+    """Runs the counterfactuals of a location, several in one pass.
+
+    Attributes:
+        most: how many.
+    """
+
+    base: Run
+    source: Run | None
+    op: Operator
+    generator: torch.Generator | None
+    most: int
+    _repeated: dict[int, Run] = field(default_factory=dict)
+
+    def __call__(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
+        """Each cell, with the output of its counterfactual."""
+        count = math.ceil(len(cells) / self.most)
+        size = math.ceil(len(cells) / max(1, count))  # passes of one size where that is as few
+        for chunk in (cells[number * size : (number + 1) * size] for number in range(count)):
+            output = self._together(locations, chunk)
+            for number, cell in enumerate(chunk):
+                yield cell, output if len(chunk) == 1 else rows_of(output, self._rows(number))
+
+    def _together(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> object:
+        source = self.source
+        if source is not None and len(cells) > 1:
+            source = source.take(torch.arange(examples_in(source)).repeat(len(cells)))
+        return interchange(
+            self.base.model,
+            self._base(len(cells)),
+            source,
+            {location: OneByOne.of(self.op, cells, location) for location in locations},
+            positions={location: list(chain(*written(cells, location))) or None for location in locations},
+            source_positions={location: list(chain(*taken(cells, location))) or None for location in locations},
+            generator=self.generator,
+        ).output
+
+    def _base(self, times: int) -> Run:
+        """The base run with all its examples so many times, one after the other."""
+        if times == 1:
+            return self.base
+        if times not in self._repeated:
+            again = run(self.base.model, rows_of(self.base.inputs, self._rows(0).repeat(times)))
+            if shapes_of(rows_of(again.output, self._rows(0))) != shapes_of(self.base.output):
+                raise InterventionError(
+                    "what the model returns for one example has another shape among more of them, so counterfactuals "
+                    f"cannot share a pass; pass batch_size={examples_in(self.base)}, one counterfactual a pass."
+                )
+            self._repeated[times] = replace(again, output=None)
+        return self._repeated[times]
+
+    def _rows(self, number: int) -> Tensor:
+        count = examples_in(self.base)
+        return torch.arange(number * count, (number + 1) * count)
+
+
+@dataclass(frozen=True, eq=False)
+class OneByOne:
+    """An operator on several counterfactuals that lie one after the other: it sees each as if it were alone.
+
+    Attributes:
+        counts: how many vectors of each are written.
+        source_counts: how many of its source each is given.
+    """
+
+    op: Operator
+    counts: list[int]
+    source_counts: list[int]
+
+    @classmethod
+    def of(cls, op: Operator, cells: Sequence[Cell], location: Location) -> Operator:
+        """`op` itself for one cell."""
+        if len(cells) == 1:
+            return op
+        counts = [[sum(map(len, rows)) for rows in each] for each in (written(cells, location), taken(cells, location))]
+        return cls(op, counts[0], counts[1])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.op, name)  # needs_source and pools_source, where it has them
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        sources = [None] * len(self.counts) if source is None else source.split(self.source_counts)
+        parts = zip(base.split(self.counts), sources, strict=True)
+        return torch.cat([self.op(mine, its, generator) for mine, its in parts])
+
+
+def written(cells: Sequence[Cell], location: Location) -> list[Tokens]:
+    """What each cell writes at a location; nothing where cells write all tokens."""
+    return [cell.tokens[location] for cell in cells if cell.tokens is not None]
+
+
+def taken(cells: Sequence[Cell], location: Location) -> list[Tokens]:
+    """What each cell takes from the source at a location."""
+    return [cell.source_tokens[location] for cell in cells if cell.source_tokens is not None]
+
+
+def cells_a_pass(base: Run, batch_size: int | None) -> int:
+    """How many counterfactuals share a pass."""
+    examples = examples_in(base)
+    if batch_size is not None and batch_size < examples:
+        raise InterventionError(
+            f"batch_size={batch_size} rows do not hold one counterfactual of {examples} examples; write "
+            f"batch_size={examples} or more, or sweep fewer examples at a time."
+        )
+    given, returned = shapes_of(base.inputs), shapes_of(base.output)
+    if {shape[:1] for shape in given if shape} != {(examples,)} or {shape[:1] for shape in returned} != {(examples,)}:
+        return 1  # something cannot be repeated, or is one number for all of the pass
+    if batch_size is None:
+        kept = shapes_of([base.output, [call.raw for call in base.recording.calls] if base.recording else None])
+        batch_size = min(MOST_ROWS, examples * MOST_NUMBERS // max(1, sum(map(math.prod, kept))))
+    return max(1, batch_size // examples)
+
+
+def examples_in(given: Run) -> int:
+    """How many examples a run has."""
+    return next(shape[0] for shape in shapes_of(given.inputs) if shape)
+
+
+def shapes_of(value: Any) -> list[tuple[int, ...]]:
+    """The shapes of all tensors in what a model is called with or returns."""
+    if isinstance(value, Tensor):
+        return [tuple(value.shape)]
+    entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return [shape for entry in entries for shape in shapes_of(entry)]

@@ -1,0 +1,143 @@
+"""Learned rotations: distributed alignment search, and boundless."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from interventions.errors import InterventionError
+from interventions.frames import frame, random_reflections, reflections_of
+from interventions.subspaces.masks import SoftChoice
+from interventions.subspaces.subspace import Learned, check_dims, difference, precision, unbuilt
+
+
+class Rotation(Learned):
+    """`dims` orthonormal directions: distributed alignment search (Geiger et al. 2023, arXiv:2303.02536, section 3).
+
+    They are orthonormal whatever values the parameters take, and start as a uniformly random frame.
+
+    Args:
+        dims: how many directions.
+        width: of the space; None: that of the first tensor seen.
+        seed: of the first value.
+
+    Raises:
+        InterventionError: more dims than the width.
+
+    >>> rotation, x, source = Rotation(2, width=8), torch.zeros(3, 8), torch.ones(3, 8)
+    >>> new = rotation.replace(x, rotation.coordinates(source))
+    >>> torch.allclose(rotation.coordinates(new), rotation.coordinates(source), atol=1e-6)
+    True
+    """
+
+    signs: Tensor
+
+    def __init__(self, dims: int, width: int | None = None, *, seed: int = 0) -> None:
+        super().__init__()
+        check_dims(dims, width, "Rotation")
+        self.dims, self.seed = dims, seed
+        self.reflections = unbuilt()
+        self.register_buffer("signs", torch.ones(dims))
+        self._build(width)
+
+    @classmethod
+    def from_directions(cls, directions: Float[Tensor, "width k"]) -> "Rotation":
+        """The span of the columns of `directions`, orthonormalised from the first to the last (Gram–Schmidt).
+
+        Raises:
+            InterventionError: they are not linearly independent.
+
+        >>> Rotation.from_directions(torch.tensor([[0.0], [2.0]])).directions.abs().tolist()
+        [[0.0], [1.0]]
+        """
+        width, dims = directions.shape
+        check_dims(dims, width, "Rotation.from_directions(matrix [width, k])")
+        rank = int(torch.linalg.matrix_rank(directions.detach().float().cpu()))
+        if rank < dims:
+            raise InterventionError(
+                f"Rotation.from_directions was given {dims} directions of rank {rank}; leave out those that depend on "
+                "the others."
+            )
+        rotation = cls(dims, width)
+        with torch.no_grad():
+            reflections, signs = reflections_of(directions)
+            rotation.reflections.copy_(reflections)
+            rotation.signs.copy_(signs)
+        return rotation.to(directions.device)
+
+    @property
+    def directions(self) -> Float[Tensor, "width k"]:
+        """The directions as columns."""
+        self._check_built()
+        return frame(self.reflections, self.signs, precision(self.reflections))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"dims": self.dims, "width": self.width, "seed": self.seed}
+
+    def _initial(self, width: int) -> dict[str, Tensor]:
+        check_dims(self.dims, width, "Rotation")
+        return dict(zip(("reflections", "signs"), random_reflections(width, self.dims, self.seed), strict=True))
+
+    def _coordinates(self, x: Tensor) -> Tensor:
+        return x @ frame(self.reflections, self.signs, x.dtype)
+
+    def _replaced(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        directions = frame(self.reflections, self.signs, x.dtype)
+        return x + difference(coordinates, x @ directions) @ directions.T
+
+
+class BoundlessRotation(SoftChoice):
+    """A rotation of the whole space and how many of its first dims to replace: boundless distributed alignment search.
+
+    Wu et al. 2023 (arXiv:2305.08809, section 3): rotated dim j is replaced by the share σ((boundary · width − j) / τ),
+    j counted from ½. Penalise `boundary` to find the smallest subspace that does.
+
+    Args:
+        width: of the space; None: that of the first tensor seen.
+        seed: of the first rotation.
+        temperature: τ in dims; the paper anneals it from 50 to 0.1.
+
+    >>> rotation = BoundlessRotation(8, temperature=0.5).eval()
+    >>> x = torch.arange(8.0)
+    >>> (rotation.replace(x, torch.zeros(8)) - x).norm() < x.norm(), rotation.boundary.item()  # half of them
+    (tensor(True), 0.5)
+    """
+
+    signs: Tensor
+
+    def __init__(self, width: int | None = None, *, seed: int = 0, temperature: float = 50.0) -> None:
+        super().__init__(temperature)
+        self.seed = seed
+        self.reflections = unbuilt()
+        self.register_buffer("signs", torch.ones(0))
+        self.logit = nn.Parameter(torch.zeros(()))
+        self._build(width)
+
+    @property
+    def boundary(self) -> Float[Tensor, ""]:
+        """The share of the dims that is replaced, differentiable."""
+        return self.logit.sigmoid()
+
+    @property
+    def directions(self) -> Float[Tensor, "width width"]:
+        """The rotated dims as columns."""
+        self._check_built()
+        return frame(self.reflections, self.signs, precision(self.reflections))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"width": self.width, "seed": self.seed, "temperature": self.temperature}
+
+    def _initial(self, width: int) -> dict[str, Tensor]:
+        return dict(zip(("reflections", "signs"), random_reflections(width, width, self.seed), strict=True))
+
+    def _coordinates(self, x: Tensor) -> Tensor:
+        return x @ frame(self.reflections, self.signs, x.dtype)
+
+    def _replaced(self, x: Tensor, coordinates: Tensor) -> Tensor:
+        directions = frame(self.reflections, self.signs, x.dtype)
+        numbers = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype) + 0.5
+        mask = self._chosen(self.boundary * x.shape[-1] - numbers).to(x.dtype)
+        return x + (mask * difference(coordinates, x @ directions)) @ directions.T

@@ -1,0 +1,147 @@
+"""What every subspace does, and what those with parameters do."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from interventions.errors import InterventionError
+from interventions.frames import full_precision
+
+
+class Subspace(nn.Module, ABC):
+    """Some directions of the last axis of an activation. Compared by identity, as every module.
+
+    A subclass defines `_coordinates`, `_replaced` and `settings`. Half-precision activations are computed on in fp32,
+    autocast or not: coordinates are then fp32 (rounded ones would leave a residue of what they replace), and `replace`
+    returns the dtype of its `x`.
+
+    Attributes:
+        width: length of the last axis; None: not known yet, or any.
+    """
+
+    width: int | None = None
+
+    def coordinates(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... k"]:
+        """The coordinates of `x` in the subspace, in fp32 where `x` is of half precision.
+
+        Raises:
+            InterventionError: `x` has another width than the subspace.
+        """
+        self._check_fit(x)
+        with full_precision(x):
+            return self._coordinates(x.to(precision(x)))
+
+    def replace(self, x: Float[Tensor, "... d"], coordinates: Float[Tensor, "... k"]) -> Float[Tensor, "... d"]:
+        """`x` with these coordinates; what the subspace does not span stays. `replace(x, coordinates(x))` is `x`.
+
+        Raises:
+            InterventionError: as `coordinates`; or there are more or fewer coordinates than those of `x`.
+        """
+        self._check_fit(x)
+        with full_precision(x):
+            return self._replaced(x.to(precision(x)), coordinates.to(precision(x))).to(x.dtype)
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """The arguments that, with the state dict, build the module again; what the state dict holds is not here."""
+
+    @abstractmethod
+    def _coordinates(self, x: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _replaced(self, x: Tensor, coordinates: Tensor) -> Tensor: ...
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.settings.items())
+
+    def _check_fit(self, x: Tensor) -> None:
+        if self.width is not None and x.shape[-1] != self.width:
+            raise InterventionError(
+                f"{type(self).__name__} spans directions of width {self.width} and was given a tensor of shape "
+                f"{list(x.shape)}; build it with width={x.shape[-1]}, or name a location of width {self.width}."
+            )
+
+
+class Learned(Subspace):
+    """A subspace with parameters, which without `width` are made at the first call, from the width of its `x`.
+
+    The parameters are there before that (an optimizer can be given them), but have no shape.
+    """
+
+    @abstractmethod
+    def _initial(self, width: int) -> dict[str, Tensor]:
+        """The first value of each parameter and buffer that depends on the width."""
+
+    def _build(self, width: int | None, device: torch.device | None = None) -> None:
+        """Fill the parameters for this width, and move to `device`; without a width that is left to the first call."""
+        if width is None:
+            return
+        # A parameter made under inference_mode could never be trained.
+        with torch.inference_mode(False), torch.no_grad():
+            for name, value in self._initial(width).items():
+                tensor = getattr(self, name)
+                if isinstance(tensor, UninitializedParameter):
+                    tensor.materialize(tuple(value.shape))
+                    tensor.copy_(value)
+                else:
+                    setattr(self, name, value.to(tensor))
+            self.to(device)
+        self.width = width
+
+    def _check_fit(self, x: Tensor) -> None:
+        if self.width is None:
+            self._build(x.shape[-1], x.device)
+        super()._check_fit(x)
+
+    def _check_built(self) -> None:
+        if self.width is None:
+            raise InterventionError(
+                f"{type(self).__name__} was built without a width and has not run yet, so it holds no directions; "
+                "write width=…, or run it once."
+            )
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._check_built()
+        super()._save_to_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        unbuilt = [name for name, p in self._parameters.items() if isinstance(p, UninitializedParameter)]
+        if unbuilt and prefix + unbuilt[0] in state_dict:
+            self._build(len(state_dict[prefix + unbuilt[0]]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def unbuilt() -> nn.Parameter:
+    """A parameter without a shape yet."""
+    return UninitializedParameter(dtype=torch.float32)  # type: ignore[call-arg, return-value]
+
+
+def precision(x: Tensor) -> torch.dtype:
+    """In what `x` is computed on: fp32, or fp64 where it is."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def difference(new: Float[Tensor, "..."], old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`new − old` for coordinates of one shape.
+
+    Raises:
+        InterventionError: they are not.
+    """
+    if new.shape != old.shape:
+        raise InterventionError(
+            f"replace was given coordinates of shape {list(new.shape)} and those of x have {list(old.shape)}; give as "
+            "many as subspace.coordinates(x)."
+        )
+    return new - old
+
+
+def check_dims(dims: int, width: int | None, what: str) -> None:
+    """Raise where a space of `width` has no `dims` directions."""
+    if dims < 1 or (width is not None and dims > width):
+        space = "" if width is None else f" in a space of width {width}"
+        raise InterventionError(f"{what} was asked for {dims} directions{space}; write dims=1 to dims={width or '…'}.")
