@@ -9,6 +9,8 @@
 (True, {Location(module='1'): 1})
 """
 
+from typing import TYPE_CHECKING
+
 from interventions import metrics
 from interventions.architectures import Architecture, Place, Stack, architecture
 from interventions.averages import mean_of
@@ -29,12 +31,14 @@ from interventions.metrics import (
 )
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.paths import path_patch
-from interventions.plots import Picture
 from interventions.positions import Selection, select
 from interventions.runs import Activations, Run, record, run, run_to
 from interventions.saving import Saved, load, save
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
 from interventions.sweeps import sweep
+
+if TYPE_CHECKING:
+    from interventions.plots import Picture
 
 __all__ = [
     "PCA",
@@ -87,3 +91,12 @@ __all__ = [
     "select",
     "sweep",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`Picture` when it is asked for: matplotlib takes half a second to import."""
+    if name == "Picture":
+        from interventions.plots import Picture
+
+        return Picture
+    raise AttributeError(f"module 'interventions' has no attribute {name!r}")

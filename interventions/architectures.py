@@ -4,13 +4,13 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
 from interventions.axes import axes_of
 from interventions.errors import InterventionError
-from interventions.exceptions import exception_for
+from interventions.exceptions import Blocks, exception_for
 from interventions.locations import HEAD_SITES, STATES, Location
 from interventions.sites import CROSS, Attention, Missing, attention_at, attention_of, feed_forward_of, norm_after
 
@@ -83,15 +83,11 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """What can be addressed in one model."""
+    """What can be addressed in one model: its stacks of blocks, and its modules with their dotted paths."""
 
     model: nn.Module
     stacks: tuple[Stack, ...]
-
-    @cached_property
-    def paths(self) -> dict[nn.Module, str]:
-        """Module → its dotted path."""
-        return {module: path for path, module in self.model.named_modules()}
+    paths: dict[nn.Module, str]
 
     @property
     def resumes(self) -> bool:
@@ -288,15 +284,46 @@ def architecture(model: nn.Module) -> Architecture:
             f"a torch model was asked for and {type(model).__name__} given; pass the nn.Module itself, "
             "e.g. pipeline.model or trainer.model."
         )
-    exception = exception_for(model)
-    lists = [(path, _entries(module)) for path, module in exception.lists_in(model)] if exception else []
-    if exception is not None and exception.in_order is not None:
-        lists = [(path, exception.in_order(model, blocks)) for path, blocks in lists]
-    lists = lists or list(_stacks(model))
-    names = _names([path for path, _ in lists])
+    modules = modules_of(model)
+    entry = exception_for(model)
+    known = _known.get(model)
+    if known is None or known.modules != tuple(map(id, modules)) or known.entry is not entry:
+        known = _known[model] = _Known.of(model, modules, entry)
+    by_id = {id(module): module for module in modules}
     return Architecture(
-        model, tuple(Stack(name, path, blocks) for name, (path, blocks) in zip(names, lists, strict=True))
+        model,
+        tuple(Stack(name, path, tuple(by_id[block] for block in blocks)) for name, path, blocks in known.stacks),
+        {module: known.paths[id(module)] for module in modules},
     )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What was found in a model, by numbers and names: it keeps no module alive.
+
+    Attributes:
+        modules: the ids of the modules at the time: others mean that the model was changed.
+        stacks: name, path and ids of the blocks of each stack.
+    """
+
+    modules: tuple[int, ...]
+    entry: Blocks | None
+    stacks: tuple[tuple[str, str, tuple[int, ...]], ...]
+    paths: dict[int, str]
+
+    @classmethod
+    def of(cls, model: nn.Module, modules: list[nn.Module], entry: Blocks | None) -> "_Known":
+        lists = [(path, _entries(module)) for path, module in entry.lists_in(model)] if entry else []
+        if entry is not None and entry.in_order is not None:
+            lists = [(path, entry.in_order(model, blocks)) for path, blocks in lists]
+        lists = lists or list(_stacks(model))
+        names = _names([path for path, _ in lists])
+        stacks = ((name, path, tuple(map(id, blocks))) for name, (path, blocks) in zip(names, lists, strict=True))
+        paths = {id(module): path for path, module in model.named_modules()}
+        return cls(tuple(map(id, modules)), entry, tuple(stacks), paths)
+
+
+_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -65,6 +65,6 @@ def _chosen(vectors: Tensor, mask: object, positions: Positions) -> Tensor:
         return vectors
     real = span_of(vectors, mask if isinstance(mask, Tensor) else None, None).real
     if positions is None:
-        return vectors[real]
-    chosen = select(positions, real)
+        return vectors[real.to(vectors.device)]
+    chosen = select(positions, real).to(vectors.device)
     return vectors[chosen.rows, chosen.columns]

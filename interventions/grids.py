@@ -5,14 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.locations import Location
-from interventions.plots import Picture, heat_map
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -61,8 +60,8 @@ class Grid:
         measured = [(row, column) for row, column in cells if not changes[row, column].isnan()]
         return [(labels[row], self.positions[column], float(values[row, column])) for row, column in measured[:k]]
 
-    def plot(self, tokens: Sequence[str] | None = None) -> Picture:
-        """A heat map: locations down, positions across.
+    def plot(self, tokens: Sequence[str] | None = None) -> Any:
+        """A heat map, as a matplotlib figure: locations down, positions across.
 
         Args:
             tokens: texts of the tokens, one for each column.
@@ -78,6 +77,8 @@ class Grid:
         texts = [""] * len(self.positions) if tokens is None else tokens
         columns = [f"{at} {text}".strip() for at, text in zip(self.positions, texts, strict=True)]
         centre = 0.0 if self.is_signed or (self.values.nan_to_num() < 0).any() else None
+        from interventions.plots import heat_map  # matplotlib takes half a second
+
         return heat_map(
             self.values, list(self.locations), columns, label=self.metric, column_label="position", centre=centre
         )

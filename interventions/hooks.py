@@ -4,6 +4,7 @@ A `Scope` is what one open block does to one model. It acts only in the context 
 hook asks a ContextVar first. When it closes, the model is as it was.
 """
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.utils import checkpoint
 
 from interventions.architectures import modules_of
@@ -507,9 +507,12 @@ def _state(generator: torch.Generator | None) -> Tensor | None:
 
 
 def _check_compiled(scope: Scope) -> None:
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # it takes a second to import, and is where it was used
+    if dynamo is None:
+        return
     parts = {scope.model, *(tap.module for tap in scope.taps)}
     for module in modules_of(scope.model):
-        if isinstance(module, OptimizedModule) and any(inner in parts for inner in modules_of(module)):
+        if isinstance(module, dynamo.OptimizedModule) and any(inner in parts for inner in modules_of(module)):
             path = next(path for path, named_one in scope.model.named_modules() if named_one is module)
             name = path or "model"
             raise InterventionError(

@@ -20,6 +20,10 @@ class Selection:
     rows: Int[Tensor, " n"]
     columns: Int[Tensor, " n"]
 
+    def to(self, device: torch.device) -> "Selection":
+        """The same on a device."""
+        return Selection(self.rows.to(device), self.columns.to(device))
+
     def counts(self, batch: int) -> Int[Tensor, " batch"]:
         """How many places of each example are chosen."""
         return torch.bincount(self.rows, minlength=batch)

@@ -240,7 +240,12 @@ def _write(folder: Path, description: str, tensors: Mapping[str, Tensor]) -> Non
         save_file(copies, new / TENSORS)
         if folder.exists():
             folder.rename(old)
-        new.rename(folder)
+        try:
+            new.rename(folder)
+        except BaseException:
+            if old.exists():
+                old.rename(folder)
+            raise
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

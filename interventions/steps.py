@@ -124,6 +124,8 @@ def span_of(
 ) -> Span:
     """The tokens that `vectors`, `[batch, token, …]`, are of, in a call of the model.
 
+    It is on the CPU: counting positions asks for many single numbers, and each would wait for the device.
+
     Args:
         mask: the padding mask that the model, or `generate`, was called with; None: no padding.
         is_key: whether it holds one vector for each token that is attended to, so those of the cache too.
@@ -135,9 +137,9 @@ def span_of(
     total = past + tokens
     generates = call is not None and call.generation is not None and not encodes
     prompt = None if call is None or encodes else call.prompt
-    real = torch.ones(batch, max(total, prompt or 0) if generates else total, dtype=torch.bool, device=vectors.device)
+    real = torch.ones(batch, max(total, prompt or 0) if generates else total, dtype=torch.bool)
     if mask is not None:
-        mask = _for_beams(mask, batch).to(vectors.device).bool()
+        mask = _for_beams(mask, batch).cpu().bool()
         width = mask.shape[-1]
         if mask.ndim != 2 or len(mask) != batch or not (width == total or (generates and width <= real.shape[1])):
             raise InterventionError(

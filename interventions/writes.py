@@ -114,7 +114,8 @@ class Write:
         self._check_value(value, base)
         merged = _merge(there, value, self.location)
         if targets.to is not None:
-            merged = vectors.index_put((targets.to.rows, targets.to.columns), merged)
+            to = targets.to.to(vectors.device)
+            merged = vectors.index_put((to.rows, to.columns), merged)
         elif (
             merged is state
             or (self.source is not None and any(_shares(merged, held) for held in self.source.states))
@@ -139,7 +140,7 @@ class Write:
         parts = chosen(span, self.steps, self.positions)
         rows = [named.rows[new] for named, new in parts]
         columns = [named.columns[new] - span.offset for named, new in parts]
-        none = torch.zeros(0, dtype=torch.long, device=vectors.device)
+        none = torch.zeros(0, dtype=torch.long)
         return Targets(Selection(torch.cat([none, *rows]), torch.cat([none, *columns])), parts)
 
     def _span(self, vectors: Tensor, scope: Scope) -> Span:
@@ -201,7 +202,7 @@ class Write:
             self._check_counts(named, selected, len(vectors), len(source))
         rows = torch.cat([selected.rows[new] for _, new in targets.named])
         columns = torch.cat([selected.columns[new] for _, new in targets.named])
-        return source[rows, columns]
+        return _at(source, Selection(rows, columns))
 
     def _pooled(self, source: Tensor, mask: Tensor | None) -> Tensor:
         """The vectors of all examples and positions, `[n, …, dims]`."""
@@ -211,7 +212,7 @@ class Write:
         if source.ndim < 3:
             return source
         if mask is not None:
-            return source[span_of(source, mask, None).real]
+            return source[span_of(source, mask, None).real.to(source.device)]
         return rearrange(source, "b t ... -> (b t) ...")
 
     def _select(self, positions: Positions, vectors: Tensor, mask: Tensor | None) -> Selection:
@@ -309,7 +310,10 @@ def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
 
 
 def _at(vectors: Tensor, chosen_ones: Selection | None) -> Tensor:
-    return vectors if chosen_ones is None else vectors[chosen_ones.rows, chosen_ones.columns]
+    if chosen_ones is None:
+        return vectors
+    chosen_ones = chosen_ones.to(vectors.device)
+    return vectors[chosen_ones.rows, chosen_ones.columns]
 
 
 def _part(vectors: Tensor, location: Location) -> Tensor:

@@ -89,7 +89,7 @@ def at(site: str, layer: int = 1, **fields: object) -> Location:
 
 
 def traces(model: nn.Module) -> list:
-    """Everything that an intervention might leave behind: on the model, in torch, in transformers and in this package."""
+    """Everything that an intervention might leave behind: on the model, in torch, in transformers, and of ours."""
     config = getattr(model, "config", None)
     return [
         trace(model),

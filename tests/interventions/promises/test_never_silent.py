@@ -9,7 +9,7 @@ from interventions import Add, InterventionError, Location, Zero, interchange, i
 from interventions.architectures import architecture
 from interventions.exceptions import EXCEPTIONS, register
 from interventions.locations import HEAD_SITES
-from tests.interventions.models import VOCABULARY, answer, batch, make
+from tests.interventions.models import VOCABULARY, batch, make
 
 from .attentions import PATTERNS, at
 
@@ -96,52 +96,6 @@ def test_what_an_operator_returns_must_fit(site, wrong):
     model = make("gpt2")
     with pytest.raises(InterventionError, match=rf"returned .* for torch\.float32 \[3, .*\] at {site}\.1; return"):
         interchange(model, batch("gpt2"), None, {at(site): lambda base, source, generator: wrong(base)})
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("attribute", ["forward", None])
-def test_code_compiled_before_is_not_reached_and_says_so(attribute):
-    torch._dynamo.reset()
-    model, inputs = make("gpt2"), batch("gpt2")
-    if attribute:
-        model.forward = called = torch.compile(model.forward, backend="eager")
-    else:
-        called = torch.compile(lambda **given: model(**given), backend="eager")
-    called(**inputs)
-    for place in (Location(1), at("query"), at("attention_heads"), Location(module="transformer.h.1.mlp")):
-        with pytest.raises(InterventionError, match="never ran"), intervene(model, place, op=Zero()):
-            called(**inputs)
-
-
-@torch.no_grad()
-@pytest.mark.xfail(strict=True, reason="dynamo traces our hooks, and with them the checks of shapes, which it breaks")
-def test_code_compiled_inside_a_block_forgets_it():
-    torch._dynamo.reset()
-    model, inputs, site = make("gpt2"), batch("gpt2"), "attention_heads"
-    expected, plain = interchange(model, inputs, None, {at(site): Zero()}).logits, answer(model, inputs)
-    compiled = torch.compile(model, backend="eager")
-    with intervene(model, at(site), op=Zero()):
-        assert torch.equal(answer(compiled, inputs), expected)
-    assert torch.equal(answer(compiled, inputs), plain)
-
-
-@torch.no_grad()
-@pytest.mark.xfail(
-    strict=True, reason="generate compiles decoding with a static cache on its own: written in the prompt only"
-)
-def test_decoding_that_generate_compiles_by_itself():
-    from transformers import CompileConfig
-
-    torch._dynamo.reset()
-    model = make("llama")
-    with intervene(model, Location(1), op=PUSH):
-        expected = generated(model)
-    model._valid_auto_compile_criteria = lambda *_: True  # as on a GPU
-    how = CompileConfig(backend="eager", fullgraph=False, mode=None)
-    generated(model, cache_implementation="static", compile_config=how)
-    with intervene(model, Location(1), op=PUSH):
-        found = generated(model, cache_implementation="static", compile_config=how)
-    assert torch.allclose(found, expected, atol=1e-4)
 
 
 @torch.no_grad()

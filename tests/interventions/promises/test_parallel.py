@@ -15,7 +15,7 @@ from interventions import InterventionError, Location, interchange, intervene, r
 from tests.interventions.models import batch, make
 
 ROOT = Path(__file__).parents[3]
-SITES = ("block_output", "key", "attention_pattern", "attention_heads", "mlp_output")
+SITES = ("block_output", "attention_pattern", "mlp_output")
 KINDS = ("ddp", "ddp unused", "ddp static", "fsdp2", "fsdp1")
 BROKEN = {
     "fsdp1": "a source run that stops early leaves weights gathered, and the base run is taken for older than they are",

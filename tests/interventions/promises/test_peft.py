@@ -14,8 +14,10 @@ from .attentions import at, traces
 
 peft = pytest.importorskip("peft")
 PUSH = Add(torch.tensor(1.5))
-ON_MLP = {site: "the parts of an adapted projection count as projections: none is found"
-          for site in ("mlp_input", "mlp_activation", "mlp_output")}  # fmt: skip
+ON_MLP = dict.fromkeys(
+    ("mlp_input", "mlp_activation", "mlp_output"),
+    "parts of an adapted projection count as projections of their own",
+)
 BROKEN = {
     "llama": {"attention_output": "base_layer is taken for the projection: its adapter is left out", **ON_MLP},
     "gpt2": {"attention_output": "base_layer is taken for the projection: its adapter is left out", **ON_MLP},

@@ -44,7 +44,7 @@ def test_without_a_generator_the_default_one_is_drawn_from(site):
     assert torch.equal(after[1], after[3])
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("name", ["llama", "t5"])
 @pytest.mark.parametrize("site", BLOCK_SITES)
 def test_a_resumed_counterfactual_has_the_dropout_of_the_base(name, site):
     """Fails if dropout is drawn anew below, beside or above the write."""
@@ -157,3 +157,26 @@ def test_a_metric_that_calls_the_model_while_it_generates():
             model.generate(**SETTINGS, do_sample=False)
     assert len(found) == 4
     assert all(torch.equal(each, expected) for each in found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("steps", "positions"),
+    [
+        (None, None),
+        *(
+            pytest.param(*each, marks=pytest.mark.xfail(strict=True, reason="the calls of the guidance count as steps"))
+            for each in ((0, None), (None, -1), (slice(1, None), -1))
+        ),
+    ],
+)
+def test_guidance_calls_the_model_while_it_generates(steps, positions):
+    """Its calls without the prompt are a sequence of their own, with a cache of their own: that changes nothing."""
+    model, answers = make("llama"), []
+    for cached in (True, False):
+        with intervene(model, at("attention_heads"), op=Add(torch.tensor(1.5)), steps=steps, positions=positions):
+            settings = dict(SETTINGS, do_sample=False, guidance_scale=1.7, use_cache=cached, output_logits=True)
+            answers.append(torch.stack(model.generate(**settings, return_dict_in_generate=True).logits))
+            answers.append(model.generate(**settings).float())
+    assert torch.allclose(answers[0], answers[2], atol=1e-4)
+    assert torch.equal(answers[1], answers[3])
