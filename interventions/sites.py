@@ -18,12 +18,21 @@ _HEADS = (
     "num_head",
     "heads",
     "nhead",
+    "num_attn_heads",
     "encoder_attention_heads",
+    "conf_num_attention_heads",
 )
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads")
 _HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head", "d_head", "dim_per_head")
-_OUT = re.compile(r"w?o|dense|proj|projection|output|final_linear|transform|.*out.*|(c|o)_proj|o_lin|.*_o|lin_o", re.I)
-_IN = re.compile(r"w?(q|k|v|qkv)|.*(query|key|value|qkv|q_|k_|v_|_q|_k|_v|c_attn|in_proj|pos|gate|rel|bias|dt).*", re.I)
+_OUT = re.compile(
+    r"w?o|dense|proj|projection|output|final_linear|transform|.*out.*|(c|o)_proj|o_lin|.*_o|lin_o|post(_proj)?", re.I
+)
+_IN = re.compile(r"w?(q|k|v|qkv)|.*(query|key|value|qkv|q_|k_|v_|_q|_k|_v|c_attn|in_proj|pos(?!t)|gate|rel|bias|dt).*", re.I)
+_STATES = (  # the parts of an attention that make its queries, keys and values
+    re.compile(r"(w?q|query)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
+    re.compile(r"(w?k|key)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
+    re.compile(r"(w?v|value)(_?(proj|lin|layer|head))?|qkv.*|query_?key_?value.*|c_attn", re.I),
+)
 CROSS = re.compile(r"cross|enc_?dec|encoder_attn|src_attn|multi_?head_attention_2", re.I)
 _NO_MLP = re.compile(r"mixer|mamba|ssm|conv|recurrent|rglru|time|delta|rwkv|lstm|hyena|pool", re.I)
 _MLP = re.compile(
@@ -39,8 +48,9 @@ class Attention:
 
     Attributes:
         module: what computes it; `path` inside the block.
-        kind: how: "interface" (the attention functions of transformers), "sdpa" (it calls scaled_dot_product_attention)
-            or "own" (products and a softmax of its own).
+        kind: how: "interface" (the attention functions of transformers), "sdpa" (it calls scaled_dot_product_attention),
+            "torch" (it leaves everything, its output projection included, to torch's multi-head attention) or "own"
+            (products and a softmax of its own, or another way from queries, keys and values to heads).
         projection: its output projection, None if it has none of its own.
     """
 
@@ -170,7 +180,7 @@ def kind_of(module: nn.Module) -> str | None:
     """How a module computes attention itself, or None if it does not."""
     if isinstance(module, nn.MultiheadAttention):
         return "torch"
-    return _kind(cast(Hashable, type(module)))
+    return _kind(cast(Hashable, type(module))) or ("own" if _has_queries_keys_values(module) else None)
 
 
 @cache
@@ -180,8 +190,20 @@ def _kind(cls: Any) -> str | None:
         return "interface"
     if "scaled_dot_product_attention" in names:
         return "sdpa"
+    if "multi_head_attention_forward" in names:
+        return "torch"
+    if "eager_attention_forward" in names:
+        return "own"
     attends = re.search("att", cls.__name__, re.I) and names & {"softmax", "Softmax", "stable_softmax"}
     return "own" if attends and names & {"matmul", "bmm", "einsum", "baddbmm"} | _uses_at(cls) else None
+
+
+def _has_queries_keys_values(module: nn.Module) -> bool:
+    """Whether it has the parts of an attention, though it computes no softmax itself: hashed, by Fourier transform."""
+    if not re.search("att", type(module).__name__, re.I) or count(module, _HEADS) is None:
+        return False
+    names = [name for name, _ in module.named_children()]
+    return all(any(map(pattern.fullmatch, names)) for pattern in _STATES)
 
 
 def _uses_at(cls: type) -> set[str]:
@@ -283,7 +305,8 @@ def _projection(block: nn.Module, path: str) -> nn.Module | None:
 
 
 def _is_out(path: str) -> bool:
-    *_, name = (part for part in path.split(".") if not part.isdigit() and part != "base_layer")
+    parts = [part for part in path.split(".") if not part.isdigit() and part != "base_layer"]
+    name = parts[-2] if parts[-1] == "linear" and len(parts) > 1 else parts[-1]
     return bool(_OUT.fullmatch(name)) and not _IN.fullmatch(name)
 
 

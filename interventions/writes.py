@@ -326,7 +326,8 @@ def _entries(vectors: Tensor, location: Location) -> Tensor:
         if chosen_ones is not None:
             _check_width(location, name, chosen_ones, vectors.shape[at])
             vectors = _take(vectors, chosen_ones, at)
-    return vectors
+    # In one layout, so that a subspace computes the same bits of base and source.
+    return vectors if location.subspace is None else vectors.contiguous()
 
 
 def _merge(vectors: Tensor, value: Tensor, location: Location) -> Tensor:
