@@ -12,6 +12,15 @@ from tests.interventions.models import answer, batch, make
 
 from .attentions import KINDS, PATTERNS, at, sites_of
 
+CHECKPOINTED = (
+    "query",
+    "value",
+    "attention_scores",
+    "attention_pattern",
+    "attention_heads",
+    "mlp_activation",
+    "block_output",
+)
 OUTSIDE = ("block_input", "block_output")  # of what transformers checkpoints
 
 
@@ -57,13 +66,13 @@ def test_a_write_is_made_again_when_a_checkpoint_is_computed_again(name, reentra
         return gradients(model, loss, thread), handle.firings, generator.get_state().tolist()
 
     model = make(name).train()
-    expected = {site: written(site) for site in BLOCK_SITES}
+    expected = {site: written(site) for site in CHECKPOINTED}
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
     for site, (grads, *counts) in expected.items():
         found, *counted = written(site)
         assert same(found, grads), site
         assert counted == counts, site
-    assert not same(expected["query"][0], expected["key"][0])
+    assert not same(expected["query"][0], expected["value"][0])
 
 
 def counterfactual(model, name, site, source: str) -> list[torch.Tensor]:
@@ -76,14 +85,14 @@ def counterfactual(model, name, site, source: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("name", ["llama", "bert"])
 def test_gradients_of_a_swap_under_checkpointing(name, source):
     model = without_dropout(name)
-    expected = {site: counterfactual(model, name, site, source) for site in BLOCK_SITES}
+    expected = {site: counterfactual(model, name, site, source) for site in CHECKPOINTED}
     model.activation_checkpointing_enable({"use_reentrant": False})
     for site, grads in expected.items():
         assert same(counterfactual(model, name, site, source), grads), site
 
 
 @pytest.mark.parametrize("source", ["inputs", "run"])
-@pytest.mark.parametrize("name", ["llama", "bert"])
+@pytest.mark.parametrize("name", ["llama"])
 @pytest.mark.parametrize(
     "site",
     [
