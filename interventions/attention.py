@@ -114,11 +114,7 @@ class Softmax(TorchFunctionMode):
 
     def check(self) -> None:
         """Raise unless there was one softmax: else it is not known which one is meant."""
-        if self.count > 1:
-            raise InterventionError(
-                f"{type(self.change.module).__name__} computed {self.count} softmaxes in one call (attention in "
-                "pieces?), so its scores and pattern cannot be told; use attention_heads, or name another place."
-            )
+        _check_one(self.count, self.change, "softmaxes")
 
 
 class Products(TorchFunctionMode):
@@ -126,14 +122,19 @@ class Products(TorchFunctionMode):
 
     def __init__(self, change: Change) -> None:
         super().__init__()
-        self.change = change
+        self.change, self.count = change, 0
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
+        self.count += 1
         return self._attended(*args, **(kwargs or {}))
+
+    def check(self) -> None:
+        """Raise unless there was one product: else it is not known which one is meant."""
+        _check_one(self.count, self.change, "products")
 
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any) -> Tensor:
         query, key, value = _entering(self.change, query, key, value)
@@ -181,6 +182,14 @@ def _layers(cache: object) -> Iterator[tuple[int, Any]]:
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _check_one(count: int, change: Change, what: str) -> None:
+    if count > 1:
+        raise InterventionError(
+            f"{type(change.module).__name__} computed {count} {what} in one call (attention in pieces?), so what is "
+            "inside cannot be told apart; use attention_output, or name another place."
+        )
 
 
 def _entering(change: Change, *states: Tensor) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from interventions.errors import InterventionError
 
 _CHANNELS_SECOND = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.MaxPool1d, nn.AvgPool1d)
+_CONVOLUTIONS = (nn.Conv1d, nn.ConvTranspose1d)
 _CHANNELS_LAST = {4: "b x y d", 5: "b x y z d"}
 _PLAIN = ("b d", "b t d", "b t h d")
 _FEATURE_MAPS = {3: "b d x", 4: "b d x y", 5: "b d x y z"}
@@ -16,15 +17,15 @@ def axes_of(module: nn.Module, state: Tensor) -> str:
     """The axes of `state`, which `module` gave or was given, as an einops pattern: b example, d dim, others positions.
 
     `[batch, dims]` and `[batch, token, dims]`; four and five axes are feature maps: dims last where the module computes
-    on the last axis (linear, layer norm), else channels second, as are the three axes of one-dimensional convolutions;
-    recurrent and attention modules that are not `batch_first` have time first.
+    on the last axis (linear, layer norm), else channels second, as are the three axes of one-dimensional convolutions
+    and of what is made of them; recurrent and attention modules that are not `batch_first` have time first.
 
     Raises:
         InterventionError: fewer than two axes, or more than five.
     """
     if state.ndim == 3 and _time_first(module):
         return "t b d"
-    if state.ndim == 3 and isinstance(module, _CHANNELS_SECOND):
+    if state.ndim == 3 and (isinstance(module, _CHANNELS_SECOND) or _convolves(module, state)):
         return _FEATURE_MAPS[3]
     if state.ndim in _CHANNELS_LAST and _works_on_last(module, state.shape[-1]):
         return _CHANNELS_LAST[state.ndim]
@@ -68,6 +69,21 @@ def _works_on_last(module: nn.Module, width: int) -> bool:
     return width in widths or (width,) in shapes
 
 
+def _convolves(module: nn.Module, state: Tensor) -> bool:
+    """Whether the second of three axes is as wide as the one-dimensional convolutions that a module is made of.
+
+    Where the last axis is as well, what comes first in it decides: a convolution, or a norm of the last axis.
+    """
+    parts = [part for part in module.modules() if isinstance(part, (*_CONVOLUTIONS, nn.Linear, nn.LayerNorm))]
+    convolutions = [part for part in parts if isinstance(part, _CONVOLUTIONS)]
+    widths = {width for part in convolutions for width in (part.in_channels, part.out_channels)}
+    if state.shape[1] not in widths or any(isinstance(part, nn.Linear) for part in parts):
+        return False
+    return state.shape[-1] not in widths or parts[0] is convolutions[0]
+
+
 def _time_first(module: nn.Module) -> bool:
-    batch_first = getattr(module, "batch_first", getattr(getattr(module, "self_attn", None), "batch_first", None))
-    return batch_first is False
+    """Whether it, or the attention or recurrent layer right in it, is torch's own and has time first."""
+    own = nn.MultiheadAttention | nn.RNNBase
+    flags = [part.batch_first for part in (module, *module.children()) if isinstance(part, own)]
+    return not all(flags) if flags else getattr(module, "batch_first", None) is False

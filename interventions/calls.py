@@ -1,14 +1,14 @@
 """One call of a model: what it was given, by name, and which tokens of a sequence it reads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 from inspect import signature
-from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+_STATES = ("cache_params", "state", "mems", "past_buckets_states")  # of models that remember without a cache of keys
 _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "inputs")
 
 
@@ -20,11 +20,14 @@ class Generation:
         arguments: what it was called with, by name.
         prompt: how many tokens are read before the first one is generated.
         seen: how many tokens were read so far.
+        cache: what holds them, known from the first call; calls with another cache are not of this generation.
     """
 
     arguments: Mapping[str, object]
     prompt: int
     seen: int = 0
+    cache: object = None
+    began: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,7 @@ class Call:
     """A call of the model that is going on.
 
     Attributes:
+        module: what was called: the model, or the one that it wraps.
         arguments: what it was called with, by name.
         past: how many tokens of the sequence were read before, and are in the cache.
         tokens: how many it reads; None where that cannot be told.
@@ -39,34 +43,76 @@ class Call:
         generation: the `generate` that made it, if one did.
         outer: the call during which this one was made, if any.
         graded: whether autograd was on at the start.
+        caches: of the attention modules whose key or value is tapped.
+        turns: how often the taps with a turn were called.
     """
 
+    module: nn.Module
     arguments: Mapping[str, object]
     past: int
     tokens: int | None
     prompt: int | None
-    generation: Generation | None
-    outer: "Call | None"
-    number: int = field(default_factory=count().__next__)
+    generation: Generation | None = None
+    outer: "Call | None" = None
     graded: bool = field(default_factory=torch.is_grad_enabled)
+    caches: dict[nn.Module, object] = field(default_factory=dict)
+    turns: dict[int, int] = field(default_factory=dict)
 
 
-def begin(arguments: Mapping[str, object], generation: Generation | None, outer: Call | None, before: Any) -> Call:
-    """The call that begins now; `before` is the last one, from which the length of the prompt is known."""
-    tokens = tokens_in(arguments)
-    cache = arguments.get("past_key_values")
-    past = 0
-    if hasattr(cache, "get_seq_length"):
-        past = int(cache.get_seq_length())  # at once: a static cache returns a live tensor
-    elif generation is not None and tokens is not None and tokens <= generation.seen:
-        past = generation.seen  # a model with a state of its own, which reads one token a step
-    prompt: int | None = None
-    if generation is not None:
-        prompt = generation.prompt
-        generation.seen = past + (tokens or 0)
+def begin(
+    module: nn.Module,
+    arguments: Mapping[str, object],
+    *,
+    generation: Generation | None = None,
+    outer: Call | None = None,
+    before: Call | None = None,
+    prompts: MutableMapping[Any, int | None] | None = None,
+) -> Call:
+    """The call that begins now.
+
+    Args:
+        generation: the `generate` that is going on.
+        outer: the call that is going on: of what wraps `module`, or one during which somebody called it again.
+        before: the last call, from which the length of the prompt is known.
+        prompts: cache → the length of its prompt, to which this call adds its own.
+    """
+    if outer is not None and module not in _modules(outer):
+        # A wrapper calls what it wraps: the same call, with arguments that have names.
+        return Call(module, arguments, outer.past, outer.tokens, outer.prompt, outer.generation, outer,
+                    caches=outer.caches, turns=outer.turns)  # fmt: skip
+    tokens, cache = tokens_in(arguments), arguments.get("past_key_values")
+    mine = generation if outer is None and _belongs(generation, cache, tokens, arguments) else None
+    past, is_cache = 0, hasattr(cache, "get_seq_length")
+    prompts = {} if prompts is None else prompts
+    if is_cache:
+        past = int(cast(Any, cache).get_seq_length())  # at once: a static cache returns a live tensor
+    elif mine is not None and tokens is not None and tokens <= mine.seen:
+        past = mine.seen  # a model with a state of its own, which reads one token a step
+    if mine is not None:
+        mine.cache, mine.began, mine.seen = cache, True, past + (tokens or 0)
+        prompt: int | None = mine.prompt
+    elif past == 0:
+        prompt = tokens
+    elif cache in prompts:
+        prompt = prompts[cache]
     else:
-        prompt = tokens if past == 0 else getattr(before, "prompt", None)
-    return Call(arguments, past, tokens, prompt, generation, outer)
+        follows = before is not None and before.tokens is not None and before.past + before.tokens == past
+        prompt = before.prompt if follows and before is not None else None
+    if is_cache:
+        prompts[cache] = prompt
+    return Call(module, arguments, past, tokens, prompt, mine, outer)
+
+
+def _modules(call: Call | None) -> list[nn.Module]:
+    return [] if call is None else [call.module, *_modules(call.outer)]
+
+
+def _belongs(generation: Generation | None, cache: object, tokens: int | None, arguments: Mapping[str, object]) -> bool:
+    """Whether a call is a step of the generation, and not one that something else makes meanwhile."""
+    if generation is None or (generation.began and cache is not generation.cache):
+        return False
+    grows = cache is not None or tokens is None or tokens > generation.seen
+    return grows or any(arguments.get(name) is not None for name in _STATES)
 
 
 def generation_of(model: nn.Module, args: tuple, kwargs: dict) -> Generation:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from interventions.wrappers import unwrapped
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -15,12 +17,15 @@ class Blocks:
         why: what is misleading about the structure.
         in_order: from the model and the blocks in a list to the blocks in the order in which they run, where some run
             more than once: layer i is then the i-th call.
+        axes: of what the blocks hold and return, as `interventions.axes` writes them, where it has as many axes and
+            their order cannot be told from the modules. Streams side by side are written as heads are.
         resumes: False where a run without a cache computes something else, so that none is taken up half way.
     """
 
     paths: tuple[str, ...]
     why: str
     in_order: Callable[[nn.Module, tuple[nn.Module, ...]], tuple[nn.Module, ...]] | None = None
+    axes: str = ""
     resumes: bool = True
 
     def lists_in(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -37,7 +42,13 @@ def _shared_in_groups(model: nn.Module, groups: tuple[nn.Module, ...]) -> tuple[
 
 EXCEPTIONS: dict[str, Blocks] = {
     "albert": Blocks(("albert_layer_groups",), "layers share their blocks", in_order=_shared_in_groups),
-    "fsmt": Blocks((), "without a cache it attends to what comes later", resumes=False),
+    "fsmt": Blocks((), "without a cache it attends to what comes later; time first", axes="t b d", resumes=False),
+    "xlnet": Blocks((), "time first", axes="t b d"),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), Blocks((), "four streams (AltUp) come first", axes="h b t d")),
+    **dict.fromkeys(
+        ("xlm", "flaubert"),
+        Blocks(("attentions", "ffns", "layer_norm2"), "no module is a block: a layer's last part is its second norm"),
+    ),
     "udop": Blocks(("encoder.block", "decoder.block"), "position biases lie in a list as blocks do"),
     "mask2former": Blocks(
         ("pixel_level_module.decoder.encoder.layers", "transformer_module.decoder.layers"),
@@ -64,6 +75,10 @@ def register(model_type: str, *paths: str, why: str = "") -> None:
 
 
 def exception_for(model: nn.Module) -> Blocks | None:
-    """The entry for the type of `model`, if there is one."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    return EXCEPTIONS.get(kind or type(model).__name__)
+    """The entry for the type of `model`, or of one that it wraps, if there is one."""
+    for inner in unwrapped(model):
+        kind = getattr(getattr(inner, "config", None), "model_type", None)
+        entry = EXCEPTIONS.get(kind or type(inner).__name__)
+        if entry is not None:
+            return entry
+    return None

@@ -10,10 +10,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from traceback import walk_stack
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from interventions.errors import InterventionError
 from interventions.locations import HEAD_SITES
 from interventions.sites import heads_of
 from interventions.states import at, check_packed, path_in, with_new
+from interventions.wrappers import unwrapped
 
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
 _CHECKPOINTING = "_gradient_checkpointing_func"
@@ -80,8 +82,6 @@ class Scope:
         outside: in a resumed run, the states that the default generators have outside of it, from which operators draw.
         call: the call of the model that is going on; `last` is the one before.
         generation: the call of `generate` that is going on.
-        caches: of the attention modules whose key or value is tapped, in the call that is going on.
-        turns: how often the taps with a turn were called, in the call that is going on.
         stores: whether a changed key or value is kept in the cache; not where nobody is given that.
     """
 
@@ -96,9 +96,8 @@ class Scope:
     call: Call | None = None
     last: Call | None = None
     generation: Generation | None = None
+    prompts: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
     recomputing: bool = False
-    caches: dict[nn.Module, object] = field(default_factory=dict)
-    turns: dict[int, int] = field(default_factory=dict)
     stores: bool = True
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _users: int = 0
@@ -119,7 +118,9 @@ class Scope:
                     self._closers.pop()()
 
     def _install(self) -> None:
-        self._keep(self.model.register_forward_pre_hook(self._enter_model, with_kwargs=True, prepend=True))
+        models = unwrapped(self.model)
+        for model in models:
+            self._keep(model.register_forward_pre_hook(self._enter_model, with_kwargs=True, prepend=True))
         for module in self.watched:
             self._keep(module.register_forward_hook(self._raw, prepend=True))
         for tap in self.taps:
@@ -130,19 +131,27 @@ class Scope:
             else:
                 self._keep(tap.module.register_forward_hook(partial(_on_output, self, tap)))
                 self._closers.append(_captured_last(tap.module))
-        self._keep(self.model.register_forward_hook(self._leave_model, always_call=True))
+        for model in models:
+            self._keep(model.register_forward_hook(self._leave_model, always_call=True))
+            self._install_generation(model)
+        self._closers.append(_override(self.model, "__deepcopy__", _refusing_copies))
         for module in self.replayed:
             self._closers.append(_override(module, "forward", partial(_forwarding, module)))
-        if callable(getattr(self.model, "generate", None)):
-            self._closers.append(_override(self.model, "generate", partial(_generating, self.model)))
         touched = {*(tap.module for tap in self.taps), *self.watched, *self.replayed, self.model}
         for module in modules_of(self.model):
-            if module._compiled_call_impl is not None and any(inner in touched for inner in modules_of(module)):
+            compiled = module._compiled_call_impl is not None or (id(module), "_compiled_call_impl") in _overrides
+            if compiled and any(inner in touched for inner in modules_of(module)):
                 self._closers.append(_override(module, "_compiled_call_impl", lambda original: None))
             if _CHECKPOINTING in vars(module):
                 self._closers.append(
                     _override(module, _CHECKPOINTING, lambda original: partial(_checkpointing, original))
                 )
+
+    def _install_generation(self, model: nn.Module) -> None:
+        if callable(getattr(model, "generate", None)):
+            self._closers.append(_override(model, "generate", _generating))
+        if callable(getattr(model, "get_compiled_call", None)):
+            self._closers.append(_override(model, "get_compiled_call", partial(_uncompiled, model)))
 
     def _install_attention(self, tap: Tap) -> None:
         if tap.kind == "interface":
@@ -157,15 +166,16 @@ class Scope:
 
     def has_turn(self, tap: Tap) -> bool:
         """Whether this is the call of its module that a tap is meant for; asked once in each call."""
-        if tap.turn is None:
-            return True
-        self.turns[id(tap)] = self.turns.get(id(tap), -1) + 1
-        return self.turns[id(tap)] == tap.turn
+        if tap.turn is None or self.call is None:
+            return tap.turn in (None, 0)
+        turns = self.call.turns
+        turns[id(tap)] = turns.get(id(tap), -1) + 1
+        return turns[id(tap)] == tap.turn
 
     @property
     def is_open(self) -> bool:
-        """Whether the scope was opened in this context."""
-        return self in _open.get()
+        """Whether the scope was opened in this context, and not closed in another one since."""
+        return self._users > 0 and self in _open.get()
 
     @cached_property
     def attentions(self) -> dict[nn.Module, list[Tap]]:
@@ -179,17 +189,23 @@ class Scope:
     # torch adds a hook in two steps, so another thread may call it without kwargs in between: hence their default.
     def _enter_model(self, model: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         if self.is_open:
-            self.call = begin(named(model, args, kwargs or {}), self.generation, self.call, self.last)
-            self.turns.clear()
+            arguments = named(model, args, kwargs or {})
+            self.call = begin(
+                model,
+                arguments,
+                generation=self.generation,
+                outer=self.call,
+                before=self.last,
+                prompts=self.prompts,
+            )
 
     def _leave_model(self, model: nn.Module, args: tuple, output: object) -> None:
         if self.is_open and self.call is not None:
             self.last, self.call = self.call, self.call.outer
-            self.caches.clear()
 
     def _note_cache(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
-        if self.is_open:
-            self.caches[module] = (kwargs or {}).get("past_key_values")
+        if self.is_open and self.call is not None:
+            self.call.caches[module] = (kwargs or {}).get("past_key_values")
 
     def _raw(self, module: nn.Module, args: tuple, output: object) -> None:
         if self.raw_outputs is not None and self.is_open and not self.recomputing:
@@ -227,9 +243,14 @@ def until_stopped() -> Iterator[None]:
             scope.call = going_on
 
 
+def acting() -> tuple[Scope, ...]:
+    """The scopes of this context that are still open: a context may be copied, and outlive the block."""
+    return tuple(scope for scope in _open.get() if scope._users > 0)
+
+
 def open_scopes(model: nn.Module) -> tuple[Scope, ...]:
     """The scopes that act on `model` or on a part of it in this context, outermost first."""
-    scopes = _open.get()
+    scopes = acting()
     parts = set(modules_of(model)) if scopes else ()
     return tuple(scope for scope in scopes if scope.model in parts or model in modules_of(scope.model))
 
@@ -305,6 +326,20 @@ def _on_input(scope: Scope, tap: Tap, module: nn.Module, args: tuple, kwargs: di
     return None if new is None else (args, {**kwargs, name: new})
 
 
+def check_graded(module: nn.Module, scope: Scope) -> None:
+    """Raise for what is kept inside a re-entrant checkpoint, where autograd is off: no gradient would reach it."""
+    off = scope.call is not None and scope.call.graded and not torch.is_grad_enabled()
+    if off and not recomputes() and (_checkpointed.get() or _in_checkpoint()):
+        raise InterventionError(
+            f"{type(module).__name__} runs inside a re-entrant gradient checkpoint, where what is kept has no "
+            "gradient; use activation_checkpointing_enable({'use_reentrant': False}), detach=True or torch.no_grad()."
+        )
+
+
+def _in_checkpoint() -> bool:
+    return any(frame.f_code.co_filename == checkpoint.__file__ for frame, _ in walk_stack(None))
+
+
 def check_recomputable(module: nn.Module, scope: Scope) -> None:
     """Raise for a write inside a checkpoint of the model's own, whose recomputation would not see it any more."""
     if _checkpointed.get() or recomputes():
@@ -313,7 +348,7 @@ def check_recomputable(module: nn.Module, scope: Scope) -> None:
     kept = packing is not None and getattr(packing[0], "__qualname__", "").startswith("_checkpoint_hook")
     # The re-entrant kind switches autograd off and leaves no hook, only its frame on the stack.
     off = scope.call is not None and scope.call.graded and not torch.is_grad_enabled()
-    if kept or (off and any(frame.f_code.co_filename == checkpoint.__file__ for frame, _ in walk_stack(None))):
+    if kept or (off and _in_checkpoint()):
         raise InterventionError(
             f"{type(module).__name__} runs inside torch.utils.checkpoint, called by the model itself, whose "
             "recomputation would not see what is written here; turn its checkpointing off, or run under "
@@ -336,7 +371,7 @@ def _override(holder: nn.Module | type, name: str, make: Callable[[Any], object]
         entry = _overrides.setdefault((id(holder), name), [0, vars(holder).get(name, _missing)])
         entry[0] += 1
         if entry[0] == 1:
-            _put(holder, name, make(getattr(holder, name)))
+            _put(holder, name, make(getattr(holder, name, None)))
 
     def undo() -> None:
         with _lock:
@@ -361,7 +396,7 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
     """A `forward` that returns what an open scope recorded, if one does, or runs with its attention tapped."""
 
     def forward(*args: object, **kwargs: object) -> object:
-        for scope in reversed(_open.get()):
+        for scope in reversed(acting()):
             if scope.replay is not None and module in scope.replayed:
                 try:
                     return scope.replay(module)
@@ -380,8 +415,9 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
 def _tapped(change: "_Change") -> Iterator[None]:
     """Inside, an attention that transformers' functions do not compute is put through the taps."""
     if any(tap.kind == "sdpa" for tap, _ in change.taps):
-        with Products(change):
+        with Products(change) as products:
             yield
+        products.check()
         return
     with Softmax(change, heads=heads_of(change.module)) as softmax:
         yield
@@ -400,7 +436,7 @@ class _Change:
     @classmethod
     def now(cls, module: nn.Module) -> "_Change":
         """For the call that begins."""
-        scopes = _open.get()
+        scopes = acting()
         taps = [(tap, scope) for scope in scopes for tap in scope.attentions.get(module, ()) if scope.has_turn(tap)]
         return cls(module, tuple(taps), frozenset(tap.io for tap, _ in taps))
 
@@ -414,7 +450,8 @@ class _Change:
 
     def store(self, site: str, old: Tensor, new: Tensor) -> None:
         """Keep a changed key or value in the cache, so that later steps see it."""
-        caches = [scope.caches.get(self.module) for scope in _open.get() if scope.stores]
+        calls = [scope.call for scope in acting() if scope.stores]
+        caches = [call.caches.get(self.module) for call in calls if call is not None]
         cache = next((cache for cache in caches if cache is not None), None)
         if cache is not None and site in self.written:
             store_in_cache(cache, f"{site}s", self.module, old, new)
@@ -430,7 +467,8 @@ def _override_interface() -> Callable[[], None]:
 def _interfacing(original: Callable) -> Callable:
     def get_interface(self: object, attn_implementation: str, default: Callable) -> Callable:
         implementation = original(self, attn_implementation, default)
-        if not any(scope.attentions for scope in _open.get()):
+        # Compiled blocks are none that anything is done to; and the compiler cannot trace a ContextVar.
+        if torch.compiler.is_compiling() or not any(scope.attentions for scope in acting()):
             return implementation
         return partial(_attending, implementation, default)
 
@@ -444,13 +482,14 @@ def _attending(implementation: Callable, eager: Callable, module: nn.Module, *ar
     return attend(change, implementation, eager, *args, **kwargs)
 
 
-def _generating(model: nn.Module, original: Callable) -> Callable:
+def _generating(original: Callable) -> Callable:
     """A `generate` that lets the open scopes know."""
+    model = cast(Any, original).__self__
 
     def generate(*args: Any, **kwargs: Any) -> object:
         with ExitStack() as stack:
-            for scope in _open.get():
-                if scope.model is model:
+            for scope in acting():
+                if model in unwrapped(scope.model):
                     stack.callback(setattr, scope, "generation", scope.generation)
                     scope.generation = generation_of(model, args, kwargs)
             return original(*args, **kwargs)
@@ -458,12 +497,32 @@ def _generating(model: nn.Module, original: Callable) -> Callable:
     return generate
 
 
+def _uncompiled(model: nn.Module, original: Callable) -> Callable:
+    """What `generate` calls for a step: not the compiled model, which would not see the open scopes."""
+
+    def get_compiled_call(*args: Any, **kwargs: Any) -> Callable:
+        mine = any(model in unwrapped(scope.model) for scope in acting())
+        return model.__call__ if mine else original(*args, **kwargs)
+
+    return get_compiled_call
+
+
+def _refusing_copies(original: object) -> Callable:
+    def __deepcopy__(memo: object) -> object:
+        raise InterventionError(
+            "the model cannot be copied while a block is open on it: the copy would keep its hooks for ever; copy it "
+            "before, or after the block."
+        )
+
+    return __deepcopy__
+
+
 def _checkpointing(original: Callable, function: Callable, *args: object, **kwargs: object) -> object:
     """Gradient checkpointing whose recomputation sees the scopes of the forward it repeats, wherever it runs."""
-    scopes = _open.get()
+    scopes = acting()
     if not scopes:
         return original(function, *args, **kwargs)
-    states = [(scope, scope.call, scope.outside, _state(scope.generator), dict(scope.turns)) for scope in scopes]
+    states = [(scope, _copied(scope.call), scope.outside, _state(scope.generator)) for scope in scopes]
 
     def again(*args: object, **kwargs: object) -> object:
         token = _checkpointed.set(True)
@@ -479,15 +538,12 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
 
 
 @contextmanager
-def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | None, dict]]) -> Iterator[None]:
-    now = [
-        (scope, scope.call, scope.outside, _state(scope.generator), scope.turns, scope.recomputing)
-        for scope, *_ in states
-    ]
+def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | None]]) -> Iterator[None]:
+    now = [(scope, scope.call, scope.outside, _state(scope.generator), scope.recomputing) for scope, *_ in states]
     before = _open.get()
-    for scope, going_on, outside, state, turns in states:
+    for scope, going_on, outside, state in states:
         scope.acquire()
-        scope.call, scope.outside, scope.turns, scope.recomputing = going_on, outside, dict(turns), True
+        scope.call, scope.outside, scope.recomputing = _copied(going_on), outside, True
         if scope.generator is not None and state is not None:
             scope.generator.set_state(state)
     _open.set(tuple(scope for scope, *_ in states))
@@ -495,11 +551,16 @@ def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | No
         yield
     finally:
         _open.set(before)
-        for scope, going_on, outside, state, turns, recomputing in now:
-            scope.call, scope.outside, scope.turns, scope.recomputing = going_on, outside, turns, recomputing
+        for scope, going_on, outside, state, recomputing in now:
+            scope.call, scope.outside, scope.recomputing = going_on, outside, recomputing
             if scope.generator is not None and state is not None:
                 scope.generator.set_state(state)
             scope.release()
+
+
+def _copied(call: Call | None) -> Call | None:
+    """The call as it is now: what is counted later is not counted in it."""
+    return None if call is None else replace(call, turns=dict(call.turns))
 
 
 def _state(generator: torch.Generator | None) -> Tensor | None:

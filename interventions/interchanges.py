@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from interventions.runs import (
     read,
     reading,
     recorded,
+    without_cache,
     without_past,
 )
 from interventions.steps import Steps, parse_steps
@@ -144,9 +144,10 @@ def interchange(
     again = Recording.begin(found) if found.stacks else None
     scope = recorded(model, [*taps, *reads], again)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
+    inputs = without_cache(found, inputs)
     with ExitStack() as stack:
         if replay is not None:
-            inputs = _without_cache(model, inputs)
+            _check_complete(model, inputs)
             scope.replay, scope.replayed = replay, replay.blocks
             stack.enter_context(replay.surrounding(scope))
         stack.enter_context(opened(scope))
@@ -315,18 +316,14 @@ def _check_fired(writes: list[Write], where: str) -> None:
                 f"steps={write.steps!r} and positions={write.positions!r}; generate as far as that, or name others."
             )
         if write.firings == 0:
-            raise InterventionError(f"{write.location} never ran inside {where}, or look at describe(model).")
+            raise InterventionError(f"{write.location} never ran inside {where}; describe(model) lists what runs.")
 
 
-def _without_cache(model: nn.Module, inputs: Inputs) -> Inputs:
-    """Inputs of a resumed run: skipped blocks leave the cache and the attentions incomplete."""
+def _check_complete(model: nn.Module, inputs: Inputs) -> None:
+    """Raise for outputs that skipped blocks leave incomplete."""
     given = arguments_of(model, inputs)
     config = getattr(model, "config", None)
     if given.get("output_attentions", getattr(config, "output_attentions", False)):
         raise InterventionError("output_attentions=True is incomplete where blocks are skipped; pass resume=False.")
     if given.get("use_cache"):
         raise InterventionError("use_cache=True leaves the cache of skipped blocks empty; pass resume=False.")
-    takes = {"use_cache", "kwargs"} & set(signature(model.forward).parameters)
-    if isinstance(inputs, Mapping) and takes and "use_cache" not in inputs and getattr(config, "use_cache", False):
-        return {**inputs, "use_cache": False}
-    return inputs

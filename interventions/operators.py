@@ -157,9 +157,15 @@ def _gaussian(op: Noise | Mixup, base: Tensor, generator: torch.Generator | None
         normal = _fitted(op, op.normal, base)
     if not op.relative:
         return op.sigma * normal
+    return op.sigma * _rms(base.detach()).to(base.dtype) * normal
+
+
+def _rms(base: Tensor) -> Tensor:
+    """Of each vector. Masked attention scores, which are the lowest number there is, do not count."""
+    real = base > torch.finfo(base.dtype).min / 4
     # Squared in fp32: half precision overflows from 256 on.
-    rms = base.detach().float().square().mean(-1, keepdim=True).sqrt().to(base.dtype)
-    return op.sigma * rms * normal
+    squares = base.masked_fill(~real, 0).float().square()
+    return (squares.sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp_min(1)).sqrt()
 
 
 def _fitted(op: object, value: Tensor, base: Tensor) -> Tensor:

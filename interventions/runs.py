@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axis, to_vectors
 from interventions.calls import call
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Stopped, Tap, opened, until_stopped
+from interventions.hooks import Scope, Stopped, Tap, check_graded, opened, until_stopped
 from interventions.locations import Location, as_location
 from interventions.metrics import logits_of
 from interventions.recordings import Recording, detached, stamp
+from interventions.wrappers import is_sharded, unwrapped
 from interventions.writes import part_of
 
 Inputs = (
@@ -146,6 +148,8 @@ def run(
 ) -> Run:
     """Run `model` on `inputs`, unmodified, and keep its activations `at` the locations.
 
+    Models that can return a cache are run without, unless the inputs say `use_cache=True`.
+
     Args:
         inputs: a mapping (keywords), a tuple (positional arguments) or a tensor.
         at: locations to keep. Others are fetched when they are asked for.
@@ -159,8 +163,9 @@ def run(
     """
     check_inputs(inputs)
     found = architecture(model)
+    inputs = without_cache(found, inputs)
     recording = Recording.begin(found) if resumable and found.stacks else None
-    activations, taps = reading(found, locations_of(at), _storing(detach, device))
+    activations, taps = reading(found, locations_of(at), detach=detach, device=device)
     scope = recorded(model, taps, recording)
     with opened(scope):
         output = call(model, inputs)
@@ -227,7 +232,7 @@ def record(
     >>> activations[Location(module="0")].shape
     torch.Size([4, 3])
     """
-    activations, taps = reading(architecture(model), locations_of(at), _storing(detach, device))
+    activations, taps = reading(architecture(model), locations_of(at), detach=detach, device=device)
     with opened(Scope(model, taps)):
         yield activations
     check_ran(activations, "this record block")
@@ -242,15 +247,17 @@ def _storing(detach: bool, device: torch.device | str | None) -> Callable[[Tenso
 
 
 def reading(
-    found: Architecture, locations: list[Location], store: Callable[[Tensor], Tensor] = lambda state: state
+    found: Architecture, locations: list[Location], *, detach: bool = False, device: torch.device | str | None = None
 ) -> tuple[Activations, list[Tap]]:
     """Empty activations, and the taps that fill them."""
-    activations = Activations(locations)
+    activations, store = Activations(locations), _storing(detach, device)
 
     def read(location: Location, place: Place) -> Tap:
         def keep(state: Tensor, scope: Scope) -> Tensor | None:
             if scope.recomputing:
                 return None
+            if not detach:
+                check_graded(place.module, scope)
             part = part_of(state, location, place)
             activations._states[location].append(store(part))
             # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
@@ -277,6 +284,7 @@ def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: 
     found = architecture(model)
     activations, taps = reading(found, locations)
     missing = set(locations)
+    early = early and not is_sharded(model)  # FSDP must see each block return
 
     def stop(state: Tensor, scope: Scope) -> None:
         if early and not missing:
@@ -297,7 +305,7 @@ def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: 
     around = dict.fromkeys(place.block for place in places if place.block not in (None, place.module))
     ends = [Tap(block, "output", stop, writes=False) for block in around if block is not None]
     with until_stopped(), opened(Scope(model, [*stopped, *ends])):
-        call(model, inputs)
+        call(model, without_cache(found, inputs))
     check_ran(activations, "the source run")
     return activations
 
@@ -374,6 +382,18 @@ def check_ran(activations: Activations, where: str) -> None:
     for location in activations:
         if not activations.calls(location):
             raise InterventionError(f"{location} never ran in {where}; look at describe(model) for what runs.")
+
+
+def without_cache(found: Architecture, inputs: Inputs) -> Inputs:
+    """Inputs for a run of which nobody goes on: without a cache, unless they ask for one.
+
+    Runs are compared with each other, and a resumed one can have none; some caches change the precision of values.
+    """
+    model, config = found.model, getattr(found.model, "config", None)
+    takes = {"use_cache", "kwargs"} & set(signature(unwrapped(model)[-1].forward).parameters)
+    if not found.resumes or not takes or not isinstance(inputs, Mapping) or "use_cache" in inputs:
+        return inputs
+    return {**inputs, "use_cache": False} if getattr(config, "use_cache", False) else inputs
 
 
 def without_past(output: object) -> object:

@@ -27,7 +27,9 @@ _HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size
 _OUT = re.compile(
     r"w?o|dense|proj|projection|output|final_linear|transform|.*out.*|(c|o)_proj|o_lin|.*_o|lin_o|post(_proj)?", re.I
 )
-_IN = re.compile(r"w?(q|k|v|qkv)|.*(query|key|value|qkv|q_|k_|v_|_q|_k|_v|c_attn|in_proj|pos(?!t)|gate|rel|bias|dt).*", re.I)
+_IN = re.compile(
+    r"w?(q|k|v|qkv)|.*(query|key|value|qkv|q_|k_|v_|_q|_k|_v|c_attn|in_proj|pos(?!t)|gate|rel|bias|dt).*", re.I
+)
 _STATES = (  # the parts of an attention that make its queries, keys and values
     re.compile(r"(w?q|query)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
     re.compile(r"(w?k|key)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
@@ -48,9 +50,9 @@ class Attention:
 
     Attributes:
         module: what computes it; `path` inside the block.
-        kind: how: "interface" (the attention functions of transformers), "sdpa" (it calls scaled_dot_product_attention),
-            "torch" (it leaves everything, its output projection included, to torch's multi-head attention) or "own"
-            (products and a softmax of its own, or another way from queries, keys and values to heads).
+        kind: how: "interface" (the attention functions of transformers), "sdpa" (it calls
+            scaled_dot_product_attention), "torch" (it leaves all, the output projection included, to torch's
+            multi-head attention) or "own" (products and a softmax of its own, or another way to its heads).
         projection: its output projection, None if it has none of its own.
     """
 
@@ -180,7 +182,7 @@ def kind_of(module: nn.Module) -> str | None:
     """How a module computes attention itself, or None if it does not."""
     if isinstance(module, nn.MultiheadAttention):
         return "torch"
-    return _kind(cast(Hashable, type(module))) or ("own" if _has_queries_keys_values(module) else None)
+    return _kind(cast(Hashable, type(module))) or ("own" if _has_parts(module) else None)
 
 
 @cache
@@ -198,12 +200,15 @@ def _kind(cls: Any) -> str | None:
     return "own" if attends and names & {"matmul", "bmm", "einsum", "baddbmm"} | _uses_at(cls) else None
 
 
-def _has_queries_keys_values(module: nn.Module) -> bool:
-    """Whether it has the parts of an attention, though it computes no softmax itself: hashed, by Fourier transform."""
+def _has_parts(module: nn.Module) -> bool:
+    """Whether it has the parts of an attention, though it computes no softmax over keys: hashed, deformable."""
     if not re.search("att", type(module).__name__, re.I) or count(module, _HEADS) is None:
         return False
-    names = [name for name, _ in module.named_children()]
-    return all(any(map(pattern.fullmatch, names)) for pattern in _STATES)
+    children = dict(module.named_children())
+    if all(any(map(pattern.fullmatch, children)) for pattern in _STATES):
+        return True
+    counted = any(isinstance(getattr(module, name, None), int) for name in _HEADS)
+    return counted and any(is_linear(child) and _is_out(name) for name, child in children.items())
 
 
 def _uses_at(cls: type) -> set[str]:

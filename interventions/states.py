@@ -76,6 +76,8 @@ def _first(value: Any) -> Path | None:
     if isinstance(value, PackedSequence):
         return None
     entries = list(value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ())
+    if any(isinstance(entry, PackedSequence) for _, entry in entries):
+        return None
     flat = next(((key,) for key, entry in entries if isinstance(entry, Tensor)), None)
     if flat is not None:
         return flat

@@ -97,7 +97,8 @@ class Write:
 
     def _measure(self, state: Tensor, new: Tensor) -> None:
         with torch.no_grad():
-            changed, norm = (new - state).float().square().sum(), state.float().square().sum()
+            before, after = (_unmasked(each) if self.place.io == "attention_scores" else each for each in (state, new))
+            changed, norm = (after - before).float().square().sum(), before.float().square().sum()
         self.changed = changed if self.changed is None else self.changed + changed
         self.norm = norm if self.norm is None else self.norm + norm
 
@@ -110,7 +111,14 @@ class Write:
             return None
         there = _at(vectors, targets.to)
         base = _part(there, self.location)
-        value = self.op(base, self._source_part(vectors, targets, axes, scope), self.generator)
+        source = self._source_part(vectors, targets, axes, scope)
+        versions = _versions(base, source)
+        value = self.op(base, source, self.generator)
+        if _versions(base, source) != versions:
+            raise InterventionError(
+                f"operator {self.op!r} wrote into what it was given at {self.location}, which is the run's own; return "
+                "a new tensor, e.g. base * 2 and not base.mul_(2)."
+            )
         self._check_value(value, base)
         merged = _merge(there, value, self.location)
         if targets.to is not None:
@@ -144,7 +152,8 @@ class Write:
         return Targets(Selection(torch.cat([none, *rows]), torch.cat([none, *columns])), parts)
 
     def _span(self, vectors: Tensor, scope: Scope) -> Span:
-        call, generation = scope.call, scope.generation
+        call = scope.call
+        generation = scope.generation if call is None else call.generation
         if call is None and generation is None:
             raise InterventionError(
                 f"{self.location} ran outside a call of the model itself, so padding is unknown; call the model that "
@@ -228,7 +237,7 @@ class Write:
 
     def _check_shapes(self, vectors: Tensor, source: Tensor, targets: Targets, call: Call | None) -> None:
         whole = targets.to is None
-        fits = source.shape == vectors.shape if whole else source.shape[2:] == vectors.shape[2:]
+        fits = source.shape == vectors.shape if whole else _outside_of_tokens(source) == _outside_of_tokens(vectors)
         if not fits or (targets.to is not None and int(targets.to.columns.max()) >= source.shape[1]):
             generated = call is not None and call.past > 0 and self.positions is None
             raise InterventionError(
@@ -307,6 +316,19 @@ def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
             _check_width(location, "heads" if name == "h" else "dims", chosen_ones, state.shape[axis(axes, name)])
             state = state.index_select(axis(axes, name), torch.tensor(chosen_ones, device=state.device))
     return state
+
+
+def _unmasked(scores: Tensor) -> Tensor:
+    """Attention scores with 0 where the mask put the lowest number."""
+    return scores.masked_fill(scores < torch.finfo(scores.dtype).min / 4, 0)
+
+
+def _outside_of_tokens(vectors: Tensor) -> tuple[int, ...]:
+    return (vectors.shape[0], *vectors.shape[2:])
+
+
+def _versions(*tensors: Tensor | None) -> list[int]:
+    return [tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference()]
 
 
 def _at(vectors: Tensor, chosen_ones: Selection | None) -> Tensor:

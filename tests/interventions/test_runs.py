@@ -60,8 +60,9 @@ def test_taken_examples_are_the_run_of_those_examples(name):
 
 
 def test_taken_examples_bring_no_cache_of_the_others():
-    model, inputs = make("gpt2"), batch("gpt2")
+    model, inputs = make("gpt2"), {**batch("gpt2"), "use_cache": True}
     assert run(model, inputs).output.past_key_values is not None
+    assert run(model, batch("gpt2")).output.get("past_key_values") is None
     assert run(model, inputs).take(torch.tensor([0])).output.get("past_key_values") is None
 
 

@@ -42,9 +42,6 @@ def test_every_site_of_compiled_blocks():
 
 
 @torch.no_grad()
-@pytest.mark.xfail(
-    strict=True, reason="ContextVar.get in our get_interface cannot be traced: dynamo raises Unsupported"
-)
 def test_other_blocks_stay_compiled_whole():
     """They are compiled while our interface is in place: with `fullgraph`, code that cannot be traced would raise."""
     torch._dynamo.reset()
@@ -66,7 +63,6 @@ def test_gradients_through_compiled_blocks():
 
 
 @torch.no_grad()
-@pytest.mark.xfail(strict=True, reason="the second scope does not count itself among those that keep compiled code off")
 def test_two_blocks_left_in_the_order_they_were_entered():
     model, inputs = compiled(), batch("llama")
     first, second = intervene(model, MLP, op=Zero()), intervene(model, ATTENTION, op=Zero())
@@ -82,9 +78,6 @@ def test_two_blocks_left_in_the_order_they_were_entered():
 
 
 @torch.no_grad()
-@pytest.mark.xfail(
-    strict=True, reason="the same in two threads: the one that ends first turns compiled code on for both"
-)
 def test_two_threads_in_compiled_blocks():
     model, inputs = compiled(), batch("llama")
     opened, closed = threading.Event(), threading.Event()
@@ -143,9 +136,6 @@ def generated(model, **settings) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.xfail(
-    strict=True, reason="generate compiles decoding with a static cache on its own: written in the prompt only"
-)
 def test_decoding_that_generate_compiles_by_itself():
     from transformers import CompileConfig
 

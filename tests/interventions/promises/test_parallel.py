@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[3]
 SITES = ("block_output", "attention_pattern", "mlp_output")
 KINDS = ("ddp", "ddp unused", "ddp static", "fsdp2", "fsdp1")
 BROKEN = {
-    "fsdp1": "a source run that stops early leaves weights gathered, and the base run is taken for older than they are",
     "fsdp2": "the gradient of a source read inside a block does not pass its output, at which FSDP2 gathers weights",
 }
 
@@ -135,7 +134,7 @@ def found(tmp_path_factory) -> dict:
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_compute_what_one_does(kind, site, source, found, request):
-    if (kind == "fsdp1" and source == "inputs") or (kind == "fsdp2" and site != "block_output"):
+    if kind == "fsdp2" and site != "block_output":
         request.applymarker(pytest.mark.xfail(strict=True, reason=BROKEN[kind]))
     result = found[f"{kind}, {site}, {source}"]
     assert result.get("error") is None

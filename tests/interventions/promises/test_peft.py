@@ -74,9 +74,6 @@ def test_the_model_inside_is_written_as_well():
 
 PROMPTS = torch.randint(1, VOCABULARY, (2, 4), generator=torch.Generator().manual_seed(3))
 MASK = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-INNER = pytest.mark.xfail(
-    strict=True, reason="generate of a PeftModel calls the model inside: no call of the root is seen"
-)
 
 
 @torch.no_grad()
@@ -85,10 +82,10 @@ INNER = pytest.mark.xfail(
     ("site", "steps", "positions"),
     [
         ("block_output", None, None),
-        pytest.param("key", None, None, marks=INNER),
-        pytest.param("block_output", 0, None, marks=INNER),
-        pytest.param("block_output", slice(1, None), -1, marks=INNER),
-        pytest.param("value", None, 1, marks=INNER),
+        ("key", None, None),
+        ("block_output", 0, None),
+        ("block_output", slice(1, None), -1),
+        ("value", None, 1),
     ],
 )
 def test_generation(kind, site, steps, positions):
@@ -102,11 +99,7 @@ def test_generation(kind, site, steps, positions):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "kind",
-    [pytest.param(None, marks=pytest.mark.xfail(strict=True, reason="its forward takes *args: padding is lost")),
-     "CAUSAL_LM"],
-)  # fmt: skip
+@pytest.mark.parametrize("kind", [None, "CAUSAL_LM"])
 def test_padding_given_by_position(kind):
     model, answers = adapted("llama", ["q_proj"], task_type=kind), []
     for each in (model, model.base_model.model):
