@@ -7,7 +7,7 @@ block calls. One JSON line is appended to `intervene_cost.json`.
 
 - `intervene`: a forward with a swap of one position in block 6, and the block opened and closed around it; beside the
   same with `register_forward_hook` by hand, and beside the plain forward.
-- `interchange`: the counterfactual of two inputs from scratch at one location and at twelve; how many source blocks ran.
+- `intervene`: a forward with a swap of one position in block 6, the block opened and closed around it; beside the
 - `memory`: bytes that 10,000 opened and closed blocks leave behind (tracemalloc, after 1,000 to warm up).
 """
 

@@ -21,8 +21,6 @@ from interventions.interchanges import Handle, interchange, intervene
 from interventions.locations import SITES, Location, as_location
 from interventions.metrics import (
     Metric,
-    accuracy,
-    agreement,
     kl,
     log_probability,
     logit_difference,
@@ -68,8 +66,6 @@ __all__ = [
     "Subspace",
     "Swap",
     "Zero",
-    "accuracy",
-    "agreement",
     "architecture",
     "as_location",
     "describe",

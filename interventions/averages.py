@@ -1,6 +1,7 @@
 """Means of activations over a data set, for mean ablation and as the centre of a subspace."""
 
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from interventions.steps import span_of
 
 @torch.no_grad()
 def mean_of(
-    model: nn.Module, at: Where, batches: Iterable[Inputs], *, positions: Positions = None
+    model: nn.Module, at: Where, batches: Iterable[Inputs] | Inputs, *, positions: Positions = None
 ) -> Mapping[Location, Mean]:
     """The mean activation at each location over the real tokens of a data set, as operators that write it.
 
@@ -31,7 +32,7 @@ def mean_of(
         heads. It is summed in float64, so that neither the order nor the size of the batches shows.
 
     Raises:
-        InterventionError: no batches; a place that does not exist; the model is in train mode.
+        InterventionError: no batches; a place that does not exist or has no fixed width; the model is in train mode.
 
     >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
@@ -39,11 +40,21 @@ def mean_of(
     """
     if model.training:
         raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
+    if isinstance(batches, Mapping | Tensor):
+        raise InterventionError(
+            f"batches is one {type(batches).__name__}, and several of what the model is called with were asked for; "
+            "write [inputs]."
+        )
     locations, found = locations_of(at), architecture(model)
+    pattern = next((at for at in locations if found.place(at).io in ("attention_scores", "attention_pattern")), None)
+    if pattern is not None:
+        raise InterventionError(
+            f"{pattern} is as wide as each batch is long, so it has no mean over batches; use attention_heads."
+        )
     sums: dict[Location, Tensor] = {}
     counts = dict.fromkeys(locations, 0)
     dtypes: dict[Location, torch.dtype] = {}
-    for inputs in batches:
+    for inputs in cast(Iterable[Inputs], batches):
         taken, arguments = run_to(model, inputs, locations), arguments_of(model, inputs)
         for location in locations:
             place, state = found.place(location), taken.activations[location]

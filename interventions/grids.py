@@ -102,15 +102,21 @@ class Grid:
 
     def _headline(self) -> str:
         rows, columns, examples = self.per_example.shape
-        source = "" if self.source is None else f", of the source run {float(self.source.mean()):.4g}"
+        source = "" if self.source is None else f", of the source run {_text(self.source)}"
         return (
             f"{self.metric}: {_count(rows, 'location')} × {_count(columns, 'position')}, mean of "
-            f"{_count(examples, 'example')}; of the base run {float(self.baseline.mean()):.4g}{source}"
+            f"{_count(examples, 'example')}; of the base run {_text(self.baseline)}{source}"
         )
 
     def _repr_html_(self) -> str:
         picture = base64.b64encode(self.plot()._repr_png_()).decode()
         return f'<p>{escape(self._headline())}</p><img src="data:image/png;base64,{picture}">'
+
+
+def _text(values: Tensor) -> str:
+    """The mean in four digits; what is 0 but for rounding is 0."""
+    mean, largest = float(values.mean()), float(values.abs().max())
+    return f"{0.0 if abs(mean) < 1e-6 * max(1.0, largest) else mean:.4g}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -124,7 +130,9 @@ def _table(grid: Grid) -> str:
     digits = min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 1
     lines = [["", *map(str, grid.positions)]]
     for label, row in zip(labels, values.tolist(), strict=True):
-        lines.append([label, *("" if math.isnan(value) else f"{value:.{digits}f}" for value in row)])
+        lines.append(
+            [label, *("" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}" for value in row)]
+        )
     lines = [_shortened(line, MOST_COLUMNS, "…") for line in lines]
     lines = _shortened(lines, MOST_ROWS, ["…"] * len(lines[0]))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

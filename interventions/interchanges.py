@@ -31,11 +31,11 @@ from interventions.runs import (
     without_cache,
     without_past,
 )
-from interventions.steps import Steps, parse_steps
+from interventions.steps import Steps, parse_steps, steps_text
 from interventions.writes import Source, Write
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Handle:
     """What an open `intervene` block did so far."""
 
@@ -50,6 +50,10 @@ class Handle:
     def change(self) -> dict[Location, float]:
         """Root mean square of what was changed at each location, relative to that of what was there."""
         return {write.location: write.change for write in self.writes}
+
+    def __repr__(self) -> str:
+        done = (f"{write.location}: written {write.firings} times, change {write.change:.3g}" for write in self.writes)
+        return f"Handle({'; '.join(done)})"
 
 
 @contextmanager
@@ -312,8 +316,9 @@ def _check_fired(writes: list[Write], where: str) -> None:
     for write in writes:
         if write.firings == 0 and write.calls:
             raise InterventionError(
-                f"{write.location} ran {write.calls} times and nothing was written there: no call read the tokens of "
-                f"steps={write.steps!r} and positions={write.positions!r}; generate as far as that, or name others."
+                f"{write.location} ran {write.calls} time{'s' * (write.calls > 1)} and nothing was written there: no "
+                f"call read the tokens of steps={steps_text(write.steps)} and positions={write.positions!r}; generate "
+                "as far as that, or name others."
             )
         if write.firings == 0:
             raise InterventionError(f"{write.location} never ran inside {where}; describe(model) lists what runs.")

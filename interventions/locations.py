@@ -31,6 +31,8 @@ _TEXT = re.compile(
     rf"|module:(?P<module>.+?)(?:@(?P<io>{'|'.join(IOS)}))?(?:{_UNITS.format('module_units')})?"
 )
 
+_MANY = {"heads": 12, "dims": 64}
+
 Dims = range | tuple[int, ...]
 
 
@@ -145,8 +147,9 @@ class Location:
             parts = [] if self.layer is None else [str(self.layer)]
             if self.site != "block_output":
                 parts.append(repr(self.site) if parts else f"site={self.site!r}")
-        parts += [] if self.heads is None else [f"heads={self.heads!r}"]
-        parts += [] if self.dims is None else [f"dims={self.dims!r}"]
+        for name in ("heads", "dims"):
+            chosen = getattr(self, name)
+            parts += [] if chosen is None else [f"{name}={chosen[0] if len(chosen) == 1 else chosen!r}"]
         parts += [] if self.subspace is None else [f"subspace={self.subspace!r}"]
         parts += [] if self.stack is None else [f"stack={self.stack!r}"]
         return f"Location({', '.join(parts)})"
@@ -156,7 +159,7 @@ class Location:
         """The location that `str` wrote as `text`.
 
         >>> Location.parse("encoder/query.3[heads=1;dims=0,5,6]")
-        Location(3, 'query', heads=range(1, 2), dims=(0, 5, 6), stack='encoder')
+        Location(3, 'query', heads=1, dims=(0, 5, 6), stack='encoder')
         """
         match = _TEXT.fullmatch(text.strip())
         if match is None:
@@ -178,7 +181,8 @@ def as_location(place: Location | str) -> Location:
     if isinstance(place, str):
         return Location.parse(place)
     raise InterventionError(
-        f"a location was asked for and {type(place).__name__} {place!r} given; write Location(3) or 'block_output.3'."
+        f"a location was asked for and {type(place).__name__} {place!r} given; write Location(3) or 'block_output.3', "
+        "and [Location(i) for i in range(3)] for several."
     )
 
 
@@ -255,7 +259,7 @@ def _chosen(given: Iterable[int] | slice | int, name: str) -> Dims:
         if isinstance(given, slice):
             if given.stop is None:
                 raise InterventionError(
-                    f"{name}={given!r} has no end; a location knows no width: write {name}=range(0, 64)."
+                    f"{name}={given!r} has no end; a location knows no model: write {name}=range(0, {_MANY[name]})."
                 )
             given = range(given.start or 0, given.stop, given.step or 1)
         entries = tuple(given if isinstance(given, Iterable) else (given,))
@@ -264,13 +268,13 @@ def _chosen(given: Iterable[int] | slice | int, name: str) -> Dims:
         numbers = tuple(map(index, entries))
     except TypeError as error:
         raise InterventionError(
-            f"{name}={given!r} are not whole numbers; write {name}=range(0, 64) or {name}=[1, 5]."
+            f"{name}={given!r} are not whole numbers; write {name}=range(0, {_MANY[name]}) or {name}=[1, 5]."
         ) from error
     if not numbers:
         raise InterventionError(f"{name}={given!r} selects nothing; leave {name} out for all of them.")
     if min(numbers) < 0:
         raise InterventionError(
-            f"{name}={given!r} holds {min(numbers)}: {name} count from 0, a location knows no width."
+            f"{name}={given!r} holds {min(numbers)}: {name} count from 0, as a location knows no model."
         )
     if len(set(numbers)) < len(numbers):
         raise InterventionError(f"{name}={given!r} names an entry twice; name each once.")

@@ -5,7 +5,7 @@ A callable of one's own with that signature is an operator too: it is given a so
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -87,7 +87,7 @@ class Add:
 
     value: Tensor
     scale: float = 1.0
-    renormalise: bool = False
+    renormalise: bool = field(default=False, kw_only=True)
     needs_source: ClassVar[bool] = False
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:

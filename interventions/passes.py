@@ -30,7 +30,7 @@ class Passes:
 
     base: Run
     source: Run | None
-    op: Operator
+    ops: Mapping[Location, Operator]
     generator: torch.Generator | None
     most: int
     _repeated: dict[int, Run] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Passes:
             self.base.model,
             self._base(len(cells)),
             source,
-            {location: OneByOne.of(self.op, cells, location) for location in locations},
+            {location: OneByOne.of(self.ops[location], cells, location) for location in locations},
             positions={location: list(chain(*written(cells, location))) or None for location in locations},
             source_positions={location: list(chain(*taken(cells, location))) or None for location in locations},
             generator=self.generator,

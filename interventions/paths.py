@@ -27,6 +27,7 @@ def path_patch(
     positions: Positions = None,
     receiver_positions: Positions = None,
     freeze: Where | None = None,
+    record: Where = (),
 ) -> Run:
     """The base run with the receivers given what they would be if only the direct paths from the sender had changed.
 
@@ -45,6 +46,7 @@ def path_patch(
         receiver_positions: which tokens of the receivers are written; None is all.
         freeze: what keeps its value of the base run, at all tokens. None: `attention_output` and `mlp_output` of the
             blocks between, but for the component that the sender is a part of.
+        record: locations to keep of the last run, besides the receivers, which are always kept.
 
     Returns:
         The last of these runs.
@@ -76,7 +78,8 @@ def path_patch(
         )
         received.update({end.whole: done.activations[end.whole] for end in group})
     read = replace(before, activations=received, recording=None)
-    return interchange(model, before, read, ends, positions=receiver_positions)
+    kept = [*ends, *locations_of(record)]
+    return interchange(model, before, read, ends, positions=receiver_positions, record=kept)
 
 
 def _groups(between: dict[Location, list[Location]]) -> list[list[Location]]:

@@ -142,8 +142,7 @@ def feed_forward_of(block: nn.Module) -> FeedForward:
         if not path:
             raise Missing(f"the experts of {type(block).__name__} lie in no module of their own")
         return FeedForward(outside[path], outside[path], None)
-    linear = {path: module for path, module in outside.items() if is_linear(module)}
-    linear = {path: module for path, module in linear.items() if _looks_feed_forward(block, path)}
+    linear = {path: module for path, module in _linears(block) if path in outside and _looks_feed_forward(block, path)}
     if not linear:
         raise Missing(f"no feed-forward part was found in {type(block).__name__}")
     downs = _downs(linear)
@@ -292,8 +291,7 @@ def _projection(block: nn.Module, path: str) -> nn.Module | None:
     own = block.get_submodule(path)
     if isinstance(own, nn.MultiheadAttention):
         return None
-    inside = [(name, module) for name, module in own.named_modules() if name and is_linear(module)]
-    last = [(name, module) for name, module in inside if _is_out(name)]
+    last = [(name, module) for name, module in _linears(own) if name and _is_out(name)]
     if last:
         return last[-1][1]
     while path:
@@ -301,12 +299,21 @@ def _projection(block: nn.Module, path: str) -> nn.Module | None:
         children = list(block.get_submodule(path).named_children())
         later = children[[child for child, _ in children].index(name) + 1 :]
         for child_name, child in later:
-            for inner, module in child.named_modules(prefix=child_name):
-                if is_linear(module) and _is_out(inner):
+            for inner, module in _linears(child, child_name):
+                if _is_out(inner):
                     return module
         if path == "":
             break
     return None
+
+
+def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The linear modules inside one, but not those of which an adapter makes another."""
+    if is_linear(module):
+        yield prefix, module
+        return
+    for name, child in module.named_children():
+        yield from _linears(child, f"{prefix}.{name}" if prefix else name)
 
 
 def _is_out(path: str) -> bool:

@@ -45,6 +45,13 @@ def parse_steps(steps: object) -> slice | frozenset[int] | None:
     return numbers
 
 
+def steps_text(steps: slice | frozenset[int] | None) -> str:
+    """The steps as one writes them."""
+    if not isinstance(steps, frozenset):
+        return repr(steps)
+    return str(min(steps)) if len(steps) == 1 else str(sorted(steps))
+
+
 def is_in(step: int, steps: slice | frozenset[int] | None) -> bool:
     """Whether a step is among those chosen."""
     if isinstance(steps, slice):

@@ -30,7 +30,7 @@ def sweep(
     metric: Callable[[Any], Tensor],
     positions: object = "each",
     source_positions: object = None,
-    op: Operator | None = None,
+    op: Operator | Mapping[Location, Operator] | None = None,
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Grid:
@@ -53,7 +53,8 @@ def sweep(
             column count as NaN.
         source_positions: which tokens of the source to take: None is those of the column; an int for all columns, or
             a list with one entry for each column.
-        op: the operator, `Swap()` by default. It sees one counterfactual at a time.
+        op: the operator, `Swap()` by default, or {Location: operator}, e.g. what `mean_of` gives. It sees one
+            counterfactual at a time.
         batch_size: the most rows of one pass, at least those of the base, which is then one counterfactual a pass; by
             default 64, or fewer that keep 2²⁸ numbers. Where inputs or output hold something that is not one entry an
             example, such as a loss, every counterfactual has its own pass.
@@ -73,18 +74,19 @@ def sweep(
     True
     """
     check_eval(model)
-    rows, op = _labelled(at), _operator(op, source)
+    rows = _labelled(at)
+    ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
     wholes = list(dict.fromkeys(location.whole for locations in rows.values() for location in locations))
     with torch.no_grad():
         before = _base_run(model, base, wholes)
         given = None if source is None else as_run(model, source, wholes, resumable=False)
         examples = examples_in(before)
-        _check_sizes(op, examples, given)
+        _check_sizes(ops, examples, given)
         _check_reads_real(metric, before)
         baseline = _measured(metric, before.output, examples, "the base run")
-        columns, cells = _cells(list(rows.values()), positions, source_positions, base=before, source=given, op=op)
+        columns, cells = _cells(list(rows.values()), positions, source_positions, base=before, source=given, ops=ops)
         values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
-        passes = Passes(before, given, op, generator, cells_a_pass(before, batch_size))
+        passes = Passes(before, given, ops, generator, cells_a_pass(before, batch_size))
         for row, locations in enumerate(rows.values()):
             for cell, output in passes(locations, cells[row]):
                 what = f"the counterfactual at {' + '.join(map(str, locations))}, position {columns[cell.column].label}"
@@ -121,17 +123,28 @@ def _together(place: Any) -> tuple[Location, ...]:
     return tuple(dict.fromkeys(map(as_location, place if several else [place])))
 
 
-def _operator(op: Operator | None, source: object) -> Operator:
+def _operators(op: Any, locations: Iterable[Location], source: object) -> dict[Location, Operator]:
+    """The operator of each location."""
     if op is None and source is None:
         raise InterventionError("no operator was given; write op=Zero(), or source=… to swap.")
-    op = Swap() if op is None else op
+    given = {as_location(at): each for at, each in op.items()} if isinstance(op, Mapping) else None
+    ops: dict[Location, Operator] = {}
+    for at in locations:
+        each = op if given is None else given.get(at)
+        if each is None and given is not None:
+            raise InterventionError(f"no operator was given for {at}; add it to op={{Location: operator}}.")
+        ops[at] = Swap() if each is None else each
+        _check_operator(ops[at], source)
+    return ops
+
+
+def _check_operator(op: Any, source: object) -> None:
     if not callable(op) or isinstance(op, type):
         raise InterventionError(f"{op!r} is not an operator; write Swap(), Zero(), or a function.")
     if getattr(op, "needs_source", source is not None) and source is None:
         raise InterventionError(f"{type(op).__name__} takes from a source and none was given; pass source=….")
     if source is not None and not getattr(op, "needs_source", True):
         raise InterventionError(f"a source was given and {type(op).__name__} takes none; leave it out: source=None.")
-    return op
 
 
 def _base_run(model: nn.Module, base: Inputs | Run, at: list[Location]) -> Run:
@@ -143,8 +156,9 @@ def _base_run(model: nn.Module, base: Inputs | Run, at: list[Location]) -> Run:
     return before
 
 
-def _check_sizes(op: Operator, examples: int, source: Run | None) -> None:
-    if source is None or getattr(op, "pools_source", False) or examples_in(source) == examples:
+def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
+    pools = all(getattr(op, "pools_source", False) for op in ops.values())
+    if source is None or pools or examples_in(source) == examples:
         return
     raise InterventionError(
         f"the base has {examples} examples and the source {examples_in(source)}; give one source an example."
@@ -158,7 +172,7 @@ def _cells(
     *,
     base: Run,
     source: Run | None,
-    op: Operator,
+    ops: Mapping[Location, Operator],
 ) -> tuple[list[Column], list[list[Cell]]]:
     """The columns, and the cells of each row."""
     if source_positions is not None and source is None:
@@ -170,7 +184,7 @@ def _cells(
     given = [None if source is None else {location: _real(source, location) for location in row} for row in real]
     longest = max(int(mask.sum(1).max()) for row in real for mask in row.values())
     columns = columns_of(positions, source_positions, longest)
-    aligned = not getattr(op, "pools_source", False)
+    aligned = not all(getattr(op, "pools_source", False) for op in ops.values())
     cells = [cells_of(columns, mine, its, aligned=aligned) for mine, its in zip(real, given, strict=True)]
     empty = set(range(len(columns))) - {cell.column for row in cells for cell in row}
     if empty and not isinstance(positions, str):

@@ -51,7 +51,7 @@ class Write:
         steps: which steps of a generation, as `interventions.steps.parse_steps` gives them.
         firings: how often it wrote.
         calls: how often its place ran.
-        changed, norm: sums of squares of what it changed and of what was there, for the relative size of the change.
+        changed, norm: sums of squares of the change and of what was there, over what is written alone.
     """
 
     location: Location
@@ -76,7 +76,6 @@ class Write:
         new = self._written(state, scope)
         if new is not None and not scope.recomputing:
             self.firings += 1
-            self._measure(state, new)
         return new
 
     def _count(self, scope: Scope) -> None:
@@ -121,6 +120,8 @@ class Write:
             )
         self._check_value(value, base)
         merged = _merge(there, value, self.location)
+        if not scope.recomputing:
+            self._measure(_entries(there, self.location), _entries(merged, self.location))
         if targets.to is not None:
             to = targets.to.to(vectors.device)
             merged = vectors.index_put((to.rows, to.columns), merged)

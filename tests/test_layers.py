@@ -16,11 +16,14 @@ THIS_FILE = "tests/test_layers.py"
 
 # A file or folder may import from those before it. `__init__` stands after the last.
 ORDER = {
-    "interventions": """errors frames subspaces locations axes positions operators exceptions sites architectures
-        descriptions states calls attention hooks steps writes recordings plots metrics runs interchanges averages cells
-        grids passes sweeps paths encodings saving tracing __main__""".split(),
-    "distill": """errors losses causal_models mapping inputs pairs tasks data similarity metrics outcomes abstraction
-        objectives students cache checkpoints loop results progress fit teachers compat report commands cli""".split(),
+    "interventions": """
+        errors wrappers frames subspaces locations axes positions operators exceptions sites architectures
+        descriptions states calls attention hooks steps writes recordings plots metrics runs interchanges
+        averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
+    "distill": """
+        errors losses graphs causal_models mapping inputs pairs tasks data similarity metrics outcomes
+        abstraction objectives students cache checkpoints loop results progress fit teachers compat report
+        commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}
 HOOKS = "interventions/hooks.py"

@@ -49,13 +49,20 @@ class PCA(Subspace):
         self.register_buffer("components", components.clone(memory_format=torch.contiguous_format))
         self.register_buffer("explained_variance_ratio", explained_variance_ratio)
 
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"dims={len(self.components)}, width={self.width}"
+
     @classmethod
-    def fit(cls, vectors: Float[Tensor, "n d"], dims: int) -> "PCA":
+    def fit(cls, vectors: Float[Tensor, "*n d"], dims: int) -> "PCA":
         """The first `dims` components of `vectors`, the largest entry of each positive.
+
+        All axes but the last count examples: leave padding out, e.g. `activation[mask.bool()]`.
 
         Raises:
             InterventionError: vectors that span fewer than `dims` directions around their mean.
         """
+        vectors = vectors.reshape(-1, vectors.shape[-1])
         n, width = vectors.shape
         check_dims(dims, width, "PCA.fit")
         data = vectors.detach().cpu().double()

@@ -315,3 +315,32 @@ def test_peft_models_are_written_and_resume():
     whole = interchange(model, inputs, source, Location(1), positions=-1)
     assert torch.equal(interchange(model, base, source, Location(1), positions=-1).logits, whole.logits)
     assert not torch.equal(whole.logits, base.logits)
+
+
+@torch.no_grad()
+def test_hidden_states_that_the_model_returns_see_what_is_written():
+    """transformers leaves hooks that note them on a model that once returned them, ahead of ours."""
+    for name in ("vit", "llama"):
+        model, inputs = make(name), batch(name)
+        plain = model(**inputs, output_hidden_states=True).hidden_states
+        before = trace(model)
+        for place, index in ((Location(1), 2), (Location(1, "attention_heads"), 2)):
+            with intervene(model, place, op=Zero()):
+                found = model(**inputs, output_hidden_states=True).hidden_states
+                kept = run(model, inputs).activations[Location(1)]
+            assert torch.equal(found[index], kept)
+            assert not torch.equal(found[index], plain[index])
+        assert trace(model) == before
+
+
+def test_the_change_is_that_of_what_is_written():
+    model, inputs = make("llama"), batch("llama")
+    for place, positions in (
+        (Location(1), -1),
+        (Location(1, "attention_heads", heads=0), None),
+        (Location(1, dims=3), 1),
+    ):
+        with intervene(model, place, op=Zero(), positions=positions) as handle:
+            model(**inputs)
+        assert handle.change[place] == pytest.approx(1.0)
+        assert repr(handle) == f"Handle({place}: written 1 times, change 1)"

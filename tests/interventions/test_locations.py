@@ -158,7 +158,7 @@ def test_locations_are_frozen_and_can_be_copied_and_sent(dims):
         (dict(layer=3, dims=[]), r"dims=\[\] selects nothing; leave dims out"),
         (dict(layer=3, dims=[-1]), r"dims=\[-1\] holds -1: dims count from 0"),
         (dict(layer=3, dims=[1, 1]), r"names an entry twice; name each once"),
-        (dict(layer=3, dims=slice(4, None)), r"has no end; a location knows no width: write dims=range\(0, 64\)"),
+        (dict(layer=3, dims=slice(4, None)), r"has no end; a location knows no model: write dims=range\(0, 64\)"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Attention that transformers' functions do not compute: by scaled_dot_product_attention or products of the model's own.
+"""Attention that transformers' functions do not compute: by scaled_dot_product_attention or by products of its own.
 
 Falcon calls scaled_dot_product_attention itself; Bloom, GPT-J and DeBERTa v2 multiply and take a softmax.
 """

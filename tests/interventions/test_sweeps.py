@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from interventions import InterventionError, Location, Swap, Zero, interchange, intervene, run, run_to
+from interventions import InterventionError, Location, Swap, Zero, interchange, intervene, mean_of, run, run_to
 from interventions.metrics import kl, logit_difference, normalised
 from interventions.sweeps import sweep
 from tests.interventions.models import LAYERS, batch, make
@@ -236,3 +236,17 @@ def test_runs_that_do_not_fit_raise():
         sweep(model, base, inputs, BLOCKS, metric=METRIC)
     with pytest.raises(InterventionError, match=r"in train mode, .* call model\.eval\(\)"):
         sweep(model.train(), inputs, inputs, BLOCKS, metric=METRIC)
+
+
+def test_operators_by_location():
+    model, base = make("gpt2"), batch("gpt2", 1)
+    places = [Location(0, "attention_heads", heads=1), Location(1, "mlp_output")]
+    means = mean_of(model, places, [batch("gpt2", 2)])
+    grid = sweep(model, base, None, places, op=means, positions=[1, -1], metric=lambda out: out.logits[:, -1, 3])
+    for row, place in enumerate(places):
+        for column, position in enumerate((1, -1)):
+            with intervene(model, {place: means[place]}, positions=position), torch.no_grad():
+                expected = model(**base).logits[:, -1, 3]
+            assert torch.allclose(grid.per_example[row, column], expected, atol=1e-5)
+    with pytest.raises(InterventionError, match=r"no operator was given for block_output\.2; add it to op="):
+        sweep(model, base, None, [*places, Location(2)], op=means, metric=lambda out: out.logits[:, -1, 3])
