@@ -34,7 +34,7 @@ def mean_of(
     Raises:
         InterventionError: no batches; a place that does not exist or has no fixed width; the model is in train mode.
 
-    >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU())
+    >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU()).eval()
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
     {Location(module='0'): Mean(value=tensor([2., 4.]))}
     """
