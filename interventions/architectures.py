@@ -52,6 +52,7 @@ class Place:
         kind: of the attention, see `interventions.sites.Attention`.
         encodes: whether it belongs to the encoder of an encoder–decoder.
         turn: which call of the block it is, where layers share blocks.
+        axes: of what its block holds, where `interventions.exceptions` states them.
     """
 
     module: nn.Module
@@ -64,6 +65,7 @@ class Place:
     kind: str = ""
     encodes: bool = False
     turn: int | None = None
+    axes: str = ""
 
     @property
     def is_block_output(self) -> bool:
@@ -74,10 +76,14 @@ class Place:
         """The axes of what is there, as `interventions.axes` writes them."""
         if self.io in ("attention_scores", "attention_pattern"):
             return "b h t d"  # one row of keys for each head and query
+        if self.heads is not None and self.axes == "t b d":
+            return "t b h d"
         if self.io in HEAD_SITES or self.heads is not None:
             return "b x y h d" if state.ndim == 5 else "b t h d"
         if self.io in STATES and state.ndim == 3:
             return "t b d"  # one final state for each layer and direction
+        if state.ndim == len(self.axes.split()):
+            return self.axes
         return axes_of(self.module, state)
 
 
@@ -133,7 +139,10 @@ class Architecture:
         crosses = io in ("key", "value") and bool(CROSS.search(path))
         decodes = "decoder" in path.split(".") and not crosses
         mask = "attention_mask" if crosses else self._mask(path)
-        return Place(module, path, io, block, mask, heads=heads, kind=kind, encodes=self._has_sides and not decodes)
+        exception = exception_for(self.model)
+        axes = exception.axes if exception is not None and block is not None else ""
+        encodes = self._has_sides and not decodes
+        return Place(module, path, io, block, mask, heads=heads, kind=kind, encodes=encodes, axes=axes)
 
     @property
     def _has_sides(self) -> bool:

@@ -101,8 +101,9 @@ def built(kind: type, model_type: str) -> nn.Module:
     if count > LARGEST:
         raise CannotBuildError(f"{count:,} parameters")
     model = kind(config).eval()
-    for parameter in model.parameters():
-        if parameter.ndim > 1 and parameter.is_floating_point():
+    for name, parameter in model.named_parameters():
+        closed = "gate" in name and not parameter.any()  # before training some gates let nothing through
+        if (parameter.ndim > 1 or closed) and parameter.is_floating_point():
             parameter.data.normal_(0, SPREADS.get(model_type, 0.3))
     for name, buffer in model.named_buffers():
         if "embed" in name.rpartition(".")[2] and buffer.is_floating_point():
@@ -111,11 +112,11 @@ def built(kind: type, model_type: str) -> nn.Module:
 
 
 def tensors(value: object) -> list[Tensor]:
-    """The floating-point tensors in an output, caches left out."""
+    """The floating-point tensors in an output, caches and recurrent states left out."""
     if isinstance(value, Tensor):
         return [value] if value.is_floating_point() else []
     if isinstance(value, dict):
-        value = [entry for key, entry in value.items() if "past" not in key and "cache" not in key]
+        value = [entry for key, entry in value.items() if "past" not in key and "cache" not in key and key != "state"]
     return [tensor for entry in value for tensor in tensors(entry)] if isinstance(value, tuple | list) else []
 
 

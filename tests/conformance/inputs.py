@@ -19,6 +19,7 @@ MEDIA = (
     ("input_values",),
     ("past_values", "past_time_features", "past_observed_mask", "future_time_features", "future_values"),
     ("pixel_values_videos",),
+    ("visual_feats", "visual_pos"),
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def batches(model: nn.Module) -> tuple[dict[str, object], dict[str, object]]:
                 with torch.no_grad():
                     model(**base), model(**source)
             except Exception as error:
-                if plan.placeholders_from(str(error)):
+                if plan.placeholders_from(str(error)) or plan.another_guess():
                     continue
                 problems.append(f"{type(error).__name__}: {str(error)[:150]}")
                 break

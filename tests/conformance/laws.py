@@ -8,15 +8,19 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from interventions import InterventionError, interchange, run
-from interventions.architectures import architecture
+from interventions import InterventionError, Location, interchange, run
+from interventions.architectures import Stack, architecture
+from interventions.axes import axis
+from interventions.sites import kind_of
 from tests.conformance.building import Subject, tensors
 from tests.conformance.cases import Case, away, same, seeded
+from tests.conformance.plans import SIZE
 from tests.interventions.models import trace
 
 ATTENTION = re.compile("attention|attn", re.I)
 SAME = "both inputs give the same output"
 DRAWS = "draws in eval mode"
+OUTSIDE = "it has attention outside its blocks only"
 
 
 def some_layers(layers: list[int]) -> list[int]:
@@ -24,14 +28,31 @@ def some_layers(layers: list[int]) -> list[int]:
 
 
 def found(case: Case) -> str | None:
-    """Blocks are found, as many as the configuration states, and every stack runs."""
+    """Blocks are found, as many as the configuration states."""
     if not case.stacks:
         return "no stack of blocks is found"
     stated = getattr(case.model.config, "num_hidden_layers", None)
     if isinstance(stated, int) and stated not in (counts := [len(stack.blocks) for stack in case.stacks]):
         return f"the configuration states {stated} layers; stacks of {counts} are found"
+    return None
+
+
+def runs(case: Case) -> str | None:
+    """Every stack of blocks runs on the inputs that are given here."""
     idle = [stack.path for stack in case.stacks if not case.ran[stack.name]]
     return f"never runs on these inputs: {', '.join(idle)}" if idle else None
+
+
+def examples(case: Case) -> str | None:
+    """What a block returns has as many examples as the batch, on the axis where they are looked for."""
+    for stack in case.live():
+        at = case.at(stack, case.ran[stack.name][0])
+        with seeded():
+            state = run(case.model, case.base, at=[at]).activations[at]
+        axes = architecture(case.model).place(at).axes_of(state)
+        if state.shape[axis(axes, "b")] != SIZE:
+            return f"{at} has shape {list(state.shape)}, read as {axes}"
+    return None
 
 
 def identity(case: Case) -> str | None:
@@ -97,31 +118,46 @@ def counted(block: nn.Module, other: nn.Module) -> Iterator[list]:
 
 
 def heads(case: Case) -> str | None:
-    """Where there is attention: a head swapped with its own changes nothing, with another's it changes the output."""
-    base, wanted, refused, checked = case.runs[0], tensors(case.runs[0].output), "", 0
-    for stack in case.deciding or case.live():
-        places = []
-        for layer in case.ran[stack.name]:
-            if not any(ATTENTION.search(type(part).__name__) for part in stack.blocks[layer].modules()):
-                continue
-            at = replace(case.at(stack, layer), site="attention_heads", heads=0)
-            try:
-                architecture(case.model).place(at)
-                places.append(at)
-            except InterventionError as error:
-                refused = refused or str(error)
+    """A head swapped with its own changes nothing, with another's the output: in every stack with attention."""
+    base, wanted, checked = case.runs[0], tensors(case.runs[0].output), 0
+    for stack in case.live():
+        places, refused = head_places(case, stack)
+        if refused:
+            return refused
         ends, changes = list(dict.fromkeys([*places[:1], *places[-1:]])), False
         for at in ends:
             if not same(given := tensors(case.swapped(at, source=0).output), wanted):
                 return DRAWS if case.draws else f"{at}: {away(given, wanted)}"
             # The queries of a decoder may be the same for every input, so that its first layer has nothing to swap.
-            changes = changes or not same([case.main(case.swapped(at))], [case.main(base)])
+            changes = changes or not same(tensors(case.swapped(at).output), tensors(base.output))
         if ends and not case.moves:
             return SAME
         if ends and not changes:
             return f"{' and '.join(map(str, ends))} do not change the output"
         checked += len(ends)
-    return None if checked else refused or None
+    if checked or not attends(case.model):
+        return None
+    return "no block runs" if case.stacks else OUTSIDE
+
+
+def head_places(case: Case, stack: Stack) -> tuple[list[Location], str]:
+    """Where a stack has heads; and why it has none, if it has attention and no heads at all."""
+    places, refused = [], ""
+    for layer in case.ran[stack.name]:
+        if not attends(stack.blocks[layer]):
+            continue
+        at = replace(case.at(stack, layer), site="attention_heads", heads=0)
+        try:
+            architecture(case.model).place(at)
+            places.append(at)
+        except InterventionError as error:
+            refused = refused or str(error)
+    return places, "" if places else refused
+
+
+def attends(module: nn.Module) -> bool:
+    """Whether there is attention in a module: a class that is called so, or whose code computes it."""
+    return any(ATTENTION.search(type(part).__name__) or kind_of(part) for part in module.modules())
 
 
 def nothing_left(case: Case, before: list) -> str | None:
@@ -131,6 +167,8 @@ def nothing_left(case: Case, before: list) -> str | None:
 
 LAWS: dict[str, Callable[[Case], str | None]] = {
     "found": found,
+    "runs": runs,
+    "examples": examples,
     "identity": identity,
     "last swap": last_swap,
     "resumed": resumed,

@@ -103,7 +103,7 @@ def spectrum(plan: Plan) -> tuple[int, ...]:
     bins = list(dict.fromkeys(n for n in plan.settings(*names) if isinstance(n, int))) or [16]
     frames = 2 * plan.setting("max_source_positions", default=20)
     options = [shape for n in bins for shape in ((SIZE, n, frames), (SIZE, frames, n), (SIZE, 1, 64, n))]
-    return plan.pick(*options, (SIZE, bins[0], 128), (SIZE, 128, bins[0]))
+    return plan.pick(*options, (SIZE, bins[0], 128), (SIZE, 128, bins[0]), (SIZE, frames, 4 * bins[0]))
 
 
 def spectrum_mask(plan: Plan, draw: torch.Generator) -> Tensor:
@@ -175,6 +175,8 @@ MAKERS: dict[str, Callable[[Plan, torch.Generator], object]] = {
     **dict.fromkeys(("pixel_position_ids", "image_position_ids"), positions),
     **dict.fromkeys(("spatial_shapes", "target_sizes"), shapes),
     **dict.fromkeys(("merge_sizes", "image_merge_sizes"), ones(SIZE)),
+    "visual_feats": lambda plan, draw: torch.randn(SIZE, SIDE, plan.setting("visual_feat_dim"), generator=draw),
+    "visual_pos": lambda plan, draw: torch.rand(SIZE, SIDE, plan.setting("visual_pos_dim"), generator=draw),
     "audio_mel_mask": lambda plan, draw: spectrum_mask(plan, draw).bool().logical_not(),  # true where there is none
     "attention_mask": mask,
     "mm_token_type_ids": types,

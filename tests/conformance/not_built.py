@@ -69,20 +69,19 @@ _NOT_BUILT: tuple[tuple[str, str], ...] = (  # reason, model types
     (
         "no tiny configuration or inputs that fit together were found",
         """
-        align align_vision_model bark blt_local_decoder blt_local_encoder bros chameleon clap
-        clap_audio_model clvp clvp_encoder csm_depth_decoder_model cvt decision_transformer deepseek_v4
-        depth_pro dia_decoder dots3_note dots3_note_text efficientloftr efficientnet emu3 eomt eomt_dinov3
-        esmfold2 fastspeech2_conformer_with_hifigan florence_vision fun_asr_nano fun_asr_nano_encoder
-        gemma4_assistant gemma4_audio gemma4_unified_assistant glm_image_vqmodel granite4_vision
-        granite_speech5_ctc granite_speech5_encoder hrm_text idefics inkling2_vision inkling_vision
-        janus_vqgan kosmos-2 kyutai_speech_to_text lw_detr lxmert minicpm_ocr_vision minicpmv4_6_vision
-        minicpmv4_7_vision molmo2_vision moshi_depth neucodec oneformer paddleocr_vl_vision pp_lcnet_v4
-        pp_ocrv5_mobile_rec pp_ocrv5_server_det pp_ocrv6_medium_det pp_ocrv6_small_det pp_ocrv6_small_rec
-        pp_ocrv6_tiny_rec qwen2_5_omni_audio_encoder qwen3_asr_encoder qwen3_omni_moe_audio_encoder
+        align align_vision_model bark blt_local_decoder blt_local_encoder clap clap_audio_model
+        csm_depth_decoder_model decision_transformer depth_pro dia_decoder efficientloftr efficientnet emu3
+        eomt eomt_dinov3 esmfold2 fastspeech2_conformer_with_hifigan florence_vision fun_asr_nano
+        fun_asr_nano_encoder gemma4_assistant gemma4_unified_assistant glm_image_vqmodel granite4_vision
+        hrm_text idefics inkling2_vision inkling_vision janus_vqgan kosmos-2 kyutai_speech_to_text lw_detr
+        minicpm_ocr_vision minicpmv4_6_vision minicpmv4_7_vision molmo2_vision moshi_depth neucodec
+        oneformer paddleocr_vl_vision pp_lcnet_v4 pp_ocrv5_mobile_rec pp_ocrv5_server_det
+        pp_ocrv6_medium_det pp_ocrv6_small_det pp_ocrv6_small_rec pp_ocrv6_tiny_rec
+        qwen2_5_omni_audio_encoder qwen3_asr_encoder qwen3_omni_moe_audio_encoder
         qwen3_omni_moe_talker_code_predictor sam2 sam2_hiera_det_model sam2_vision_model sam3_detr_encoder
-        sam3_lite_text_detr_encoder sam3_tracker sapiens2 seggpt tvp uvdoc uvdoc_backbone
-        vibevoice_acoustic_tokenizer_encoder vibevoice_asr voxtral_realtime voxtral_realtime_text
-        xclip_vision_model xcodec xcodec2 xlstm zamba zamba2 zoedepth
+        sam3_lite_text_detr_encoder sam3_tracker sapiens2 tvp uvdoc uvdoc_backbone
+        vibevoice_acoustic_tokenizer_encoder voxtral_realtime voxtral_realtime_text xclip_vision_model
+        xcodec xcodec2 xlstm zamba zamba2 zoedepth
         """,
     ),
 )

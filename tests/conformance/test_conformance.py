@@ -22,7 +22,7 @@ def test_the_laws_hold(model_type):
     closed = sorted(known.keys() - found.keys())
     assert not closed, f"these laws hold now; take them out of known_gaps: {closed}"
     if known:
-        pytest.xfail("; ".join(f"{law}: {reason}" for law, reason in known.items()))
+        pytest.xfail("; ".join(f"{law}: {gap.reason}" for law, gap in known.items()))
 
 
 def test_the_tables_name_model_types():
