@@ -2,12 +2,13 @@
 
 from distill import losses, metrics, objectives, tasks
 from distill.abstraction import interchange_accuracy
+from distill.causal_models import CausalModel
 from distill.errors import DistillError
 from distill.fit import Interrupted, evaluate, fit
 from distill.loop import Record, Schedule, steps
 from distill.mapping import layers
 from distill.metrics import Share, accuracy
-from distill.objectives import DIITO, KD, PKD, Cosine, Labels, Objective
+from distill.objectives import DIITO, IIT, KD, PKD, Cosine, Labels, Objective
 from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.pairs import InContext, Shuffle, Span
 from distill.results import Evaluation, FitResult
@@ -17,8 +18,10 @@ from distill.teachers import teach, teacher_of
 
 __all__ = [
     "DIITO",
+    "IIT",
     "KD",
     "PKD",
+    "CausalModel",
     "Cosine",
     "DistillError",
     "Evaluation",

@@ -8,25 +8,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from distill.causal_models import CausalModel
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
 from distill.inputs import device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.losses import kd
 from distill.mapping import Alignment, Pair, pairs_of
-from distill.metrics import batches, bootstrap, evaluating
-from distill.outcomes import InterchangeAccuracy, Outcome
+from distill.metrics import batches, evaluating
+from distill.outcomes import InterchangeAccuracy
 from distill.pairs import Pairs, Shuffle, Span
+from distill.tallies import Tally, outcome_of
 from distill.tasks import Rows
+from distill.variables import variables_accuracy
 from interventions import Add, Location, Run, architecture, interchange, intervene, run
 
 Batch = dict[str, Tensor]
 
 
 def interchange_accuracy(
-    teacher: nn.Module,
+    teacher: nn.Module | CausalModel,
     student: nn.Module,
     mapping: Alignment,
-    data: Any,
+    data: Any = None,
     *,
     pairs: int = 2000,
     sources: Pairs | None = None,
@@ -42,6 +45,8 @@ def interchange_accuracy(
     nothing of it, is left out: it would compare answers, not computation.
 
     Args:
+        teacher: a network, or a causal model, which samples its own inputs; then `data`, `sources` and `positions` are
+            left out.
         mapping: {teacher side: student side}, as for `fit`.
         data: a Task, or the name of one (its test rows), or held-out rows in any form that `Rows.of` takes.
         pairs: how many pairs of base and source.
@@ -54,6 +59,14 @@ def interchange_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
+    if isinstance(teacher, CausalModel):
+        if data is not None or sources is not None:
+            raise DistillError(
+                "a causal model samples its own inputs and sources, and data or sources were given; leave them out."
+            )
+        return variables_accuracy(teacher, student, mapping, pairs=pairs, seed=seed, batch_size=batch_size)
+    if data is None:
+        raise DistillError("the teacher is a network and no data was given; pass data='pvr', a Task or held-out rows.")
     entries = pairs_of(mapping, teacher, student)
     taken: Pairs = Shuffle() if sources is None else sources
     base, source, clusters = _examples(held_out(data, student), pairs, taken, vocabulary_of(student), seed)
@@ -66,41 +79,20 @@ def interchange_accuracy(
             )
             for rows in batches(pairs, batch_size)
         ]
-    tally = _Tally(torch.cat([each.sums for each in tallies]))
+    tally = Tally(torch.cat([each.sums for each in tallies]))
     if not bool(tally.kept.any()):
         raise NothingToMeasure(
             "every write of this mapping replaces all that an output can see, or nothing that it can see, so there "
             "is nothing to "
             "measure; map a block below the last one, or dims=range(...) of it, or choose positions=Span(0.3)."
         )
-    outcome = partial(_outcome, clusters=clusters, seed=seed, regression=study.regression)
+    outcome = partial(outcome_of, clusters=clusters, seed=seed, regression=study.regression)
     settings = {"pairs": pairs, "sources": repr(taken), "positions": repr(positions), "seed": seed}
     per_pair = {str(entry): outcome(tally.of(i)) for i, entry in enumerate(entries)}
     return InterchangeAccuracy(outcome(tally), per_pair, settings)
 
 
 PROBED = 32
-SUMS = ("total", "agree", "effect", "agree_on_effect", "do_nothing", "replace_all", "divergence", "error")
-
-
-@dataclass(frozen=True, eq=False)
-class _Tally:
-    """Sums over what is predicted for each pair of examples and entry of the mapping, by the names in `SUMS`.
-
-    A total of 0 stands for a counterfactual that is left out.
-    """
-
-    sums: Float[Tensor, "pairs entries sums"]
-
-    def __getitem__(self, name: str) -> Float[Tensor, "pairs entries"]:
-        return self.sums[:, :, SUMS.index(name)]
-
-    @property
-    def kept(self) -> Bool[Tensor, "pairs entries"]:
-        return self["total"] > 0
-
-    def of(self, entry: int) -> "_Tally":
-        return _Tally(self.sums[:, entry : entry + 1])
 
 
 @dataclass(eq=False)
@@ -124,7 +116,7 @@ class _Study:
             for at, mask in seen.items()
         )
 
-    def measure(self, base: Batch, source: Batch, rows: Int[Tensor, " batch"]) -> _Tally:
+    def measure(self, base: Batch, source: Batch, rows: Int[Tensor, " batch"]) -> Tally:
         """The sums of these pairs of examples, for each entry of the mapping."""
         bases, sources = self._runs(base), self._runs(source)
         seen = self._real(bases, base) if self.sees_all else self._visible(bases, base)
@@ -141,7 +133,7 @@ class _Study:
             kept = informative(entry, seen, chosen, self._whole(bases)).to(weights)
             counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))
             sums.append(_compared(after, bases[1].logits, replaced, bases[0].logits, counted))
-        return _Tally(torch.stack(sums, 1).cpu())
+        return Tally(torch.stack(sums, 1).cpu())
 
     def _places(self, side: int) -> list[Location]:
         return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[side]))
@@ -338,23 +330,3 @@ def _compared(
         values = [torch.ones(()), right, effect, right & effect, nothing, everything, divergence, torch.zeros(())]
     sums = [(value.to(weights) * weights) for value in values]
     return torch.stack([each if each.ndim == 1 else each.sum(-1) for each in sums], -1)
-
-
-def _outcome(tally: _Tally, *, clusters: Int[Tensor, " pairs"], seed: int, regression: bool) -> Outcome:
-    total, left_out = float(tally["total"].sum()), int((~tally.kept).sum())
-    count = int(tally.kept.sum())
-    if not total or regression:
-        error = float(tally["error"].sum()) / total if total else None
-        return Outcome(None, None, None, None, None, None, error, count, left_out)
-    agree, effect = tally["agree"].sum(1), float(tally["effect"].sum())
-    return Outcome(
-        iia=bootstrap(agree, tally["total"].sum(1), clusters, seed),
-        effect_rate=effect / total,
-        effective_iia=float(tally["agree_on_effect"].sum()) / effect if effect else None,
-        do_nothing=float(tally["do_nothing"].sum()) / total,
-        replace_all=float(tally["replace_all"].sum()) / total,
-        kl=float(tally["divergence"].sum()) / total,
-        error=None,
-        count=count,
-        left_out=left_out,
-    )

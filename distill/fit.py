@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator, PartialState
 from rich.console import Console
 from safetensors.torch import save_model as save_weights
@@ -15,17 +16,21 @@ from torch import nn
 
 from distill import loop
 from distill.abstraction import interchange_accuracy
+from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints, deferred_interrupt
 from distill.data import held_out, task_of
 from distill.errors import DistillError, NothingToMeasure
+from distill.inputs import device_of
 from distill.loop import Record, Schedule, mapped, objectives_of
 from distill.mapping import Alignment, as_mapping, layers
-from distill.metrics import accuracy, has_classes
+from distill.metrics import accuracy, batches, evaluating, has_classes, wilson
 from distill.objectives import DIITO, Objective
 from distill.pairs import Span
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.tasks import Task
+from distill.variables import STREAM
+from interventions import run
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,7 +38,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def fit(
-    teacher: nn.Module | None,
+    teacher: nn.Module | CausalModel | None,
     student: nn.Module,
     mapping: Alignment | str | None = None,
     data: Any = None,
@@ -57,11 +62,13 @@ def fit(
 
     Args:
         teacher: any torch model; its weights, buffers and modes are as before afterwards. None trains on labels alone.
+            Or a causal model, which samples its own inputs: `fit(causal_model, network, mapping)` is interchange
+            intervention training.
         student: any torch model with the same inputs and classes.
         mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default.
         data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or
         "random".
-        objective: one or several; by default `[KD(), DIITO()]`.
+        objective: one or several; by default `[KD(), DIITO()]`, for a causal model `IIT()`.
         weights: {term: weight}; 1 for a term that is not named.
         eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
         epochs, steps, batch_size, lr, seed: override those of `schedule`.
@@ -77,8 +84,10 @@ def fit(
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    task = None if data is None else task_of(data, student if teacher is None else teacher)
-    schedule = schedule or _default_schedule(task)
+    causal = isinstance(teacher, CausalModel)
+    known = teacher if isinstance(teacher, nn.Module) else student
+    task = None if data is None or causal else task_of(data, known)
+    schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else _default_schedule(task))
     if epochs is not None and steps is None:
         schedule = replace(schedule, steps=None)
     schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
@@ -115,13 +124,36 @@ def fit(
         save_model(student, folder / "student")
     tested = eval_data if eval_data is not None else task
     evaluation = Evaluation(None, None)
-    if tested is not None:
+    if isinstance(teacher, CausalModel):
+        evaluation = evaluate_variables(teacher, student, as_mapping(pairs))
+    elif tested is not None:
         measured = as_mapping(pairs) if pairs else _full(teacher, student)
         evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
     result = FitResult(student, tuple(records), evaluation, settings, seconds, folder)
     if folder is not None and PartialState().is_main_process:
         result.save(folder)
     return result
+
+
+def evaluate_variables(
+    model: CausalModel, network: nn.Module, mapping: Alignment, *, examples: int = 2000, seed: int = 0
+) -> Evaluation:
+    """Accuracy of a network on what a causal model answers, and its interchange accuracy under a mapping."""
+    values = model.sample(examples, torch.Generator().manual_seed(hash((seed, STREAM)) % 2**63))
+    right = 0
+    with evaluating(network), torch.no_grad():
+        for rows in batches(examples, 256):
+            given = {name: value[rows].to(device_of(network)) for name, value in values.items()}
+            right += int(
+                (run(network, model.encode(given), resumable=False).logits.argmax(-1) == model.answers(given)).sum()
+            )
+    measured = wilson(right, examples)
+    if not mapping:
+        return Evaluation(measured, None)
+    try:
+        return Evaluation(measured, interchange_accuracy(model, network, mapping, pairs=examples, seed=seed))
+    except DistillError as nothing:
+        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
 
 
 def evaluate(

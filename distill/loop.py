@@ -4,20 +4,22 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from math import ceil, isfinite
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints
 from distill.data import training_rows
 from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, to_device, vocabulary_of
 from distill.mapping import Alignment, Pair, mapping_of, pairs_of
 from distill.metrics import evaluating
-from distill.objectives import DIITO, KD, Objective, Reads, Step
+from distill.objectives import DIITO, IIT, KD, Objective, Reads, Step
+from distill.samples import SAMPLED_STEPS, Samples
 from distill.tasks import Recipe, Rows
 from interventions import Location, run
 
@@ -83,7 +85,11 @@ class Computation(nn.Module):
     """All runs of one step in one `forward`, so that DDP and FSDP see one forward and one backward."""
 
     def __init__(
-        self, teacher: nn.Module | None, student: nn.Module, pairs: tuple[Pair, ...], objectives: Sequence[Objective]
+        self,
+        teacher: nn.Module | CausalModel | None,
+        student: nn.Module,
+        pairs: tuple[Pair, ...],
+        objectives: Sequence[Objective],
     ) -> None:
         super().__init__()
         self.student, self.pairs = student, pairs
@@ -95,13 +101,15 @@ class Computation(nn.Module):
         wanted = [objective.reads(self.pairs) for objective in self.objectives]
         reads = Reads(_union(each.teacher for each in wanted), _union(each.student for each in wanted))
         resumable = any(objective.interchanges for objective in self.objectives)
-        student = run(self.student, inputs_of(self.student, batch), reads.student, resumable=resumable)
+        teacher = self._teacher[0]
+        causal = teacher if isinstance(teacher, CausalModel) else None
+        inputs: Any = inputs_of(self.student, batch) if causal is None else causal.encode(batch)
+        student = run(self.student, inputs, reads.student, resumable=resumable)
         taught = None
-        if self._teacher[0] is not None:
+        if isinstance(teacher, nn.Module):
             with torch.no_grad():
-                inputs = inputs_of(self._teacher[0], batch)
-                taught = run(self._teacher[0], inputs, reads.teacher, resumable=resumable)
-        step = Step(batch, student, taught, self.pairs, generator, reads)
+                taught = run(teacher, inputs_of(teacher, batch), reads.teacher, resumable=resumable)
+        step = Step(batch, student, taught, self.pairs, generator, reads, causal)
         terms: dict[str, Tensor] = {}
         for objective in self.objectives:
             new = objective(step)
@@ -113,7 +121,7 @@ class Computation(nn.Module):
 
 
 def steps(
-    teacher: nn.Module | None,
+    teacher: nn.Module | CausalModel | None,
     student: nn.Module,
     mapping: Alignment | str | None = None,
     data: Any = None,
@@ -139,7 +147,7 @@ def steps(
             "each "
             "batch is a step; leave it out and give the whole batch: batch_size=…."
         )
-    rows = training_rows(data, student if teacher is None else teacher, schedule.seed)
+    rows = _fed(teacher, student, data, schedule)
     objectives = objectives_of(objective, teacher)
     pairs = mapped(teacher, student, mapping, objectives)
     check(teacher, student, rows)
@@ -147,10 +155,10 @@ def steps(
     computation = Computation(teacher, student, pairs, objectives)
     optimizer = torch.optim.AdamW(computation.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     computation, optimizer = accelerator.prepare(computation, optimizer)
-    if teacher is not None:
+    if isinstance(teacher, nn.Module):
         teacher.to(accelerator.device)
     with ExitStack() as modes:
-        if teacher is not None:
+        if isinstance(teacher, nn.Module):
             modes.enter_context(evaluating(teacher))
         modes.enter_context(evaluating(student))
         _try_out(computation, to_device(rows.batch(range(min(2, len(rows)))), accelerator.device), weights)
@@ -194,8 +202,12 @@ def drawing(seed: int, step: int, accelerator: Accelerator) -> Iterator[torch.Ge
         yield torch.Generator(device).manual_seed(ours)
 
 
-def objectives_of(objective: Objective | Sequence[Objective] | None, teacher: nn.Module | None) -> list[Objective]:
-    """The objectives as a list; KD and DIITO by default."""
+def objectives_of(
+    objective: Objective | Sequence[Objective] | None, teacher: nn.Module | CausalModel | None
+) -> list[Objective]:
+    """The objectives as a list; by default KD and DIITO, for a causal model IIT."""
+    if objective is None and isinstance(teacher, CausalModel):
+        return [IIT()]
     if objective is None:
         if teacher is None:
             raise DistillError(
@@ -209,8 +221,17 @@ def objectives_of(objective: Objective | Sequence[Objective] | None, teacher: nn
     return chosen
 
 
+def _fed(teacher: nn.Module | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Samples:
+    """What the steps are given: rows of the data, or samples of a causal model."""
+    if not isinstance(teacher, CausalModel):
+        return training_rows(data, student if teacher is None else teacher, schedule.seed)
+    if data is not None:
+        raise DistillError("a causal model samples its own inputs, and data was given; leave data out.")
+    return Samples(teacher, schedule.seed, (schedule.steps or SAMPLED_STEPS) * schedule.batch_size)
+
+
 def mapped(
-    teacher: nn.Module | None,
+    teacher: nn.Module | CausalModel | None,
     student: nn.Module,
     mapping: Alignment | str | None,
     objectives: Sequence[Objective],
@@ -218,15 +239,19 @@ def mapped(
     """The mapping as checked pairs; by default "full" if an objective interchanges, else empty."""
     if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
         return ()
+    if isinstance(teacher, CausalModel):
+        return () if mapping is None or mapping == {} else pairs_of(cast(Alignment, mapping), teacher, student)
     return pairs_of(mapping_of("full" if mapping is None else mapping, teacher, student), teacher, student)
 
 
-def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
+def check(teacher: nn.Module | CausalModel | None, student: nn.Module, rows: Rows | Samples) -> None:
     """That teacher, student and data belong together, from one forward of two rows.
 
     Raises:
         DistillError: vocabularies, classes or labels that differ.
     """
+    if isinstance(rows, Samples) or isinstance(teacher, CausalModel):
+        return _check_answers(cast(Samples, rows), student)
     models = [model for model in (teacher, student) if model is not None]
     known = [size for model in models if (size := vocabulary_of(model)) is not None]
     if len(set(known)) > 1:
@@ -258,6 +283,19 @@ def check(teacher: nn.Module | None, student: nn.Module, rows: Rows) -> None:
                 f"{classes[0]} classes "
                 f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
             )
+
+
+def _check_answers(rows: Samples, student: nn.Module) -> None:
+    """That the network has one logit for each answer of the causal model."""
+    values = to_device(rows.batch(range(2)), device_of(student))
+    with evaluating(student), torch.no_grad():
+        logits = run(student, rows.model.encode(values), resumable=False).logits
+    classes = rows.model.classes
+    if logits.shape[-1] != (classes or 1):
+        raise DistillError(
+            f"the causal model has {classes or 'real-valued'} answers and the network {logits.shape[-1]} logits; give "
+            f"its last layer {classes or 1}."
+        )
 
 
 def order(rows: int, schedule: Schedule, numbers: range, accelerator: Accelerator) -> Iterator[Int[Tensor, " batch"]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from distill.causal_models import CausalModel
 from distill.errors import DistillError
 from interventions import InterventionError, Location, architecture, as_location
 
@@ -17,9 +18,13 @@ KINDS = ("full", "middle", "late", "single")
 
 @dataclass(frozen=True)
 class Pair:
-    """One entry of a mapping: locations that are interchanged together in the teacher, and those in the student."""
+    """One entry of a mapping: what is interchanged together in the teacher, and the locations in the student.
 
-    teacher: tuple[Location, ...]
+    Attributes:
+        teacher: locations; of a causal model the names of variables.
+    """
+
+    teacher: tuple[Any, ...]
     student: tuple[Location, ...]
 
     def __str__(self) -> str:
@@ -99,11 +104,12 @@ def depth(model: nn.Module) -> int:
     return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
 
 
-def pairs_of(mapping: Alignment, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
-    """The entries of a mapping, every location checked against its model.
+def pairs_of(mapping: Alignment, teacher: nn.Module | CausalModel, student: nn.Module) -> tuple[Pair, ...]:
+    """The entries of a mapping, every location checked against its model, and every variable.
 
     Raises:
-        DistillError: an empty mapping, or a side that names a place twice.
+        DistillError: an empty mapping, a variable that does not exist, a side that names a place twice, or a place that
+            two variables share.
         InterventionError: a place that does not exist.
     """
     if not isinstance(mapping, Mapping) or not mapping:
@@ -111,6 +117,8 @@ def pairs_of(mapping: Alignment, teacher: nn.Module, student: nn.Module) -> tupl
             f"mapping={mapping!r} names no pair; use distill.layers(teacher, student, 'full') or "
             "{Location(2): Location(1)} (teacher side: student side)."
         )
+    if isinstance(teacher, CausalModel):
+        return _aligned(mapping, teacher, student)
     pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
     for side, model in (("teacher", teacher), ("student", student)):
         found = architecture(model)
@@ -125,7 +133,42 @@ def pairs_of(mapping: Alignment, teacher: nn.Module, student: nn.Module) -> tupl
     return pairs
 
 
-def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Location, ...], tuple[Location, ...]]:
+def _aligned(mapping: Alignment, model: CausalModel, student: nn.Module) -> tuple[Pair, ...]:
+    """Variables of a causal model with the places that hold them, no place for two."""
+    found, held = architecture(student), dict[Any, str]()
+    pairs = []
+    for names, side in mapping.items():
+        variables = (names,) if isinstance(names, str) else tuple(names)
+        for name in variables:
+            if name not in model.variables:
+                raise DistillError(
+                    f"the mapping names {name!r}, which is no variable of the causal model; it has "
+                    f"{', '.join(model.variables)}."
+                )
+        places = _side(side)
+        for at in places:
+            place = found.place(at)
+            for key in _parts(place.path, place.io, at):
+                if key in held:
+                    raise DistillError(
+                        f"the mapping gives {at} to {'+'.join(variables)} and {held[key]}; give each variable a place "
+                        "of its own, e.g. other dims."
+                    )
+                held[key] = "+".join(variables)
+        pairs.append(Pair(variables, places))
+    return tuple(pairs)
+
+
+def _parts(path: str, io: str, at: Location) -> list[tuple[Any, ...]]:
+    """What a location writes, part by part; a subspace is one part, since two of one place may be orthogonal."""
+    heads = (None,) if at.heads is None else tuple(at.heads)
+    dims = (None,) if at.dims is None else tuple(at.dims)
+    return [
+        (path, io, head, dim, id(at.subspace) if at.subspace is not None else None) for head in heads for dim in dims
+    ]
+
+
+def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Any, ...], tuple[Location, ...]]:
     """Pairs as a mapping again."""
     return {pair.teacher: pair.student for pair in pairs}
 
@@ -146,5 +189,5 @@ def _side(side: Side) -> tuple[Location, ...]:
     return tuple(as_location(place) for place in places)
 
 
-def _text(side: tuple[Location, ...]) -> str:
+def _text(side: tuple[Any, ...]) -> str:
     return " + ".join(map(str, side))

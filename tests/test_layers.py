@@ -21,7 +21,7 @@ ORDER = {
         descriptions states calls attention hooks steps writes recordings plots metrics runs interchanges
         averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors losses graphs causal_models mapping inputs pairs tasks data similarity metrics outcomes
+        errors losses graphs causal_models samples mapping inputs pairs tasks data similarity metrics outcomes
         abstraction objectives students cache checkpoints loop results progress fit teachers compat report
         commands cli""".split(),
 }

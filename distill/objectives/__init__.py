@@ -2,7 +2,8 @@
 
 from distill.objectives.causal import DIITO
 from distill.objectives.features import PKD, Cosine
+from distill.objectives.iit import IIT
 from distill.objectives.objective import Objective, Reads, Step
 from distill.objectives.response import KD, Labels
 
-__all__ = ["DIITO", "KD", "PKD", "Cosine", "Labels", "Objective", "Reads", "Step"]
+__all__ = ["DIITO", "IIT", "KD", "PKD", "Cosine", "Labels", "Objective", "Reads", "Step"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from distill.causal_models import CausalModel
 from distill.errors import DistillError
 from distill.mapping import Pair
 from interventions import Location, Run
@@ -27,7 +28,8 @@ class Step:
     Attributes:
         batch: the columns of the data, on the device.
         student: the run of the student on the batch, attached to the graph.
-        teacher: the run of the teacher on the batch, without a graph; None where there is no teacher.
+        teacher: the run of the teacher on the batch, without a graph; None where there is no teacher, or a causal one.
+        causal: the teacher, where it is a causal model; the batch then holds the values of its inputs.
         mapping: the pairs of locations to interchange.
         reads: what the objectives compare, to be recorded in counterfactual runs too.
         generator: the one source of randomness.
@@ -39,10 +41,16 @@ class Step:
     mapping: tuple[Pair, ...]
     generator: torch.Generator
     reads: Reads = field(default_factory=Reads)
+    causal: CausalModel | None = None
 
     @property
     def taught(self) -> Run:
         """The teacher's run, or an error that says that there is none."""
+        if self.causal is not None:
+            raise DistillError(
+                "this objective compares with the run of a network and the teacher is a causal model; use "
+                "objective=IIT()."
+            )
         if self.teacher is None:
             raise DistillError("this objective compares with a teacher and there is none; use objective=[Labels()].")
         return self.teacher

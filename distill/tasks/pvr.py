@@ -25,7 +25,7 @@ def task() -> Task:
     Zhang, Raghu, Kleinberg, Bengio 2021 (pointer value retrieval, arXiv:2107.12580); as a test of interchange
     interventions: Geiger et al. 2021 (arXiv:2112.00826).
     """
-    images, digits = _images()
+    images, digits = images_and_digits()
     train, test = split(digits)
     return Task(
         name="pvr",
@@ -87,7 +87,7 @@ def network(seed: int) -> nn.Module:
     return seeded(seed, lambda: ViTForImageClassification(ViTConfig(**settings)))
 
 
-def _images() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
+def images_and_digits() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
     bunch = load_digits()
     return torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1, torch.tensor(bunch.target, dtype=torch.int64)
 

@@ -1,0 +1,500 @@
+"""Causal models: variables with domains and mechanisms that say what a network should compute, and how."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.graphs import descendants, in_order, near, parents_of, picture
+from interventions import Picture
+
+Values = Mapping[str, Tensor]
+"""A value `[batch]` or `[batch, ...]` of each of some variables."""
+DRAWS = 1_000_000  # pairs drawn at least, in search of effective ones, before giving up
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """The values that a variable may take, in the order in which classes are numbered."""
+
+    values: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __str__(self) -> str:
+        listed = self.values.tolist()
+        return ", ".join(map(str, listed if len(listed) < 7 else [*listed[:3], "…", *listed[-2:]]))
+
+    def index(self, values: Tensor) -> Int[Tensor, " batch"]:
+        """The place of each value in the domain, −1 where it has none."""
+        dtype = torch.promote_types(torch.promote_types(values.dtype, self.values.dtype), torch.uint8)
+        if values.is_floating_point() and self.values.is_floating_point():
+            dtype = self.values.dtype
+        table, order = self.values.to(values.device, dtype).sort()
+        wanted = values.to(dtype).contiguous()
+        place = torch.searchsorted(table, wanted).clamp(max=len(table) - 1)
+        return torch.where(table[place] == wanted, order[place], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactuals:
+    """Pairs of base and source for an interchange of `variables`, and what the causal model answers.
+
+    Attributes:
+        variables: what is taken from the source, together.
+        base, source: the inputs of both runs.
+        base_answers, answers: before and after the interchange.
+        effective: where these differ.
+    """
+
+    variables: tuple[str, ...]
+    base: dict[str, Tensor]
+    source: dict[str, Tensor]
+    base_answers: Tensor
+    answers: Tensor
+    effective: Bool[Tensor, " batch"]
+
+    def __len__(self) -> int:
+        return len(self.effective)
+
+
+class CausalModel:
+    """What a network should compute: variables, their domains, and the mechanisms that compute one from others.
+
+    It is immutable, compares by identity, and computes whole batches where the values are.
+
+    >>> both = CausalModel(
+    ...     inputs={"a": range(3), "b": range(3), "c": (False, True)},
+    ...     mechanisms={"same": lambda a, b: a == b, "answer": lambda same, c: same & c},
+    ...     output="answer",
+    ...     encode=lambda values: torch.stack([values[name] for name in "abc"], 1).float(),
+    ... )
+    >>> both
+    CausalModel(a, b, c, same(a, b), answer(same, c))
+    >>> base = {"a": torch.tensor([0]), "b": torch.tensor([1]), "c": torch.tensor([True])}
+    >>> source = {"a": torch.tensor([2]), "b": torch.tensor([2]), "c": torch.tensor([False])}
+    >>> both.answers(base), both.answers(source), both.answers(both.interchange(base, {"same": source}))
+    (tensor([0]), tensor([0]), tensor([1]))
+
+    Geiger et al. 2021 (arXiv:2106.02997), section 3.
+    """
+
+    inputs: tuple[str, ...]
+    inner: tuple[str, ...]
+    """Neither inputs nor the output."""
+    output: str
+    variables: tuple[str, ...]
+    """All of them, each after its parents."""
+    parents: Mapping[str, tuple[str, ...]]
+    mechanisms: Mapping[str, Callable[..., Tensor]]
+    domains: Mapping[str, Domain]
+    """Of the inputs, and of the other variables that were given one."""
+    _encode: Callable[[dict[str, Tensor]], Any]
+    _sample: Callable[[int, torch.Generator], Any] | None
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Any],
+        mechanisms: Mapping[str, Callable[..., Any]],
+        output: str,
+        *,
+        encode: Callable[[dict[str, Tensor]], Any],
+        sample: Callable[[int, torch.Generator], Any] | None = None,
+        domains: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Define the variables, by name.
+
+        Args:
+            inputs: the domain of each input: a range, a sequence or a 1-D tensor of numbers or bools, or None for an
+                input that only `sample` draws (a real number, a vector).
+            mechanisms: for each other variable a function of its parents, which are the names of its parameters (one
+                with a default is a setting, unless a variable has its name): batched tensors in, one of as many rows
+                out, on the same device.
+            output: the variable that is the answer.
+            encode: what a network is fed, from the inputs: a tensor or a dict of tensors, of as many rows.
+            sample: draws n values of each input, `sample(n, generator)`; without it, uniform over the domains.
+            domains: those of other variables. They are checked, and that of the output numbers its classes.
+
+        Raises:
+            DistillError: a name given twice, a parent that is no variable, a cycle, an output that no mechanism
+                computes, or a domain that is none.
+        """
+        parents = parents_of(inputs, mechanisms)
+        order = in_order(parents)
+        if output not in mechanisms:
+            raise DistillError(
+                f"output={output!r} is no variable with a mechanism{near(output, mechanisms)}; name one of "
+                f"{', '.join(mechanisms)}."
+            )
+        for name in domains or {}:
+            if name not in mechanisms:
+                raise DistillError(
+                    f"domains has {name!r}, which is no variable with a mechanism{near(name, mechanisms)}; inputs "
+                    f"take their domain in inputs={{...}}, and others are {', '.join(mechanisms)}."
+                )
+        given = {name: domain for name, domain in {**inputs, **(domains or {})}.items() if domain is not None}
+        vars(self).update(
+            inputs=tuple(inputs),
+            inner=tuple(name for name in order if name not in inputs and name != output),
+            output=output,
+            variables=order,
+            parents={name: parents[name] for name in order},
+            mechanisms=dict(mechanisms),
+            domains={name: _domain(name, domain) for name, domain in given.items()},
+            _encode=encode,
+            _sample=sample,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a CausalModel is immutable; build another one instead of setting {name!r}")
+
+    @property
+    def classes(self) -> int | None:
+        """How many answers there are; None for a real-valued output."""
+        if self.output in self.domains:
+            return len(self.domains[self.output])
+        output = self.run(self.sample(1, torch.Generator().manual_seed(0)))[self.output]
+        return None if self._answers(output).is_floating_point() else 2
+
+    def run(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The values of all variables, from those of the inputs."""
+        return self._computed(self._checked(values, self.inputs))
+
+    def interchange(self, base: Mapping[str, Any], sources: Mapping[Any, Mapping[str, Any]]) -> dict[str, Tensor]:
+        """The run on `base` with variables fixed to what they are in runs on sources, and all that depends on them.
+
+        Args:
+            base: inputs, or a run.
+            sources: by variable, or tuple of variables, where its value comes from: inputs, or a run.
+
+        Raises:
+            DistillError: an unknown variable, or one twice, or batches of different sizes.
+        """
+        run, fixed = self._as_run(base), dict[str, Tensor]()
+        for names, source in sources.items():
+            there = self._as_run(source)
+            for name in self._named(names):
+                if name in fixed:
+                    raise DistillError(f"interchange takes {name!r} from two sources; name each variable once.")
+                if len(there[name]) != len(run[name]) or there[name].device != run[name].device:
+                    raise DistillError(
+                        f"the source of {name!r} has {_rows(there[name])} and the base {_rows(run[name])}; give one "
+                        "source a base row, on its device, as with values['a'][rows].to(device)."
+                    )
+                fixed[name] = there[name]
+        return self._interchanged(run, fixed)
+
+    def answers(self, values: Mapping[str, Any]) -> Tensor:
+        """The class of each example `[batch]`: the output's place in its domain, or the value of a real-valued output.
+
+        A bool output has the classes 0 (False) and 1 (True), any other one needs a domain.
+
+        Args:
+            values: inputs, or a run.
+        """
+        return self._answers(self._as_run(values)[self.output])
+
+    def encode(self, values: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
+        """What a network is fed for these inputs (or the inputs of this run)."""
+        run = {name: values[name] for name in self.inputs if name in values}
+        given = self._checked(run, self.inputs)
+        rows = len(given[self.inputs[0]])
+        encoded = _called("encode", self._encode, given)
+        parts = encoded if isinstance(encoded, Mapping) else {"": encoded}
+        for name, part in parts.items():
+            if not isinstance(part, Tensor) or not part.ndim or len(part) != rows:
+                raise DistillError(
+                    f"encode returned {_described(part)}{name and f' as {name!r}'} for {rows} examples; return a "
+                    f"tensor [{rows}, ...] or a dict of them."
+                )
+        return dict(parts) if isinstance(encoded, Mapping) else encoded
+
+    def sample(self, n: int, generator: torch.Generator, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """`n` values of each input, drawn where `generator` is and then moved to `device`.
+
+        So a generator of the CPU draws the same for every device.
+        """
+        if n < 1:
+            raise DistillError(f"sample(n={n}) draws nothing; ask for at least one example.")
+        if self._sample is not None:
+            drawn = _called("sample", self._sample, n, generator)
+        else:
+            drawn = {name: self._uniform(name, n, generator) for name in self.inputs}
+        values = self._checked(drawn, self.inputs, "sample returned")
+        rows = len(values[self.inputs[0]])
+        if rows != n:
+            raise DistillError(f"sample returned {rows} examples and {n} were asked for; return tensors [n, ...].")
+        return {name: value.to(generator.device if device is None else device) for name, value in values.items()}
+
+    def pairs(
+        self,
+        n: int,
+        variables: str | Sequence[str],
+        generator: torch.Generator,
+        *,
+        effective: float | None = 0.5,
+        device: torch.device | str | None = None,
+    ) -> Counterfactuals:
+        """`n` pairs of base and source for an interchange of `variables` from one source.
+
+        Args:
+            n: how many.
+            variables: one name, or several that are interchanged together.
+            generator: what draws.
+            effective: the share of pairs whose answer the interchange changes, reached by leaving out others; None
+                takes pairs as they come.
+            device: where the pairs are computed and returned, that of `generator` if None.
+
+        Raises:
+            DistillError: too few pairs of a kind among a million.
+        """
+        names = self._named(variables)
+        if n < 1:
+            raise DistillError(f"pairs(n={n}) draws nothing; ask for at least one pair.")
+        if effective is None:
+            return self._drawn(n, names, generator, device)
+        if not 0 <= effective <= 1:
+            raise DistillError(f"effective={effective} is no share from 0 to 1; use e.g. effective=0.5, or None.")
+        missing = {True: round(n * effective), False: n - round(n * effective)}
+        found: list[tuple[Counterfactuals, Tensor]] = []
+        drawn, size = 0, 2 * n
+        while any(missing.values()):
+            if drawn >= max(DRAWS, 100 * n):
+                raise DistillError(_too_few(names, n, missing, effective, drawn))
+            batch = self._drawn(size, names, generator, device)
+            for kind, count in missing.items():
+                rows = (batch.effective == kind).nonzero()[:count, 0]
+                found.append((batch, rows))
+                missing[kind] -= len(rows)
+            drawn, size = drawn + size, min(2 * size, max(n, 2**16))
+        order = torch.randperm(n, generator=generator, device=generator.device)
+        return _joined(found, order.to(batch.effective.device))
+
+    def enumerate(self, limit: int = 1_000_000, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Every combination of input values once, the last input changing fastest.
+
+        Raises:
+            DistillError: more than `limit` combinations, or an input without a domain.
+        """
+        sizes = {name: len(self._input_domain(name, "enumerate")) for name in self.inputs}
+        count = prod(sizes.values())
+        if count > limit:
+            raise DistillError(
+                f"there are {count:,} combinations of inputs ({' · '.join(map(str, sizes.values()))}), more than "
+                f"limit={limit:,}; draw some with sample(n, generator), or raise the limit."
+            )
+        places = torch.unravel_index(torch.arange(count, device=device), tuple(sizes.values()))
+        return {
+            name: self.domains[name].values.to(place.device)[place]
+            for name, place in zip(self.inputs, places, strict=True)
+        }
+
+    def draw(self) -> Picture:
+        """The graph, inputs on the left (blue), the output on the right (green), with the names of named functions."""
+        labels = {name: name for name in self.variables}
+        for name, mechanism in self.mechanisms.items():
+            function = getattr(mechanism, "__name__", name)
+            if function not in (name, "<lambda>"):
+                labels[name] = f"{name}: {function}"
+        return picture(self.parents, self.output, labels)
+
+    def __repr__(self) -> str:
+        computed = (f"{name}({', '.join(self.parents[name])})" for name in self.variables if self.parents[name])
+        return f"CausalModel({', '.join([*self.inputs, *computed])})"
+
+    def _repr_png_(self) -> bytes:
+        return self.draw()._repr_png_()
+
+    def _named(self, variables: Any) -> tuple[str, ...]:
+        names = (variables,) if isinstance(variables, str) else tuple(variables)
+        if not names:
+            raise DistillError(f"no variable was named; name one or several of {', '.join(self.variables)}.")
+        for name in names:
+            if name not in self.variables:
+                raise DistillError(
+                    f"the causal model has no variable {name!r}{near(str(name), self.variables)}; it has "
+                    f"{', '.join(self.variables)}."
+                )
+        return names
+
+    def _as_run(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Inputs are run; values of all variables are a run already."""
+        if isinstance(values, Mapping) and len(values) > len(self.inputs):
+            return self._checked(values, self.variables)
+        return self.run(values)
+
+    def _checked(self, values: Any, names: tuple[str, ...], what: str = "the values hold") -> dict[str, Tensor]:
+        """Values of exactly these variables, one batch on one device, each in its domain."""
+        if not isinstance(values, Mapping):
+            raise DistillError(f"{what} {_described(values)}; give a dict {{name: tensor}} of {', '.join(names)}.")
+        for name in values:
+            if name not in names:
+                way_out = f"fix it with interchange(base, {{{name!r}: source}})"
+                raise DistillError(
+                    f"{what} {name!r}, which is none of {', '.join(names)}{near(str(name), names)}; "
+                    f"{way_out if name in self.variables else 'leave it out'}."
+                )
+        for name in names:
+            if name not in values:
+                raise DistillError(f"{what} no {name!r}; give a tensor of {', '.join(names)} each.")
+            if not isinstance(values[name], Tensor) or not values[name].ndim:
+                raise DistillError(
+                    f"{what} {_described(values[name])} as {name!r}; give a tensor [batch], as torch.tensor([...])."
+                )
+            first = values[names[0]]
+            if len(values[name]) != len(first) or values[name].device != first.device:
+                raise DistillError(
+                    f"{what} {_rows(values[name])} of {name!r} and {_rows(first)} of {names[0]!r}; give one batch, on "
+                    "one device."
+                )
+        self._refuse_outside(values, names, what)
+        return {name: values[name] for name in names}
+
+    def _computed(self, known: Values) -> dict[str, Tensor]:
+        """All variables, in order: those that are known, and the others by their mechanisms."""
+        run: dict[str, Tensor] = {}
+        for name in self.variables:
+            run[name] = known[name] if name in known else self._mechanism(name, run)
+        return run
+
+    def _mechanism(self, name: str, run: Values) -> Tensor:
+        given = {parent: run[parent] for parent in self.parents[name]}
+        first = run[self.parents[name][0]]
+        value = _called(f"the mechanism of {name!r}", self.mechanisms[name], **given)
+        if not isinstance(value, Tensor) or not value.ndim or len(value) != len(first) or value.device != first.device:
+            raise DistillError(
+                f"the mechanism of {name!r} returned {_described(value)} for {_rows(first)}; return a tensor "
+                f"[{len(first)}, ...] on the device of {self.parents[name][0]!r}."
+            )
+        # At once: a table that is indexed outside its rows by the next mechanism would end a process on CUDA.
+        self._refuse_outside({name: value}, [name], "the mechanisms computed")
+        return value
+
+    def _interchanged(self, run: Values, fixed: Values) -> dict[str, Tensor]:
+        stale = descendants(self.parents, fixed)
+        return self._computed({name: run[name] for name in self.variables if name not in stale} | dict(fixed))
+
+    def _refuse_outside(self, values: Values, names: Sequence[str], what: str) -> None:
+        found = {}
+        for name in names:
+            if name in self.domains:
+                if values[name].ndim > 1:
+                    raise DistillError(
+                        f"{what} {_described(values[name])} as {name!r}, which has a domain of numbers; give one "
+                        "number an example, or no domain."
+                    )
+                found[name] = self.domains[name].index(values[name]) < 0
+        if not found or not bool(torch.stack(list(found.values())).any()):  # one look at the device, not one a variable
+            return
+        name, outside = next((name, outside) for name, outside in found.items() if bool(outside.any()))
+        row = int(outside.nonzero()[0])
+        place = "inputs" if name in self.inputs else "domains"
+        raise DistillError(
+            f"{what} {values[name][row].item()} as {name!r} in row {row}, outside its domain {self.domains[name]}; "
+            f"change it, or widen the domain: {place}={{{name!r}: [...]}}."
+        )
+
+    def _answers(self, output: Tensor) -> Tensor:
+        if self.output in self.domains:
+            return self.domains[self.output].index(output)
+        if output.dtype == torch.bool and output.ndim == 1:
+            return output.long()
+        if output.is_floating_point():
+            return output
+        highest = int(output.max()) if output.numel() else 1
+        raise DistillError(
+            f"the output {self.output!r} is {_described(output)} without a domain, so its classes are not known; give "
+            f"one number an example and domains={{{self.output!r}: range({highest + 1})}}."
+        )
+
+    def _input_domain(self, name: str, what: str) -> Domain:
+        if name not in self.domains:
+            raise DistillError(
+                f"{what} needs the domain of the input {name!r}, which is None; give one, as inputs={{{name!r}: "
+                "range(10)}, or give sample=... to the causal model and call its sample(n, generator)."
+            )
+        return self.domains[name]
+
+    def _uniform(self, name: str, n: int, generator: torch.Generator) -> Tensor:
+        values = self._input_domain(name, "sample").values.to(generator.device)
+        return values[torch.randint(len(values), (n,), generator=generator, device=generator.device)]
+
+    def _drawn(
+        self, n: int, names: tuple[str, ...], generator: torch.Generator, device: torch.device | str | None
+    ) -> Counterfactuals:
+        base, source = (self._computed(self.sample(n, generator, device)) for _ in range(2))
+        after = self._interchanged(base, {name: source[name] for name in names})
+        answers, base_answers = self._answers(after[self.output]), self._answers(base[self.output])
+        effective = (answers != base_answers).flatten(1).any(1) if answers.ndim > 1 else answers != base_answers
+        inputs = [{name: run[name] for name in self.inputs} for run in (base, source)]
+        return Counterfactuals(names, inputs[0], inputs[1], base_answers, answers, effective)
+
+
+def _domain(name: str, given: Any) -> Domain:
+    try:
+        values = torch.tensor(list(given)) if isinstance(given, Sequence) else torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        values = torch.empty(0)
+    if values.ndim != 1 or not len(values) or len(values.unique()) < len(values):
+        found = " ".join(repr(given).split())
+        raise DistillError(
+            f"the domain of {name!r} must be some different numbers: {found[:80]}; give a range, a list or a 1-D "
+            f"tensor of them, as {name!r}: range(10) or {name!r}: (False, True)."
+        )
+    return Domain(values.detach().cpu().clone())
+
+
+def _called(what: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """What a function of the user returns; its failures say which one failed."""
+    try:
+        return function(*args, **named)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        raise DistillError(
+            f"{what} failed, {type(error).__name__}: {lines[0]}; it gets batched tensors on the device of the model, "
+            "so index tables as table.to(values.device)[values]."
+        ) from error
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype} on {value.device}"
+    return f"an object of type {type(value).__name__}"
+
+
+def _rows(value: Tensor) -> str:
+    return f"{len(value)} examples on {value.device}"
+
+
+def _too_few(names: tuple[str, ...], n: int, missing: dict[bool, int], effective: float, drawn: int) -> str:
+    kind = bool(missing[True])
+    wanted = round(n * effective) if kind else n - round(n * effective)
+    return (
+        f"interchanging {' + '.join(map(repr, names))} {'changed' if kind else 'kept'} the answer in "
+        f"{wanted - missing[kind]} of {drawn:,} pairs drawn, and {wanted} are asked for by effective={effective}; take "
+        f"another variable, give a sample=... under which {'it matters' if kind else 'it matters less'} more often, or "
+        "take pairs as they come, with effective=None."
+    )
+
+
+def _joined(parts: list[tuple[Counterfactuals, Tensor]], order: Tensor) -> Counterfactuals:
+    """These rows of each part, one after the other, in this order."""
+
+    def joined(columns: Iterable[Tensor]) -> Tensor:
+        return torch.cat([column[rows] for column, (_, rows) in zip(columns, parts, strict=True)])[order]
+
+    first = parts[0][0]
+    return Counterfactuals(
+        variables=first.variables,
+        base={name: joined(part.base[name] for part, _ in parts) for name in first.base},
+        source={name: joined(part.source[name] for part, _ in parts) for name in first.source},
+        base_answers=joined(part.base_answers for part, _ in parts),
+        answers=joined(part.answers for part, _ in parts),
+        effective=joined(part.effective for part, _ in parts),
+    )
