@@ -22,7 +22,7 @@ ORDER = {
         averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
         errors losses graphs causal_models samples mapping inputs pairs tasks data similarity metrics outcomes
-        abstraction objectives students cache checkpoints loop results progress fit teachers compat report
+        tallies variables abstraction objectives students cache checkpoints loop results progress fit teachers compat report
         commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}

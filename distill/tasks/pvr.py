@@ -88,6 +88,7 @@ def network(seed: int) -> nn.Module:
 
 
 def images_and_digits() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
+    """scikit-learn's 8×8 digits, from −1 to 1, and what they show."""
     bunch = load_digits()
     return torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1, torch.tensor(bunch.target, dtype=torch.int64)
 
