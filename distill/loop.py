@@ -21,7 +21,7 @@ from distill.metrics import evaluating
 from distill.objectives import DIITO, IIT, KD, Objective, Reads, Step
 from distill.samples import SAMPLED_STEPS, Samples
 from distill.tasks import Recipe, Rows
-from interventions import Location, run
+from interventions import InterventionError, Location, run
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Computation(nn.Module):
         resumable = any(objective.interchanges for objective in self.objectives)
         teacher = self._teacher[0]
         causal = teacher if isinstance(teacher, CausalModel) else None
-        inputs: Any = inputs_of(self.student, batch) if causal is None else causal.encode(batch)
+        inputs = _inputs(teacher, self.student, batch)
         student = run(self.student, inputs, reads.student, resumable=resumable)
         taught = None
         if isinstance(teacher, nn.Module):
@@ -118,6 +118,11 @@ class Computation(nn.Module):
                 raise DistillError(f"two objectives return the term {min(twice)!r}; leave one of them out.")
             terms |= new
         return terms
+
+
+def _inputs(teacher: object, student: nn.Module, batch: Mapping[str, Tensor]) -> Any:
+    """What the student is called with: columns of the data, or what a causal model encodes."""
+    return teacher.encode(batch) if isinstance(teacher, CausalModel) else inputs_of(student, batch)
 
 
 def steps(
@@ -173,7 +178,14 @@ def steps(
                 group["lr"] = rate
             batch = to_device(rows.batch(chosen), accelerator.device)
             with drawing(schedule.seed, number, accelerator) as generator:
-                terms = computation(batch, generator)
+                try:
+                    terms = computation(batch, generator)
+                except InterventionError:  # of activations that are no numbers any more, before there is a loss
+                    with torch.no_grad():
+                        logits = run(student, _inputs(teacher, student, batch), resumable=False).logits
+                    if not logits.isfinite().all():
+                        _check_finite(logits.sum() * float("nan"), {}, number + 1, checkpoints)
+                    raise
                 loss = weighted(terms, weights)
                 _check_finite(loss, terms, number + 1, checkpoints)
                 accelerator.backward(loss)
@@ -336,7 +348,7 @@ def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoi
     if checkpoints is not None:
         checkpoints.discard(step - 1)  # holds the weights that gave this loss; those before gave finite ones
     last = None if checkpoints is None else checkpoints.last()
-    values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items())
+    values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items()) or "what it computes are no numbers"
     where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
     raise DistillError(
         f"the loss is {loss.item()} at step {step} ({values}); {where}; lower the learning rate (lr=…) and run again."

@@ -53,6 +53,7 @@ class Place:
         encodes: whether it belongs to the encoder of an encoder–decoder.
         turn: which call of the block it is, where layers share blocks.
         axes: of what its block holds, where `interventions.exceptions` states them.
+        unflattens: whether its examples and tokens may lie on one axis, as in OPT's feed-forward part.
     """
 
     module: nn.Module
@@ -66,6 +67,7 @@ class Place:
     encodes: bool = False
     turn: int | None = None
     axes: str = ""
+    unflattens: bool = False
 
     @property
     def is_block_output(self) -> bool:
@@ -129,7 +131,9 @@ class Architecture:
             raise self._missing(location, stack, why) from None
         shared = stack.blocks.count(block) > 1
         return replace(
-            self._place(module, io, block, attention), turn=stack.blocks[:layer].count(block) if shared else None
+            self._place(module, io, block, attention),
+            turn=stack.blocks[:layer].count(block) if shared else None,
+            unflattens=location.site.startswith("mlp_") and not self._has_sides,
         )
 
     def _place(self, module: nn.Module, io: str, block: nn.Module | None, attention: Attention | None) -> Place:

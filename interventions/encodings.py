@@ -87,7 +87,8 @@ def encoded_subspace(module: object, name: str, tensors: dict[str, Tensor]) -> d
     tensors |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
     settings = module.settings if isinstance(module, Subspace) else {}
     known = SUBSPACES.get(kind.__name__) is kind or kind is SparseCoder
-    return {"class": kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}", "settings": settings}
+    name = kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}"
+    return {"class": name, "settings": settings, "training": module.training}
 
 
 def decoded_subspace(

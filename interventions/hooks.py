@@ -48,6 +48,7 @@ class Tap:
         kind: of the attention, where `io` is inside one.
         writes: whether what it returns is another state, and not a copy of the same.
         turn: in which call of the module, of those in one call of the model; None is every one.
+        unflattens: whether examples and tokens that lie on one axis are told apart before the function sees them.
     """
 
     module: nn.Module
@@ -57,8 +58,13 @@ class Tap:
     kind: str = ""
     writes: bool = True
     turn: int | None = None
+    unflattens: bool = False
 
     def __call__(self, state: Tensor, scope: "Scope") -> Tensor | None:
+        tokens = scope.call.tokens if self.unflattens and scope.call is not None else None
+        if tokens and state.ndim == 2 and len(state) % tokens == 0:
+            new = self.function(state.unflatten(0, (-1, tokens)), scope)
+            return None if new is None else new.flatten(0, 1)
         if self.heads is None:
             return self.function(state, scope)
         new = self.function(state.unflatten(-1, (self.heads, -1)), scope)
@@ -205,7 +211,8 @@ class Scope:
 
     def _note_cache(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         if self.is_open and self.call is not None:
-            self.call.caches[module] = (kwargs or {}).get("past_key_values")
+            given = (*args, *(kwargs or {}).values())  # under one name or another
+            self.call.caches[module] = next((each for each in given if hasattr(each, "get_seq_length")), None)
 
     def _raw(self, module: nn.Module, args: tuple, output: object) -> None:
         if self.raw_outputs is not None and self.is_open and not self.recomputing:
@@ -230,6 +237,17 @@ def opened(scope: Scope) -> Iterator[Scope]:
         # Not reset(token): a generator may be closed in another context than the one it was started in.
         _open.set(tuple(other for other in _open.get() if other is not scope))
         scope.release()
+
+
+@contextmanager
+def under(scopes: tuple[Scope, ...]) -> Iterator[None]:
+    """Inside the block, these scopes act, and no others."""
+    before = _open.get()
+    _open.set(scopes)
+    try:
+        yield
+    finally:
+        _open.set(before)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from interventions.architectures import Architecture, Place, architecture
 from interventions.calls import arguments_of, call
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Tap, opened
+from interventions.hooks import Scope, Tap, acting, opened
 from interventions.locations import Location, as_location
 from interventions.operators import Operator, Swap
 from interventions.positions import Positions
@@ -133,7 +134,8 @@ def interchange(
     """
     found = architecture(model)
     writes = _writes(found, _pairs(at, op, source, {}), source, (positions, source_positions, None), generator)
-    recording = _resumable(base) if resume else None
+    recording = _resumable(base)
+    recording = recording if resume else None
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
     kept = locations_of(record)
@@ -197,7 +199,22 @@ def _checked(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
                 f"{operator!r} at {location} is not an operator; write Swap(), Zero(), or a function (base, source, "
                 "generator)."
             )
+        _check_signature(operator, location)
     return pairs
+
+
+def _check_signature(operator: Operator, location: Location) -> None:
+    try:
+        takes = signature(operator)
+    except (TypeError, ValueError):
+        return  # built-in functions need not tell
+    try:
+        takes.bind(None, None, None)
+    except TypeError:
+        raise InterventionError(
+            f"the operator at {location} takes {takes} and is called with (base, source, generator); write e.g. "
+            "lambda base, source, generator: -base."
+        ) from None
 
 
 def _writes(
@@ -273,7 +290,7 @@ def _is_by_location(source: object) -> bool:
 
 def _tap(write: Write, function: Callable[[Tensor, Scope], Tensor | None]) -> Tap:
     place = write.place
-    return Tap(place.module, place.io, function, place.heads, place.kind, turn=place.turn)
+    return Tap(place.module, place.io, function, place.heads, place.kind, turn=place.turn, unflattens=place.unflattens)
 
 
 def _shifted(tap: Tap, place: Place, replay: Replay) -> Tap:
@@ -300,6 +317,11 @@ def _resumable(base: Inputs | Run) -> Recording | None:
             "at={location: operator}, source={location: source}; or resume=False inside a `with intervene(...)` block."
         )
     base.check_fresh()
+    if base.recording is not None and set(base.recording.scopes) - set(acting()):
+        raise InterventionError(
+            "the base is a run made inside a block of interventions that is closed, so it cannot be run again; open "
+            "the block around this call too, and make the base inside it."
+        )
     return base.recording
 
 

@@ -51,7 +51,7 @@ class Location:
             - `query`, `key`, `value`: `[batch, position, head, head_dim]` as they enter the attention, so after rotary
               embedding and normalisation; fewer heads in key and value where these are grouped.
             - `attention_scores`, `attention_pattern`: `[batch, head, query, key]` before and after the softmax, the
-              mask included.
+              mask included: scores that it hides are the lowest number there is, and stay so whatever is written.
             - `attention_heads`: each head's mixed values before the output projection,
               `[batch, position, head, head_dim]`.
             - `mlp_input`, `mlp_activation`, `mlp_output`: what the feed-forward part is given, what its last projection

@@ -95,7 +95,8 @@ class Add:
         if not self.renormalise:
             return steered
         # In fp32: the squares of half precision overflow from 256 on.
-        length, new = (x.float().norm(dim=-1, keepdim=True) for x in (base, steered))
+        hidden = ~_counts(base)
+        length, new = (x.masked_fill(hidden, 0).float().norm(dim=-1, keepdim=True) for x in (base, steered))
         return (steered * (length / new.clamp_min(torch.finfo(new.dtype).tiny))).to(base.dtype)
 
 
@@ -160,9 +161,14 @@ def _gaussian(op: Noise | Mixup, base: Tensor, generator: torch.Generator | None
     return op.sigma * _rms(base.detach()).to(base.dtype) * normal
 
 
+def _counts(base: Tensor) -> Tensor:
+    """Which entries are numbers, and not the lowest one that a mask puts into attention scores."""
+    return base > torch.finfo(base.dtype).min / 4
+
+
 def _rms(base: Tensor) -> Tensor:
     """Of each vector. Masked attention scores, which are the lowest number there is, do not count."""
-    real = base > torch.finfo(base.dtype).min / 4
+    real = _counts(base)
     # Squared in fp32: half precision overflows from 256 on.
     squares = base.masked_fill(~real, 0).float().square()
     return (squares.sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp_min(1)).sqrt()

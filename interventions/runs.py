@@ -13,7 +13,17 @@ from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axis, to_vectors
 from interventions.calls import call
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Stopped, Tap, check_graded, opened, until_stopped
+from interventions.hooks import (
+    Scope,
+    Stopped,
+    Tap,
+    acting,
+    check_graded,
+    open_scopes,
+    opened,
+    under,
+    until_stopped,
+)
 from interventions.locations import Location, as_location
 from interventions.metrics import logits_of
 from interventions.recordings import Recording, detached, stamp
@@ -263,7 +273,16 @@ def reading(
             # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
             return state.clone() if part is state else None
 
-        return Tap(place.module, place.io, keep, place.heads, place.kind, writes=False, turn=place.turn)
+        return Tap(
+            place.module,
+            place.io,
+            keep,
+            place.heads,
+            place.kind,
+            writes=False,
+            turn=place.turn,
+            unflattens=place.unflattens,
+        )
 
     return activations, [read(location, found.place(location)) for location in locations]
 
@@ -323,7 +342,7 @@ def fetcher(
     It holds the parts of a run and not the run, which holds it: a cycle would keep activations until the next garbage
     collection.
     """
-    found, made = architecture(model), stamp(model)
+    found, made, scopes = architecture(model), stamp(model), open_scopes(model)
 
     def fetch(location: Location, kept: Activations) -> Tensor:
         place, whole = found.place(location), location.whole
@@ -333,8 +352,14 @@ def fetcher(
         if state is None:
             _check_repeatable(model, location, is_counterfactual)
             check_fresh(model, made)
+            if set(scopes) - set(acting()):
+                raise InterventionError(
+                    f"{location} was not recorded, and the run was made inside a block of interventions that is "
+                    f"closed; ask for it there: run(model, inputs, at=[{location!r}])."
+                )
             early = recording is not None and recording.runs_once(place)
-            state = read(model, inputs, [whole], early=early)[whole]
+            with under(scopes):
+                state = read(model, inputs, [whole], early=early)[whole]
         return store(part_of(state, location, place))
 
     return fetch
@@ -369,7 +394,12 @@ def locations_of(at: Where) -> list[Location]:
 
 
 def check_inputs(inputs: Inputs) -> None:
-    """Raise for inputs that a run changes, so that they cannot be run twice."""
+    """Raise for inputs that are none, and for those that a run changes, so that they cannot be run twice."""
+    texts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else [inputs]
+    if inputs is None or any(isinstance(each, str) for each in texts):
+        raise InterventionError(
+            f"inputs={repr(inputs)[:60]} holds no tensors; tokenise text: tokenizer(text, return_tensors='pt')."
+        )
     if isinstance(inputs, Mapping) and inputs.get("past_key_values") is not None:
         raise InterventionError(
             "the inputs hold past_key_values, which a run changes, so they cannot be run twice; pass the whole "

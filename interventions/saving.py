@@ -117,7 +117,7 @@ def save(
 
 
 def load(folder: str | Path, model: nn.Module, *, subspaces: Mapping[str, nn.Module] | None = None) -> Saved:
-    """What `save` wrote, for a model of the same type and shape; subspaces in eval mode, on the device of their place.
+    """What `save` wrote, for a model of the same type and shape; subspaces in their mode, on the device of their place.
 
     Args:
         folder: as given to `save`.
@@ -191,7 +191,7 @@ def _subspaces(
         state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         module = decoded_subspace(saved, state, own.get(number), place)
         nearby = chain(architecture(model).place(place).module.parameters(), model.parameters())
-        modules.append(module.to(next((parameter.device for parameter in nearby), None)).eval())
+        modules.append(module.to(next((parameter.device for parameter in nearby), None)).train(saved["training"]))
     return modules
 
 
@@ -253,7 +253,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InterventionError(
             f"{folder} holds no saved interventions: there is no {DESCRIPTION}; write them with save(folder, …)."
         )
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InterventionError(
+            f"{folder / DESCRIPTION} is damaged ({error}); save the interventions again."
+        ) from error
     if description["format"] > FORMAT:
         raise InterventionError(
             f"{folder} is of format {description['format']} and this version reads up to {FORMAT}; upgrade: pip "

@@ -119,6 +119,8 @@ class Write:
                 "a new tensor, e.g. base * 2 and not base.mul_(2)."
             )
         self._check_value(value, base)
+        if self.place.io == "attention_scores" and self.location.subspace is None:
+            value = torch.where(_is_masked(base), base, value)  # nothing looks at what it may not see
         merged = _merge(there, value, self.location)
         if not scope.recomputing:
             self._measure(_entries(there, self.location), _entries(merged, self.location))
@@ -247,6 +249,8 @@ class Write:
                 + (
                     "swap in the prompt only: steps=0."
                     if generated
+                    else "each of its rows is one of keys, so both must be as long; pad both batches to one length."
+                    if self.place.io in ("attention_scores", "attention_pattern") and self.positions is not None
                     else "pad both batches to one length, or say which tokens: positions=… and source_positions=…."
                 )
             )
@@ -255,7 +259,7 @@ class Write:
         if source_batch != batch:
             raise InterventionError(
                 f"the base has {batch} examples and the source of {self.location} {source_batch}; give one source an "
-                "example."
+                "example (beams and several answers repeat each prompt: repeat_interleave the source as often)."
             )
         counts, source_counts = named.counts(batch), selected.counts(batch)
         if not torch.equal(counts, source_counts):
@@ -321,7 +325,11 @@ def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
 
 def _unmasked(scores: Tensor) -> Tensor:
     """Attention scores with 0 where the mask put the lowest number."""
-    return scores.masked_fill(scores < torch.finfo(scores.dtype).min / 4, 0)
+    return scores.masked_fill(_is_masked(scores), 0)
+
+
+def _is_masked(scores: Tensor) -> Tensor:
+    return scores < torch.finfo(scores.dtype).min / 4
 
 
 def _outside_of_tokens(vectors: Tensor) -> tuple[int, ...]:

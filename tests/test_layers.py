@@ -22,8 +22,8 @@ ORDER = {
         averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
         errors losses graphs causal_models samples mapping inputs pairs tasks data similarity metrics outcomes
-        tallies variables abstraction objectives students cache checkpoints loop results progress fit teachers compat report
-        commands cli""".split(),
+        tallies variables abstraction objectives students cache checkpoints loop results
+        progress fit teachers compat report commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}
 HOOKS = "interventions/hooks.py"

@@ -64,7 +64,7 @@ def test_a_module_that_gives_or_takes_no_tensor_raises():
         run(Takes("text", None), torch.ones(3, 2), Location(module="part"))
     outer = nn.Sequential(nn.Identity())
     with pytest.raises(InterventionError, match=r"Identity was called without a tensor .* use io='output'"):
-        run(outer, "text", Location(module="0", io="input"))
+        run(outer, {"input": 3}, Location(module="0", io="input"))
 
 
 def test_a_packed_sequence_raises():
