@@ -134,8 +134,10 @@ def interchange(
     """
     found = architecture(model)
     writes = _writes(found, _pairs(at, op, source, {}), source, (positions, source_positions, None), generator)
-    recording = _resumable(base)
-    recording = recording if resume else None
+    recording = None
+    if isinstance(base, Run):
+        _check_base(base, model)
+        recording = _resumable(base) if resume else None
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
     kept = locations_of(record)
@@ -308,21 +310,27 @@ def _drawing(write: Write) -> Callable[[Tensor, Scope], Tensor | None]:
     return written
 
 
-def _resumable(base: Inputs | Run) -> Recording | None:
-    if not isinstance(base, Run):
-        return None
+def _resumable(base: Run) -> Recording | None:
+    base.check_fresh()
+    return base.recording
+
+
+def _check_base(base: Run, model: nn.Module) -> None:
+    """Raise for a run whose inputs alone do not say what it was."""
+    if base.model is not model:
+        raise InterventionError(
+            f"the base is a run of another model ({type(base.model).__name__}); run it on this one: run(model, inputs)."
+        )
     if base.is_counterfactual:
         raise InterventionError(
             "the base is itself a counterfactual run; pass its base and all locations in one call: "
-            "at={location: operator}, source={location: source}; or resume=False inside a `with intervene(...)` block."
+            "at={location: operator}, source={location: source}; or base.inputs inside a `with intervene(...)` block."
         )
-    base.check_fresh()
     if base.recording is not None and set(base.recording.scopes) - set(acting()):
         raise InterventionError(
             "the base is a run made inside a block of interventions that is closed, so it cannot be run again; open "
             "the block around this call too, and make the base inside it."
         )
-    return base.recording
 
 
 def _check_same_model(given: Run, model: nn.Module) -> None:

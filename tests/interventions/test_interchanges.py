@@ -282,3 +282,25 @@ def test_text_forms_name_places_everywhere():
     assert torch.equal(base.activations["block_output.1[dims=0:4]"], base.activations[Location(1)][..., :4])
     done = interchange(model, base, inputs, ["block_output.0"], positions={Location(0): 0}, record="block_output.1")
     assert torch.equal(done.activations["block_output.1"], base.activations["block_output.1"])
+
+
+@torch.no_grad()
+def test_a_base_that_runs_in_full_may_be_older_than_the_weights():
+    model, source = make("gpt2"), batch("gpt2", seed=2)
+    base = run(model, batch("gpt2"))
+    model.transformer.h[0].mlp.c_fc.weight.add_(1)
+    full = interchange(model, base, source, Location(1, dims=[0]), resume=False).logits
+    assert torch.equal(full, interchange(model, batch("gpt2"), source, Location(1, dims=[0])).logits)
+    with pytest.raises(InterventionError, match="the run is older than the model"):
+        interchange(model, base, source, Location(1, dims=[0]))
+
+
+@torch.no_grad()
+def test_a_base_that_its_inputs_do_not_describe_is_refused():
+    model, source = make("gpt2"), batch("gpt2", seed=2)
+    changed = interchange(model, batch("gpt2"), source, Location(0))
+    for resume in (True, False):
+        with pytest.raises(InterventionError, match=r"itself a counterfactual run; .* or base\.inputs inside a `with"):
+            interchange(model, changed, source, Location(1), resume=resume)
+        with pytest.raises(InterventionError, match=r"the base is a run of another model \(GPT2LMHeadModel\)"):
+            interchange(model, run(make("gpt2"), batch("gpt2")), source, Location(1), resume=resume)
