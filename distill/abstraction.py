@@ -1,5 +1,6 @@
 """Interchange intervention accuracy (IIA): how far a student computes like its teacher."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,33 +10,38 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
+from distill.controls import controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
 from distill.inputs import device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.losses import kd
-from distill.mapping import Alignment, Pair, pairs_of
+from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
 from distill.pairs import Pairs, Shuffle, Span
+from distill.seen import Seen
 from distill.tallies import Tally, outcome_of
 from distill.tasks import Rows
 from distill.variables import variables_accuracy
 from interventions import Add, Location, Run, architecture, interchange, intervene, run
 
 Batch = dict[str, Tensor]
+DRAWN = Span(0.3)
 
 
 def interchange_accuracy(
     teacher: nn.Module | CausalModel,
     student: nn.Module,
-    mapping: Alignment,
+    mapping: Sides | tuple[Pair, ...],
     data: Any = None,
     *,
     pairs: int = 2000,
     sources: Pairs | None = None,
-    positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+    positions: Any = DRAWN,
     seed: int = 0,
     batch_size: int = 128,
+    controls: str | Sequence[str] = (),
+    exclude: Any = None,
 ) -> InterchangeAccuracy:
     """How often the same interchange makes student and teacher give the same answer.
 
@@ -45,13 +51,20 @@ def interchange_accuracy(
     nothing of it, is left out: it would compare answers, not computation.
 
     Args:
-        teacher: a network, or a causal model, which samples its own inputs; then `data`, `sources` and `positions` are
-            left out.
+        teacher: a network, or a causal model, which samples its own inputs where there is no `data`.
         mapping: {teacher side: student side}, as for `fit`.
-        data: a Task, or the name of one (its test rows), or held-out rows in any form that `Rows.of` takes.
+        data: a Task, or the name of one (its test rows), or held-out rows in any form that `Rows.of` takes. For a
+            causal model {name: tensor} of its inputs; columns of other variables are checked.
         pairs: how many pairs of base and source.
         sources: `Shuffle()` (another row, the default) or `InContext(share)`.
-        positions: the rule that draws positions; None writes all of them.
+        positions: the rule that draws positions, `Span(0.3)` by default; None writes all of them. For a causal model
+            the tokens of the places: one choice for all, or {variable or location: choice}, as `CausalModel.select`
+            takes them; by default those of the mapping, if that is an Alignment, else all.
+        controls: the same measurement where nothing was learned: `"subspace"` (random ones of the same size),
+            `"labels"` (the teacher is told of other sources), `"network"` (a student with new weights), or `"all"`.
+            Where an alignment was learned, also learn one for `distill.reinitialised(network)`.
+        exclude: the result of `fit`: data may not hold rows that it was trained on, and of sampled pairs the share that
+            it was trained on is reported.
 
     Raises:
         NothingToMeasure: a mapping whose every write is left out, or of places with different positions.
@@ -59,27 +72,31 @@ def interchange_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
+    seen = getattr(exclude, "seen", exclude)
     if isinstance(teacher, CausalModel):
-        if data is not None or sources is not None:
-            raise DistillError(
-                "a causal model samples its own inputs and sources, and data or sources were given; leave them out."
-            )
-        return variables_accuracy(teacher, student, mapping, pairs=pairs, seed=seed, batch_size=batch_size)
+        if sources is not None:
+            raise DistillError("a causal model has its sources from where its bases are; leave sources out.")
+        return variables_accuracy(
+            teacher,
+            student,
+            mapping,
+            data,
+            positions=None if positions is DRAWN else positions,
+            pairs=pairs,
+            seed=seed,
+            batch_size=batch_size,
+            controls=controls,
+            exclude=seen,
+        )
     if data is None:
         raise DistillError("the teacher is a network and no data was given; pass data='pvr', a Task or held-out rows.")
     entries = pairs_of(mapping, teacher, student)
     taken: Pairs = Shuffle() if sources is None else sources
-    base, source, clusters = _examples(held_out(data, student), pairs, taken, vocabulary_of(student), seed)
+    rows, names = held_out(data, student), controls_of(controls)
+    overlap = None if seen is None else _refuse_seen(rows, seen)
+    base, source, clusters = _examples(rows, pairs, taken, vocabulary_of(student), seed)
     study = _Study((teacher, student), entries, positions, taken.aligned, seed)
-    with evaluating(teacher), evaluating(student), torch.no_grad():
-        study.probe(to_device(base.batch(range(min(PROBED, pairs))), device_of(student)))
-        tallies = [
-            study.measure(
-                to_device(base.batch(rows), device_of(student)), to_device(source.batch(rows), device_of(student)), rows
-            )
-            for rows in batches(pairs, batch_size)
-        ]
-    tally = Tally(torch.cat([each.sums for each in tallies]))
+    tally = _tallied(study, base, source, batch_size)
     if not bool(tally.kept.any()):
         raise NothingToMeasure(
             "every write of this mapping replaces all that an output can see, or nothing that it can see, so there "
@@ -87,9 +104,52 @@ def interchange_accuracy(
             "measure; map a block below the last one, or dims=range(...) of it, or choose positions=Span(0.3)."
         )
     outcome = partial(outcome_of, clusters=clusters, seed=seed, regression=study.regression)
+    compared = {}
+    for name in names:
+        other = _controlled(name, study, base)
+        if other is not None:
+            told = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed)) if name == "labels" else None
+            compared[name] = outcome(_tallied(other, base, source, batch_size, told))
     settings = {"pairs": pairs, "sources": repr(taken), "positions": repr(positions), "seed": seed}
     per_pair = {str(entry): outcome(tally.of(i)) for i, entry in enumerate(entries)}
-    return InterchangeAccuracy(outcome(tally), per_pair, settings)
+    return InterchangeAccuracy(outcome(tally), per_pair, settings, compared, overlap)
+
+
+def _refuse_seen(rows: Rows, seen: Seen) -> float:
+    found = seen.among(rows.table)
+    if bool(found.any()):
+        raise DistillError(
+            f"{int(found.sum())} of the {len(rows)} rows were trained on (first: row {int(found.nonzero()[0])}); "
+            "measure on others: rows.take((~result.seen.among(rows.table)).nonzero()[:, 0])."
+        )
+    return 0.0
+
+
+def _controlled(name: str, study: "_Study", base: Rows) -> "_Study | None":
+    """The study of a control: of other places, of another student, or the same one; None where there is none."""
+    teacher, student = study.models
+    if name == "network":
+        return replace(study, models=(teacher, reinitialised(student, study.seed)))
+    if name == "labels":
+        return study
+    few = inputs_of(student, to_device(base.batch(range(min(2, len(base)))), device_of(student)))
+    with torch.no_grad(), evaluating(student):
+        ran = run(student, few, [at.whole for entry in study.entries for at in entry.student])
+        parts = random_parts(study.entries, ran, study.seed)
+    return None if parts is None else replace(study, entries=parts)
+
+
+def _tallied(study: "_Study", base: Rows, source: Rows, batch_size: int, told: Tensor | None = None) -> Tally:
+    """The sums of all pairs; `told` says for each pair of which one's source the teacher takes."""
+    (teacher, student), device = study.models, device_of(study.models[1])
+    with evaluating(teacher), evaluating(student), torch.no_grad():
+        study.probe(to_device(base.batch(range(min(PROBED, len(base)))), device))
+        tallies = []
+        for rows in batches(len(base), batch_size):
+            here, there = (to_device(each.batch(rows), device) for each in (base, source))
+            other = None if told is None else to_device(source.batch(told[rows]), device)
+            tallies.append(study.measure(here, there, rows, other))
+    return Tally(torch.cat([each.sums for each in tallies]))
 
 
 PROBED = 32
@@ -116,9 +176,10 @@ class _Study:
             for at, mask in seen.items()
         )
 
-    def measure(self, base: Batch, source: Batch, rows: Int[Tensor, " batch"]) -> Tally:
-        """The sums of these pairs of examples, for each entry of the mapping."""
+    def measure(self, base: Batch, source: Batch, rows: Int[Tensor, " batch"], told: Batch | None = None) -> Tally:
+        """The sums of these pairs of examples, for each entry of the mapping; `told` is the teacher's own source."""
         bases, sources = self._runs(base), self._runs(source)
+        others = sources if told is None else self._runs(told)
         seen = self._real(bases, base) if self.sees_all else self._visible(bases, base)
         self.regression = bases[1].logits.shape[-1] == 1
         weights = _weights(bases[1].logits, base)
@@ -126,9 +187,14 @@ class _Study:
         sums = []
         for number, entry in enumerate(self.entries):
             chosen, taken = self._drawn(number, bases, sources, (base, source), rows)
+            draws = [(chosen, taken), (chosen, taken)]
+            if told is not None:
+                draws[0] = self._drawn(number, bases, others, (base, told), rows)
             after = [
-                interchange(b.model, b, s, side, positions=chosen, source_positions=taken)
-                for b, s, side in zip(bases, sources, (entry.teacher, entry.student), strict=True)
+                interchange(b.model, b, s, side, positions=at, source_positions=there)
+                for b, s, side, (at, there) in zip(
+                    bases, (others[0], sources[1]), (entry.teacher, entry.student), draws, strict=True
+                )
             ]
             kept = informative(entry, seen, chosen, self._whole(bases)).to(weights)
             counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))

@@ -1,67 +1,19 @@
 """Causal models: variables with domains and mechanisms that say what a network should compute, and how."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
+from distill.counterfactuals import Counterfactuals, collected
+from distill.domains import Domain, domain_of
 from distill.errors import DistillError
 from distill.graphs import descendants, in_order, near, parents_of, picture
+from distill.values import Values, called, described, rows_in
 from interventions import Picture
-
-Values = Mapping[str, Tensor]
-"""A value `[batch]` or `[batch, ...]` of each of some variables."""
-DRAWS = 1_000_000  # pairs drawn at least, in search of effective ones, before giving up
-
-
-@dataclass(frozen=True, eq=False)
-class Domain:
-    """The values that a variable may take, in the order in which classes are numbered."""
-
-    values: Tensor
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __str__(self) -> str:
-        listed = self.values.tolist()
-        return ", ".join(map(str, listed if len(listed) < 7 else [*listed[:3], "…", *listed[-2:]]))
-
-    def index(self, values: Tensor) -> Int[Tensor, " batch"]:
-        """The place of each value in the domain, −1 where it has none."""
-        dtype = torch.promote_types(torch.promote_types(values.dtype, self.values.dtype), torch.uint8)
-        if values.is_floating_point() and self.values.is_floating_point():
-            dtype = self.values.dtype
-        table, order = self.values.to(values.device, dtype).sort()
-        wanted = values.to(dtype).contiguous()
-        place = torch.searchsorted(table, wanted).clamp(max=len(table) - 1)
-        return torch.where(table[place] == wanted, order[place], -1)
-
-
-@dataclass(frozen=True, eq=False)
-class Counterfactuals:
-    """Pairs of base and source for an interchange of `variables`, and what the causal model answers.
-
-    Attributes:
-        variables: what is taken from the source, together.
-        base, source: the inputs of both runs.
-        base_answers, answers: before and after the interchange.
-        effective: where these differ.
-    """
-
-    variables: tuple[str, ...]
-    base: dict[str, Tensor]
-    source: dict[str, Tensor]
-    base_answers: Tensor
-    answers: Tensor
-    effective: Bool[Tensor, " batch"]
-
-    def __len__(self) -> int:
-        return len(self.effective)
 
 
 class CausalModel:
@@ -95,7 +47,10 @@ class CausalModel:
     mechanisms: Mapping[str, Callable[..., Tensor]]
     domains: Mapping[str, Domain]
     """Of the inputs, and of the other variables that were given one."""
+    positions: Mapping[str, Callable[[dict[str, Tensor]], Any]]
+    """Tokens of what is encoded that have a name."""
     _encode: Callable[[dict[str, Tensor]], Any]
+    _decode: Callable[[Tensor, dict[str, Tensor]], Any] | None
     _sample: Callable[[int, torch.Generator], Any] | None
 
     def __init__(
@@ -105,8 +60,10 @@ class CausalModel:
         output: str,
         *,
         encode: Callable[[dict[str, Tensor]], Any],
+        decode: Callable[[Tensor, dict[str, Tensor]], Any] | None = None,
         sample: Callable[[int, torch.Generator], Any] | None = None,
         domains: Mapping[str, Any] | None = None,
+        positions: Mapping[str, Callable[[dict[str, Tensor]], Any]] | None = None,
     ) -> None:
         """Define the variables, by name.
 
@@ -118,8 +75,13 @@ class CausalModel:
                 out, on the same device.
             output: the variable that is the answer.
             encode: what a network is fed, from the inputs: a tensor or a dict of tensors, of as many rows.
+            decode: how its answer is read: `decode(logits, values)` gives `[batch, classes]`, from all that it returns
+                (for a language model `[batch, token, vocabulary]`) and the inputs of its run. Without it the logits are
+                that already.
             sample: draws n values of each input, `sample(n, generator)`; without it, uniform over the domains.
             domains: those of other variables. They are checked, and that of the output numbers its classes.
+            positions: names of tokens of what is encoded, each with a function of the inputs that says where they are:
+                `[batch]` or `[batch, k]`, counted over real tokens, −1 the last. Alignments name them.
 
         Raises:
             DistillError: a name given twice, a parent that is no variable, a cycle, an output that no mechanism
@@ -146,15 +108,17 @@ class CausalModel:
             variables=order,
             parents={name: parents[name] for name in order},
             mechanisms=dict(mechanisms),
-            domains={name: _domain(name, domain) for name, domain in given.items()},
+            domains={name: domain_of(name, domain) for name, domain in given.items()},
+            positions=dict(positions or {}),
             _encode=encode,
+            _decode=decode,
             _sample=sample,
         )
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a CausalModel is immutable; build another one instead of setting {name!r}")
 
-    @property
+    @cached_property
     def classes(self) -> int | None:
         """How many answers there are; None for a real-valued output."""
         if self.output in self.domains:
@@ -184,8 +148,8 @@ class CausalModel:
                     raise DistillError(f"interchange takes {name!r} from two sources; name each variable once.")
                 if len(there[name]) != len(run[name]) or there[name].device != run[name].device:
                     raise DistillError(
-                        f"the source of {name!r} has {_rows(there[name])} and the base {_rows(run[name])}; give one "
-                        "source a base row, on its device, as with values['a'][rows].to(device)."
+                        f"the source of {name!r} has {rows_in(there[name])} and the base {rows_in(run[name])}; give "
+                        "one source a base row, on its device, as with values['a'][rows].to(device)."
                     )
                 fixed[name] = there[name]
         return self._interchanged(run, fixed)
@@ -202,18 +166,65 @@ class CausalModel:
 
     def encode(self, values: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
         """What a network is fed for these inputs (or the inputs of this run)."""
-        run = {name: values[name] for name in self.inputs if name in values}
-        given = self._checked(run, self.inputs)
+        given = self._inputs_of(values)
         rows = len(given[self.inputs[0]])
-        encoded = _called("encode", self._encode, given)
+        encoded = called("encode", self._encode, given)
         parts = encoded if isinstance(encoded, Mapping) else {"": encoded}
         for name, part in parts.items():
             if not isinstance(part, Tensor) or not part.ndim or len(part) != rows:
                 raise DistillError(
-                    f"encode returned {_described(part)}{name and f' as {name!r}'} for {rows} examples; return a "
+                    f"encode returned {described(part)}{name and f' as {name!r}'} for {rows} examples; return a "
                     f"tensor [{rows}, ...] or a dict of them."
                 )
         return dict(parts) if isinstance(encoded, Mapping) else encoded
+
+    def decode(self, logits: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """The logits of the answers, `[batch, classes]` (a real-valued answer: `[batch]` or `[batch, ...]`).
+
+        Args:
+            logits: of a network's run on what these values encode.
+            values: inputs, or a run.
+
+        Raises:
+            DistillError: another shape.
+        """
+        if self._decode is not None:
+            logits = called("decode", self._decode, logits, self._inputs_of(values))
+        rows = len(values[self.inputs[0]])
+        if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != rows:
+            raise DistillError(
+                f"decode returned {described(logits)} for {rows} examples; return a tensor [{rows}, classes]."
+            )
+        if self.classes is not None and logits.shape != (rows, self.classes):
+            raise DistillError(
+                f"the causal model has {self.classes} answers and the network {logits.shape[-1]} logits "
+                f"({described(logits)}); give its last layer {self.classes}, or say which of them are the answers: "
+                "CausalModel(…, decode=lambda logits, values: logits[:, -1, ids])."
+            )
+        return logits
+
+    def select(self, positions: Any, values: Mapping[str, Any]) -> Any:
+        """Positions as `interventions` takes them, of what these values encode.
+
+        Args:
+            positions: the name of tokens of this model, or several names; a function like those in `positions`; or
+                anything that `interventions.select` takes, which is returned as it is.
+            values: inputs, or a run.
+
+        Raises:
+            DistillError: an unknown name, or a function that returns no whole numbers `[batch]` or `[batch, k]`.
+        """
+        if isinstance(positions, str):
+            if positions not in self.positions:
+                known = ", ".join(self.positions) or "none"
+                raise DistillError(
+                    f"the causal model has no position {positions!r}{near(positions, self.positions)}; it has {known}. "
+                    "Name it, as CausalModel(…, positions={'end': lambda values: …}), or give numbers of tokens."
+                )
+            return self._found(f"the position {positions!r}", self.positions[positions], values)
+        if isinstance(positions, Sequence) and any(isinstance(each, str) for each in positions):
+            return torch.cat([self._column(each, values) for each in positions], 1)
+        return self._found("positions", positions, values) if callable(positions) else positions
 
     def sample(self, n: int, generator: torch.Generator, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """`n` values of each input, drawn where `generator` is and then moved to `device`.
@@ -223,7 +234,7 @@ class CausalModel:
         if n < 1:
             raise DistillError(f"sample(n={n}) draws nothing; ask for at least one example.")
         if self._sample is not None:
-            drawn = _called("sample", self._sample, n, generator)
+            drawn = called("sample", self._sample, n, generator)
         else:
             drawn = {name: self._uniform(name, n, generator) for name in self.inputs}
         values = self._checked(drawn, self.inputs, "sample returned")
@@ -259,22 +270,7 @@ class CausalModel:
             raise DistillError(f"pairs(n={n}) draws nothing; ask for at least one pair.")
         if effective is None:
             return self._drawn(n, names, generator, device)
-        if not 0 <= effective <= 1:
-            raise DistillError(f"effective={effective} is no share from 0 to 1; use e.g. effective=0.5, or None.")
-        missing = {True: round(n * effective), False: n - round(n * effective)}
-        found: list[tuple[Counterfactuals, Tensor]] = []
-        drawn, size = 0, 2 * n
-        while any(missing.values()):
-            if drawn >= max(DRAWS, 100 * n):
-                raise DistillError(_too_few(names, n, missing, effective, drawn))
-            batch = self._drawn(size, names, generator, device)
-            for kind, count in missing.items():
-                rows = (batch.effective == kind).nonzero()[:count, 0]
-                found.append((batch, rows))
-                missing[kind] -= len(rows)
-            drawn, size = drawn + size, min(2 * size, max(n, 2**16))
-        order = torch.randperm(n, generator=generator, device=generator.device)
-        return _joined(found, order.to(batch.effective.device))
+        return collected(lambda size: self._drawn(size, names, generator, device), n, effective, generator)
 
     def enumerate(self, limit: int = 1_000_000, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """Every combination of input values once, the last input changing fastest.
@@ -323,6 +319,25 @@ class CausalModel:
                 )
         return names
 
+    def _inputs_of(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        return self._checked({name: values[name] for name in self.inputs if name in values}, self.inputs)
+
+    def _found(self, what: str, function: Callable[[dict[str, Tensor]], Any], values: Mapping[str, Any]) -> Tensor:
+        given = self._inputs_of(values)
+        rows = len(given[self.inputs[0]])
+        found = called(what, function, given)
+        if not isinstance(found, Tensor) or found.ndim not in (1, 2) or len(found) != rows or found.is_floating_point():
+            raise DistillError(
+                f"{what} gave {described(found)} for {rows} examples; return whole numbers [{rows}] or [{rows}, k]."
+            )
+        return found if found.ndim == 2 else found[:, None]
+
+    def _column(self, position: Any, values: Mapping[str, Any]) -> Tensor:
+        """One of several positions, `[batch, k]`."""
+        found = self.select(position, values)
+        first = values[self.inputs[0]]
+        return found if isinstance(found, Tensor) else torch.full((len(first), 1), found, device=first.device)
+
     def _as_run(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Inputs are run; values of all variables are a run already."""
         if isinstance(values, Mapping) and len(values) > len(self.inputs):
@@ -332,7 +347,7 @@ class CausalModel:
     def _checked(self, values: Any, names: tuple[str, ...], what: str = "the values hold") -> dict[str, Tensor]:
         """Values of exactly these variables, one batch on one device, each in its domain."""
         if not isinstance(values, Mapping):
-            raise DistillError(f"{what} {_described(values)}; give a dict {{name: tensor}} of {', '.join(names)}.")
+            raise DistillError(f"{what} {described(values)}; give a dict {{name: tensor}} of {', '.join(names)}.")
         for name in values:
             if name not in names:
                 way_out = f"fix it with interchange(base, {{{name!r}: source}})"
@@ -345,13 +360,13 @@ class CausalModel:
                 raise DistillError(f"{what} no {name!r}; give a tensor of {', '.join(names)} each.")
             if not isinstance(values[name], Tensor) or not values[name].ndim:
                 raise DistillError(
-                    f"{what} {_described(values[name])} as {name!r}; give a tensor [batch], as torch.tensor([...])."
+                    f"{what} {described(values[name])} as {name!r}; give a tensor [batch], as torch.tensor([...])."
                 )
             first = values[names[0]]
             if len(values[name]) != len(first) or values[name].device != first.device:
                 raise DistillError(
-                    f"{what} {_rows(values[name])} of {name!r} and {_rows(first)} of {names[0]!r}; give one batch, on "
-                    "one device."
+                    f"{what} {rows_in(values[name])} of {name!r} and {rows_in(first)} of {names[0]!r}; give one batch, "
+                    "on one device."
                 )
         self._refuse_outside(values, names, what)
         return {name: values[name] for name in names}
@@ -366,10 +381,10 @@ class CausalModel:
     def _mechanism(self, name: str, run: Values) -> Tensor:
         given = {parent: run[parent] for parent in self.parents[name]}
         first = run[self.parents[name][0]]
-        value = _called(f"the mechanism of {name!r}", self.mechanisms[name], **given)
+        value = called(f"the mechanism of {name!r}", self.mechanisms[name], **given)
         if not isinstance(value, Tensor) or not value.ndim or len(value) != len(first) or value.device != first.device:
             raise DistillError(
-                f"the mechanism of {name!r} returned {_described(value)} for {_rows(first)}; return a tensor "
+                f"the mechanism of {name!r} returned {described(value)} for {rows_in(first)}; return a tensor "
                 f"[{len(first)}, ...] on the device of {self.parents[name][0]!r}."
             )
         # At once: a table that is indexed outside its rows by the next mechanism would end a process on CUDA.
@@ -386,7 +401,7 @@ class CausalModel:
             if name in self.domains:
                 if values[name].ndim > 1:
                     raise DistillError(
-                        f"{what} {_described(values[name])} as {name!r}, which has a domain of numbers; give one "
+                        f"{what} {described(values[name])} as {name!r}, which has a domain of numbers; give one "
                         "number an example, or no domain."
                     )
                 found[name] = self.domains[name].index(values[name]) < 0
@@ -409,7 +424,7 @@ class CausalModel:
             return output
         highest = int(output.max()) if output.numel() else 1
         raise DistillError(
-            f"the output {self.output!r} is {_described(output)} without a domain, so its classes are not known; give "
+            f"the output {self.output!r} is {described(output)} without a domain, so its classes are not known; give "
             f"one number an example and domains={{{self.output!r}: range({highest + 1})}}."
         )
 
@@ -434,67 +449,3 @@ class CausalModel:
         effective = (answers != base_answers).flatten(1).any(1) if answers.ndim > 1 else answers != base_answers
         inputs = [{name: run[name] for name in self.inputs} for run in (base, source)]
         return Counterfactuals(names, inputs[0], inputs[1], base_answers, answers, effective)
-
-
-def _domain(name: str, given: Any) -> Domain:
-    try:
-        values = torch.tensor(list(given)) if isinstance(given, Sequence) else torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        values = torch.empty(0)
-    if values.ndim != 1 or not len(values) or len(values.unique()) < len(values):
-        found = " ".join(repr(given).split())
-        raise DistillError(
-            f"the domain of {name!r} must be some different numbers: {found[:80]}; give a range, a list or a 1-D "
-            f"tensor of them, as {name!r}: range(10) or {name!r}: (False, True)."
-        )
-    return Domain(values.detach().cpu().clone())
-
-
-def _called(what: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """What a function of the user returns; its failures say which one failed."""
-    try:
-        return function(*args, **named)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise DistillError(
-            f"{what} failed, {type(error).__name__}: {lines[0]}; it gets batched tensors on the device of the model, "
-            "so index tables as table.to(values.device)[values]."
-        ) from error
-
-
-def _described(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {list(value.shape)} of {value.dtype} on {value.device}"
-    return f"an object of type {type(value).__name__}"
-
-
-def _rows(value: Tensor) -> str:
-    return f"{len(value)} examples on {value.device}"
-
-
-def _too_few(names: tuple[str, ...], n: int, missing: dict[bool, int], effective: float, drawn: int) -> str:
-    kind = bool(missing[True])
-    wanted = round(n * effective) if kind else n - round(n * effective)
-    return (
-        f"interchanging {' + '.join(map(repr, names))} {'changed' if kind else 'kept'} the answer in "
-        f"{wanted - missing[kind]} of {drawn:,} pairs drawn, and {wanted} are asked for by effective={effective}; take "
-        f"another variable, give a sample=... under which {'it matters' if kind else 'it matters less'} more often, or "
-        "take pairs as they come, with effective=None."
-    )
-
-
-def _joined(parts: list[tuple[Counterfactuals, Tensor]], order: Tensor) -> Counterfactuals:
-    """These rows of each part, one after the other, in this order."""
-
-    def joined(columns: Iterable[Tensor]) -> Tensor:
-        return torch.cat([column[rows] for column, (_, rows) in zip(columns, parts, strict=True)])[order]
-
-    first = parts[0][0]
-    return Counterfactuals(
-        variables=first.variables,
-        base={name: joined(part.base[name] for part, _ in parts) for name in first.base},
-        source={name: joined(part.source[name] for part, _ in parts) for name in first.source},
-        base_answers=joined(part.base_answers for part, _ in parts),
-        answers=joined(part.answers for part, _ in parts),
-        effective=joined(part.effective for part, _ in parts),
-    )

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from distill.checkpoints import Checkpoints
 from distill.errors import DistillError
-from distill.fit import Interrupted, evaluate, fit, read_log, refuse_used
+from distill.evaluations import evaluate
+from distill.fit import Interrupted, fit, read_log, refuse_used
 from distill.inputs import vocabulary_of
 from distill.loop import Schedule, check
-from distill.mapping import Alignment, as_mapping, depth, mapping_of, pairs_of
+from distill.mapping import Sides, as_mapping, depth, mapping_of, pairs_of
 from distill.metrics import accuracy
 from distill.objectives import DIITO, KD, Labels, Objective
 from distill.pairs import InContext, Shuffle, Span
@@ -95,7 +96,7 @@ class Interchanges:
         """The rule that draws positions, in training and in measuring."""
         return Span(self.share)
 
-    def mapped(self, teacher: nn.Module, student: nn.Module) -> Alignment:
+    def mapped(self, teacher: nn.Module, student: nn.Module) -> Sides:
         """The mapping between two models, every location checked."""
         return as_mapping(pairs_of(mapping_of(self.mapping, teacher, student), teacher, student))
 
@@ -218,7 +219,7 @@ def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
 def _student(
     teacher: nn.Module,
     student: nn.Module,
-    mapping: Alignment,
+    mapping: Sides,
     task: Task,
     *,
     positions: Span,
@@ -235,7 +236,7 @@ def _student(
 def _trained(
     teacher: nn.Module,
     student: nn.Module,
-    mapping: Alignment,
+    mapping: Sides,
     task: Task,
     *,
     output_dir: Path,

@@ -8,29 +8,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, PartialState
 from rich.console import Console
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from distill import loop
-from distill.abstraction import interchange_accuracy
 from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints, deferred_interrupt
-from distill.data import held_out, task_of
-from distill.errors import DistillError, NothingToMeasure
-from distill.inputs import device_of
+from distill.data import task_of
+from distill.errors import DistillError
+from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
 from distill.loop import Record, Schedule, mapped, objectives_of
-from distill.mapping import Alignment, as_mapping, layers
-from distill.metrics import accuracy, batches, evaluating, has_classes, wilson
-from distill.objectives import DIITO, Objective
-from distill.pairs import Span
+from distill.mapping import Sides
+from distill.objectives import Objective
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.tasks import Task
-from distill.variables import STREAM
-from interventions import run
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 def fit(
     teacher: nn.Module | CausalModel | None,
     student: nn.Module,
-    mapping: Alignment | str | None = None,
+    mapping: Sides | str | None = None,
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,
@@ -67,10 +61,11 @@ def fit(
         student: any torch model with the same inputs and classes.
         mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default.
         data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or
-        "random".
+            "random". For a causal model {name: tensor} of its inputs; columns of other variables are checked.
         objective: one or several; by default `[KD(), DIITO()]`, for a causal model `IIT()`.
         weights: {term: weight}; 1 for a term that is not named.
-        eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
+        eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task, or what a causal
+            model samples.
         epochs, steps, batch_size, lr, seed: override those of `schedule`.
         schedule: time and speed in full (see `Schedule`); by default what an embedded task says, else `Schedule()`.
         output_dir: a new folder for the student, checkpoints, log and result; None saves nothing.
@@ -108,7 +103,7 @@ def fit(
     running = loop.steps(
         teacher,
         student,
-        None if not pairs else as_mapping(pairs),
+        pairs or None,
         data,
         objective=objectives,
         weights=weights,
@@ -125,60 +120,15 @@ def fit(
     tested = eval_data if eval_data is not None else task
     evaluation = Evaluation(None, None)
     if isinstance(teacher, CausalModel):
-        evaluation = evaluate_variables(teacher, student, as_mapping(pairs))
+        evaluation = evaluate_variables(teacher, student, pairs, eval_data)
     elif tested is not None:
-        measured = as_mapping(pairs) if pairs else _full(teacher, student)
+        measured = pairs or full_mapping(teacher, student)
         evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
-    result = FitResult(student, tuple(records), evaluation, settings, seconds, folder)
+    seen = loop.seen(teacher, student, data, schedule, PartialState().num_processes)
+    result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, seen)
     if folder is not None and PartialState().is_main_process:
         result.save(folder)
     return result
-
-
-def evaluate_variables(
-    model: CausalModel, network: nn.Module, mapping: Alignment, *, examples: int = 2000, seed: int = 0
-) -> Evaluation:
-    """Accuracy of a network on what a causal model answers, and its interchange accuracy under a mapping."""
-    values = model.sample(examples, torch.Generator().manual_seed(hash((seed, STREAM)) % 2**63))
-    right = 0
-    with evaluating(network), torch.no_grad():
-        for rows in batches(examples, 256):
-            given = {name: value[rows].to(device_of(network)) for name, value in values.items()}
-            right += int(
-                (run(network, model.encode(given), resumable=False).logits.argmax(-1) == model.answers(given)).sum()
-            )
-    measured = wilson(right, examples)
-    if not mapping:
-        return Evaluation(measured, None)
-    try:
-        return Evaluation(measured, interchange_accuracy(model, network, mapping, pairs=examples, seed=seed))
-    except DistillError as nothing:
-        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
-
-
-def evaluate(
-    teacher: nn.Module | None,
-    student: nn.Module,
-    mapping: Alignment | None,
-    data: Any,
-    *,
-    positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
-    pairs: int = 2000,
-    seed: int = 0,
-) -> Evaluation:
-    """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
-
-    What cannot be measured is None, and the note of the evaluation says why.
-    """
-    rows = held_out(data, student if teacher is None else teacher)
-    measured = accuracy(student, rows) if has_classes(rows) else None
-    if teacher is None or not mapping:
-        return Evaluation(measured, None)
-    try:
-        interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
-    except NothingToMeasure as nothing:
-        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
-    return Evaluation(measured, interchange)
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -199,24 +149,9 @@ def refuse_used(folder: Path) -> None:
         )
 
 
-def positions_of(objectives: Sequence[Objective]) -> Span | None:
-    """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
-    return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
-
-
 def _default_schedule(task: Task | None) -> Schedule:
     """As an embedded task says; for other data three epochs."""
     return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
-
-
-def _full(teacher: nn.Module | None, student: nn.Module) -> Alignment | None:
-    """The full layer mapping, where both models have layers."""
-    if teacher is None:
-        return None
-    try:
-        return layers(teacher, student, "full")
-    except DistillError:
-        return None
 
 
 def _check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:

@@ -16,12 +16,14 @@ from distill.checkpoints import Checkpoints
 from distill.data import training_rows
 from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, to_device, vocabulary_of
-from distill.mapping import Alignment, Pair, mapping_of, pairs_of
+from distill.mapping import Pair, Sides, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, IIT, KD, Objective, Reads, Step
-from distill.samples import SAMPLED_STEPS, Samples
+from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
+from distill.seen import Seen
 from distill.tasks import Recipe, Rows
-from interventions import InterventionError, Location, run
+from distill.wholes import refuse_wholes
+from interventions import InterventionError, Location, Run, run
 
 
 @dataclass(frozen=True)
@@ -86,30 +88,38 @@ class Computation(nn.Module):
 
     def __init__(
         self,
-        teacher: nn.Module | CausalModel | None,
+        teacher: nn.Module | None,
         student: nn.Module,
         pairs: tuple[Pair, ...],
         objectives: Sequence[Objective],
+        *,
+        feed: Feed | None = None,
+        trained: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.pairs = student, pairs
+        self.pairs, self.feed = pairs, feed
+        self.trained = student if trained is None else trained
         self.objectives: Any = nn.ModuleList(objectives)
-        self._teacher = (teacher,)  # in a tuple, because it is no part of what is trained, saved or wrapped
+        # In a tuple: what is not trained is not saved or wrapped either, and what is may be replaced by its wrapper.
+        self._frozen = (teacher, None if trained is None else student)
 
     def forward(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The terms of all objectives on a batch."""
         wanted = [objective.reads(self.pairs) for objective in self.objectives]
         reads = Reads(_union(each.teacher for each in wanted), _union(each.student for each in wanted))
         resumable = any(objective.interchanges for objective in self.objectives)
-        teacher = self._teacher[0]
-        causal = teacher if isinstance(teacher, CausalModel) else None
-        inputs = _inputs(teacher, self.student, batch)
-        student = run(self.student, inputs, reads.student, resumable=resumable)
+        teacher, student = self._frozen
+        student = self.trained if student is None else student
+        inputs = inputs_of(student, batch) if self.feed is None else self.feed.model.encode(batch)
+
+        def base() -> Run:
+            return run(student, inputs, reads.student, resumable=resumable)
+
         taught = None
-        if isinstance(teacher, nn.Module):
+        if teacher is not None:
             with torch.no_grad():
                 taught = run(teacher, inputs_of(teacher, batch), reads.teacher, resumable=resumable)
-        step = Step(batch, student, taught, self.pairs, generator, reads, causal)
+        step = Step(batch, student, base, taught, self.pairs, generator, reads, self.feed)
         terms: dict[str, Tensor] = {}
         for objective in self.objectives:
             new = objective(step)
@@ -120,15 +130,10 @@ class Computation(nn.Module):
         return terms
 
 
-def _inputs(teacher: object, student: nn.Module, batch: Mapping[str, Tensor]) -> Any:
-    """What the student is called with: columns of the data, or what a causal model encodes."""
-    return teacher.encode(batch) if isinstance(teacher, CausalModel) else inputs_of(student, batch)
-
-
 def steps(
     teacher: nn.Module | CausalModel | None,
     student: nn.Module,
-    mapping: Alignment | str | None = None,
+    mapping: Sides | tuple[Pair, ...] | str | None = None,
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,
@@ -136,43 +141,49 @@ def steps(
     schedule: Schedule | None = None,
     checkpoints: Checkpoints | None = None,
     accelerator: Accelerator | None = None,
+    trained: nn.Module | None = None,
 ) -> Generator[Record, None, None]:
     """Train `student` in place; the body of the caller's loop over the records is the callback.
 
     The arguments are those of `fit`; `schedule` holds its settings of time and speed. `teacher=None` trains on labels
-    alone.
+    alone. `trained` is what is trained in place of the student, e.g. the subspaces of the mapping; the student is then
+    in eval mode.
 
     Raises:
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
     """
-    schedule, given, accelerator = schedule or Schedule(), accelerator, accelerator or Accelerator()
+    schedule, lent, accelerator = schedule or Schedule(), accelerator, accelerator or Accelerator()
     if accelerator.gradient_accumulation_steps > 1:
         raise DistillError(
             f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here, "
             "each "
             "batch is a step; leave it out and give the whole batch: batch_size=…."
         )
-    rows = _fed(teacher, student, data, schedule)
+    rows = fed(teacher, student, data, schedule)
     objectives = objectives_of(objective, teacher)
     pairs = mapped(teacher, student, mapping, objectives)
-    check(teacher, student, rows)
+    check(teacher, student, rows, pairs)
     total = schedule.total(len(rows), accelerator.num_processes)
-    computation = Computation(teacher, student, pairs, objectives)
+    network = teacher if isinstance(teacher, nn.Module) else None
+    feed = rows if not isinstance(rows, Rows) else None
+    computation: Any = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
     optimizer = torch.optim.AdamW(computation.parameters(), lr=schedule.lr, weight_decay=schedule.weight_decay)
     computation, optimizer = accelerator.prepare(computation, optimizer)
-    if isinstance(teacher, nn.Module):
-        teacher.to(accelerator.device)
+    for model in (network, student if trained is not None else None):
+        if model is not None:
+            model.to(accelerator.device)
     with ExitStack() as modes:
-        if isinstance(teacher, nn.Module):
-            modes.enter_context(evaluating(teacher))
-        modes.enter_context(evaluating(student))
+        for model in (network, student):
+            if model is not None:
+                modes.enter_context(evaluating(model))
         _try_out(computation, to_device(rows.batch(range(min(2, len(rows)))), accelerator.device), weights)
-        if given is not None:
-            modes.callback(given.free_memory)  # else its next checkpoints would hold this student too
+        if lent is not None:
+            modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
         done = 0 if checkpoints is None else checkpoints.begin(accelerator)
         computation.train()
         numbers = range(done, total)
-        for number, chosen in zip(numbers, order(len(rows), schedule, numbers, accelerator), strict=True):
+        mine = order(len(rows), schedule, numbers, accelerator.process_index, accelerator.num_processes)
+        for number, chosen in zip(numbers, mine, strict=True):
             rate = schedule.rate(number, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -182,7 +193,8 @@ def steps(
                     terms = computation(batch, generator)
                 except InterventionError:  # of activations that are no numbers any more, before there is a loss
                     with torch.no_grad():
-                        logits = run(student, _inputs(teacher, student, batch), resumable=False).logits
+                        inputs = inputs_of(student, batch) if feed is None else feed.model.encode(batch)
+                        logits = run(student, inputs, resumable=False).logits
                     if not logits.isfinite().all():
                         _check_finite(logits.sum() * float("nan"), {}, number + 1, checkpoints)
                     raise
@@ -233,38 +245,48 @@ def objectives_of(
     return chosen
 
 
-def _fed(teacher: nn.Module | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Samples:
-    """What the steps are given: rows of the data, or samples of a causal model."""
+def fed(teacher: nn.Module | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Feed:
+    """What the steps are given: rows of the data, or what a causal model samples."""
     if not isinstance(teacher, CausalModel):
         return training_rows(data, student if teacher is None else teacher, schedule.seed)
+    return feed_of(teacher, data, schedule)
+
+
+def feed_of(model: CausalModel, data: Any, schedule: Schedule) -> Feed:
+    """Rows of data that a causal model takes, or what it samples."""
     if data is not None:
-        raise DistillError("a causal model samples its own inputs, and data was given; leave data out.")
-    return Samples(teacher, schedule.seed, (schedule.steps or SAMPLED_STEPS) * schedule.batch_size)
+        return given(model, data)
+    return Samples(model, schedule.seed, (schedule.steps or SAMPLED_STEPS) * schedule.batch_size)
 
 
 def mapped(
     teacher: nn.Module | CausalModel | None,
     student: nn.Module,
-    mapping: Alignment | str | None,
+    mapping: Sides | tuple[Pair, ...] | str | None,
     objectives: Sequence[Objective],
 ) -> tuple[Pair, ...]:
     """The mapping as checked pairs; by default "full" if an objective interchanges, else empty."""
     if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
         return ()
     if isinstance(teacher, CausalModel):
-        return () if mapping is None or mapping == {} else pairs_of(cast(Alignment, mapping), teacher, student)
+        positions = next((each.positions for each in objectives if isinstance(each, IIT)), None)
+        return () if not mapping else pairs_of(cast(Sides, mapping), teacher, student, positions)
+    if isinstance(mapping, tuple):
+        return mapping
     return pairs_of(mapping_of("full" if mapping is None else mapping, teacher, student), teacher, student)
 
 
-def check(teacher: nn.Module | CausalModel | None, student: nn.Module, rows: Rows | Samples) -> None:
+def check(
+    teacher: nn.Module | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
+) -> None:
     """That teacher, student and data belong together, from one forward of two rows.
 
     Raises:
-        DistillError: vocabularies, classes or labels that differ.
+        DistillError: vocabularies, classes or labels that differ; or a variable that is aligned with everything.
     """
-    if isinstance(rows, Samples) or isinstance(teacher, CausalModel):
-        return _check_answers(cast(Samples, rows), student)
-    models = [model for model in (teacher, student) if model is not None]
+    if not isinstance(rows, Rows):
+        return _check_answers(rows, student, pairs)
+    models = [model for model in (teacher, student) if isinstance(model, nn.Module)]
     known = [size for model in models if (size := vocabulary_of(model)) is not None]
     if len(set(known)) > 1:
         raise DistillError(
@@ -297,22 +319,26 @@ def check(teacher: nn.Module | CausalModel | None, student: nn.Module, rows: Row
             )
 
 
-def _check_answers(rows: Samples, student: nn.Module) -> None:
-    """That the network has one logit for each answer of the causal model."""
-    values = to_device(rows.batch(range(2)), device_of(student))
+def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> None:
+    """That the network has one logit for each answer of the causal model, and the pairs name parts of it."""
+    model, device = feed.model, device_of(student)
+    values = to_device(feed.batch(range(2)), device)
     with evaluating(student), torch.no_grad():
-        logits = run(student, rows.model.encode(values), resumable=False).logits
-    classes = rows.model.classes
-    if logits.shape[-1] != (classes or 1):
+        logits = model.decode(run(student, model.encode(values), resumable=False).logits, values)
+    if model.classes is None and logits.ndim > 1 and logits.shape[-1] != 1:
         raise DistillError(
-            f"the causal model has {classes or 'real-valued'} answers and the network {logits.shape[-1]} logits; give "
-            f"its last layer {classes or 1}."
+            f"the causal model has real-valued answers and the network {logits.shape[-1]} logits; give its last layer "
+            "1 output."
         )
+    bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))
+    refuse_wholes(model, student, pairs, bases, sources)
 
 
-def order(rows: int, schedule: Schedule, numbers: range, accelerator: Accelerator) -> Iterator[Int[Tensor, " batch"]]:
-    """The rows of each step for this process: every epoch in an order of its own, decided by the seed alone."""
-    size = schedule.batch_size * accelerator.num_processes
+def order(
+    rows: int, schedule: Schedule, numbers: range, process: int = 0, processes: int = 1
+) -> Iterator[Int[Tensor, " batch"]]:
+    """The rows of each step for a process: every epoch in an order of its own, decided by the seed alone."""
+    size = schedule.batch_size * processes
     per_epoch = ceil(rows / size)
     shuffled, of = torch.empty(0), -1
     for number in numbers:
@@ -321,7 +347,25 @@ def order(rows: int, schedule: Schedule, numbers: range, accelerator: Accelerato
             generator = torch.Generator().manual_seed(hash((schedule.seed, epoch)) % 2**63)
             shuffled, of = torch.randperm(rows, generator=generator), epoch
         together = shuffled[place * size : (place + 1) * size]
-        yield together[accelerator.process_index :: accelerator.num_processes]
+        yield together[process::processes]
+
+
+def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, processes: int = 1) -> Seen:
+    """What `steps` trains on: all rows of data, or of what a causal model samples the bases that are drawn."""
+
+    def batches() -> Iterator[Mapping[str, Any]]:
+        rows = fed(teacher, student, data, schedule)
+        if isinstance(rows, Rows):
+            yield rows.table
+        elif isinstance(rows, Given):
+            yield rows.batch(range(len(rows)))
+        else:
+            numbers = range(schedule.total(len(rows), processes))
+            for process in range(processes):
+                for chosen in order(len(rows), schedule, numbers, process, processes):
+                    yield rows.batch(chosen)
+
+    return Seen(batches)
 
 
 def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float] | None) -> Tensor:

@@ -1,17 +1,18 @@
 """Which locations of the teacher correspond to which of the student: {teacher side: student side}."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
-from interventions import InterventionError, Location, architecture, as_location
+from distill.graphs import near
+from interventions import InterventionError, Location, Place, architecture, as_location
 
 Side = Location | str | tuple[Location | str, ...]
-Alignment = Mapping[Any, Side]
+Sides = Mapping[Any, Side]
 """{teacher side: student side}. The keys are sides too, but a Mapping is invariant in its keys."""
 KINDS = ("full", "middle", "late", "single")
 
@@ -22,10 +23,16 @@ class Pair:
 
     Attributes:
         teacher: locations; of a causal model the names of variables.
+        positions: of a causal model, which tokens of each location of the student: what `CausalModel.select` takes.
+            None is all of them.
     """
 
     teacher: tuple[Any, ...]
     student: tuple[Location, ...]
+    positions: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", self.positions or (None,) * len(self.student))
 
     def __str__(self) -> str:
         return f"{_text(self.teacher)} ↔ {_text(self.student)}"
@@ -87,7 +94,7 @@ def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]
     return mapping
 
 
-def mapping_of(mapping: Alignment | str, teacher: nn.Module, student: nn.Module) -> Alignment:
+def mapping_of(mapping: Sides | str, teacher: nn.Module, student: nn.Module) -> Sides:
     """A mapping given as itself, as a kind of `layers`, or as text."""
     if not isinstance(mapping, str):
         return mapping
@@ -104,21 +111,34 @@ def depth(model: nn.Module) -> int:
     return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
 
 
-def pairs_of(mapping: Alignment, teacher: nn.Module | CausalModel, student: nn.Module) -> tuple[Pair, ...]:
+def pairs_of(
+    mapping: Sides | tuple[Pair, ...], teacher: nn.Module | CausalModel, student: nn.Module, positions: Any = None
+) -> tuple[Pair, ...]:
     """The entries of a mapping, every location checked against its model, and every variable.
+
+    Args:
+        mapping: {teacher side: student side}; pairs are returned as they are.
+        teacher: whose places, or variables, the first sides are.
+        student: whose places the second sides are.
+        positions: for a causal model, the tokens of the student's places: one choice for all, or {variable or location:
+            choice}, as `CausalModel.select` takes them. None is all tokens.
 
     Raises:
         DistillError: an empty mapping, a variable that does not exist, a side that names a place twice, or a place that
             two variables share.
         InterventionError: a place that does not exist.
     """
+    if isinstance(mapping, tuple) and mapping and all(isinstance(each, Pair) for each in mapping):
+        return mapping
     if not isinstance(mapping, Mapping) or not mapping:
         raise DistillError(
             f"mapping={mapping!r} names no pair; use distill.layers(teacher, student, 'full') or "
             "{Location(2): Location(1)} (teacher side: student side)."
         )
     if isinstance(teacher, CausalModel):
-        return _aligned(mapping, teacher, student)
+        return _aligned(
+            mapping, teacher, student, getattr(mapping, "positions", None) if positions is None else positions
+        )
     pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
     for side, model in (("teacher", teacher), ("student", student)):
         found = architecture(model)
@@ -133,39 +153,73 @@ def pairs_of(mapping: Alignment, teacher: nn.Module | CausalModel, student: nn.M
     return pairs
 
 
-def _aligned(mapping: Alignment, model: CausalModel, student: nn.Module) -> tuple[Pair, ...]:
+def _aligned(mapping: Sides, model: CausalModel, student: nn.Module, positions: Any) -> tuple[Pair, ...]:
     """Variables of a causal model with the places that hold them, no place for two."""
-    found, held = architecture(student), dict[Any, str]()
-    pairs = []
+    found, pairs = architecture(student), list[Pair]()
+    held: list[tuple[Location, Any, Place, str]] = []
     for names, side in mapping.items():
         variables = (names,) if isinstance(names, str) else tuple(names)
-        for name in variables:
-            if name not in model.variables:
+        unknown = next((name for name in variables if name not in model.variables), None)
+        if unknown is not None:
+            raise DistillError(
+                f"the mapping names {unknown!r}, which is no variable of the causal model"
+                f"{near(str(unknown), model.variables)}; it has {', '.join(model.variables)}."
+            )
+        pair = Pair(variables, _side(side))
+        pair = replace(pair, positions=tuple(_position(pair, at, positions, model) for at in pair.student))
+        for at, tokens in zip(pair.student, pair.positions, strict=True):
+            mine = (at, tokens, found.place(at), "+".join(variables))
+            other = next((each for each in held if _meet(mine, each)), None)
+            if other is not None:
                 raise DistillError(
-                    f"the mapping names {name!r}, which is no variable of the causal model; it has "
-                    f"{', '.join(model.variables)}."
+                    f"the mapping gives {at} to {mine[-1]} and {other[-1]}; give each variable a place of its own, "
+                    "e.g. other dims."
                 )
-        places = _side(side)
-        for at in places:
-            place = found.place(at)
-            for key in _parts(place.path, place.io, at):
-                if key in held:
-                    raise DistillError(
-                        f"the mapping gives {at} to {'+'.join(variables)} and {held[key]}; give each variable a place "
-                        "of its own, e.g. other dims."
-                    )
-                held[key] = "+".join(variables)
-        pairs.append(Pair(variables, places))
+            held.append(mine)
+        pairs.append(pair)
+    _check_used(positions, pairs)
     return tuple(pairs)
 
 
-def _parts(path: str, io: str, at: Location) -> list[tuple[Any, ...]]:
-    """What a location writes, part by part; a subspace is one part, since two of one place may be orthogonal."""
-    heads = (None,) if at.heads is None else tuple(at.heads)
-    dims = (None,) if at.dims is None else tuple(at.dims)
-    return [
-        (path, io, head, dim, id(at.subspace) if at.subspace is not None else None) for head in heads for dim in dims
-    ]
+def _position(pair: Pair, at: Location, positions: Any, model: CausalModel) -> Any:
+    """Which tokens of a location hold a variable; None is all of them."""
+    chosen = positions
+    if isinstance(positions, Mapping):
+        keys = (at, str(at) if at.subspace is None else at, pair.teacher, *pair.teacher[: len(pair.teacher) == 1])
+        chosen = next((positions[key] for key in keys if key in positions), None)
+    for name in [chosen] if isinstance(chosen, str) else chosen if isinstance(chosen, list | tuple) else ():
+        if isinstance(name, str) and name not in model.positions:
+            model.select(name, {})  # raises, and names those that there are
+    return chosen
+
+
+def _check_used(positions: Any, pairs: list[Pair]) -> None:
+    """Raise for positions of something that the mapping does not name."""
+    if not isinstance(positions, Mapping):
+        return
+    known = {key for pair in pairs for key in (pair.teacher, *pair.teacher[: len(pair.teacher) == 1], *pair.student)}
+    texts = {str(key) for key in known if isinstance(key, Location) and key.subspace is None}
+    unused = next((key for key in positions if key not in known and key not in texts), None)
+    if unused is not None:
+        raise DistillError(
+            f"positions are given for {unused!r}, which the mapping does not name; it names "
+            f"{', '.join('+'.join(pair.teacher) for pair in pairs)}."
+        )
+
+
+def _meet(first: tuple[Location, Any, Place, str], second: tuple[Location, Any, Place, str]) -> bool:
+    """Whether two places share something. Two subspaces of one place may be orthogonal."""
+    (a, tokens, here, _), (b, others, there, _) = first, second
+    if (here.path, here.io) != (there.path, there.io):
+        return False
+    if tokens is not None and others is not None and str(tokens) != str(others):
+        return False
+    if a.subspace is not None and b.subspace is not None and a.subspace is not b.subspace:
+        return False
+    return all(
+        mine is None or others is None or not set(mine).isdisjoint(others)
+        for mine, others in ((a.heads, b.heads), (a.dims, b.dims))
+    )
 
 
 def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Any, ...], tuple[Location, ...]]:

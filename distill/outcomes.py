@@ -1,11 +1,10 @@
 """What a measurement of interchange accuracy shows: figures, their table and their picture."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from distill.metrics import Share
+from interventions import Picture
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,11 @@ class InterchangeAccuracy:
     overall: Outcome
     per_pair: dict[str, Outcome]
     settings: dict[str, Any]
+    controls: dict[str, Outcome] = field(default_factory=dict)
+    """Overall figures of `subspace` (a random one of the same size), `labels` (the causal model, or the teacher, told
+    of other sources) and `network` (with new weights)."""
+    overlap: float | None = None
+    """The share of the bases that were trained on, where that was asked for."""
 
     @property
     def iia(self) -> float | None:
@@ -70,20 +74,26 @@ class InterchangeAccuracy:
                     "nothing that "
                     "it can see; they say nothing about computation and are left out."
                 )
+        if self.overlap is not None:
+            notes.append(f"{self.overlap:.1%} of the bases were trained on.")
         return tuple(notes)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON."""
         return asdict(self) | {"notes": list(self.notes)}
 
-    def plot(self) -> Figure:
-        """Bars of the accuracy of each mapped pair with both baselines, as a matplotlib figure."""
-        every = [*self.per_pair.items(), ("overall", self.overall)]
-        rows = [(name, each, each.iia) for name, each in every if each.iia is not None]
-        figure = Figure(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
+    def _rows(self) -> list[tuple[str, Outcome]]:
+        controls = [(f"control: {name}", outcome) for name, outcome in self.controls.items()]
+        return [*self.per_pair.items(), ("overall", self.overall), *controls]
+
+    def plot(self) -> Picture:
+        """Bars of the accuracy of each mapped pair, and of the controls, with both baselines."""
+        rows = [(name, each, each.iia) for name, each in self._rows() if each.iia is not None]
+        figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
-        for y, (_, outcome, share) in enumerate(rows):
-            axes.barh(y, share.value, color="#4477aa", height=0.6, label="IIA" if y == 0 else None)
+        for y, (name, outcome, share) in enumerate(rows):
+            colour = "#bbbbbb" if name.startswith("control") else "#4477aa"
+            axes.barh(y, share.value, color=colour, height=0.6, label="IIA" if y == 0 else None)
             axes.plot([share.low, share.high], [y, y], color="black", label="95 % interval" if y == 0 else None)
             axes.plot([outcome.do_nothing or 0], [y], "o", color="#ee6677", label="do nothing" if y == 0 else None)
             axes.plot([outcome.replace_all or 0], [y], "s", color="#ccbb44", label="replace all" if y == 0 else None)
@@ -98,7 +108,7 @@ class InterchangeAccuracy:
         return figure
 
     def __str__(self) -> str:
-        rows = [*self.per_pair.items(), ("overall", self.overall)]
+        rows = self._rows()
         if self.overall.iia is None:
             return "\n".join([*(f"{name}: {_error(o)}" for name, o in rows), *self.notes])
         width = max(len(name) for name, _ in rows)

@@ -12,6 +12,7 @@ from torch import nn
 from distill.loop import Record
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy
+from distill.seen import Seen
 from interventions import Picture
 
 
@@ -52,6 +53,7 @@ class FitResult:
         settings: what the run was asked to do.
         seconds: how long training took.
         output_dir: where everything is saved, if anywhere.
+        seen: the rows that were trained on; `interchange_accuracy(…, exclude=result)` refuses them.
     """
 
     student: nn.Module
@@ -60,6 +62,7 @@ class FitResult:
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     output_dir: Path | None = None
+    seen: Seen | None = field(default=None, repr=False)
 
     @property
     def iia(self) -> float | None:

@@ -1,19 +1,29 @@
 """Interchange intervention accuracy of a network under a causal model: do its places hold what the variables hold?"""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
+from distill.controls import controls_of, random_parts, reinitialised
 from distill.errors import DistillError
-from distill.inputs import device_of
-from distill.mapping import Alignment, Pair, pairs_of
+from distill.inputs import device_of, to_device
+from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
+from distill.samples import Given, given
+from distill.seen import Seen
+from distill.swaps import Ran, places_of, swapped
 from distill.tallies import Tally, outcome_of
-from interventions import interchange, run
+from distill.values import Values
+from distill.wholes import refuse_wholes
+from interventions import run
 
 STREAM = 2**31 - 1  # pairs that are measured come from another stream than those that are trained on
 
@@ -21,73 +31,178 @@ STREAM = 2**31 - 1  # pairs that are measured come from another stream than thos
 def variables_accuracy(
     model: CausalModel,
     network: nn.Module,
-    mapping: Alignment,
+    mapping: Sides | tuple[Pair, ...],
+    data: Any = None,
     *,
+    positions: Any = None,
     pairs: int = 2000,
     seed: int = 0,
     batch_size: int = 256,
+    controls: str | Sequence[str] = (),
+    exclude: Seen | None = None,
 ) -> InterchangeAccuracy:
     """How often a network answers as the causal model does under the same interchange, for each entry of the mapping.
 
-    Base and source are sampled by the causal model, from a stream of their own. What is drawn depends on `seed` alone,
-    not on the batch size. `do nothing` and `replace all` are the network's answers on base and source.
+    Base and source are sampled by the causal model, or rows of `data`, from a stream of their own. What is drawn
+    depends on `seed` alone, not on the batch size. `do nothing` and `replace all` are the network's answers on base and
+    source. The arguments are those of `interchange_accuracy`.
 
     Raises:
-        DistillError: no pairs, a mapping that does not fit, or a place that is the whole state of a layer at every
-            position: what comes after it would be that of the source, whatever it computes.
+        DistillError: no pairs, a mapping that does not fit, data that contradicts the causal model or was trained on,
+            no interchange that changes the answer, or a place that is the whole state of a layer at every position:
+            what comes after it would be that of the source, whatever it computes.
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3.
     """
-    entries = pairs_of(mapping, model, network)
-    if pairs < 1:
-        raise DistillError(f"pairs={pairs} measures nothing; use e.g. pairs=10_000.")
-    for entry in entries:
-        whole = next((at for at in entry.student if at == at.whole), None)
-        if whole is not None and entry.teacher != (model.output,):
-            raise DistillError(
-                f"{'+'.join(entry.teacher)} is aligned with all of {whole}, and to swap that is to run the source; "
-                "give it a part: dims=…, heads=… or subspace=…, e.g. Location(1, dims=range(0, 16))."
-            )
-    generator = torch.Generator().manual_seed(hash((seed, STREAM)) % 2**63)
-    base, source = model.sample(pairs, generator), model.sample(pairs, generator)
-    device = device_of(network)
-    with evaluating(network), torch.no_grad():
-        sums = [
-            _measured(
-                model, network, entries, *({k: v[rows].to(device) for k, v in each.items()} for each in (base, source))
-            )
-            for rows in batches(pairs, batch_size)
-        ]
-    tally = Tally(torch.cat(sums))
-    if not float(tally["effect"].sum()):
+    entries, names = pairs_of(mapping, model, network, positions), controls_of(controls)
+    bases = drawn(model, pairs, seed, None if data is None else given(model, data))
+    overlap = None if exclude is None else overlapping(bases, exclude, refuse=data is not None)
+    few = [to_device({name: value[:16] for name, value in side.items()}, device_of(network)) for side in bases.sides]
+    refuse_wholes(model, network, entries, *few)
+    tally = measured(model, network, entries, bases, batch_size=batch_size)
+    regression = model.classes is None
+    if not regression and not float(tally["effect"].sum()):
         raise DistillError(
             f"none of {pairs} interchanges changes the answer of the causal model, so they say nothing; give it a "
             "sample=… in which more of them do."
         )
-    figures = partial(outcome_of, clusters=torch.arange(pairs), seed=seed)
+    figures = partial(outcome_of, clusters=bases.clusters, seed=seed, regression=regression)
+    compared = {}
+    for name in names:
+        control = _control(name, network, entries, model.encode(few[0]), seed)
+        if control is not None:
+            told = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed)) if name == "labels" else None
+            compared[name] = figures(measured(model, *control, bases, batch_size=batch_size, told=told))
+    settings = {"pairs": pairs, "seed": seed, "sources": "sampled" if data is None else "rows of the data"}
     per_pair = {str(entry): figures(tally.of(i)) for i, entry in enumerate(entries)}
-    return InterchangeAccuracy(figures(tally), per_pair, {"pairs": pairs, "seed": seed, "sources": "sampled"})
+    return InterchangeAccuracy(figures(tally), per_pair, settings, compared, overlap)
 
 
-def _measured(
+def overlapping(bases: "Bases", exclude: Seen, *, refuse: bool) -> float:
+    """The share of the bases that were trained on.
+
+    Raises:
+        DistillError: there are some, and they are rows of data.
+    """
+    found = exclude.among(bases.base)
+    if refuse and bool((found | (there := exclude.among(bases.source))).any()):
+        rows = (found | there).nonzero()[:, 0]
+        raise DistillError(
+            f"the data holds rows that were trained on, in {len(rows)} of {len(found)} pairs (first: row "
+            f"{int(bases.clusters[rows[0]])} or its source); measure on others: keep = ~result.seen.among(data), then "
+            "{name: column[keep] for name, column in data.items()}."
+        )
+    return float(found.double().mean())
+
+
+def _control(
+    name: str, network: nn.Module, entries: tuple[Pair, ...], few: Tensor | dict[str, Tensor], seed: int
+) -> tuple[nn.Module, tuple[Pair, ...]] | None:
+    """The network and the entries that a control is measured with; None where there is no such control."""
+    if name == "network":
+        return reinitialised(network, seed), entries
+    if name == "labels":
+        return network, entries
+    with torch.no_grad(), evaluating(network):
+        ran = run(network, few, [at.whole for at in places_of(entries)])
+        parts = random_parts(entries, ran, seed)
+    return None if parts is None else (network, parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """Pairs of base and source that a measurement is made on.
+
+    Attributes:
+        base, source: the inputs of both.
+        clusters: the number of the base of each pair; pairs with one number share it.
+    """
+
+    base: dict[str, Tensor]
+    source: dict[str, Tensor]
+    clusters: Int[Tensor, " pairs"]
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    @property
+    def sides(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Base and source."""
+        return self.base, self.source
+
+
+def drawn(model: CausalModel, pairs: int, seed: int, rows: Given | None = None) -> Bases:
+    """Pairs from a stream of their own: sampled by the causal model, or every row of data in turn and another one."""
+    if pairs < 1:
+        raise DistillError(f"pairs={pairs} measures nothing; use e.g. pairs=10_000.")
+    generator = torch.Generator().manual_seed(hash((seed, STREAM)) % 2**63)
+    if rows is None:
+        return Bases(model.sample(pairs, generator), model.sample(pairs, generator), torch.arange(pairs))
+    rounds = -(-pairs // len(rows))
+    base = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(rounds)])[:pairs]
+    other = (base + torch.randint(1, len(rows), (pairs,), generator=generator)) % len(rows)
+    return Bases(rows.batch(base), rows.batch(other), base)
+
+
+def measured(
     model: CausalModel,
     network: nn.Module,
     entries: tuple[Pair, ...],
-    base: dict[str, Tensor],
-    source: dict[str, Tensor],
+    bases: Bases,
+    *,
+    batch_size: int,
+    told: Sequence[int] | Tensor | None = None,
+) -> Tally:
+    """The sums of every entry on every pair; the subspaces of the places choose as in eval mode.
+
+    Args:
+        model: what should be computed.
+        network: what is measured.
+        entries: variables and their places. Several may be of one variable.
+        bases: the pairs.
+        batch_size: of the runs of the network; no figure depends on it.
+        told: for each pair, of which pair's source the causal model takes its variables; its own by default.
+    """
+    device = device_of(network)
+    order = torch.arange(len(bases)) if told is None else torch.as_tensor(told)
+    subspaces = [at.subspace for at in places_of(entries) if isinstance(at.subspace, nn.Module)]
+    sums = []
+    with ExitStack() as modes, torch.no_grad():
+        for module in (network, *subspaces):
+            modes.enter_context(evaluating(module))
+        for rows in batches(len(bases), batch_size):
+            base, source, other = (
+                model.run(to_device({name: value[chosen] for name, value in side.items()}, device))
+                for side, chosen in ((bases.base, rows), (bases.source, rows), (bases.source, order[rows]))
+            )
+            sums.append(_sums(model, network, entries, (base, source, other)))
+    return Tally(torch.cat(sums).cpu())
+
+
+def _sums(
+    model: CausalModel, network: nn.Module, entries: tuple[Pair, ...], high: tuple[Values, Values, Values]
 ) -> Tensor:
     """The sums of these pairs, `[pairs, entries, sums]`, by the names in `distill.tallies.SUMS`."""
-    high = [model.run(values) for values in (base, source)]
-    places = list(dict.fromkeys(at for entry in entries for at in entry.student))
-    low = [run(network, model.encode(values), places) for values in (base, source)]
-    found: list[Any] = []
+    places = places_of(entries)
+    runs = [run(network, model.encode(values), places) for values in high[:2]]
+    low = [Ran(values, ran) for values, ran in zip(high, runs, strict=False)]
+    before, there = (model.decode(ran.logits, values) for ran, values in zip(runs, high, strict=False))
+    answers, found = model.answers(high[0]), []
     for entry in entries:
-        wanted = model.answers(model.interchange(high[0], {entry.teacher: high[1]}))
-        logits = interchange(network, low[0], low[1], entry.student).logits.double()
-        right, effect = logits.argmax(-1) == wanted, wanted != model.answers(high[0])
-        nothing, everything = (each.logits.argmax(-1) == wanted for each in low)
-        surprise = -logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
-        ones = torch.ones_like(surprise)
-        values = [ones, right, effect, right & effect, nothing, everything, surprise, torch.zeros_like(ones)]
-        found.append(torch.stack([value.to(surprise) for value in values], -1))
-    return torch.stack(found, 1).cpu()
+        wanted = model.answers(model.interchange(high[0], {entry.teacher: high[2]}))
+        after = model.decode(swapped(model, network, entry, low[0], low[1]).logits, high[0])
+        found.append(_compared(after, wanted, answers, before, there))
+    return torch.stack(found, 1)
+
+
+def _compared(after: Tensor, wanted: Tensor, answers: Tensor, before: Tensor, there: Tensor) -> Tensor:
+    """For each pair, what its counterfactual adds to every sum, `[pairs, sums]`."""
+    ones = torch.ones(len(after), dtype=torch.float64, device=after.device)
+    if wanted.is_floating_point():
+        error = (after.reshape(wanted.shape) - wanted.to(after)).abs().reshape(len(after), -1).mean(1)
+        return torch.stack([ones, *[torch.zeros_like(ones)] * 6, error.double()], -1)
+    right, effect = after.argmax(-1) == wanted, wanted != answers
+    nothing, everything = (each.argmax(-1) == wanted for each in (before, there))
+    surprise = -after.double().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
+    values: list[Any] = [ones, right, effect, right & effect, nothing, everything, surprise, torch.zeros_like(ones)]
+    return torch.stack([value.to(ones) for value in values], -1)

@@ -36,7 +36,7 @@ from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, Spar
 from interventions.sweeps import sweep
 
 if TYPE_CHECKING:
-    from interventions.plots import Picture
+    from interventions.plots import Picture, heat_map
 
 __all__ = [
     "PCA",
@@ -69,6 +69,7 @@ __all__ = [
     "architecture",
     "as_location",
     "describe",
+    "heat_map",
     "interchange",
     "intervene",
     "kl",
@@ -90,9 +91,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """`Picture` when it is asked for: matplotlib takes half a second to import."""
-    if name == "Picture":
-        from interventions.plots import Picture
+    """What draws when it is asked for: matplotlib takes half a second to import."""
+    if name in ("Picture", "heat_map"):
+        from interventions import plots
 
-        return Picture
+        return getattr(plots, name)
     raise AttributeError(f"module 'interventions' has no attribute {name!r}")

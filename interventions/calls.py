@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from inspect import signature
+from functools import lru_cache
+from inspect import Signature, signature
 from typing import Any, cast
 
 import torch
@@ -153,7 +154,25 @@ def arguments_of(model: nn.Module, inputs: object) -> Mapping[str, object]:
 def named(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
     """The arguments of a call by name, those gathered in `**kwargs` included."""
     try:
-        bound = signature(model.forward).bind(*args, **kwargs).arguments
+        bound = signature_of(model.forward).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
         return kwargs
     return {**bound, **kwargs}
+
+
+def signature_of(function: Any) -> Signature:
+    """`inspect.signature`, which is slow, once for all objects of a class.
+
+    Raises:
+        ValueError, TypeError: as `inspect.signature`.
+    """
+    owner, plain = getattr(function, "__self__", None), getattr(function, "__func__", None)
+    if owner is None or plain is None or vars(plain):  # bound methods of a class alone, and no wrapped ones
+        return signature(function)
+    return _of_method(plain)
+
+
+@lru_cache(maxsize=512)
+def _of_method(plain: Any) -> Signature:
+    found = signature(plain)
+    return found.replace(parameters=list(found.parameters.values())[1:])

@@ -74,48 +74,97 @@ def decoded_operator(saved: dict[str, Any], location: Location, tensors: Mapping
 
 def encoded_subspace(module: object, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """The class and the settings of a subspace; its state dict goes into `tensors`, under `name`."""
-    kind = type(module)
     if not isinstance(module, nn.Module):
         raise InterventionError(f"subspace {module!r} cannot be saved: it is no nn.Module; make it one.")
-    if isinstance(module, SparseCoder):
-        for function in (module.encode, module.decode):
-            if not isinstance(function, nn.Module) and not isinstance(getattr(function, "__self__", None), nn.Module):
-                raise InterventionError(
-                    f"SparseCoder with the function {getattr(function, '__name__', function)!r} cannot be saved: it "
-                    "may hold tensors that no file would; make it an nn.Module, or a method of one."
-                )
+    for part in module.modules():
+        if isinstance(part, SparseCoder):
+            _check_savable(part)
     tensors |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
-    settings = module.settings if isinstance(module, Subspace) else {}
-    known = SUBSPACES.get(kind.__name__) is kind or kind is SparseCoder
-    name = kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}"
-    return {"class": name, "settings": settings, "training": module.training}
+    return _described(module)
 
 
 def decoded_subspace(
     saved: dict[str, Any], state: dict[str, Tensor], given: nn.Module | None, location: Location
 ) -> nn.Module:
     """The subspace that `encoded_subspace` described: made anew, or the one given, with the saved state loaded."""
-    name = saved["class"]
-    if given is None and name not in SUBSPACES:
-        raise InterventionError(
-            f"the subspace of {location} is a {name}, which holds code, and files hold none; build it and pass "
-            f"load(folder, model, subspaces={{{str(location)!r}: {name.rpartition('.')[2]}(…)}})."
-        )
+    if saved["class"] == "PCA" and not saved["settings"]:  # as they were saved before PCA had settings
+        saved = {**saved, "settings": dict(zip(("dims", "width"), state["components"].shape, strict=True))}
     if given is None:
-        # Arguments that are tensors are also in the state.
-        given = SUBSPACES[name](**saved["settings"], **(state if name == "PCA" else {}))
-        given.load_state_dict(state, assign=True)
-        return given
-    settings = json.loads(json.dumps(given.settings)) if isinstance(given, Subspace) else {}
-    if type(given).__name__ != name.rpartition(".")[2] or settings != saved["settings"]:
-        raise InterventionError(
-            f"the subspace saved for {location} is a {name} with {saved['settings']} and a {type(given).__name__} with "
-            f"{settings} was given; build it as it was."
-        )
+        _check_known(saved, location)
+        made = _made(saved)
+        made.load_state_dict(state, assign=True)
+        return made
+    _check_same(saved, given, location)
     try:
         given.load_state_dict(state)
     except RuntimeError as error:
         raise InterventionError(
-            f"the {name} given for {location} does not fit what was saved: {error}; build it as it was."
+            f"the {saved['class']} given for {location} does not fit what was saved: {error}; build it as it was."
         ) from error
     return given
+
+
+def _described(module: nn.Module) -> dict[str, Any]:
+    """The class, the settings and the mode; the same of what a mask is within."""
+    kind = type(module)
+    known = SUBSPACES.get(kind.__name__) is kind or kind is SparseCoder
+    description = {
+        "class": kind.__name__ if known else f"{kind.__module__}.{kind.__qualname__}",
+        "settings": json.loads(json.dumps(module.settings)) if isinstance(module, Subspace) else {},
+        "training": module.training,
+    }
+    within = module.within if isinstance(module, Mask) else None
+    return description if within is None else {**description, "within": _described(within)}
+
+
+def _made(saved: dict[str, Any]) -> nn.Module:
+    within = {"within": _made(saved["within"])} if "within" in saved else {}
+    return SUBSPACES[saved["class"]](**saved["settings"], **within)
+
+
+def _levels(description: dict[str, Any]) -> list[dict[str, Any]]:
+    """The description and those of what it is within, the outermost first."""
+    return [description, *(_levels(description["within"]) if "within" in description else [])]
+
+
+def _check_known(saved: dict[str, Any], location: Location) -> None:
+    names = [level["class"] for level in _levels(saved)]
+    if not SUBSPACES.keys() >= set(names):
+        call = "(within=".join(name.rpartition(".")[2] for name in names) + "(…" + ")" * len(names)
+        raise InterventionError(
+            f"the subspace of {location} is a {' within a '.join(names)}, which holds code, and files hold none; build "
+            f"it and pass load(folder, model, subspaces={{{str(location)!r}: {call}}})."
+        )
+
+
+def _check_same(saved: dict[str, Any], given: nn.Module, location: Location) -> None:
+    """Raise where the class and the settings of `given` are others, but for those that the state holds."""
+    here = _described(given)
+    if _identity(saved) != _identity(here):
+        raise InterventionError(
+            f"the subspace saved for {location} is a {_title(saved)} and a {_title(here)} was given; build it as it "
+            "was."
+        )
+
+
+def _identity(description: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [
+        (
+            level["class"].rpartition(".")[2],
+            {name: value for name, value in level["settings"].items() if name != "temperature"},
+        )
+        for level in _levels(description)
+    ]
+
+
+def _title(description: dict[str, Any]) -> str:
+    return " within a ".join(f"{level['class']} with {level['settings']}" for level in _levels(description))
+
+
+def _check_savable(coder: SparseCoder) -> None:
+    for function in (coder.encode, coder.decode):
+        if not isinstance(function, nn.Module) and not isinstance(getattr(function, "__self__", None), nn.Module):
+            raise InterventionError(
+                f"SparseCoder with the function {getattr(function, '__name__', function)!r} cannot be saved: it "
+                "may hold tensors that no file would; make it an nn.Module, or a method of one."
+            )

@@ -6,12 +6,16 @@ where columns depend on each other. k reflections reach every frame of k directi
 [width, k] with [k, k] (Mhammedi et al. 2017, arXiv:1612.00188).
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_shared: ContextVar[dict[tuple, tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("shared frames", default=None)
 
 
 def frame(
@@ -25,6 +29,10 @@ def frame(
     >>> frame(torch.tensor([[1.0], [1.0]]), torch.ones(1), torch.float32).tolist()  # the first axis becomes −(second)
     [[0.0], [-1.0]]
     """
+    known = _shared.get()
+    key = (id(reflections), reflections._version, id(signs), signs._version, dtype, torch.is_grad_enabled())
+    if known is not None and key in known:
+        return known[key][0]
     with full_precision(reflections):
         vectors = reflections.to(torch.promote_types(reflections.dtype, dtype))
         largest = vectors.detach().abs().amax(0)
@@ -33,7 +41,20 @@ def frame(
         halves = torch.where(largest > 0, products.diagonal() / 2, 1)
         mixed = torch.linalg.solve_triangular(products.triu(1) + halves.diag(), vectors[: len(halves)].T, upper=True)
         start = torch.eye(*vectors.shape, dtype=vectors.dtype, device=vectors.device)
-        return ((start - vectors @ mixed) * signs).to(dtype)
+        result = ((start - vectors @ mixed) * signs).to(dtype)
+    if known is not None:
+        known[key] = (result, reflections, signs)  # kept, so that no other tensor takes their place in memory
+    return result
+
+
+@contextmanager
+def shared_frames() -> Iterator[None]:
+    """Inside the block a frame is computed once, however often it is asked for: in it, nothing is trained."""
+    token = _shared.set({})
+    try:
+        yield
+    finally:
+        _shared.reset(token)
 
 
 def reflections_of(matrix: Float[Tensor, "width k"]) -> tuple[Float[Tensor, "width k"], Float[Tensor, " k"]]:

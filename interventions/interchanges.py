@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place, architecture
-from interventions.calls import arguments_of, call
+from interventions.calls import arguments_of, call, signature_of
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, Tap, acting, opened
 from interventions.locations import Location, as_location
@@ -207,7 +208,8 @@ def _checked(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
 
 def _check_signature(operator: Operator, location: Location) -> None:
     try:
-        takes = signature(operator)
+        method: Any = type(operator).__call__
+        takes = signature_of(MethodType(method, operator)) if isinstance(method, FunctionType) else signature(operator)
     except (TypeError, ValueError):
         return  # built-in functions need not tell
     try:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axis, to_vectors
-from interventions.calls import call
+from interventions.calls import call, signature_of
 from interventions.errors import InterventionError
 from interventions.hooks import (
     Scope,
@@ -420,7 +419,7 @@ def without_cache(found: Architecture, inputs: Inputs) -> Inputs:
     Runs are compared with each other, and a resumed one can have none; some caches change the precision of values.
     """
     model, config = found.model, getattr(found.model, "config", None)
-    takes = {"use_cache", "kwargs"} & set(signature(unwrapped(model)[-1].forward).parameters)
+    takes = {"use_cache", "kwargs"} & set(signature_of(unwrapped(model)[-1].forward).parameters)
     if not found.resumes or not takes or not isinstance(inputs, Mapping) or "use_cache" in inputs:
         return inputs
     return {**inputs, "use_cache": False} if getattr(config, "use_cache", False) else inputs

@@ -191,8 +191,17 @@ def _subspaces(
         state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         module = decoded_subspace(saved, state, own.get(number), place)
         nearby = chain(architecture(model).place(place).module.parameters(), model.parameters())
-        modules.append(module.to(next((parameter.device for parameter in nearby), None)).train(saved["training"]))
+        modules.append(module.to(next((parameter.device for parameter in nearby), None)))
+        _set_modes(module, saved)
     return modules
+
+
+def _set_modes(module: nn.Module, saved: dict[str, Any]) -> None:
+    """Train or eval mode, as they were saved, of a subspace and of those that it is within."""
+    module.train(saved["training"])
+    inner = getattr(module, "within", None)
+    if isinstance(inner, nn.Module) and saved.get("within"):
+        _set_modes(inner, saved["within"])
 
 
 def _facts(model: nn.Module) -> dict[str, Any]:

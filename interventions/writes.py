@@ -10,6 +10,7 @@ from interventions.architectures import Place
 from interventions.axes import axis, from_vectors, to_vectors
 from interventions.calls import Call
 from interventions.errors import InterventionError
+from interventions.frames import shared_frames
 from interventions.hooks import Scope, check_recomputable
 from interventions.locations import Dims, Location
 from interventions.operators import Operator
@@ -73,7 +74,8 @@ class Write:
         check_recomputable(self.place.module, scope)
         if not scope.recomputing:
             self._count(scope)
-        new = self._written(state, scope)
+        with shared_frames():
+            new = self._written(state, scope)
         if new is not None and not scope.recomputing:
             self.firings += 1
         return new

@@ -21,9 +21,10 @@ ORDER = {
         descriptions states calls attention hooks steps writes recordings plots metrics runs interchanges
         averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors losses graphs causal_models samples mapping inputs pairs tasks data similarity metrics outcomes
-        tallies variables abstraction objectives students cache checkpoints loop results
-        progress fit teachers compat report commands cli""".split(),
+        errors losses graphs domains values counterfactuals causal_models samples seen mapping swaps inputs pairs tasks
+        data similarity metrics wholes outcomes tallies controls variables abstraction objectives students cache
+        checkpoints loop results evaluations progress fit alignments aligning searches teachers compat report
+        commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}
 HOOKS = "interventions/hooks.py"

@@ -76,7 +76,7 @@ class DIITO(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms of `match` on the two counterfactual runs of one drawn pair of the mapping."""
         teacher, student = self.counterfactuals(step, self.draw_pair(step))
-        counterfactual = replace(step, teacher=teacher, student=student)
+        counterfactual = replace(step, teacher=teacher, base=lambda: student)
         terms: dict[str, Tensor] = {}
         for objective in self.match:
             terms |= {f"{name}_cf": term for name, term in objective(counterfactual).items()}

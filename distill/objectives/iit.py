@@ -1,16 +1,18 @@
 """Interchange intervention training: a network learns to compute what a causal model computes, where it is told."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.causal_models import CausalModel
-from distill.errors import DistillError
 from distill.losses import cross_entropy
 from distill.mapping import Pair
 from distill.objectives.objective import Objective, Reads, Step
-from interventions import Location, Run, as_location, interchange, run_to
+from distill.swaps import Ran, source_of, swapped
+from distill.values import Values
+from interventions import Location, Run, as_location
 
 
 class IIT(Objective):
@@ -27,11 +29,16 @@ class IIT(Objective):
         strict: places that hold no variable. One is drawn in each step and taken from the source, and the answer must
             stay that of the base.
         detach_source: cut the network's source run off from the graph.
+        positions: which tokens of the places, as `CausalModel.select` takes them: one choice for all, or {variable or
+            location: choice}. None is all of them.
     """
 
-    def __init__(self, *, strict: Iterable[Location | str] = (), detach_source: bool = False) -> None:
+    def __init__(
+        self, *, strict: Iterable[Location | str] = (), detach_source: bool = False, positions: Any = None
+    ) -> None:
         super().__init__()
         self.strict, self.detach_source = tuple(as_location(place) for place in strict), detach_source
+        self.positions = positions
 
     @property
     def interchanges(self) -> bool:
@@ -44,46 +51,43 @@ class IIT(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms of one drawn entry of the mapping."""
-        model = self._model(step)
+        model, feed = step.causal, step.feed
+        assert feed is not None
         values = {name: step.batch[name] for name in model.inputs}
-        base = model.run(values)
-        generator = _on_cpu(step.generator)
-        source = model.sample(len(step.student.logits), generator, step.generator.device)
-        terms = {"task": _compared(step.student, model.answers(base))}
+        base, generator = model.run(values), on_cpu(step.generator)
+        source = model.run(feed.sources(len(step.student.logits), generator, step.generator.device))
+        terms = {"task": compared(model, step.student, base, model.answers(base))}
         if step.mapping:
             pair = step.mapping[int(torch.randint(len(step.mapping), (), generator=generator))]
             wanted = model.answers(model.interchange(base, {pair.teacher: source}))
-            terms["iit"] = _compared(self._swapped(step, model, source, pair.student), wanted)
+            terms["iit"] = compared(model, self._swapped(step, pair, base, source), base, wanted)
         if self.strict:
             place = self.strict[int(torch.randint(len(self.strict), (), generator=generator))]
-            terms["siit"] = _compared(self._swapped(step, model, source, (place,)), model.answers(base))
+            swap = self._swapped(step, Pair((), (place,)), base, source)
+            terms["siit"] = compared(model, swap, base, model.answers(base))
         return terms
 
     def extra_repr(self) -> str:
         """For printing."""
         return f"strict={[str(place) for place in self.strict]}, detach_source={self.detach_source}"
 
-    def _swapped(self, step: Step, model: CausalModel, source: dict[str, Tensor], at: tuple[Location, ...]) -> Run:
-        network: nn.Module = step.student.model
-        taken = run_to(network, model.encode(source), at)
-        return interchange(network, step.student, taken.detach() if self.detach_source else taken, at)
-
-    def _model(self, step: Step) -> CausalModel:
-        if step.causal is None:
-            raise DistillError(
-                "IIT learns from a causal model and the teacher is none; use DIITO() for a network, or pass a "
-                "distill.CausalModel."
-            )
-        return step.causal
+    def _swapped(self, step: Step, pair: Pair, base: Values, source: Values) -> Run:
+        model, network = step.causal, step.student.model
+        taken = source_of(model, network, source, (pair,))
+        if self.detach_source and isinstance(taken.run, Run):
+            taken = Ran(source, taken.run.detach())
+        return swapped(model, network, pair, Ran(base, step.student), taken)
 
 
-def _compared(run: Run, answers: Tensor) -> Tensor:
+def compared(model: CausalModel, run: Run, base: Values, answers: Tensor) -> Tensor:
+    """Cross-entropy [nats] of a network's answers under those of the causal model; for real values squared error."""
+    logits = model.decode(run.logits, base)
     if answers.is_floating_point():
-        return (run.logits.reshape(answers.shape) - answers.to(run.logits)).square().mean()
-    return cross_entropy(run.logits, answers)
+        return (logits.reshape(answers.shape) - answers.to(logits)).square().mean()
+    return cross_entropy(logits, answers)
 
 
-def _on_cpu(generator: torch.Generator) -> torch.Generator:
+def on_cpu(generator: torch.Generator) -> torch.Generator:
     """A generator of the CPU that the given one decides: a causal model draws the same on every device."""
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     return torch.Generator().manual_seed(int(seed))

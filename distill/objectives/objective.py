@@ -1,8 +1,9 @@
 """What an objective is: a small module that compares runs and returns named, unweighted terms."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
 from distill.mapping import Pair
+from distill.samples import Feed
 from interventions import Location, Run
 
 
@@ -27,26 +29,43 @@ class Step:
 
     Attributes:
         batch: the columns of the data, on the device.
-        student: the run of the student on the batch, attached to the graph.
+        network: the student.
+        base: makes its run on the batch; `student` asks for it once.
         teacher: the run of the teacher on the batch, without a graph; None where there is no teacher, or a causal one.
-        causal: the teacher, where it is a causal model; the batch then holds the values of its inputs.
+        feed: of a causal teacher: the model, and where sources come from; the batch then holds its inputs.
         mapping: the pairs of locations to interchange.
         reads: what the objectives compare, to be recorded in counterfactual runs too.
         generator: the one source of randomness.
     """
 
     batch: Mapping[str, Tensor]
-    student: Run
+    network: nn.Module
+    base: Callable[[], Run]
     teacher: Run | None
     mapping: tuple[Pair, ...]
     generator: torch.Generator
     reads: Reads = field(default_factory=Reads)
-    causal: CausalModel | None = None
+    feed: Feed | None = None
+
+    @cached_property
+    def student(self) -> Run:
+        """The run of the student on the batch, attached to the graph."""
+        return self.base()
+
+    @property
+    def causal(self) -> CausalModel:
+        """The causal model that is the teacher, or an error that says that it is none."""
+        if self.feed is None:
+            raise DistillError(
+                "this objective learns from a causal model and the teacher is none; use DIITO() for a network, or pass "
+                "a distill.CausalModel."
+            )
+        return self.feed.model
 
     @property
     def taught(self) -> Run:
         """The teacher's run, or an error that says that there is none."""
-        if self.causal is not None:
+        if self.feed is not None:
             raise DistillError(
                 "this objective compares with the run of a network and the teacher is a causal model; use "
                 "objective=IIT()."

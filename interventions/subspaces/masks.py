@@ -1,17 +1,20 @@
 """Learned choices of dims: soft while they are trained, hard in eval mode."""
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 
 from interventions.errors import InterventionError
-from interventions.subspaces.subspace import Learned, difference, unbuilt
+from interventions.subspaces.subspace import Learned, Subspace, difference, unbuilt
 
 
 class SoftChoice(Learned):
     """A learned choice of dims: between 0 and 1 in train mode, 0 or 1 in eval mode (`subspace.eval()`).
+
+    A subclass defines `size` and `_scores`, and writes by `_mask`.
 
     Attributes:
         temperature: of the sigmoid; lower is harder. Set it between steps to anneal; the state dict keeps it.
@@ -37,47 +40,120 @@ class SoftChoice(Learned):
             )
         self.tau = torch.full_like(self.tau, value)
 
-    def _chosen(self, scores: Tensor) -> Tensor:
+    @property
+    @abstractmethod
+    def size(self) -> Float[Tensor, ""]:
+        """The expected share of the dims that is replaced, differentiable in either mode: what to penalise."""
+
+    @property
+    def chosen(self) -> Bool[Tensor, " k"]:
+        """Which dims are replaced in eval mode; `chosen.sum()` is how many."""
+        self._check_built()
+        return self._scores() > 0
+
+    @abstractmethod
+    def _scores(self) -> Float[Tensor, " k"]:
+        """One number a dim, above 0 where it is chosen."""
+
+    def _mask(self) -> Float[Tensor, " k"]:
+        scores = self._scores()
         return (scores / self.tau).sigmoid() if self.training else (scores > 0).to(scores)
 
 
 class Mask(SoftChoice):
-    """Which entries of the vector itself to replace: a differentiable mask (De Cao et al. 2020, arXiv:2004.14992).
+    """Which entries to replace: differential binary masking, DBM (De Cao et al. 2020, arXiv:2004.14992).
+
+    The entries are those of the vector itself (neurons), or the coordinates of another subspace: principal components
+    `Mask(within=PCA(16))`, features of a sparse autoencoder `Mask(within=SparseCoder(encode, decode))`, learned
+    directions `Mask(within=Rotation(16))` (Mueller et al. 2025, MIB, arXiv:2504.13151). All chosen, it replaces what
+    `within` does; none chosen, nothing.
 
     A sigmoid of one number an entry, without the noise of their hard concrete gates. It starts at one half everywhere,
-    which in eval mode is nothing. Penalise `share` to find the fewest entries that do.
+    which in eval mode is nothing. Penalise `size` to find the fewest entries that do.
 
     Args:
         width: of the space; None: that of the first tensor seen.
         temperature: of the sigmoid.
+        within: whose coordinates to choose from, trained along with the mask where it is learned. It knows the width
+            of its space, and the first call how many coordinates there are.
+
+    Raises:
+        InterventionError: a width beside `within`.
 
     >>> mask = Mask(3)
-    >>> mask.replace(torch.zeros(3), torch.ones(3)).tolist(), mask.share.item()
+    >>> mask.replace(torch.zeros(3), torch.ones(3)).tolist(), mask.size.item()
     ([0.5, 0.5, 0.5], 0.5)
+    >>> from interventions import Rotation
+    >>> mask = Mask(within=Rotation(2))
+    >>> mask.coordinates(torch.zeros(5, 3)).shape, mask.chosen.tolist()
+    (torch.Size([5, 2]), [False, False])
     """
 
-    def __init__(self, width: int | None = None, *, temperature: float = 1.0) -> None:
+    _own_width: int | None = None
+
+    def __init__(self, width: int | None = None, *, temperature: float = 1.0, within: Subspace | None = None) -> None:
         super().__init__(temperature)
+        if width is not None and within is not None:
+            name = type(within).__name__
+            raise InterventionError(
+                f"Mask(width={width}) was given within={name}(…), which knows the width of its space; write "
+                f"Mask(within={name}(…))."
+            )
+        self.within = within
         self.logits = unbuilt()
         self._build(width)
 
     @property
-    def share(self) -> Float[Tensor, ""]:
-        """The expected share of entries replaced, differentiable in either mode."""
+    def width(self) -> int | None:
+        """Of the space; within another subspace, what that knows of it."""
+        return self._own_width if self.within is None else self.within.width
+
+    @width.setter
+    def width(self, value: int | None) -> None:
+        self._own_width = value
+
+    @property
+    def size(self) -> Float[Tensor, ""]:
         self._check_built()
         return (self.logits / self.tau).sigmoid().mean()
 
+    def learned(self) -> list[nn.Parameter]:
+        """The numbers of the mask, and what is learned of `within`."""
+        return [self.logits, *([] if self.within is None else self.within.learned())]
+
     @property
     def settings(self) -> dict[str, Any]:
-        return {"width": self.width, "temperature": self.temperature}
+        """But for `within`, a module."""
+        return {**({"width": self.width} if self.within is None else {}), "temperature": self.temperature}
 
-    def _initial(self, width: int) -> dict[str, Tensor]:
+    def _initial(self, width: int) -> dict[str, Tensor]:  # within another subspace: the number of its coordinates
         return {"logits": torch.zeros(width)}
 
+    def _check_fit(self, x: Tensor) -> None:
+        if self.within is not None and self._unbuilt:
+            first = x.detach().reshape(-1, x.shape[-1])[:1]
+            self._build(self.within.coordinates(first).shape[-1], x.device)
+        super()._check_fit(x)
+
+    def _check_built(self) -> None:
+        if self.within is not None and self._unbuilt:
+            raise InterventionError(
+                f"Mask(within={type(self.within).__name__}(…)) has not run yet, so it does not know how many entries "
+                "it has; run it once: mask.coordinates(activation)."
+            )
+        super()._check_built()
+
     def _coordinates(self, x: Tensor) -> Tensor:
-        return x
+        return x if self.within is None else self.within.coordinates(x)
 
     def _replaced(self, x: Tensor, coordinates: Tensor) -> Tensor:
-        difference(coordinates, x)
-        mask = self._chosen(self.logits).to(x.dtype)
-        return torch.lerp(x, coordinates, mask.expand_as(x))  # exact at both ends
+        old = self._coordinates(x)
+        difference(coordinates, old)
+        if self.training:
+            new = torch.lerp(old, coordinates, self._mask().to(old.dtype).expand_as(old))
+        else:  # exact, and what is not chosen may be infinite
+            new = torch.where(self.chosen, coordinates, old)
+        return new if self.within is None else self.within.replace(x, new)
+
+    def _scores(self) -> Tensor:
+        return self.logits

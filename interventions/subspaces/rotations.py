@@ -92,7 +92,7 @@ class BoundlessRotation(SoftChoice):
     """A rotation of the whole space and how many of its first dims to replace: boundless distributed alignment search.
 
     Wu et al. 2023 (arXiv:2305.08809, section 3): rotated dim j is replaced by the share σ((boundary · width − j) / τ),
-    j counted from ½. Penalise `boundary` to find the smallest subspace that does.
+    j counted from ½. Penalise `size` to find the smallest subspace that does.
 
     Args:
         width: of the space; None: that of the first tensor seen.
@@ -117,8 +117,12 @@ class BoundlessRotation(SoftChoice):
 
     @property
     def boundary(self) -> Float[Tensor, ""]:
-        """The share of the dims that is replaced, differentiable."""
+        """How far into the rotated dims is replaced, as a share of them, differentiable."""
         return self.logit.sigmoid()
+
+    @property
+    def size(self) -> Float[Tensor, ""]:
+        return self.boundary
 
     @property
     def directions(self) -> Float[Tensor, "width width"]:
@@ -138,6 +142,10 @@ class BoundlessRotation(SoftChoice):
 
     def _replaced(self, x: Tensor, coordinates: Tensor) -> Tensor:
         directions = frame(self.reflections, self.signs, x.dtype)
-        numbers = torch.arange(x.shape[-1], device=x.device, dtype=x.dtype) + 0.5
-        mask = self._chosen(self.boundary * x.shape[-1] - numbers).to(x.dtype)
+        mask = self._mask().to(x.dtype)
         return x + (mask * difference(coordinates, x @ directions)) @ directions.T
+
+    def _scores(self) -> Tensor:
+        width = len(self.reflections)
+        numbers = torch.arange(width, device=self.logit.device, dtype=precision(self.logit)) + 0.5
+        return self.boundary * width - numbers

@@ -16,6 +16,9 @@ class SparseCoder(Subspace):
 
     What it does not reconstruct stays: `replace(x, z)` is `x + decode(z) − decode(encode(x))`.
 
+    Alignment leaves it as it is (`learned()` is empty): a dictionary trained to please an alignment would be another
+    dictionary. To learn which features to replace, write `Mask(within=SparseCoder(encode, decode))`.
+
     Args:
         encode: `[..., width] → [..., features]`. Modules, and the modules whose methods are given
             (`SparseCoder(sae.encode, sae.decode)`), are trained, moved and saved with this one, and are given their own
@@ -47,6 +50,10 @@ class SparseCoder(Subspace):
         self.features = None if features is None else tuple(features)
         owners = (getattr(function, "__self__", None) for function in (encode, decode))
         self.owners = nn.ModuleList(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+
+    def learned(self) -> list[nn.Parameter]:
+        """Nothing: the dictionary is given."""
+        return []
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -45,6 +45,10 @@ class Subspace(nn.Module, ABC):
         with full_precision(x):
             return self._replaced(x.to(precision(x)), coordinates.to(precision(x))).to(x.dtype)
 
+    def learned(self) -> list[nn.Parameter]:
+        """What an optimizer is given to align the subspace with the network frozen; some may have no shape yet."""
+        return list(self.parameters())
+
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -77,6 +81,11 @@ class Learned(Subspace):
     def _initial(self, width: int) -> dict[str, Tensor]:
         """The first value of each parameter and buffer that depends on the width."""
 
+    @property
+    def _unbuilt(self) -> list[str]:
+        """The parameters that have no shape yet."""
+        return [name for name, p in self._parameters.items() if isinstance(p, UninitializedParameter)]
+
     def _build(self, width: int | None, device: torch.device | None = None) -> None:
         """Fill the parameters for this width, and move to `device`; without a width that is left to the first call."""
         if width is None:
@@ -94,12 +103,12 @@ class Learned(Subspace):
         self.width = width
 
     def _check_fit(self, x: Tensor) -> None:
-        if self.width is None:
+        if self._unbuilt:
             self._build(x.shape[-1], x.device)
         super()._check_fit(x)
 
     def _check_built(self) -> None:
-        if self.width is None:
+        if self._unbuilt:
             raise InterventionError(
                 f"{type(self).__name__} was built without a width and has not run yet, so it holds no directions; "
                 "write width=…, or run it once."
@@ -110,7 +119,7 @@ class Learned(Subspace):
         super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        unbuilt = [name for name, p in self._parameters.items() if isinstance(p, UninitializedParameter)]
+        unbuilt = self._unbuilt
         if unbuilt and prefix + unbuilt[0] in state_dict:
             self._build(len(state_dict[prefix + unbuilt[0]]))
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -9,7 +9,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from distill.causal_models import CausalModel, Counterfactuals
+from distill.causal_models import CausalModel
+from distill.counterfactuals import Counterfactuals
 from distill.errors import DistillError
 from distill.graphs import COLOURS, in_order
 from distill.tasks import pvr

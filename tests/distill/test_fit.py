@@ -28,7 +28,7 @@ from distill import (
     layers,
 )
 from distill.checkpoints import Checkpoints
-from distill.fit import positions_of
+from distill.evaluations import positions_of
 from distill.tasks import Task
 from interventions import Location
 from tests.distill.models import CNN, LSTM, QUIET, bert, gpt2_lm, images, mlp, same, spread, text, vectors, vit, weights

@@ -67,13 +67,13 @@ def test_a_schedule_that_trains_nothing(wrong):
 
 def test_every_row_once_an_epoch_in_an_order_of_its_own():
     schedule = Schedule(batch_size=4, seed=3)
-    chosen = [batch.tolist() for batch in order(10, schedule, range(9), Accelerator())]
+    chosen = [batch.tolist() for batch in order(10, schedule, range(9))]
     epochs = [[row for batch in chosen[i : i + 3] for row in batch] for i in (0, 3, 6)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert [len(batch) for batch in chosen[:3]] == [4, 4, 2]
-    assert [b.tolist() for b in order(10, schedule, range(5, 9), Accelerator())] == chosen[5:]
-    assert [b.tolist() for b in order(10, Schedule(batch_size=4, seed=4), range(9), Accelerator())] != chosen
+    assert [b.tolist() for b in order(10, schedule, range(5, 9))] == chosen[5:]
+    assert [b.tolist() for b in order(10, Schedule(batch_size=4, seed=4), range(9))] != chosen
 
 
 def test_a_step_draws_by_seed_and_number_and_leaves_the_default_generator_alone():
@@ -237,7 +237,7 @@ def test_the_step_is_adamw_on_the_clipped_gradient():
     optimizer = torch.optim.AdamW(other.parameters(), lr=1e-2, weight_decay=0.1)
     from distill.losses import kd
 
-    batch = vectors().batch(next(order(24, schedule, range(1), Accelerator())))
+    batch = vectors().batch(next(order(24, schedule, range(1))))
     loss = kd(other(batch["inputs"]), teacher(batch["inputs"]).detach(), 2.0)
     loss.backward()
     assert torch.nn.utils.clip_grad_norm_(other.parameters(), 0.01) > 0.01

@@ -44,7 +44,10 @@ SUBSPACES = {
     "boundless": lambda: BoundlessRotation(WIDTH, temperature=0.3),
     "mask": lambda: Mask(WIDTH, temperature=0.7),
     "pca": lambda: PCA.fit(torch.randn(40, WIDTH, generator=torch.Generator().manual_seed(0)), 3),
+    "pca from elsewhere": lambda: PCA.from_components(torch.arange(WIDTH).double(), torch.eye(WIDTH).double()[:3]),
     "double": lambda: Rotation(3, WIDTH).double(),
+    "mask in a rotation": lambda: Mask(within=Rotation(3), temperature=0.3),
+    "mask in a mask in a pca": lambda: Mask(within=Mask(within=SUBSPACES["pca"]())),
 }
 
 
@@ -104,9 +107,10 @@ def test_every_subspace_comes_back(name, model, tmp_path):
     assert same is not subspace
     assert same.settings == subspace.settings
     assert not same.training
-    assert {key: value.dtype for key, value in same.state_dict().items()} == {
-        key: value.dtype for key, value in subspace.state_dict().items()
-    }
+    assert same.state_dict().keys() == subspace.state_dict().keys()
+    for key, value in subspace.state_dict().items():
+        assert same.state_dict()[key].dtype == value.dtype
+        assert torch.equal(same.state_dict()[key], value)
     changed = counterfactual(model, at)
     assert torch.equal(counterfactual(model, loaded), changed)
     assert not torch.equal(changed, answer(model, batch("bert", 1)))
@@ -255,6 +259,45 @@ def test_a_coder_is_loaded_into_the_modules_it_is_given(model, tmp_path):
             load(tmp_path / "a", model, subspaces=wrong)
 
 
+def test_a_mask_in_a_coder_is_loaded_into_the_one_it_is_given(model, tmp_path):
+    original = trained(Mask(within=coder(0)))
+    original.temperature = 0.1  # annealed; the state holds it
+    at = {Location(1, "mlp_output", subspace=original): Zero()}
+    save(tmp_path / "a", at, model=model)
+    message = (
+        r"mlp_output.1 is a Mask within a SparseCoder, which holds code.*"
+        r"subspaces=\{'mlp_output.1': Mask\(within=SparseCoder\(…\)\)\}\)\."
+    )
+    with pytest.raises(InterventionError, match=message):
+        load(tmp_path / "a", model)
+    given = Mask(within=coder(1))
+    loaded = load(tmp_path / "a", model, subspaces={"mlp_output.1": given}).at
+    assert next(iter(loaded)).subspace is given
+    assert given.temperature == original.temperature
+    assert torch.equal(counterfactual(model, loaded), counterfactual(model, at))
+    for wrong, message in [
+        (
+            coder(1),
+            r"is a Mask with .* within a SparseCoder with .* and a SparseCoder with .* was given; build it as it",
+        ),
+        (Mask(), r"within a SparseCoder with .* and a Mask with \{'width': None.* was given"),
+        (Mask(within=Rotation(3)), r"and a Mask with .* within a Rotation with .* was given"),
+        (Mask(within=coder(1, features=[3])), r"and a Mask with .* within a SparseCoder with .*\[3\]\} was given"),
+    ]:
+        with pytest.raises(InterventionError, match=message):
+            load(tmp_path / "a", model, subspaces={"mlp_output.1": wrong})
+
+
+def test_a_pca_that_was_saved_without_settings_is_loaded(model, tmp_path):
+    pca = SUBSPACES["pca"]()
+    save(tmp_path / "a", Location(1, subspace=pca), model=model)
+    edited(tmp_path / "a", lambda d: d["subspaces"][0].update(settings={}))
+    for given in ({}, {"block_output.1": PCA(3, WIDTH)}):
+        (loaded,) = load(tmp_path / "a", model, subspaces=given).at
+        assert loaded.subspace.settings == pca.settings
+        assert torch.equal(loaded.subspace.components, pca.components)
+
+
 def test_one_module_cannot_become_two_subspaces(model, tmp_path):
     save(tmp_path / "a", [Location(i, subspace=coder(i)) for i in range(2)], model=model)
     one = coder()
@@ -289,7 +332,13 @@ def own(base, source, generator):
             [Location(1, subspace=SparseCoder(torch.relu, lambda z: z))],
             "SparseCoder with the function 'relu' cannot be saved: .*; make it an nn.Module",
         ),
+        (
+            [Location(1, subspace=Mask(within=SparseCoder(torch.relu, nn.ReLU())))],
+            "SparseCoder with the function 'relu' cannot be saved",
+        ),
         ([Location(1, subspace=Rotation(3))], "Rotation was built without a width and has not run yet"),
+        ([Location(1, subspace=PCA(3))], r"PCA\(dims=3\) is not fitted yet"),
+        ([Location(1, subspace=Mask(within=PCA(3)))], r"Mask\(within=PCA\(…\)\) has not run yet"),
         ([Location(9)], r"Location\(layer=9\) is out of range"),
         ([], "save was given no locations; write save"),
     ],

@@ -51,6 +51,8 @@ def subspaces(name: str) -> list[nn.Module]:
         BoundlessRotation(width),
         mask.eval(),
         PCA.fit(vectors.reshape(-1, width), 2),
+        Mask(within=Rotation(2)),
+        Mask(within=PCA(2).fit_to(vectors)),
         SparseCoder(lambda x: (x @ into).relu(), lambda z: z @ back),
     ]
 

@@ -43,8 +43,21 @@ def methods() -> SparseCoder:
 
 
 def spread(mask: Mask) -> Mask:
-    mask.logits.data = draw(6, WIDTH)
+    mask.coordinates(torch.zeros(1, WIDTH))  # the number of entries is known from here on
+    mask.logits.data = draw(6, len(mask.logits))
     return mask
+
+
+def pca(dims: int = 3) -> PCA:
+    return PCA.fit(draw(0, 50, WIDTH) + 3, dims)
+
+
+def of_modules() -> SparseCoder:
+    return SparseCoder(nn.Sequential(linear(WIDTH, FEATURES, 2), nn.ReLU()), linear(FEATURES, WIDTH, 4))
+
+
+def some_features() -> SparseCoder:
+    return SparseCoder(linear(WIDTH, FEATURES, 2), linear(FEATURES, WIDTH, 4), features=[7, 2])
 
 
 SUBSPACES = {
@@ -56,13 +69,20 @@ SUBSPACES = {
     "boundless, hard": lambda: BoundlessRotation(WIDTH).eval(),
     "mask": lambda: spread(Mask(WIDTH)),
     "mask, hard": lambda: spread(Mask(WIDTH)).eval(),
-    "pca": lambda: PCA.fit(draw(0, 50, WIDTH) + 3, 3),
-    "coder of modules": lambda: SparseCoder(nn.Sequential(linear(WIDTH, FEATURES, 2), nn.ReLU()), linear(20, WIDTH, 4)),
+    "pca": pca,
+    "pca fitted later": lambda: PCA(3, WIDTH).fit_to(draw(0, 50, WIDTH) + 3),
+    "coder of modules": of_modules,
     "coder of methods": methods,
     "coder of functions": lambda: SparseCoder(lambda x: x.exp(), lambda z: 2 * z),
-    "coder, some features": lambda: SparseCoder(
-        linear(WIDTH, FEATURES, 2), linear(FEATURES, WIDTH, 4), features=[7, 2]
-    ),
+    "coder, some features": some_features,
+    "mask in a rotation": lambda: spread(Mask(within=Rotation(4, WIDTH))),
+    "mask in a rotation of unknown width": lambda: Mask(within=Rotation(4)),
+    "mask in a rotation, hard": lambda: spread(Mask(within=Rotation(4, WIDTH))).eval(),
+    "mask in a boundless rotation": lambda: spread(Mask(within=BoundlessRotation(temperature=2.0))),
+    "mask in a pca": lambda: spread(Mask(within=pca())),
+    "mask in a mask in a pca, hard": lambda: spread(Mask(within=spread(Mask(within=pca())))).eval(),
+    "mask in a coder": lambda: spread(Mask(within=of_modules())),
+    "mask in a coder, some features": lambda: spread(Mask(within=some_features())),
 }
 LINEAR = [name for name in SUBSPACES if name.startswith(("rotation", "pca"))]
 WITHOUT_GRADIENT = {  # because it cancels: the rotation of everything is the source, a bias is in both reconstructions
@@ -70,6 +90,8 @@ WITHOUT_GRADIENT = {  # because it cancels: the rotation of everything is the so
     "coder of modules": {"decode.bias"},
     "coder of methods": {"owners.0.down.bias"},
     "coder, some features": {"encode.bias", "decode.bias"},
+    "mask in a coder": {"within.decode.bias"},
+    "mask in a coder, some features": {"within.encode.bias", "within.decode.bias"},
 }
 every = pytest.mark.parametrize("name", SUBSPACES)
 
@@ -204,6 +226,14 @@ def test_no_activation_is_written_into(name):
     assert torch.equal(coordinates, kept)
 
 
+def built_again(subspace):
+    if isinstance(subspace, SparseCoder):
+        return copy.deepcopy(subspace)
+    within = getattr(subspace, "within", None)
+    inner = {} if within is None else {"within": built_again(within)}
+    return type(subspace)(**json.loads(json.dumps(subspace.settings)), **inner)
+
+
 @every
 def test_a_state_dict_and_the_settings_hold_all_of_it(name):
     subspace = SUBSPACES[name]()
@@ -213,15 +243,8 @@ def test_a_state_dict_and_the_settings_hold_all_of_it(name):
         parameter.data += 0.1
     if hasattr(subspace, "temperature"):
         subspace.temperature = 0.7
-    state, settings = subspace.state_dict(), json.loads(json.dumps(subspace.settings))
-    if isinstance(subspace, SparseCoder):
-        same = copy.deepcopy(subspace)
-    elif isinstance(subspace, PCA):
-        same = PCA(**settings, **{key: torch.zeros_like(value) for key, value in state.items()} | {
-            "components": torch.eye(3, WIDTH)})  # fmt: skip
-    else:
-        same = type(subspace)(**settings)
-    same.train(subspace.training).load_state_dict(state)
+    same = built_again(subspace)
+    same.train(subspace.training).load_state_dict(subspace.state_dict())
     assert torch.equal(same.replace(x, same.coordinates(source)), subspace.replace(x, subspace.coordinates(source)))
     assert same != subspace
     assert len({same, subspace}) == 2
@@ -230,7 +253,7 @@ def test_a_state_dict_and_the_settings_hold_all_of_it(name):
 @every
 def test_another_width_is_refused(name):
     subspace = SUBSPACES[name]()
-    if name.startswith("coder"):
+    if "coder" in name:
         pytest.skip("its functions decide")
     subspace.coordinates(draw(0, 2, WIDTH))
     with pytest.raises(
@@ -290,7 +313,7 @@ def test_an_unknown_width_is_that_of_the_first_activation(make):
     subspace = make()
     parameters = list(subspace.parameters())
     optimizer = torch.optim.SGD(parameters, lr=0.1)
-    for ask in (subspace.state_dict, lambda: getattr(subspace, "share" if make is Mask else "directions")):
+    for ask in (subspace.state_dict, lambda: getattr(subspace, "size" if make is Mask else "directions")):
         with pytest.raises(InterventionError, match="without a width and has not run yet.*; write width=…, or run it"):
             ask()
     x, source = draw(0, 2, WIDTH), draw(1, 2, WIDTH)
@@ -320,6 +343,8 @@ def test_the_boundary_says_how_many_rotated_dims_are_replaced():
     for share, count in [(0.04, 0), (0.06, 1), (0.5, 5), (0.96, 10)]:
         rotation.logit.data = torch.tensor(share).logit()
         assert rotation.boundary.item() == pytest.approx(share)
+        assert torch.equal(rotation.size, rotation.boundary)
+        assert rotation.chosen.tolist() == [True] * count + [False] * (10 - count)
         change = rotation.coordinates(rotation.replace(x, rotation.coordinates(source))) - rotation.coordinates(x)
         expected = rotation.coordinates(source - x) * (torch.arange(10) < count)
         assert torch.allclose(change, expected, atol=1e-5)
@@ -330,12 +355,12 @@ def test_temperature_makes_the_choice_soft_in_train_mode_alone():
     mask = Mask(4, temperature=2.0)
     mask.logits.data = torch.tensor([-2.0, 2.0, 6.0, 0.0])
     assert torch.allclose(mask.replace(x, source), torch.tensor([-1.0, 1.0, 3.0, 0.0]).sigmoid())
-    assert mask.share.item() == pytest.approx(torch.tensor([-1.0, 1.0, 3.0, 0.0]).sigmoid().mean().item())
+    assert mask.size.item() == pytest.approx(torch.tensor([-1.0, 1.0, 3.0, 0.0]).sigmoid().mean().item())
     mask.temperature = 200.0
     assert torch.allclose(mask.replace(x, source), half, atol=0.01)
     mask.eval()
     assert mask.replace(x, source).tolist() == [0, 1, 1, 0]
-    mask.share.backward()
+    mask.size.backward()
     assert (mask.logits.grad > 0).all()
     rotation = BoundlessRotation(4, temperature=1e6)
     assert torch.allclose(rotation.replace(x, rotation.coordinates(source)), half, atol=1e-3)
@@ -350,9 +375,168 @@ def test_pca_is_that_of_scikit_learn():
     expected = torch.tensor(reference.components_)
     signs = expected.gather(1, expected.abs().argmax(1, keepdim=True)).sign()
     assert torch.allclose(pca.components.double(), expected * signs, atol=1e-5)
-    taken = PCA(torch.tensor(reference.mean_), torch.tensor(reference.components_))
+    taken = PCA.from_components(torch.tensor(reference.mean_), torch.tensor(reference.components_))
     assert torch.allclose(taken.coordinates(vectors), torch.tensor(reference.transform(vectors.numpy())), atol=1e-9)
     assert not list(pca.parameters())
+
+
+def test_a_pca_fitted_later_is_the_one_fitted_at_once():
+    vectors, others = draw(0, 2, 20, WIDTH), draw(1, 40, WIDTH) * torch.arange(WIDTH)
+    pca = PCA(3)
+    assert not pca.fitted
+    assert pca.width is None
+    assert pca.fit_to(vectors) is pca
+    for given, expected in [(vectors, PCA.fit(vectors, 3)), (others, PCA.fit(others, dims=3))]:
+        pca.fit_to(given)
+        assert pca.fitted
+        assert pca.settings == expected.settings == {"dims": 3, "width": WIDTH}
+        assert pca.state_dict().keys() == expected.state_dict().keys() == {
+            "mean", "components", "explained_variance_ratio"}  # fmt: skip
+        assert all(torch.equal(value, expected.state_dict()[key]) for key, value in pca.state_dict().items())
+    assert not torch.allclose(pca.components, PCA.fit(vectors, 3).components, atol=0.1)
+    columns = torch.eye(WIDTH)[:, :3]
+    assert PCA.from_components(torch.zeros(WIDTH), columns.T).components.is_contiguous()
+
+
+def test_a_pca_that_is_not_fitted_says_so_until_it_is():
+    pca, x = PCA(4, WIDTH), draw(0, 3, WIDTH)
+    message = (
+        r"PCA\(dims=4\) is not fitted yet, so .*; write PCA.fit\(vectors, dims=4\) or pca.fit_to\(vectors\), or have "
+        "distill.align fit it"
+    )
+    for ask in (lambda: pca.coordinates(x), lambda: pca.replace(x, draw(0, 3, 4)), pca.state_dict,
+                lambda: Mask(within=pca).coordinates(x)):  # fmt: skip
+        with pytest.raises(InterventionError, match=message):
+            ask()
+    for wrong in (draw(0, 50, 9), draw(0, 3, WIDTH)):  # of another width, too few
+        with pytest.raises(InterventionError, match=r"width 12 and was given .* \[50, 9\]|3 vectors vary in 2"):
+            pca.fit_to(wrong)
+        assert not pca.fitted
+    pca.fit_to(draw(0, 50, WIDTH))
+    assert pca.coordinates(x).shape == (3, 4)
+
+
+def test_a_pca_is_loaded_bit_for_bit_into_one_that_is_not_fitted():
+    exact = PCA.from_components(draw(0, WIDTH, dtype=torch.float64), torch.eye(WIDTH, dtype=torch.float64)[:3])
+    for fitted in (pca(3), exact):
+        late = PCA(3)
+        late.load_state_dict(fitted.state_dict())
+        assert late.fitted
+        assert late.width == WIDTH
+        assert late.state_dict().keys() == fitted.state_dict().keys()
+        for key, value in fitted.state_dict().items():
+            assert late.state_dict()[key].dtype == value.dtype
+            assert torch.equal(late.state_dict()[key], value)
+    for other in (PCA(4), PCA(3, 9)):
+        with pytest.raises(RuntimeError, match="size mismatch for components"):
+            other.load_state_dict(pca(3).state_dict())
+        assert not other.fitted
+
+
+def test_a_pca_fitted_under_inference_mode_lets_gradients_through():
+    with torch.inference_mode():
+        pca = PCA(3).fit_to(draw(0, 50, WIDTH))
+    x = draw(1, 2, WIDTH).requires_grad_()
+    pca.replace(x, pca.coordinates(x) * 2).square().sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+WITHIN = ["rotation", "rotation of unknown width", "boundless, hard", "mask, hard", "pca", "coder of modules",
+          "coder of functions", "coder, some features"]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", WITHIN)
+def test_a_mask_in_a_subspace_replaces_the_coordinates_that_it_chooses(name, dtype):
+    within = SUBSPACES[name]()
+    x, source = ((10 * draw(seed, 5, WIDTH)).to(dtype) for seed in (1, 2))
+    old, new = within.coordinates(x), within.coordinates(source)
+    mask = Mask(within=within)
+    assert torch.equal(mask.coordinates(source), new)
+    assert mask.logits.shape == new.shape[-1:]
+    assert mask.width == within.width
+    mixed = within.replace(x, old + 0.5 * (new - old)).float()
+    assert torch.allclose(
+        mask.replace(x, new).float(), mixed, atol=1e-3, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4
+    )
+    mask.eval()
+    within.eval()
+    assert torch.equal(mask.replace(x, new), x)
+    assert not mask.chosen.any()
+    mask.logits.data[0] = 1.0
+    first = torch.where(torch.arange(len(mask.logits)) == 0, new, old)
+    assert torch.equal(mask.replace(x, new), within.replace(x, first))
+    mask.logits.data.fill_(1.0)
+    assert mask.chosen.all()
+    assert torch.equal(mask.replace(x, new), within.replace(x, new))
+    assert not torch.equal(mask.replace(x, new), x)
+
+
+def test_what_a_hard_mask_does_not_choose_may_be_infinite():
+    x, source = draw(1, 5, WIDTH), torch.full((5, WIDTH), torch.inf)
+    for mask in (Mask(WIDTH), Mask(within=pca())):
+        mask.eval().coordinates(x)
+        assert torch.equal(mask.replace(x, source[:, : len(mask.logits)]), x)
+
+
+def test_a_mask_in_a_subspace_is_trained_with_what_is_learned_of_it():
+    x, source, target = (draw(seed, 30, WIDTH) for seed in (1, 2, 3))
+    for name in ("rotation of unknown width", "boundless of unknown width", "pca", "coder of modules"):
+        mask = Mask(within=SUBSPACES[name]())
+        optimizer = torch.optim.SGD(mask.learned(), lr=0.1)
+        mask.replace(x, mask.coordinates(source))
+        before = {key: value.clone() for key, value in mask.state_dict().items()}
+        for _ in range(2):
+            loss = (mask.replace(x, mask.coordinates(source)) - target).square().mean() + mask.size
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        changed = {key for key, value in mask.state_dict().items() if not torch.equal(value, before[key])}
+        inner = {"rotation": {"within.reflections"}, "boundless": {"within.reflections", "within.logit"}}
+        assert changed == {"logits"} | inner.get(name.split()[0], set())
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("rotation", {"reflections"}),
+        ("rotation of unknown width", {"reflections"}),
+        ("boundless", {"reflections", "logit"}),
+        ("mask", {"logits"}),
+        ("pca", set()),
+        ("coder of modules", set()),
+        ("coder of methods", set()),
+        ("mask in a rotation of unknown width", {"logits", "within.reflections"}),
+        ("mask in a coder", {"logits"}),
+        ("mask in a mask in a pca, hard", {"logits", "within.logits"}),
+    ],
+)
+def test_what_alignment_trains_is_what_is_not_given(name, expected):
+    subspace = SUBSPACES[name]()
+    learned = subspace.learned()
+    names = {key for key, value in subspace.named_parameters() if any(value is each for each in learned)}
+    assert names == expected
+    assert len(learned) == len(expected)
+
+
+@pytest.mark.parametrize("name", [name for name in SUBSPACES if name.startswith(("mask", "boundless"))])
+def test_the_size_is_what_is_replaced_and_can_be_penalised_in_either_mode(name):
+    subspace = SUBSPACES[name]()
+    subspace.coordinates(torch.zeros(1, WIDTH))
+    subspace.temperature = 0.01
+    own = subspace.logit if name.startswith("boundless") else subspace.logits
+    for training in (True, False):
+        subspace.train(training)
+        assert subspace.chosen.dtype == torch.bool
+        assert subspace.chosen.shape == subspace.coordinates(torch.zeros(1, WIDTH)).shape[-1:]
+        (gradient,) = torch.autograd.grad(subspace.size, own)
+        assert (gradient >= 0).all()
+    own.data.fill_(-9.0)
+    assert subspace.size < 0.01
+    assert not subspace.chosen.any()
+    own.data.fill_(9.0)
+    assert subspace.size > 0.99
+    assert subspace.chosen.all()
 
 
 def test_what_a_coder_does_not_reconstruct_stays():
@@ -393,11 +577,22 @@ def test_the_modules_of_a_coder_are_part_of_it():
         (lambda: Rotation.from_directions(torch.ones(2, 4)), "4 directions in a space of width 2"),
         (lambda: BoundlessRotation(8, temperature=0.0), r"BoundlessRotation\(temperature=0.0\) divides by it"),
         (lambda: Mask(8, temperature=-1.0), r"Mask\(temperature=-1.0\) divides by it.*subspace.eval\(\)"),
-        (lambda: PCA.fit(draw(0, 3, 8), 4), r"PCA.fit\(dims=4\) has too few directions: 3 vectors vary in 2; .*dims=2"),
+        (lambda: Mask(8, within=Rotation(4)), r"Mask\(width=8\) was given .*; write Mask\(within=Rotation\(…\)\)\."),
+        *(
+            (ask, r"Mask\(within=SparseCoder\(…\)\) has not run yet, .*; run it once: mask.coordinates\(activation\)")
+            for ask in (
+                lambda: Mask(within=of_modules()).size,
+                lambda: Mask(within=of_modules()).chosen,
+                lambda: Mask(within=of_modules()).state_dict(),
+            )
+        ),
+        (lambda: PCA(9, 8), "PCA was asked for 9 directions in a space of width 8; write dims=1 to dims=8"),
+        (lambda: PCA(0), "PCA was asked for 0 directions"),
+        (lambda: PCA.fit(draw(0, 3, 8), 4), r"PCA\(dims=4\) has too few directions: 3 vectors vary in 2; .*dims=2"),
         (lambda: PCA.fit(torch.ones(9, 8), 1), "9 vectors vary in 0"),
-        (lambda: PCA.fit(draw(0, 9, 8), 9), "PCA.fit was asked for 9 directions in a space of width 8"),
+        (lambda: PCA.fit(draw(0, 9, 8), 9), "PCA was asked for 9 directions in a space of width 8"),
         (
-            lambda: PCA(torch.zeros(2), 2 * torch.eye(2)),
+            lambda: PCA.from_components(torch.zeros(2), 2 * torch.eye(2)),
             r"\[2, 2\] that are not orthonormal rows .*; use PCA.fit",
         ),
         (

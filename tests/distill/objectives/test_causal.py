@@ -392,7 +392,7 @@ def test_match_names_its_terms():
 def test_pairs_of_the_mapping_are_drawn_equally_often():
     teacher, student = couple("bert")
     pairs = pairs_of({Location(i): Location(0) for i in range(3)}, teacher, student)
-    step = Step({}, run(student, inputs_of(student, batch_of("bert"))), None, pairs, generator())
+    step = Step({}, student, lambda: run(student, inputs_of(student, batch_of("bert"))), None, pairs, generator())
     counts = torch.tensor([pairs.index(DIITO().draw_pair(step)) for _ in range(3000)]).bincount()
     assert ((counts - 1000.0) ** 2 / 1000).sum() < 13.8  # chi-squared, 2 degrees of freedom, 99.9 %
 

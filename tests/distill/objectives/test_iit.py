@@ -11,6 +11,7 @@ import distill
 from distill import IIT, CausalModel, DistillError
 from distill.mapping import pairs_of
 from distill.objectives import Step
+from distill.samples import Samples
 from interventions import Location, run
 
 SUM = CausalModel(
@@ -42,11 +43,16 @@ RIGHT = {"inner": Location(module="hidden", dims=0)}
 CONSTANT = {"inner": Location(module="hidden", dims=2)}
 
 
+def step_of(network, values, pairs, generator):
+    base = run(network, SUM.encode(values))
+    return Step(values, network, lambda: base, None, pairs, generator, feed=Samples(SUM, 0, len(base.logits)))
+
+
 def terms(network, mapping, objective, n=200, seed=0):
     generator = torch.Generator().manual_seed(seed)
     values = SUM.sample(n, torch.Generator().manual_seed(1))
     pairs = pairs_of(mapping, SUM, network) if mapping else ()
-    return objective(Step(values, run(network, SUM.encode(values)), None, pairs, generator, causal=SUM))
+    return objective(step_of(network, values, pairs, generator))
 
 
 def test_a_network_that_computes_the_model_has_no_loss_and_accuracy_one():

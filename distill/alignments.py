@@ -1,0 +1,183 @@
+"""Where, and in which directions, a network holds the variables of a causal model: learned, measured, saved."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import interventions
+from distill.errors import DistillError
+from distill.loop import Record
+from distill.mapping import Pair
+from distill.metrics import Share
+from distill.outcomes import InterchangeAccuracy, Outcome
+from interventions import Location, Picture
+
+DESCRIPTION = "alignment.json"
+FORMAT = 1
+
+
+class Alignment(Mapping):
+    """Variables → the places that hold them, with their subspaces; it is a mapping wherever one is asked for.
+
+    `interchange_accuracy(causal_model, network, alignment)` measures it on new pairs, `save` writes it.
+
+    Attributes:
+        pairs: its entries.
+        accuracy: the interchange accuracy on held-out pairs after learning; None if it was not measured.
+        records: one for each step of learning.
+        settings: what was asked for.
+    """
+
+    def __init__(
+        self,
+        pairs: tuple[Pair, ...],
+        accuracy: InterchangeAccuracy | None = None,
+        records: tuple[Record, ...] = (),
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pairs, self.accuracy, self.records = pairs, accuracy, records
+        self.settings = dict(settings or {})
+
+    def __getitem__(self, variable: Any) -> tuple[Location, ...]:
+        names = (variable,) if isinstance(variable, str) else variable
+        return {pair.teacher: pair.student for pair in self.pairs}[names]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (pair.teacher[0] if len(pair.teacher) == 1 else pair.teacher for pair in self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def positions(self) -> dict[Location, Any]:
+        """The tokens of each place; None is all of them."""
+        return {at: tokens for pair in self.pairs for at, tokens in zip(pair.student, pair.positions, strict=True)}
+
+    @property
+    def iia(self) -> float | None:
+        """The interchange intervention accuracy on held-out pairs."""
+        return None if self.accuracy is None else self.accuracy.iia
+
+    def plot(self) -> Picture:
+        """Bars of the accuracy of each variable, with both baselines and the controls."""
+        if self.accuracy is None:
+            raise DistillError(
+                "this alignment was not measured; write interchange_accuracy(causal_model, network, alignment).plot()."
+            )
+        return self.accuracy.plot()
+
+    def save(self, folder: str | Path, network: nn.Module, *, overwrite: bool = False) -> Path:
+        """Write `alignment.json` and the places with their subspaces, no pickle and no code.
+
+        Args:
+            folder: a new one.
+            network: the network that was aligned; what is saved fits models like it.
+            overwrite: replace an alignment that is there.
+
+        Raises:
+            DistillError: positions that are functions.
+            InterventionError: a folder that holds something, or a subspace that cannot be saved.
+        """
+        folder = Path(folder)
+        for at, tokens in self.positions.items():
+            if callable(tokens):
+                raise DistillError(
+                    f"the positions of {at} are a function, and files hold no code; give them a name: CausalModel(…, "
+                    "positions={'name': function}), and align with positions='name'."
+                )
+        described = {
+            "format": FORMAT,
+            "entries": [
+                {"variables": pair.teacher, "places": len(pair.student), "positions": list(map(_plain, pair.positions))}
+                for pair in self.pairs
+            ],
+            "settings": self.settings,
+            "records": [asdict(record) for record in self.records],
+            "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
+        }
+        text = json.dumps(described, indent=1, default=str)
+        places = [at for pair in self.pairs for at in pair.student]
+        interventions.save(folder / "places", places, model=network, overwrite=overwrite)
+        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        return folder
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, network: nn.Module, subspaces: Mapping[str, nn.Module] | None = None
+    ) -> "Alignment":
+        """An alignment that `save` wrote, for a network like the one that it was learned on.
+
+        Args:
+            folder: what `save` was given.
+            network: the network.
+            subspaces: by the text of its location, a module for each that holds code, as for `interventions.load`.
+
+        Raises:
+            DistillError: no alignment in the folder, or a newer format.
+            InterventionError: a network that does not fit.
+        """
+        path = Path(folder) / DESCRIPTION
+        if not path.is_file():
+            raise DistillError(
+                f"{folder} holds no alignment: there is no {DESCRIPTION}; write one with save(folder, …)."
+            )
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["format"] > FORMAT:
+            raise DistillError(
+                f"{folder} is of format {told['format']} and this version reads up to {FORMAT}; upgrade: pip install "
+                "-U causal-distillation."
+            )
+        places = iter(interventions.load(Path(folder) / "places", network, subspaces=subspaces).at)
+        pairs = tuple(
+            Pair(
+                tuple(entry["variables"]),
+                tuple(next(places) for _ in range(entry["places"])),
+                tuple(map(_positions, entry["positions"])),
+            )
+            for entry in told["entries"]
+        )
+        records = tuple(Record(**record) for record in told["records"])
+        accuracy = None if told["accuracy"] is None else _accuracy(told["accuracy"])
+        return cls(pairs, accuracy, records, told["settings"])
+
+    def __str__(self) -> str:
+        lines = [str(pair) for pair in self.pairs]
+        return "\n".join(["Alignment", *lines, "" if self.accuracy is None else f"\n{self.accuracy}"]).rstrip()
+
+    def __repr__(self) -> str:
+        iia = "" if self.iia is None else f", iia={self.iia:.3f}"
+        return f"Alignment({'; '.join(map(str, self.pairs))}{iia})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def _plain(positions: Any) -> Any:
+    """Positions as JSON."""
+    if isinstance(positions, slice):
+        return {"slice": [positions.start, positions.stop, positions.step]}
+    if hasattr(positions, "tolist"):
+        return positions.tolist()
+    return list(positions) if isinstance(positions, range | tuple) else positions
+
+
+def _positions(told: Any) -> Any:
+    return slice(*told["slice"]) if isinstance(told, dict) else told
+
+
+def _accuracy(told: dict[str, Any]) -> InterchangeAccuracy:
+    def outcome(each: dict[str, Any]) -> Outcome:
+        return Outcome(**{**each, "iia": None if each["iia"] is None else Share(**each["iia"])})
+
+    return InterchangeAccuracy(
+        outcome(told["overall"]),
+        {name: outcome(each) for name, each in told["per_pair"].items()},
+        told["settings"],
+        {name: outcome(each) for name, each in told["controls"].items()},
+        told["overlap"],
+    )

@@ -1,0 +1,99 @@
+"""How well a trained network answers, and how far it computes like its teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.abstraction import interchange_accuracy
+from distill.causal_models import CausalModel
+from distill.data import held_out
+from distill.errors import DistillError, NothingToMeasure
+from distill.inputs import device_of, to_device
+from distill.mapping import Pair, Sides, layers
+from distill.metrics import Share, accuracy, evaluating, has_classes, wilson
+from distill.objectives import DIITO, Objective
+from distill.pairs import Span
+from distill.results import Evaluation
+from distill.samples import chunks, given
+from distill.seen import Seen
+from distill.values import Values
+from distill.variables import drawn, variables_accuracy
+from interventions import run
+
+
+def evaluate_variables(
+    model: CausalModel,
+    network: nn.Module,
+    pairs: tuple[Pair, ...],
+    data: Any = None,
+    *,
+    examples: int = 2000,
+    seed: int = 0,
+    exclude: Seen | None = None,
+) -> Evaluation:
+    """Accuracy of a network on what a causal model answers, and its interchange accuracy under a mapping.
+
+    Both are measured on rows of `data`, or on what the causal model samples.
+    """
+    bases = drawn(model, examples, seed, None if data is None else given(model, data)).base
+    answered = None if model.classes is None else accuracy_under(model, network, bases)
+    if not pairs:
+        return Evaluation(answered, None)
+    try:
+        interchange = variables_accuracy(model, network, pairs, data, pairs=examples, seed=seed, exclude=exclude)
+    except DistillError as nothing:
+        return Evaluation(answered, None, f"no interchange accuracy: {nothing}")
+    return Evaluation(answered, interchange)
+
+
+def accuracy_under(model: CausalModel, network: nn.Module, values: Values, *, batch_size: int = 256) -> Share:
+    """The share of examples that a network answers as a causal model does, with its Wilson interval."""
+    right, device = 0, device_of(network)
+    with evaluating(network), torch.no_grad():
+        for chunk in chunks(values, batch_size):
+            batch = to_device(chunk, device)
+            logits = model.decode(run(network, model.encode(batch), resumable=False).logits, batch)
+            right += int((logits.argmax(-1) == model.answers(batch)).sum())
+    return wilson(right, len(next(iter(values.values()))))
+
+
+def evaluate(
+    teacher: nn.Module | None,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | None,
+    data: Any,
+    *,
+    positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+    pairs: int = 2000,
+    seed: int = 0,
+) -> Evaluation:
+    """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
+
+    What cannot be measured is None, and the note of the evaluation says why.
+    """
+    rows = held_out(data, student if teacher is None else teacher)
+    measured = accuracy(student, rows) if has_classes(rows) else None
+    if teacher is None or not mapping:
+        return Evaluation(measured, None)
+    try:
+        interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
+    except NothingToMeasure as nothing:
+        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
+    return Evaluation(measured, interchange)
+
+
+def positions_of(objectives: Sequence[Objective]) -> Span | None:
+    """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
+    return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
+
+
+def full_mapping(teacher: nn.Module | None, student: nn.Module) -> Sides | None:
+    """The full layer mapping, where both models have layers."""
+    if teacher is None:
+        return None
+    try:
+        return layers(teacher, student, "full")
+    except DistillError:
+        return None

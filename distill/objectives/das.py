@@ -1,0 +1,50 @@
+"""Distributed alignment search: learn where, and in which directions, a frozen network holds a variable."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from distill.mapping import Pair
+from distill.objectives.iit import compared, on_cpu
+from distill.objectives.objective import Objective, Reads, Step
+from distill.swaps import Ran, places_of, source_of, swapped
+
+
+class DAS(Objective):
+    """Distributed alignment search on a causal model. Terms: `das` and, for learned choices of dims, `size`.
+
+    Every step draws a source for each example and interchanges every entry of the mapping. `das` is the sum over the
+    entries of the cross-entropy of what the network then answers under what the causal model does, so that each is
+    learned as it would be alone; `size` the sum of the shares of dims that the subspaces replace.
+
+    Geiger et al. 2023 (arXiv:2303.02536), section 3; `size`: Wu et al. 2023 (arXiv:2305.08809), section 3.
+    """
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """Nothing: sources are runs of their own."""
+        return Reads()
+
+    @property
+    def interchanges(self) -> bool:
+        """True: its counterfactual runs resume from the base run."""
+        return True
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The terms of all entries of the mapping."""
+        model, feed, network = step.causal, step.feed, step.network
+        assert feed is not None
+        base = model.run({name: step.batch[name] for name in model.inputs})
+        rows = len(base[model.output])
+        source = model.run(feed.sources(rows, on_cpu(step.generator), step.generator.device))
+        with torch.no_grad():
+            taken = source_of(model, network, source, step.mapping)
+            # One entry needs no base run: its counterfactual is a run of the base.
+            shared = step.student if len(step.mapping) > 1 else model.encode(base)
+        losses = []
+        for pair in step.mapping:
+            wanted = model.answers(model.interchange(base, {pair.teacher: source}))
+            losses.append(compared(model, swapped(model, network, pair, Ran(base, shared), taken), base, wanted))
+        terms = {"das": torch.stack(losses).sum()}
+        sizes = [at.subspace.size for at in places_of(step.mapping) if hasattr(at.subspace, "size")]
+        return terms | ({"size": torch.stack(sizes).sum()} if sizes else {})

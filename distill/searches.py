@@ -1,0 +1,225 @@
+"""`search_alignment`: how well each layer and token holds each variable."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from rich.console import Console
+from torch import Tensor, nn
+
+from distill import loop
+from distill.aligning import ALIGNING, COLDEST, learn
+from distill.alignments import Alignment
+from distill.causal_models import CausalModel
+from distill.errors import DistillError
+from distill.inputs import device_of, to_device
+from distill.mapping import Pair, pairs_of
+from distill.metrics import evaluating
+from distill.outcomes import InterchangeAccuracy, Outcome
+from distill.samples import given
+from distill.tallies import Tally, outcome_of
+from distill.variables import drawn, measured
+from distill.wholes import refuse_wholes
+from interventions import Location, Picture, architecture, as_location, heat_map, run_to
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """How well each place holds each variable. It prints as a table and shows in notebooks as a heat map.
+
+    Attributes:
+        pairs: one entry for each variable, location and position, in this order.
+        outcomes: the figures of each.
+        tally: what they come from; `clusters` says which pairs of examples share their base.
+        variables, locations, positions: what was searched, as text; positions are [""] without any.
+        settings: what was asked for.
+    """
+
+    pairs: tuple[Pair, ...]
+    outcomes: tuple[Outcome, ...]
+    variables: tuple[str, ...]
+    locations: tuple[str, ...]
+    positions: tuple[str, ...]
+    tally: Tally = field(repr=False)
+    clusters: Int[Tensor, " examples"] = field(repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def iia(self) -> Float[Tensor, "variables locations positions"]:
+        """Interchange intervention accuracy of every cell."""
+        values = torch.tensor([float("nan") if each.iia is None else each.iia.value for each in self.outcomes])
+        return values.reshape(len(self.variables), len(self.locations), len(self.positions))
+
+    @property
+    def best(self) -> Alignment:
+        """The place of each variable with the highest accuracy (the first of several), as an alignment."""
+        per_variable = len(self.locations) * len(self.positions)
+        chosen = [int(cells.argmax()) + i * per_variable for i, cells in enumerate(self.iia.flatten(1))]
+        overall = outcome_of(Tally(self.tally.sums[:, chosen]), clusters=self.clusters, seed=self.settings["seed"])
+        found = {str(self.pairs[i]): self.outcomes[i] for i in chosen}
+        accuracy = InterchangeAccuracy(overall, found, self.settings)
+        return Alignment(tuple(self.pairs[i] for i in chosen), accuracy, settings=self.settings)
+
+    def plot(self, variable: str | None = None) -> Picture:
+        """A heat map of the accuracies: locations down, positions across, variable by variable (or of one)."""
+        chosen = self.variables if variable is None else (variable,)
+        unknown = [name for name in chosen if name not in self.variables]
+        if unknown:
+            raise DistillError(f"{unknown[0]!r} was not searched; plot one of {', '.join(self.variables)}.")
+        columns = [_label(name, token, len(chosen) > 1) for name in chosen for token in self.positions]
+        values = torch.cat([self.iia[self.variables.index(name)] for name in chosen], 1)
+        what = "interchange intervention accuracy" + (f" of {chosen[0]}" if len(chosen) == 1 else "")
+        return heat_map(values, list(self.locations), columns, label=what)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "variables": list(self.variables),
+            "locations": list(self.locations),
+            "positions": list(self.positions),
+            "iia": self.iia.tolist(),
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+            "settings": self.settings,
+        }
+
+    def __str__(self) -> str:
+        blocks = []
+        for name, values in zip(self.variables, self.iia.tolist(), strict=True):
+            width = max(map(len, (*self.locations, name)))
+            head = [name.ljust(width), *(f"{token[:9] or 'IIA':>9}" for token in self.positions)]
+            lines = [
+                "  ".join([place.ljust(width), *(f"{value:9.3f}" for value in row)])
+                for place, row in zip(self.locations, values, strict=True)
+            ]
+            blocks.append("\n".join(["  ".join(head), *lines]))
+        return "\n\n".join(blocks)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+    def _repr_png_(self) -> bytes:
+        return self.plot()._repr_png_()
+
+
+def search_alignment(
+    causal_model: CausalModel,
+    network: nn.Module,
+    variables: str | Sequence[str] | None = None,
+    at: Iterable[Location | str] | None = None,
+    data: Any = None,
+    *,
+    positions: Sequence[Any] | None = None,
+    subspace: Callable[[], nn.Module] | None = None,
+    weights: Mapping[str, float] | None = None,
+    steps: int = 300,
+    batch_size: int = 256,
+    lr: float | None = None,
+    seed: int = 0,
+    coldest: float = COLDEST,
+    pairs: int = 1000,
+    console: Console | None = None,
+) -> Search:
+    """The interchange intervention accuracy of every variable at every location and position.
+
+    The runs on base and source are shared by all cells, and every counterfactual resumes from that of the base. With a
+    subspace, each cell has one of its own, learned as `align` would learn it alone; the cells of one location are
+    learned together.
+
+    Args:
+        causal_model: what the network is thought to compute.
+        network: any torch model; it is not changed.
+        variables: which; by default the inner ones.
+        at: the locations; by default the output of every block.
+        data: {name: tensor} of the causal model's inputs; by default it samples them.
+        positions: the tokens, each a name, a number or what else `CausalModel.select` takes. By default the named
+            positions of the causal model; without any, every token of the shortest example. [None] is all tokens at
+            once.
+        subspace: makes the subspace of a cell, as `lambda: Rotation(8)`; None swaps whole vectors.
+        weights, steps, batch_size, lr, coldest: of learning, as for `align`.
+        pairs: how many held-out pairs each cell is measured on, the same for all.
+        seed: of learning and of the pairs.
+        console: shows the progress; `rich.console.Console(quiet=True)` for none.
+
+    Raises:
+        DistillError: nothing to search, a variable that does not exist, or a cell that is all that the network
+            computes with.
+
+    Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
+    """
+    names = (
+        causal_model.inner if variables is None else (variables,) if isinstance(variables, str) else tuple(variables)
+    )
+    places = _places(network) if at is None else [as_location(place) for place in at]
+    schedule = replace(ALIGNING, steps=steps, batch_size=batch_size, seed=seed)
+    feed = loop.feed_of(causal_model, data, schedule)
+    few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
+    tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
+    if not names or not places or not tokens:
+        raise DistillError(
+            f"there is nothing to search: {len(names)} variables × {len(places)} locations × {len(tokens)} positions; "
+            "name some, as search_alignment(causal_model, network, 'left', at=[Location(0), Location(1)])."
+        )
+    found: dict[tuple[int, int, int], Pair] = {}
+    for row, place in enumerate(places):
+        cells = {
+            (i, row, column): pairs_of({name: made(place, subspace)}, causal_model, network, token)[0]
+            for i, name in enumerate(names)
+            for column, token in enumerate(tokens)
+        }
+        if subspace is None:
+            others = feed.sources(
+                len(few[causal_model.inputs[0]]), torch.Generator().manual_seed(seed), device_of(network)
+            )
+            refuse_wholes(causal_model, network, tuple(cells.values()), few, others)
+        else:
+            learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "console": console}
+            learn(feed, network, tuple(cells.values()), data, schedule, **learning, title=f"search {place}")
+        found |= cells
+    ordered = tuple(found[key] for key in sorted(found))
+    bases = drawn(causal_model, pairs, seed, None if data is None else given(causal_model, data))
+    tally = measured(causal_model, network, ordered, bases, batch_size=batch_size)
+    outcomes = tuple(outcome_of(tally.of(i), clusters=bases.clusters, seed=seed) for i in range(len(ordered)))
+    labels = tuple("" if token is None else str(token) for token in tokens)
+    settings: dict[str, Any] = {
+        "pairs": pairs,
+        "seed": seed,
+        "subspace": None if subspace is None else repr(subspace()),
+    }
+    if subspace is not None:
+        settings |= {"schedule": asdict(schedule)}
+    return Search(ordered, outcomes, tuple(names), tuple(map(str, places)), labels, tally, bases.clusters, settings)
+
+
+def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
+    """The place with a subspace of its own."""
+    return place if subspace is None else replace(place, subspace=subspace())
+
+
+def _places(network: nn.Module) -> list[Location]:
+    """The output of every block of the stack that locations refer to by default."""
+    found = architecture(network)
+    if not found.stacks:
+        raise DistillError(
+            f"{type(network).__name__} has no blocks that repeat; name the places: at=[Location(module='2')]."
+        )
+    return [Location(i) for i in range(len(found.stacks[0].blocks))]
+
+
+def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few: dict[str, Tensor]) -> list[Any]:
+    """The positions to search where none are named."""
+    if model.positions:
+        return list(model.positions)
+    with evaluating(network), torch.no_grad():
+        inputs = model.encode(few)
+        vectors = run_to(network, inputs, places[:1]).vectors(places[0].whole)
+    if vectors.ndim < 3:
+        return [None]
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    return list(range(vectors.shape[1] if mask is None else int(mask.sum(1).min())))
+
+
+def _label(variable: str, token: str, several: bool) -> str:
+    return " @ ".join(part for part in (variable if several else "", token) if part) or variable
