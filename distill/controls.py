@@ -69,7 +69,7 @@ def _redrawn(at: Location, ran: Run, generator: torch.Generator) -> Location:
     vectors = ran.vectors(at.whole)
     if at.subspace is not None:
         width = vectors.shape[-1] if at.dims is None else len(at.dims)
-        return replace(at, subspace=_random_subspace(at.subspace, width, generator).to(vectors.device))
+        return replace(at, subspace=_random_subspace(at.subspace, vectors[..., :width], generator))
     changed: dict[str, Any] = {}
     for name, axis in (("heads", -2), ("dims", -1)):
         if getattr(at, name) is not None:
@@ -78,7 +78,7 @@ def _redrawn(at: Location, ran: Run, generator: torch.Generator) -> Location:
     return replace(at, **changed)
 
 
-def _random_subspace(subspace: Any, width: int, generator: torch.Generator) -> nn.Module:
+def _random_subspace(subspace: Any, vectors: Tensor, generator: torch.Generator) -> nn.Module:
     """A subspace of as many directions (of as many coordinates, for a mask), drawn at random."""
     seed = int(torch.randint(2**31, (), generator=generator))
     if isinstance(subspace, Mask) and not isinstance(subspace.within, Rotation):
@@ -86,11 +86,12 @@ def _random_subspace(subspace: Any, width: int, generator: torch.Generator) -> n
         with torch.no_grad():
             mask.logits.copy_(mask.logits[torch.randperm(len(mask.logits), generator=generator).to(mask.logits.device)])
         return mask
-    return Rotation(max(1, min(width, _size(subspace, width))), width, seed=seed)
+    width = vectors.shape[-1]
+    return Rotation(max(1, min(width, _size(subspace, vectors))), width, seed=seed).to(vectors.device)
 
 
-def _size(subspace: Any, width: int) -> int:
+def _size(subspace: Any, vectors: Tensor) -> int:
     """How many directions a subspace replaces."""
-    probe: Tensor = torch.zeros(1, width, device=next(iter(subspace.state_dict().values()), torch.zeros(())).device)
     with torch.no_grad():
-        return int(subspace.chosen.sum()) if hasattr(subspace, "chosen") else subspace.coordinates(probe).shape[-1]
+        coordinates = subspace.coordinates(vectors.reshape(-1, vectors.shape[-1])[:1])
+    return int(subspace.chosen.sum()) if hasattr(subspace, "chosen") else coordinates.shape[-1]

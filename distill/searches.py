@@ -156,12 +156,12 @@ def search_alignment(
     schedule = replace(ALIGNING, steps=steps, batch_size=batch_size, seed=seed)
     feed = loop.feed_of(causal_model, data, schedule)
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
-    tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
-    if not names or not places or not tokens:
+    if not names or not places or positions == []:
         raise DistillError(
-            f"there is nothing to search: {len(names)} variables × {len(places)} locations × {len(tokens)} positions; "
+            f"there is nothing to search: {len(names)} variables × {len(places)} locations, positions={positions}; "
             "name some, as search_alignment(causal_model, network, 'left', at=[Location(0), Location(1)])."
         )
+    tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
     found: dict[tuple[int, int, int], Pair] = {}
     for row, place in enumerate(places):
         cells = {
@@ -170,9 +170,8 @@ def search_alignment(
             for column, token in enumerate(tokens)
         }
         if subspace is None:
-            others = feed.sources(
-                len(few[causal_model.inputs[0]]), torch.Generator().manual_seed(seed), device_of(network)
-            )
+            rows, drawing = len(few[causal_model.inputs[0]]), torch.Generator().manual_seed(seed)
+            others = feed.sources(rows, drawing, device_of(network))
             refuse_wholes(causal_model, network, tuple(cells.values()), few, others)
         else:
             learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "console": console}

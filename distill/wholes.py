@@ -23,6 +23,7 @@ def refuse_wholes(
     Raises:
         DistillError: for a variable that is not the output.
     """
+    base, source = _padded_alike(model, base, source)
     with evaluating(network), torch.no_grad():
         there = run(network, model.encode(source), resumable=False)
         for pair in pairs:
@@ -40,6 +41,20 @@ def refuse_wholes(
                     "give it a part: dims=…, heads=… or subspace=…, e.g. Location(1, dims=range(0, 16)), or a token: "
                     "positions=-1."
                 )
+
+
+def _padded_alike(model: CausalModel, base: Values, source: Values) -> tuple[Values, Values]:
+    """Bases, each with a source of its padding: a mask reaches the output past every place."""
+    inputs, others = model.encode(base), model.encode(source)
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    if mask is None or not isinstance(others, dict) or others["attention_mask"].shape[1:] != mask.shape[1:]:
+        return base, source
+    alike = (mask[:, None] == others["attention_mask"]).flatten(2).all(2)
+    rows = alike.any(1).nonzero()[:, 0]
+    if not len(rows):
+        return base, source
+    taken = alike[rows].int().argmax(1)
+    return {name: value[rows] for name, value in base.items()}, {name: value[taken] for name, value in source.items()}
 
 
 def _covers(taken: Run, at: Location) -> bool:

@@ -19,7 +19,7 @@ def pointer_values(
     images: Float[Tensor, "images height width"] | None = None,
     digits: Int[Tensor, " labels"] | None = None,
     *,
-    part: Literal["train", "test"] = "train",
+    part: Literal["train", "test"] | None = "train",
 ) -> CausalModel:
     """Four tiles, each an image of a digit; `pointer` (top left) chooses the tile whose digit is the answer.
 
@@ -31,6 +31,8 @@ def pointer_values(
         images: scikit-learn's 8x8 digits by default, as in the task `pvr`.
         digits: what the images show, 0 to 9.
         part: `"train"` draws from 80 % of the images of each digit, `"test"` from the others; always the same ones.
+            None draws from all of them, where the images are split already: `pointer_values(*mnist(folder, "test"),
+            part=None)`.
 
     Zhang, Raghu, Kleinberg, Bengio 2021 (arXiv:2107.12580); Geiger et al. 2021 (arXiv:2112.00826).
 
@@ -44,7 +46,7 @@ def pointer_values(
         raise DistillError(
             f"pointer_values was given {found[0]} images and {found[1]} digits; give one digit an image."
         )
-    chosen = split(digits)[("train", "test").index(part)].tolist()
+    chosen = torch.arange(len(digits)) if part is None else split(digits)[("train", "test").index(part)]
     images_on, digits_on, tile_on = cache(images.to), cache(digits.to), cache(torch.tensor(ANSWER_TILE).to)
 
     def digit(image: Tensor) -> Tensor:

@@ -1,0 +1,95 @@
+"""A search: each cell is what would be measured, and learned, alone."""
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import distill
+from distill import DistillError
+from interventions import InterventionError, Location, Rotation
+from tests.distill.wired import SUM, TOKENS, Reader, turned
+
+QUIET = Console(quiet=True)
+
+
+def deep(seed=0):
+    """Three places that run one after the other."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def test_whole_vectors_at_every_token_are_found_where_they_are():
+    found = distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], pairs=300)
+    assert (found.variables, found.locations, found.positions) == (
+        ("first", "last"),
+        ("module:hidden",),
+        ("first", "last"),
+    )
+    assert found.iia[0, 0, 0] == found.iia[1, 0, 1] == 1.0
+    assert max(found.iia[0, 0, 1], found.iia[1, 0, 0]) < 0.7
+    assert found.best.positions == {Location(module="hidden"): "last"} or found.best.iia == 1.0
+    numbered = distill.search_alignment(TOKENS, Reader(), "first", ["module:hidden"], positions=[0, -1], pairs=300)
+    assert numbered.positions == ("0", "-1")
+    assert numbered.iia[0, 0].tolist() == found.iia[0, 0].tolist()
+
+
+def test_a_cell_is_what_is_aligned_and_measured_alone():
+    network, settings = deep(), dict(steps=15, batch_size=32, seed=3, console=QUIET)
+    places = ["module:0", "module:1"]
+    found = distill.search_alignment(
+        SUM, network, ["inner", "c"], places, subspace=lambda: Rotation(2), pairs=200, **settings
+    )
+    assert found.iia.shape == (2, 2, 1)
+    for i, name in enumerate(found.variables):
+        for j, place in enumerate(places):
+            mine = Location(module=place.removeprefix("module:"), subspace=Rotation(2))
+            alone = distill.align(SUM, network, {name: mine}, pairs=200, **settings)
+            learned = found.pairs[2 * i + j].student[0].subspace.reflections
+            torch.testing.assert_close(learned, mine.subspace.reflections, rtol=1e-3, atol=1e-4)
+            assert found.iia[i, j, 0] == pytest.approx(alone.iia, abs=0.02)
+
+
+def test_the_best_is_an_alignment_with_its_figures():
+    network = turned()
+    found = distill.search_alignment(
+        SUM,
+        network,
+        at=["module:hidden"],
+        subspace=lambda: Rotation(1),
+        steps=200,
+        batch_size=64,
+        lr=0.05,
+        console=QUIET,
+    )
+    assert found.best.iia == float(found.iia.max()) == 1.0
+    assert distill.interchange_accuracy(SUM, network, found.best, pairs=500).iia == 1.0
+
+
+def test_it_prints_and_draws():
+    found = distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], pairs=50)
+    head, first = str(found).splitlines()[:2]
+    assert head.split() == ["first", "first", "last"]
+    assert first.split()[:2] == ["module:hidden", "1.000"]
+    labels = [text.get_text() for text in found.plot().axes[0].get_xticklabels()]
+    assert labels == ["first @ first", "first @ last", "last @ first", "last @ last"]
+    assert [t.get_text() for t in found.plot("last").axes[0].get_xticklabels()] == ["first", "last"]
+    assert found.to_dict()["iia"][0][0][0] == 1.0
+    with pytest.raises(DistillError, match=r"'frst' was not searched; plot one of first, last"):
+        found.plot("frst")
+
+
+def test_what_cannot_be_searched_says_why():
+    with pytest.raises(DistillError, match=r"Sequential has no blocks that repeat; name the places"):
+        distill.search_alignment(SUM, deep())
+    with pytest.raises(DistillError, match=r"nothing to search: 1 variables × 0 locations"):
+        distill.search_alignment(SUM, deep(), at=[])
+    with pytest.raises(DistillError, match=r"'iner', which is no variable .*did you mean 'inner'"):
+        distill.search_alignment(SUM, deep(), "iner", ["module:0"])
+    with pytest.raises(DistillError, match=r"inner is aligned with all of module:0, and to swap that is to run the"):
+        distill.search_alignment(SUM, deep(), at=["module:0"])
+    with pytest.raises(DistillError, match=r"no position 'lst'.*did you mean 'last'"):
+        distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], positions=["lst"])
+    with pytest.raises(InterventionError, match=r"module 'hiden'|no module"):
+        distill.search_alignment(TOKENS, Reader(), at=["module:hiden"])
