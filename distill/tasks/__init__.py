@@ -6,10 +6,34 @@ from typing import Any
 
 from distill.errors import DistillError
 from distill.tasks import agreement, files, pvr, sst2
+from distill.tasks.arithmetic import addition
+from distill.tasks.equality import hierarchical_equality
+from distill.tasks.indirect_object import indirect_object
+from distill.tasks.mnist import mnist
+from distill.tasks.mqnli import multiply_quantified
+from distill.tasks.pointers import pointer_values
+from distill.tasks.prompts import Prompts
 from distill.tasks.rows import Rows
 from distill.tasks.task import Recipe, Task, share
+from distill.tasks.trees import boolean_tree
+from distill.tasks.verb_number import verb_number
 
-__all__ = ["Recipe", "Rows", "Task", "load", "names"]
+__all__ = [
+    "Prompts",
+    "Recipe",
+    "Rows",
+    "Task",
+    "addition",
+    "boolean_tree",
+    "hierarchical_equality",
+    "indirect_object",
+    "load",
+    "mnist",
+    "multiply_quantified",
+    "names",
+    "pointer_values",
+    "verb_number",
+]
 
 EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task}
 

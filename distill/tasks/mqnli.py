@@ -28,7 +28,7 @@ RELATIONS: dict[str, Truths] = {
     "alternation": frozenset({PREMISE, HYPOTHESIS, NEITHER}),
     "independence": frozenset({BOTH, PREMISE, HYPOTHESIS, NEITHER}),
 }
-"""The relations 0 to 6: of which phrases, the premise's and the hypothesis's, the same thing can be true.
+"""The relations 0 to 6, each as what can be true of one thing: the premise's phrase, the hypothesis's, both, neither.
 
 MacCartney, Manning 2009 (W09-3714), who call contradiction negation.
 """
@@ -61,7 +61,9 @@ FIXED = {"subject_determiner": DETERMINERS, "negation": (ABSENT, NEGATION), "obj
 MODIFIERS = ("subject_adjective", "adverb", "object_adjective")
 EXAMPLE = "every sad actor doesnot emptystring eat some emptystring cake"
 UNRELATED = 0.15
-"""The share of drawn pairs whose nouns and verbs differ by the toss of a coin each, before labels are balanced."""
+"""The share of drawn pairs whose nouns and verb differ by the toss of a coin each, before labels are balanced.
+
+It gives the share of equal nouns and verbs that the files have, 97 %."""
 SENTENCES = ("sentence1", "sentence2")
 INPUTS = tuple(f"{side}_{slot}" for side in ("premise", "hypothesis") for slot in SLOTS)
 
@@ -102,7 +104,10 @@ def multiply_quantified(folder: str | Path) -> CausalModel:
         encode=_encode,
         sample=sample,
         domains={**dict.fromkeys(NODES, range(len(RELATIONS))), "answer": range(len(LABELS))},
-        positions={"[CLS]": _position(0), **{name: _position(i + 1 + i // 9) for i, name in enumerate(INPUTS)}},
+        positions={
+            "[CLS]": _position(0),
+            **{name: _position(1 + i + i // len(SLOTS)) for i, name in enumerate(INPUTS)},
+        },
     )
     return model
 
@@ -125,11 +130,12 @@ def rows(folder: str | Path, split: str) -> dict[str, Tensor]:
         DistillError: as `multiply_quantified`, and for words that the training file lacks, relations and labels.
     """
     words = _words(Path(folder))
+    domains = _domains(words)
     path, table = _read(Path(folder), split)
     found = {}
     for name, column in _columns(path, table).items():
-        domain = torch.tensor(_domains(words)[_slot(name)])
-        found[name] = domain[_places(path, name, column, words[_slot(name)])]
+        places = _places(path, name, column, words[_slot(name)])
+        found[name] = torch.tensor(domains[_slot(name)])[places]
     for name, node in NODES.items():
         relations = [nodes.get(node) if isinstance(nodes := row.get("nodes"), dict) else None for row in table]
         found[name] = _places(path, node, relations, tuple(RELATIONS))
@@ -294,7 +300,7 @@ def _balanced(
 
 
 def _drawn(n: int, domains: dict[str, list[int]], generator: torch.Generator) -> dict[str, Tensor]:
-    """Pairs of sentences; in most of them nouns and verbs are the same, or all are unrelated."""
+    """Pairs of sentences of any label; nouns and verbs are mostly the same in both."""
     tossed = _integers(1000, n, generator) < 1000 * UNRELATED
     found: dict[str, Tensor] = {}
     for slot, domain in domains.items():
@@ -363,7 +369,7 @@ def _path(folder: Path, split: str) -> Path:
     if split not in SPLITS:
         raise DistillError(f"there is no split {split!r}; give one of {', '.join(map(repr, SPLITS))}.")
     if not folder.is_dir():
-        raise DistillError(f"{folder} is not a folder; give the one of mqnli_train.jsonl.gz, as a path.")
+        raise DistillError(f"{folder} is not a folder; give that of mqnli_train.jsonl.gz, as 'data/mqnli'.")
     path = next((path for end in ("", ".gz") if (path := folder / f"mqnli_{split}.jsonl{end}").exists()), None)
     if path is None:
         raise DistillError(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from interventions.frames import frame, random_reflections, reflections_of
+from interventions.frames import frame, random_reflections, reflections_of, shared_frames
 from tests.interventions.test_subspaces import draw
 
 VALUES = {
@@ -54,3 +54,21 @@ def test_the_frame_of_a_matrix_is_its_q():
     q, r = torch.linalg.qr(given)
     assert torch.allclose(frame(*reflections_of(given), torch.float32), q * r.diagonal().sign(), atol=1e-5)
     assert torch.equal(frame(*reflections_of(torch.eye(6)), torch.float32), torch.eye(6))
+
+
+def test_a_shared_frame_is_the_same_and_is_made_anew_when_it_changes():
+    reflections, signs = random_reflections(6, 3, seed=0)
+    reflections.requires_grad_()
+    alone = frame(reflections, signs, torch.float32)
+    with shared_frames():
+        first = frame(reflections, signs, torch.float32)
+        assert frame(reflections, signs, torch.float32) is first
+        assert torch.equal(first, alone)
+        assert frame(reflections, signs, torch.float64).dtype == torch.float64
+        with torch.no_grad():
+            assert not frame(reflections, signs, torch.float32).requires_grad
+            reflections.mul_(torch.arange(1.0, 7.0)[:, None])
+        other = frame(reflections, signs, torch.float32)
+        assert other is not first
+        assert not torch.allclose(other, first)
+    assert frame(reflections, signs, torch.float32) is not other

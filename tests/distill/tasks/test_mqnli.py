@@ -286,7 +286,7 @@ def refused(call, match):
 
 def test_folders_and_files_that_are_missing(tmp_path, folder):
     refused(
-        lambda: multiply_quantified(tmp_path / "none"), r"none is not a folder; give the one of mqnli_train.jsonl.gz"
+        lambda: multiply_quantified(tmp_path / "none"), r"none is not a folder; give that of mqnli_train.jsonl.gz, "
     )
     refused(lambda: rows(folder, "dev"), r"has no mqnli_dev.jsonl or mqnli_dev.jsonl.gz; put it there, or name another")
     refused(lambda: rows(folder, "valid"), r"there is no split 'valid'; give one of 'train', 'dev', 'test'\.")
