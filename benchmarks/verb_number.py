@@ -9,8 +9,9 @@ Three causal models of which verb comes next ("was" or "were"), each first compa
 - `far subject`: "The cat near the dogs", by the number of the cat.
 - `near noun`: the same sentences, by the number of the dogs: what a model does that goes by the nearest noun.
 
-For each, the accuracy of whole vectors swapped at every layer and token. For the first one then the same search with k
-learned directions, and DAS at the middle block by k: for the model, and retrained for a copy of it with new weights.
+For each, the accuracy of whole vectors swapped at every layer and token. For the first one then the same search at the
+end with k learned directions, and DAS at the middle block by k: for the model with its controls, and learned anew for a
+copy of it with new weights.
 Figures are of 1000 held-out pairs; do nothing scores about a half, whatever the place.
 """
 
@@ -35,9 +36,8 @@ from interventions import Location, Picture, Rotation
 
 QUIET = Console(quiet=True)
 TOKENS = ("attractor", "subject", "end")
-FEWER = ("attractor", "end")  # where directions are learned: the subject ends the sentence
-SEARCH = {"steps": 60, "batch_size": 64}
-ALIGN = {"steps": 150, "batch_size": 64}
+SEARCH = {"steps": 60, "batch_size": 32}
+ALIGN = {"steps": 100, "batch_size": 64}
 PAIRS = 1000
 
 
@@ -68,7 +68,7 @@ def searched(causal_model: CausalModel, network: nn.Module, places: list[Locatio
         network,
         ["number"],
         places,
-        positions=FEWER if dims else TOKENS,
+        positions=["end"] if dims else TOKENS,
         subspace=(lambda: Rotation(dims, seed=seed)) if dims else None,
         **SEARCH,
         pairs=PAIRS,
@@ -142,11 +142,10 @@ def table(result: dict) -> str:
             + " ".join(f"{mean([run[x] for run in runs]):9.3f}" for x in ("do nothing", "replace all"))
         )
     ks = sorted({run["dims"] for run in result["directions"]})
-    for column, token in enumerate(FEWER):
-        lines += ["", f"{'k directions, ' + token:26} " + " ".join(f"{'k = ' + str(k):>9}" for k in ks)]
-        found = [cells([run for run in result["directions"] if run["dims"] == k]) for k in ks]
-        for number, place in enumerate(result["places"]):
-            lines.append(f"{place:26} " + " ".join(f"{grid[number][column]:9.3f}" for grid in found))
+    lines += ["", f"{'k directions at the end':26} " + " ".join(f"{'k = ' + str(k):>9}" for k in ks)]
+    found = [cells([run for run in result["directions"] if run["dims"] == k]) for k in ks]
+    for number, place in enumerate(result["places"]):
+        lines.append(f"{place:26} " + " ".join(f"{grid[number][0]:9.3f}" for grid in found))
     lines += ["", f"{'DAS at ' + result['middle']:26} " + " ".join(f"{'k = ' + str(k):21}" for k in ks)]
     for name, pick in ROWS.items():
         told = [span([pick(run) for run in result["aligned"] if run["dims"] == k]) for k in ks]
@@ -201,8 +200,8 @@ def plot(result: dict) -> Picture:
         axes.set_yticks(range(len(places)), places)
         axes.tick_params(length=0, labelsize=8)
         axes.spines[:].set_visible(False)
-        right = mean([run["all"] for run in result["behaviour"][name]])
-        axes.set_title(f"{texts[name]}\nanswers right: {right:.3f}", fontsize=9)
+        share = mean([run["all"] for run in result["behaviour"][name]])
+        axes.set_title(f"{texts[name]}\nanswers right: {share:.3f}", fontsize=9)
     heat[1].set_xlabel("dashed: the vector that the answer is read from, so a swap is a run of the source", fontsize=8)
     above.colorbar(image, ax=heat, label="IIA, whole vectors", pad=0.01)
     left, right = below.subplots(1, 2, sharey=True)
@@ -210,10 +209,7 @@ def plot(result: dict) -> Picture:
     grids = {k: cells([run for run in result["directions"] if run["dims"] == k]) for k in ks}
     colours = ["#cc6677", "#ddaa33", "#228833", "#4477aa", "#aa3377", "0.2"]
     for number, place in enumerate(places):
-        left.plot(ks, [grids[k][number][1] for k in ks], "o-", label=place, color=colours[number % 6], markersize=4)
-    left.plot(
-        ks, [mean([row[0] for row in grids[k]]) for k in ks], "s--", color="0.6", label="attractor, mean of places"
-    )
+        left.plot(ks, [grids[k][number][0] for k in ks], "o-", label=place, color=colours[number % 6], markersize=4)
     left.set_title("the subject's number in k directions at the end", fontsize=9)
     styles = {
         "model": ("o-", "#4477aa"),

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from distill.counterfactuals import Counterfactuals, collected
-from distill.domains import Domain, domain_of
+from distill.domains import Domain, domain_of, first_outside
 from distill.errors import DistillError
 from distill.graphs import descendants, in_order, near, parents_of, picture
-from distill.values import Values, called, described, rows_in
+from distill.values import Values, called, described, one_batch, rows_in
 from interventions import Picture
 
 
@@ -346,30 +346,9 @@ class CausalModel:
 
     def _checked(self, values: Any, names: tuple[str, ...], what: str = "the values hold") -> dict[str, Tensor]:
         """Values of exactly these variables, one batch on one device, each in its domain."""
-        if not isinstance(values, Mapping):
-            raise DistillError(f"{what} {described(values)}; give a dict {{name: tensor}} of {', '.join(names)}.")
-        for name in values:
-            if name not in names:
-                way_out = f"fix it with interchange(base, {{{name!r}: source}})"
-                raise DistillError(
-                    f"{what} {name!r}, which is none of {', '.join(names)}{near(str(name), names)}; "
-                    f"{way_out if name in self.variables else 'leave it out'}."
-                )
-        for name in names:
-            if name not in values:
-                raise DistillError(f"{what} no {name!r}; give a tensor of {', '.join(names)} each.")
-            if not isinstance(values[name], Tensor) or not values[name].ndim:
-                raise DistillError(
-                    f"{what} {described(values[name])} as {name!r}; give a tensor [batch], as torch.tensor([...])."
-                )
-            first = values[names[0]]
-            if len(values[name]) != len(first) or values[name].device != first.device:
-                raise DistillError(
-                    f"{what} {rows_in(values[name])} of {name!r} and {rows_in(first)} of {names[0]!r}; give one batch, "
-                    "on one device."
-                )
-        self._refuse_outside(values, names, what)
-        return {name: values[name] for name in names}
+        batch = one_batch(values, names, self.variables, what)
+        self._refuse_outside(batch, names, what)
+        return batch
 
     def _computed(self, known: Values) -> dict[str, Tensor]:
         """All variables, in order: those that are known, and the others by their mechanisms."""
@@ -396,24 +375,15 @@ class CausalModel:
         return self._computed({name: run[name] for name in self.variables if name not in stale} | dict(fixed))
 
     def _refuse_outside(self, values: Values, names: Sequence[str], what: str) -> None:
-        found = {}
-        for name in names:
-            if name in self.domains:
-                if values[name].ndim > 1:
-                    raise DistillError(
-                        f"{what} {described(values[name])} as {name!r}, which has a domain of numbers; give one "
-                        "number an example, or no domain."
-                    )
-                found[name] = self.domains[name].index(values[name]) < 0
-        if not found or not bool(torch.stack(list(found.values())).any()):  # one look at the device, not one a variable
-            return
-        name, outside = next((name, outside) for name, outside in found.items() if bool(outside.any()))
-        row = int(outside.nonzero()[0])
-        place = "inputs" if name in self.inputs else "domains"
-        raise DistillError(
-            f"{what} {values[name][row].item()} as {name!r} in row {row}, outside its domain {self.domains[name]}; "
-            f"change it, or widen the domain: {place}={{{name!r}: [...]}}."
-        )
+        given = {name: self.domains[name] for name in names if name in self.domains}
+        outside = first_outside(values, given, what)
+        if outside is not None:
+            name, row = outside
+            place = "inputs" if name in self.inputs else "domains"
+            raise DistillError(
+                f"{what} {values[name][row].item()} as {name!r} in row {row}, outside its domain {given[name]}; "
+                f"change it, or widen the domain: {place}={{{name!r}: [...]}}."
+            )
 
     def _answers(self, output: Tensor) -> Tensor:
         if self.output in self.domains:

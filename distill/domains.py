@@ -1,6 +1,6 @@
 """The values that a variable of a causal model may take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.values import Values, described
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +49,23 @@ def domain_of(name: str, given: Any) -> Domain:
             f"tensor of them, as {name!r}: range(10) or {name!r}: (False, True)."
         )
     return Domain(values.detach().cpu().clone())
+
+
+def first_outside(values: Values, domains: Mapping[str, Domain], what: str) -> tuple[str, int] | None:
+    """The first variable with a value outside its domain, and the row of that; None if there is none.
+
+    Raises:
+        DistillError: more than one number an example.
+    """
+    found = {}
+    for name, domain in domains.items():
+        if values[name].ndim > 1:
+            raise DistillError(
+                f"{what} {described(values[name])} as {name!r}, which has a domain of numbers; give one number an "
+                "example, or no domain."
+            )
+        found[name] = domain.index(values[name]) < 0
+    if not found or not bool(torch.stack(list(found.values())).any()):  # one look at the device, not one a variable
+        return None
+    name, outside = next((name, outside) for name, outside in found.items() if bool(outside.any()))
+    return name, int(outside.nonzero()[0])

@@ -21,7 +21,7 @@ ORDER = {
         descriptions states calls attention hooks steps writes recordings plots metrics runs interchanges
         averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors losses graphs domains values counterfactuals causal_models samples seen mapping swaps inputs pairs tasks
+        errors losses graphs values domains counterfactuals causal_models samples seen mapping swaps inputs pairs tasks
         data similarity metrics wholes outcomes tallies controls variables abstraction objectives students cache
         checkpoints loop results evaluations progress fit alignments aligning searches teachers compat report
         commands cli""".split(),

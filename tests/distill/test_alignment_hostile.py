@@ -232,7 +232,7 @@ def test_a_network_is_as_before_when_alignment_is_interrupted(error):
 
 def test_figures_do_not_depend_on_the_batch_size():
     network, mapping = Equality(), {"left": at(0), "right": at(6), ("a", "b"): at((2, 3))}
-    found = [interchange_accuracy(equality(), network, mapping, pairs=101, batch_size=size) for size in (1, 7, 101)]
+    found = [interchange_accuracy(equality(), network, mapping, pairs=23, batch_size=size) for size in (1, 7, 23)]
     assert found[0] == found[1] == found[2]
     assert next(iter(found[0].per_pair.values())).iia.value == 1
 

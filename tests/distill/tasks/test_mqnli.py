@@ -201,6 +201,8 @@ def test_draws_are_distributed_as_the_rows_of_the_files(real):
     for slot in SLOTS:
         same = [(each[f"premise_{slot}"] == each[f"hypothesis_{slot}"]).float().mean() for each in (drawn, table)]
         assert abs(same[0] - same[1]) < 0.02
+        absent = [(each[f"premise_{slot}"] == 3).float().mean() for each in (drawn, table)]
+        assert abs(absent[0] - absent[1]) < 0.02
 
 
 def test_the_graph_of_nodes(model):
