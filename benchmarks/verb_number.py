@@ -12,7 +12,9 @@ Three causal models of which verb comes next ("was" or "were"), each first compa
 For each, the accuracy of whole vectors swapped at every layer and token. For the first one then the same search at the
 end with k learned directions, and DAS at the middle block by k: for the model with its controls, and learned anew for a
 copy of it with new weights.
-Figures are of 1000 held-out pairs; do nothing scores about a half, whatever the place.
+Figures are of 1000 held-out pairs; do nothing scores about a half, whatever the place. In random weights, too,
+directions are found that make the answer follow the source wherever the number changes, because the last token shows
+it; where it does not change, such a network answers as badly as before. So `effective` alone would call it perfect.
 """
 
 import argparse
@@ -159,6 +161,7 @@ ROWS = {
     "told of other sources": lambda run: run["model"]["controls"]["labels"],
     "other weights, not learned": lambda run: run["model"]["controls"]["network"],
     "other weights, learned": lambda run: run["new weights"]["iia"],
+    "… where the number changes": lambda run: run["new weights"]["effective"],
     "do nothing": lambda run: run["model"]["do nothing"],
 }
 
@@ -187,9 +190,10 @@ def plot(result: dict) -> Picture:
                     fontsize=7,
                     color="w" if value < 0.8 else "0.15",
                 )
-        axes.add_patch(
-            Rectangle((1.5, len(grid) - 1.5), 1, 1, fill=False, linestyle="--", edgecolor="0.15", clip_on=False)
-        )
+        first = 0.5 if name == "subject" else 1.5  # there the subject ends the sentence
+        edge = "w" if grid[-1][2] < 0.8 else "0.15"
+        box = {"fill": False, "linestyle": "--", "edgecolor": edge}
+        axes.add_patch(Rectangle((first + 0.04, len(grid) - 1.46), 2.42 - first, 0.9, **box))
         # Templates name the noun that the hypothesis is about "subject".
         nouns = {
             "subject": ("dogs", "cat", "end"),
@@ -204,7 +208,7 @@ def plot(result: dict) -> Picture:
         axes.set_title(f"{texts[name]}\nanswers right: {share:.3f}", fontsize=9)
     heat[1].set_xlabel("dashed: the vector that the answer is read from, so a swap is a run of the source", fontsize=8)
     above.colorbar(image, ax=heat, label="IIA, whole vectors", pad=0.01)
-    left, right = below.subplots(1, 2, sharey=True)
+    left, right = below.subplots(1, 2)
     ks = sorted({run["dims"] for run in result["directions"]})
     grids = {k: cells([run for run in result["directions"] if run["dims"] == k]) for k in ks}
     colours = ["#cc6677", "#ddaa33", "#228833", "#4477aa", "#aa3377", "0.2"]
@@ -225,11 +229,12 @@ def plot(result: dict) -> Picture:
     for axes in (left, right):
         axes.set_xscale("log", base=2)
         axes.set_xticks(ks, map(str, ks))
-        axes.set(xlabel="directions", ylim=(0.45, 1.02))
+        axes.set(xlabel="directions", ylabel="IIA")
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=8)
-        axes.legend(fontsize=7, frameon=False, loc="center right")
-    left.set_ylabel("IIA")
+        axes.legend(fontsize=7, frameon=False, loc="lower right" if axes is left else (0.6, 0.67))
+    left.set_ylim(0.85, 1.01)
+    right.set_ylim(0.45, 1.02)
     return figure
 
 

@@ -7,7 +7,7 @@ from distill.alignments import Alignment
 from distill.causal_models import CausalModel
 from distill.controls import reinitialised
 from distill.errors import DistillError
-from distill.evaluations import evaluate
+from distill.evaluations import accuracy_under, evaluate
 from distill.fit import Interrupted, fit
 from distill.loop import Record, Schedule, steps
 from distill.mapping import layers
@@ -48,6 +48,7 @@ __all__ = [
     "Span",
     "Task",
     "accuracy",
+    "accuracy_under",
     "align",
     "evaluate",
     "fit",

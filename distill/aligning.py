@@ -1,8 +1,8 @@
 """`align`: learn the subspaces of a mapping, with the network frozen."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from math import sqrt
 from typing import Any
 
@@ -22,12 +22,11 @@ from distill.metrics import evaluating
 from distill.objectives import DAS
 from distill.progress import shown
 from distill.samples import Feed
-from distill.swaps import places_of
+from distill.swaps import mask_of, places_of
 from distill.variables import variables_accuracy
 from distill.wholes import refuse_wholes
 from interventions import PCA, InterventionError, Location, Subspace, intervene
 
-ALIGNING = Schedule(steps=1000, batch_size=256, warmup=0.0, weight_decay=0.0, clip=None)
 TURN = 0.2  # how far a step turns a direction [radians], about
 FITTED_ON = 2048  # examples whose activations a PCA is fitted on
 COLDEST = 0.1
@@ -40,12 +39,12 @@ def align(
     data: Any = None,
     *,
     positions: Any = None,
+    eval_data: Any = None,
     weights: Mapping[str, float] | None = None,
-    steps: int | None = None,
-    batch_size: int | None = None,
+    steps: int = 1000,
+    batch_size: int = 256,
     lr: float | None = None,
-    seed: int | None = None,
-    schedule: Schedule | None = None,
+    seed: int = 0,
     coldest: float = COLDEST,
     pairs: int = 2000,
     controls: str | Sequence[str] = (),
@@ -56,7 +55,9 @@ def align(
 
     Every entry of the mapping is learned as it would be alone. `Rotation` is distributed alignment search,
     `BoundlessRotation` boundless; `Mask` is a differentiable binary mask over dims, or over the coordinates of another
-    subspace; `PCA(dims)` is fitted to what the network computes, and not trained. Others, and dims, stay as they are.
+    subspace; `PCA(dims)` is fitted to what the network computes, and not trained. Others, dims, and subspaces whose
+    parameters take no gradient stay as they are. A search may end in a local optimum: start again with another
+    `Rotation(k, seed=…)`.
 
     Args:
         causal_model: what the network is thought to compute.
@@ -65,13 +66,15 @@ def align(
         data: {name: tensor} of the causal model's inputs; by default it samples them.
         positions: which tokens of the places, as `CausalModel.select` takes them: one choice for all, or {variable or
             location: choice}. None is all of them.
+        eval_data: held-out rows to measure it on; by default what the causal model samples, in a stream of its own.
+            Where `data` is given and these are not, it is measured on `data`, and says so.
         weights: {term: weight}: `das`, and `size`, the share of the dims that masks and boundaries replace; 1 by
             default.
-        steps, batch_size, lr, seed: override those of `schedule`.
-        schedule: by default 1000 steps of 256 pairs, with lr = 0.2 / √width: Adam moves each entry of a direction by
-            about lr in a step.
+        steps: how many, of `batch_size` pairs each, the learning rate falling linearly.
+        lr: by default 0.2 / √width: Adam moves each entry of a direction by about lr in a step.
+        seed: of what is sampled and measured.
         coldest: masks and boundaries are annealed, from their own temperature to this one, linearly.
-        pairs: how many held-out pairs to measure it on; 0 measures nothing.
+        pairs: how many pairs to measure it on; 0 measures nothing.
         controls: of that measurement, as for `interchange_accuracy`.
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
@@ -81,37 +84,33 @@ def align(
 
     Geiger et al. 2023 (arXiv:2303.02536); Wu et al. 2023 (arXiv:2305.08809); Mueller et al. 2025 (arXiv:2504.13151).
     """
-    rate = schedule.lr if lr is None and schedule is not None else lr
-    asked: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    schedule = replace(schedule or ALIGNING, **{name: value for name, value in asked.items() if value is not None})
     entries = pairs_of(mapping, causal_model, network, positions)
-    feed = loop.feed_of(causal_model, data, schedule)
-    records = learn(
-        feed,
-        network,
-        entries,
-        data,
-        schedule,
-        lr=rate,
-        weights=weights,
-        coldest=coldest,
-        console=console,
-        accelerator=accelerator,
-    )
-    settings = {"schedule": asdict(schedule), "weights": dict(weights or {}), "mapping": list(map(str, entries))}
+    schedule = scheduled(steps, batch_size, seed)
+    learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "accelerator": accelerator}
+    records = learn(loop.feed_of(causal_model, data, schedule), network, entries, schedule, console=console, **learning)
+    settings = {
+        "steps": steps, "batch_size": batch_size, "seed": seed, "coldest": coldest, "weights": dict(weights or {}),
+        "lr": records[0].lr if records else None, "mapping": list(map(str, entries)),
+    }  # fmt: skip
+    seen = loop.seen(causal_model, network, data, schedule)
     measured = None
     if pairs:
-        measured = variables_accuracy(
-            causal_model, network, entries, data, pairs=pairs, seed=schedule.seed, controls=controls
-        )
-    return Alignment(entries, measured, tuple(records), settings)
+        tested = data if eval_data is None else eval_data
+        measured = variables_accuracy(causal_model, network, entries, tested, pairs=pairs, seed=seed, controls=controls)
+        if data is not None and eval_data is None:
+            measured = replace(measured, overlap=1.0)
+    return Alignment(entries, measured, tuple(records), settings, seen)
+
+
+def scheduled(steps: int, batch_size: int, seed: int) -> Schedule:
+    """The schedule of an alignment: Adam, and a learning rate that falls linearly."""
+    return Schedule(steps=steps, batch_size=batch_size, seed=seed, warmup=0.0, weight_decay=0.0, clip=None)
 
 
 def learn(
-    feed: Any,
+    feed: Feed,
     network: nn.Module,
     entries: tuple[Pair, ...],
-    data: Any,
     schedule: Schedule,
     *,
     lr: float | None = None,
@@ -123,48 +122,60 @@ def learn(
 ) -> list[Record]:
     """Learn the subspaces of these entries, each as it would be alone, and leave them in eval mode.
 
-    The arguments are those of `align`; `feed` is the causal model with what it is trained on, and `lr` that of the
-    schedule if it is not None.
+    The arguments are those of `align`; `feed` is the causal model with what it is trained on.
     """
-    subspaces = [at.subspace for at in places_of(entries) if isinstance(at.subspace, nn.Module)]
-    device = accelerator.device if accelerator is not None else device_of(network)
-    network.to(device)
-    few = to_device(feed.batch(range(min(16, len(feed)))), device)
+    if not coldest > 0:
+        raise DistillError(f"coldest={coldest} is the last temperature, by which is divided; use e.g. coldest=0.1.")
+    subspaces = [at.subspace for at in places_of(entries) if at.subspace is not None]
+    odd = next((each for each in subspaces if not isinstance(each, nn.Module)), None)
+    if odd is not None:
+        raise DistillError(f"subspace={odd!r} is no module; make one, as Location(1, subspace=Rotation(8)).")
+    home = device_of(network)
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(network):
+        try:
+            fitted = _prepared(feed, network, entries, schedule.seed)
+            parameters = [p for each in subspaces for p in learned_of(each) if p.requires_grad]
+            if not parameters and not fitted:
+                raise DistillError(
+                    f"there is nothing to learn at {', '.join(map(str, places_of(entries)))}: a PCA that is fitted and "
+                    "a SparseCoder are given, and dims are chosen; give a place a subspace that is learned, as "
+                    "Location(1, subspace=Rotation(8)), or measure it as it is: interchange_accuracy(causal_model, "
+                    "network, mapping)."
+                )
+            if not parameters:
+                return []
+            schedule = replace(schedule, lr=_rate(parameters) if lr is None else lr)
+            with frozen(network, subspaces, parameters):
+                running = loop.steps(
+                    feed.model, network, entries, feed, objective=DAS(), weights=weights, schedule=schedule,
+                    accelerator=accelerator, trained=nn.ModuleList(subspaces),
+                )  # fmt: skip
+                with closing(running):
+                    return list(_annealed(shown(running, title, console or Console()), subspaces, coldest))
+        finally:
+            for each in subspaces:
+                each.eval().to(home)
+            if device_of(network) != home:
+                network.to(home)
+
+
+def _prepared(feed: Feed, network: nn.Module, entries: tuple[Pair, ...], seed: int) -> bool:
+    """Give the subspaces their widths, and PCAs their directions; whether there were such."""
+    few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
     fitted = [_built(feed, network, pair, at, few) for pair in entries for at in pair.student]
-    others = feed.sources(_rows(few), torch.Generator().manual_seed(schedule.seed), device)
+    rows = len(next(iter(few.values())))
+    others = feed.sources(rows, torch.Generator().manual_seed(seed), device_of(network))
     refuse_wholes(feed.model, network, entries, few, others)
-    parameters = [p for each in subspaces for p in learned_of(each)]
-    if not parameters and not any(fitted):
-        raise DistillError(
-            f"there is nothing to learn at {', '.join(map(str, places_of(entries)))}; give a place a subspace, as "
-            "Location(1, subspace=Rotation(8)), or measure it as it is: interchange_accuracy(causal_model, network, "
-            "mapping)."
-        )
-    schedule = replace(schedule, lr=_rate(parameters) if lr is None else lr)
-    records: list[Record] = []
-    if parameters:
-        with ExitStack() as modes:
-            modes.enter_context(frozen(network, subspaces, parameters))
-            running = loop.steps(
-                feed.model,
-                network,
-                entries,
-                data,
-                objective=DAS(),
-                weights=weights,
-                schedule=schedule,
-                accelerator=accelerator,
-                trained=nn.ModuleList(subspaces),
-            )
-            modes.enter_context(closing(running))
-            starts: dict[Any, float] = {each: _temperature(each) for each in subspaces if _anneals(each)}
-            for record in shown(running, title, console or Console()):
-                records.append(record)
-                for each, start in starts.items():
-                    each.temperature = start + (coldest - start) * record.step / record.total
-    for each in subspaces:
-        each.eval()
-    return records
+    return any(fitted)
+
+
+def _annealed(records: Iterator[Record], subspaces: Sequence[Any], coldest: float) -> Iterator[Record]:
+    """The records, the temperatures of masks and boundaries falling from step to step."""
+    starts = {each: float(each.temperature) for each in subspaces if hasattr(each, "temperature")}
+    for record in records:
+        yield record
+        for each, start in starts.items():
+            each.temperature = start + (coldest - start) * record.step / record.total
 
 
 def learned_of(subspace: nn.Module) -> list[nn.Parameter]:
@@ -175,18 +186,6 @@ def learned_of(subspace: nn.Module) -> list[nn.Parameter]:
 def _rate(parameters: Sequence[nn.Parameter]) -> float:
     """A learning rate for directions of this width."""
     return TURN / sqrt(max((len(each) for each in parameters if each.ndim), default=1))
-
-
-def _anneals(subspace: nn.Module) -> bool:
-    return hasattr(subspace, "temperature")
-
-
-def _temperature(subspace: Any) -> float:
-    return float(subspace.temperature)
-
-
-def _rows(values: Mapping[str, Tensor]) -> int:
-    return len(next(iter(values.values())))
 
 
 @contextmanager
@@ -232,13 +231,16 @@ def vectors_at(
     """What a subspace of a place is given, `[n, width]`: the vectors there, of the tokens of the pair."""
     kept: list[Tensor] = []
 
-    def keep(base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        kept.append(base.reshape(-1, base.shape[-1]))
-        return base
-
     tokens = model.select(pair.positions[pair.student.index(at)], values)
     call: Callable[..., Any] = network
     inputs = model.encode(values)
+    mask = mask_of(inputs) if tokens is None else None
+
+    def keep(base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        real = base if mask is None or mask.shape != base.shape[:2] else base[mask.bool()]
+        kept.append(real.reshape(-1, base.shape[-1]))
+        return base
+
     with (
         evaluating(network),
         torch.no_grad(),

@@ -15,6 +15,7 @@ from distill.loop import Record
 from distill.mapping import Pair
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy, Outcome
+from distill.seen import Seen
 from interventions import Location, Picture
 
 DESCRIPTION = "alignment.json"
@@ -28,9 +29,10 @@ class Alignment(Mapping):
 
     Attributes:
         pairs: its entries.
-        accuracy: the interchange accuracy on held-out pairs after learning; None if it was not measured.
+        accuracy: the interchange accuracy after learning; None if it was not measured.
         records: one for each step of learning.
         settings: what was asked for.
+        seen: the rows that it was learned on; `interchange_accuracy(…, exclude=alignment)` refuses them.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class Alignment(Mapping):
         accuracy: InterchangeAccuracy | None = None,
         records: tuple[Record, ...] = (),
         settings: Mapping[str, Any] | None = None,
+        seen: Seen | None = None,
     ) -> None:
-        self.pairs, self.accuracy, self.records = pairs, accuracy, records
+        self.pairs, self.accuracy, self.records, self.seen = pairs, accuracy, records, seen
         self.settings = dict(settings or {})
 
     def __getitem__(self, variable: Any) -> tuple[Location, ...]:
@@ -55,12 +58,12 @@ class Alignment(Mapping):
 
     @property
     def positions(self) -> dict[Location, Any]:
-        """The tokens of each place; None is all of them."""
+        """The tokens of each place; None is all of them. Of one place with several, `pairs` has each."""
         return {at: tokens for pair in self.pairs for at, tokens in zip(pair.student, pair.positions, strict=True)}
 
     @property
     def iia(self) -> float | None:
-        """The interchange intervention accuracy on held-out pairs."""
+        """The interchange intervention accuracy that was measured after learning."""
         return None if self.accuracy is None else self.accuracy.iia
 
     def plot(self) -> Picture:
@@ -84,16 +87,21 @@ class Alignment(Mapping):
             InterventionError: a folder that holds something, or a subspace that cannot be saved.
         """
         folder = Path(folder)
-        for at, tokens in self.positions.items():
+        for at, tokens in (each for pair in self.pairs for each in zip(pair.student, pair.positions, strict=True)):
             if callable(tokens):
                 raise DistillError(
                     f"the positions of {at} are a function, and files hold no code; give them a name: CausalModel(…, "
                     "positions={'name': function}), and align with positions='name'."
                 )
+        places = list(dict.fromkeys(at for pair in self.pairs for at in pair.student))
         described = {
             "format": FORMAT,
             "entries": [
-                {"variables": pair.teacher, "places": len(pair.student), "positions": list(map(_plain, pair.positions))}
+                {
+                    "variables": pair.teacher,
+                    "places": [places.index(at) for at in pair.student],
+                    "positions": list(map(_plain, pair.positions)),
+                }
                 for pair in self.pairs
             ],
             "settings": self.settings,
@@ -101,7 +109,6 @@ class Alignment(Mapping):
             "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
         }
         text = json.dumps(described, indent=1, default=str)
-        places = [at for pair in self.pairs for at in pair.student]
         interventions.save(folder / "places", places, model=network, overwrite=overwrite)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         return folder
@@ -132,11 +139,11 @@ class Alignment(Mapping):
                 f"{folder} is of format {told['format']} and this version reads up to {FORMAT}; upgrade: pip install "
                 "-U causal-distillation."
             )
-        places = iter(interventions.load(Path(folder) / "places", network, subspaces=subspaces).at)
+        places = tuple(interventions.load(Path(folder) / "places", network, subspaces=subspaces).at)
         pairs = tuple(
             Pair(
                 tuple(entry["variables"]),
-                tuple(next(places) for _ in range(entry["places"])),
+                tuple(places[number] for number in entry["places"]),
                 tuple(map(_positions, entry["positions"])),
             )
             for entry in told["entries"]

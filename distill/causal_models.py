@@ -1,7 +1,6 @@
 """Causal models: variables with domains and mechanisms that say what a network should compute, and how."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -49,6 +48,8 @@ class CausalModel:
     """Of the inputs, and of the other variables that were given one."""
     positions: Mapping[str, Callable[[dict[str, Tensor]], Any]]
     """Tokens of what is encoded that have a name."""
+    _by_row: list[Tensor]
+    """The output of one example, once it has been seen that every row is computed on its own."""
     _encode: Callable[[dict[str, Tensor]], Any]
     _decode: Callable[[Tensor, dict[str, Tensor]], Any] | None
     _sample: Callable[[int, torch.Generator], Any] | None
@@ -110,6 +111,7 @@ class CausalModel:
             mechanisms=dict(mechanisms),
             domains={name: domain_of(name, domain) for name, domain in given.items()},
             positions=dict(positions or {}),
+            _by_row=[],
             _encode=encode,
             _decode=decode,
             _sample=sample,
@@ -118,17 +120,22 @@ class CausalModel:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a CausalModel is immutable; build another one instead of setting {name!r}")
 
-    @cached_property
+    @property
     def classes(self) -> int | None:
         """How many answers there are; None for a real-valued output."""
         if self.output in self.domains:
             return len(self.domains[self.output])
-        output = self.run(self.sample(1, torch.Generator().manual_seed(0)))[self.output]
-        return None if self._answers(output).is_floating_point() else 2
+        if not self._by_row:  # has not run yet
+            self.run(self.sample(2, torch.Generator().manual_seed(0)))
+        return None if self._answers(self._by_row[0]).is_floating_point() else 2
 
     def run(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """The values of all variables, from those of the inputs."""
-        return self._computed(self._checked(values, self.inputs))
+        given = self._checked(values, self.inputs)
+        run = self._computed(given)
+        if not self._by_row and len(run[self.output]) > 1:
+            self._check_rows(given, run)
+        return run
 
     def interchange(self, base: Mapping[str, Any], sources: Mapping[Any, Mapping[str, Any]]) -> dict[str, Tensor]:
         """The run on `base` with variables fixed to what they are in runs on sources, and all that depends on them.
@@ -190,6 +197,8 @@ class CausalModel:
         """
         if self._decode is not None:
             logits = called("decode", self._decode, logits, self._inputs_of(values))
+        if not self._by_row:
+            self.run(self._inputs_of(values))
         rows = len(values[self.inputs[0]])
         if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != rows:
             raise DistillError(
@@ -356,6 +365,20 @@ class CausalModel:
         for name in self.variables:
             run[name] = known[name] if name in known else self._mechanism(name, run)
         return run
+
+    def _check_rows(self, given: Values, run: Values) -> None:
+        """Raise where a mechanism computes another value for the first row alone than in its batch."""
+        alone = self._computed({name: value[:1] for name, value in given.items()})
+        for name in self.variables:
+            if alone[name].shape != run[name][:1].shape or not torch.allclose(
+                alone[name].double(), run[name][:1].double(), equal_nan=True
+            ):
+                raise DistillError(
+                    f"the mechanism of {name!r} gives {described(alone[name])} for row 0 alone and "
+                    f"{described(run[name])} for {len(run[name])} rows; compute each row on its own, from parents of "
+                    "the same row."
+                )
+        self._by_row.append(run[self.output][:1])
 
     def _mechanism(self, name: str, run: Values) -> Tensor:
         given = {parent: run[parent] for parent in self.parents[name]}

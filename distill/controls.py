@@ -15,9 +15,9 @@ from interventions import Location, Mask, Rotation, Run
 CONTROLS = ("subspace", "labels", "network")
 
 
-def controls_of(asked: str | Sequence[str]) -> tuple[str, ...]:
+def controls_of(asked: str | Sequence[str] | None) -> tuple[str, ...]:
     """The names of the controls that are asked for; `"all"` stands for all three."""
-    names = CONTROLS if asked == "all" else (asked,) if isinstance(asked, str) else tuple(asked)
+    names = CONTROLS if asked == "all" else (asked,) if isinstance(asked, str) else tuple(asked or ())
     unknown = next((name for name in names if name not in CONTROLS), None)
     if unknown is not None:
         raise DistillError(f"there is no control {unknown!r}; controls are {', '.join(CONTROLS)}, or controls='all'.")
@@ -52,7 +52,9 @@ def reinitialised(network: nn.Module, seed: int = 0) -> nn.Module:
         config = getattr(network, "config", None)
         first = next(network.parameters(), None)
         if first is not None and hasattr(network, "init_weights") and config is not None:
-            return type(network)(deepcopy(config)).to(first.device, first.dtype).train(network.training)
+            new = type(network)(deepcopy(config)).to(first.device, first.dtype).train(network.training)
+            if _shapes(new) == _shapes(network):  # else a part was replaced since
+                return new
         copy, drawn = deepcopy(network).cpu(), set[int]()
         for module in copy.modules():
             if hasattr(module, "reset_parameters"):
@@ -62,6 +64,10 @@ def reinitialised(network: nn.Module, seed: int = 0) -> nn.Module:
             if id(parameter) not in drawn and parameter.is_floating_point():
                 parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
         return copy if first is None else copy.to(first.device)
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def _redrawn(at: Location, ran: Run, generator: torch.Generator) -> Location:

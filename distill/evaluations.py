@@ -37,7 +37,10 @@ def evaluate_variables(
 
     Both are measured on rows of `data`, or on what the causal model samples.
     """
-    bases = drawn(model, examples, seed, None if data is None else given(model, data)).base
+    try:
+        bases = drawn(model, examples, seed, None if data is None else given(model, data)).base
+    except DistillError as nothing:
+        return Evaluation(None, None, f"nothing was measured: {nothing}")
     answered = None if model.classes is None else accuracy_under(model, network, bases)
     if not pairs:
         return Evaluation(answered, None)

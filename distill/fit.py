@@ -120,7 +120,8 @@ def fit(
     tested = eval_data if eval_data is not None else task
     evaluation = Evaluation(None, None)
     if isinstance(teacher, CausalModel):
-        evaluation = evaluate_variables(teacher, student, pairs, eval_data)
+        seen = None if data is None else loop.seen(teacher, student, data, schedule)
+        evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=seen)
     elif tested is not None:
         measured = pairs or full_mapping(teacher, student)
         evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))

@@ -22,6 +22,7 @@ from distill.objectives import DIITO, IIT, KD, Objective, Reads, Step
 from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.seen import Seen
 from distill.tasks import Recipe, Rows
+from distill.values import as_answers
 from distill.wholes import refuse_wholes
 from interventions import InterventionError, Location, Run, run
 
@@ -247,6 +248,8 @@ def objectives_of(
 
 def fed(teacher: nn.Module | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Feed:
     """What the steps are given: rows of the data, or what a causal model samples."""
+    if isinstance(data, Feed) and not isinstance(data, Rows):
+        return data
     if not isinstance(teacher, CausalModel):
         return training_rows(data, student if teacher is None else teacher, schedule.seed)
     return feed_of(teacher, data, schedule)
@@ -325,11 +328,8 @@ def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> N
     values = to_device(feed.batch(range(2)), device)
     with evaluating(student), torch.no_grad():
         logits = model.decode(run(student, model.encode(values), resumable=False).logits, values)
-    if model.classes is None and logits.ndim > 1 and logits.shape[-1] != 1:
-        raise DistillError(
-            f"the causal model has real-valued answers and the network {logits.shape[-1]} logits; give its last layer "
-            "1 output."
-        )
+    if model.classes is None:
+        as_answers(logits, model.answers(values))
     bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))
     refuse_wholes(model, student, pairs, bases, sources)
 

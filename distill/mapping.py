@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
@@ -130,15 +131,20 @@ def pairs_of(
     """
     if isinstance(mapping, tuple) and mapping and all(isinstance(each, Pair) for each in mapping):
         return mapping
+    if positions is None and isinstance(getattr(mapping, "pairs", None), tuple):  # an Alignment
+        return pairs_of(mapping.pairs, teacher, student)  # type: ignore[union-attr]
+    if isinstance(teacher, CausalModel) and (not isinstance(mapping, Mapping) or not mapping):
+        raise DistillError(
+            f"mapping={mapping!r} names no variable of the causal model; give a dict, as "
+            f"{{{(teacher.inner or teacher.inputs)[0]!r}: Location(1, dims=range(0, 16))}}."
+        )
     if not isinstance(mapping, Mapping) or not mapping:
         raise DistillError(
             f"mapping={mapping!r} names no pair; use distill.layers(teacher, student, 'full') or "
             "{Location(2): Location(1)} (teacher side: student side)."
         )
     if isinstance(teacher, CausalModel):
-        return _aligned(
-            mapping, teacher, student, getattr(mapping, "positions", None) if positions is None else positions
-        )
+        return _aligned(mapping, teacher, student, positions)
     pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
     for side, model in (("teacher", teacher), ("student", student)):
         found = architecture(model)
@@ -158,7 +164,12 @@ def _aligned(mapping: Sides, model: CausalModel, student: nn.Module, positions: 
     found, pairs = architecture(student), list[Pair]()
     held: list[tuple[Location, Any, Place, str]] = []
     for names, side in mapping.items():
-        variables = (names,) if isinstance(names, str) else tuple(names)
+        variables = (names,) if isinstance(names, str) else names
+        if not isinstance(variables, tuple) or not all(isinstance(name, str) for name in variables):
+            raise DistillError(
+                f"the mapping has {names!r} where the causal model has variables; name one, or a tuple of them: "
+                f"{', '.join(model.variables)}."
+            )
         unknown = next((name for name in variables if name not in model.variables), None)
         if unknown is not None:
             raise DistillError(
@@ -187,10 +198,21 @@ def _position(pair: Pair, at: Location, positions: Any, model: CausalModel) -> A
     if isinstance(positions, Mapping):
         keys = (at, str(at) if at.subspace is None else at, pair.teacher, *pair.teacher[: len(pair.teacher) == 1])
         chosen = next((positions[key] for key in keys if key in positions), None)
+    if _is_of_each_row(chosen):
+        raise DistillError(
+            f"the positions of {'+'.join(pair.teacher)} are those of each row, and bases and sources are drawn in an "
+            "order of their own; give a function of the inputs: positions=lambda values: values['…'] + 1, or a name."
+        )
     for name in [chosen] if isinstance(chosen, str) else chosen if isinstance(chosen, list | tuple) else ():
         if isinstance(name, str) and name not in model.positions:
             model.select(name, {})  # raises, and names those that there are
     return chosen
+
+
+def _is_of_each_row(positions: Any) -> bool:
+    if isinstance(positions, Tensor):
+        return positions.ndim > 1 or positions.dtype == torch.bool
+    return isinstance(positions, list | tuple) and any(isinstance(each, list | tuple | Tensor) for each in positions)
 
 
 def _check_used(positions: Any, pairs: list[Pair]) -> None:
@@ -212,7 +234,7 @@ def _meet(first: tuple[Location, Any, Place, str], second: tuple[Location, Any, 
     (a, tokens, here, _), (b, others, there, _) = first, second
     if (here.path, here.io) != (there.path, there.io):
         return False
-    if tokens is not None and others is not None and str(tokens) != str(others):
+    if tokens is not None and others is not None and not _may_meet(tokens, others):
         return False
     if a.subspace is not None and b.subspace is not None and a.subspace is not b.subspace:
         return False
@@ -220,6 +242,18 @@ def _meet(first: tuple[Location, Any, Place, str], second: tuple[Location, Any, 
         mine is None or others is None or not set(mine).isdisjoint(others)
         for mine, others in ((a.heads, b.heads), (a.dims, b.dims))
     )
+
+
+def _may_meet(tokens: Any, others: Any) -> bool:
+    """Whether two choices of tokens name the same one, as far as can be told without data."""
+    sets = [
+        set(each) if isinstance(each, list | tuple | range) else {each} for each in map(_hashable, (tokens, others))
+    ]
+    return not sets[0].isdisjoint(sets[1])
+
+
+def _hashable(tokens: Any) -> Any:
+    return tokens.tolist() if isinstance(tokens, Tensor) else str(tokens) if isinstance(tokens, slice) else tokens
 
 
 def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Any, ...], tuple[Location, ...]]:

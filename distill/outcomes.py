@@ -1,6 +1,7 @@
 """What a measurement of interchange accuracy shows: figures, their table and their picture."""
 
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 from distill.metrics import Share
@@ -22,6 +23,8 @@ class Outcome:
         error: for regression, the mean absolute difference of the counterfactual predictions.
         count: how many counterfactuals were counted.
         left_out: how many were not: they replace all that the output can see, or nothing that it can see.
+        as_source: under a causal model, the share after which all that the network answers is what it answers to the
+            source.
     """
 
     iia: Share | None
@@ -33,6 +36,7 @@ class Outcome:
     error: float | None
     count: int
     left_out: int
+    as_source: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class InterchangeAccuracy:
                     "nothing that "
                     "it can see; they say nothing about computation and are left out."
                 )
+            if outcome.as_source == 1.0:
+                notes.append(
+                    f"{name}: every swap gave what the network answers to the source, so the answers depend on nothing "
+                    "else there; any variable that decides the answer would fit."
+                )
         if self.overlap is not None:
             notes.append(f"{self.overlap:.1%} of the bases were trained on.")
         return tuple(notes)
@@ -89,6 +98,8 @@ class InterchangeAccuracy:
     def plot(self) -> Picture:
         """Bars of the accuracy of each mapped pair, and of the controls, with both baselines."""
         rows = [(name, each, each.iia) for name, each in self._rows() if each.iia is not None]
+        if not rows:
+            return self._errors()
         figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for y, (name, outcome, share) in enumerate(rows):
@@ -106,6 +117,19 @@ class InterchangeAccuracy:
         axes.invert_yaxis()
         figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
         return figure
+
+    def _errors(self) -> Picture:
+        """Bars of the errors of real-valued answers."""
+        rows = [(name, each.error) for name, each in self._rows() if each.error is not None]
+        figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(rows)), [error for _, error in rows], color="#4477aa", height=0.6)
+        axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlabel="mean absolute error")
+        axes.invert_yaxis()
+        return figure
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         rows = self._rows()

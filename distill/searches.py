@@ -1,5 +1,6 @@
 """`search_alignment`: how well each layer and token holds each variable."""
 
+import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
@@ -11,17 +12,17 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill import loop
-from distill.aligning import ALIGNING, COLDEST, learn
+from distill.aligning import COLDEST, learn, scheduled
 from distill.alignments import Alignment
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
 from distill.inputs import device_of, to_device
-from distill.mapping import Pair, pairs_of
+from distill.mapping import Pair, depth, pairs_of
 from distill.metrics import evaluating
 from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.samples import given
 from distill.tallies import Tally, outcome_of
-from distill.variables import drawn, measured
+from distill.variables import drawn, measured, names_of, refuse_ineffective
 from distill.wholes import refuse_wholes
 from interventions import Location, Picture, architecture, as_location, heat_map, run_to
 
@@ -49,17 +50,35 @@ class Search:
 
     @property
     def iia(self) -> Float[Tensor, "variables locations positions"]:
-        """Interchange intervention accuracy of every cell."""
-        values = torch.tensor([float("nan") if each.iia is None else each.iia.value for each in self.outcomes])
-        return values.reshape(len(self.variables), len(self.locations), len(self.positions))
+        """Interchange intervention accuracy of every cell; NaN for real-valued answers, which have an error."""
+        return self._grid([None if each.iia is None else each.iia.value for each in self.outcomes])
+
+    @property
+    def error(self) -> Float[Tensor, "variables locations positions"]:
+        """For real-valued answers, the mean absolute error of every cell; else NaN."""
+        return self._grid([each.error for each in self.outcomes])
+
+    @property
+    def values(self) -> Float[Tensor, "variables locations positions"]:
+        """What is shown: the accuracy, or the error."""
+        return self.error if bool(self.iia.isnan().all()) else self.iia
+
+    def _grid(self, figures: list[float | None]) -> Tensor:
+        numbers = torch.tensor([float("nan") if each is None else each for each in figures])
+        return numbers.reshape(len(self.variables), len(self.locations), len(self.positions))
 
     @property
     def best(self) -> Alignment:
-        """The place of each variable with the highest accuracy (the first of several), as an alignment."""
+        """The place of each variable with the highest accuracy or lowest error (the first of several), aligned."""
         per_variable = len(self.locations) * len(self.positions)
-        chosen = [int(cells.argmax()) + i * per_variable for i, cells in enumerate(self.iia.flatten(1))]
-        overall = outcome_of(Tally(self.tally.sums[:, chosen]), clusters=self.clusters, seed=self.settings["seed"])
-        found = {str(self.pairs[i]): self.outcomes[i] for i in chosen}
+        regression = bool(self.iia.isnan().all())
+        score = -self.error if regression else self.iia
+        chosen = [int(cells.argmax()) + i * per_variable for i, cells in enumerate(score.flatten(1))]
+        tally = Tally(self.tally.sums[:, chosen])
+        overall = outcome_of(tally, clusters=self.clusters, seed=self.settings["seed"], regression=regression)
+        found = dict(
+            zip(names_of(tuple(self.pairs[i] for i in chosen)), (self.outcomes[i] for i in chosen), strict=True)
+        )
         accuracy = InterchangeAccuracy(overall, found, self.settings)
         return Alignment(tuple(self.pairs[i] for i in chosen), accuracy, settings=self.settings)
 
@@ -70,8 +89,9 @@ class Search:
         if unknown:
             raise DistillError(f"{unknown[0]!r} was not searched; plot one of {', '.join(self.variables)}.")
         columns = [_label(name, token, len(chosen) > 1) for name in chosen for token in self.positions]
-        values = torch.cat([self.iia[self.variables.index(name)] for name in chosen], 1)
-        what = "interchange intervention accuracy" + (f" of {chosen[0]}" if len(chosen) == 1 else "")
+        values = torch.cat([self.values[self.variables.index(name)] for name in chosen], 1)
+        kind = "mean absolute error" if bool(self.iia.isnan().all()) else "IIA"
+        what = kind + (f" of {chosen[0]}" if len(chosen) == 1 else "")
         return heat_map(values, list(self.locations), columns, label=what)
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +107,7 @@ class Search:
 
     def __str__(self) -> str:
         blocks = []
-        for name, values in zip(self.variables, self.iia.tolist(), strict=True):
+        for name, values in zip(self.variables, self.values.tolist(), strict=True):
             width = max(map(len, (*self.locations, name)))
             head = [name.ljust(width), *(f"{token[:9] or 'IIA':>9}" for token in self.positions)]
             lines = [
@@ -98,10 +118,8 @@ class Search:
         return "\n\n".join(blocks)
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
-
-    def _repr_png_(self) -> bytes:
-        return self.plot()._repr_png_()
+        picture = base64.b64encode(self.plot()._repr_png_()).decode()
+        return f'<img src="data:image/png;base64,{picture}"><pre>{escape(str(self))}</pre>'
 
 
 def search_alignment(
@@ -137,7 +155,8 @@ def search_alignment(
         positions: the tokens, each a name, a number or what else `CausalModel.select` takes. By default the named
             positions of the causal model; without any, every token of the shortest example. [None] is all tokens at
             once.
-        subspace: makes the subspace of a cell, as `lambda: Rotation(8)`; None swaps whole vectors.
+        subspace: makes the subspace of a cell, as `lambda: Rotation(8)`, which all start alike (`Rotation(8, seed=1)`
+            is another start); None swaps whole vectors.
         weights, steps, batch_size, lr, coldest: of learning, as for `align`.
         pairs: how many held-out pairs each cell is measured on, the same for all.
         seed: of learning and of the pairs.
@@ -149,11 +168,16 @@ def search_alignment(
 
     Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
     """
-    names = (
-        causal_model.inner if variables is None else (variables,) if isinstance(variables, str) else tuple(variables)
-    )
-    places = _places(network) if at is None else [as_location(place) for place in at]
-    schedule = replace(ALIGNING, steps=steps, batch_size=batch_size, seed=seed)
+    names = causal_model.inner if variables is None else _listed(variables)
+    places = _places(network) if at is None else [as_location(place) for place in _listed(at)]
+    if positions is not None:
+        positions = _listed(positions)
+    if subspace is not None and (isinstance(subspace, nn.Module) or not callable(subspace)):
+        raise DistillError(
+            f"subspace={subspace!r} would be shared by all cells; give a function that makes one: "
+            "subspace=lambda: Rotation(8)."
+        )
+    schedule = scheduled(steps, batch_size, seed)
     feed = loop.feed_of(causal_model, data, schedule)
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
     if not names or not places or positions == []:
@@ -163,38 +187,62 @@ def search_alignment(
         )
     tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
     found: dict[tuple[int, int, int], Pair] = {}
+    made_ones = list[Any]()
     for row, place in enumerate(places):
         cells = {
             (i, row, column): pairs_of({name: made(place, subspace)}, causal_model, network, token)[0]
             for i, name in enumerate(names)
             for column, token in enumerate(tokens)
         }
+        made_ones += [pair.student[0].subspace for pair in cells.values()]
+        if subspace is not None and len(set(map(id, made_ones))) < len(made_ones):
+            raise DistillError("subspace=… gave one object twice; make a new one in each call: lambda: Rotation(8).")
         if subspace is None:
             rows, drawing = len(few[causal_model.inputs[0]]), torch.Generator().manual_seed(seed)
             others = feed.sources(rows, drawing, device_of(network))
             refuse_wholes(causal_model, network, tuple(cells.values()), few, others)
         else:
             learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "console": console}
-            learn(feed, network, tuple(cells.values()), data, schedule, **learning, title=f"search {place}")
+            learn(feed, network, tuple(cells.values()), schedule, **learning, title=f"search {place}")
         found |= cells
     ordered = tuple(found[key] for key in sorted(found))
     bases = drawn(causal_model, pairs, seed, None if data is None else given(causal_model, data))
     tally = measured(causal_model, network, ordered, bases, batch_size=batch_size)
-    outcomes = tuple(outcome_of(tally.of(i), clusters=bases.clusters, seed=seed) for i in range(len(ordered)))
-    labels = tuple("" if token is None else str(token) for token in tokens)
+    regression = causal_model.classes is None
+    if not regression:
+        refuse_ineffective(tally, ordered, has_rows=data is not None)
+    outcomes = tuple(
+        outcome_of(tally.of(i), clusters=bases.clusters, seed=seed, regression=regression) for i in range(len(ordered))
+    )
+    labels = tuple("" if token is None else _text(token) for token in tokens)
     settings: dict[str, Any] = {
         "pairs": pairs,
         "seed": seed,
         "subspace": None if subspace is None else repr(subspace()),
     }
     if subspace is not None:
-        settings |= {"schedule": asdict(schedule)}
-    return Search(ordered, outcomes, tuple(names), tuple(map(str, places)), labels, tally, bases.clusters, settings)
+        settings |= {"steps": steps, "batch_size": batch_size, "lr": lr}
+    return Search(
+        ordered,
+        outcomes,
+        tuple(name if isinstance(name, str) else "+".join(name) for name in names),
+        tuple(map(str, places)),
+        labels,
+        tally,
+        bases.clusters,
+        settings,
+    )
 
 
 def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
     """The place with a subspace of its own."""
     return place if subspace is None else replace(place, subspace=subspace())
+
+
+def _listed(given: Any) -> list[Any]:
+    """One or several as a list."""
+    alone = isinstance(given, str | Location | int | slice) or callable(given)
+    return [given] if alone else list(given)
 
 
 def _places(network: nn.Module) -> list[Location]:
@@ -204,7 +252,7 @@ def _places(network: nn.Module) -> list[Location]:
         raise DistillError(
             f"{type(network).__name__} has no blocks that repeat; name the places: at=[Location(module='2')]."
         )
-    return [Location(i) for i in range(len(found.stacks[0].blocks))]
+    return [Location(i) for i in range(depth(network))]
 
 
 def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few: dict[str, Tensor]) -> list[Any]:
@@ -218,6 +266,10 @@ def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few:
         return [None]
     mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
     return list(range(vectors.shape[1] if mask is None else int(mask.sum(1).min())))
+
+
+def _text(positions: Any) -> str:
+    return getattr(positions, "__name__", "function") if callable(positions) else str(positions)
 
 
 def _label(variable: str, token: str, several: bool) -> str:

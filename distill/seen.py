@@ -59,4 +59,6 @@ def _bytes(column: Any) -> Iterator[bytes]:
 
 
 def _plain(tensor: Tensor) -> Any:
-    return (tensor.double() if tensor.is_floating_point() else tensor.long()).detach().cpu().numpy()
+    """In one form, so that 3 is 3.0, 0.0 is −0.0, and 0.1 in fp32 that in fp64."""
+    plain = tensor.detach().cpu()
+    return ((plain.float() if plain.is_floating_point() else plain).double() + 0.0).numpy()

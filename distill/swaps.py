@@ -1,11 +1,14 @@
 """The interchange of a variable in a network: what a causal model's interchange is compared with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
+from distill.errors import DistillError
 from distill.mapping import Pair
 from distill.values import Values
 from interventions import Location, Run, interchange, run_to
@@ -35,7 +38,13 @@ def places_of(pairs: tuple[Pair, ...]) -> list[Location]:
 
 
 def swapped(model: CausalModel, network: nn.Module, pair: Pair, base: Ran, source: Ran) -> Run:
-    """The network on the base, with the places of a pair taken from the source."""
+    """The network on the base, with the places of a pair taken from the source.
+
+    Raises:
+        DistillError: all tokens of rows of different lengths.
+    """
+    if any(tokens is None for tokens in pair.positions):
+        _refuse_ragged(model, pair, base, source)
     return interchange(
         network,
         base.run,
@@ -44,6 +53,27 @@ def swapped(model: CausalModel, network: nn.Module, pair: Pair, base: Ran, sourc
         positions=_tokens(model, pair, base.values),
         source_positions=_tokens(model, pair, source.values),
     )
+
+
+def _refuse_ragged(model: CausalModel, pair: Pair, base: Ran, source: Ran) -> None:
+    """Raise where tokens of the one row would be swapped with padding of the other."""
+    assert isinstance(source.run, Run)
+    masks = [mask_of(each.run.inputs if isinstance(each.run, Run) else each.run) for each in (base, source)]
+    if masks[0] is None or masks[1] is None or torch.equal(masks[0], masks[1]):
+        return
+    for at, tokens in zip(pair.student, pair.positions, strict=True):
+        if tokens is None and source.run.vectors(at.whole).shape[:2] == masks[1].shape:
+            raise DistillError(
+                f"{'+'.join(pair.teacher)} at {at} is taken from every token, and bases and sources differ in length; "
+                f"say which: positions=-1, a name ({', '.join(model.positions) or 'CausalModel(…, positions={…})'}), "
+                "or a function of the inputs."
+            )
+
+
+def mask_of(inputs: object) -> Tensor | None:
+    """Which tokens are no padding, where the inputs say so."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _tokens(model: CausalModel, pair: Pair, values: Values) -> dict[Location, Any] | None:

@@ -8,14 +8,14 @@ from torch import Tensor
 from distill.metrics import bootstrap
 from distill.outcomes import Outcome
 
-SUMS = ("total", "agree", "effect", "agree_on_effect", "do_nothing", "replace_all", "divergence", "error")
+SUMS = ("total", "agree", "effect", "agree_on_effect", "do_nothing", "replace_all", "divergence", "error", "as_source")
 
 
 @dataclass(frozen=True, eq=False)
 class Tally:
     """Sums over what is predicted for each pair of examples and entry of the mapping, by the names in `SUMS`.
 
-    A total of 0 stands for a counterfactual that is left out.
+    A total of 0 stands for a counterfactual that is left out. The last sum is counted under causal models alone.
     """
 
     sums: Float[Tensor, "pairs entries sums"]
@@ -49,4 +49,5 @@ def outcome_of(tally: Tally, *, clusters: Int[Tensor, " pairs"], seed: int, regr
         error=None,
         count=count,
         left_out=left_out,
+        as_source=float(tally["as_source"].sum()) / total if tally.sums.shape[-1] == len(SUMS) else None,
     )

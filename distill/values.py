@@ -33,6 +33,20 @@ def described(value: object) -> str:
     return f"an object of type {type(value).__name__}"
 
 
+def as_answers(logits: Tensor, answers: Tensor) -> Tensor:
+    """A network's real-valued answers in the shape of those of a causal model.
+
+    Raises:
+        DistillError: more or fewer numbers.
+    """
+    if logits.numel() != answers.numel():
+        raise DistillError(
+            f"the causal model answers with {described(answers)} and the network with {described(logits)}; give its "
+            f"last layer {answers[0].numel()} outputs, or CausalModel(…, decode=…)."
+        )
+    return logits.reshape(answers.shape)
+
+
 def rows_in(value: Tensor) -> str:
     """How many examples a value is of, for an error."""
     return f"{len(value)} examples on {value.device}"

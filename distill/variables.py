@@ -18,13 +18,14 @@ from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
 from distill.samples import Given, given
-from distill.seen import Seen
+from distill.seen import Seen, fingerprints
 from distill.swaps import Ran, places_of, swapped
 from distill.tallies import Tally, outcome_of
-from distill.values import Values
+from distill.values import Values, as_answers
 from distill.wholes import refuse_wholes
 from interventions import run
 
+ANOTHER = 1_000_003  # so that no one compares a new network with itself
 STREAM = 2**31 - 1  # pairs that are measured come from another stream than those that are trained on
 
 
@@ -54,6 +55,8 @@ def variables_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3.
     """
+    if exclude is not None and not isinstance(exclude, Seen):
+        raise DistillError(f"exclude={exclude!r} is no result of fit or align; pass exclude=result.")
     entries, names = pairs_of(mapping, model, network, positions), controls_of(controls)
     bases = drawn(model, pairs, seed, None if data is None else given(model, data))
     overlap = None if exclude is None else overlapping(bases, exclude, refuse=data is not None)
@@ -61,11 +64,8 @@ def variables_accuracy(
     refuse_wholes(model, network, entries, *few)
     tally = measured(model, network, entries, bases, batch_size=batch_size)
     regression = model.classes is None
-    if not regression and not float(tally["effect"].sum()):
-        raise DistillError(
-            f"none of {pairs} interchanges changes the answer of the causal model, so they say nothing; give it a "
-            "sample=… in which more of them do."
-        )
+    if not regression:
+        refuse_ineffective(tally, entries, has_rows=data is not None)
     figures = partial(outcome_of, clusters=bases.clusters, seed=seed, regression=regression)
     compared = {}
     for name in names:
@@ -74,8 +74,28 @@ def variables_accuracy(
             told = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed)) if name == "labels" else None
             compared[name] = figures(measured(model, *control, bases, batch_size=batch_size, told=told))
     settings = {"pairs": pairs, "seed": seed, "sources": "sampled" if data is None else "rows of the data"}
-    per_pair = {str(entry): figures(tally.of(i)) for i, entry in enumerate(entries)}
+    per_pair = {name: figures(tally.of(i)) for i, name in enumerate(names_of(entries))}
     return InterchangeAccuracy(figures(tally), per_pair, settings, compared, overlap)
+
+
+def refuse_ineffective(tally: Tally, entries: tuple[Pair, ...], *, has_rows: bool) -> None:
+    """Raise for a variable whose interchange never changes the answer: any network would be right about it."""
+    for entry, effect in zip(entries, tally["effect"].sum(0).tolist(), strict=True):
+        if not effect:
+            more = "give rows" if has_rows else "give the causal model a sample=…"
+            raise DistillError(
+                f"none of {len(tally.sums)} interchanges of {'+'.join(entry.teacher)} changes the answer of the causal "
+                f"model, so they say nothing about {entry}; {more} in which more of them do, raise pairs=…, or leave "
+                "it out of the mapping."
+            )
+
+
+def names_of(entries: tuple[Pair, ...]) -> list[str]:
+    """The entries as text, those that read alike numbered."""
+    texts = [str(entry) for entry in entries]
+    return [
+        text if texts.count(text) == 1 else f"{text} ({texts[: i + 1].count(text)})" for i, text in enumerate(texts)
+    ]
 
 
 def overlapping(bases: "Bases", exclude: Seen, *, refuse: bool) -> float:
@@ -100,7 +120,7 @@ def _control(
 ) -> tuple[nn.Module, tuple[Pair, ...]] | None:
     """The network and the entries that a control is measured with; None where there is no such control."""
     if name == "network":
-        return reinitialised(network, seed), entries
+        return reinitialised(network, seed + ANOTHER), entries
     if name == "labels":
         return network, entries
     with torch.no_grad(), evaluating(network):
@@ -133,11 +153,14 @@ class Bases:
 
 def drawn(model: CausalModel, pairs: int, seed: int, rows: Given | None = None) -> Bases:
     """Pairs from a stream of their own: sampled by the causal model, or every row of data in turn and another one."""
-    if pairs < 1:
+    if not isinstance(pairs, int) or pairs < 1:
         raise DistillError(f"pairs={pairs} measures nothing; use e.g. pairs=10_000.")
     generator = torch.Generator().manual_seed(hash((seed, STREAM)) % 2**63)
     if rows is None:
-        return Bases(model.sample(pairs, generator), model.sample(pairs, generator), torch.arange(pairs))
+        bases, sources = model.sample(pairs, generator), model.sample(pairs, generator)
+        marks = fingerprints(bases)
+        numbers = {number: i for i, number in enumerate(dict.fromkeys(marks))}
+        return Bases(bases, sources, torch.tensor([numbers[number] for number in marks]))
     rounds = -(-pairs // len(rows))
     base = torch.cat([torch.randperm(len(rows), generator=generator) for _ in range(rounds)])[:pairs]
     other = (base + torch.randint(1, len(rows), (pairs,), generator=generator)) % len(rows)
@@ -163,6 +186,8 @@ def measured(
         batch_size: of the runs of the network; no figure depends on it.
         told: for each pair, of which pair's source the causal model takes its variables; its own by default.
     """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise DistillError(f"batch_size={batch_size} runs nothing; use e.g. batch_size=256.")
     device = device_of(network)
     order = torch.arange(len(bases)) if told is None else torch.as_tensor(told)
     subspaces = [at.subspace for at in places_of(entries) if isinstance(at.subspace, nn.Module)]
@@ -199,10 +224,17 @@ def _compared(after: Tensor, wanted: Tensor, answers: Tensor, before: Tensor, th
     """For each pair, what its counterfactual adds to every sum, `[pairs, sums]`."""
     ones = torch.ones(len(after), dtype=torch.float64, device=after.device)
     if wanted.is_floating_point():
-        error = (after.reshape(wanted.shape) - wanted.to(after)).abs().reshape(len(after), -1).mean(1)
-        return torch.stack([ones, *[torch.zeros_like(ones)] * 6, error.double()], -1)
+        error = (as_answers(after, wanted) - wanted.to(after)).abs().reshape(len(after), -1).mean(1)
+        return torch.stack([ones, *[torch.zeros_like(ones)] * 6, error.double(), torch.zeros_like(ones)], -1)
+    if bool(after.isnan().any()):
+        raise DistillError(
+            f"the network answers with NaN in {int(after.isnan().flatten(1).any(1).sum())} of {len(after)} "
+            "counterfactuals; look at its weights: it cannot be measured."
+        )
     right, effect = after.argmax(-1) == wanted, wanted != answers
     nothing, everything = (each.argmax(-1) == wanted for each in (before, there))
     surprise = -after.double().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
-    values: list[Any] = [ones, right, effect, right & effect, nothing, everything, surprise, torch.zeros_like(ones)]
+    as_source = torch.isclose(after, there, rtol=1e-4, atol=1e-5).all(1)
+    zeros = torch.zeros_like(ones)
+    values: list[Any] = [ones, right, effect, right & effect, nothing, everything, surprise, zeros, as_source]
     return torch.stack([value.to(ones) for value in values], -1)

@@ -11,7 +11,7 @@ from distill.losses import cross_entropy
 from distill.mapping import Pair
 from distill.objectives.objective import Objective, Reads, Step
 from distill.swaps import Ran, source_of, swapped
-from distill.values import Values
+from distill.values import Values, as_answers
 from interventions import Location, Run, as_location
 
 
@@ -83,7 +83,7 @@ def compared(model: CausalModel, run: Run, base: Values, answers: Tensor) -> Ten
     """Cross-entropy [nats] of a network's answers under those of the causal model; for real values squared error."""
     logits = model.decode(run.logits, base)
     if answers.is_floating_point():
-        return (logits.reshape(answers.shape) - answers.to(logits)).square().mean()
+        return (as_answers(logits, answers) - answers.to(logits)).square().mean()
     return cross_entropy(logits, answers)
 
 

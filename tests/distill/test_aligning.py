@@ -57,11 +57,11 @@ def test_a_boundary_and_a_mask_find_how_much_is_needed():
 
 def test_pca_is_fitted_and_not_trained():
     network = turned()
-    found = distill.align(SUM, network, at(PCA(2)), **SHORT)
+    found = distill.align(SUM, network, at(PCA(1)), **SHORT)
     pair = found.pairs[0]
     values = SUM.sample(2048, torch.Generator().manual_seed(0))
     vectors = vectors_at(SUM, network, pair, pair.student[0], values)
-    wanted = PCA.fit(vectors, 2).components
+    wanted = PCA.fit(vectors, 1).components
     torch.testing.assert_close(found["inner"][0].subspace.components, wanted)
     assert found.records == ()
     with pytest.raises(DistillError, match=r"nothing to learn at module:hidden\(PCA\)"):  # it is fitted by now
@@ -71,7 +71,7 @@ def test_pca_is_fitted_and_not_trained():
 def test_a_sparse_coder_is_not_trained_and_its_mask_is():
     coder = SparseCoder(nn.Linear(3, 6), nn.Linear(6, 3))
     before = state_of(coder)
-    with pytest.raises(DistillError, match=r"nothing to learn at module:hidden\(SparseCoder\); give a place a"):
+    with pytest.raises(DistillError, match=r"nothing to learn at module:hidden\(SparseCoder\): a PCA that is fi"):
         distill.align(SUM, Wired(), at(coder), **SHORT)
     mask = Mask(within=coder)
     distill.align(SUM, Wired(), at(mask), **SHORT | {"steps": 5})
@@ -213,3 +213,70 @@ def test_vectors_are_those_of_the_tokens_named():
     values = TOKENS.sample(10, torch.Generator().manual_seed(0))
     vectors = vectors_at(TOKENS, network, pair, pair.student[0], values)
     assert torch.equal(vectors.argmax(1), values["c"])
+
+
+def test_what_takes_no_gradient_is_not_learned():
+    given = Rotation(1, 3)
+    given.requires_grad_(False)
+    before = given.reflections.clone()
+    with pytest.raises(DistillError, match=r"nothing to learn"):
+        distill.align(SUM, turned(), at(given), **SHORT)
+    mask = Mask(within=given)
+    distill.align(SUM, turned(), at(mask), **SHORT | {"steps": 5})
+    assert torch.equal(given.reflections, before)
+    assert mask.logits.abs().sum() > 0
+
+
+def test_settings_are_what_was_done():
+    found = distill.align(SUM, turned(), at(Rotation(1)), **SHORT | {"steps": 4})
+    assert found.settings["lr"] == found.records[0].lr == pytest.approx(0.2 / 3**0.5)
+    assert [record.lr for record in found.records] == sorted((record.lr for record in found.records), reverse=True)
+
+
+def test_rows_that_it_was_learned_on_are_known():
+    data = SUM.sample(30, torch.Generator().manual_seed(0))
+    found = distill.align(SUM, turned(), at(Rotation(1)), data, **SHORT | {"steps": 4})
+    assert found.accuracy.overlap == 1.0
+    assert "100.0% of the bases were trained on." in str(found)
+    with pytest.raises(DistillError, match=r"holds rows that were trained on"):
+        distill.interchange_accuracy(SUM, turned(), found, data, exclude=found)
+    train, test = ({name: value[part] for name, value in data.items()} for part in (data["a"] == 0, data["a"] > 0))
+    held_out = distill.align(SUM, turned(), at(Rotation(1)), train, eval_data=test, **SHORT | {"steps": 4})
+    assert held_out.accuracy.overlap is None
+    assert not held_out.seen.among(test).any()
+
+
+def test_an_interrupted_search_leaves_nothing_soft():
+    network, mask = turned().train(), Mask()
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) > 60:
+            raise KeyboardInterrupt
+
+    network.hidden.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        distill.align(SUM, network, at(mask), **SHORT)
+    assert network.training
+    assert not mask.training
+    assert network.scale.requires_grad
+
+
+def test_a_temperature_is_checked_first_and_gradients_may_be_off():
+    with pytest.raises(DistillError, match=r"coldest=0 is the last temperature"):
+        distill.align(SUM, turned(), at(Mask()), coldest=0, **SHORT)
+    with pytest.raises(DistillError, match=r"is no module; make one"):
+        distill.align(SUM, turned(), at(Rotation), **SHORT)
+    rotation = Rotation(1, 3)
+    before = rotation.reflections.detach().clone()
+    with torch.no_grad():
+        distill.align(SUM, turned(), at(rotation), **SHORT | {"steps": 3})
+    assert not torch.equal(rotation.reflections, before)
+
+
+def test_components_are_those_of_real_tokens():
+    network = Reader()
+    pair = pairs_of({"first": Location(module="hidden", subspace=PCA(2))}, TOKENS, network)[0]
+    vectors = vectors_at(TOKENS, network, pair, pair.student[0], TOKENS.sample(64, torch.Generator().manual_seed(0)))
+    assert int(vectors.argmax(1).max()) == 3  # fillers, and no padding

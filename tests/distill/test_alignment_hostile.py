@@ -271,7 +271,7 @@ def test_a_dictionary_of_features_is_chosen_from_and_stays_as_it_is():
 DATA = {name: torch.tensor([0, 1, 1]) for name in "abcd"}
 WRONG = {
     "a variable that does not exist": ({"lft": at(0)}, {}, "'lft'.*did you mean 'left'"),
-    "one that is no name": ({("left", 3): at(0)}, {}, "names 3, which is no variable"),
+    "one that is no name": ({("left", 3): at(0)}, {}, "where the causal model has variables; name one"),
     "no variable": ({(): at(0)}, {}, "no variable was named"),
     "one twice": ({("left", "left"): at(0)}, {}, "'left' from two sources"),
     "a place twice": ({"left": (at(0), at(0))}, {}, r"gives module:state\[dims=0\] to left and left"),

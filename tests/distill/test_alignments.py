@@ -18,7 +18,7 @@ SHORT = dict(steps=20, batch_size=32, console=QUIET, pairs=200)
 
 
 @pytest.mark.parametrize(
-    "subspace", [lambda: Rotation(1), lambda: BoundlessRotation(), Mask, lambda: PCA(2), lambda: Mask(within=PCA(2))]
+    "subspace", [lambda: Rotation(1), lambda: BoundlessRotation(), Mask, lambda: PCA(1), lambda: Mask(within=PCA(2))]
 )
 def test_saved_is_loaded_to_the_bit(subspace, tmp_path):
     network = turned()
@@ -97,3 +97,22 @@ def test_a_new_network_is_another_one():
         assert not torch.equal(first.state_dict()[name], before[name])
     assert torch.equal(first.state_dict()["1.weight"], torch.ones(4))  # as a new layer norm has
     assert first.training
+
+
+def test_one_place_with_several_tokens_is_measured_and_loaded_again(tmp_path):
+    network, place = Reader(), Location(module="hidden")
+    mapping = {"first": place, "last": place}
+    found = Alignment(pairs_of(mapping, TOKENS, network, {"first": "first", "last": "last"}))
+    assert distill.interchange_accuracy(TOKENS, network, found, pairs=99).iia == 1.0
+    found.save(tmp_path / "a", network)
+    loaded = Alignment.load(tmp_path / "a", network)
+    assert loaded.pairs == found.pairs
+    assert distill.interchange_accuracy(TOKENS, network, loaded, pairs=99).iia == 1.0
+    best = distill.search_alignment(TOKENS, network, at=["module:hidden"], pairs=99).best
+    assert distill.interchange_accuracy(TOKENS, network, best, pairs=99).iia == best.iia == 1.0
+
+
+def test_entries_that_read_alike_are_counted_apart():
+    first, second = (Location(module="hidden", subspace=Rotation(1, 3, seed=seed)) for seed in range(2))
+    measured = distill.interchange_accuracy(SUM, Wired(), {"inner": first, ("inner",): second}, pairs=99)
+    assert list(measured.per_pair) == [f"inner ↔ module:hidden(Rotation) ({i})" for i in (1, 2)]

@@ -6,7 +6,7 @@ from rich.console import Console
 from torch import nn
 
 import distill
-from distill import DistillError
+from distill import CausalModel, DistillError
 from interventions import InterventionError, Location, Rotation
 from tests.distill.wired import SUM, TOKENS, Reader, turned
 
@@ -93,3 +93,64 @@ def test_what_cannot_be_searched_says_why():
         distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], positions=["lst"])
     with pytest.raises(InterventionError, match=r"module 'hiden'|no module"):
         distill.search_alignment(TOKENS, Reader(), at=["module:hiden"])
+
+
+def test_real_answers_have_errors():
+    model = CausalModel(
+        {"a": None, "b": None}, {"inner": lambda a, b: a + b, "answer": lambda inner: inner * 2.0}, "answer",
+        encode=lambda values: torch.stack([values["a"], values["b"]], 1),
+        sample=lambda n, g: {k: torch.rand(n, generator=g) for k in "ab"},
+    )  # fmt: skip
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    with torch.no_grad():
+        for each, value in zip(network.parameters(), ([[0, 0], [1.0, 1.0]], [0, 0], [[1.0, 2.0]], [0]), strict=True):
+            each.copy_(torch.tensor(value))
+    found = distill.search_alignment(model, network, at=["module:0[dims=0]", "module:0[dims=1]"], pairs=50)
+    assert found.iia.isnan().all()
+    assert found.error[0, 1, 0] < 1e-5 < 0.2 < found.error[0, 0, 0]
+    assert found.best["inner"] == (Location(module="0", dims=1),)
+    assert found.plot().axes[1].get_ylabel() == "mean absolute error of inner"
+
+
+def test_the_default_places_are_those_that_locations_mean():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    for encoder, decoder in ((3, 2), (2, 3)):
+        config = T5Config(
+            vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_heads=2, num_layers=encoder, num_decoder_layers=decoder,
+            decoder_start_token_id=0,
+        )  # fmt: skip
+        network = T5ForConditionalGeneration(config).eval()
+        found = distill.search_alignment(_translated(), network, positions=[-1], pairs=20)
+        assert found.locations == tuple(f"block_output.{i}" for i in range(decoder))
+
+
+def _translated():
+    def encode(values):
+        ids = torch.stack([values["a"], values["b"]], 1)
+        return {"input_ids": ids, "decoder_input_ids": ids}
+
+    return CausalModel(
+        {"a": range(8), "b": range(8)}, {"inner": lambda a: a + 0, "answer": lambda inner, b: inner > b}, "answer",
+        encode=encode, decode=lambda logits, values: logits[:, -1, :2],
+    )  # fmt: skip
+
+
+def test_a_subspace_is_made_for_every_cell():
+    one = Rotation(1)
+    with pytest.raises(
+        DistillError, match=r"gave one object twice; make a new one in each call: lambda: Rotation\(8\)"
+    ):
+        distill.search_alignment(SUM, deep(), at=["module:0", "module:1"], subspace=lambda: one, steps=1, console=QUIET)
+    with pytest.raises(DistillError, match=r"would be shared by all cells; give a function that makes one"):
+        distill.search_alignment(SUM, deep(), at=["module:0"], subspace=one)
+
+
+def test_one_name_or_place_will_do():
+    found = distill.search_alignment(TOKENS, Reader(), "first", "module:hidden", positions="first", pairs=50)
+    assert found.iia.tolist() == [[[1.0]]]
+    both = distill.search_alignment(
+        TOKENS, Reader(), [("first", "last")], Location(module="hidden"), positions=[-1], pairs=50
+    )
+    assert both.variables == ("first+last",)
+    assert "first+last" in str(both)

@@ -136,5 +136,5 @@ def test_what_does_not_fit_is_said_before_training():
         encode=lambda values: values["a"][:, None].float(),
     )
     network = nn.Sequential(nn.Linear(1, 2))
-    with pytest.raises(DistillError, match=r"none of 10 interchanges changes the answer"):
+    with pytest.raises(DistillError, match=r"none of 10 interchanges of x changes the answer"):
         distill.interchange_accuracy(never, network, {"x": Location(module="0", dims=0)}, pairs=10)
