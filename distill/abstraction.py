@@ -19,7 +19,7 @@ from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
 from distill.pairs import Pairs, Shuffle, Span
-from distill.seen import Seen
+from distill.seen import Seen, seen_of
 from distill.tallies import Tally, outcome_of
 from distill.tasks import Rows
 from distill.variables import variables_accuracy
@@ -72,7 +72,7 @@ def interchange_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
-    seen = getattr(exclude, "seen", exclude)
+    seen = seen_of(exclude)
     if isinstance(teacher, CausalModel):
         if sources is not None:
             raise DistillError("a causal model has its sources from where its bases are; leave sources out.")

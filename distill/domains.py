@@ -1,7 +1,7 @@
 """The values that a variable of a causal model may take."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ class Domain:
     """The values that a variable may take, in the order in which classes are numbered."""
 
     values: Tensor
+    _sorted: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -30,10 +31,17 @@ class Domain:
         dtype = torch.promote_types(torch.promote_types(values.dtype, self.values.dtype), torch.uint8)
         if values.is_floating_point() and self.values.is_floating_point():
             dtype = self.values.dtype
-        table, order = self.values.to(values.device, dtype).sort()
+        table, order = self._in_order(values.device, dtype)
         wanted = values.to(dtype).contiguous()
         place = torch.searchsorted(table, wanted).clamp(max=len(table) - 1)
         return torch.where(table[place] == wanted, order[place], -1)
+
+    def _in_order(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The values sorted, and where each stands in the domain: once for each device and dtype."""
+        if (device, dtype) not in self._sorted:
+            table, order = self.values.to(device, dtype).sort()
+            self._sorted[device, dtype] = (table, order)
+        return self._sorted[device, dtype]
 
 
 def domain_of(name: str, given: Any) -> Domain:

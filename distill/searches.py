@@ -1,7 +1,7 @@
 """`search_alignment`: how well each layer and token holds each variable."""
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
@@ -125,11 +125,11 @@ class Search:
 def search_alignment(
     causal_model: CausalModel,
     network: nn.Module,
-    variables: str | Sequence[str] | None = None,
-    at: Iterable[Location | str] | None = None,
+    variables: Any = None,
+    at: Any = None,
     data: Any = None,
     *,
-    positions: Sequence[Any] | None = None,
+    positions: Any = None,
     subspace: Callable[[], nn.Module] | None = None,
     weights: Mapping[str, float] | None = None,
     steps: int = 300,

@@ -45,6 +45,18 @@ class Seen:
         return torch.tensor([number in known for number in fingerprints({name: table[name] for name in common})])
 
 
+def seen_of(exclude: Any) -> Seen | None:
+    """What a result of `fit` or `align` was trained on.
+
+    Raises:
+        DistillError: it is no such result.
+    """
+    seen = getattr(exclude, "seen", exclude)
+    if seen is not None and not isinstance(seen, Seen):
+        raise DistillError(f"exclude={exclude!r} is no result of fit or align; pass exclude=result.")
+    return seen
+
+
 def fingerprints(table: Mapping[str, Any]) -> list[int]:
     """A number for each row, decided by what its columns hold."""
     rows = zip(*(_bytes(table[name]) for name in sorted(table)), strict=True)

@@ -55,8 +55,6 @@ def variables_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3.
     """
-    if exclude is not None and not isinstance(exclude, Seen):
-        raise DistillError(f"exclude={exclude!r} is no result of fit or align; pass exclude=result.")
     entries, names = pairs_of(mapping, model, network, positions), controls_of(controls)
     bases = drawn(model, pairs, seed, None if data is None else given(model, data))
     overlap = None if exclude is None else overlapping(bases, exclude, refuse=data is not None)

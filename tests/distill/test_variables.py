@@ -326,7 +326,8 @@ def test_a_mechanism_that_mixes_rows_is_refused():
 
 def test_a_variable_that_never_matters_is_named():
     model = CausalModel(
-        {"a": range(3), "b": range(3)}, {"inner": lambda a: a + 0, "junk": lambda b: b + 0, "answer": lambda inner, junk: inner > 0},
+        {"a": range(3), "b": range(3)},
+        {"inner": lambda a: a + 0, "junk": lambda b: b + 0, "answer": lambda inner, junk: inner > 0 * junk},
         "answer", encode=lambda values: torch.stack([values["a"], values["b"]], 1).float(),
     )  # fmt: skip
     network = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
@@ -368,7 +369,7 @@ def test_a_changed_network_is_reinitialised_as_it_is():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"pairs": 2.5}, r"pairs=2.5 measures nothing"),
+        ({"pairs": 0}, r"pairs=0 measures nothing"),
         ({"batch_size": 0}, r"batch_size=0 runs nothing"),
         ({"exclude": "result"}, r"exclude='result' is no result of fit or align"),
     ],
