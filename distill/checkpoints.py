@@ -45,8 +45,8 @@ class Checkpoints:
         last = self.last()
         if last is None:
             raise DistillError(
-                f"there is no checkpoint in {self.folder} to go on from: the run ended before its first; leave resume out "
-                "to start anew, in a new folder."
+                f"there is no checkpoint in {self.folder} to go on from: the run ended before its first; leave resume "
+                "out to start anew, in a new folder."
             )
         try:
             accelerator.load_state(str(last))

@@ -68,7 +68,7 @@ def test_an_unfinished_checkpoint_is_none(tmp_path):
 
 def test_nothing_to_go_on_from(tmp_path):
     *_, checkpoints, accelerator = prepared(tmp_path, resume=True)
-    with pytest.raises(DistillError, match=r"there is no checkpoint in .*; leave resume out to start anew"):
+    with pytest.raises(DistillError, match=r"there is no checkpoint in .*; leave resume out to start anew, in a new"):
         checkpoints.begin(accelerator)
 
 
