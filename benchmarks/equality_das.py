@@ -2,8 +2,8 @@
 
     python benchmarks/equality_das.py --seeds 3
 
-The network is four linear layers of width 16 on random vectors; the figures are of 12,800 held-out pairs. The cost of one
-step is compared with the same step in plain torch (source up to the place, base with the swapped directions, loss,
+The network is four linear layers of width 16 on random vectors; the figures are of 12,800 held-out pairs. The cost of
+one step is compared with the same step in plain torch (source up to the place, base with the swapped directions, loss,
 gradient, Adam), in one process, rounds interleaved, medians.
 """
 
@@ -30,7 +30,15 @@ PLACE = "2"  # the second linear layer's output
 def network(seed: int) -> nn.Sequential:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        sizes = [nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2)]
+        sizes = [
+            nn.Linear(16, 16),
+            nn.ReLU(),
+            nn.Linear(16, 16),
+            nn.ReLU(),
+            nn.Linear(16, 16),
+            nn.ReLU(),
+            nn.Linear(16, 2),
+        ]
         return nn.Sequential(*sizes)
 
 
@@ -39,7 +47,8 @@ def aligned(seed: int) -> dict:
     fitted = distill.fit(MODEL, net, {}, steps=6000, batch_size=1024, lr=5e-3, seed=seed, console=QUIET)
     trained = time.perf_counter()
     mapping = {
-        name: Location(module=PLACE, subspace=Rotation(8, seed=10 * seed + i)) for i, name in enumerate(("left", "right"))
+        name: Location(module=PLACE, subspace=Rotation(8, seed=10 * seed + i))
+        for i, name in enumerate(("left", "right"))
     }
     found = distill.align(
         MODEL, net, mapping, steps=1000, batch_size=1024, seed=seed, pairs=12_800, controls="all", console=QUIET
@@ -112,7 +121,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
     result = {
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         "runs": [],
         "step": [],
     }

@@ -1,16 +1,18 @@
-"""Natural language inference with several quantifiers: a transformer trained by interchanges (IIT) or on behaviour alone.
+"""Natural language inference with several quantifiers: a transformer trained by interchanges (IIT) beside a plain one.
 
     OMP_NUM_THREADS=1 python benchmarks/mqnli_iit.py --data ../shared/data/mqnli --seeds 0 1 2
 
-Of both sentences the network is fed the words slot by slot: a token is what a linear layer makes of the premise's word
+The network is fed the words of both sentences slot by slot: a token is what a linear layer makes of the premise's word
 and the hypothesis's, so there are nine, after [CLS]. Six blocks read them. IIT is told where each node of the tree
-should be: half of one token after one block, nodes that are computed from others after later blocks. The other network
-has the same weights before training, the same examples, steps, batch and learning rate, is told nothing, and is measured
-under the same mapping. An IIT step also runs sources and counterfactuals, so it takes longer.
+should be: half of one token after one block, nodes that are computed from others after later blocks. The plain network
+is trained on behaviour only: it has the same weights at first, the same bases, steps, batch and learning rate, is told
+nothing, and is measured under the same mapping. An IIT step also runs sources and counterfactuals, so it takes longer.
 
-The causal model draws what is trained on beforehand, one base a row, so no row is seen twice (the files' 20,000 training
-rows would be repeated), and other rows serve as sources. Behaviour is measured on the files' test rows, interchanges on
-pairs that the causal model draws. What is in the JSON already is not run again.
+The causal model draws the training rows beforehand. Each is a base once, in one step (the files' 20,000 would be
+repeated), and other rows serve as sources. Behaviour is measured on the files' test rows, interchanges on pairs that
+the causal model draws. "Do nothing" is what a network's answers to the bases would reach, "neutral" what that answer
+would reach whatever is interchanged: most interchanges in the middle of the tree make the answer neutral, so a figure
+below that shows no computation. What is in the JSON already is not run again.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import distill
-from distill.tasks.mqnli import INPUTS, NODES, multiply_quantified, rows, vocabulary
+from distill.tasks.mqnli import INPUTS, LABELS, NODES, multiply_quantified, rows, vocabulary
 from interventions import Location
 
 WIDTH, BLOCKS = 64, 6
@@ -139,18 +141,33 @@ def figures(outcome: distill.Outcome) -> dict[str, float]:
     return {name: round(value, 4) for name, value in named.items()}
 
 
-def table(runs: list[dict]) -> str:
+def always_neutral(model: distill.CausalModel, pairs: int) -> dict[str, dict[str, float]]:
+    """What a network that answers neutral to everything would reach, on pairs of the same distribution."""
+    generator, neutral = torch.Generator().manual_seed(1), LABELS.index("neutral")
+    base, source = (model.run(model.sample(pairs, generator)) for _ in range(2))
+    before, found = model.answers(base), {}
+    for node in MAPPING:
+        right = (wanted := model.answers(model.interchange(base, {node: source}))) == neutral
+        shares = {"iia": right, "effective": right[wanted != before]}
+        found[node] = {name: round(share.double().mean().item(), 4) for name, share in shares.items()}
+    return found
+
+
+def table(runs: list[dict], neutral: dict[str, dict[str, float]]) -> str:
     """Means over the seeds, and the lowest and highest of behaviour and of all nodes."""
     kinds = {kind: [run for run in runs if run["network"] == kind] for kind in ALIGNED}
     heads = ("IIA", "effective", "do nothing")
     lines = ["".ljust(20) + "".join(f"{kind + ', ' + str(len(found)) + ' seeds':34}" for kind, found in kinds.items())]
-    lines.append("node".ljust(20) + "".join(f"{head:11}" for head in heads).ljust(34) * len(kinds))
+    lines.append(
+        "node".ljust(20) + "".join(f"{head:11}" for head in heads).ljust(34) * len(kinds) + "neutral: IIA, effective"
+    )
     for node in (*NODES, "all nodes"):
         lines.append(node.ljust(20))
         for found in kinds.values():
             each = [run["all nodes"] if node == "all nodes" else run["nodes"][node] for run in found]
             means = [sum(one[name.replace("IIA", "iia")] for one in each) / max(1, len(each)) for name in heads]
             lines[-1] += "".join(f"{mean:<11.3f}" for mean in means).ljust(34)
+        lines[-1] += "".join(f"{share:<11.3f}" for share in neutral.get(node, {}).values())
     for kind, found in kinds.items():
         columns = {
             "behaviour": [run["behaviour"] for run in found],
@@ -187,7 +204,9 @@ def main() -> None:
                 f"{kind}, seed {seed}: behaviour {same[0]['behaviour']}, {same[0]['seconds to train']} s to train",
                 flush=True,
             )
-    print(table(chosen))
+    done["always neutral"] = always_neutral(slot_by_slot(asked.data), 10_000)
+    asked.out.write_text(json.dumps(done, indent=1) + "\n")
+    print(table(chosen, done["always neutral"]))
 
 
 if __name__ == "__main__":

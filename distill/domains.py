@@ -45,7 +45,9 @@ class Domain:
 
 
 def domain_of(name: str, given: Any) -> Domain:
-    """The domain that a range, a sequence or a 1-D tensor stands for."""
+    """The domain that a range, a sequence or a 1-D tensor stands for; a domain of another model is taken as it is."""
+    if isinstance(given, Domain):
+        return given
     try:
         values = torch.tensor(list(given)) if isinstance(given, Sequence) else torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError):

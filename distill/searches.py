@@ -186,52 +186,34 @@ def search_alignment(
             "name some, as search_alignment(causal_model, network, 'left', at=[Location(0), Location(1)])."
         )
     tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
-    found: dict[tuple[int, int, int], Pair] = {}
-    made_ones = list[Any]()
-    for row, place in enumerate(places):
-        cells = {
-            (i, row, column): pairs_of({name: made(place, subspace)}, causal_model, network, token)[0]
-            for i, name in enumerate(names)
-            for column, token in enumerate(tokens)
-        }
-        made_ones += [pair.student[0].subspace for pair in cells.values()]
-        if subspace is not None and len(set(map(id, made_ones))) < len(made_ones):
-            raise DistillError("subspace=… gave one object twice; make a new one in each call: lambda: Rotation(8).")
-        if subspace is None:
-            rows, drawing = len(few[causal_model.inputs[0]]), torch.Generator().manual_seed(seed)
-            others = feed.sources(rows, drawing, device_of(network))
-            refuse_wholes(causal_model, network, tuple(cells.values()), few, others)
-        else:
-            learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "console": console}
-            learn(feed, network, tuple(cells.values()), schedule, **learning, title=f"search {place}")
-        found |= cells
-    ordered = tuple(found[key] for key in sorted(found))
+    cells = tuple(
+        pairs_of({name: made(place, subspace)}, causal_model, network, token)[0]
+        for name in names
+        for place in places
+        for token in tokens
+    )
+    if subspace is None:
+        others = feed.sources(_rows(few), torch.Generator().manual_seed(seed), device_of(network))
+        refuse_wholes(causal_model, network, cells, few, others)
+    else:
+        _check_apart(cells)
+        learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "console": console}
+        for row, place in enumerate(places):  # the cells of one place share their runs
+            mine = tuple(cell for i, cell in enumerate(cells) if i // len(tokens) % len(places) == row)
+            learn(feed, network, mine, schedule, **learning, title=f"search {place}")
     bases = drawn(causal_model, pairs, seed, None if data is None else given(causal_model, data))
-    tally = measured(causal_model, network, ordered, bases, batch_size=batch_size)
+    tally = measured(causal_model, network, cells, bases, batch_size=batch_size)
     regression = causal_model.classes is None
     if not regression:
-        refuse_ineffective(tally, ordered, has_rows=data is not None)
+        refuse_ineffective(tally, cells, has_rows=data is not None)
     outcomes = tuple(
-        outcome_of(tally.of(i), clusters=bases.clusters, seed=seed, regression=regression) for i in range(len(ordered))
+        outcome_of(tally.of(i), clusters=bases.clusters, seed=seed, regression=regression) for i in range(len(cells))
     )
-    labels = tuple("" if token is None else _text(token) for token in tokens)
-    settings: dict[str, Any] = {
-        "pairs": pairs,
-        "seed": seed,
-        "subspace": None if subspace is None else repr(subspace()),
-    }
+    settings: dict[str, Any] = {"pairs": pairs, "seed": seed}
     if subspace is not None:
-        settings |= {"steps": steps, "batch_size": batch_size, "lr": lr}
-    return Search(
-        ordered,
-        outcomes,
-        tuple(name if isinstance(name, str) else "+".join(name) for name in names),
-        tuple(map(str, places)),
-        labels,
-        tally,
-        bases.clusters,
-        settings,
-    )
+        settings |= {"subspace": repr(subspace()), "steps": steps, "batch_size": batch_size, "lr": lr}
+    texts = (tuple(map(_name, names)), tuple(map(str, places)), tuple(map(_text, tokens)))
+    return Search(cells, outcomes, *texts, tally, bases.clusters, settings)
 
 
 def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
@@ -268,7 +250,23 @@ def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few:
     return list(range(vectors.shape[1] if mask is None else int(mask.sum(1).min())))
 
 
+def _check_apart(cells: tuple[Pair, ...]) -> None:
+    subspaces = {id(cell.student[0].subspace) for cell in cells}
+    if len(subspaces) < len(cells):
+        raise DistillError("subspace=… gave one object twice; make a new one in each call: lambda: Rotation(8).")
+
+
+def _rows(values: Mapping[str, Tensor]) -> int:
+    return len(next(iter(values.values())))
+
+
+def _name(variables: Any) -> str:
+    return variables if isinstance(variables, str) else "+".join(variables)
+
+
 def _text(positions: Any) -> str:
+    if positions is None:
+        return ""
     return getattr(positions, "__name__", "function") if callable(positions) else str(positions)
 
 

@@ -783,3 +783,13 @@ def test_tasks_that_are_refused():
 def test_order_of_a_long_chain():
     chain = {f"v{i}": [f"v{i - 1}"] if i else [] for i in range(3000)}
     assert in_order(dict(reversed(chain.items()))) == tuple(chain)
+
+
+def test_a_model_is_built_again_from_its_parts():
+    first = equality()
+    again = CausalModel(
+        {name: first.domains[name] for name in first.inputs}, first.mechanisms, first.output, encode=first.encode
+    )
+    assert str(again) == str(first)
+    values = first.sample(20, torch.Generator().manual_seed(0))
+    assert torch.equal(again.answers(values), first.answers(values))

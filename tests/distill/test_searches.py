@@ -8,7 +8,7 @@ from torch import nn
 import distill
 from distill import CausalModel, DistillError
 from interventions import InterventionError, Location, Rotation
-from tests.distill.wired import SUM, TOKENS, Reader, turned
+from tests.distill.wired import SUM, TOKENS, TWICE, Reader, turned, twice
 
 QUIET = Console(quiet=True)
 
@@ -96,19 +96,10 @@ def test_what_cannot_be_searched_says_why():
 
 
 def test_real_answers_have_errors():
-    model = CausalModel(
-        {"a": None, "b": None}, {"inner": lambda a, b: a + b, "answer": lambda inner: inner * 2.0}, "answer",
-        encode=lambda values: torch.stack([values["a"], values["b"]], 1),
-        sample=lambda n, g: {k: torch.rand(n, generator=g) for k in "ab"},
-    )  # fmt: skip
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    with torch.no_grad():
-        for each, value in zip(network.parameters(), ([[0, 0], [1.0, 1.0]], [0, 0], [[1.0, 2.0]], [0]), strict=True):
-            each.copy_(torch.tensor(value))
-    found = distill.search_alignment(model, network, at=["module:0[dims=0]", "module:0[dims=1]"], pairs=50)
+    found = distill.search_alignment(TWICE, twice(), at=["module:0[dims=0]", "module:0[dims=1]"], pairs=50)
     assert found.iia.isnan().all()
-    assert found.error[0, 1, 0] < 1e-5 < 0.2 < found.error[0, 0, 0]
-    assert found.best["inner"] == (Location(module="0", dims=1),)
+    assert found.error[0, 0, 0] < 1e-5 < 0.2 < found.error[0, 1, 0]
+    assert found.best["inner"] == (Location(module="0", dims=0),)
     assert found.plot().axes[1].get_ylabel() == "mean absolute error of inner"
 
 

@@ -12,7 +12,7 @@ from distill.mapping import pairs_of
 from distill.seen import Seen, fingerprints
 from distill.variables import ANOTHER
 from interventions import PCA, Location, Mask, Rotation, SparseCoder, interchange, run
-from tests.distill.wired import SUM, TOKENS, Reader, Wired, turned
+from tests.distill.wired import SUM, TOKENS, TWICE, Reader, Wired, turned, twice
 
 QUIET = Console(quiet=True)
 RIGHT = {"inner": Location(module="hidden", dims=0)}
@@ -148,19 +148,10 @@ def test_fingerprints_know_what_is_equal():
 
 
 def test_real_answers_are_measured_by_their_error():
-    model = CausalModel(
-        {"a": None, "b": None}, {"inner": lambda a, b: a + b, "answer": lambda inner: inner * 2.0}, "answer",
-        encode=lambda values: torch.stack([values["a"], values["b"]], 1),
-        sample=lambda n, g: {k: torch.rand(n, generator=g) for k in "ab"},
-    )  # fmt: skip
-    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    with torch.no_grad():
-        for each, value in zip(network.parameters(), ([[1.0, 1.0], [0, 0]], [0, 0], [[2.0, 1.0]], [0]), strict=True):
-            each.copy_(torch.tensor(value))
-    measured = distill.interchange_accuracy(model, network, {"inner": Location(module="0", dims=0)}, pairs=50)
+    measured = distill.interchange_accuracy(TWICE, twice(), {"inner": Location(module="0", dims=0)}, pairs=50)
     assert measured.iia is None
     assert measured.overall.error == pytest.approx(0.0, abs=1e-6)
-    constant = distill.interchange_accuracy(model, network, {"inner": Location(module="0", dims=1)}, pairs=50)
+    constant = distill.interchange_accuracy(TWICE, twice(), {"inner": Location(module="0", dims=1)}, pairs=50)
     assert constant.overall.error > 0.2
 
 

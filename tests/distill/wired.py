@@ -53,6 +53,25 @@ def turned(seed: int = 0) -> nn.Module:
     return Turned()
 
 
+TWICE = CausalModel(
+    inputs={"a": None, "b": None},
+    mechanisms={"inner": lambda a, b: a + b, "answer": lambda inner: inner * 2.0},
+    output="answer",
+    encode=lambda values: torch.stack([values["a"], values["b"]], 1),
+    sample=lambda n, generator: {name: torch.rand(n, generator=generator) for name in "ab"},
+)
+
+
+def twice() -> nn.Module:
+    """Computes `TWICE`: dim 0 of module 0 is the inner variable, dim 1 is nothing."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    wanted = ([[1.0, 1.0], [0.0, 0.0]], [0.0, 0.0], [[2.0, 1.0]], [0.0])
+    with torch.no_grad():
+        for parameter, value in zip(network.parameters(), wanted, strict=True):
+            parameter.copy_(torch.tensor(value))
+    return network
+
+
 FILLER, PAD = 3, 4
 
 
