@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
-from distill.controls import controls_of, random_parts, reinitialised
+from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
 from distill.inputs import device_of, inputs_of, real_tokens, to_device, vocabulary_of
@@ -129,7 +129,7 @@ def _controlled(name: str, study: "_Study", base: Rows) -> "_Study | None":
     """The study of a control: of other places, of another student, or the same one; None where there is none."""
     teacher, student = study.models
     if name == "network":
-        return replace(study, models=(teacher, reinitialised(student, study.seed)))
+        return replace(study, models=(teacher, reinitialised(student, study.seed + ANOTHER)))
     if name == "labels":
         return study
     few = inputs_of(student, to_device(base.batch(range(min(2, len(base)))), device_of(student)))

@@ -12,20 +12,24 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill import loop
+from distill.abstraction import interchange_accuracy
 from distill.alignments import Alignment
 from distill.causal_models import CausalModel
+from distill.data import task_of, training_rows
 from distill.errors import DistillError
-from distill.inputs import device_of, to_device
+from distill.inputs import device_of, inputs_of, to_device
 from distill.loop import Record, Schedule
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import evaluating
-from distill.objectives import DAS
+from distill.objectives import DAS, DIITO, Objective
+from distill.pairs import Span
 from distill.progress import shown
 from distill.samples import Feed
 from distill.swaps import mask_of, places_of
+from distill.tasks import Rows
 from distill.variables import variables_accuracy
 from distill.wholes import refuse_wholes
-from interventions import PCA, InterventionError, Location, Subspace, intervene
+from interventions import PCA, InterventionError, Location, Subspace, intervene, run
 
 TURN = 0.2  # how far a step turns a direction [radians], about
 FITTED_ON = 2048  # examples whose activations a PCA is fitted on
@@ -33,7 +37,7 @@ COLDEST = 0.1
 
 
 def align(
-    causal_model: CausalModel,
+    causal_model: CausalModel | nn.Module,
     network: nn.Module,
     mapping: Sides,
     data: Any = None,
@@ -60,7 +64,8 @@ def align(
     `Rotation(k, seed=…)`.
 
     Args:
-        causal_model: what the network is thought to compute.
+        causal_model: what the network is thought to compute. Or another network, with data: then interchanges at both
+            sides of the mapping must have the same effect (`DIITO`), and `positions` is a `Span`.
         network: any torch model. Its weights and modes are as before afterwards.
         mapping: {variable: location or tuple of locations}, with a subspace each.
         data: {name: tensor} of the causal model's inputs; by default it samples them.
@@ -85,9 +90,16 @@ def align(
     Geiger et al. 2023 (arXiv:2303.02536); Wu et al. 2023 (arXiv:2305.08809); Mueller et al. 2025 (arXiv:2504.13151).
     """
     entries = pairs_of(mapping, causal_model, network, positions)
+    if isinstance(causal_model, nn.Module):
+        return _between(
+            causal_model, network, entries, data, positions=positions, eval_data=eval_data, weights=weights, lr=lr,
+            schedule=scheduled(steps, batch_size, seed), coldest=coldest, pairs=pairs, controls=controls,
+            console=console, accelerator=accelerator,
+        )  # fmt: skip
     schedule = scheduled(steps, batch_size, seed)
     learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "accelerator": accelerator}
-    records = learn(loop.feed_of(causal_model, data, schedule), network, entries, schedule, console=console, **learning)
+    feed = loop.feed_of(causal_model, data, schedule)
+    records = learn(feed.model, network, entries, feed, schedule, console=console, **learning)
     settings = {
         "steps": steps, "batch_size": batch_size, "seed": seed, "coldest": coldest, "weights": dict(weights or {}),
         "lr": records[0].lr if records else None, "mapping": list(map(str, entries)),
@@ -107,12 +119,54 @@ def scheduled(steps: int, batch_size: int, seed: int) -> Schedule:
     return Schedule(steps=steps, batch_size=batch_size, seed=seed, warmup=0.0, weight_decay=0.0, clip=None)
 
 
-def learn(
-    feed: Feed,
+def _between(
+    teacher: nn.Module,
     network: nn.Module,
     entries: tuple[Pair, ...],
+    data: Any,
+    *,
+    positions: Span | None,
+    eval_data: Any,
+    pairs: int,
+    controls: str | Sequence[str],
+    schedule: Schedule,
+    **learning: Any,
+) -> Alignment:
+    """An alignment of two networks, both frozen; what is learned is the subspaces of the second one's places."""
+    taught = next((at for pair in entries for at in pair.teacher if isinstance(at.subspace, nn.Module)), None)
+    if taught is not None and any(p.requires_grad for p in learned_of(taught.subspace)):
+        raise DistillError(
+            f"{taught} is on the teacher's side, where nothing is learned; give it dims=…, or a subspace that takes no "
+            "gradient: subspace.requires_grad_(False)."
+        )
+    rule = Span(0.3) if positions is None else positions
+    records = learn(
+        teacher, network, entries, training_rows(data, teacher, schedule.seed), schedule,
+        objective=DIITO(positions=rule), **learning,
+    )  # fmt: skip
+    settings: dict[str, Any] = {"steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed}
+    settings |= {"lr": records[0].lr if records else None, "mapping": list(map(str, entries)), "positions": repr(rule)}
+    seen = loop.seen(teacher, network, data, schedule)
+    if not pairs:
+        return Alignment(entries, None, tuple(records), settings, seen)
+    task = task_of(data, teacher) if eval_data is None else None
+    tested = eval_data if eval_data is not None else data if task is None else task
+    measured = interchange_accuracy(
+        teacher, network, entries, tested, positions=rule, pairs=pairs, seed=schedule.seed, controls=controls
+    )
+    if eval_data is None and task is None:
+        measured = replace(measured, overlap=1.0)
+    return Alignment(entries, measured, tuple(records), settings, seen)
+
+
+def learn(
+    teacher: CausalModel | nn.Module,
+    network: nn.Module,
+    entries: tuple[Pair, ...],
+    feed: Feed | Rows,
     schedule: Schedule,
     *,
+    objective: Objective | None = None,
     lr: float | None = None,
     weights: Mapping[str, float] | None = None,
     coldest: float = COLDEST,
@@ -122,7 +176,7 @@ def learn(
 ) -> list[Record]:
     """Learn the subspaces of these entries, each as it would be alone, and leave them in eval mode.
 
-    The arguments are those of `align`; `feed` is the causal model with what it is trained on.
+    The arguments are those of `align`; `feed` is what it is trained on, `objective` is `DAS()` by default.
     """
     if not coldest > 0:
         raise DistillError(f"coldest={coldest} is the last temperature, by which is divided; use e.g. coldest=0.1.")
@@ -133,7 +187,10 @@ def learn(
     home = device_of(network)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network):
         try:
-            fitted = _prepared(feed, network, entries, schedule.seed)
+            if isinstance(feed, Rows):
+                fitted = _sized(network, entries, feed)
+            else:
+                fitted = _prepared(feed, network, entries, schedule.seed)
             parameters = [p for each in subspaces for p in learned_of(each) if p.requires_grad]
             if not parameters and not fitted:
                 raise DistillError(
@@ -147,7 +204,7 @@ def learn(
             schedule = replace(schedule, lr=_rate(parameters) if lr is None else lr)
             with frozen(network, subspaces, parameters):
                 running = loop.steps(
-                    feed.model, network, entries, feed, objective=DAS(), weights=weights, schedule=schedule,
+                    teacher, network, entries, feed, objective=objective or DAS(), weights=weights, schedule=schedule,
                     accelerator=accelerator, trained=nn.ModuleList(subspaces),
                 )  # fmt: skip
                 with closing(running):
@@ -167,6 +224,28 @@ def _prepared(feed: Feed, network: nn.Module, entries: tuple[Pair, ...], seed: i
     others = feed.sources(rows, torch.Generator().manual_seed(seed), device_of(network))
     refuse_wholes(feed.model, network, entries, few, others)
     return any(fitted)
+
+
+def _sized(network: nn.Module, entries: tuple[Pair, ...], rows: Rows) -> bool:
+    """Give the subspaces their widths, and PCAs their directions, from rows of data; whether there were such."""
+    batch = to_device(rows.batch(range(min(64, len(rows)))), device_of(network))
+    fitted = False
+    for at in (at for at in places_of(entries) if at.subspace is not None):
+        subspace: Any = at.subspace
+        with torch.no_grad():
+            vectors = run(network, inputs_of(network, batch)).vectors(replace(at, subspace=None))
+        mask = mask_of(batch)
+        flat = vectors[mask.bool()] if mask is not None and mask.shape == vectors.shape[:2] else vectors
+        try:
+            for each in subspace.modules():
+                if isinstance(each, PCA) and not each.fitted:
+                    each.fit_to(flat.reshape(-1, flat.shape[-1]))
+                    fitted = True
+            with torch.no_grad():
+                subspace.to(flat.device).coordinates(flat.reshape(-1, flat.shape[-1])[:1])
+        except InterventionError as error:
+            raise DistillError(f"the subspace of {at} does not fit: {error}") from error
+    return fitted
 
 
 def _annealed(records: Iterator[Record], subspaces: Sequence[Any], coldest: float) -> Iterator[Record]:

@@ -47,7 +47,7 @@ class Alignment(Mapping):
         self.settings = dict(settings or {})
 
     def __getitem__(self, variable: Any) -> tuple[Location, ...]:
-        names = (variable,) if isinstance(variable, str) else variable
+        names = (variable,) if isinstance(variable, str | Location) else variable
         return {pair.teacher: pair.student for pair in self.pairs}[names]
 
     def __iter__(self) -> Iterator[Any]:
@@ -98,7 +98,7 @@ class Alignment(Mapping):
             "format": FORMAT,
             "entries": [
                 {
-                    "variables": pair.teacher,
+                    "variables": [_written(each) for each in pair.teacher],
                     "places": [places.index(at) for at in pair.student],
                     "positions": list(map(_plain, pair.positions)),
                 }
@@ -142,7 +142,9 @@ class Alignment(Mapping):
         places = tuple(interventions.load(Path(folder) / "places", network, subspaces=subspaces).at)
         pairs = tuple(
             Pair(
-                tuple(entry["variables"]),
+                tuple(
+                    Location.parse(each["location"]) if isinstance(each, dict) else each for each in entry["variables"]
+                ),
                 tuple(places[number] for number in entry["places"]),
                 tuple(map(_positions, entry["positions"])),
             )
@@ -162,6 +164,15 @@ class Alignment(Mapping):
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
+
+
+def _written(side: str | Location) -> Any:
+    """A variable, or a location of a teacher network, as JSON."""
+    if isinstance(side, str):
+        return side
+    if side.subspace is not None:
+        raise DistillError(f"{side} is the teacher's place with a subspace, which no file holds; give it dims=….")
+    return {"location": str(side)}
 
 
 def _plain(positions: Any) -> Any:

@@ -12,6 +12,7 @@ from distill.errors import DistillError
 from distill.mapping import Pair
 from interventions import Location, Mask, Rotation, Run
 
+ANOTHER = 1_000_003  # added to a seed, so that no one compares a new network with itself
 CONTROLS = ("subspace", "labels", "network")
 
 

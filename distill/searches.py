@@ -200,7 +200,7 @@ def search_alignment(
         learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "console": console}
         for row, place in enumerate(places):  # the cells of one place share their runs
             mine = tuple(cell for i, cell in enumerate(cells) if i // len(tokens) % len(places) == row)
-            learn(feed, network, mine, schedule, **learning, title=f"search {place}")
+            learn(causal_model, network, mine, feed, schedule, **learning, title=f"search {place}")
     bases = drawn(causal_model, pairs, seed, None if data is None else given(causal_model, data))
     tally = measured(causal_model, network, cells, bases, batch_size=batch_size)
     regression = causal_model.classes is None

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
-from distill.controls import controls_of, random_parts, reinitialised
+from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.errors import DistillError
 from distill.inputs import device_of, to_device
 from distill.mapping import Pair, Sides, pairs_of
@@ -25,7 +25,6 @@ from distill.values import Values, as_answers
 from distill.wholes import refuse_wholes
 from interventions import run
 
-ANOTHER = 1_000_003  # so that no one compares a new network with itself
 STREAM = 2**31 - 1  # pairs that are measured come from another stream than those that are trained on
 
 

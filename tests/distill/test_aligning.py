@@ -280,3 +280,31 @@ def test_components_are_those_of_real_tokens():
     pair = pairs_of({"first": Location(module="hidden", subspace=PCA(2))}, TOKENS, network)[0]
     vectors = vectors_at(TOKENS, network, pair, pair.student[0], TOKENS.sample(64, torch.Generator().manual_seed(0)))
     assert int(vectors.argmax(1).max()) == 3  # fillers, and no padding
+
+
+def test_two_networks_are_aligned(tmp_path):
+    """The student is its teacher, turned: dim 0 of the one is a direction of the other."""
+    teacher, student = Wired(), turned(1)
+    teacher.scale = nn.Parameter(torch.tensor(3.0))
+    data = {"x": SUM.encode(SUM.sample(300, torch.Generator().manual_seed(0)))}
+    before = state_of(student)
+    starts = [
+        {Location(module="hidden", dims=0): Location(module="hidden", subspace=Rotation(1, seed=s))} for s in range(3)
+    ]
+    found = [distill.align(teacher, student, start, data, lr=0.15, **SHORT) for start in starts]
+    best = max(found, key=lambda each: each.iia)
+    assert best.iia > 0.98
+    assert best.accuracy.overlap == 1.0
+    assert same(state_of(student), before)
+    assert student.hidden.weight.requires_grad
+    best.save(tmp_path / "a", student)
+    loaded = distill.Alignment.load(tmp_path / "a", student)
+    assert loaded.pairs[0].teacher == best.pairs[0].teacher
+    assert len(loaded[Location(module="hidden", dims=0)]) == 1
+    figures = [distill.interchange_accuracy(teacher, student, each, data).iia for each in (best, loaded)]
+    assert figures[0] == figures[1] > 0.98
+    unaligned = {Location(module="hidden", dims=0): Location(module="hidden", subspace=Rotation(1, 3, seed=9))}
+    assert distill.interchange_accuracy(teacher, student, unaligned, data).iia < best.iia
+    learnable = {Location(module="hidden", subspace=Rotation(1)): Location(module="hidden", subspace=Rotation(1))}
+    with pytest.raises(DistillError, match=r"is on the teacher's side, where nothing is learned"):
+        distill.align(teacher, student, learnable, data, **SHORT)

@@ -7,10 +7,9 @@ from torch import nn
 
 import distill
 from distill import CausalModel, DistillError
-from distill.controls import random_parts
+from distill.controls import ANOTHER, random_parts
 from distill.mapping import pairs_of
 from distill.seen import Seen, fingerprints
-from distill.variables import ANOTHER
 from interventions import PCA, Location, Mask, Rotation, SparseCoder, interchange, run
 from tests.distill.wired import SUM, TOKENS, TWICE, Reader, Wired, turned, twice
 
