@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import distill
 from distill.inputs import inputs_of
-from distill.loop import Computation
+from distill.computations import Computation
 from distill.losses import kd
 from distill.mapping import pairs_of
 from interventions import Run, interchange, run

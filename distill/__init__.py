@@ -4,52 +4,95 @@ from distill import losses, metrics, objectives, tasks
 from distill.abstraction import interchange_accuracy
 from distill.aligning import align
 from distill.alignments import Alignment
+from distill.assistants import chain
 from distill.causal_models import CausalModel
 from distill.controls import reinitialised
+from distill.ensembles import Ensemble
 from distill.errors import DistillError
 from distill.evaluations import accuracy_under, evaluate
 from distill.fit import Interrupted, fit
-from distill.loop import Record, Schedule, steps
+from distill.loop import steps
 from distill.mapping import layers
 from distill.metrics import Share, accuracy
-from distill.objectives import DAS, DIITO, IIT, KD, PKD, Cosine, Labels, Objective
+from distill.mutual import mutual
+from distill.noisy import NoisyTeacher
+from distill.objectives import (
+    AT,
+    BSS,
+    CRD,
+    DAS,
+    DIITO,
+    DKD,
+    ICD,
+    IIT,
+    KD,
+    PKD,
+    CausalLM,
+    Cosine,
+    DistilBERT,
+    FitNets,
+    Labels,
+    MaskedLM,
+    Objective,
+    Sobolev,
+    TinyBERT,
+)
 from distill.outcomes import InterchangeAccuracy, Outcome
-from distill.pairs import InContext, Shuffle, Span
+from distill.pairs import Crossway, InContext, Shuffle, Span
 from distill.results import Evaluation, FitResult
+from distill.schedules import Ramp, Record, Schedule
 from distill.searches import Search, search_alignment
+from distill.specialists import Specialists
 from distill.students import from_layers
 from distill.tasks import Rows, Task
 from distill.teachers import teach, teacher_of
 
 __all__ = [
+    "AT",
+    "BSS",
+    "CRD",
     "DAS",
     "DIITO",
+    "DKD",
+    "ICD",
     "IIT",
     "KD",
     "PKD",
     "Alignment",
+    "CausalLM",
     "CausalModel",
     "Cosine",
+    "Crossway",
+    "DistilBERT",
     "DistillError",
+    "Ensemble",
     "Evaluation",
+    "FitNets",
     "FitResult",
     "InContext",
     "InterchangeAccuracy",
     "Interrupted",
     "Labels",
+    "MaskedLM",
+    "NoisyTeacher",
     "Objective",
     "Outcome",
+    "Ramp",
     "Record",
     "Rows",
     "Schedule",
     "Search",
     "Share",
     "Shuffle",
+    "Sobolev",
     "Span",
+    "Specialists",
     "Task",
+    "TinyBERT",
     "accuracy",
     "accuracy_under",
     "align",
+    "chain",
     "evaluate",
     "fit",
     "from_layers",
@@ -57,6 +100,7 @@ __all__ = [
     "layers",
     "losses",
     "metrics",
+    "mutual",
     "objectives",
     "reinitialised",
     "search_alignment",

@@ -14,18 +14,20 @@ from torch import Tensor, nn
 from distill import loop
 from distill.abstraction import interchange_accuracy
 from distill.alignments import Alignment
+from distill.arguments import feed_of
+from distill.arguments import seen as seen_of
 from distill.causal_models import CausalModel
 from distill.data import task_of, training_rows
 from distill.errors import DistillError
-from distill.inputs import device_of, inputs_of, to_device
-from distill.loop import Record, Schedule
+from distill.inputs import device_of, inputs_of, mask_of, to_device
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DAS, DIITO, Objective
 from distill.pairs import Span
 from distill.progress import shown
 from distill.samples import Feed
-from distill.swaps import mask_of, places_of
+from distill.schedules import Record, Schedule
+from distill.swaps import places_of
 from distill.tasks import Rows
 from distill.variables import variables_accuracy
 from distill.wholes import refuse_wholes
@@ -98,13 +100,13 @@ def align(
         )  # fmt: skip
     schedule = scheduled(steps, batch_size, seed)
     learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "accelerator": accelerator}
-    feed = loop.feed_of(causal_model, data, schedule)
+    feed = feed_of(causal_model, data, schedule)
     records = learn(feed.model, network, entries, feed, schedule, console=console, **learning)
     settings = {
         "steps": steps, "batch_size": batch_size, "seed": seed, "coldest": coldest, "weights": dict(weights or {}),
         "lr": records[0].lr if records else None, "mapping": list(map(str, entries)),
     }  # fmt: skip
-    seen = loop.seen(causal_model, network, data, schedule)
+    seen = seen_of(causal_model, network, data, schedule)
     measured = None
     if pairs:
         tested = data if eval_data is None else eval_data
@@ -146,7 +148,7 @@ def _between(
     )  # fmt: skip
     settings: dict[str, Any] = {"steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed}
     settings |= {"lr": records[0].lr if records else None, "mapping": list(map(str, entries)), "positions": repr(rule)}
-    seen = loop.seen(teacher, network, data, schedule)
+    seen = seen_of(teacher, network, data, schedule)
     if not pairs:
         return Alignment(entries, None, tuple(records), settings, seen)
     task = task_of(data, teacher) if eval_data is None else None

@@ -11,7 +11,7 @@ from torch import nn
 
 import interventions
 from distill.errors import DistillError
-from distill.loop import Record
+from distill.schedules import Record
 from distill.mapping import Pair
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy, Outcome

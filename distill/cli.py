@@ -1,4 +1,4 @@
-"""The command line: `distill fit`, `distill evaluate`, `distill teach`."""
+"""The command line: `distill fit`, `distill evaluate`, `distill teach`, `distill objectives`."""
 
 import os
 import sys
@@ -50,7 +50,8 @@ def fit(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="kd, diito (KD + interchange), labels, or several with commas. By default kd and diito, compared."
+            help="kd, diito (KD + interchange), labels, dkd, icd, … (see distill objectives), or several with commas. "
+            "By default kd and diito, compared."
         ),
     ] = None,
     pairs: Annotated[
@@ -145,6 +146,16 @@ def teach(
     source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction)
     with _stoppable():
         commands.run_teach(source, encoder, commands.Timing(epochs, steps, batch_size, lr), seed, output, resume=resume)
+
+
+@app.command()
+def objectives() -> None:
+    """List what a student can be trained on: terms, formula, source, and cost in runs."""
+    from rich.console import Console
+
+    from distill import catalogue
+
+    catalogue.show(Console())
 
 
 def main() -> None:

@@ -11,18 +11,34 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from distill.arguments import check
 from distill.checkpoints import Checkpoints
 from distill.errors import DistillError
 from distill.evaluations import evaluate
 from distill.fit import Interrupted, fit, read_log, refuse_used
 from distill.inputs import vocabulary_of
-from distill.loop import Schedule, check
 from distill.mapping import Sides, as_mapping, depth, mapping_of, pairs_of
 from distill.metrics import accuracy
-from distill.objectives import DIITO, KD, Labels, Objective
+from distill.objectives import (
+    AT,
+    BSS,
+    CRD,
+    DIITO,
+    DKD,
+    ICD,
+    KD,
+    PKD,
+    Cosine,
+    FitNets,
+    Labels,
+    Objective,
+    Sobolev,
+    TinyBERT,
+)
 from distill.pairs import InContext, Shuffle, Span
 from distill.report import Entry, Report
 from distill.results import Evaluation, FitResult
+from distill.schedules import Schedule
 from distill.students import from_layers
 from distill.tasks import Task, load
 from distill.teachers import (
@@ -37,7 +53,9 @@ from distill.teachers import (
 from interventions import Mixup, Noise
 
 PAIRS = ("shuffle", "in-context", "mixup", "noise")
-OBJECTIVES = ("kd", "diito", "labels")
+PLAIN = {"dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets, "at": AT,
+         "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS, "labels": Labels}  # fmt: skip
+OBJECTIVES = ("kd", "diito", *PLAIN)
 NAMES = {"kd": "KD", "diito": "KD + interchange"}
 """How students are called in the table, by what was asked for."""
 
@@ -161,7 +179,7 @@ class FitCommand:
         match = KD(self.temperature)
         made: list[Objective] = [KD(self.temperature)] if {"kd", "diito"} & set(names) else []
         made += [self.interchanges.objective(match, words)] if "diito" in names else []
-        return made + ([Labels()] if "labels" in names else [])
+        return made + [PLAIN[name]() for name in names if name in PLAIN]
 
 
 def run_fit(command: FitCommand, output: Path | None = None) -> Path | None:

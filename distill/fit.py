@@ -14,17 +14,19 @@ from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from distill import loop
+from distill.arguments import mapped, objectives_of, seen
 from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints, deferred_interrupt
 from distill.data import task_of
 from distill.errors import DistillError
 from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
-from distill.loop import Record, Schedule, mapped, objectives_of
 from distill.mapping import Sides
 from distill.objectives import Objective
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
+from distill.schedules import Record, Schedule
 from distill.tasks import Task
+from distill.weights import Weight
 
 
 class Interrupted(KeyboardInterrupt):
@@ -38,7 +40,7 @@ def fit(
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,
-    weights: Mapping[str, float] | None = None,
+    weights: Mapping[str, Weight] | None = None,
     eval_data: Any = None,
     epochs: float | None = None,
     steps: int | None = None,
@@ -63,7 +65,8 @@ def fit(
         data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or
             "random". For a causal model {name: tensor} of its inputs; columns of other variables are checked.
         objective: one or several; by default `[KD(), DIITO()]`, for a causal model `IIT()`.
-        weights: {term: weight}; 1 for a term that is not named.
+        weights: {term: weight}, a number or a function of the share of the training that is done, as `Ramp(4, 1)`. For
+            a term that is not named, what its method says: 1 for most (`distill objectives` lists the others).
         eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task, or what a causal
             model samples.
         epochs, steps, batch_size, lr, seed: override those of `schedule`.
@@ -89,9 +92,9 @@ def fit(
     objectives = objectives_of(objective, teacher)
     pairs = mapped(teacher, student, mapping, objectives)
     settings = {
-        "schedule": asdict(schedule),
+        "schedule": json.loads(json.dumps(asdict(schedule))),
         "objective": [repr(each) for each in objectives],
-        "weights": dict(weights or {}),
+        "weights": {name: repr(value) if callable(value) else value for name, value in (weights or {}).items()},
         "mapping": [str(pair) for pair in pairs],
     }
     folder = None if output_dir is None else Path(output_dir)
@@ -120,13 +123,13 @@ def fit(
     tested = eval_data if eval_data is not None else task
     evaluation = Evaluation(None, None)
     if isinstance(teacher, CausalModel):
-        seen = None if data is None else loop.seen(teacher, student, data, schedule)
-        evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=seen)
+        trained_on = None if data is None else seen(teacher, student, data, schedule)
+        evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=trained_on)
     elif tested is not None:
         measured = pairs or full_mapping(teacher, student)
         evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
-    seen = loop.seen(teacher, student, data, schedule, PartialState().num_processes)
-    result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, seen)
+    trained_on = seen(teacher, student, data, schedule, PartialState().num_processes)
+    result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, trained_on)
     if folder is not None and PartialState().is_main_process:
         result.save(folder)
     return result

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
@@ -10,17 +10,39 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 
-NEVER = frozenset({"labels", "special_tokens_mask"})
+NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
+MASKED = "mlm_labels"
+"""The column of the tokens that were masked in this step, −100 elsewhere."""
+TEACHERS = "teacher_"
+"""Before the names of columns that the teacher alone is called with, where it reads other inputs than the student."""
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """A model that says itself which columns it is called with, as one that is made of several must."""
+
+    def columns_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The columns of a batch that it is called with, by name."""
+        ...
 
 
 def inputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor]:
     """What `model` is called with: the columns that its `forward` names, labels left out.
 
+    An encoder–decoder that is given labels and no `decoder_input_ids` gets the labels shifted by one, as it shifts
+    them itself.
+
     Raises:
         DistillError: no column fits.
     """
-    parameters = signature(_innermost(model).forward).parameters
+    inner = _innermost(model)
+    if isinstance(inner, Chooses):
+        return inner.columns_of(batch)
+    parameters = signature(inner.forward).parameters
     named = {name: batch[name] for name in parameters if name in batch and name not in NEVER}
+    if named and "decoder_input_ids" not in named and writes_labels(model, batch):
+        shifted: Any = _innermost(model)
+        named["decoder_input_ids"] = shifted.prepare_decoder_input_ids_from_labels(batch["labels"])
     if named:
         return named
     rest = [name for name in batch if name not in NEVER]
@@ -48,6 +70,40 @@ def real_tokens(
             "axis, or leave the mask out."
         )
     return mask.bool().to(device)
+
+
+def mask_of(inputs: object) -> Tensor | None:
+    """Which tokens are no padding, where the inputs say so."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def answer_mask(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Which positions of the answers of `model` are no padding, `[batch, token]`: of its decoder where it has one."""
+    if "decoder_input_ids" in batch:
+        return mask_of({"attention_mask": batch.get("decoder_attention_mask")})
+    return batch["labels"] != -100 if writes_labels(model, batch) else mask_of(batch)
+
+
+def writes_labels(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+    """Whether `model` is an encoder–decoder that is to write the labels, `[batch, token]`."""
+    inner, labels = _innermost(model), batch.get("labels")
+    if "decoder_input_ids" in batch or labels is None or labels.ndim != 2 or labels.is_floating_point():
+        return False
+    return getattr(getattr(inner, "config", None), "is_encoder_decoder", False) and hasattr(
+        inner, "prepare_decoder_input_ids_from_labels"
+    )
+
+
+def teachers(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The columns for the teacher: those that are named `teacher_…`, without that, else all."""
+    own = {name.removeprefix(TEACHERS): column for name, column in batch.items() if name.startswith(TEACHERS)}
+    return own or batch
+
+
+def students(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The columns for the student: all but the teacher's own."""
+    return {name: column for name, column in batch.items() if not name.startswith(TEACHERS)}
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

@@ -6,13 +6,31 @@ from dataclasses import dataclass
 from math import sqrt
 
 import torch
-from jaxtyping import Float, Int
+from einops import rearrange, reduce
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, to_device
-from distill.tasks import Rows
+from distill.similarity import cka, representational_similarity
+from distill.tasks import MinimalPairs, Rows
 from interventions import run
+
+__all__ = [
+    "Calibration",
+    "Share",
+    "accuracy",
+    "batches",
+    "bootstrap",
+    "calibration",
+    "cka",
+    "evaluating",
+    "expected_calibration_error",
+    "has_classes",
+    "preferences",
+    "representational_similarity",
+    "wilson",
+]
 
 RESAMPLES = 1000
 
@@ -40,19 +58,142 @@ def accuracy(model: nn.Module, data: Rows, *, batch_size: int = 128) -> Share:
     Raises:
         DistillError: data without labels.
     """
-    if "labels" not in data.columns:
-        raise DistillError(f"accuracy needs a column 'labels' and the data has {', '.join(data.columns)}.")
     right = total = 0
+    for logits, labels in _answers(model, data, batch_size, "accuracy"):
+        right += int((logits.argmax(-1) == labels).sum())
+        total += len(labels)
+    return wilson(right, total)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether a model is right as often as it is sure.
+
+    Attributes:
+        error: the expected calibration error, from 0 to 1.
+        accuracy: how often its most probable class is the label.
+        confidence: the mean probability of that class. Above the accuracy, the model is too sure.
+
+    >>> print(Calibration(0.05, Share(0.9, 0.88, 0.92, 1000), 0.95))
+    calibration error 0.050: accuracy 0.900 [0.880, 0.920], confidence 0.950
+    """
+
+    error: float
+    accuracy: Share
+    confidence: float
+
+    def __str__(self) -> str:
+        return f"calibration error {self.error:.3f}: accuracy {self.accuracy}, confidence {self.confidence:.3f}"
+
+
+def calibration(model: nn.Module, data: Rows, *, bins: int = 15, batch_size: int = 128) -> Calibration:
+    """The expected calibration error of `model` on rows (on labelled tokens, for token models), with its accuracy.
+
+    Raises:
+        DistillError: data without labels, or no bins.
+    """
+    confidences, correct = [], []
+    for logits, labels in _answers(model, data, batch_size, "calibration"):
+        confidence, answers = logits.cpu().double().softmax(-1).max(-1)  # in float32 sure answers would all be 1
+        confidences.append(confidence)
+        correct.append(answers == labels.cpu())
+    confidence, right = torch.cat(confidences), torch.cat(correct)
+    error = expected_calibration_error(confidence, right, bins)
+    return Calibration(float(error), wilson(int(right.sum()), len(right)), float(confidence.mean()))
+
+
+def expected_calibration_error(
+    confidence: Float[Tensor, " examples"], correct: Shaped[Tensor, " answers"], bins: int = 15
+) -> Float[Tensor, ""]:
+    """How far confidence and accuracy lie apart: Σ over bins of their share of the examples × |accuracy − confidence|.
+
+    Guo, Pleiss, Sun, Weinberger 2017 (arXiv:1706.04599), section 2, equation 3. Bins are equally wide; an edge belongs
+    to the bin below it, (low, high], and 0 to the first. Edges have the dtype of the confidences, so 0.9 in float32
+    lies on the edge 0.9.
+
+    Args:
+        confidence: the probability of the class that was answered.
+        correct: whether it was right.
+        bins: how many there are between 0 and 1.
+
+    Returns:
+        The error in float64, from 0 to 1.
+
+    Raises:
+        DistillError: no bins, no examples, another number of answers, or a confidence that is no probability.
+
+    >>> expected_calibration_error(torch.tensor([0.9, 0.9, 0.6, 0.6]), torch.tensor([1, 0, 1, 1]), bins=10)
+    tensor(0.4000, dtype=torch.float64)
+    """
+    if bins < 1 or not len(confidence) or len(confidence) != len(correct):
+        raise DistillError(
+            f"{bins} bins of {len(confidence)} confidences and {len(correct)} answers have no calibration error; give "
+            "one answer to each confidence, at least one, and bins=15."
+        )
+    if not ((confidence >= 0) & (confidence <= 1)).all():  # also where one is NaN
+        wrong = float(confidence[~((confidence >= 0) & (confidence <= 1))][0])
+        raise DistillError(f"a confidence is {wrong:.6g}, which is no probability; take the softmax of the logits.")
+    edges = torch.tensor([i / bins for i in range(1, bins)], dtype=confidence.dtype, device=confidence.device)
+    bin_of = torch.bucketize(confidence, edges)
+    gaps = correct.double() - confidence.double()
+    sums = torch.zeros(bins, dtype=torch.float64, device=gaps.device).index_add(0, bin_of, gaps)
+    return reduce(sums.abs(), "bins -> ", "sum") / len(gaps)
+
+
+def preferences(model: nn.Module, pairs: MinimalPairs, *, batch_size: int = 64) -> dict[str, Share]:
+    """How often a causal language model finds the good sentence of a pair more probable, by group and over "all".
+
+    The probability of a sentence is the product of those of its tokens after the first, each given those before it; the
+    first counts where the tokenizer puts a token before it.
+
+    Marvin, Linzen 2018 (arXiv:1808.09031), section 3.
+
+    Raises:
+        DistillError: a model that gives no logits for each token.
+    """
+    good, bad = (_log_probabilities(model, rows, batch_size) for rows in (pairs.good, pairs.bad))
+    right = (good > bad).tolist()
+    found = {}
+    for group in dict.fromkeys(pairs.groups):
+        mine = [each for each, of in zip(right, pairs.groups, strict=True) if of == group]
+        found[group] = wilson(sum(mine), len(mine))
+    return {**found, "all": wilson(sum(right), len(right))}
+
+
+def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[Tensor, " sentences"]:
+    """The log-probability [nats] of each sentence, from its second token."""
+    found = []
+    with evaluating(model), torch.no_grad():
+        for chosen in batches(len(rows), batch_size):
+            batch = to_device(rows.batch(chosen), device_of(model))
+            logits = run(model, inputs_of(model, batch), resumable=False).logits
+            ids = batch["input_ids"]
+            if logits.ndim != 3 or logits.shape[:2] != ids.shape:
+                raise DistillError(
+                    f"the logits have shape {list(logits.shape)} and the tokens {list(ids.shape)}; minimal pairs need "
+                    "a language model, with logits [batch, token, vocabulary]."
+                )
+            each = logits[:, :-1].float().log_softmax(-1).gather(-1, rearrange(ids[:, 1:], "row token -> row token 1"))
+            real = batch.get("attention_mask", torch.ones_like(ids)).bool()
+            counted = rearrange(real[:, 1:] & real[:, :-1], "row token -> row token 1")
+            found.append(reduce(each.masked_fill(~counted, 0.0).cpu().double(), "row token 1 -> row", "sum"))
+    return torch.cat(found)
+
+
+def _answers(model: nn.Module, data: Rows, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch, the logits `[answers, classes]` and classes of whatever has a label."""
+    if "labels" not in data.columns:
+        raise DistillError(f"{what} needs a column 'labels' and the data has {', '.join(data.columns)}.")
+    labelled = False
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
-            answers = run(model, inputs_of(model, batch), resumable=False).logits.argmax(-1)
             counted = batch["labels"] != -100
-            right += int((answers == batch["labels"])[counted].sum())
-            total += int(counted.sum())
-    if not total:
-        raise DistillError(f"accuracy needs a label that is not -100, and none of the {len(data)} rows has one.")
-    return wilson(right, total)
+            logits = run(model, inputs_of(model, batch), resumable=False).logits
+            labelled = labelled or bool(counted.any())
+            yield logits[counted], batch["labels"][counted]
+    if not labelled:
+        raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 
 
 def has_classes(data: Rows) -> bool:

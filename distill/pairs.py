@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.inputs import MASKED
 
 AMONG = ("real", "content", "labelled")
 
@@ -42,6 +43,15 @@ class Shuffle:
         """A permutation of the rows `[batch]`."""
         rows = len(next(iter(batch.values())))
         return torch.randperm(rows, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class Crossway(Shuffle):
+    """As `Shuffle`, and every pair serves both ways: base and source change parts, the positions with them.
+
+    The terms are the mean of the two directions. Causal-Distill (arXiv:2112.02505) has it as `--include_crossway`; its
+    published runs do not use it, and its code leaves the positions where they were.
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +144,8 @@ class Span:
         """The positions that may be drawn."""
         if self.among == "real":
             return real
-        column = "special_tokens_mask" if self.among == "content" else "labels"
+        labels = MASKED if MASKED in batch else "labels"
+        column = "special_tokens_mask" if self.among == "content" else labels
         values = batch.get(column)
         if values is None or values.shape != real.shape:
             found = "none" if values is None else list(values.shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from distill.loop import Record
+from distill.schedules import Record
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy
 from distill.seen import Seen

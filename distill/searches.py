@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill import loop
 from distill.aligning import COLDEST, learn, scheduled
 from distill.alignments import Alignment
+from distill.arguments import feed_of
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
 from distill.inputs import device_of, to_device
@@ -178,7 +178,7 @@ def search_alignment(
             "subspace=lambda: Rotation(8)."
         )
     schedule = scheduled(steps, batch_size, seed)
-    feed = loop.feed_of(causal_model, data, schedule)
+    feed = feed_of(causal_model, data, schedule)
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
     if not names or not places or positions == []:
         raise DistillError(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
+from distill.inputs import mask_of
 from distill.mapping import Pair
 from distill.values import Values
 from interventions import Location, Run, interchange, run_to
@@ -68,12 +69,6 @@ def _refuse_ragged(model: CausalModel, pair: Pair, base: Ran, source: Ran) -> No
                 f"say which: positions=-1, a name ({', '.join(model.positions) or 'CausalModel(…, positions={…})'}), "
                 "or a function of the inputs."
             )
-
-
-def mask_of(inputs: object) -> Tensor | None:
-    """Which tokens are no padding, where the inputs say so."""
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _tokens(model: CausalModel, pair: Pair, values: Values) -> dict[Location, Any] | None:

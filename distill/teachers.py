@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from safetensors.torch import load_model as load_weights
 from torch import nn
 
 from distill.checkpoints import Checkpoints
 from distill.errors import DistillError
 from distill.fit import Interrupted, fit, save_model
-from distill.loop import Schedule
+from distill.schedules import Schedule
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.results import FitResult
@@ -69,9 +70,9 @@ def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> 
         )
     network: Any = task.network(seed)
     folder = cache_folder() / f"{task.name}-{seed}-{_key(task, network, seed)}"
-    if not (folder / "config.json").exists():
+    if not _saved(network, folder).exists():
         _train_into(folder, network, task, seed, console)
-    return type(network).from_pretrained(folder).eval()
+    return _loaded(network, folder).eval()
 
 
 def load_classifier(name: str | Path) -> nn.Module:
@@ -179,6 +180,19 @@ def _train_into(folder: Path, network: nn.Module, task: Task, seed: int, console
     if not folder.exists():
         finished.rename(folder)
     shutil.rmtree(training)
+
+
+def _saved(network: Any, folder: Path) -> Path:
+    """The file that shows that a network was saved in `folder` by `save_model`."""
+    return folder / ("config.json" if hasattr(network, "save_pretrained") else "model.safetensors")
+
+
+def _loaded(network: Any, folder: Path) -> nn.Module:
+    """The network that was saved in `folder`; one that is not from transformers gets its weights back in place."""
+    if hasattr(network, "save_pretrained"):
+        return type(network).from_pretrained(folder)
+    load_weights(network.cpu(), _saved(network, folder), strict=True)
+    return network
 
 
 def _key(task: Task, network: Any, seed: int) -> str:

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
+from distill.inputs import mask_of
 from distill.mapping import Pair
 from distill.metrics import evaluating
-from distill.swaps import Ran, mask_of, source_of, swapped
+from distill.swaps import Ran, source_of, swapped
 from distill.values import Values
 from interventions import InterventionError, Location, Run, architecture, run, select
 

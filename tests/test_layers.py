@@ -21,10 +21,12 @@ ORDER = {
         descriptions states calls attention hooks steps writes recordings plots metrics runs interchanges
         averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors losses graphs values domains counterfactuals causal_models samples seen mapping swaps inputs pairs tasks
-        data similarity metrics wholes outcomes tallies controls variables abstraction objectives students cache
-        checkpoints loop results evaluations progress fit alignments aligning searches teachers compat report
-        commands cli""".split(),
+        errors networks losses inputs ensembles specialists noisy graphs values domains counterfactuals
+        causal_models samples seen mapping swaps pairs tasks data token_meanings token_alignment similarity
+        metrics penultimate wholes outcomes tallies controls variables abstraction weights ranks objectives
+        schedules widths students probes cache checkpoints computations arguments loop together training_paths
+        results evaluations progress fit assistants mutual alignments aligning searches teachers compat report
+        catalogue commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}
 HOOKS = "interventions/hooks.py"

@@ -1,10 +1,39 @@
 """What a student is trained on: objectives return named, unweighted terms."""
 
+from distill.objectives.bert import DistilBERT, TinyBERT
+from distill.objectives.boundary import BSS
 from distill.objectives.causal import DIITO
+from distill.objectives.contrastive import CRD, ICD
 from distill.objectives.das import DAS
-from distill.objectives.features import PKD, Cosine
+from distill.objectives.derivatives import Sobolev
+from distill.objectives.features import AT, PKD, Cosine, FitNets
 from distill.objectives.iit import IIT
-from distill.objectives.objective import Objective, Reads, Step
-from distill.objectives.response import KD, Labels
+from distill.objectives.language import CausalLM, MaskedLM
+from distill.objectives.objective import About, Moment, Objective, Reads, Step
+from distill.objectives.response import DKD, KD, Labels
 
-__all__ = ["DAS", "DIITO", "IIT", "KD", "PKD", "Cosine", "Labels", "Objective", "Reads", "Step"]
+__all__ = [
+    "AT",
+    "BSS",
+    "CRD",
+    "DAS",
+    "DIITO",
+    "DKD",
+    "ICD",
+    "IIT",
+    "KD",
+    "PKD",
+    "About",
+    "CausalLM",
+    "Cosine",
+    "DistilBERT",
+    "FitNets",
+    "Labels",
+    "MaskedLM",
+    "Moment",
+    "Objective",
+    "Reads",
+    "Sobolev",
+    "Step",
+    "TinyBERT",
+]

@@ -1,6 +1,6 @@
 """Causal objectives: the same interchange on both sides must have the same effect."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.inputs import inputs_of, real_tokens, vocabulary_of
 from distill.mapping import Pair
-from distill.objectives.objective import Objective, Reads, Step
+from distill.objectives.objective import About, Objective, Reads, Step
 from distill.objectives.response import KD
-from distill.pairs import Pairs, Shuffle, Span
+from distill.pairs import Crossway, Pairs, Shuffle, Span
 from interventions import Location, Mixup, Noise, Run, Swap, architecture, interchange, run_to
 
 Operator = Swap | Mixup | Noise
@@ -30,8 +30,8 @@ class DIITO(Objective):
     Improvements to Causal Distillation".
 
     Args:
-        pairs: where sources come from: `Shuffle()` (the default), `InContext(0.3)`, or None for an operator without
-            a source.
+        pairs: where sources come from: `Shuffle()` (the default), `Crossway()`, `InContext(0.3)`, or None for an
+            operator without a source.
         op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every
             location of both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
         positions: the rule that draws positions, the same in both models; None is all of them.
@@ -41,6 +41,13 @@ class DIITO(Objective):
     Raises:
         DistillError: pairs for an operator without a source.
     """
+
+    about = About(
+        ("kd_cf",),
+        "KD(M_s(b; L_s ← M_s(s)), M_t(b; L_t ← M_t(s))), one mapped pair of layers drawn a step",
+        "Wu et al. 2021, arXiv:2112.02505",
+        "both: a resumed counterfactual run; in-context sources: a run up to the swap too",
+    )
 
     def __init__(
         self,
@@ -65,6 +72,11 @@ class DIITO(Objective):
         """True: its counterfactual runs resume from the base runs."""
         return True
 
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Those of what is matched."""
+        return {f"{name}_cf": weight for each in self.match for name, weight in each.weights.items()}
+
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """What `match` compares, and the mapped places that are no block outputs, which runs keep anyway."""
         matched = [objective.reads(mapping) for objective in self.match]
@@ -75,12 +87,8 @@ class DIITO(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms of `match` on the two counterfactual runs of one drawn pair of the mapping."""
-        teacher, student = self.counterfactuals(step, self.draw_pair(step))
-        counterfactual = replace(step, teacher=teacher, base=lambda: student)
-        terms: dict[str, Tensor] = {}
-        for objective in self.match:
-            terms |= {f"{name}_cf": term for name, term in objective(counterfactual).items()}
-        return terms
+        found = [self._compared(step, *runs) for runs in self._directions(step, self.draw_pair(step))]
+        return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}
 
     def extra_repr(self) -> str:
         """For printing."""
@@ -95,13 +103,34 @@ class DIITO(Objective):
         drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
         return step.mapping[int(drawn)]
 
-    def counterfactuals(self, step: Step, pair: Pair) -> tuple[Run, Run]:
-        """The counterfactual runs of teacher and student under the same interchange."""
+    def _directions(self, step: Step, pair: Pair) -> Iterator[tuple[Run, Run]]:
+        """The counterfactual runs of teacher and student; with crossway pairs those of the other direction too."""
         if self.pairs is None:
-            return self._with_noise(step, pair)
+            yield self._with_noise(step, pair)
+            return
         drawn = self.pairs.draw(step.batch, vocabulary_of(step.student.model), step.generator)
         batch = drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in step.batch.items()}
-        positions = self._positions(step, pair, batch)
+        written, read = self._positions(step, pair, batch)
+        yield self._interchanged(step, pair, drawn, (written, read))
+        if isinstance(self.pairs, Crossway) and isinstance(drawn, Tensor):
+            back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
+            turned = [None if mask is None else mask[back.to(mask.device)] for mask in (read, written)]
+            yield self._interchanged(step, pair, back, (turned[0], turned[1]))
+
+    def _compared(self, step: Step, teacher: Run, student: Run) -> dict[str, Tensor]:
+        counterfactual = replace(step, teacher=teacher, base=lambda: student)
+        terms: dict[str, Tensor] = {}
+        for objective in self.match:
+            terms |= {f"{name}_cf": term for name, term in objective(counterfactual).items()}
+        return terms
+
+    def _interchanged(
+        self,
+        step: Step,
+        pair: Pair,
+        drawn: Tensor | Mapping[str, Tensor],
+        positions: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Run, Run]:
         with torch.no_grad():
             source = _source(step.taught, drawn, pair.teacher)
             teacher = _swapped(step.taught, source, pair.teacher, positions, step.reads.teacher)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distill.mapping import Pair
 from distill.objectives.iit import compared, on_cpu
-from distill.objectives.objective import Objective, Reads, Step
+from distill.objectives.objective import About, Objective, Reads, Step
 from distill.swaps import Ran, places_of, source_of, swapped
 
 
@@ -20,6 +20,13 @@ class DAS(Objective):
 
     Geiger et al. 2023 (arXiv:2303.02536), section 3; `size`: Wu et al. 2023 (arXiv:2305.08809), section 3.
     """
+
+    about = About(
+        ("das", "size"),
+        "Σ_entries CE(N(b; Π(v) ← N(s)), H(b; v ← H(s))); size: Σ shares of the dims replaced",
+        "Geiger et al. 2023, arXiv:2303.02536",
+        "student: a source run, one counterfactual run an entry",
+    )
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """Nothing: sources are runs of their own."""
@@ -45,6 +52,6 @@ class DAS(Objective):
         for pair in step.mapping:
             wanted = model.answers(model.interchange(base, {pair.teacher: source}))
             losses.append(compared(model, swapped(model, network, pair, Ran(base, shared), taken), base, wanted))
-        terms = {"das": torch.stack(losses).sum()}
+        terms = {"das": step.mean(torch.stack(losses).sum())}
         sizes = [at.subspace.size for at in places_of(step.mapping) if hasattr(at.subspace, "size")]
         return terms | ({"size": torch.stack(sizes).sum()} if sizes else {})

@@ -3,13 +3,19 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses import cosine, patient
-from distill.mapping import Pair
-from distill.objectives.objective import Objective, Reads, Step
-from interventions import Location, architecture
+from distill.losses import attention_transfer, cosine, hint, patient
+from distill.mapping import Pair, depth
+from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.projections import linear
+from interventions import Location, Run, architecture
+
+Layers = Mapping[Location, Location]
+"""Teacher location → student location."""
 
 
 class Cosine(Objective):
@@ -20,6 +26,8 @@ class Cosine(Objective):
     Args:
         at: the location compared in both, by default the output of the last block.
     """
+
+    about = About(("cosine",), "1 − cos(h_s, h_t), mean over unmasked tokens", "Sanh et al. 2019, arXiv:1910.01108")
 
     def __init__(self, at: Location = Location(-1)) -> None:  # noqa: B008 (frozen)
         super().__init__()
@@ -32,7 +40,12 @@ class Cosine(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `cosine`."""
         student, teacher = step.student.vectors(self.at), step.taught.vectors(self.at)
-        return {"cosine": cosine(student, teacher, mask=step.mask(student))}
+        mask = step.mask(student)
+        return {"cosine": step.mean(cosine(student, teacher, mask), mask)}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"at={str(self.at)!r}"
 
 
 class PKD(Objective):
@@ -45,7 +58,13 @@ class PKD(Objective):
             the last of its student side, but for the last block of the teacher, which the answers show.
     """
 
-    def __init__(self, layers: Mapping[Location, Location] | None = None) -> None:
+    about = About(
+        ("pkd",),
+        "‖h_s/‖h_s‖ − h_t/‖h_t‖‖² / width of the first token, mean over layers and examples",
+        "Sun et al. 2019, arXiv:1908.09355",
+    )
+
+    def __init__(self, layers: Layers | None = None) -> None:
         super().__init__()
         self.layers = layers
 
@@ -64,7 +83,205 @@ class PKD(Objective):
             )
         teacher = torch.stack([step.taught.vectors(above)[:, 0] for above in layers], 1)
         student = torch.stack([step.student.vectors(below)[:, 0] for below in layers.values()], 1)
-        return {"pkd": patient(student, teacher)}
+        return {"pkd": step.mean(patient(student, teacher))}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return "" if self.layers is None else f"layers={shown(self.layers)}"
+
+
+class FitNets(Objective):
+    """Hints: mean squared error between the student's features, behind a regressor, and the teacher's. Term `hint`.
+
+    Where the widths differ a linear regressor is made and trained with the student (for feature maps a convolution of
+    1 × 1); where they agree the features are compared as they are. Of feature maps of different sizes the larger is
+    averaged down to the smaller. Several layers are added.
+
+    Romero et al. 2014 (FitNets, arXiv:1412.6550), section 2.2; the weight 100 is that of RepDistiller's runs.
+
+    Args:
+        layers: teacher location → student location. None: the middle layers of both, as in the paper.
+        lr: the learning rate of the regressors; None is the schedule's.
+        regressors: {teacher location: module} of your own, from the student's vectors to the teacher's.
+    """
+
+    about = About(
+        ("hint",),
+        "mean of (W h_s − h_t)² over all entries of unmasked tokens, sum over layers",
+        "Romero et al. 2014, arXiv:1412.6550",
+    )
+
+    def __init__(
+        self,
+        layers: Layers | None = None,
+        *,
+        lr: float | None = None,
+        regressors: Mapping[Location, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layers, self.lr = layers, lr
+        self._given = dict(regressors or {})
+        self.regressors = nn.ModuleDict({_key(at): module for at, module in self._given.items()})
+        self._middle: Layers = {}
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """100, as published."""
+        return {"hint": 100.0}
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """The compared locations of both models."""
+        return Reads(tuple(self._layers), tuple(self._layers.values()))
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Find the middle layers where none were given, and make the regressors."""
+        if self.layers is None:
+            sides = [Location(depth(run.model) // 2) for run in (step.taught, step.student)]
+            self._middle = {sides[0]: sides[1]}
+        self.regressors = regressors_for(step, self._layers, "FitNets", self._given)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `hint`."""
+        losses = []
+        for above, below in self._layers.items():
+            student, teacher = matched(step.student, below, step.taught, above, "FitNets")
+            mask = step.mask(student)
+            losses.append(step.mean(hint(regressed(self.regressors, above, student), teacher, mask), mask))
+        return {"hint": torch.stack(losses).sum()}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        settings = [] if self.layers is None else [f"layers={shown(self.layers)}"]
+        return ", ".join(settings + ([f"lr={self.lr}"] if self.lr is not None else []))
+
+    @property
+    def _layers(self) -> Layers:
+        return self._middle if self.layers is None else self.layers
+
+
+class AT(Objective):
+    """Attention transfer: squared difference of the L2-normalised attention maps. Term `at`.
+
+    The map of a feature map is the sum over its channels of the squares; of a transformer the attention patterns take
+    the place of the feature map, the heads that of the channels. Of feature maps of different sizes the larger is
+    averaged down to the smaller. Several layers are added.
+
+    Zagoruyko, Komodakis 2016 (arXiv:1612.03928), section 3.1; the weight 1000 is that of the published code.
+
+    Args:
+        layers: teacher location → student location, with `[batch, channel, height, width]` or
+            `[batch, head, query, key]` there, as `Location(module="layer2")` or `Location(3, "attention_pattern")`.
+            None: the attention patterns of the last layers of each side of the mapping.
+    """
+
+    about = About(
+        ("at",),
+        "mean over positions of (Q_s/‖Q_s‖ − Q_t/‖Q_t‖)², Q = Σ_c A_c², sum over layers",
+        "Zagoruyko, Komodakis 2016, arXiv:1612.03928",
+    )
+
+    def __init__(self, layers: Layers | None = None) -> None:
+        super().__init__()
+        self.layers = layers
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """1000, as published."""
+        return {"at": 1000.0}
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """The maps of both models."""
+        layers = self._layers(mapping)
+        return Reads(tuple(layers), tuple(layers.values()))
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `at`."""
+        layers = self._layers(step.mapping)
+        if not layers:
+            raise DistillError(
+                "AT() compares the attention of the layers of a mapping and there is none; give a mapping='full', or "
+                "AT({Location(3, 'attention_pattern'): Location(1, 'attention_pattern')})."
+            )
+        losses = []
+        for above, below in layers.items():
+            student, teacher = step.student.activations[below], step.taught.activations[above]
+            losses.append(attention_transfer(student, teacher, _pairs_of_tokens(step, below, student)))
+        return {"at": step.mean(torch.stack(losses).sum())}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return "" if self.layers is None else f"layers={shown(self.layers)}"
+
+    def _layers(self, mapping: Sequence[Pair]) -> Layers:
+        if self.layers is not None:
+            return self.layers
+        return {
+            Location(above.layer, "attention_pattern", stack=above.stack): Location(
+                below.layer, "attention_pattern", stack=below.stack
+            )
+            for above, below in _ends(mapping).items()
+            if above.layer is not None and below.layer is not None
+        }
+
+
+def matched(student: Run, below: Location, teacher: Run, above: Location, asked: str) -> tuple[Tensor, Tensor]:
+    """The features of both, `[batch, width]` or `[batch, position, width]`, of as many positions.
+
+    Raises:
+        DistillError: other positions, and they are no feature maps.
+    """
+    maps = student.activations[below], teacher.activations[above]
+    if all(each.ndim == 4 for each in maps) and below.module is not None:
+        height, width = (min(each.shape[axis] for each in maps) for axis in (2, 3))
+        pooled = (functional.adaptive_avg_pool2d(each, (height, width)) for each in maps)
+        ours, theirs = (rearrange(each, "b c h w -> b (h w) c") for each in pooled)
+        return ours, theirs
+    ours, theirs = student.vectors(below), teacher.vectors(above)
+    if ours.shape[:-1] != theirs.shape[:-1]:
+        raise DistillError(
+            f"{asked} compares {below} of the student, {list(ours.shape)}, with {above} of the teacher, "
+            f"{list(theirs.shape)}, position by position; choose places of the same positions."
+        )
+    return ours, theirs
+
+
+def regressors_for(
+    step: Step, layers: Layers, asked: str, given: Mapping[Location, nn.Module] | None = None
+) -> nn.ModuleDict:
+    """For each teacher location a map from the student's width to the teacher's: given, else linear; none if equal."""
+    made = {}
+    for above, below in layers.items():
+        student, teacher = matched(step.student, below, step.taught, above, asked)
+        widths = student.shape[-1], teacher.shape[-1]
+        new = nn.Identity() if widths[0] == widths[1] else linear(*widths, like=student)
+        made[_key(above)] = (given or {}).get(above, new)
+    return nn.ModuleDict(made)
+
+
+def regressed(regressors: nn.ModuleDict, at: Location, student: Tensor) -> Tensor:
+    """The student's features behind the regressor of a teacher location, in single precision at least."""
+    if _key(at) not in regressors:
+        raise DistillError(
+            f"the regressor to {at} was not made yet; call objective.prepare(step, rows) first, as distill.fit does."
+        )
+    return regressors[_key(at)](student)
+
+
+def shown(layers: Layers) -> str:
+    """Layers for printing."""
+    return "{" + ", ".join(f"{str(above)!r}: {str(below)!r}" for above, below in layers.items()) + "}"
+
+
+def _key(at: Location) -> str:
+    return str(at).replace(".", "_")
+
+
+def _pairs_of_tokens(step: Step, at: Location, maps: Tensor) -> Tensor | None:
+    """For attention patterns, which pairs of query and key are no padding, `[batch, query, key]`."""
+    if "attention_pattern" not in (at.site, at.io):
+        return None
+    mask = step.mask(rearrange(maps, "b h q k -> b q (h k)"))
+    return None if mask is None or maps.shape[2] != maps.shape[3] else mask.bool()[:, :, None] & mask.bool()[:, None]
 
 
 def _ends(mapping: Sequence[Pair]) -> dict[Location, Location]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from distill.causal_models import CausalModel
 from distill.losses import cross_entropy
 from distill.mapping import Pair
-from distill.objectives.objective import Objective, Reads, Step
+from distill.objectives.objective import About, Objective, Reads, Step
 from distill.swaps import Ran, source_of, swapped
 from distill.values import Values, as_answers
 from interventions import Location, Run, as_location
@@ -32,6 +32,13 @@ class IIT(Objective):
         positions: which tokens of the places, as `CausalModel.select` takes them: one choice for all, or {variable or
             location: choice}. None is all of them.
     """
+
+    about = About(
+        ("task", "iit", "siit"),
+        "CE(N(b), y) + CE(N(b; Π(v) ← N(s)), H(b; v ← H(s))), v drawn; strict: + CE(N(b; unaligned ← N(s)), y)",
+        "Geiger et al. 2021, arXiv:2112.00826",
+        "student: a source run, resumed counterfactual runs",
+    )
 
     def __init__(
         self, *, strict: Iterable[Location | str] = (), detach_source: bool = False, positions: Any = None
@@ -56,15 +63,15 @@ class IIT(Objective):
         values = {name: step.batch[name] for name in model.inputs}
         base, generator = model.run(values), on_cpu(step.generator)
         source = model.run(feed.sources(len(step.student.logits), generator, step.generator.device))
-        terms = {"task": compared(model, step.student, base, model.answers(base))}
+        terms = {"task": step.mean(compared(model, step.student, base, model.answers(base)))}
         if step.mapping:
             pair = step.mapping[int(torch.randint(len(step.mapping), (), generator=generator))]
             wanted = model.answers(model.interchange(base, {pair.teacher: source}))
-            terms["iit"] = compared(model, self._swapped(step, pair, base, source), base, wanted)
+            terms["iit"] = step.mean(compared(model, self._swapped(step, pair, base, source), base, wanted))
         if self.strict:
             place = self.strict[int(torch.randint(len(self.strict), (), generator=generator))]
             swap = self._swapped(step, Pair((), (place,)), base, source)
-            terms["siit"] = compared(model, swap, base, model.answers(base))
+            terms["siit"] = step.mean(compared(model, swap, base, model.answers(base)))
         return terms
 
     def extra_repr(self) -> str:

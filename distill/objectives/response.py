@@ -1,24 +1,58 @@
 """Objectives on the answers: what the models say, whatever they compute inside."""
 
+import warnings
+from collections.abc import Mapping
+from math import floor
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses import Divergence, cross_entropy, forward_kl, kd
-from distill.objectives.objective import Objective, Step
+from distill.inputs import inputs_of
+from distill.losses import (
+    Divergence,
+    LogitNoise,
+    binary_cross_entropy,
+    cross_entropy,
+    dkd,
+    forward_kl,
+    kd,
+    mean_squared_error,
+    multi_label_kd,
+    squared_error,
+)
+from distill.objectives.answers import Answers, answers_of, checked
+from distill.objectives.objective import About, Objective, Step
+from interventions import run
 
 
 class KD(Objective):
     """Knowledge distillation: divergence between the softened answers of teacher and student. Term `kd`.
 
-    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2.
+    For classifiers with several labels an example the mean over the labels of the divergence of each yes or no; for
+    real values the squared error.
+
+    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2; noise on logits: Sau, Balasubramanian 2016
+    (arXiv:1610.09650), section 3.
 
     Args:
         temperature: softens both answers.
         reduction: `"batchmean"` (mean over examples or unmasked tokens) or `"mean"` (also ÷ classes, as DIITO-XXS and
             PKD).
         scale_t2: multiply by temperature².
-        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` of `distill.losses`, or a function like them.
+        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` of `distill.losses`, or a function like them; or
+            `squared_error`, between the logits themselves, where temperature and reduction have no part.
+        answers: what logits mean: "classes", "labels" (several an example) or "values"; None asks the model and the
+            data.
+        teacher_noise, student_noise: perturb the logits of either in every step.
     """
+
+    about = About(
+        ("kd",),
+        "τ² KL(softmax(z_t/τ) ‖ softmax(z_s/τ)), mean over examples or unmasked tokens",
+        "Hinton et al. 2015, arXiv:1503.02531",
+    )
 
     def __init__(
         self,
@@ -27,42 +61,204 @@ class KD(Objective):
         reduction: str = "batchmean",
         scale_t2: bool = True,
         divergence: Divergence = forward_kl,
+        answers: Any = None,
+        teacher_noise: LogitNoise | None = None,
+        student_noise: LogitNoise | None = None,
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise DistillError(
                 f"KD(temperature={temperature}) softens nothing; use a temperature above 0, e.g. KD(2.0)."
             )
+        if reduction not in ("batchmean", "mean"):
+            raise DistillError(f"KD(reduction={reduction!r}) is no scalar; use 'batchmean' or 'mean'.")
         self.temperature, self.reduction, self.scale_t2, self.divergence = temperature, reduction, scale_t2, divergence
+        self.answers = checked(answers, "KD")
+        self.teacher_noise, self.student_noise = teacher_noise, student_noise
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `kd`."""
         student, teacher = step.student.logits, step.taught.logits
-        loss = kd(
-            student,
-            teacher,
-            self.temperature,
-            self.reduction,
-            self.scale_t2,
-            mask=step.mask(student),
-            divergence=self.divergence,
-        )
-        return {"kd": loss}
+        answers = answers_of(step, student, self.answers, "KD()")
+        student = self._noisy(student, self.student_noise, "student", step)
+        teacher = self._noisy(teacher, self.teacher_noise, "teacher", step)
+        mask = step.mask(student)
+        return {"kd": step.mean(self._divergence(student, teacher, answers, mask), mask)}
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"temperature={self.temperature}"
+        shown = [f"temperature={self.temperature}"]
+        shown += [f"reduction={self.reduction!r}"] if self.reduction != "batchmean" else []
+        shown += ["scale_t2=False"] if not self.scale_t2 else []
+        name = getattr(self.divergence, "__name__", repr(self.divergence))
+        shown += [f"divergence={name}"] if self.divergence is not forward_kl else []
+        for setting in ("answers", "teacher_noise", "student_noise"):
+            value = getattr(self, setting)
+            shown += [f"{setting}={value!r}"] if value is not None else []
+        return ", ".join(shown)
+
+    def _divergence(self, student: Tensor, teacher: Tensor, answers: Answers, mask: Tensor | None) -> Tensor:
+        if answers == "values" or self.divergence is squared_error:
+            return squared_error(student, teacher, mask=mask)
+        if answers == "classes":
+            settings = self.temperature, self.reduction, self.scale_t2
+            return kd(student, teacher, *settings, mask=mask, divergence=self.divergence)
+        if self.divergence is not forward_kl:
+            raise DistillError(
+                f"KD(divergence={getattr(self.divergence, '__name__', self.divergence)}) compares classes, and these "
+                "models answer with several labels an example; leave divergence out, or use divergence=squared_error."
+            )
+        return multi_label_kd(student, teacher, self.temperature, self.reduction, self.scale_t2, mask=mask)
+
+    @staticmethod
+    def _noisy(logits: Tensor, noise: LogitNoise | None, whose: str, step: Step) -> Tensor:
+        return logits if noise is None else noise(logits, step.drawing(f"noise of the {whose}"))
+
+
+class DKD(Objective):
+    """Decoupled knowledge distillation: α TCKD + β NCKD, each × τ², rising over the first epochs. Term `dkd`.
+
+    TCKD compares how sure teacher and student are of the label, NCKD what they say of the other classes. The
+    cross-entropy of the paper's loss is `Labels()`. With two classes it is α `KD`, and says so.
+
+    Zhao et al. 2022 (arXiv:2203.08679), section 3; the warm-up is that of the published code.
+
+    Args:
+        alpha, beta: weights of the two parts; β is 8, 6 or 2 by pair in the paper, and 0.5 with τ 1 on ImageNet.
+        temperature: τ.
+        warmup: the term counts min(epoch / warmup, 1) in an epoch counted from 1; 0 for none.
+    """
+
+    about = About(
+        ("dkd",),
+        "min(epoch / warmup, 1) τ² (α KL(b_t ‖ b_s) + β KL(q_t ‖ q_s)), b: label or not, q: softmax over the others",
+        "Zhao et al. 2022, arXiv:2203.08679",
+    )
+    needs = ("labels",)
+
+    def __init__(
+        self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, *, warmup: float = 20.0
+    ) -> None:
+        super().__init__()
+        if not temperature > 0 or warmup < 0:
+            raise DistillError(
+                f"DKD(temperature={temperature}, warmup={warmup}) cannot be; use a temperature above 0, e.g. 4.0, and "
+                "a warm-up of 0 epochs or more."
+            )
+        self.alpha, self.beta, self.temperature, self.warmup = alpha, beta, temperature, warmup
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Say what will not be as expected: two classes, or a warm-up longer than the training."""
+        classes = step.student.logits.shape[-1]
+        if classes == 2:
+            warnings.warn(
+                f"DKD with 2 classes is {self.alpha} × KD({self.temperature}): there are no other classes to compare, "
+                f"so beta={self.beta} does nothing; use KD({self.temperature}).",
+                stacklevel=2,
+            )
+        if self.warmup > step.moment.epochs:
+            warnings.warn(
+                f"DKD(warmup={self.warmup:g}) reaches its full weight after {self.warmup:g} epochs and the training "
+                f"has {step.moment.epochs:.3g}; use DKD(warmup=0), or train for longer.",
+                stacklevel=2,
+            )
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
+        """The labelled positions."""
+        return counted_labels(batch)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `dkd`."""
+        student, teacher, labels = step.student.logits, step.taught.logits, step.column("labels", "DKD()")
+        if labels.is_floating_point():
+            raise DistillError(
+                f"DKD() sets one label an example against the other classes, and the labels are {labels.dtype} "
+                f"{list(labels.shape)}; use KD(), which takes several labels and real values too."
+            )
+        if not _counts_here(labels, step):
+            return {"dkd": student.sum() * 0}
+        value = dkd(student, teacher, labels, self.alpha, self.beta, self.temperature)
+        rise = min((floor(step.moment.epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
+        return {"dkd": step.mean(value, "labels") * rise}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}, warmup={self.warmup}"
 
 
 class Labels(Objective):
-    """Cross-entropy of the student's answer under the labels of the data; −100 is left out. Term `labels`."""
+    """The student's answer under the labels of the data; −100 is left out. Term `labels`.
+
+    Cross-entropy for classes, the mean over the labels of each one's cross-entropy for several labels an example,
+    squared error for real values.
+
+    Args:
+        smoothing: ε: the label counts 1 − ε, and ε is shared by all classes alike (Szegedy et al. 2015,
+            arXiv:1512.00567, section 7).
+        answers: what logits mean: "classes", "labels" (several an example) or "values"; None asks the model and the
+            data.
+    """
+
+    about = About(("labels",), "CE(z_s, y), with smoothing (1 − ε) CE + ε mean over the classes", "")
+    needs = ("labels",)
+
+    def __init__(self, smoothing: float = 0.0, *, answers: Any = None) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise DistillError(
+                f"Labels(smoothing={smoothing}) leaves nothing of the label; use 0 to below 1, e.g. 0.1."
+            )
+        self.smoothing, self.answers = smoothing, checked(answers, "Labels")
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Refuse labels that are the inputs themselves: those of a causal language model, which it must predict."""
+        labels, ids = step.batch.get("labels"), step.batch.get("input_ids")
+        if labels is None or ids is None or labels.shape != ids.shape or step.student.logits.ndim != 3:
+            return
+        counted = labels != -100
+        if bool(counted.any()) and bool((labels == ids)[counted].all()) and _reads_to_the_right(step):
+            raise DistillError(
+                "Labels() compares the answer at a token with the label there, and the labels are the tokens that this "
+                "model reads from left to right; use CausalLM(), which compares with the next one."
+            )
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
+        """The labels that count."""
+        return counted_labels(batch)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `labels`."""
-        if "labels" not in step.batch:
-            raise DistillError(
-                f"Labels() needs a column 'labels' and the data has {', '.join(step.batch)}; leave Labels() out to "
-                "train "
-                "on the teacher's answers alone."
-            )
-        return {"labels": cross_entropy(step.student.logits, step.batch["labels"])}
+        logits, labels = step.student.logits, step.column("labels", "Labels()")
+        answers = answers_of(step, logits, self.answers, "Labels()")
+        if answers == "values":
+            return {"labels": step.mean(mean_squared_error(logits, labels))}
+        if not _counts_here(labels, step):
+            return {"labels": logits.sum() * 0}
+        if answers == "labels":
+            wanted = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
+            return {"labels": step.mean(binary_cross_entropy(logits, wanted), "labels")}
+        return {"labels": step.mean(cross_entropy(logits, labels, self.smoothing), "labels")}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        shown: list[Any] = [f"smoothing={self.smoothing}"] if self.smoothing else []
+        return ", ".join(shown + ([f"answers={self.answers!r}"] if self.answers else []))
+
+
+def counted_labels(batch: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many labels of a batch count."""
+    return {"labels": int((batch["labels"] != -100).sum())} if "labels" in batch else {}
+
+
+def _reads_to_the_right(step: Step) -> bool:
+    """Whether the answer at the first token is the same whatever the last one is."""
+    ids = step.batch["input_ids"]
+    other = torch.where(ids[:, -1] == ids[:, 0], ids[:, -1] ^ 1, ids[:, 0])
+    changed = {**step.batch, "input_ids": torch.cat([ids[:, :-1], other[:, None]], 1)}
+    logits = run(step.network, inputs_of(step.network, changed), resumable=False).logits
+    return ids.shape[1] > 1 and torch.equal(logits[:, 0], step.student.logits[:, 0])
+
+
+def _counts_here(labels: Tensor, step: Step) -> bool:
+    """Whether any label counts in this part of a step; where the whole step has none, the losses say so."""
+    return not step.moment.shares or bool((labels != -100).any())

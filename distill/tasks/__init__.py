@@ -7,9 +7,11 @@ from typing import Any
 from distill.errors import DistillError
 from distill.tasks import agreement, files, pvr, sst2
 from distill.tasks.arithmetic import addition
+from distill.tasks.digits import digits
 from distill.tasks.equality import hierarchical_equality
 from distill.tasks.indirect_object import indirect_object
-from distill.tasks.mnist import mnist
+from distill.tasks.minimal_pairs import MinimalPairs, minimal_pairs
+from distill.tasks.mnist import mnist, mnist_digits
 from distill.tasks.mqnli import multiply_quantified
 from distill.tasks.pointers import pointer_values
 from distill.tasks.prompts import Prompts
@@ -19,28 +21,32 @@ from distill.tasks.trees import boolean_tree
 from distill.tasks.verb_number import verb_number
 
 __all__ = [
+    "MinimalPairs",
     "Prompts",
     "Recipe",
     "Rows",
     "Task",
     "addition",
     "boolean_tree",
+    "digits",
     "hierarchical_equality",
     "indirect_object",
     "load",
+    "minimal_pairs",
     "mnist",
+    "mnist_digits",
     "multiply_quantified",
     "names",
     "pointer_values",
     "verb_number",
 ]
 
-EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task}
+EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task, "digits": digits}
 
 
 def names() -> tuple[str, ...]:
-    """The tasks that have a name; any other data is given as a file."""
-    return (*EMBEDDED, "sst2")
+    """The tasks that have a name: embedded ones, and those whose data lie in a folder or on the Hugging Face hub."""
+    return (*EMBEDDED, "mnist", "sst2")
 
 
 def load(
@@ -56,7 +62,8 @@ def load(
 ) -> Task:
     """A task by name, or from a file of one's own.
 
-    `load("pvr")`, `load("sst2", data=FOLDER, tokenizer=...)`, `load(data="my.csv", tokenizer=...)`.
+    `load("pvr")`, `load("mnist", data=FOLDER)`, `load("sst2", data=FOLDER, tokenizer=...)`,
+    `load(data="my.csv", tokenizer=...)`.
 
     `fraction` keeps a random share of the training rows, drawn by `seed`; the test rows stay. `text` and `label` name
     the columns of a file, `eval_data` its test file. Text needs the teacher's `tokenizer`.
@@ -75,7 +82,7 @@ def load(
     _refuse(name, eval_data=eval_data, text=text, label=label, **({"data": data} if name in EMBEDDED else {}))
     if name == "sst2":
         return sst2.task(data, tokenizer, fraction=fraction, seed=seed)
-    task = EMBEDDED[name]()
+    task = mnist_digits(data) if name == "mnist" else EMBEDDED[name]()
     return replace(task, train=task.train.take(share(len(task.train), fraction, seed)))
 
 

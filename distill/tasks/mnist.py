@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.tasks.digits import digit_task
+from distill.tasks.task import Task
 
 FILE = "mnist.npz"
 
@@ -35,6 +37,24 @@ def mnist(
             f"a {FILE} of uint8 images [n, 28, 28] and digits [n]."
         )
     return torch.tensor(images).float() / 127.5 - 1, torch.tensor(digits, dtype=torch.int64)
+
+
+def mnist_digits(folder: str | Path | None = None) -> Task:
+    """Which digit does a 28×28 image of MNIST show? 60,000 rows to train on, and the 10,000 others to test on.
+
+    A row is `pixel_values` `[1, 28, 28]`, from −1 to 1, and its label. The test rows also come shifted, by 3 pixels
+    along both axes, and scaled, to 0.7 of their size, in `tests`: what MNIST-C calls translate and scale at severity 3;
+    see `shifted` and `scaled` in `distill.tasks.digits`.
+
+    LeCun, Bottou, Bengio, Haffner 1998 (doi:10.1109/5.726791); Mu, Gilmer 2019 (MNIST-C, arXiv:1906.02337).
+
+    Args:
+        folder: as for `mnist`.
+
+    Raises:
+        DistillError: a folder or a hub that does not give the data.
+    """
+    return digit_task("mnist", mnist(folder, "train"), mnist(folder, "test"), pixels=3, steps=1000)
 
 
 def _file(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:

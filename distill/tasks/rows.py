@@ -1,5 +1,5 @@
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -14,8 +14,12 @@ from distill.errors import DistillError
 Column = Tensor | Sequence[Tensor]
 
 # A label of -100 is left out by torch's and transformers' losses; padding counts as special, so that no intervention
-# lands on it.
-PADDING = {"special_tokens_mask": 1, "labels": -100}
+# lands on it, and stands for no part of the text.
+PADDING = {
+    "special_tokens_mask": 1,
+    "labels": -100,
+    **dict.fromkeys(("starts", "ends", "teacher_starts", "teacher_ends"), -1),
+}
 TOKENS = ("input_ids", "decoder_input_ids")
 
 
@@ -24,7 +28,8 @@ class Rows(Dataset[dict[str, Tensor]]):
     """A data set held as columns: name -> tensor `[rows, ...]`, or one 1-D tensor a row where lengths differ.
 
     `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch, on
-    `padding_side`: token ids with `pad_id`, labels with -100, the mask of special tokens with 1, anything else with 0.
+    `padding_side`: token ids with `pad_id`, labels with -100, the mask of special tokens with 1, places of tokens in
+    the text with -1, anything else with 0; a column that `pads` names with the number that it gives.
 
     Raises DistillError for no rows, columns of unequal length, and ragged `input_ids` without an `attention_mask`.
 
@@ -37,6 +42,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     table: Mapping[str, Column]
     pad_id: int = 0
     padding_side: Literal["right", "left"] = "right"
+    pads: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.table.items()}
@@ -89,7 +95,7 @@ class Rows(Dataset[dict[str, Tensor]]):
             name: column[index] if isinstance(column, Tensor) else [column[i] for i in index.tolist()]
             for name, column in self.table.items()
         }
-        return Rows(table, self.pad_id, self.padding_side)
+        return replace(self, table=table)
 
     def __len__(self) -> int:
         return len(next(iter(self.table.values())))
@@ -118,7 +124,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     def _batched(self, name: str, column: Column, index: Tensor) -> Tensor:
         if isinstance(column, Tensor):
             return column[index]
-        pad = self.pad_id if name in TOKENS else PADDING.get(name, 0)
+        pad = self.pads.get(name, self.pad_id if name in TOKENS else PADDING.get(name, 0))
         return pad_sequence(
             [column[i] for i in index.tolist()], batch_first=True, padding_value=pad, padding_side=self.padding_side
         )

@@ -1,5 +1,5 @@
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import ceil
 
 import torch
@@ -30,7 +30,7 @@ class Task:
 
     `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by
     which its students are distilled, that of the teacher if None. `description` is one sentence for reports; `show`
-    turns one row into text for `example`.
+    turns one row into text for `example`. `tests` holds more rows to test on, by what is different about them.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Task:
     student: Recipe | None = None
     description: str = ""
     show: Callable[[dict[str, Tensor]], str] | None = None
+    tests: Mapping[str, Rows] = field(default_factory=dict)
 
     @property
     def majority(self) -> float:

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 
 from distill import DIITO, KD, DistillError, InContext, Labels, Objective, Rows, Schedule, from_layers, steps
 from distill.checkpoints import Checkpoints
-from distill.loop import drawing, objectives_of, order
+from distill.arguments import objectives_of
+from distill.schedules import drawing, order
 from interventions import Location, Noise
 from tests.distill.models import (
     CNN,
@@ -79,7 +80,7 @@ def test_every_row_once_an_epoch_in_an_order_of_its_own():
 def test_a_step_draws_by_seed_and_number_and_leaves_the_default_generator_alone():
     accelerator, before, seen = Accelerator(), torch.random.get_rng_state(), {}
     for key in [(0, 0), (0, 1), (1, 0), (0, 0)]:
-        with drawing(*key, accelerator) as generator:
+        with drawing(*key, accelerator.device) as generator:
             drawn = (torch.rand(3).tolist(), torch.rand(3, generator=generator).tolist())
         assert drawn[0] != drawn[1]  # dropout and sources do not go together
         assert seen.setdefault(key, drawn) == drawn
@@ -363,7 +364,7 @@ def test_accumulation_is_refused_because_it_would_only_shrink_gradients():
         2  # a state of the process, that the argument of a second one does not set
     )
     try:
-        with pytest.raises(DistillError, match=r"gradient_accumulation_steps=2\) is not used here.*batch_size="):
+        with pytest.raises(DistillError, match=r"gradient_accumulation_steps=2\) is not used here.*accumulate=2"):
             first(spread(mlp()), spread(mlp(), 1), None, vectors(), objective=KD(), accelerator=accelerator)
     finally:
         accelerator.gradient_accumulation_steps = 1

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from distill import DistillError, Schedule, teach, teacher_of
+from distill.networks import CNN
 from distill.tasks import Recipe, Task
+from distill.tasks.task import seeded
 from distill.teachers import (
     cache_folder,
     check_teacher,
@@ -65,6 +67,30 @@ def test_a_teacher_is_trained_once_and_then_found(cache, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "0.0")
     with pytest.raises(AssertionError, match="trained again"):
         teacher_of(task(), console=QUIET)
+
+
+def test_a_plain_network_is_trained_once_and_then_found(cache, monkeypatch):
+    def plain(width):
+        return lambda seed: seeded(seed, lambda: CNN((4, width), 3))
+
+    small = task(network=plain(6))
+    first = teacher_of(small, console=QUIET)
+    assert not first.training
+    assert not same(weights(first), weights(plain(6)(0)))
+    [folder] = cache.iterdir()
+    assert [file.name for file in folder.iterdir()] == ["model.safetensors"]
+
+    def never(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(teachers, "teach", never)
+    assert same(weights(first), weights(teacher_of(small, console=QUIET)))  # with the statistics of batch norm
+    for other in (dict(network=plain(5)), dict(recipe=Recipe(steps=5))):
+        with pytest.raises(AssertionError, match="trained again"):
+            teacher_of(replace(small, **other), console=QUIET)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(AssertionError, match="trained again"):
+        teacher_of(small, console=QUIET)
 
 
 def test_an_interrupted_teacher_goes_on_where_it_stopped(cache, monkeypatch):

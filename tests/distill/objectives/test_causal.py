@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from distill import DIITO, KD, PKD, Cosine, DistillError, InContext, Labels, Objective, Shuffle, Span
+from distill import DIITO, KD, PKD, Cosine, Crossway, DistillError, InContext, Labels, Objective, Shuffle, Span
+from distill.computations import Computation
 from distill.inputs import inputs_of
-from distill.loop import Computation
 from distill.losses import kd
 from distill.mapping import pairs_of
 from distill.objectives import Reads, Step
@@ -455,3 +455,61 @@ def test_labels_may_be_matched_too():
     teacher, student = couple("bert")
     terms = terms_of(teacher, student, MAPPINGS["one"], [DIITO(Identity(), match=Labels()), Labels()], batch_of("bert"))
     assert terms["labels_cf"].item() == terms["labels"].item()
+
+
+# --- crossway pairs ---------------------------------------------------------------------------------------------------
+
+
+def test_crossway_is_the_mean_of_both_directions():
+    """By plain hooks: what is written in row i at B(i), read in row s(i) at D(i), goes the other way too."""
+    teacher, student = couple("bert")
+    student.eval()
+    batch, mapping = batch_of("bert"), {Location(1): Location(0)}
+    pairs = pairs_of(mapping, teacher, student)
+    objective = DIITO(Crossway(), positions=Span(0.4))
+    step = Computation(teacher, student, pairs, [objective]).step(batch, generator())
+    order = Crossway().draw(batch, None, generator_after_pair(pairs))
+    found = objective(step)["kd_cf"].item()
+    one = terms_of(teacher, student, mapping, [DIITO(positions=Span(0.4))], batch)["kd_cf"].item()
+
+    draws = generator()
+    torch.randint(1, (), generator=draws)
+    assert torch.equal(order, torch.randperm(6, generator=draws))
+    real = batch["attention_mask"].bool()
+    uniform = torch.rand(6, 2, real.shape[1], generator=draws)
+    written, read = Span(0.4).draw(real, real[order], uniform)
+    values = []
+    for rows, to, of in ((order, written, read), (order.argsort(), read[order.argsort()], written[order.argsort()])):
+        logits = []
+        for model, layer, stack in ((teacher, 1, STACKS["bert"]), (student, 0, STACKS["bert"])):
+            _, states = ran(model, batch, stack)
+
+            def swap(state, source=states[layer][rows], to=to, of=of):
+                new = state.clone()
+                new[to] = source[of]
+                return new
+
+            logits.append(ran(model, batch, stack, {layer: swap})[0])
+        values.append(kd(logits[1], logits[0], 2.0).item())
+    assert one == pytest.approx(values[0], rel=1e-5)
+    assert values[0] != pytest.approx(values[1], rel=1e-3)
+    assert found == pytest.approx(sum(values) / 2, rel=1e-5)
+
+
+def generator_after_pair(pairs) -> torch.Generator:
+    draws = generator()
+    torch.randint(len(pairs), (), generator=draws)
+    return draws
+
+
+def test_crossway_where_two_rows_trade_places_is_shuffle():
+    """Without positions and with a permutation that is its own inverse both directions are the same interchange."""
+    teacher, student = couple("bert")
+    student.eval()
+    rows = text(2).batch(range(2))
+    for seed in range(4):
+        one, both = (
+            terms_of(teacher, student, {Location(1): Location(0)}, [DIITO(kind, positions=None)], rows, seed)["kd_cf"]
+            for kind in (Shuffle(), Crossway())
+        )
+        assert one.item() == both.item()

@@ -3,10 +3,13 @@ import math
 import pytest
 import torch
 
-from distill import KD, DistillError, Labels, Rows
-from distill.loop import Computation
-from distill.losses import reverse_kl
-from tests.distill.models import bert, gpt2_lm, masked_lm, mlp, spread, text, vectors
+from distill import DIITO, DKD, KD, DistillError, Labels, Rows, Schedule, steps
+from distill.computations import Computation
+from distill.losses import LogitNoise, dkd, reverse_kl, squared_error
+from distill.objectives import Moment
+from tests.distill.models import CLASSES, bert, gpt2_lm, masked_lm, mlp, same, spread, text, vectors, weights
+
+SHORT = Schedule(steps=2, batch_size=6)
 
 
 def terms(teacher, student, objective, batch):
@@ -92,3 +95,203 @@ def test_what_they_refuse():
         terms(None, bert(2), Labels(), text(labels=False).batch([0]))
     with pytest.raises(DistillError, match=r"no teacher|there is none; use objective=\[Labels\(\)\]"):
         terms(None, bert(2), KD(), text().batch([0]))
+
+
+# --- kinds of answers -------------------------------------------------------------------------------------------------
+
+
+def several(rows=8):
+    draw = torch.Generator().manual_seed(0)
+    return Rows(
+        {
+            "inputs": torch.randn(rows, 6, generator=draw),
+            "labels": torch.randint(2, (rows, CLASSES), generator=draw).float(),
+        }
+    )
+
+
+def binary_kl(p, q):
+    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+
+
+def test_several_labels_an_example_by_hand():
+    """Teacher (3/4, 1/4), student (1/2, 1/2), each a yes or no: the mean of two equal divergences."""
+    batch = {"inputs": torch.zeros(2, 1), "labels": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
+    teacher, student = Fixed(math.log(3), -math.log(3)), Fixed(0.0, 0.0)
+    expected = (binary_kl(0.75, 0.5) + binary_kl(0.25, 0.5)) / 2
+    assert terms(teacher, student, KD(1), batch)["kd"].item() == pytest.approx(expected, rel=1e-6)
+    assert terms(teacher, student, KD(1, answers="classes"), batch)["kd"].item() != pytest.approx(expected, rel=1e-3)
+    assert terms(teacher, student, Labels(), batch)["labels"].item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_the_configuration_says_what_answers_are():
+    teacher, student = spread(bert(2)), spread(bert(2), 1)
+    batch = text(6).batch(range(6))
+    classes = terms(teacher, student, KD(1), batch)["kd"].item()
+    student.config.problem_type = "multi_label_classification"
+    assert terms(teacher, student, KD(1), batch)["kd"].item() != pytest.approx(classes, rel=1e-3)
+    assert terms(teacher, student, KD(1, answers="classes"), batch)["kd"].item() == classes
+
+
+def test_real_values_by_hand():
+    batch = {"inputs": torch.zeros(2, 1), "labels": torch.tensor([1.0, 3.0])}
+    teacher, student = Fixed(2.5), Fixed(0.5)
+    assert terms(teacher, student, KD(), batch)["kd"].item() == pytest.approx(4.0)
+    assert terms(teacher, student, Labels(), batch)["labels"].item() == pytest.approx((0.25 + 6.25) / 2)
+    two = {"inputs": torch.zeros(1, 1), "labels": torch.tensor([[5.0, -1.0]])}
+    assert terms(Fixed(1.0, 1.0), Fixed(0.0, 0.0), KD(), two)["kd"].item() == pytest.approx(2.0)
+
+
+def test_one_logit_and_whole_labels_must_be_told():
+    batch = {"inputs": torch.zeros(2, 1), "labels": torch.tensor([0, 1])}
+    with pytest.raises(DistillError, match=r"cannot tell whether one logit.*KD\(answers='labels'\)"):
+        terms(Fixed(1.0), Fixed(0.5), KD(), batch)
+    found = terms(Fixed(0.0), Fixed(0.0), Labels(answers="labels"), batch)["labels"].item()
+    assert found == pytest.approx(math.log(2), rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [lambda: KD(answers="class"), lambda: Labels(answers="number")])
+def test_answers_that_do_not_exist(wrong):
+    with pytest.raises(DistillError, match="is no kind of answers; use 'classes'"):
+        wrong()
+
+
+def test_squared_error_between_logits():
+    found = terms(Fixed(1.0, 2.0), Fixed(0.0, 0.0), KD(divergence=squared_error), BATCH)["kd"].item()
+    assert found == pytest.approx(5.0)
+
+
+def test_a_divergence_of_classes_is_refused_for_several_labels():
+    rows = several().batch(range(4))
+    with pytest.raises(DistillError, match=r"KD\(divergence=reverse_kl\) compares classes"):
+        terms(spread(mlp()), spread(mlp(), 1), KD(divergence=reverse_kl), rows)
+
+
+def test_none_is_no_reduction_of_a_term():
+    with pytest.raises(DistillError, match=r"KD\(reduction='none'\) is no scalar"):
+        KD(reduction="none")
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_by_hand():
+    """p = (1/2, 1/4, 1/4), label 0, ε 0.3: 0.8 ln 2 + 0.2 ln 4."""
+    student = Fixed(math.log(2), 0.0, 0.0)
+    batch = {"inputs": torch.zeros(1, 1), "labels": torch.tensor([0])}
+    found = terms(None, student, Labels(0.3), batch)["labels"].item()
+    assert found == pytest.approx(0.8 * math.log(2) + 0.2 * math.log(4), rel=1e-6)
+
+
+def test_labels_of_a_causal_model_must_not_be_its_own_tokens():
+    rows = text(6, labels=False)
+    data = Rows({**rows.table, "labels": rows.table["input_ids"]})
+    with pytest.raises(DistillError, match=r"the labels are the tokens that this model reads.*use CausalLM\(\)"):
+        list(steps(None, gpt2_lm(2), data=data, objective=Labels(), schedule=SHORT))
+    list(steps(None, masked_lm(2), data=data, objective=Labels(), schedule=SHORT))  # reads both ways
+
+
+def test_data_without_labels_drops_the_label_terms_and_says_so():
+    teacher, student = spread(bert(2)), spread(bert(2), 1)
+    with pytest.warns(UserWarning, match=r"no labels, so Labels\(\) is left out; what remains: KD"):
+        records = list(
+            steps(teacher, student, data=text(6, labels=False), objective=[KD(), Labels()], weights={"labels": 0.3},
+                  schedule=SHORT)
+        )  # fmt: skip
+    assert records[0].terms.keys() == {"kd"}
+    with pytest.raises(DistillError, match=r"Labels\(\) needs a column 'labels'.*objective=\[KD\(\)\]"):
+        list(steps(teacher, student, data=text(6, labels=False), objective=Labels(), schedule=SHORT))
+
+
+# --- DKD --------------------------------------------------------------------------------------------------------------
+
+
+def test_dkd_is_its_loss_times_the_warm_up():
+    teacher, student = spread(mlp()), spread(mlp(), 1)
+    batch = vectors().batch(range(6))
+    logits = [model(batch["inputs"]) for model in (student, teacher)]
+    whole = dkd(*logits, batch["labels"], 2.0, 3.0, 5.0).item()
+    computation = Computation(teacher, student, (), [DKD(2.0, 3.0, 5.0, warmup=4)])
+    for epoch, share in ((0.0, 0.25), (0.99, 0.25), (1.0, 0.5), (3.5, 1.0), (9.0, 1.0)):
+        found = computation(batch, torch.Generator(), Moment(epoch=epoch, epochs=10))["dkd"].item()
+        assert found == pytest.approx(share * whole, rel=1e-6)
+    assert terms(teacher, student, DKD(2.0, 3.0, 5.0, warmup=0), batch)["dkd"].item() == pytest.approx(whole)
+
+
+def test_dkd_with_two_classes_warns_and_is_kd():
+    teacher, student = spread(bert(2, labels=2)), spread(bert(2, labels=2), 1)
+    rows = text(6)
+    data = Rows({**rows.table, "labels": torch.tensor([0, 1, 1, 0, 1, 0])})
+    with pytest.warns(UserWarning, match=r"DKD with 2 classes is 1.0 × KD\(4.0\)"):
+        records = list(steps(teacher, student, data=data, objective=[KD(4.0), DKD(warmup=0)], schedule=SHORT))
+    assert records[0].terms["dkd"] == pytest.approx(records[0].terms["kd"], rel=1e-5)
+
+
+def test_a_warm_up_longer_than_the_training_warns():
+    with pytest.warns(UserWarning, match=r"DKD\(warmup=20\) reaches its full weight after 20 epochs.*has 0.5"):
+        list(steps(spread(mlp()), spread(mlp(), 1), data=vectors(), objective=DKD(), schedule=SHORT))
+
+
+def test_dkd_needs_one_label_an_example():
+    with pytest.raises(DistillError, match=r"DKD\(\) sets one label an example.*use KD\(\)"):
+        terms(spread(mlp()), spread(mlp(), 1), DKD(warmup=0), several().batch(range(4)))
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [LogitNoise(0.0), LogitNoise(0.5, share=0.0)])
+def test_no_noise_is_plain_kd_bit_for_bit(noise):
+    runs = []
+    for objective in (KD(), KD(teacher_noise=noise, student_noise=noise)):
+        student = spread(bert(2, dropout=0.1), 1)
+        records = list(steps(spread(bert(2)), student, data=text(12), objective=objective, schedule=SHORT))
+        runs.append((records, weights(student)))
+    assert runs[0][0] == runs[1][0]
+    assert same(runs[0][1], runs[1][1])
+
+
+def test_noise_leaves_all_other_draws_alone():
+    """DIITO draws the same pairs and positions, dropout the same units, with and without it."""
+    teacher = spread(bert(3))
+    found = []
+    for noise in (None, LogitNoise(1.0)):
+        student = spread(bert(2, dropout=0.1), 1)
+        objective = [KD(student_noise=noise), DIITO()]
+        running = steps(teacher, student, data=text(12), objective=objective, schedule=SHORT)
+        found.append(next(running).terms)
+        running.close()
+    assert found[0]["kd_cf"] == found[1]["kd_cf"]
+    assert found[0]["kd"] != found[1]["kd"]
+
+
+def test_noise_of_the_teacher_and_the_student_differ_and_repeat():
+    teacher = spread(mlp())
+    batch = vectors().batch(range(6))
+    both = [
+        Computation(teacher, teacher, (), [KD(teacher_noise=LogitNoise(1.0), student_noise=LogitNoise(1.0))])(
+            batch, torch.Generator().manual_seed(seed)
+        )["kd"].item()
+        for seed in (0, 0, 1)
+    ]
+    assert both[0] == both[1] > 0
+    assert both[0] != both[2]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("objective", [KD, Labels, lambda: DKD(warmup=0), lambda: KD(reduction="mean")])
+def test_half_precision_answers_are_compared_in_single(objective, dtype):
+    teacher, student = Fixed(3.0, -1.0, 0.5).to(dtype), Fixed(0.25, 1.0, -2.0).to(dtype)
+    batch = {"inputs": torch.zeros(2, 1), "labels": torch.tensor([0, 1])}
+    (value,) = terms(teacher, student, objective(), batch).values()
+    (wide,) = terms(teacher.float(), student.float(), objective(), batch).values()
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(wide.item(), rel=1e-6)
+
+
+def test_half_precision_answers_of_several_labels():
+    batch = {"inputs": torch.zeros(2, 1), "labels": torch.tensor([[1.0, 0.0], [0.0, 0.0]])}
+    value = terms(Fixed(3.0, -1.0).bfloat16(), Fixed(0.0, 1.0).bfloat16(), KD(1), batch)["kd"]
+    assert value.dtype == torch.float32
+    expected = terms(Fixed(3.0, -1.0), Fixed(0.0, 1.0), KD(1), batch)["kd"].item()
+    assert value.item() == pytest.approx(expected, rel=1e-6)

@@ -3,7 +3,10 @@ from random import Random
 
 import pytest
 import torch
+from rich.console import Console
 
+import distill
+from distill.networks import LSTMClassifier, TransformerClassifier
 from distill.tasks import agreement
 
 NUMBER = {noun: number for pair in agreement.NOUNS for number, noun in enumerate(pair)}
@@ -123,6 +126,17 @@ def test_vocabulary_has_each_word_once_and_every_length_fits(task):
     batch = task.test.batch([0, 1, 2])
     batch.pop("special_tokens_mask")
     assert network(**batch).logits.shape == (3, 2)
+
+
+@pytest.mark.parametrize("kind", [LSTMClassifier, TransformerClassifier])
+def test_plain_networks_read_it_and_learn_it(task, kind):
+    torch.manual_seed(0)
+    model = kind(len(agreement.VOCABULARY), len(agreement.CLASSES), width=32)
+    assert 0.4 < distill.accuracy(model, task.test.take(range(200))).value < 0.6
+    given = dict(objective=distill.Labels(), batch_size=32, lr=1e-2, console=Console(quiet=True))
+    fitted = distill.fit(None, model, data=task.train.take(range(64)), steps=60, **given)
+    assert fitted.records[-1].loss < 0.25
+    assert distill.accuracy(model, task.train.take(range(64))).value > 0.9
 
 
 def test_a_sentence_follows_its_generator():

@@ -10,10 +10,10 @@ from distill.tasks import load, names
 
 
 def test_names():
-    assert names() == ("pvr", "agreement", "sst2")
+    assert names() == ("pvr", "agreement", "digits", "mnist", "sst2")
 
 
-@pytest.mark.parametrize("name", ["pvr", "agreement"])
+@pytest.mark.parametrize("name", ["pvr", "agreement", "digits"])
 def test_an_embedded_task_loads_by_name_and_fraction_leaves_the_test_alone(name):
     whole = load(name)
     part, same, other = (load(name, fraction=0.01, seed=seed) for seed in (0, 0, 1))
@@ -26,7 +26,7 @@ def test_an_embedded_task_loads_by_name_and_fraction_leaves_the_test_alone(name)
     assert not torch.equal(part.train.table["labels"], other.train.table["labels"])
 
 
-@pytest.mark.parametrize("name", ["pvr", "agreement"])
+@pytest.mark.parametrize("name", ["pvr", "agreement", "digits"])
 def test_the_network_depends_on_its_seed_alone(name):
     network = load(name, fraction=0.001).network
     one, same, other = (torch.cat([weight.flatten() for weight in network(seed).parameters()]) for seed in (0, 0, 1))
@@ -42,7 +42,7 @@ def states():
     return torch.get_rng_state().tolist(), random.getstate(), str(numpy.random.get_state())
 
 before = states()
-for name in ("pvr", "agreement"):
+for name in ("pvr", "agreement", "digits"):
     task = load(name, fraction=0.5, seed=3)
     task.network(1)
     assert states() == before, name
@@ -57,7 +57,7 @@ def test_no_global_generator_is_touched():
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("pvrr", {}, "no task 'pvrr'; did you mean 'pvr'. tasks are pvr, agreement, sst2"),
+        ("pvrr", {}, "no task 'pvrr'; did you mean 'pvr'. tasks are pvr, agreement, digits, mnist, sst2"),
         ("qqqq", {}, "no task 'qqqq'; tasks are"),
         ("my.csv", {}, "'my.csv' is a file, .* --data my.csv"),
         (None, {}, "no task was named and no data"),

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from distill.errors import DistillError
+from distill.tasks import load, mnist_digits
+from distill.tasks.digits import scaled, shifted
 from distill.tasks.mnist import mnist
 
 TRAIN, TEST = np.arange(3 * 28 * 28, dtype=np.uint8).reshape(3, 28, 28), np.full((2, 28, 28), 255, np.uint8)
@@ -84,6 +86,36 @@ def test_other_arrays_are_refused(folder, changed, message):
     np.savez(folder / "mnist.npz", **(ARRAYS | changed))
     with pytest.raises(DistillError, match=message):
         mnist(folder)
+
+
+def test_the_task_has_the_splits_of_the_file_and_the_test_images_changed(folder):
+    task = mnist_digits(folder)
+    assert (task.name, len(task.classes), sorted(task.tests)) == ("mnist", 10, ["scaled", "shifted"])
+    for rows, split in ((task.train, "train"), (task.test, "test")):
+        images, digits = mnist(folder, split)
+        assert torch.equal(rows.table["pixel_values"][:, 0], images)
+        assert torch.equal(rows.table["labels"], digits)
+    images, digits = mnist(folder, "test")
+    assert torch.equal(task.tests["shifted"].table["pixel_values"][:, 0], shifted(images, 3))
+    assert torch.equal(task.tests["scaled"].table["pixel_values"][:, 0], scaled(images, 0.7))
+    assert all(torch.equal(rows.table["labels"], digits) for rows in task.tests.values())
+    assert task.network(0)(task.test.batch([0, 1])["pixel_values"]).shape == (2, 10)
+
+
+def test_it_loads_by_name(folder, monkeypatch):
+    task, part = load("mnist", data=folder), load("mnist", data=str(folder), fraction=0.4)
+    assert (len(task.train), len(part.train), len(part.test), len(part.tests["scaled"])) == (3, 1, 2, 2)
+    with pytest.raises(DistillError, match="nowhere has no mnist.npz"):
+        load("mnist", data=folder / "nowhere")
+    with pytest.raises(DistillError, match="'mnist' takes no text"):
+        load("mnist", data=folder, text="body")
+
+    def down(*names, **settings):
+        raise ConnectionError("down")
+
+    monkeypatch.setattr(datasets, "load_dataset", down)
+    with pytest.raises(DistillError, match="MNIST cannot be loaded from the Hugging Face hub: ConnectionError: down"):
+        load("mnist")
 
 
 def test_the_real_file(shared_data):

@@ -1,0 +1,184 @@
+"""What a training is given, in its checked form: rows, objectives, pairs; and that they belong together."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from distill.causal_models import CausalModel
+from distill.data import training_rows
+from distill.errors import DistillError
+from distill.inputs import TEACHERS, device_of, inputs_of, students, teachers, to_device, vocabulary_of
+from distill.mapping import Pair, Sides, mapping_of, pairs_of
+from distill.metrics import evaluating
+from distill.objectives import DIITO, IIT, KD, Objective
+from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
+from distill.schedules import Schedule, order
+from distill.seen import Seen
+from distill.tasks import Rows
+from distill.values import as_answers
+from distill.wholes import refuse_wholes
+from interventions import run
+
+
+def objectives_of(
+    objective: Objective | Sequence[Objective] | None, teacher: nn.Module | CausalModel | None
+) -> list[Objective]:
+    """The objectives as a list; by default KD and DIITO, for a causal model IIT."""
+    if objective is None and isinstance(teacher, CausalModel):
+        return [IIT()]
+    if objective is None:
+        if teacher is None:
+            raise DistillError(
+                "without a teacher there is nothing to imitate; pass objective=Labels() to train on labels."
+            )
+        return [KD(), DIITO()]
+    chosen = [objective] if isinstance(objective, Objective) else list(objective)
+    wrong = next((each for each in chosen if not isinstance(each, Objective)), None)
+    if wrong is not None or not chosen:
+        raise DistillError(f"objective={objective!r} is not an objective; use e.g. [KD(temperature=2.0), DIITO()].")
+    return chosen
+
+
+def supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[Objective], tuple[str, ...]]:
+    """The objectives that the columns of the data are enough for, and the terms of those that are left out.
+
+    Left out, with a warning, is what needs labels where there are none: a transfer set need not have any.
+
+    Raises:
+        DistillError: a column is missing, and it is not that of the labels or nothing else remains.
+    """
+    if not isinstance(rows, Rows):
+        return list(objectives), ()
+    lacking = {each: [name for name in each.needs if name not in rows.columns] for each in objectives}
+    kept = [each for each in objectives if not lacking[each]]
+    for objective, missing in lacking.items():
+        if not missing:
+            continue
+        name = _name(objective)
+        if missing != ["labels"] or not kept:
+            raise DistillError(
+                f"{name}() needs a column {missing[0]!r} and the data has {', '.join(rows.columns)}; add it, or use "
+                "objective=[KD()], which needs the teacher alone."
+            )
+        warnings.warn(
+            f"the data has no labels, so {name}() is left out; what remains: {', '.join(map(_name, kept))}.",
+            stacklevel=2,
+        )
+    dropped = [each.about.terms for each in objectives if lacking[each] and each.about is not None]
+    return kept, tuple(term for terms in dropped for term in terms)
+
+
+def _name(objective: Objective) -> str:
+    return type(objective).__name__
+
+
+def fed(teacher: nn.Module | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Feed:
+    """What the steps are given: rows of the data, or what a causal model samples."""
+    if isinstance(data, Feed) and not isinstance(data, Rows):
+        return data
+    if not isinstance(teacher, CausalModel):
+        return training_rows(data, student if teacher is None else teacher, schedule.seed)
+    return feed_of(teacher, data, schedule)
+
+
+def feed_of(model: CausalModel, data: Any, schedule: Schedule) -> Feed:
+    """Rows of data that a causal model takes, or what it samples."""
+    if data is not None:
+        return given(model, data)
+    return Samples(model, schedule.seed, (schedule.steps or SAMPLED_STEPS) * schedule.batch_size)
+
+
+def mapped(
+    teacher: nn.Module | CausalModel | None,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | str | None,
+    objectives: Sequence[Objective],
+) -> tuple[Pair, ...]:
+    """The mapping as checked pairs; by default "full" if an objective interchanges, else empty."""
+    if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
+        return ()
+    if isinstance(teacher, CausalModel):
+        positions = next((each.positions for each in objectives if isinstance(each, IIT)), None)
+        return () if not mapping else pairs_of(cast(Sides, mapping), teacher, student, positions)
+    if isinstance(mapping, tuple):
+        return mapping
+    return pairs_of(mapping_of("full" if mapping is None else mapping, teacher, student), teacher, student)
+
+
+def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, processes: int = 1) -> Seen:
+    """What `steps` trains on: all rows of data, or of what a causal model samples the bases that are drawn."""
+
+    def batches() -> Iterator[Mapping[str, Any]]:
+        rows = fed(teacher, student, data, schedule)
+        if isinstance(rows, Rows):
+            yield rows.table
+        elif isinstance(rows, Given):
+            yield rows.batch(range(len(rows)))
+        else:
+            numbers = range(schedule.total(len(rows), processes))
+            for process in range(processes):
+                for chosen in order(len(rows), schedule, numbers, process, processes):
+                    yield rows.batch(chosen)
+
+    return Seen(batches)
+
+
+def check(
+    teacher: nn.Module | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
+) -> None:
+    """That teacher, student and data belong together, from one forward of two rows.
+
+    Raises:
+        DistillError: vocabularies, classes or labels that differ; or a variable that is aligned with everything.
+    """
+    if not isinstance(rows, Rows):
+        return _check_answers(rows, student, pairs)
+    models = [model for model in (teacher, student) if isinstance(model, nn.Module)]
+    known = [size for model in models if (size := vocabulary_of(model)) is not None]
+    apart = any(name.startswith(TEACHERS) for name in rows.columns)  # each reads with its own tokenizer
+    if len(set(known)) > 1 and not apart:
+        raise DistillError(
+            f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; "
+            "build the student from the teacher, distill.from_layers(teacher, 3), or give each its own tokens: "
+            "data=distill.TokenAlignment(teacher_tokenizer, student_tokenizer).rows(texts)."
+        )
+    batch = rows.batch(range(min(2, len(rows))))
+    classes, tokens = [], False
+    for model in models:
+        given = (teachers if model is teacher else students)(batch)
+        with evaluating(model), torch.no_grad():
+            logits = run(model, inputs_of(model, to_device(given, device_of(model))), resumable=False).logits
+        classes.append(logits.shape[-1])
+        tokens = logits.ndim > 2
+    if len(set(classes)) > 1 and not (apart and tokens):
+        raise DistillError(
+            f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student "
+            f"num_labels={classes[0]}."
+        )
+    labels = rows.table.get("labels")
+    if labels is None:
+        return
+    values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
+    if not values.is_floating_point() and classes[0] > 1:
+        wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
+        if len(wrong):
+            raise DistillError(
+                f"the data has label {int(wrong[0])} and the {'teacher' if teacher is not None else 'network'} "
+                f"{classes[0]} classes "
+                f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
+            )
+
+
+def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> None:
+    """That the network has one logit for each answer of the causal model, and the pairs name parts of it."""
+    model, device = feed.model, device_of(student)
+    values = to_device(feed.batch(range(2)), device)
+    with evaluating(student), torch.no_grad():
+        logits = model.decode(run(student, model.encode(values), resumable=False).logits, values)
+    if model.classes is None:
+        as_answers(logits, model.answers(values))
+    bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))
+    refuse_wholes(model, student, pairs, bases, sources)

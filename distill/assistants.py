@@ -1,0 +1,120 @@
+"""Distillation in several steps: each student teaches the next."""
+
+import copy
+import shutil
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+
+from distill.checkpoints import Checkpoints
+from distill.data import task_of
+from distill.errors import DistillError
+from distill.fit import fit
+from distill.mapping import Sides
+from distill.objectives import Objective
+from distill.results import FitResult
+from distill.schedules import Schedule
+
+
+def chain(
+    networks: Sequence[Any],
+    data: Any = None,
+    mapping: Sides | str | Sequence[Sides | str | None] | None = None,
+    *,
+    objective: Objective | Sequence[Objective] | None = None,
+    schedule: Schedule | Sequence[Schedule] | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> tuple[FitResult, ...]:
+    """Distil a teacher into an assistant, that into the next, and the last into the student, each in place.
+
+    `chain([teacher, student], data)` is `fit(teacher, student, data=data)`, bit for bit.
+
+    Mirzadeh et al. 2019 (teacher assistants, arXiv:1902.03393), section 3; with several assistants section 4.3.
+
+    Args:
+        networks: from the teacher to the student; each step leaves its teacher as it was.
+        data: as `fit` takes it.
+        mapping: as `fit` takes it; a list has one for each step.
+        objective: as `fit` takes it; every step has a copy of its own.
+        schedule: as `fit` takes it; a list has one for each step.
+        output_dir: a new folder, with one in it for each step: `1`, `2`, …
+        resume: go on where the chain was stopped. A step that was done goes on from its newest checkpoint too, or is
+            made again where it ended before its first one; the results are those of an uninterrupted chain.
+        settings: the others of `fit`, the same in every step.
+
+    Returns:
+        The result of each step.
+
+    Raises:
+        DistillError: fewer than two networks, one twice, or a list of another length; and as `fit`.
+    """
+    _check(networks)
+    count = len(networks) - 1
+    mappings = _each(mapping, count, "mapping")
+    schedules = _each(schedule, count, "schedule")
+    if resume and output_dir is None:
+        raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
+    task = None if data is None else task_of(data, networks[0])  # read once, with the tokenizer of the teacher
+    results = []
+    for number, (teacher, student) in enumerate(pairwise(networks)):
+        folder = None if output_dir is None else Path(output_dir) / str(number + 1)
+        result = fit(
+            teacher,
+            student,
+            mappings[number],
+            data if task is None else task,
+            objective=copy.deepcopy(objective),
+            schedule=schedules[number],
+            output_dir=folder,
+            resume=resume and folder is not None and _goes_on(folder),
+            **{"title": f"step {number + 1} of {count}", **settings},
+        )
+        results.append(result)
+    return tuple(results)
+
+
+def _check(networks: Sequence[Any]) -> None:
+    wrong = next((each for each in networks if not isinstance(each, nn.Module)), None)
+    if wrong is not None:
+        raise DistillError(
+            f"chain was given {type(wrong).__name__}, which is no network; give torch modules. A causal model is the "
+            "teacher of fit."
+        )
+    if len(networks) < 2:
+        raise DistillError(
+            f"chain has {len(networks)} network{'s' * (len(networks) != 1)}; give a teacher and a student at least, "
+            "chain([teacher, assistant, student], data)."
+        )
+    if len({id(each) for each in networks}) < len(networks):
+        raise DistillError(
+            "chain has one network twice, which would teach itself; make another, e.g. copy.deepcopy(network)."
+        )
+
+
+def _each(given: Any, count: int, name: str) -> list[Any]:
+    """One for each step."""
+    if not isinstance(given, list | tuple):
+        return [given] * count
+    if len(given) != count:
+        raise DistillError(
+            f"{name} is a list of {len(given)} and the chain has {count} step{'s' * (count != 1)}; give one for each, "
+            "or one for all."
+        )
+    return list(given)
+
+
+def _goes_on(folder: Path) -> bool:
+    """Whether a step has a checkpoint to go on from; what is left of one without is removed."""
+    if Checkpoints(folder / "checkpoints").last() is not None:
+        return True
+    if (folder / "settings.json").exists():
+        if PartialState().is_main_process:
+            shutil.rmtree(folder)
+        PartialState().wait_for_everyone()
+    return False

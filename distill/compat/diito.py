@@ -1,0 +1,334 @@
+"""`python -m distill.compat.diito`: the command line of Causal-Distill (causal_train.py), mapped onto `fit`."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.alignments import Alignment
+from distill.compat.binarized import binarized_rows, token_probabilities
+from distill.compat.flags import flag, ignored, left_unused, parsed
+from distill.compat.launch import Tracking, accelerator_of, formula, progress, say, send, start
+from distill.compat.models import check_alike, freeze, language_model, longest, new_student, take_weights
+from distill.compat.neurons import neuron_pairs
+from distill.compat.terms import AT_EMBEDDING, CountedMaskedLM, MaskedKD, Spliced, SquaredLogits
+from distill.errors import DistillError
+from distill.fit import fit
+from distill.mapping import Pair, depth
+from distill.objectives import DIITO, KD, Cosine, Objective
+from distill.objectives.language import CausalLM
+from distill.pairs import Crossway, Shuffle, Span
+from distill.schedules import Schedule
+from distill.teachers import load_tokenizer
+
+PROGRAM = "distill.compat.diito"
+PROJECT = "Causal-BERT-Distillation"
+PARAMETERS = "parameters.json"
+STUDENTS, TEACHERS = ("distilbert", "roberta", "gpt2"), ("bert", "roberta", "gpt2")
+ACCELERATE = "accelerate places the models: accelerate launch -m distill.compat.diito"
+NAMES = {
+    "kd": "loss_ce",
+    "mlm": "loss_mlm",
+    "clm": "loss_clm",
+    "mse": "loss_mse",
+    "cosine": "loss_cos",
+    "kd_cf": "loss_causal_ce",
+    "cosine_cf": "loss_causal_cos",
+}
+MENDED = (
+    "not reproduced of the original: it takes the input of a layer and writes it over the layer's output; scattered",
+    "  positions fall on padding; --restrict_ce_to_mask, gpt2 and roberta fail; --seed does not reach interchanges;",
+    "  each text has the same source in all epochs; it must be started in a git repository. See docs/compat.md.",
+)
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Causal distillation of language models, by the flags of Causal-Distill."""
+
+    force: bool = flag(False, "replaces the folder of an earlier run with the same settings")
+    dump_path: str | None = flag(None, "the folder of runs; each has a folder of its own, named after its settings")
+    data_file: str | None = flag(None, "a pickled list of token ids; only numbers are read from it")
+    cache_dir: str = flag("./distill_cache/", "where what comes from the hub is kept")
+    token_counts: str | None = flag(None, "a pickled list of counts: rare tokens are masked more often")
+
+    student_type: str | None = flag(None, f"{', '.join(STUDENTS)}")
+    student_config: str | None = flag(None, "the JSON of the student's configuration")
+    student_pretrained_weights: str | None = flag(None, "a state dict that the student starts with")
+    teacher_type: str | None = flag(None, f"{', '.join(TEACHERS)}")
+    teacher_name: str | None = flag(None, "the teacher and its tokenizer: folder or name on the hub")
+
+    temperature: float = flag(2.0, "the temperature of KD, × its square, in kd and kd_cf")
+    alpha_ce: float = flag(0.5, "weight of kd")
+    alpha_mlm: float = flag(0.0, "weight of mlm; needs --mlm")
+    alpha_clm: float = flag(0.5, "weight of clm")
+    alpha_mse: float = flag(0.0, "weight of mse: squared error of the logits")
+    alpha_cos: float = flag(0.0, "weight of cosine, between the last hidden states")
+    alpha_causal_ce: float = flag(0.0, "weight of kd_cf, that of DIITO()")
+    alpha_causal: float = flag(0.0, "the older name of --alpha_causal_ce")
+    alpha_causal_cos: float = flag(0.0, "weight of cosine_cf")
+    mlm: bool = flag(False, "masked language models; causal ones without it")
+    restrict_ce_to_mask: bool = flag(False, "kd and kd_cf at the masked tokens alone")
+
+    mlm_mask_prop: float = flag(0.15, "the share of the tokens that is chosen for prediction")
+    word_mask: float = flag(0.8, "the share of the chosen that is masked")
+    word_keep: float = flag(0.1, "the share of the chosen that stays")
+    word_rand: float = flag(0.1, "the share of the chosen that becomes a random token")
+    mlm_smoothing: float = flag(0.7, "tokens are chosen in proportion to their counts to minus this power")
+
+    neuron_mapping: str | None = flag(
+        None, "a file of the original; or full, middle, late, single, or entries teacher~student. full without it"
+    )
+    interchange_prop: float = flag(0.3, "the share of the real tokens that is interchanged")
+    interchange_max_token: int = flag(-1, "at most so many tokens; -1 is no limit")
+    interchange_masked_token_only: bool = flag(False, "all masked tokens are interchanged, and no other")
+    interchange_consecutive_only: bool = flag(False, "a span of tokens; scattered ones without it")
+    interchange_mlm: bool = ignored(False, "the original does not read it either; see --interchange_masked_token_only")
+    data_augment: bool = flag(False, "tokens are interchanged in place of activations")
+    include_crossway: bool = flag(False, "DIITO(Crossway()): each pair both ways, the mean of the two")
+    parallel_crossway: bool = ignored(False, "both ways are computed together anyway")
+
+    freeze_pos_embs: bool = flag(False, "roberta and gpt2 keep their position embeddings; does nothing for distilbert")
+    freeze_token_type_embds: bool = flag(False, "roberta keeps its token type embeddings")
+
+    n_epoch: int = flag(3, "epochs")
+    batch_size: int = flag(5, "the rows of each part of a step")
+    gradient_accumulation_steps: int = flag(50, "accumulate: the parts of a step, of batch_size rows each")
+    group_by_size: bool = ignored(True, "rows are in a random order, and padded to the longest of their part")
+    warmup_prop: float = flag(0.05, "warmup: the share of the steps over which the learning rate rises")
+    weight_decay: float = flag(0.0, "weight_decay, of all parameters")
+    learning_rate: float = flag(5e-4, "lr")
+    adam_epsilon: float = ignored(1e-6, "AdamW keeps its 1e-8; its betas are .9 and .999, in the original .9 and .98")
+    max_grad_norm: float = flag(5.0, "clip")
+    initializer_range: float = ignored(0.02, "the original does not read it either; the configuration says it")
+
+    fp16: bool = flag(False, "mixed precision, by accelerate")
+    fp16_opt_level: str = ignored("O1", "accelerate has one level")
+    n_gpu: int = ignored(1, ACCELERATE)
+    local_rank: int = ignored(-1, ACCELERATE)
+    seed: int = flag(56, "seed of everything that is drawn")
+    log_interval: int = flag(500, "steps between two reports to wandb; log.jsonl has every step")
+    checkpoint_interval: int = ignored(4000, "the last states are saved every 200 steps")
+    is_wandb: bool = flag(False, "figures are sent to wandb when the run ends; without wandb it is said, and goes on")
+    run_name: str | None = ignored(None, "the original replaces it by one made of the settings")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train the student that was asked for."""
+    asked = parsed(Trainer, arguments, PROGRAM)
+    say(*left_unused(asked))
+    check(asked)
+    run(asked)
+
+
+def check(asked: Trainer) -> None:
+    """Raise for flags that do not go together, before anything is loaded."""
+    for name in ("dump_path", "data_file", "student_type", "student_config", "teacher_type", "teacher_name"):
+        if getattr(asked, name) is None:
+            raise DistillError(f"--{name} is missing; {Trainer.__dataclass_fields__[name].metadata['becomes']}.")
+    for name, choices in (("student_type", STUDENTS), ("teacher_type", TEACHERS)):
+        if getattr(asked, name) not in choices:
+            raise DistillError(f"--{name} {getattr(asked, name)} does not exist; choose one of {', '.join(choices)}.")
+    kinds = (asked.teacher_type, asked.student_type)
+    if kinds[0] != kinds[1] and kinds != ("bert", "distilbert"):
+        raise DistillError(
+            f"--teacher_type {kinds[0]} and --student_type {kinds[1]} do not go together; use one for both."
+        )
+    if asked.mlm != (asked.student_type != "gpt2"):
+        way = "add --mlm, with --alpha_clm 0" if not asked.mlm else "leave --mlm out, with --alpha_clm above 0"
+        raise DistillError(f"--student_type {asked.student_type} with --mlm {asked.mlm} cannot be; {way}.")
+    _check_weights(asked)
+    if asked.parallel_crossway and not asked.include_crossway:
+        raise DistillError("--parallel_crossway says how --include_crossway is computed; add that, or leave both out.")
+    if asked.include_crossway and asked.data_augment:
+        raise DistillError("--data_augment has no activations to interchange both ways; leave --include_crossway out.")
+    if asked.interchange_max_token != -1:
+        raise DistillError(
+            f"--interchange_max_token {asked.interchange_max_token} is not supported; leave it out, or use a smaller "
+            "--interchange_prop."
+        )
+    if asked.interchange_masked_token_only and not asked.mlm:
+        raise DistillError("--interchange_masked_token_only needs masked tokens; add --mlm.")
+    if asked.freeze_token_type_embds and asked.student_type != "roberta":
+        raise DistillError(
+            f"--freeze_token_type_embds is for roberta, and the student is {asked.student_type}; leave it out."
+        )
+
+
+def weights_of(asked: Trainer) -> dict[str, float]:
+    """The weight of each term that has one."""
+    weights = {
+        "kd": asked.alpha_ce,
+        "mlm": asked.alpha_mlm,
+        "clm": asked.alpha_clm,
+        "mse": asked.alpha_mse,
+        "cosine": asked.alpha_cos,
+        "kd_cf": asked.alpha_causal_ce + asked.alpha_causal,
+        "cosine_cf": asked.alpha_causal_cos,
+    }
+    return {name: weight for name, weight in weights.items() if weight}
+
+
+def objectives_of(asked: Trainer, probabilities: Tensor | None = None, mask_id: int = 0) -> list[Objective]:
+    """The objectives whose terms have a weight.
+
+    Args:
+        asked: the flags.
+        probabilities: of each token to be masked, up to a factor, for masked language models.
+        mask_id: the token that stands for a masked one.
+    """
+    weights = weights_of(asked)
+    made: list[Objective] = [_kd(asked)] if "kd" in weights else []
+    if probabilities is not None:
+        made.append(
+            CountedMaskedLM(
+                probabilities,
+                mask_id,
+                share=asked.mlm_mask_prop,
+                words=(asked.word_mask, asked.word_keep, asked.word_rand),
+                every_row=asked.interchange_masked_token_only,
+            )
+        )
+    made += [CausalLM()] if "clm" in weights else []
+    made += [SquaredLogits()] if "mse" in weights else []
+    made += [Cosine()] if "cosine" in weights else []
+    match: list[Objective] = [_kd(asked)] if "kd_cf" in weights else []
+    match += [Cosine()] if "cosine_cf" in weights else []
+    return made + ([_interchange(asked, match)] if match else [])
+
+
+def schedule_of(asked: Trainer) -> Schedule:
+    """Time and speed: a step of the optimizer sees batch_size × gradient_accumulation_steps rows."""
+    return Schedule(
+        epochs=asked.n_epoch,
+        batch_size=asked.batch_size * asked.gradient_accumulation_steps,
+        accumulate=asked.gradient_accumulation_steps,
+        lr=asked.learning_rate,
+        warmup=asked.warmup_prop,
+        weight_decay=asked.weight_decay,
+        clip=asked.max_grad_norm,
+        seed=asked.seed,
+    )
+
+
+def run_name(asked: Trainer) -> str:
+    """The name of the run's folder, as the original makes it."""
+    data = Path(str(asked.data_file)).resolve().parent.name
+    mapping = Path(str(asked.neuron_mapping)).name.split(".")[0]
+    return (
+        f"s_{asked.student_type}_t_{asked.teacher_type}_data_{data}_seed_{asked.seed}_mlm_{asked.mlm}"
+        f"_ce_{asked.alpha_ce}_mlm_{asked.alpha_mlm}_cos_{asked.alpha_cos}"
+        f"_causal-ce_{asked.alpha_causal_ce + asked.alpha_causal}_causal-cos_{asked.alpha_causal_cos}"
+        f"_nm_{mapping}_crossway_{asked.include_crossway}_int-prop_{asked.interchange_prop}"
+        f"_consec-token_{asked.interchange_consecutive_only}_masked-token_{asked.interchange_masked_token_only}"
+        f"_max-int-token_{asked.interchange_max_token}_eff-bs_{asked.batch_size * asked.gradient_accumulation_steps}"
+    )
+
+
+def run(asked: Trainer) -> None:
+    """Load what was asked for, train, and say where the student is."""
+    folder = Path(str(asked.dump_path)) / run_name(asked)
+    refuse_used(folder, force=asked.force)
+    told = asdict(asked)
+    tracking = Tracking(PROJECT, None, folder.name, asked.log_interval, NAMES, told) if asked.is_wandb else None
+    accelerator = accelerator_of(asked.fp16, tracking)
+    teacher = language_model(str(asked.teacher_name), str(asked.teacher_type), masked=asked.mlm, cache=asked.cache_dir)
+    tokenizer = load_tokenizer(str(asked.teacher_name))
+    student = new_student(Path(str(asked.student_config)), str(asked.student_type), masked=asked.mlm, seed=asked.seed)
+    check_alike(teacher, student)
+    if asked.student_pretrained_weights is not None:
+        take_weights(student, Path(asked.student_pretrained_weights))
+    freeze(student, positions=asked.freeze_pos_embs, token_types=asked.freeze_token_type_embds)
+    rows = binarized_rows(Path(str(asked.data_file)), tokenizer, longest=longest(teacher, tokenizer), masked=asked.mlm)
+    objectives = objectives_of(asked, _probabilities(asked, tokenizer, teacher), tokenizer.mask_token_id or 0)
+    weights = weights_of(asked)
+    mapping = _mapping(asked, teacher, student) if any(name.endswith("_cf") for name in weights) else None
+    say(
+        formula(weights),
+        *(f"  {objective!r}" for objective in objectives),
+        *([] if mapping is None else [f"  interchanged: {', '.join(map(str, mapping))}"]),
+        f"student of {depth(student)} layers, teacher of {depth(teacher)}, {len(rows)} texts",
+        *MENDED,
+    )
+    if asked.force and folder.exists():
+        shutil.rmtree(folder)
+    result = fit(
+        teacher,
+        student,
+        None if mapping is None else Alignment(mapping),
+        data=rows,
+        objective=objectives,
+        weights=weights,
+        schedule=schedule_of(asked),
+        output_dir=folder,
+        console=progress(),
+        title="diito",
+        accelerator=accelerator,
+    )
+    (folder / PARAMETERS).write_text(json.dumps(told, indent=1) + "\n")
+    tokenizer.save_pretrained(folder / "student")
+    send(accelerator, tracking, result)
+    say(str(result).split("\n")[0], f"results: {folder}")
+
+
+def refuse_used(folder: Path, *, force: bool) -> None:
+    """Raise if the folder of the run exists and may not be replaced: without `force`, or what is there is no run."""
+    if not folder.exists():
+        return
+    if not force:
+        raise DistillError(f"{folder} exists; replace it with --force, or choose another --dump_path.")
+    if any(folder.iterdir()) and not (folder / "settings.json").exists():
+        raise DistillError(f"{folder} holds something else than a run, which --force would delete; move it away.")
+
+
+def _check_weights(asked: Trainer) -> None:
+    negative = [name for name in vars(asked) if name.startswith("alpha_") and getattr(asked, name) < 0]
+    if negative:
+        raise DistillError(f"--{negative[0]} {getattr(asked, negative[0])} is below 0; weights are 0 or more.")
+    needed, other = ("alpha_mlm", "alpha_clm") if asked.mlm else ("alpha_clm", "alpha_mlm")
+    if not getattr(asked, needed) or getattr(asked, other):
+        raise DistillError(
+            f"--{needed} {getattr(asked, needed)} and --{other} {getattr(asked, other)}: "
+            f"{'with' if asked.mlm else 'without'} --mlm the first must be above 0 and the second 0."
+        )
+    if asked.alpha_causal and asked.alpha_causal_ce:
+        raise DistillError("--alpha_causal is the older name of --alpha_causal_ce; give one of them.")
+
+
+def _kd(asked: Trainer) -> Objective:
+    return MaskedKD(asked.temperature) if asked.restrict_ce_to_mask and asked.mlm else KD(asked.temperature)
+
+
+def _interchange(asked: Trainer, match: Sequence[Objective]) -> DIITO:
+    span = Span(asked.interchange_prop, consecutive=asked.interchange_consecutive_only)
+    if asked.interchange_masked_token_only and not asked.interchange_consecutive_only:
+        span = Span(1.0, consecutive=False, among="labelled")
+    if asked.data_augment:
+        return DIITO(Spliced(span), positions=None, match=match)
+    return DIITO(Crossway() if asked.include_crossway else Shuffle(), positions=span, match=match)
+
+
+def _mapping(asked: Trainer, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
+    if asked.data_augment:
+        return AT_EMBEDDING
+    return neuron_pairs(asked.neuron_mapping or "full", teacher, student)
+
+
+def _probabilities(asked: Trainer, tokenizer: Any, teacher: Any) -> Tensor | None:
+    """How likely each token is to be masked; None for causal language models."""
+    if not asked.mlm:
+        return None
+    size = teacher.config.vocab_size
+    if asked.token_counts is not None:
+        return token_probabilities(Path(asked.token_counts), tokenizer, size, asked.mlm_smoothing)
+    say("--token_counts is not given: all tokens are masked alike.")
+    return torch.ones(size).scatter(0, torch.tensor(tokenizer.all_special_ids), 0.0)
+
+
+if __name__ == "__main__":
+    start(main, PROGRAM)

@@ -1,0 +1,145 @@
+"""GLUE's classification tasks from the folders of their own tables, as DIITO-XXS reads them."""
+
+import csv
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.errors import DistillError
+from distill.tasks import Rows, Task
+from distill.tasks.task import fine_tuning
+
+NO_ENTAILMENT = ("entailment", "not_entailment")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the texts and labels of a table are.
+
+    Attributes:
+        texts: the columns of the one or two texts.
+        label: the column of the label.
+        classes: the labels in the order of the classes.
+        dev: the name of the file of held-out rows.
+        header: whether the first line is none of the rows.
+    """
+
+    texts: tuple[int, ...]
+    label: int
+    classes: tuple[str, ...] = ("0", "1")
+    dev: str = "dev"
+    header: bool = True
+
+
+MNLI = Layout((8, 9), -1, ("contradiction", "entailment", "neutral"), "dev_matched")
+LAYOUTS = {
+    "cola": Layout((3,), 1, header=False),
+    "mnli": MNLI,
+    "mnli-mm": Layout(MNLI.texts, MNLI.label, MNLI.classes, "dev_mismatched"),
+    "mrpc": Layout((3, 4), 0),
+    "qnli": Layout((1, 2), -1, NO_ENTAILMENT),
+    "qqp": Layout((3, 4), 5),
+    "rte": Layout((1, 2), -1, NO_ENTAILMENT),
+    "sst-2": Layout((0,), 1),
+    "wnli": Layout((1, 2), -1),
+}
+
+
+def layout_of(name: str | None) -> Layout:
+    """The layout of a task of GLUE, whatever its case.
+
+    Raises:
+        DistillError: no name, or one that is not there; STS-B, whose labels are no classes, is not.
+    """
+    if name is not None and name.lower() in LAYOUTS:
+        return LAYOUTS[name.lower()]
+    near = get_close_matches((name or "").lower(), LAYOUTS, n=1)
+    hint = f"did you mean {near[0].upper()}? " if near else ""
+    raise DistillError(
+        f"--task_name {name} is no classification task of GLUE; {hint}choose one of "
+        f"{', '.join(each.upper() for each in LAYOUTS)}."
+    )
+
+
+def glue_task(
+    name: str,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    max_length: int = 128,
+    first: int | None = None,
+    names: Sequence[str] = (),
+) -> Task:
+    """A task of GLUE, tested on its held-out rows.
+
+    Args:
+        name: of the task, e.g. SST-2.
+        folder: holds train.tsv and dev.tsv (MNLI: dev_matched.tsv), which may also end in .gz.
+        tokenizer: the teacher's.
+        max_length: in tokens; longer texts are cut, the longer of two first.
+        first: how many of the first training rows to use; None is all.
+        names: the classes of the teacher in its order, used where they are those of the task.
+
+    Raises:
+        DistillError: an unknown task, a file that is missing or has other columns, or a label that is no class.
+    """
+    layout = layout_of(name)
+    spelled = tuple(each.lower() for each in names)
+    classes = spelled if sorted(spelled) == sorted(layout.classes) else layout.classes
+    if first is not None and first < 1:
+        raise DistillError(f"--max_training_examples {first} leaves no training row; use at least 1.")
+    train = _read(folder, "train", layout, classes)[:first]
+    test = _read(folder, layout.dev, layout, classes)
+    return Task(
+        name=name.lower(),
+        train=_rows(tokenizer, train, max_length),
+        test=_rows(tokenizer, test, max_length),
+        classes=classes,
+        recipe=fine_tuning(len(train)),
+        description=f"{name.upper()} of GLUE.",
+        show=lambda row: tokenizer.decode(row["input_ids"], skip_special_tokens=True),
+    )
+
+
+def _read(folder: Path, name: str, layout: Layout, classes: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
+    """The texts and class of each row; rows with too few columns are left out, as QQP has some."""
+    path = next((path for path in (folder / f"{name}.tsv", folder / f"{name}.tsv.gz") if path.exists()), None)
+    if path is None:
+        raise DistillError(
+            f"{folder} has no {name}.tsv; put the tables of GLUE there, or say where data_raw/ stands: "
+            "HOME_DATA_FOLDER=FOLDER."
+        )
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        lines = list(
+            csv.reader(StringIO(file.read().decode("utf-8-sig"), newline=""), "excel-tab", quoting=csv.QUOTE_NONE)
+        )
+    wanted, found = max(*layout.texts, layout.label) + 1, []
+    for number, line in enumerate(lines[layout.header :], 1 + layout.header):
+        if len(line) < max(wanted, 2):
+            continue
+        label = line[layout.label]
+        if label not in classes:
+            raise DistillError(
+                f"line {number} of {path} has label {label!r}, and the classes are {', '.join(classes)}."
+            )
+        found.append((tuple(line[column] for column in layout.texts), classes.index(label)))
+    if not found:
+        raise DistillError(f"{path} has no row of {wanted} columns with tabs between; is it the table of GLUE?")
+    return found
+
+
+def _rows(tokenizer: Any, rows: Sequence[tuple[tuple[str, ...], int]], max_length: int) -> Rows:
+    texts, labels = zip(*rows, strict=True)
+    limit = min(max_length, tokenizer.model_max_length)
+    columns = [list(column) for column in zip(*texts, strict=True)]
+    encoded = tokenizer(*columns, truncation=True, max_length=limit, return_special_tokens_mask=True)
+    table = {name: [torch.tensor(row) for row in values] for name, values in encoded.items()}
+    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    pad_id = next(token for token in pads if token is not None)
+    return Rows({**table, "labels": torch.tensor(labels)}, pad_id=pad_id, padding_side=tokenizer.padding_side)

@@ -1,0 +1,119 @@
+"""What both command lines share: how they start, where results go, how they report to wandb, and how they end."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+
+from distill.errors import DistillError
+from distill.results import FitResult
+from distill.schedules import Record
+from interventions import InterventionError
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where the figures of a run are sent.
+
+    Attributes:
+        project, entity, run: as wandb calls them; None is wandb's own default.
+        every: steps between two reports.
+        names: of our terms, where the original calls them otherwise.
+        asked: the flags.
+    """
+
+    project: str
+    entity: str | None
+    run: str
+    every: int
+    names: Mapping[str, str]
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+
+def start(command: Callable[[Sequence[str]], None], program: str) -> None:
+    """Run a command line: bad input is one line and exit status 2, Ctrl-C is 130."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        command(sys.argv[1:])
+    except (DistillError, InterventionError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt as stop:
+        told = str(stop).split("; go on")[0] or "stopped"  # how fit itself would go on; these commands cannot
+        print(f"\n{program}: {told}.", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def say(*lines: str) -> None:
+    """Print lines, at once."""
+    for line in lines:
+        print(line, flush=True)
+
+
+def progress() -> Console:
+    """A console for the progress; where it is no terminal, without control characters."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120, no_color=True)
+
+
+def next_run(folder: Path) -> Path:
+    """`folder-run-N` with the first N from 1 that is free, as the original numbers its runs."""
+    number = 1
+    while (found := folder.with_name(f"{folder.name}-run-{number}")).exists() and any(found.iterdir()):
+        number += 1
+    return found
+
+
+def accelerator_of(fp16: bool, tracking: Tracking | None) -> Accelerator:
+    """The accelerator of a run; without wandb it says so, and the run goes on.
+
+    Raises:
+        DistillError: half precision without a GPU.
+    """
+    if fp16 and not torch.cuda.is_available():
+        raise DistillError("--fp16 True needs a GPU, and there is none; leave it out, or give --fp16 False.")
+    if tracking is not None and find_spec("wandb") is None:
+        say("warning: --is_wandb asks for wandb, which is not installed: nothing is sent (pip install wandb).")
+        tracking = None
+    accelerator = Accelerator(
+        mixed_precision="fp16" if fp16 else None, log_with=None if tracking is None else "wandb"
+    )  # fmt: skip
+    if tracking is not None:
+        settings = {"wandb": {"entity": tracking.entity, "name": tracking.run}}
+        accelerator.init_trackers(tracking.project, config=dict(tracking.asked), init_kwargs=settings)
+    return accelerator
+
+
+def send(accelerator: Accelerator, tracking: Tracking | None, result: FitResult) -> None:
+    """Send the figures of a finished run to the trackers of an accelerator, if it has any."""
+    if tracking is None or not accelerator.trackers:
+        return
+    for record in result.records:
+        if record.step % tracking.every == 0 or record.step == record.total:
+            accelerator.log(figures(record, tracking.names), step=record.step)
+    if result.accuracy is not None and result.records:
+        accelerator.log({"epoch/eval_acc": result.accuracy}, step=result.records[-1].step)
+    accelerator.end_training()
+
+
+def figures(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
+    """The figures of one step under the original's names."""
+    terms = {f"train/{names.get(name, name)}": value for name, value in record.terms.items()}
+    return {"train/loss": record.loss, **terms, "train/learning_rate": record.lr}
+
+
+def formula(weights: Mapping[str, float]) -> str:
+    """The loss in one line.
+
+    >>> formula({"kd": 0.7, "labels": 0.3, "kd_cf": 1.0})
+    'loss = 0.7 kd + 0.3 labels + 1 kd_cf'
+    """
+    return "loss = " + " + ".join(f"{weight:g} {name}" for name, weight in weights.items())

@@ -1,0 +1,103 @@
+"""What losses share: shapes that must fit together, positions that are kept, and the precision they are computed in."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from distill.errors import DistillError
+
+P = ParamSpec("P")
+
+WAYS_OUT = {
+    "classes": "give both models the same label set, or keep the classes they share, as with logits[..., :2]",
+    "width": "project one first, as with torch.nn.Linear(student.shape[-1], teacher.shape[-1])(student)",
+}
+
+
+def same_shapes(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Make a loss refuse tensors that do not fit together, before the shapes in its annotations are looked at."""
+    expected = signature(loss)
+    axis = next(iter(expected.parameters.values())).annotation.dim_str.split()[-1]
+
+    @wraps(loss)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        _refuse_mismatch(loss.__name__, expected.bind(*args, **kwargs).arguments, axis)
+        return loss(*args, **kwargs)
+
+    return checked
+
+
+def _refuse_mismatch(name: str, given: dict[str, Any], axis: str) -> None:
+    (one, student), (other, teacher) = list(given.items())[:2]
+    found = f"{one} {tuple(student.shape)}, {other} {tuple(teacher.shape)}"
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise DistillError(
+            f"{name} compares position by position, but the batches differ: {found}; run both on the same inputs."
+        )
+    if student.shape[-1] != teacher.shape[-1]:
+        raise DistillError(f"{name} needs the same {axis} on both sides: {found}; {WAYS_OUT[axis]}.")
+    mask = given.get("mask")
+    if mask is not None and mask.shape != student.shape[:-1]:
+        raise DistillError(
+            f"{name} needs one mask entry a position, but mask is {tuple(mask.shape)}: {found}; "
+            f"pass one of shape {tuple(student.shape[:-1])}, as inputs['attention_mask'] of the same inputs."
+        )
+
+
+def widened(values: Tensor) -> Tensor:
+    """In single precision if they came in half; double stays double."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def kept(values: Tensor, mask: Tensor | None) -> Tensor:
+    """The positions that the mask keeps, `[N, width]`, in at least single precision; padding never enters a graph."""
+    found = rearrange(values, "... width -> (...) width") if mask is None else values[mask.bool()]
+    if len(found) == 0:
+        raise DistillError(
+            f"No position is left to average over: 0 of {values.shape[:-1].numel()} are kept of {tuple(values.shape)}; "
+            "skip this batch, or check that the mask is 1 (a label not -100) where a position counts."
+        )
+    return widened(found)
+
+
+def spread(values: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
+    """Kept values back in their places, 0 where a position was left out."""
+    if mask is None:
+        return values.reshape(shape)
+    return values.new_zeros(shape).masked_scatter(mask.bool(), values)
+
+
+def softened(name: str, logits: Tensor, temperature: float) -> Tensor:
+    """Logits divided by a temperature, which must be above 0; `name` is who asks."""
+    if not temperature > 0:
+        raise DistillError(
+            f"{name} needs a temperature above 0: temperature={temperature}; temperature=1 softens nothing."
+        )
+    return widened(logits) / temperature
+
+
+def counted(name: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """Where a label is not −100, `[*batch]`; refuses labels that are no classes of these logits."""
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise DistillError(
+            f"{name} needs the numbers of classes as labels, but they are {labels.dtype}; give labels.long(), or use "
+            "binary_cross_entropy for several labels an example and mean_squared_error for real values."
+        )
+    if logits.shape[:-1] != labels.shape:
+        raise DistillError(
+            f"{name} needs one label a position: logits {tuple(logits.shape)}, labels {tuple(labels.shape)}; "
+            f"give labels of shape {tuple(logits.shape[:-1])}, -100 where a position does not count."
+        )
+    counts = labels != -100
+    outside = labels[counts & ((labels < 0) | (labels >= logits.shape[-1]))]
+    if len(outside):
+        raise DistillError(
+            f"{name} met label {outside[0].item()}, but the logits have {logits.shape[-1]} classes "
+            f"(0 to {logits.shape[-1] - 1}); map the labels to them, or set -100 where a position does not count."
+        )
+    return counts

@@ -1,0 +1,100 @@
+"""Losses that tell an example's own pair of features from the others'."""
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from distill.errors import DistillError
+from distill.losses.common import same_shapes, widened
+from distill.losses.response import forward_kl
+
+EPSILON = 1e-7
+
+
+@same_shapes
+def contrast(
+    student: Float[Tensor, "batch width"],
+    teacher: Float[Tensor, "batch width"],
+    scale: float | Float[Tensor, ""],
+    *,
+    bias: float | Float[Tensor, ""] = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy [nats / example] of finding each example's teacher features among those of the batch.
+
+    Args:
+        student: `[B, d]`, L2-normalised.
+        teacher: `[B, d]`, L2-normalised, the same examples in the same order; the others are the negatives.
+        scale: multiplies the cosines: 1 / temperature, as a number or learned.
+        bias: added to all logits, as the published code learns one; it changes nothing.
+
+    Giakoumoglou, Stathaki 2024 (ICD, arXiv:2407.11802), section 3.
+
+    >>> contrast(torch.eye(5), torch.eye(5), torch.e).item()  # ln(1 + 4 exp(−e))
+    0.2342...
+    """
+    logits = _similarities(student, teacher, scale, bias)
+    return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+
+
+@same_shapes
+def invariance(
+    student: Float[Tensor, "batch width"],
+    teacher: Float[Tensor, "batch width"],
+    scale: float | Float[Tensor, ""],
+    *,
+    bias: float | Float[Tensor, ""] = 0.0,
+) -> Float[Tensor, ""]:
+    """KL(P₂ ‖ P₁) [nats / example]: 0 where student seeks teacher as teacher seeks student.
+
+    P₁ is the softmax over the teachers of each student, P₂ that over the students of each teacher; both have
+    gradients. With symmetric similarities they are equal.
+    Arguments as for `contrast`.
+
+    Giakoumoglou, Stathaki 2024 (ICD, arXiv:2407.11802), section 3.
+
+    >>> invariance(torch.eye(3), torch.eye(3), 2.0).item()
+    0.0
+    """
+    logits = _similarities(student, teacher, scale, bias)
+    return forward_kl(logits.log_softmax(-1), logits.T.log_softmax(-1)).mean()
+
+
+def _similarities(student: Tensor, teacher: Tensor, scale: float | Tensor, bias: float | Tensor) -> Tensor:
+    if len(student) == 0:
+        raise DistillError(f"No example is left to tell from others: student {tuple(student.shape)}; skip this batch.")
+    with torch.autocast(student.device.type, enabled=False):  # which would multiply in half precision
+        cosines = einsum(widened(student), widened(teacher), "one width, other width -> one other")
+    return scale * cosines + bias
+
+
+def nce(positive: Float[Tensor, "..."], negative: Float[Tensor, "..."], n_data: int) -> Float[Tensor, ""]:
+    """Noise-contrastive estimate [nats / example]: is a pair one example's own, or one of m drawn from n_data?
+
+    −mean [log P⁺ / (P⁺ + m/N + ε) + Σ log (m/N) / (P⁻ + m/N + ε)] with N = n_data and ε = 1e-7.
+
+    Args:
+        positive: `[B, 1]`, P⁺, the probability of an example's own pair.
+        negative: `[B, m]`, P⁻, those of m pairs with other examples.
+        n_data: how many examples the negatives are drawn from.
+
+    Tian, Krishnan, Isola 2019 (CRD, arXiv:1910.10699), section 3.2; ε is that of the published code.
+
+    >>> nce(torch.tensor([[0.3]]), torch.full((1, 4), 0.02), n_data=100).item()  # −ln(.3 / .34) − 4 ln(.04 / .06)
+    1.7470...
+    """
+    found = f"positive {tuple(positive.shape)}, negative {tuple(negative.shape)}"
+    if positive.ndim != 2 or negative.ndim != 2 or positive.shape[1] != 1 or len(positive) != len(negative):
+        raise DistillError(
+            f"nce needs positive [batch, 1] and negative [batch, m]: {found}; add an axis by p[:, None]."
+        )
+    if negative.numel() == 0:
+        raise DistillError(f"nce needs one example and one negative at least: {found}; draw some, or skip this batch.")
+    if n_data < 1:
+        raise DistillError(f"nce needs the number of examples in the data: n_data={n_data}; give len(data).")
+    own, others = widened(positive), widened(negative)
+    noise = others.shape[1] / n_data
+    found_own = (own / (own + noise + EPSILON)).log().sum(1)
+    told_apart = (noise / (others + noise + EPSILON)).log().sum(1)
+    return -(found_own + told_apart).mean()

@@ -1,0 +1,151 @@
+"""Losses between what student and teacher hold inside: vectors, maps of features, maps of attention."""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Shaped
+from torch import Tensor
+from torch.nn import functional
+
+from distill.errors import DistillError
+from distill.losses.common import kept, same_shapes, widened
+
+
+@same_shapes
+def cosine(
+    student: Float[Tensor, "*batch width"],
+    teacher: Float[Tensor, "*batch width"],
+    mask: Shaped[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """1 − cosine between the vectors of student and teacher, from 0 to 2, averaged over positions.
+
+    Sanh et al. 2019 (DistilBERT, arXiv:1910.01108), section 3, on the last hidden state of the unmasked tokens.
+
+    >>> cosine(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 3.0]])).item()  # (0 + 1) / 2
+    0.5
+    """
+    return 1 - functional.cosine_similarity(kept(student, mask), kept(teacher, mask), dim=-1).mean()
+
+
+@same_shapes
+def patient(
+    student_cls: Float[Tensor, "*batch width"], teacher_cls: Float[Tensor, "*batch width"]
+) -> Float[Tensor, ""]:
+    """Mean squared error between the L2-normalised [CLS] vectors: (2 − 2 cos) / width, averaged over batch and layers.
+
+    Args:
+        student_cls: `[B, H]`, or `[B, L, H]` for L layers at once.
+        teacher_cls: the same shape.
+
+    Sun et al. 2019 (PKD, arXiv:1908.09355), section 3.2; the mean over the width is that of the published code.
+
+    >>> patient(torch.tensor([[7.0, 0.0]]), torch.tensor([[0.0, 0.1]])).item()  # (2 − 0) / 2
+    1.0
+    """
+    student, teacher = (functional.normalize(widened(vectors), dim=-1) for vectors in (student_cls, teacher_cls))
+    return functional.mse_loss(student, teacher)
+
+
+def hint(
+    student: Float[Tensor, "..."], teacher: Float[Tensor, "..."], mask: Shaped[Tensor, "..."] | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared error between features, over all their entries.
+
+    Args:
+        student: features behind the regressor, of any shape, as `[B, T, H]` or `[B, C, H, W]`.
+        teacher: the same shape. It is not detached.
+        mask: one entry a vector, all axes but the last, 0 or False where it does not count, as the attention mask.
+
+    Romero et al. 2014 (FitNets, arXiv:1412.6550), equation 3, which writes half the sum.
+
+    >>> hint(torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 2.0]])).item()  # (4 + 4) / 4
+    2.0
+    """
+    found = f"student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+    if student.shape != teacher.shape:
+        regressor = "torch.nn.Linear(student.shape[-1], teacher.shape[-1])"
+        if student.ndim == 4 and student.shape[1] != teacher.shape[1]:
+            regressor = "torch.nn.Conv2d(student.shape[1], teacher.shape[1], 1)"
+        raise DistillError(
+            f"hint compares entry by entry: {found}; put a regressor first, as with {regressor}(student)."
+        )
+    if mask is not None and mask.shape != student.shape[:-1]:
+        raise DistillError(
+            f"hint needs one mask entry a vector, but mask is {tuple(mask.shape)}: {found}; pass one of shape "
+            f"{tuple(student.shape[:-1])}, as inputs['attention_mask'] of the same inputs."
+        )
+    return functional.mse_loss(kept(student, mask), kept(teacher, mask))
+
+
+def attention_transfer(
+    student_map: Float[Tensor, "..."], teacher_map: Float[Tensor, "..."], mask: Shaped[Tensor, "..."] | None = None
+) -> Float[Tensor, ""]:
+    """Mean squared difference between spatial attention maps, Q / ‖Q‖₂ with Q = Σ_c A_c², over positions and batch.
+
+    Args:
+        student_map: `[B, C, H, W]`, or attention patterns `[B, heads, query, key]`.
+        teacher_map: the same batch; another number of channels is fine. Where one is larger, height and width are
+            averaged down to the smaller (adaptive pooling, before the squares).
+        mask: `[B, H, W]`, 0 or False where a position does not count. Each example is then averaged over its own
+            positions, so that padding changes nothing; an example without any is left out.
+
+    Zagoruyko, Komodakis 2016 (AT, arXiv:1612.03928), section 3.1, with p = 2; mean and pooling are those of the
+    published code.
+
+    >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])
+    >>> attention_transfer(student.reshape(1, 1, 1, 2), teacher.reshape(1, 1, 1, 2)).item()  # (1 + 1) / 2
+    1.0
+    """
+    _refuse_other_maps(student_map, teacher_map, mask)
+    student, teacher = widened(student_map), widened(teacher_map)
+    if mask is None:
+        if student.numel() == 0:
+            raise DistillError(f"No example is left to compare: student_map {tuple(student.shape)}; skip this batch.")
+        size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+        return functional.mse_loss(_spatial(_pooled(student, size)), _spatial(_pooled(teacher, size)))
+    counts = mask.bool()
+    ours, theirs = (_spatial(features.masked_fill(~counts[:, None], 0)) for features in (student, teacher))
+    errors = (ours - theirs).square().sum(-1)
+    positions = torch.count_nonzero(counts.flatten(1), dim=1)
+    if not positions.any():
+        raise DistillError(
+            f"No position is left to average over: 0 of {counts.numel()} are kept of student_map "
+            f"{tuple(student_map.shape)}; skip this batch, or check that the mask is 1 where a position counts."
+        )
+    return (errors[positions > 0] / positions[positions > 0]).mean()
+
+
+def _spatial(features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch positions"]:
+    energy = features.square().sum(1)
+    return functional.normalize(rearrange(energy, "batch height width -> batch (height width)"), dim=-1)
+
+
+def _pooled(features: Tensor, size: tuple[int, int]) -> Tensor:
+    return features if features.shape[2:] == size else functional.adaptive_avg_pool2d(features, size)
+
+
+def _refuse_other_maps(student: Tensor, teacher: Tensor, mask: Any) -> None:
+    found = f"student_map {tuple(student.shape)}, teacher_map {tuple(teacher.shape)}"
+    if student.ndim != 4 or teacher.ndim != 4:
+        raise DistillError(
+            f"attention_transfer compares maps [batch, channels, height, width]: {found}; give vectors a map, as with "
+            "features[..., None], or compare them with hint."
+        )
+    if len(student) != len(teacher):
+        raise DistillError(
+            f"attention_transfer compares example by example, but the batches differ: {found}; run both on the same "
+            "inputs."
+        )
+    if mask is None:
+        return
+    if student.shape[2:] != teacher.shape[2:]:
+        raise DistillError(
+            f"attention_transfer has one mask for both maps, but their sizes differ: {found}; pool the larger first, "
+            "as with torch.nn.functional.adaptive_avg_pool2d(teacher_map, student_map.shape[2:])."
+        )
+    if mask.shape != (len(student), *student.shape[2:]):
+        raise DistillError(
+            f"attention_transfer needs one mask entry a position, but mask is {tuple(mask.shape)}: {found}; pass one "
+            f"of shape {(len(student), *student.shape[2:])}, without channels."
+        )

@@ -1,0 +1,234 @@
+"""`mutual`: networks that learn together, each from what the others answer at the time."""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from rich.console import Console
+from torch import nn
+
+from distill import loop
+from distill.arguments import check, mapped, objectives_of, seen, supported
+from distill.checkpoints import Checkpoints
+from distill.data import task_of, training_rows
+from distill.errors import DistillError
+from distill.evaluations import evaluate
+from distill.fit import _check_folder, _default_schedule, _until_done, save_model
+from distill.inputs import TEACHERS
+from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
+from distill.objectives import KD, Labels, Moment, Objective
+from distill.progress import shown
+from distill.results import Evaluation, FitResult
+from distill.schedules import Record, Schedule, weighted
+from distill.tasks import Rows
+from distill.together import Edge, Together
+from distill.weights import Weight
+
+
+def mutual(
+    networks: Sequence[Any],
+    data: Any = None,
+    *,
+    objective: Objective | Sequence[Objective] | None = None,
+    own: Objective | Sequence[Objective] | None = None,
+    edges: Iterable[Edge] | None = None,
+    mapping: Sides | Mapping[Edge, Sides | str] | str | None = None,
+    weights: Mapping[str, Weight] | None = None,
+    eval_data: Any = None,
+    schedule: Schedule | None = None,
+    output_dir: str | Path | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+    title: str = "mutual",
+    accelerator: Accelerator | None = None,
+) -> tuple[FitResult, ...]:
+    """Train networks together, in place: each on its own objectives and on what its teachers among them answer.
+
+    The loss of network i is Σ own terms + the mean over its teachers j of the terms of `objective`, with the run of j
+    on the same batch, detached, as that of the teacher. By default CE(z_i, y) + 1/(n − 1) Σ_j KL(p_j ‖ p_i). All
+    networks are in train mode, run once a step, and step at the same time; the paper's algorithm 1 lets them step in
+    turn, each after a new run. One optimizer holds all parameters, which is as one each: AdamW, Adam and SGD treat
+    every parameter by itself, and gradients are clipped network by network.
+
+    Zhang, Xiang, Hospedales, Lu 2017 (deep mutual learning, arXiv:1706.00384), sections 2.2 and 2.3.
+
+    Args:
+        networks: of the same inputs and classes.
+        data: as `fit` takes it, for networks.
+        objective: what compares a network with a teacher; `KD(1.0)` by default. What has parameters or a memory of
+            its own is copied for each edge.
+        own: what each network is trained on besides; `Labels()` by default, `[]` for nothing.
+        edges: pairs (teacher, student) of numbers; all ordered pairs by default. `[(0, 1)]` is a teacher that is
+            trained on the labels while the student learns from it.
+        mapping: for objectives that interchange: as `fit` takes it, or one for each edge, `{(0, 1): "full"}`. By
+            default "full", from whichever of the two is deeper.
+        weights: {term: weight}: "kd" weighs it in all networks, "kd.1" in network 1 alone.
+        eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
+        schedule: as `fit` takes it.
+        output_dir: a new folder for checkpoints and log, with one in it for each network: `0`, `1`, …
+        resume: go on from the newest checkpoint in `output_dir`; the result is that of an uninterrupted run.
+        console, title, accelerator: as `fit` takes them.
+
+    Returns:
+        A result for each network, its terms by their plain names.
+
+    Raises:
+        DistillError: before the first step, what does not fit together; later, a loss that is not finite.
+        Interrupted: Ctrl-C, after the state was saved in `output_dir`.
+    """
+    _check_networks(networks)
+    task = None if data is None else task_of(data, networks[0])
+    schedule = schedule or _default_schedule(task)
+    rows = training_rows(data if task is None else task, networks[0], schedule.seed)
+    lessons, mine, left_out = _objectives(objective, own, rows)
+    arrows = _edges(edges, len(networks))
+    pairs = {edge: _pairs(networks, edge, mapping, lessons) for edge in arrows}
+    _check(networks, rows, pairs)
+    idle = next((n for n in range(len(networks)) if not mine and n not in {student for _, student in arrows}), None)
+    if idle is not None:
+        raise DistillError(
+            f"network {idle} has no teacher and no objective of its own, so it learns nothing; give own=[Labels()], or "
+            "use fit with it as the teacher."
+        )
+    given = dict(weights or {})
+    for_all = {name: weight for name, weight in given.items() if not _is_numbered(name)}
+    computation = Together(networks, lessons, mine, pairs, {n: w for n, w in for_all.items() if n not in left_out})
+    settings = {
+        "networks": len(networks),
+        "schedule": json.loads(json.dumps(asdict(schedule))),
+        "objective": [repr(each) for each in lessons],
+        "own": [repr(each) for each in mine],
+        "edges": [list(edge) for edge in arrows],
+        "weights": {name: repr(value) if callable(value) else value for name, value in given.items()},
+        "mapping": {f"{j} to {i}": [str(pair) for pair in found] for (j, i), found in pairs.items()},
+    }
+    folder = None if output_dir is None else Path(output_dir)
+    if folder is not None:
+        _check_folder(folder, settings, resume)
+    elif resume:
+        raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
+    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
+    numbered = {name: weight for name, weight in given.items() if _is_numbered(name)}
+    gone = [f"{name}.{number}" for name in left_out for number in range(len(networks))]
+    running = loop.train(
+        computation, rows, numbered, schedule=schedule, checkpoints=checkpoints, accelerator=accelerator, left_out=gone
+    )
+    began = time.monotonic()
+    with closing(running):
+        records = _until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
+    seconds, processes = time.monotonic() - began, PartialState().num_processes
+    tested, results = eval_data if eval_data is not None else task, []
+    for number, learner in enumerate(computation.objectives):
+        network, place = networks[number], None if folder is None else folder / str(number)
+        evaluation = Evaluation(None, None) if tested is None else evaluate(None, network, None, tested)
+        share = {**learner.weights, **numbered}
+        told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
+        trained_on = seen(None, network, rows, schedule, processes)
+        results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))
+    if PartialState().is_main_process:
+        for result in results:
+            _save(result)
+    return tuple(results)
+
+
+def _check_networks(networks: Sequence[Any]) -> None:
+    wrong = next((each for each in networks if not isinstance(each, nn.Module)), None)
+    if wrong is not None or not networks:
+        what = "no networks" if not networks else f"{type(wrong).__name__}, which is no network"
+        raise DistillError(f"mutual was given {what}; give torch modules, e.g. mutual([one, other], data).")
+    if len({id(each) for each in networks}) < len(networks):
+        raise DistillError(
+            "mutual was given one network twice, which would teach itself; make another, e.g. copy.deepcopy(network)."
+        )
+
+
+def _objectives(
+    objective: Objective | Sequence[Objective] | None, own: Objective | Sequence[Objective] | None, rows: Rows
+) -> tuple[list[Objective], list[Objective], tuple[str, ...]]:
+    """What compares, what needs no teacher, and the terms of what the data has too few columns for."""
+    lessons = objectives_of(KD(1.0) if objective is None else objective, None)
+    mine = [] if isinstance(own, list | tuple) and not own else objectives_of(Labels() if own is None else own, None)
+    kept, left_out = supported([*lessons, *mine], rows)
+    known = {id(each) for each in kept}
+    return [e for e in lessons if id(e) in known], [e for e in mine if id(e) in known], left_out
+
+
+def _edges(edges: Iterable[Edge] | None, count: int) -> tuple[Edge, ...]:
+    if edges is None:
+        return tuple(permutations(range(count), 2))
+    found = [tuple(edge) for edge in edges]
+    for edge in found:
+        if len(edge) != 2 or edge[0] == edge[1] or not all(0 <= end < count for end in edge) or found.count(edge) > 1:
+            raise DistillError(
+                f"edges={found}: {edge} is no pair (teacher, student) of two different networks from 0 to "
+                f"{count - 1}, each pair once; e.g. edges=[(0, 1)]."
+            )
+    return tuple((teacher, student) for teacher, student in found)
+
+
+def _pairs(
+    networks: Sequence[nn.Module],
+    edge: Edge,
+    mapping: Sides | Mapping[Edge, Sides | str] | str | None,
+    objectives: Sequence[Objective],
+) -> tuple[Pair, ...]:
+    """The mapping of an edge; the full one of two networks goes from the deeper to the other."""
+    teacher, student = (networks[number] for number in edge)
+    given: Any = mapping
+    if isinstance(mapping, Mapping) and all(isinstance(key, tuple) and _is_edge(key) for key in mapping):
+        given = mapping.get(edge)
+    if given is None and not any(each.interchanges for each in objectives):
+        return ()
+    if given in (None, "full") and depth(teacher) < depth(student):
+        sides = as_mapping(pairs_of(layers(student, teacher, "full"), student, teacher))
+        return pairs_of({shallow: deep for deep, shallow in sides.items()}, teacher, student)
+    return mapped(teacher, student, given, objectives)
+
+
+def _is_edge(key: tuple[Any, ...]) -> bool:
+    return len(key) == 2 and all(isinstance(end, int) for end in key)
+
+
+def _check(networks: Sequence[nn.Module], rows: Rows, pairs: Mapping[Edge, tuple[Pair, ...]]) -> None:
+    """That the networks and the data belong together, and each learns something."""
+    apart = next((name for name in rows.columns if name.startswith(TEACHERS)), None)
+    if apart is not None:
+        raise DistillError(
+            f"the data has {apart!r}, a column for a teacher alone, and networks that learn together read the same; "
+            "leave it out."
+        )
+    for network in networks:
+        check(None, network, rows)
+    for teacher, student in pairs:
+        check(networks[teacher], networks[student], rows)
+
+
+def _is_numbered(name: str) -> bool:
+    return name.rpartition(".")[2].isdigit() and "." in name
+
+
+def _own(record: Record, number: int, weights: Mapping[str, Weight], per_epoch: int) -> Record:
+    """The part of a record that is about one network."""
+    mine = {name: torch.tensor(value) for name, value in record.terms.items() if name.endswith(f".{number}")}
+    progress = Moment(None, (record.step - 1) / per_epoch, record.total / per_epoch).progress
+    loss = weighted(mine, {name: weight for name, weight in weights.items() if name in mine}, progress)
+    terms = {name.rpartition(".")[0]: record.terms[name] for name in mine}
+    return replace(record, loss=loss.item(), terms=terms)
+
+
+def _save(result: FitResult) -> None:
+    """Save one network as `fit` does: the network, its log, what was asked for, and what was found."""
+    folder = result.output_dir
+    if folder is None:
+        return
+    save_model(result.student, folder / "student")
+    (folder / "settings.json").write_text(json.dumps(result.settings, indent=1) + "\n")
+    (folder / "log.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in result.records))
+    result.save(folder)

@@ -1,0 +1,14 @@
+"""Small networks with different inductive biases, to teach and be taught."""
+
+from distill.networks.images import CNN, MLP
+from distill.networks.lstm import LSTMClassifier, LSTMLanguageModel
+from distill.networks.transformer import TransformerClassifier, TransformerLanguageModel
+
+__all__ = [
+    "CNN",
+    "MLP",
+    "LSTMClassifier",
+    "LSTMLanguageModel",
+    "TransformerClassifier",
+    "TransformerLanguageModel",
+]

@@ -1,0 +1,103 @@
+"""Networks for images: one that shares its weights over places, and one that does not."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+
+
+class CNN(nn.Module):
+    """Blocks of 3×3 convolution, batch norm, ReLU, 2×2 max pooling and dropout; the mean over places; a linear layer.
+
+    It takes images of any size from 2 to the power of its number of blocks; `layer` i is block i.
+
+    Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 5, for the parts; the widths are this project's own.
+
+    Args:
+        channels: the width of each block.
+        classes: how many there are.
+        dropout: the share of the activations that is dropped.
+        colours: the channels of the images.
+
+    Raises:
+        DistillError: an image that the pooling leaves nothing of.
+    """
+
+    def __init__(
+        self, channels: Sequence[int] = (32, 64, 64), classes: int = 10, *, dropout: float = 0.1, colours: int = 1
+    ) -> None:
+        super().__init__()
+        widths = _sizes([colours, *channels], "channels=(32, 64, 64)")
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(wide, next_wide, 3, padding=1),
+                nn.BatchNorm2d(next_wide),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Dropout(dropout),
+            )
+            for wide, next_wide in pairwise(widths)
+        )
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, pixel_values: Float[Tensor, "batch colours height width"]) -> Float[Tensor, "batch classes"]:
+        """The logits."""
+        if min(pixel_values.shape[2:]) < 2 ** len(self.blocks):
+            raise DistillError(
+                f"images of {pixel_values.shape[2]} × {pixel_values.shape[3]} pixels are too small for a CNN of "
+                f"{len(self.blocks)} blocks, each of which halves them; use fewer: channels=(32, 64)."
+            )
+        maps = pixel_values
+        for block in self.blocks:
+            maps = block(maps)
+        return self.classifier(reduce(maps, "batch channels height width -> batch channels", "mean"))
+
+
+class MLP(nn.Module):
+    """Blocks of linear layer, batch norm, ReLU and dropout on the flat image; a linear layer.
+
+    Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 5: 784-512-128-32-10 for MNIST. `layer` i is block i.
+
+    Args:
+        inputs: the pixels of an image, 64 for 8×8.
+        hidden: the width of each block.
+        classes: how many there are.
+        dropout: the share of the activations that is dropped.
+
+    Raises:
+        DistillError: images of another size.
+    """
+
+    def __init__(
+        self, inputs: int = 784, hidden: Sequence[int] = (512, 128, 32), classes: int = 10, *, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        widths = _sizes([inputs, *hidden], "hidden=(512, 128, 32)")
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(wide, next_wide), nn.BatchNorm1d(next_wide), nn.ReLU(), nn.Dropout(dropout))
+            for wide, next_wide in pairwise(widths)
+        )
+        self.inputs = inputs
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, pixel_values: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
+        """The logits."""
+        flat = rearrange(pixel_values, "batch ... -> batch (...)")
+        if flat.shape[1] != self.inputs:
+            raise DistillError(
+                f"images of {list(pixel_values.shape[1:])} have {flat.shape[1]} pixels and this MLP takes "
+                f"{self.inputs}; make it MLP(inputs={flat.shape[1]})."
+            )
+        for block in self.blocks:
+            flat = block(flat)
+        return self.classifier(flat)
+
+
+def _sizes(widths: list[int], example: str) -> list[int]:
+    if len(widths) < 2 or min(widths) < 1:
+        raise DistillError(f"widths {widths[1:]} after {widths[0]} inputs make no network; use e.g. {example}.")
+    return widths

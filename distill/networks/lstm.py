@@ -1,0 +1,103 @@
+"""Recurrent networks for text: they read from left to right and keep one state."""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.networks.tokens import last, real, real_first, reordered, state_at
+
+
+class LSTMClassifier(nn.Module):
+    """Embeddings, LSTM layers, and a linear layer on the state after the last real token. `layer` i is LSTM layer i.
+
+    Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 3.
+
+    Args:
+        vocabulary: how many token ids there are.
+        classes: how many classes.
+        width: of the embeddings and of every layer.
+        layers: how many.
+        dropout: the share of the embeddings, and of what every layer gives, that is dropped.
+
+    Raises:
+        DistillError: no layers; a row of padding alone.
+    """
+
+    def __init__(
+        self, vocabulary: int, classes: int, *, width: int = 128, layers: int = 2, dropout: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.body = Recurrent(vocabulary, width, layers, dropout)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """The logits. Padding, on whichever side, changes nothing."""
+        mask = real(input_ids, attention_mask)
+        return self.classifier(state_at(self.body(input_ids, mask), last(mask)))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of embeddings, as models of transformers give theirs."""
+        return self.body.embedding
+
+
+class LSTMLanguageModel(nn.Module):
+    """Embeddings, LSTM layers, and a linear layer on the state after each token: the logits of the token that follows.
+
+    Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 3. Arguments as for `LSTMClassifier`.
+    """
+
+    def __init__(self, vocabulary: int, *, width: int = 128, layers: int = 2, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.body = Recurrent(vocabulary, width, layers, dropout)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "batch token vocabulary"]:
+        """The logits. Those of padding mean nothing."""
+        return self.head(self.body(input_ids, real(input_ids, attention_mask)))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of embeddings, as models of transformers give theirs."""
+        return self.body.embedding
+
+
+class Recurrent(nn.Module):
+    """Embeddings and LSTM layers."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, dropout: float) -> None:
+        super().__init__()
+        if layers < 1:
+            raise DistillError(f"layers={layers} make no LSTM; use layers=1 or more.")
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(RecurrentBlock(width, dropout) for _ in range(layers))
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
+        """The states after each token."""
+        states = self.dropout(self.embedding(input_ids))
+        for block in self.blocks:
+            states = block(states, mask)
+        return states
+
+
+class RecurrentBlock(nn.Module):
+    """One LSTM layer and dropout."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(width, width, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states: Float[Tensor, "batch token width"], mask: Bool[Tensor, "batch token"]
+    ) -> Float[Tensor, "batch token width"]:
+        """The states after each token, in the order in which the tokens came. Padding reaches no real one."""
+        # No PackedSequence: a block gives [batch, token, dims], so that positions in it can be read and written.
+        order = real_first(mask)
+        after, _ = self.lstm(reordered(states, order))
+        return self.dropout(reordered(after, order.argsort(dim=1)))

@@ -1,0 +1,169 @@
+"""Transformers for text: every token looks at all others, or at those before it."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from distill.errors import DistillError
+from distill.networks.tokens import first, places, real, state_at
+
+
+class TransformerClassifier(nn.Module):
+    """Embeddings, blocks in which every token attends to all, and a linear layer on the first real token.
+
+    Vaswani et al. 2017 (arXiv:1706.03762), section 3, with the norms before attention and feed-forward part; a
+    classifier on the first token as in Devlin et al. 2018 (arXiv:1810.04805). `layer` i is block i.
+
+    Args:
+        vocabulary: how many token ids there are.
+        classes: how many classes.
+        width: of the embeddings and of every block.
+        layers: how many blocks.
+        heads: of the attention of each; they share the width.
+        longest: how many tokens a row may have.
+        dropout: the share of the embeddings, and of what attention and feed-forward part add, that is dropped.
+
+    Raises:
+        DistillError: no layers, or a width that the heads cannot share; longer rows; a row of padding alone.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        classes: int,
+        *,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        longest: int = 128,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.body = Transformer(vocabulary, width, layers, heads=heads, longest=longest, dropout=dropout)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "batch classes"]:
+        """The logits. Padding, on whichever side, changes nothing."""
+        mask = real(input_ids, attention_mask)
+        return self.classifier(state_at(self.body(input_ids, mask), first(mask)))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of embeddings, as models of transformers give theirs."""
+        return self.body.embedding
+
+
+class TransformerLanguageModel(nn.Module):
+    """Embeddings, blocks in which a token attends to those before it and itself, the logits of the token that follows.
+
+    Vaswani et al. 2017 (arXiv:1706.03762), section 3, the decoder. Arguments as for `TransformerClassifier`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        width: int = 128,
+        layers: int = 2,
+        heads: int = 4,
+        longest: int = 128,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.body = Transformer(vocabulary, width, layers, heads=heads, longest=longest, dropout=dropout)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
+    ) -> Float[Tensor, "batch token vocabulary"]:
+        """The logits. Those of padding mean nothing."""
+        return self.head(self.body(input_ids, real(input_ids, attention_mask), causal=True))
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The table of embeddings, as models of transformers give theirs."""
+        return self.body.embedding
+
+
+class Transformer(nn.Module):
+    """Embeddings of tokens and of their places, blocks, and a last norm."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int, *, heads: int, longest: int, dropout: float) -> None:
+        super().__init__()
+        if layers < 1 or heads < 1 or width % heads:
+            raise DistillError(
+                f"layers={layers}, width={width}, heads={heads} make no transformer: it needs a layer, and a width "
+                "that the heads share evenly; use e.g. layers=2, width=128, heads=4."
+            )
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(longest, width)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads, dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(
+        self, input_ids: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"], *, causal: bool = False
+    ) -> Float[Tensor, "batch token width"]:
+        """The states of all tokens."""
+        number = places(mask)
+        if int(number.max()) >= self.places.num_embeddings:
+            raise DistillError(
+                f"a row has {int(number.max()) + 1} tokens and this transformer knows {self.places.num_embeddings} "
+                f"places; truncate the rows, or make it longer: longest={int(number.max()) + 1}."
+            )
+        attended = _attended(mask, causal=causal)
+        states = self.dropout(self.embedding(input_ids) + self.places(number))
+        for block in self.blocks:
+            states = block(states, attended)
+        return self.norm(states)
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a feed-forward part four times as wide, each after a norm and added to its input."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self, states: Float[Tensor, "batch token width"], attended: Bool[Tensor, "batch 1 token token"]
+    ) -> Float[Tensor, "batch token width"]:
+        """The states after this block."""
+        states = states + self.dropout(self.attention(self.attention_norm(states), attended))
+        return states + self.dropout(self.mlp(self.mlp_norm(states)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head scaled dot-product attention of a sequence to itself."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.num_heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.output = nn.Linear(width, width)
+
+    def forward(
+        self, states: Float[Tensor, "batch token width"], attended: Bool[Tensor, "batch 1 token token"]
+    ) -> Float[Tensor, "batch token width"]:
+        """What the heads give, mixed by the output projection."""
+        query, key, value = (
+            rearrange(project(states), "batch token (heads dims) -> batch heads token dims", heads=self.num_heads)
+            for project in (self.query, self.key, self.value)
+        )
+        mixed = scaled_dot_product_attention(query, key, value, attn_mask=attended)
+        return self.output(rearrange(mixed, "batch heads token dims -> batch token (heads dims)"))
+
+
+def _attended(mask: Bool[Tensor, "batch token"], *, causal: bool) -> Bool[Tensor, "batch 1 token token"]:
+    """Which tokens (last axis) each token attends to: real ones, and itself, so that no softmax is over nothing."""
+    tokens = mask.shape[1]
+    itself = torch.eye(tokens, dtype=torch.bool, device=mask.device)
+    reach = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device)
+    reach = reach.tril() if causal else reach
+    return rearrange(mask, "batch token -> batch 1 1 token") & reach | itself

@@ -1,0 +1,60 @@
+"""What the logits of a model mean: one class of several, several labels at once, or real values."""
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.objectives.objective import Step
+
+Answers = Literal["classes", "labels", "values"]
+KINDS = ("classes", "labels", "values")
+PROBLEMS: dict[str, Answers] = {
+    "single_label_classification": "classes",
+    "multi_label_classification": "labels",
+    "regression": "values",
+}
+
+
+def checked(answers: Any, asked: str) -> Answers | None:
+    """`answers` if it is a kind of answers or None; `asked` is who was given it."""
+    if answers is not None and answers not in KINDS:
+        raise DistillError(
+            f"{asked}(answers={answers!r}) is no kind of answers; use 'classes' (softmax), 'labels' (a yes or no "
+            "each), 'values' (real numbers), or leave it out."
+        )
+    return answers
+
+
+def answers_of(step: Step, logits: Tensor, told: Answers | None, asked: str) -> Answers:
+    """What the student's logits mean: as told, as its configuration says, or as the labels look.
+
+    `problem_type` of a transformers configuration decides; else real-valued labels, several an example, are
+    multi-label where all are from 0 to 1; one logit an example is a real value; all else is classes.
+
+    Raises:
+        DistillError: one logit with whole-numbered labels in a model that does not say what it is.
+    """
+    if told is not None:
+        return told
+    config = getattr(_innermost(step.network), "config", None)
+    problem = PROBLEMS.get(getattr(config, "problem_type", None) or "")
+    if problem is not None:
+        return problem
+    labels = step.batch.get("labels")
+    real = labels is not None and labels.is_floating_point()
+    if logits.ndim == 2 and logits.shape[-1] == 1:
+        if labels is not None and not real and config is None:
+            raise DistillError(
+                f"{asked} cannot tell whether one logit with labels of {labels.dtype} is a yes or no or a real value; "
+                f"say {asked.removesuffix('()')}(answers='labels') or (answers='values')."
+            )
+        return "values"
+    if real and labels is not None and labels.shape == logits.shape:
+        several = bool(((labels == -100) | ((labels >= 0) & (labels <= 1))).all())
+        return "labels" if several else "values"
+    return "classes"
+
+
+def _innermost(model: Any) -> Any:
+    return _innermost(model.module) if isinstance(getattr(model, "module", None), nn.Module) else model

@@ -1,0 +1,186 @@
+"""The recipes of DistilBERT and TinyBERT."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.losses import hint, soft_cross_entropy
+from distill.losses.common import widened
+from distill.mapping import Pair, depth
+from distill.objectives.features import Cosine, Layers, matched, regressed, regressors_for, shown
+from distill.objectives.language import MaskedLM
+from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.response import KD
+from interventions import Location
+
+EMBEDDING = Location(site="embedding")
+
+
+class DistilBERT(Objective):
+    """DistilBERT's loss, 5 KD + 2 MLM + 1 cosine. Terms `distilbert_kd`, `distilbert_mlm`, `distilbert_cosine`.
+
+    The student starts from every other layer of the teacher: `from_layers(teacher, 6)`.
+
+    Sanh et al. 2019 (arXiv:1910.01108), section 3; the weights are those of the published command.
+
+    Args:
+        tokenizer: masks the text anew in every step; None: the data is masked already and has `labels` (`MaskedLM`).
+        temperature: of the answers.
+    """
+
+    about = About(
+        ("distilbert_kd", "distilbert_mlm", "distilbert_cosine"),
+        "5 KD(τ = 2) + 2 CE(masked tokens) + (1 − cos of the last hidden states)",
+        "Sanh et al. 2019, arXiv:1910.01108",
+    )
+
+    def __init__(self, tokenizer: Any = None, *, temperature: float = 2.0) -> None:
+        super().__init__()
+        masked = MaskedLM(tokenizer)
+        self.parts = nn.ModuleDict({"kd": KD(temperature), "mlm": masked, "cosine": Cosine()})
+        self.needs = masked.needs
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """5, 2 and 1, as published."""
+        return {"distilbert_kd": 5.0, "distilbert_mlm": 2.0, "distilbert_cosine": 1.0}
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """The last hidden states."""
+        cosine: Any = self.parts["cosine"]
+        return cosine.reads(mapping)
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The three terms."""
+        return {f"distilbert_{name}": part(step)[name] for name, part in self.parts.items()}
+
+
+class TinyBERT(Objective):
+    """TinyBERT's two stages. Terms `tinybert_attention`, `tinybert_hidden`; and `tinybert_prediction`.
+
+    Stage 1, the transformer layers: squared error of the attention scores before the softmax, head by head, and of the
+    hidden states behind a linear map (made where the widths differ, and trained with the student), the embedding
+    output included; summed over layers. Student layer i learns from teacher layer (i + 1) · L_t / L_s − 1, counted
+    from 0. Stage 2: cross-entropy under the teacher's softened answers.
+
+    Scores count where both models attend from a token that is no padding; each text is averaged over its own pairs.
+    The published code sets hidden scores to 0 and averages over padding too.
+
+    Jiao et al. 2019 (arXiv:1909.10351), sections 3.1 and 3.2.
+
+    Args:
+        stage: 1, 2, or None for both at once.
+        layers: teacher block → student block; None as above.
+        temperature: of stage 2.
+        lr: the learning rate of the linear maps; None is the schedule's.
+    """
+
+    about = About(
+        ("tinybert_attention", "tinybert_hidden", "tinybert_prediction"),
+        "Σ_layers MSE(scores_s, scores_t) + Σ_(embedding, layers) MSE(W h_s, h_t); stage 2: τ² CE(p_t^τ, z_s/τ)",
+        "Jiao et al. 2019, arXiv:1909.10351",
+    )
+
+    def __init__(
+        self,
+        stage: int | None = None,
+        *,
+        layers: Layers | None = None,
+        temperature: float = 1.0,
+        lr: float | None = None,
+    ) -> None:
+        super().__init__()
+        if stage not in (None, 1, 2):
+            raise DistillError(f"TinyBERT(stage={stage}) does not exist; use 1 (layers), 2 (answers) or None (both).")
+        self.stage, self.layers, self.temperature, self.lr = stage, layers, temperature, lr
+        self.maps = nn.ModuleDict()
+        self._even: Layers = {}
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """Attention scores and hidden states of the compared layers, and the embedding outputs."""
+        if self.stage == 2:
+            return Reads()
+        teacher, student = tuple(self._layers), tuple(self._layers.values())
+        return Reads((*teacher, *map(_scores, teacher), EMBEDDING), (*student, *map(_scores, student), EMBEDDING))
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Find the layers where none were given, and make the linear maps."""
+        if self.stage == 2:
+            return
+        if self.layers is None:
+            above, below = depth(step.taught.model), depth(step.student.model)
+            self._even = {Location((i + 1) * above // below - 1): Location(i) for i in range(below)}
+        self.maps = regressors_for(step, dict(self._hidden()), "TinyBERT")
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The terms of the stage."""
+        terms: dict[str, Tensor] = {}
+        if self.stage != 2:
+            terms["tinybert_attention"] = step.mean(torch.stack([*self._attention(step)]).sum())
+            losses = []
+            for at, place in self._hidden():
+                student, teacher = matched(step.student, place, step.taught, at, "TinyBERT")
+                mask = step.mask(student)
+                losses.append(step.mean(hint(regressed(self.maps, at, student), teacher, mask), mask))
+            terms["tinybert_hidden"] = torch.stack(losses).sum()
+        if self.stage != 1:
+            student, teacher = step.student.logits, step.taught.logits
+            mask = step.mask(student)
+            value = soft_cross_entropy(student, teacher, self.temperature, mask=mask)
+            terms["tinybert_prediction"] = step.mean(value, mask)
+        return terms
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        settings = [f"stage={self.stage}", f"temperature={self.temperature}"]
+        return ", ".join(settings + ([] if self.layers is None else [f"layers={shown(self.layers)}"]))
+
+    @property
+    def _layers(self) -> Layers:
+        return self._even if self.layers is None else self.layers
+
+    def _hidden(self) -> list[tuple[Location, Location]]:
+        return [(EMBEDDING, EMBEDDING), *self._layers.items()]
+
+    def _attention(self, step: Step) -> list[Tensor]:
+        losses = []
+        for above, below in self._layers.items():
+            student, teacher = step.student.activations[_scores(below)], step.taught.activations[_scores(above)]
+            if student.shape != teacher.shape:
+                raise DistillError(
+                    f"TinyBERT compares attention head by head, [batch, head, query, key]: {_scores(below)} of the "
+                    f"student has {list(student.shape)}, {_scores(above)} of the teacher {list(teacher.shape)}; "
+                    "give the student as many heads, or use AT(), which adds the heads up."
+                )
+            mask = step.mask(step.student.vectors(below))
+            losses.append(scores_error(student, teacher, mask))
+        return losses
+
+
+def scores_error(
+    student: Float[Tensor, "batch head query key"],
+    teacher: Float[Tensor, "batch head query key"],
+    mask: Tensor | None,
+) -> Float[Tensor, ""]:
+    """Squared error of attention scores where both attend, averaged over the pairs of each example, then the batch."""
+    seen: Bool[Tensor, "batch head query key"] = _seen(student) & _seen(teacher)
+    if mask is not None:
+        seen = seen & mask.bool()[:, None, :, None]
+    errors = widened(student) - widened(teacher)
+    squared = errors.masked_fill(~seen, 0).square().flatten(1).sum(1)
+    pairs = seen.flatten(1).sum(1)
+    return (squared / pairs.clamp(min=1)).mean()
+
+
+def _seen(scores: Tensor) -> Tensor:
+    """Where the mask of the attention did not put the lowest number."""
+    return scores > torch.finfo(scores.dtype).min / 4
+
+
+def _scores(at: Location) -> Location:
+    return replace(at, site="attention_scores")

@@ -1,0 +1,123 @@
+"""Objectives at the decision boundary of the teacher."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.losses import boundary_samples, kd, most_different
+from distill.losses.boundary import Bounds
+from distill.losses.common import counted, widened
+from distill.objectives.objective import About, Objective, Step
+from distill.objectives.points import Places, check_points, functions
+from distill.weights import Ramp, Weight
+
+
+class BSS(Objective):
+    """Distillation at samples that support the teacher's decision boundary. Term `bss`.
+
+    Examples that the teacher gets right are moved over its boundary to a class drawn by its probabilities, and the
+    student learns the teacher's answers there, as `KD`. What is moved is the floating input (images, vectors), or for
+    tokens what the teacher's first block is given, which then replaces what the student's is. Of more than `samples`
+    such examples those are taken where the two differ most beside the label; of none the term is 0.
+
+    The published schedule is the default: weight 2 that falls to 0 by `until`, after which nothing is moved, beside
+    `weights={"kd": Ramp(4, 1)}` of KD(3.0) and Labels().
+
+    Heo et al. 2018 (arXiv:1805.05532), sections 3 and 4.
+
+    Args:
+        temperature: of the divergence.
+        lr: η, how far a step goes: η (gap + ε). The objective has no parameters of its own.
+        eps: ε, in units of the logits.
+        steps: how many steps an example is moved at most.
+        samples: how many are moved at most, in each part of a batch.
+        clamp: lowest and highest value of the input, as numbers or tensors that broadcast over it.
+        both: move only what the student gets right too.
+        probabilities: climb on probabilities rather than logits.
+        until: the share of the training during which it is done.
+        at: what is moved; None is the input as above.
+
+    Raises:
+        DistillError: embeddings of different width, or models without one answer of several classes an example.
+    """
+
+    about = About(
+        terms=("bss",),
+        formula="KD(z_s(x'), z_t(x'), τ), x' moved by η (z_y − z_k + ε) along the gradient of z_k − z_y; weight 2 to 0",
+        source="Heo et al. 2018, arXiv:1805.05532",
+        runs="one of the student; of the teacher one, and one with its backward pass for each step of the move",
+    )
+    needs = ("labels",)
+
+    def __init__(
+        self,
+        temperature: float = 3.0,
+        *,
+        lr: float = 0.3,
+        eps: float = 1e-4,
+        steps: int = 10,
+        samples: int = 64,
+        clamp: Bounds | None = None,
+        both: bool = False,
+        probabilities: bool = False,
+        until: float = 0.75,
+        at: Places | None = None,
+    ) -> None:
+        super().__init__()
+        if steps < 1 or samples < 1:
+            raise DistillError(
+                f"BSS(steps={steps}, samples={samples}) moves nothing; the paper's are steps=10, samples=64."
+            )
+        self.schedule = Ramp(2.0, 0.0, until)
+        self.temperature, self.samples, self.both, self.at = temperature, samples, both, at
+        self.move = partial(boundary_samples, lr=lr, eps=eps, steps=steps, clamp=clamp, probabilities=probabilities)
+
+    @property
+    def weights(self) -> Mapping[str, Weight]:
+        """From 2 to 0, as published."""
+        return {"bss": self.schedule}
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Check that both models can be given the same points."""
+        check_points(*functions(step, self.at, "BSS()"), "BSS()")
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `bss`."""
+        logits = step.student.logits
+        done = step.moment.progress >= self.schedule.until
+        chosen = torch.arange(0) if done else self._chosen(step)
+        if not len(chosen):
+            return {"bss": logits.sum() * 0}
+        teacher, student = functions(step, self.at, "BSS()")
+        points, teacher = teacher.points, teacher.take(chosen)
+        labels = step.batch["labels"][chosen]
+        moved = self.move(teacher, points[chosen], labels, generator=step.drawing("bss")).inputs
+        with torch.no_grad():
+            target = teacher(moved)
+        # With the rest of the batch, so that batch normalisation sees as many examples as ever.
+        answers = student(points.index_copy(0, chosen, moved))[chosen]
+        return {"bss": step.mean(kd(answers, target, self.temperature))}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"temperature={self.temperature}, samples={self.samples}, both={self.both}, {self.move.keywords}"
+
+    def _chosen(self, step: Step) -> Int[Tensor, " chosen"]:
+        """The rows that are moved."""
+        labels = step.column("labels", "BSS()")
+        taught, learnt = step.taught.logits, step.student.logits.detach()
+        if taught.ndim != 2 or taught.shape[1] < 2:
+            raise DistillError(
+                f"BSS() moves examples over a boundary of classes, and the answers are {tuple(taught.shape)}; use it "
+                "for a classifier, whose answers are [batch, two classes or more]."
+            )
+        right = counted("BSS", taught, labels) & (taught.argmax(1) == labels)
+        rows = (right & (learnt.argmax(1) == labels) if self.both else right).nonzero()[:, 0]
+        if len(rows) <= self.samples:
+            return rows
+        ours, theirs = (widened(logits[rows]).softmax(1) for logits in (learnt, taught))
+        return rows[most_different(ours, theirs, labels[rows], self.samples)]

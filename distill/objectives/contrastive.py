@@ -1,0 +1,258 @@
+"""Contrastive objectives: the features of an example are nearer to the teacher's of it than to those of others."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from distill.errors import DistillError
+from distill.inputs import answer_mask, students, teachers
+from distill.losses import contrast, invariance, nce
+from distill.losses.common import widened
+from distill.mapping import Pair
+from distill.objectives.memories import Classes, Memory
+from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.points import Places, of_both
+from distill.objectives.projections import linear
+from distill.penultimate import penultimate
+from distill.ranks import gathered, processes
+from interventions import Location, Run
+
+
+class CRD(Objective):
+    """Contrastive representation distillation, with a memory of the features of all rows. Term `crd`.
+
+    Each side's features, on the unit sphere of `width` dims, are to be told from noise: those of the student beside the
+    teacher's of the same row and of `negatives` others, as the memory has them, and the other way round. The rows of
+    the data must have numbers; those of the class of a row, where the data has labels of classes, are no negatives of
+    it. Negatives are drawn with replacement.
+
+    Tian, Krishnan, Isola 2019 (arXiv:1910.10699), section 3.2; memory and constants as in the published code.
+
+    Args:
+        width: dims of the features that are compared.
+        negatives: how many other rows each is compared with.
+        temperature: divides the cosines.
+        momentum: of the memory: the share of the old features in the new.
+        at: where the features are; None is what each model's last linear layer is given. Those of tokens are averaged
+            over real tokens.
+        lr: the learning rate of the two linear maps; None is that of the schedule.
+
+    Raises:
+        DistillError: no numbers of the rows, or no row of another class.
+    """
+
+    about = About(
+        terms=("crd",),
+        formula="NCE(exp(u·v'/τ) / Z) + NCE(exp(v·u'/τ) / Z), u, v unit features, u', v' in memory; weight .8",
+        source="Tian, Krishnan, Isola 2019, arXiv:1910.10699",
+    )
+
+    def __init__(
+        self,
+        width: int = 128,
+        negatives: int = 16384,
+        temperature: float = 0.07,
+        momentum: float = 0.5,
+        *,
+        at: Places | None = None,
+        lr: float | None = None,
+    ) -> None:
+        super().__init__()
+        if negatives < 1 or not temperature > 0 or not 0 <= momentum < 1:
+            raise DistillError(
+                f"CRD(negatives={negatives}, temperature={temperature}, momentum={momentum}): one negative at least, a "
+                "temperature above 0 and a momentum from 0 to below 1 are needed; CRD() has the paper's."
+            )
+        self.embedded, self.lr = Embedded(width, at), lr
+        self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
+        self.classes: Classes | None = None
+        self.student_memory: Any = None
+        self.teacher_memory: Any = None
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """That of the paper."""
+        return {"crd": 0.8}
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """The features of both models."""
+        return self.embedded.reads
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Make the linear maps and an empty memory."""
+        if step.data is None:
+            raise DistillError(
+                "CRD() remembers the features of every row of the data, and these rows have no numbers; give rows of "
+                "data, or use ICD(), which compares the rows of a batch."
+            )
+        self.embedded.prepare(step)
+        classes = Classes.of(step.data)
+        if int(classes.sizes.max()) == rows:
+            raise DistillError(
+                f"CRD() compares each row with those of other classes, and all {rows} are of one; give data of several "
+                "classes, or leave the labels out to compare it with any other."
+            )
+        device = step.student.logits.device
+        self.classes = Classes(*(each.to(device) for each in classes))
+        memories = (Memory(rows, self.embedded.width).to(device).train(self.training) for _ in range(2))
+        self.student_memory, self.teacher_memory = memories
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `crd`; in training mode the rows are remembered."""
+        rows, memories = step.moment.rows, (self.teacher_memory, self.student_memory)
+        if rows is None or self.classes is None:
+            raise DistillError(
+                "CRD() compares with its memory of numbered rows, and it has none, or these have no numbers; train by "
+                "distill.fit or distill.steps."
+            )
+        features = self.embedded(step)
+        chosen = torch.cat([rows[:, None], self.classes.others(rows, self.negatives, step.drawing("crd"))], 1)
+        scores = (m.scores(each, chosen, self.temperature) for each, m in zip(features, memories, strict=True))
+        values = [nce(each[:, :1], each[:, 1:], len(self.classes.order)) for each in scores]
+        if self.training:
+            self._remember(step, rows, *features)
+        return {"crd": step.mean(torch.stack(values).sum())}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"negatives={self.negatives}, temperature={self.temperature}, momentum={self.momentum}"
+
+    def _remember(self, step: Step, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
+        """Move the features of these rows in memory towards the new ones, on all processes those of all."""
+        if processes() > 1:
+            if step.moment.part:
+                raise DistillError(
+                    "CRD() keeps one memory on all processes, which would wait for each other in the last step of an "
+                    "epoch if a step had several parts; use schedule=Schedule(accumulate=1) and a smaller batch_size."
+                )
+            if step.moment.shares.get("examples") == 0:  # a row that only keeps this process busy
+                rows, student, teacher = rows[:0], student[:0], teacher[:0]
+            rows, student, teacher = (gathered(each) for each in (rows, student, teacher))
+        self.student_memory.remember(rows, student, self.momentum)
+        self.teacher_memory.remember(rows, teacher, self.momentum)
+
+
+class ICD(Objective):
+    """Invariant causal distillation: contrast in the batch. Terms `icd_contrast`, `icd_invariance`.
+
+    Cosines of the features of both in `width` dims, times a learned scale, at most 10. The student is to find the
+    teacher's features of the same row in the batch, and the teacher the student's with like probabilities. Negatives
+    are the other rows of the batch, so a batch that is computed in parts, or by several processes, has fewer of them,
+    and one of a single row has none: both terms are 0.
+
+    Giakoumoglou, Stathaki 2024 (arXiv:2407.11802), section 3.
+
+    Args:
+        width: dims of the features that are compared.
+        at: where the features are; None is what each model's last linear layer is given. Those of tokens are averaged
+            over real tokens.
+        lr: the learning rate of the linear maps and the scale; None is that of the schedule.
+    """
+
+    about = About(
+        terms=("icd_contrast", "icd_invariance"),
+        formula="CE(s u vᵀ, diagonal), KL(softmax over u ‖ over v), s = min(exp(learned), 10); weights 1, .5",
+        source="Giakoumoglou, Stathaki 2024, arXiv:2407.11802",
+    )
+
+    def __init__(self, width: int = 128, *, at: Places | None = None, lr: float | None = None) -> None:
+        super().__init__()
+        self.embedded, self.lr = Embedded(width, at), lr
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """That of the invariance; the contrast has weight 1."""
+        return {"icd_invariance": 0.5}
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """The features of both models."""
+        return self.embedded.reads
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Make the linear maps, and the scale as it was."""
+        self.embedded.prepare(step)
+        self.log_scale = nn.Parameter(torch.tensor(1.0, device=step.student.logits.device))
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The terms `icd_contrast` and `icd_invariance`."""
+        student, teacher = self.embedded(step)
+        scale = self.log_scale.exp().clamp(max=10.0)
+        return {
+            "icd_contrast": step.mean(contrast(student, teacher, scale)),
+            "icd_invariance": step.mean(invariance(student, teacher, scale)),
+        }
+
+
+class Embedded(nn.Module):
+    """The features of student and teacher by a linear map each, on one unit sphere: two times `[batch, width]`."""
+
+    def __init__(self, width: int, at: Places | None) -> None:
+        super().__init__()
+        if width < 1:
+            raise DistillError(f"features of width={width} cannot be compared; the papers' is width=128.")
+        self.width, self.at = width, at
+        self._places: tuple[Location, Location] | None = None
+        self.student: Any = None
+        self.teacher: Any = None
+
+    @property
+    def reads(self) -> Reads:
+        """The places of the features, once they are known."""
+        return Reads() if self._places is None else Reads((self._places[0],), (self._places[1],))
+
+    def prepare(self, step: Step) -> None:
+        """Find the features and make the linear maps."""
+        taught, student = step.taught, step.student
+        if self.at is None:
+            self._places = (penultimate(taught.model, taught.inputs), penultimate(student.model, student.inputs))
+        else:
+            self._places = of_both(self.at)
+        theirs, ours = self._features(step)
+        self.student = linear(ours.shape[1], self.width, ours)
+        self.teacher = linear(theirs.shape[1], self.width, theirs)
+
+    def forward(self, step: Step) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch width"]]:
+        """The features of the student and those of the teacher."""
+        if self.student is None:
+            raise DistillError(
+                "the maps of the features were not made yet; call objective.prepare(step, rows), as distill.fit does."
+            )
+        theirs, ours = self._features(step)
+        return self._mapped(self.student, ours), self._mapped(self.teacher, theirs)
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"width={self.width}, at={self.at}"
+
+    def _features(self, step: Step) -> tuple[Tensor, Tensor]:
+        """Those of the teacher and those of the student."""
+        if self._places is None:
+            raise DistillError("the places of the features are not known yet; call prepare first, as distill.fit does.")
+        sides = ((step.taught, teachers(step.batch)), (step.student, students(step.batch)))
+        theirs, ours = (pooled(run, at, batch) for (run, batch), at in zip(sides, self._places, strict=True))
+        return theirs, ours
+
+    @staticmethod
+    def _mapped(projection: nn.Linear, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return normalize(projection(features.to(projection.weight.dtype)), dim=1)
+
+
+def pooled(run: Run, at: Location, batch: Mapping[str, Tensor]) -> Float[Tensor, "batch width"]:
+    """One vector an example of what a run computed at a place, averaged over its real positions."""
+    vectors = widened(run.vectors(at))
+    if vectors.ndim == 4:
+        vectors = rearrange(vectors, "batch position head dims -> batch position (head dims)")
+    if vectors.ndim == 2:
+        return vectors
+    mask = answer_mask(run.model, batch)
+    if mask is None or mask.shape != vectors.shape[:2]:
+        return vectors.mean(1)
+    real = mask.bool()[..., None]
+    return vectors.masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)

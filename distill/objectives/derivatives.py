@@ -1,0 +1,63 @@
+"""Objectives on derivatives: the student's answers change with the input as the teacher's do."""
+
+import torch
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.losses import sobolev_terms
+from distill.objectives.objective import About, Objective, Step
+from distill.objectives.points import Places, check_points, functions
+
+
+class Sobolev(Objective):
+    """Sobolev training: logits and their derivatives by the input. Terms `sobolev_value`, `sobolev_1`, `sobolev_2`.
+
+    Both models are functions of one input: the floating column of the data (images, vectors), or for tokens what the
+    teacher's first block is given, which replaces what the student's is. Its embedding is then not trained by these
+    terms: add another, as `KD()`. The run is the student's own, so dropout is the same for value and derivatives, and
+    it is in single precision under autocast. Models have one answer an example.
+
+    Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
+
+    Args:
+        order: of the highest derivative, 1 or 2.
+        projections: how many random directions of the answers are compared; None compares all entries.
+        at: by what to derive; None is the input as above.
+
+    Raises:
+        DistillError: embeddings of different width, or another order than 1 or 2.
+    """
+
+    about = About(
+        terms=("sobolev_value", "sobolev_1", "sobolev_2"),
+        formula="‖z_s − z_t‖², E_v ‖∂⟨z_s, v⟩/∂x − ∂⟨z_t, v⟩/∂x‖², and E_vw of the second derivative (order=2)",
+        source="Czarnecki et al. 2017, arXiv:1706.04859",
+        runs="one of each model, and for each direction a backward pass of each by the input (two for order 2)",
+    )
+
+    def __init__(self, order: int = 1, projections: int | None = 1, *, at: Places | None = None) -> None:
+        super().__init__()
+        if order not in (1, 2) or (projections is not None and projections < 1):
+            raise DistillError(
+                f"Sobolev(order={order}, projections={projections}): derivatives are of order 1 or 2, and directions "
+                "one at least; Sobolev(projections=None) compares all entries."
+            )
+        self.order, self.projections, self.at = order, projections, at
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Check that both models can be given the same points."""
+        check_points(*functions(step, self.at, "Sobolev()"), "Sobolev()")
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The terms up to the order."""
+        # In half precision, differences of derivatives are mostly rounding.
+        with torch.autocast(step.generator.device.type, enabled=False):
+            teacher, student = functions(step, self.at, "Sobolev()")
+            terms = sobolev_terms(
+                student, teacher, teacher.points, self.order, self.projections, step.drawing("sobolev")
+            )
+        return {name: step.mean(term) for name, term in terms.items()}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"order={self.order}, projections={self.projections}, at={self.at}"

@@ -1,0 +1,144 @@
+"""Objectives of language models: tokens that were masked, and tokens that follow."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.inputs import MASKED
+from distill.losses import cross_entropy
+from distill.objectives.objective import About, Objective, Step
+
+FOLLOWING = "next_tokens"
+
+
+class MaskedLM(Objective):
+    """Masked language modelling: cross-entropy of the tokens that were masked, for the student. Term `mlm`.
+
+    In every step each token that is neither special nor padding is chosen with probability `share`, at least one of
+    each text; of the chosen, 80 % become the mask token, 10 % a random one, 10 % stay. Teacher and student read the
+    same masked text.
+
+    Devlin et al. 2018 (BERT, arXiv:1810.04805), section 3.1; as a term of distillation: Sanh et al. 2019
+    (arXiv:1910.01108), section 3.
+
+    Args:
+        tokenizer: knows the mask token, the special tokens and how many tokens there are. None: the data is masked
+            already, and its column `labels`, `[batch, token]`, holds the tokens, −100 where none was masked.
+        share: of the tokens that are chosen.
+        replaced: the shares of the chosen ones that become the mask token, and a random token.
+    """
+
+    about = About(("mlm",), "CE(z_s, token) over the masked tokens", "Devlin et al. 2018, arXiv:1810.04805")
+
+    def __init__(
+        self, tokenizer: Any = None, *, share: float = 0.15, replaced: tuple[float, float] = (0.8, 0.1)
+    ) -> None:
+        super().__init__()
+        if not 0 < share <= 1 or min(replaced) < 0 or sum(replaced) > 1:
+            raise DistillError(
+                f"MaskedLM(share={share}, replaced={replaced}) are no shares; use e.g. share=0.15, replaced=(0.8, 0.1)."
+            )
+        self.share, self.replaced = share, replaced
+        self.needs = () if tokenizer is not None else ("labels",)
+        self.mask_token: int | None = None
+        if tokenizer is not None:
+            self.mask_token = _mask_token(tokenizer)
+            self.tokens, self.special = len(tokenizer), tuple(tokenizer.all_special_ids)
+
+    def alter(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
+        """The batch with tokens masked, and what they were; as it is where that was done already."""
+        if self.mask_token is None or MASKED in batch:
+            return batch
+        if "input_ids" not in batch:
+            raise DistillError(f"MaskedLM masks input_ids and the data has {', '.join(batch)}; leave it out.")
+        ids = batch["input_ids"]
+        eligible = ~torch.isin(ids, torch.tensor(self.special, device=ids.device))
+        for column, counts in (("attention_mask", 1), ("special_tokens_mask", 0)):
+            if column in batch:
+                eligible = eligible & (batch[column] == counts)
+        draws = torch.rand(3, *ids.shape, generator=generator, device=generator.device).to(ids.device)
+        first = draws[0].masked_fill(~eligible, 2)
+        chosen = eligible & ((first < self.share) | (first == first.amin(1, keepdim=True)))
+        masked = torch.where(chosen & (draws[1] < self.replaced[0]), self.mask_token, ids)
+        random = chosen & (draws[1] >= self.replaced[0]) & (draws[1] < sum(self.replaced))
+        masked = torch.where(random, (draws[2] * self.tokens).long().clamp(max=self.tokens - 1), masked)
+        return {**batch, "input_ids": masked.to(ids.dtype), MASKED: ids.masked_fill(~chosen, -100)}
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
+        """The masked tokens."""
+        labels = batch.get(MASKED, batch.get("labels"))
+        return {} if labels is None else {MASKED: int((labels != -100).sum())}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `mlm`; 0 where no token happens to be masked."""
+        logits = step.student.logits
+        labels = step.batch[MASKED] if MASKED in step.batch else step.column("labels", "MaskedLM()")
+        _refuse_other_shapes(logits, labels, "MaskedLM")
+        if not bool((labels != -100).any()):
+            return {"mlm": logits.sum() * 0}
+        return {"mlm": step.mean(cross_entropy(logits, labels), MASKED)}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"share={self.share}, replaced={self.replaced}" if self.mask_token is not None else ""
+
+
+class CausalLM(Objective):
+    """Causal language modelling: cross-entropy of each next token, for the student. Term `clm`.
+
+    The answer at a token is compared with the token after it; where either is padding nothing is compared. The tokens
+    are the data's `labels`, `[batch, token]`, not shifted, −100 where none counts; without that column `input_ids`.
+
+    Radford et al. 2018, Improving Language Understanding by Generative Pre-Training, section 3.1.
+    """
+
+    about = About(
+        ("clm",), "CE(z_s at token t, token t + 1) over the tokens that are no padding", "Radford et al. 2018"
+    )
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
+        """The tokens that follow another."""
+        return {FOLLOWING: int((_following(batch) != -100).sum())} if "input_ids" in batch else {}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `clm`."""
+        logits = step.student.logits
+        step.column("input_ids", "CausalLM()")
+        if "decoder_input_ids" in step.batch:
+            raise DistillError("CausalLM() is for models that read what they write; for encoder–decoders use Labels().")
+        labels = _following(step.batch)
+        _refuse_other_shapes(logits[:, 1:], labels, "CausalLM")
+        if not bool((labels != -100).any()):
+            return {"clm": logits.sum() * 0}
+        return {"clm": step.mean(cross_entropy(logits[:, :-1], labels), FOLLOWING)}
+
+
+def _following(batch: Mapping[str, Tensor]) -> Tensor:
+    """The token after each but the last, `[batch, token − 1]`; −100 where it does not count."""
+    tokens, mask = batch.get("labels", batch["input_ids"]), batch.get("attention_mask")
+    if tokens.shape != batch["input_ids"].shape:
+        tokens = batch["input_ids"]
+    if mask is None:
+        return tokens[:, 1:]
+    return tokens[:, 1:].masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), -100)
+
+
+def _refuse_other_shapes(logits: Tensor, labels: Tensor, asked: str) -> None:
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise DistillError(
+            f"{asked}() needs a model that answers at every token, [batch, token, vocabulary], and it answers "
+            f"{list(logits.shape)} for tokens {list(labels.shape)}; use Labels() for classifiers."
+        )
+
+
+def _mask_token(tokenizer: Any) -> int:
+    found = getattr(tokenizer, "mask_token_id", None)
+    if found is None:
+        raise DistillError(
+            f"MaskedLM({type(tokenizer).__name__}) has no mask token; use CausalLM() for models that read from left to "
+            "right, or set tokenizer.mask_token."
+        )
+    return int(found)

@@ -1,0 +1,109 @@
+"""Memories of the features of all rows, and which rows are not of one class."""
+
+from math import sqrt
+from typing import Any, NamedTuple
+
+import torch
+from einops import einsum
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from distill.ranks import gathered
+from distill.tasks import Rows
+
+HIGHEST = 2**62
+
+
+class Classes(NamedTuple):
+    """Which rows are of one class: a row without a class is of its own.
+
+    Attributes:
+        order: the rows, those of a class one after the other.
+        firsts: for each row, where its class begins in that order.
+        sizes: for each row, how many are of its class.
+    """
+
+    order: Int[Tensor, " rows"]
+    firsts: Int[Tensor, " rows"]
+    sizes: Int[Tensor, " rows"]
+
+    @classmethod
+    def of(cls, data: Rows) -> "Classes":
+        """By the column `labels`, if that holds one class a row; −100 is none."""
+        labels, alone = data.table.get("labels"), torch.arange(len(data))
+        if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+            return cls(alone, alone, torch.ones_like(alone))
+        labels = labels.cpu().long()
+        named = torch.where(labels == -100, labels.max().clamp(min=0) + 1 + alone, labels)
+        _, number, counts = torch.unique(named, return_inverse=True, return_counts=True)
+        return cls(number.argsort(stable=True), (counts.cumsum(0) - counts)[number], counts[number])
+
+    def others(
+        self, rows: Int[Tensor, " batch"], number: int, generator: torch.Generator
+    ) -> Int[Tensor, "batch number"]:
+        """Rows of other classes than each of these, all equally probable, drawn with replacement."""
+        # In the order of classes, the others lie before the first of the class and after its last.
+        first, size = self.firsts[rows][:, None], self.sizes[rows][:, None]
+        drawn = torch.randint(HIGHEST, (len(rows), number), generator=generator, device=generator.device)
+        place = drawn.to(rows.device) % (len(self.order) - size)
+        return self.order[torch.where(place < first, place, place + size)]
+
+
+class Memory(nn.Module):
+    """Features of all rows, `[rows, width]`, near the unit sphere, and the constant that scores are divided by.
+
+    Both are buffers, so checkpoints hold them.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        bound = sqrt(3 / width)  # so that the expected squared length is 1
+        self.features: Any
+        self.normaliser: Any
+        self.register_buffer("features", torch.empty(rows, width).uniform_(-bound, bound))
+        self.register_buffer("normaliser", torch.zeros(()))
+
+    def scores(
+        self, anchors: Float[Tensor, "batch width"], rows: Int[Tensor, "batch k"], temperature: float
+    ) -> Float[Tensor, "batch k"]:
+        """exp(cosine / temperature) / Z of each anchor with the features of some rows.
+
+        Z is the number of rows times the mean of the first batch in training mode, of all processes, for good.
+        """
+        with torch.autocast(anchors.device.type, enabled=False):
+            if len(self.features) <= rows.shape[1] * self.features.shape[1]:  # the products with all take less memory
+                cosines = (anchors @ self.features.T).gather(1, rows)
+            else:
+                cosines = einsum(anchors, self.features[rows], "batch width, batch k width -> batch k")
+            scores = (cosines / temperature).exp()
+        return scores / self._normaliser(scores.detach())
+
+    def remember(self, rows: Int[Tensor, " batch"], features: Float[Tensor, "batch width"], momentum: float) -> None:
+        """Move the features of some rows towards new ones."""
+        # Not in place: the backward pass needs the memory as it was.
+        self.features = remembered(self.features, rows, features, momentum)
+
+    def _normaliser(self, scores: Tensor) -> Tensor:
+        if bool(self.normaliser > 0):
+            return self.normaliser
+        if not self.training:
+            return scores.mean() * len(self.features)
+        self.normaliser = gathered(scores.mean()[None]).mean() * len(self.features)
+        return self.normaliser
+
+
+def remembered(
+    memory: Float[Tensor, "rows width"],
+    rows: Int[Tensor, " batch"],
+    features: Float[Tensor, "batch width"],
+    momentum: float,
+) -> Float[Tensor, "rows width"]:
+    """A memory with the features of some rows moved towards new ones, and normalised again.
+
+    >>> remembered(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([1]), torch.tensor([[0.0, 1.0]]), 0.5)
+    tensor([[1.0000, 0.0000],
+            [0.7071, 0.7071]])
+    """
+    moved = momentum * memory[rows] + (1 - momentum) * features.detach()
+    return memory.index_copy(0, rows, normalize(moved, dim=1))

@@ -1,0 +1,83 @@
+"""Distillation between language models that read different tokens."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from distill.errors import DistillError
+from distill.losses import Divergence, forward_kl
+from distill.objectives.objective import About, Objective, Step
+from distill.token_alignment import TokenAlignment, span_kd
+
+
+class SpanKD(Objective):
+    """Knowledge distillation between two tokenizers, where both have read the same text. Term `span_kd`.
+
+    The data are `alignment.rows(texts)`. For one tokenizer on both sides it is `KD` over the tokens that are not
+    special.
+
+    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2, at positions paired by text, as Boizard et al. 2024
+    (arXiv:2402.12030) and Minixhofer et al. 2025 (arXiv:2503.20083) do in other ways.
+
+    Args:
+        alignment: of the tokenizers of teacher and student.
+        temperature: softens both answers.
+        by: "prefix" for causal language models, "token" for masked ones: see `TokenAlignment.spans`.
+        scale_t2: multiply by temperature².
+        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` of `distill.losses`, or a function like them.
+    """
+
+    about = About(
+        ("span_kd",),
+        "τ² KL(p_t ‖ p_s), p the softmax(z/τ) added up over tokens of one meaning, mean over positions paired by text",
+        "Hinton et al. 2015, arXiv:1503.02531; tokens aligned by text as in Boizard et al. 2024, arXiv:2402.12030",
+    )
+
+    def __init__(
+        self,
+        alignment: TokenAlignment,
+        temperature: float = 2.0,
+        *,
+        by: str = "prefix",
+        scale_t2: bool = True,
+        divergence: Divergence = forward_kl,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise DistillError(
+                f"SpanKD(temperature={temperature}) softens nothing; use a temperature above 0, e.g. 2.0."
+            )
+        if by not in ("prefix", "token"):
+            raise DistillError(f"SpanKD(by={by!r}) does not pair tokens; use by='prefix' or by='token'.")
+        self.alignment, self.temperature, self.by = alignment, temperature, by
+        self.scale_t2, self.divergence = scale_t2, divergence
+
+    def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
+        """How many positions are paired."""
+        return {"spans": len(self.alignment.found(batch, self.by).rows)}
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The term `span_kd`."""
+        student, teacher = step.student.logits, step.taught.logits
+        for side, logits in (("student", student), ("teacher", teacher)):
+            if logits.ndim != 3:
+                raise DistillError(
+                    f"SpanKD compares what language models say after each token and the {side} gives logits of shape "
+                    f"{list(logits.shape)}; for classifiers use KD()."
+                )
+        if step.moment.shares.get("spans") == 0:  # of the parts of this step, others have pairs
+            return {"span_kd": 0 * student.sum()}
+        loss = span_kd(
+            student,
+            teacher,
+            self.alignment.spans(step.batch, self.by),
+            self.alignment.shared,
+            self.temperature,
+            scale_t2=self.scale_t2,
+            divergence=self.divergence,
+        )
+        return {"span_kd": step.mean(loss, "spans")}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"temperature={self.temperature}, by={self.by!r}"

@@ -1,0 +1,240 @@
+"""A generalist and specialists for some of its classes, as one teacher."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor, nn
+
+from distill.ensembles import Committee
+from distill.errors import DistillError
+
+LEAST = 1e-30  # of a probability: one that underflows to 0 would forbid what others hold for sure
+TOLERANCE, ITERATIONS = 1e-9, 200
+BALANCE, STRIDE = 0.1, 0.95
+
+
+class Specialists(Committee):
+    """A generalist over all classes and specialists, each for a few of them, combined into one distribution q.
+
+    A specialist m has one output for each class of its set S_m and one more, the dustbin, for all others. For each
+    example the `k` most probable classes of the generalist choose the active specialists, those whose sets contain one
+    of them; then q minimises
+
+        KL(p_g ‖ q) + Σ over active m of KL(p_m ‖ q_m),
+
+    where q_m has the entries of q in S_m, and in the dustbin their sum outside of it. The answer is the logits τ log q:
+    `KD(τ)` sees q. All specialists run on every batch.
+
+    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 5.3, there by gradient descent on the logits, with τ = 1.
+
+    Args:
+        generalist: a network over all classes.
+        specialists: {network: its classes, in the order of its outputs}. One for all classes needs no dustbin, and what
+            it gives there is left out.
+        k: how many classes of the generalist choose.
+        temperature: τ, which softens all answers before they are combined.
+
+    Members are numbered from the generalist, 0, on.
+
+    Raises:
+        DistillError: no specialists, classes that are named twice or do not exist, or a network with another number of
+            outputs.
+    """
+
+    def __init__(
+        self,
+        generalist: nn.Module,
+        specialists: Mapping[nn.Module, Sequence[int]],
+        *,
+        k: int = 1,
+        temperature: float = 1.0,
+    ) -> None:
+        if not specialists:
+            raise DistillError(
+                "Specialists were given none: {}; name at least one with its classes, {network: [3, 5, 8]}, or use the "
+                "generalist itself."
+            )
+        super().__init__([generalist, *specialists])
+        if k < 1 or not temperature > 0:
+            raise DistillError(
+                f"Specialists(k={k}, temperature={temperature}): both must be above 0, e.g. k=1, temperature=1.0."
+            )
+        self.classes = tuple(tuple(int(each) for each in classes) for classes in specialists.values())
+        for number, classes in enumerate(self.classes, 1):
+            if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
+                raise DistillError(
+                    f"specialist {number} has the classes {list(classes)}; give at least one, each once, from 0 on."
+                )
+        self.k, self.temperature = k, temperature
+
+    def combine(self, logits: list[Tensor]) -> Tensor:
+        """τ log q."""
+        generalist, *others = logits
+        self._check(generalist, others)
+        active = chosen(generalist, self.classes, min(self.k, generalist.shape[-1]))
+        softened = [each / self.temperature for each in logits]
+        found = combined(softened[0], softened[1:], self.classes, active)
+        return (found * self.temperature).to(generalist.dtype)
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"classes={[list(each) for each in self.classes]}, k={self.k}, temperature={self.temperature}"
+
+    def _check(self, generalist: Tensor, others: list[Tensor]) -> None:
+        count = generalist.shape[-1]
+        for number, (answer, classes) in enumerate(zip(others, self.classes, strict=True), 1):
+            if max(classes) >= count:
+                raise DistillError(
+                    f"specialist {number} is for class {max(classes)} and the generalist has {count} classes (0 to "
+                    f"{count - 1}); correct its classes."
+                )
+            sizes = {len(classes) + 1} | ({count} if len(classes) == count else set())
+            if answer.shape[-1] not in sizes or answer.shape[:-1] != generalist.shape[:-1]:
+                raise DistillError(
+                    f"specialist {number} gives {list(answer.shape)} and the generalist {list(generalist.shape)}; it "
+                    f"needs {len(classes) + 1} outputs: one for each of its classes and, last, one for all others."
+                )
+
+
+def chosen(
+    generalist: Float[Tensor, "*batch classes"], classes: Sequence[Sequence[int]], k: int
+) -> Bool[Tensor, "*batch specialists"]:
+    """Which specialists are active: those with one of the k most probable classes of the generalist.
+
+    >>> chosen(torch.tensor([[5.0, 1.0, 0.0], [0.0, 1.0, 5.0]]), [[0, 1], [1, 2]], 1).tolist()
+    [[True, False], [False, True]]
+    """
+    best = torch.zeros_like(generalist).scatter(-1, generalist.topk(k, -1).indices, 1.0)
+    return torch.stack([best[..., list(each)].sum(-1) > 0 for each in classes], -1)
+
+
+@torch.no_grad()
+def combined(
+    generalist: Float[Tensor, "*batch classes"],
+    specialists: Sequence[Float[Tensor, "*batch _"]],
+    classes: Sequence[Sequence[int]],
+    active: Bool[Tensor, "*batch specialists"],
+    *,
+    tolerance: float = TOLERANCE,
+    iterations: int = ITERATIONS,
+) -> Float64[Tensor, "*batch classes"]:
+    """The log q that `Specialists` defines, for each position by itself. No graph.
+
+    With c the mass that generalist and active specialists give to each class and d_m what they put into their
+    dustbins, q maximises Σ_j c_j log q_j + Σ_m d_m log Q_m, where Q_m is the sum of q outside of S_m. That is concave,
+    so the one stationary point is the answer: q_j s_j = c_j and λ_m Q_m = d_m, with s = N − Σ_m λ_m [j outside S_m] and
+    N the mass of all. Those are the conditions of a weighted centre of a linear program, and are solved as such, by
+    Newton steps that keep q, s, λ and Q positive: about ten, sure teachers that contradict each other included, where
+    the fixed point q_j ← (c_j + q_j Σ_m λ_m)/N, expectation–maximisation, takes tens of thousands.
+
+    Because Σ_j q_j × slope_j = N, the objective at q is within max_j slope_j − N of its best, and that is what
+    `tolerance` bounds.
+
+    Args:
+        generalist: logits.
+        specialists: logits, the last output of each its dustbin.
+        classes: those of each specialist.
+        active: which of them count.
+        tolerance: how far from its minimum the objective may be [nats].
+        iterations: at most so many.
+
+    Raises:
+        DistillError: logits that are not finite, or the tolerance is not reached.
+
+    >>> even, sure = torch.zeros(1, 3), torch.tensor([[8.0, 1.0, 1.0]]).log()
+    >>> combined(even, [sure], [[0, 1]], torch.tensor([[True]])).exp()  # (1/3 + 0.8)/2, (1/3 + 0.1)/2, …
+    tensor([[0.5667, 0.2167, 0.2167]], dtype=torch.float64)
+    """
+    masses = _Masses.of(generalist, specialists, classes, active)
+    if not masses.whole.isfinite().all():
+        raise DistillError("specialists cannot be combined: some logits are no finite numbers; look at the teachers.")
+    q, rates = masses.start()
+    gap = masses.gap(q)
+    for _ in range(iterations):
+        rows = (gap > tolerance).nonzero()[:, 0]
+        if not len(rows):
+            break
+        left = masses.take(rows)
+        newer = left.step(q[rows], rates[rows])
+        q, rates = (old.index_copy(0, rows, new) for old, new in zip((q, rates), newer, strict=True))
+        gap = gap.index_copy(0, rows, left.gap(newer[0]))
+    if not (gap <= tolerance).all():
+        raise DistillError(
+            f"specialists were not combined to within {tolerance} nats in {iterations} iterations: "
+            f"{float(gap.max()):.3g} are left; allow more iterations, or a larger tolerance."
+        )
+    return (q / q.sum(-1, keepdim=True)).log().reshape(generalist.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Masses:
+    """What is given to each class, what is put into each dustbin, and which classes stand outside of each set."""
+
+    given: Float64[Tensor, "n classes"]
+    dustbins: Float64[Tensor, "n specialists"]
+    outside: Float64[Tensor, "specialists classes"]
+
+    @classmethod
+    def of(
+        cls, generalist: Tensor, specialists: Sequence[Tensor], classes: Sequence[Sequence[int]], active: Tensor
+    ) -> "_Masses":
+        """Of logits; what is inactive gives nothing."""
+        count = generalist.shape[-1]
+        given = _probabilities(generalist).reshape(-1, count)
+        counts = active.reshape(-1, len(classes)).double()
+        outside, dustbins = torch.ones(len(classes), count, dtype=torch.float64, device=given.device), []
+        for number, (answer, inside) in enumerate(zip(specialists, classes, strict=True)):
+            told = answer[..., : len(inside)] if len(inside) == count else answer
+            mass = _probabilities(told).reshape(-1, told.shape[-1]) * counts[:, number : number + 1]
+            places = torch.tensor(inside, device=given.device)
+            given = given.index_add(1, places, mass[:, : len(inside)])
+            dustbins.append(mass[:, len(inside) :].sum(-1))
+            outside[number, places] = 0.0
+        return cls(given, torch.stack(dustbins, -1), outside)
+
+    @property
+    def whole(self) -> Float64[Tensor, "n 1"]:
+        """N: 1 of the generalist and 1 of each active specialist."""
+        return self.given.sum(-1, keepdim=True) + self.dustbins.sum(-1, keepdim=True)
+
+    def take(self, rows: Tensor) -> "_Masses":
+        """Those of some positions."""
+        return _Masses(self.given[rows], self.dustbins[rows], self.outside)
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """A q and a λ that are inside: q, s, λ and Q are positive."""
+        rates = torch.where(self.dustbins > 0, self.whole / (2 * len(self.outside)), 0.0)
+        return torch.full_like(self.given, 1 / self.given.shape[-1]), rates
+
+    def gap(self, q: Tensor) -> Float64[Tensor, " n"]:
+        """At most so far is the objective from its best, at q divided by its sum [nats]."""
+        rates = torch.where(self.dustbins > 0, self.dustbins / (q @ self.outside.T), 0.0)
+        slope = self.given / q + rates @ self.outside
+        return (slope * q.sum(-1, keepdim=True) - self.whole).amax(-1)
+
+    def step(self, q: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
+        """The next q and λ: one Newton step towards q s = c and λ Q = d."""
+        used, slack, sums = self.dustbins > 0, self.whole - rates @ self.outside, q @ self.outside.T
+        safe = torch.where(used, rates, 1.0)
+        now = q * slack
+        # Products fall to their ends by a tenth a step: those far ahead of the others would end the step early.
+        least = BALANCE * torch.minimum(now, BALANCE * now.mean(-1, keepdim=True))
+        missing = torch.maximum(self.given, least) - now
+        both = used[:, :, None] & used[:, None, :]
+        curvature = einsum(self.outside, q / slack, self.outside, "one j, n j, other j -> n one other") * both
+        system = curvature + torch.diag_embed(torch.where(used, sums / safe, 1.0))
+        towards = torch.where(used, self.dustbins / safe - sums - (missing / slack) @ self.outside.T, 0.0)
+        change_rates: Tensor = torch.linalg.solve(system, towards)
+        change_slack = -change_rates @ self.outside
+        change = (missing - q * change_slack) / slack
+        held = torch.cat([q, slack, torch.where(used, sums, 1.0), safe], -1)
+        moves = torch.cat([change, change_slack, change @ self.outside.T, change_rates], -1)
+        length = STRIDE / (-moves / held).amax(-1, keepdim=True).clamp(min=STRIDE)
+        return q + length * change, rates + length * change_rates
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    return logits.double().softmax(-1).clamp(min=LEAST)

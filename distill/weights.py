@@ -1,0 +1,30 @@
+"""How much a term weighs in the loss: a number, or a function of the share of the training that is done."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distill.errors import DistillError
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A weight that changes: from `start` to `end`, linearly, over the first `until` share of the training.
+
+    >>> Ramp(2.0, 0.0, until=0.5)(0.25)
+    1.0
+    """
+
+    start: float
+    end: float
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise DistillError(f"Ramp(until={self.until}) is no share of the training; use above 0, up to 1.")
+
+    def __call__(self, progress: float) -> float:
+        """The weight when this share of the training is done."""
+        return self.start + (self.end - self.start) * min(progress / self.until, 1.0)
+
+
+Weight = float | Callable[[float], float]

@@ -1,0 +1,241 @@
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from distill import KD, DistillError, Rows, Schedule, Sobolev, fit, steps
+from distill.computations import Computation
+from distill.losses import sobolev_terms
+from distill.objectives import Moment
+from interventions import Location
+from tests.distill.models import CLASSES, CNN, LSTM, QUIET, bert, gpt2, images, mlp, same, spread, text, vectors, vit
+from tests.distill.models import weights as weights_of
+
+SHORT = Schedule(steps=2, batch_size=5, lr=1e-2)
+KINDS = {
+    "mlp": (mlp, vectors),
+    "cnn": (CNN, images),
+    "vit": (lambda: vit(2), images),
+    "bert": (lambda: bert(2), text),
+    "gpt2": (lambda: gpt2(2), text),
+}
+
+
+def terms(teacher, student, objective, batch):
+    return Computation(teacher, student, (), [objective])(batch, torch.Generator().manual_seed(0), Moment())
+
+
+def linear(seed=0):
+    return spread(nn.Sequential(nn.Linear(6, CLASSES)), seed)
+
+
+def test_linear_models_by_hand():
+    """Exact: ‖A − C‖²_F; with one direction a mean of a third of it over many rows."""
+    teacher, student = linear(), linear(1)
+    exact = (student[0].weight - teacher[0].weight).square().sum().item()
+    found = terms(teacher, student, Sobolev(2, None), vectors(4).batch(range(4)))
+    assert found["sobolev_1"].item() == pytest.approx(exact, rel=1e-5)
+    assert found["sobolev_2"].item() == 0
+    difference = student(vectors(4).batch(range(4))["inputs"]) - teacher(vectors(4).batch(range(4))["inputs"])
+    assert found["sobolev_value"].item() == pytest.approx(difference.square().sum(1).mean().item(), rel=1e-5)
+    many = vectors(20000).batch(range(20000))
+    drawn = terms(teacher, student, Sobolev(), many)["sobolev_1"].item()
+    assert drawn == pytest.approx(exact / CLASSES, rel=0.03)
+    assert set(terms(teacher, student, Sobolev(), many)) == {"sobolev_value", "sobolev_1"}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_gradient_is_that_of_finite_differences(order):
+    teacher, student = spread(mlp()).double(), spread(mlp(), 1).double()
+    rows = Rows({"inputs": vectors().table["inputs"].double()})
+    batch, name = rows.batch(range(5)), f"sobolev_{order}"
+    terms(teacher, student, Sobolev(order, None), batch)[name].backward()
+    weight, step = student[0].weight, 1e-6
+    for place in [(0, 0), (3, 2), (7, 5)]:
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight[place] += sign * step
+            values.append(terms(teacher, student, Sobolev(order, None), batch)[name].item())
+            with torch.no_grad():
+                weight[place] -= sign * step
+        assert weight.grad[place].item() == pytest.approx((values[0] - values[1]) / (2 * step), rel=1e-4)
+
+
+def test_tokens_are_compared_at_the_embedding_of_the_teacher():
+    """By hand: everything after the embedding, as a function of it, with attention of a second derivative."""
+    teacher, student = (each.double() for each in (spread(bert(2)), spread(bert(1), 1)))
+    batch = text(4).batch(range(4))
+    mask = torch.zeros(4, 1, 1, batch["input_ids"].shape[1], dtype=torch.float64)
+    mask = mask.masked_fill(batch["attention_mask"][:, None, None] == 0, torch.finfo(torch.float64).min)
+
+    def above(model):
+        def answers(states):
+            for layer in model.bert.encoder.layer:
+                states = layer(states, mask)
+            return model.classifier(model.bert.pooler(states))
+
+        return answers
+
+    points = teacher.bert.embeddings(batch["input_ids"]).detach()
+    expected = sobolev_terms(above(student), above(teacher), points, 2, None)
+    found = terms(teacher, student, Sobolev(2, None), batch)
+    for name, term in expected.items():
+        assert found[name].item() == pytest.approx(term.item(), rel=1e-8)
+    sum(found.values()).backward()
+    assert all(p.grad is None for p in teacher.parameters())
+    assert student.bert.encoder.layer[0].attention.self.query.weight.grad.abs().sum() > 0
+    assert student.bert.embeddings.word_embeddings.weight.grad is None
+
+
+@pytest.mark.parametrize("make", [lambda: bert(2), lambda: gpt2(2)])
+@pytest.mark.parametrize("objective", [lambda: Sobolev(1, 3), lambda: Sobolev(2, None)])
+def test_padding_changes_nothing(make, objective):
+    teacher, student = spread(make()), spread(make(), 1)
+    batch = text(4).batch(range(4))
+    longer = {
+        name: torch.cat([column, torch.full((4, 3), pad)], 1) if column.ndim == 2 else column
+        for (name, column), pad in zip(batch.items(), (0, 0, 1, -100), strict=True)
+    }
+    found, padded = (terms(teacher, student, objective(), each) for each in (batch, longer))
+    for name, term in found.items():
+        assert padded[name].item() == pytest.approx(term.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", [lambda: Sobolev(), lambda: Sobolev(2, 2), lambda: Sobolev(1, None)])
+def test_on_many_models(kind, objective):
+    make, data = KINDS[kind]
+    teacher, student = spread(make()), spread(make(), 1)
+    before = weights_of(teacher)
+    records = list(steps(teacher, student, None, data(), objective=objective(), schedule=SHORT))
+    assert all(value > 0 for value in records[0].terms.values())
+    assert not same(weights_of(student), weights_of(spread(make(), 1)))
+    assert same(weights_of(teacher), before)
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_a_model_compared_with_itself():
+    for make, data in KINDS.values():
+        model = spread(make())
+        found = terms(model, model, Sobolev(2, 2), data().batch(range(3)))
+        assert all(term.item() == pytest.approx(0, abs=1e-9) for term in found.values())
+
+
+def test_training_lowers_value_and_derivative():
+    teacher, student = spread(mlp()), spread(mlp(), 1)
+    schedule = Schedule(steps=100, batch_size=8, lr=2e-2)
+    records = list(steps(teacher, student, None, vectors(), objective=Sobolev(), schedule=schedule))
+    for name in ("sobolev_value", "sobolev_1"):
+        first, last = (sum(r.terms[name] for r in part) for part in (records[:10], records[-10:]))
+        assert last < 0.3 * first
+
+
+def test_at_another_place_also_of_a_recurrent_model():
+    teacher, student = spread(LSTM()), spread(LSTM(), 1)
+    with pytest.raises(Exception, match="needs blocks and this LSTM has none"):
+        list(steps(teacher, student, None, text(24, 5, 5), objective=Sobolev(), schedule=SHORT))
+    objective = Sobolev(2, at=Location(module="embed"))
+    records = list(steps(teacher, student, None, text(24, 5, 5), objective=objective, schedule=SHORT))
+    assert all(value > 0 for value in records[0].terms.values())
+    both = Sobolev(1, None, at=(Location(module="conv1"), Location(module="bn1")))
+    assert terms(spread(CNN()), spread(CNN(), 1), both, images(3).batch(range(3)))["sobolev_1"] > 0
+
+
+def test_dropout_is_the_same_for_value_and_derivative():
+    """One forward a step, besides that of other objectives: the derivative of a student ‖D ∘ A x‖ shows its mask."""
+    calls = []
+
+    class Counted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.drop = nn.Linear(6, CLASSES), nn.Dropout(0.5)
+
+        def forward(self, inputs):
+            calls.append(torch.is_grad_enabled())
+            return self.drop(self.fc(inputs))
+
+    student, teacher = Counted().train(), linear()
+    terms(teacher, student, Sobolev(1, None), vectors(4).batch(range(4)))
+    assert calls == [True]
+
+
+def test_parts_of_a_step_are_exact():
+    found = []
+    for parts in (1, 3):
+        student = spread(mlp(), 1)
+        schedule = Schedule(steps=2, batch_size=7, lr=1e-2, accumulate=parts)
+        records = list(steps(spread(mlp()), student, None, vectors(), objective=Sobolev(1, None), schedule=schedule))
+        found.append((records[-1].terms, student[0].weight))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+
+
+def test_same_draws_for_a_seed_and_none_of_others():
+    def first(seed, objective=None):
+        schedule = Schedule(steps=1, batch_size=24, seed=seed)
+        return next(steps(spread(mlp()), spread(mlp(), 1), None, vectors(), objective=objective or Sobolev(),
+                          schedule=schedule)).terms  # fmt: skip
+
+    assert first(0) == first(0)
+    assert first(0)["sobolev_1"] != first(1)["sobolev_1"]
+    assert first(0, [KD(), Sobolev()])["sobolev_1"] == first(0)["sobolev_1"]
+
+
+@pytest.fixture
+def half():
+    """An accelerator in bfloat16, which would else be that of all later tests."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield Accelerator(mixed_precision="bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "bert"])
+def test_under_autocast_it_is_computed_in_single_precision(kind, half):
+    make, data = KINDS[kind]
+    teacher, student, batch = spread(make()), spread(make(), 1), data().batch(range(4))
+    expected = terms(teacher, student, Sobolev(), batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = terms(teacher, student, Sobolev(), batch)
+    assert {n: t.item() for n, t in found.items()} == {n: t.item() for n, t in expected.items()}
+    objective = [KD(), Sobolev(2)]
+    for record in steps(teacher, student, None, data(), objective=objective, accelerator=half, schedule=SHORT):
+        assert math.isfinite(record.loss)
+
+
+def test_by_fit(tmp_path):
+    result = fit(spread(bert(2)), spread(bert(1), 1), data=text(), objective=[KD(), Sobolev()], steps=2, batch_size=5,
+                 console=QUIET, output_dir=tmp_path)  # fmt: skip
+    assert result is not None
+
+
+def test_what_cannot_be_derived():
+    with pytest.raises(DistillError, match=r"Sobolev\(order=3, projections=1\): derivatives are of order 1 or 2"):
+        Sobolev(3)
+    with pytest.raises(DistillError, match=r"Sobolev\(order=1, projections=0\)"):
+        Sobolev(1, 0)
+    with pytest.raises(
+        DistillError, match=r"teacher are \(2, \d, 16\) and those of the student \(2, \d, 8\).*distill.from_layers"
+    ):
+        next(steps(spread(bert(2)), spread(bert(2, width=8)), None, text(), objective=Sobolev(), schedule=SHORT))
+    with pytest.raises(DistillError, match="this objective compares with a teacher and there is none"):
+        next(steps(None, spread(mlp()), None, vectors(), objective=Sobolev(), schedule=SHORT))
+
+
+def test_recurrent_models_run_without_cudnn():
+    """Its kernels have no second derivative, and in eval mode none at all."""
+    seen = []
+
+    class Watched(LSTM):
+        def forward(self, input_ids):
+            seen.append(torch.backends.cudnn.enabled)
+            return super().forward(input_ids)
+
+    before = torch.backends.cudnn.enabled
+    objective = Sobolev(at=Location(module="embed"))
+    terms(spread(Watched()), spread(Watched(), 1), objective, text(4, 5, 5).batch(range(4)))
+    assert seen[-2:] == [False, False]
+    assert torch.backends.cudnn.enabled == before
