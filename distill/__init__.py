@@ -1,6 +1,6 @@
 """Train a student to compute like its teacher, and measure how far it does."""
 
-from distill import losses, metrics, objectives, tasks
+from distill import losses, metrics, networks, objectives, tasks
 from distill.abstraction import interchange_accuracy
 from distill.aligning import align
 from distill.alignments import Alignment
@@ -13,7 +13,7 @@ from distill.evaluations import accuracy_under, evaluate
 from distill.fit import Interrupted, fit
 from distill.loop import steps
 from distill.mapping import layers
-from distill.metrics import Share, accuracy
+from distill.metrics import Share, accuracy, calibration
 from distill.mutual import mutual
 from distill.noisy import NoisyTeacher
 from distill.objectives import (
@@ -35,10 +35,12 @@ from distill.objectives import (
     MaskedLM,
     Objective,
     Sobolev,
+    SpanKD,
     TinyBERT,
 )
 from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.pairs import Crossway, InContext, Shuffle, Span
+from distill.probes import linear_probe
 from distill.results import Evaluation, FitResult
 from distill.schedules import Ramp, Record, Schedule
 from distill.searches import Search, search_alignment
@@ -46,6 +48,9 @@ from distill.specialists import Specialists
 from distill.students import from_layers
 from distill.tasks import Rows, Task
 from distill.teachers import teach, teacher_of
+from distill.token_alignment import TokenAlignment
+from distill.training_paths import TrainingPath, representations, snapshots, training_path
+from distill.widths import from_width
 
 __all__ = [
     "AT",
@@ -86,26 +91,36 @@ __all__ = [
     "Shuffle",
     "Sobolev",
     "Span",
+    "SpanKD",
     "Specialists",
     "Task",
     "TinyBERT",
+    "TokenAlignment",
+    "TrainingPath",
     "accuracy",
     "accuracy_under",
     "align",
+    "calibration",
     "chain",
     "evaluate",
     "fit",
     "from_layers",
+    "from_width",
     "interchange_accuracy",
     "layers",
+    "linear_probe",
     "losses",
     "metrics",
     "mutual",
+    "networks",
     "objectives",
     "reinitialised",
+    "representations",
     "search_alignment",
+    "snapshots",
     "steps",
     "tasks",
     "teach",
     "teacher_of",
+    "training_path",
 ]

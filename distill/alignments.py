@@ -11,10 +11,10 @@ from torch import nn
 
 import interventions
 from distill.errors import DistillError
-from distill.schedules import Record
 from distill.mapping import Pair
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy, Outcome
+from distill.schedules import Record
 from distill.seen import Seen
 from interventions import Location, Picture
 

@@ -171,20 +171,23 @@ def parts_of(
         objectives: count what their means are over.
         student: says which of its positions answer.
         accelerator: knows the other processes.
-        parts: into how many the rows are divided, if there are so many.
+        parts: into how many the rows are divided; if there are fewer rows, so many, or where other processes make as
+            many parts, with parts that do not count.
         empty: the rows do not count: this process has none.
     """
     rows = len(next(iter(batch.values())))
-    cuts = torch.arange(rows).tensor_split(min(parts, rows))
-    if len(cuts) == 1 and accelerator.num_processes == 1:
+    alone = accelerator.num_processes == 1
+    split = torch.arange(rows).tensor_split(min(parts, rows) if alone else parts)  # all processes make as many parts
+    if len(split) == 1 and alone:
         yield batch, moment
         return
     device = next(iter(batch.values())).device
+    cuts = [cut if len(cut) else torch.zeros(1, dtype=torch.int64) for cut in split]
     pieces = [{name: column[cut.to(device)] for name, column in batch.items()} for cut in cuts]
     counts = [counted(objectives, piece, student) for piece in pieces]
     kinds = sorted({kind for each in counts for kind in each})
     table = torch.tensor([[each.get(kind, 0) for kind in kinds] for each in counts], device=device)
-    table = table * (0 if empty else 1)
+    table = table * torch.tensor([[bool(len(cut)) and not empty] for cut in split], device=device)
     whole = accelerator.reduce(table.sum(0), "sum").clamp(min=1).cpu().double()
     shares = table.cpu() * len(cuts) * accelerator.num_processes / whole
     for number, (cut, piece, share) in enumerate(zip(cuts, pieces, shares.tolist(), strict=True)):

@@ -9,7 +9,7 @@ from torch import nn
 from distill.abstraction import interchange_accuracy
 from distill.causal_models import CausalModel
 from distill.data import held_out
-from distill.errors import DistillError, NothingToMeasure
+from distill.errors import DistillError
 from distill.inputs import device_of, to_device
 from distill.mapping import Pair, Sides, layers
 from distill.metrics import Share, accuracy, evaluating, has_classes, wilson
@@ -82,7 +82,7 @@ def evaluate(
         return Evaluation(measured, None)
     try:
         interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
-    except NothingToMeasure as nothing:
+    except DistillError as nothing:
         return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
     return Evaluation(measured, interchange)
 

@@ -20,7 +20,7 @@ from distill.checkpoints import Checkpoints, deferred_interrupt
 from distill.data import task_of
 from distill.errors import DistillError
 from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
-from distill.mapping import Sides
+from distill.mapping import Pair, Sides
 from distill.objectives import Objective
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
@@ -36,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 def fit(
     teacher: nn.Module | CausalModel | None,
     student: nn.Module,
-    mapping: Sides | str | None = None,
+    mapping: Sides | tuple[Pair, ...] | str | None = None,
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,
@@ -85,7 +85,7 @@ def fit(
     causal = isinstance(teacher, CausalModel)
     known = teacher if isinstance(teacher, nn.Module) else student
     task = None if data is None or causal else task_of(data, known)
-    schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else _default_schedule(task))
+    schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else default_schedule(task))
     if epochs is not None and steps is None:
         schedule = replace(schedule, steps=None)
     schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
@@ -99,7 +99,7 @@ def fit(
     }
     folder = None if output_dir is None else Path(output_dir)
     if folder is not None:
-        _check_folder(folder, settings, resume)
+        check_folder(folder, settings, resume)
     elif resume:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
@@ -116,7 +116,7 @@ def fit(
     )
     began = time.monotonic()
     with closing(running):
-        records = _until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
+        records = until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
     seconds = time.monotonic() - began
     if folder is not None and PartialState().is_main_process:
         save_model(student, folder / "student")
@@ -153,12 +153,12 @@ def refuse_used(folder: Path) -> None:
         )
 
 
-def _default_schedule(task: Task | None) -> Schedule:
+def default_schedule(task: Task | None) -> Schedule:
     """As an embedded task says; for other data three epochs."""
     return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
 
 
-def _check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
+def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
     """See that the folder of a run is a new one, or the one to go on with."""
     if not resume:
         return refuse_used(folder)
@@ -174,7 +174,7 @@ def _check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
         )
 
 
-def _until_done(
+def until_done(
     records: Iterator[Record], checkpoints: Checkpoints | None, folder: Path | None, settings: dict[str, Any]
 ) -> list[Record]:
     """Run the loop, keep its records and log them; on Ctrl-C save and stop between two steps."""

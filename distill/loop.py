@@ -118,7 +118,9 @@ def train(
             if checkpoints is not None and (number + 1) % checkpoints.every == 0:
                 checkpoints.save(number + 1)
             value = loss(terms, progress=moment.progress).item()
-            yield Record(number + 1, total, value, {name: term.item() for name, term in terms.items()}, rate)
+            values = {name: term.item() for name, term in terms.items()}
+            accelerator.log({"loss": value, "lr": rate, **values}, step=number + 1)  # to trackers, where there are any
+            yield Record(number + 1, total, value, values, rate)
 
 
 @dataclass(frozen=True, eq=False)

@@ -211,7 +211,7 @@ def wilson(right: int, total: int, z: float = 1.959964) -> Share:
     share = right / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return Share(share, centre - half, centre + half, total)
+    return Share(share, max(0.0, centre - half), min(1.0, centre + half), total)
 
 
 def bootstrap(

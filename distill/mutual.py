@@ -20,7 +20,7 @@ from distill.checkpoints import Checkpoints
 from distill.data import task_of, training_rows
 from distill.errors import DistillError
 from distill.evaluations import evaluate
-from distill.fit import _check_folder, _default_schedule, _until_done, save_model
+from distill.fit import check_folder, default_schedule, save_model, until_done
 from distill.inputs import TEACHERS
 from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
 from distill.objectives import KD, Labels, Moment, Objective
@@ -85,7 +85,7 @@ def mutual(
     """
     _check_networks(networks)
     task = None if data is None else task_of(data, networks[0])
-    schedule = schedule or _default_schedule(task)
+    schedule = schedule or default_schedule(task)
     rows = training_rows(data if task is None else task, networks[0], schedule.seed)
     lessons, mine, left_out = _objectives(objective, own, rows)
     arrows = _edges(edges, len(networks))
@@ -111,7 +111,7 @@ def mutual(
     }
     folder = None if output_dir is None else Path(output_dir)
     if folder is not None:
-        _check_folder(folder, settings, resume)
+        check_folder(folder, settings, resume)
     elif resume:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
@@ -122,7 +122,7 @@ def mutual(
     )
     began = time.monotonic()
     with closing(running):
-        records = _until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
+        records = until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
     seconds, processes = time.monotonic() - began, PartialState().num_processes
     tested, results = eval_data if eval_data is not None else task, []
     for number, learner in enumerate(computation.objectives):

@@ -127,18 +127,22 @@ class Span:
             unrelated sources.
         among: `"real"` tokens (never padding), `"content"` ones (no special tokens either; the data must have
             `special_tokens_mask`), or `"labelled"` ones (label not −100: the masked tokens of a masked language model).
+        most: at most so many in each example; None is no limit.
     """
 
     share: float = 0.3
     consecutive: bool = True
     same: bool | None = None
     among: str = "real"
+    most: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
             raise DistillError(f"Span(share={self.share}) is not a share above 0 and up to 1; use e.g. Span(0.3).")
         if self.among not in AMONG:
             raise DistillError(f"Span(among={self.among!r}) does not exist; choose one of {', '.join(AMONG)}.")
+        if self.most is not None and self.most < 1:
+            raise DistillError(f"Span(most={self.most}) interchanges nothing; use 1 or more, or None for no limit.")
 
     def eligible(self, batch: Mapping[str, Tensor], real: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
         """The positions that may be drawn."""
@@ -182,7 +186,7 @@ class Span:
                 "Span(among='real')."
             )
         # The small offset keeps products such as 0.29 · 100 = 28.999… from losing one.
-        counts = (lengths * self.share + 1e-6).long().clamp(min=1)
+        counts = (lengths * self.share + 1e-6).long().clamp(min=1, max=self.most)
         same = aligned if self.same is None else self.same
         room = (lengths, lengths) if same else (base.sum(1), source.sum(1))
         draws = (uniform[:, 0], uniform[:, 0] if same else uniform[:, 1])

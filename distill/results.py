@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from distill.schedules import Record
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy
+from distill.schedules import Record
 from distill.seen import Seen
 from interventions import Picture
 

@@ -1,11 +1,10 @@
 """The interchange of a variable in a network: what a causal model's interchange is compared with."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError

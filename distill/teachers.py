@@ -18,10 +18,10 @@ from torch import nn
 from distill.checkpoints import Checkpoints
 from distill.errors import DistillError
 from distill.fit import Interrupted, fit, save_model
-from distill.schedules import Schedule
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.results import FitResult
+from distill.schedules import Schedule
 from distill.tasks import Task
 
 

@@ -114,7 +114,7 @@ class Trainer:
     seed: int = flag(56, "seed of everything that is drawn")
     log_interval: int = flag(500, "steps between two reports to wandb; log.jsonl has every step")
     checkpoint_interval: int = ignored(4000, "the last states are saved every 200 steps")
-    is_wandb: bool = flag(False, "figures are sent to wandb when the run ends; without wandb it is said, and goes on")
+    is_wandb: bool = flag(False, "figures are sent to wandb; without wandb it is said, and goes on")
     run_name: str | None = ignored(None, "the original replaces it by one made of the settings")
 
 
@@ -147,10 +147,10 @@ def check(asked: Trainer) -> None:
         raise DistillError("--parallel_crossway says how --include_crossway is computed; add that, or leave both out.")
     if asked.include_crossway and asked.data_augment:
         raise DistillError("--data_augment has no activations to interchange both ways; leave --include_crossway out.")
-    if asked.interchange_max_token != -1:
+    if asked.interchange_max_token != -1 and asked.interchange_max_token < 1:
         raise DistillError(
-            f"--interchange_max_token {asked.interchange_max_token} is not supported; leave it out, or use a smaller "
-            "--interchange_prop."
+            f"--interchange_max_token {asked.interchange_max_token} interchanges nothing; use 1 or more, or -1 for no "
+            "limit."
         )
     if asked.interchange_masked_token_only and not asked.mlm:
         raise DistillError("--interchange_masked_token_only needs masked tokens; add --mlm.")
@@ -250,7 +250,7 @@ def run(asked: Trainer) -> None:
     mapping = _mapping(asked, teacher, student) if any(name.endswith("_cf") for name in weights) else None
     say(
         formula(weights),
-        *(f"  {objective!r}" for objective in objectives),
+        *(f"  {' '.join(repr(objective).split())}" for objective in objectives),
         *([] if mapping is None else [f"  interchanged: {', '.join(map(str, mapping))}"]),
         f"student of {depth(student)} layers, teacher of {depth(teacher)}, {len(rows)} texts",
         *MENDED,
@@ -305,9 +305,10 @@ def _kd(asked: Trainer) -> Objective:
 
 
 def _interchange(asked: Trainer, match: Sequence[Objective]) -> DIITO:
-    span = Span(asked.interchange_prop, consecutive=asked.interchange_consecutive_only)
+    most = None if asked.interchange_max_token == -1 else asked.interchange_max_token
+    span = Span(asked.interchange_prop, consecutive=asked.interchange_consecutive_only, most=most)
     if asked.interchange_masked_token_only and not asked.interchange_consecutive_only:
-        span = Span(1.0, consecutive=False, among="labelled")
+        span = Span(1.0, consecutive=False, among="labelled", most=most)
     if asked.data_augment:
         return DIITO(Spliced(span), positions=None, match=match)
     return DIITO(Crossway() if asked.include_crossway else Shuffle(), positions=span, match=match)

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from distill.errors import DistillError
 from distill.results import FitResult
-from distill.schedules import Record
 from interventions import InterventionError
 
 
@@ -89,25 +88,42 @@ def accelerator_of(fp16: bool, tracking: Tracking | None) -> Accelerator:
     if tracking is not None:
         settings = {"wandb": {"entity": tracking.entity, "name": tracking.run}}
         accelerator.init_trackers(tracking.project, config=dict(tracking.asked), init_kwargs=settings)
+        accelerator.trackers = [Renamed(each, tracking) for each in accelerator.trackers]
     return accelerator
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """A tracker that is told the figures of every so many steps, under the original's names."""
+
+    tracker: Any
+    tracking: Tracking
+
+    @property
+    def name(self) -> str:
+        """That of the tracker."""
+        return self.tracker.name
+
+    def log(self, values: Mapping[str, Any], step: int, **settings: Any) -> None:
+        """Pass on the figures of a step, if it is its turn."""
+        if step % self.tracking.every == 0:
+            names = {"lr": "learning_rate", **self.tracking.names}
+            told = {f"train/{names.get(name, name)}": value for name, value in values.items()}
+            self.tracker.log(told, step=step, **settings)
+
+    def finish(self) -> None:
+        """End the run of the tracker."""
+        self.tracker.finish()
+
+
 def send(accelerator: Accelerator, tracking: Tracking | None, result: FitResult) -> None:
-    """Send the figures of a finished run to the trackers of an accelerator, if it has any."""
+    """Send the accuracy of a finished run to the trackers of an accelerator, if it has any, and end them."""
     if tracking is None or not accelerator.trackers:
         return
-    for record in result.records:
-        if record.step % tracking.every == 0 or record.step == record.total:
-            accelerator.log(figures(record, tracking.names), step=record.step)
-    if result.accuracy is not None and result.records:
-        accelerator.log({"epoch/eval_acc": result.accuracy}, step=result.records[-1].step)
+    for renamed in accelerator.trackers:
+        if result.accuracy is not None and result.records:
+            renamed.tracker.log({"epoch/eval_acc": result.accuracy}, step=result.records[-1].step)
     accelerator.end_training()
-
-
-def figures(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
-    """The figures of one step under the original's names."""
-    terms = {f"train/{names.get(name, name)}": value for name, value in record.terms.items()}
-    return {"train/loss": record.loss, **terms, "train/learning_rate": record.lr}
 
 
 def formula(weights: Mapping[str, float]) -> str:

@@ -96,7 +96,7 @@ class XXS:
     log_interval: int = flag(500, "steps between two reports to wandb; log.jsonl has every step")
     log_every_step: int = ignored(1, "the original does not read it either")
     checkpoint_interval: int = ignored(4000, "the last states are saved every 200 steps; the original saves none")
-    is_wandb: bool = flag(False, "figures are sent to wandb when the run ends; without wandb it is said, and goes on")
+    is_wandb: bool = flag(False, "figures are sent to wandb; without wandb it is said, and goes on")
     wandb_metadata: str = flag("", "entity:project of wandb")
 
 
@@ -128,10 +128,10 @@ def check(asked: XXS) -> None:
         raise DistillError(f"--beta {asked.beta} weighs the patient terms, and --kd_model kd has none; use kd.cls.")
     if asked.beta and asked.fc_layer_idx is None:
         raise DistillError("--kd_model kd.cls compares layers of the teacher; name them: --fc_layer_idx 1,3,5,7,9.")
-    if asked.interchange_max_token != -1:
+    if asked.interchange_max_token != -1 and asked.interchange_max_token < 1:
         raise DistillError(
-            f"--interchange_max_token {asked.interchange_max_token} is not supported; leave it out, or use a smaller "
-            "--interchange_prop."
+            f"--interchange_max_token {asked.interchange_max_token} interchanges nothing; use 1 or more, or -1 for no "
+            "limit."
         )
 
 
@@ -210,7 +210,7 @@ def run(asked: XXS) -> None:
     folder = next_run(Path(asked.output_dir or home() / "outputs") / name)
     say(
         formula(weights),
-        *(f"  {objective!r}" for objective in objectives),
+        *(f"  {' '.join(repr(objective).split())}" for objective in objectives),
         *([f"  interchanged: {', '.join(map(str, trained or ()))}"] if asked.is_diito else []),
         f"student of {layers} layers, {len(task.train)} training rows, {len(task.test)} held out",
         *MENDED,
@@ -229,6 +229,7 @@ def run(asked: XXS) -> None:
         accelerator=accelerator,
     )
     tokenizer.save_pretrained(folder / "student")
+    say("measuring on the held-out rows: accuracy, and interchange accuracy, which takes a while")
     result = replace(result, evaluation=evaluate(teacher, student, mapping, task, positions=_span(asked)))
     result.save(folder)
     send(accelerator, tracking, result)
@@ -266,7 +267,8 @@ def _interchange(asked: XXS, match: Sequence[Objective]) -> DIITO:
 
 
 def _span(asked: XXS) -> Span:
-    return Span(asked.interchange_prop, consecutive=asked.interchange_consecutive_only)
+    most = None if asked.interchange_max_token == -1 else asked.interchange_max_token
+    return Span(asked.interchange_prop, consecutive=asked.interchange_consecutive_only, most=most)
 
 
 def _teacher(asked: XXS) -> nn.Module:

@@ -46,6 +46,8 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
     order: int = 1,
     projections: int | None = None,
     generator: torch.Generator | None = None,
+    *,
+    mask: Shaped[Tensor, "batch ..."] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
     """Squared distances of answers (`sobolev_value`), Jacobians (`sobolev_1`) and Hessians (`sobolev_2`).
 
@@ -63,6 +65,7 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
             the unit sphere for each example. Its expectation is 1/n of the whole; for order 2, with a second direction
             in input space, 1/(n · entries of an input).
         generator: of the directions.
+        mask: shaped like the inputs, 0 or False where they are padding: the second direction leaves it alone.
 
     Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
 
@@ -86,7 +89,7 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
             ours, theirs = (side.derivative(side.answers, v, order == 2) for side in (learnt, taught))
             totals[1] = totals[1] + _squared(ours, theirs)
             if order == 2:
-                for w in _directions(ours.detach().flatten(1), projections and 1, generator):
+                for w in _directions(ours.detach().flatten(1), projections and 1, generator, mask):
                     second = (side.derivative(g.flatten(1), w) for side, g in ((learnt, ours), (taught, theirs)))
                     totals[2] = totals[2] + _squared(*second)
     means = [totals[0], *(total / (1 if projections is None else len(directions)) for total in totals[1:])]
@@ -137,7 +140,9 @@ def _squared(ours: Tensor, theirs: Tensor) -> Tensor:
     return (ours - theirs.detach()).square().flatten(1).sum(1).mean()
 
 
-def _directions(values: Tensor, draws: int | None, generator: torch.Generator | None) -> Iterator[Tensor]:
+def _directions(
+    values: Tensor, draws: int | None, generator: torch.Generator | None, mask: Tensor | None = None
+) -> Iterator[Tensor]:
     """Each axis of `[B, n]` in turn, or `draws` times a random direction for each example."""
     if draws is None:
         yield from torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
@@ -145,7 +150,8 @@ def _directions(values: Tensor, draws: int | None, generator: torch.Generator | 
     device = values.device if generator is None else generator.device
     for _ in range(draws):
         drawn = torch.randn(values.shape, generator=generator, device=device, dtype=values.dtype)
-        yield functional.normalize(drawn, dim=-1).to(values.device)
+        kept = drawn if mask is None else drawn * mask.flatten(1).to(drawn)
+        yield functional.normalize(kept, dim=-1).to(values.device)
 
 
 def _refuse_settings(inputs: Tensor, order: int, projections: int | None) -> None:

@@ -11,6 +11,7 @@ from distill.objectives.iit import IIT
 from distill.objectives.language import CausalLM, MaskedLM
 from distill.objectives.objective import About, Moment, Objective, Reads, Step
 from distill.objectives.response import DKD, KD, Labels
+from distill.objectives.spans import SpanKD
 
 __all__ = [
     "AT",
@@ -34,6 +35,7 @@ __all__ = [
     "Objective",
     "Reads",
     "Sobolev",
+    "SpanKD",
     "Step",
     "TinyBERT",
 ]

@@ -125,11 +125,6 @@ class CRD(Objective):
     def _remember(self, step: Step, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
         """Move the features of these rows in memory towards the new ones, on all processes those of all."""
         if processes() > 1:
-            if step.moment.part:
-                raise DistillError(
-                    "CRD() keeps one memory on all processes, which would wait for each other in the last step of an "
-                    "epoch if a step had several parts; use schedule=Schedule(accumulate=1) and a smaller batch_size."
-                )
             if step.moment.shares.get("examples") == 0:  # a row that only keeps this process busy
                 rows, student, teacher = rows[:0], student[:0], teacher[:0]
             rows, student, teacher = (gathered(each) for each in (rows, student, teacher))

@@ -1,9 +1,13 @@
 """Objectives on derivatives: the student's answers change with the input as the teacher's do."""
 
+from dataclasses import replace
+
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.inputs import answer_mask, students
 from distill.losses import sobolev_terms
 from distill.objectives.objective import About, Objective, Step
 from distill.objectives.points import Places, check_points, functions
@@ -15,7 +19,8 @@ class Sobolev(Objective):
     Both models are functions of one input: the floating column of the data (images, vectors), or for tokens what the
     teacher's first block is given, which replaces what the student's is. Its embedding is then not trained by these
     terms: add another, as `KD()`. The run is the student's own, so dropout is the same for value and derivatives, and
-    it is in single precision under autocast. Models have one answer an example.
+    it is in single precision under autocast. Of models that answer at every token, the answer at one token of each
+    example counts, drawn in every step from those that are no padding.
 
     Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
 
@@ -53,11 +58,28 @@ class Sobolev(Objective):
         # In half precision, differences of derivatives are mostly rounding.
         with torch.autocast(step.generator.device.type, enabled=False):
             teacher, student = functions(step, self.at, "Sobolev()")
-            terms = sobolev_terms(
-                student, teacher, teacher.points, self.order, self.projections, step.drawing("sobolev")
-            )
+            if step.student.logits.ndim == 3:
+                token = _drawn_token(step)
+                teacher, student = replace(teacher, token=token), replace(student, token=token)
+            points, draws = teacher.points, step.drawing("sobolev")
+            real = answer_mask(step.network, students(step.batch))
+            mask = None
+            if points.ndim == 3 and real is not None and real.shape == points.shape[:2]:
+                mask = real[..., None].expand(points.shape)
+            terms = sobolev_terms(student, teacher, points, self.order, self.projections, draws, mask=mask)
         return {name: step.mean(term) for name, term in terms.items()}
 
     def extra_repr(self) -> str:
         """For printing."""
         return f"order={self.order}, projections={self.projections}, at={self.at}"
+
+
+def _drawn_token(step: Step) -> Int[Tensor, " batch"]:
+    """The position of one token of each example, each that is no padding alike."""
+    logits = step.student.logits
+    mask = step.mask(logits)
+    real = torch.ones(logits.shape[:2], device=logits.device).long() if mask is None else mask.long()
+    generator = step.drawing("sobolev token")
+    uniform = torch.rand(len(real), generator=generator, device=generator.device).to(real.device)
+    rank = (uniform * real.sum(1)).long()
+    return ((real.cumsum(1) - 1 == rank[:, None]) & real.bool()).long().argmax(1)

@@ -25,11 +25,13 @@ class Function:
     Args:
         inputs: what the network is called with.
         at: the column of them that the points replace, or the location whose activation they replace.
+        token: of a model that answers at every token, the position `[batch]` whose answer is meant.
     """
 
     model: nn.Module
     inputs: Any
     at: str | int | Location
+    token: Int[Tensor, " batch"] | None = None
 
     @property
     def points(self) -> Float[Tensor, "batch ..."]:
@@ -46,6 +48,10 @@ class Function:
         return replace(self, inputs=tuple(column[rows] for column in self.inputs))
 
     def __call__(self, points: Float[Tensor, "batch ..."]) -> Tensor:
+        logits = self._logits(points)
+        return logits if self.token is None else logits[torch.arange(len(logits), device=logits.device), self.token]
+
+    def _logits(self, points: Float[Tensor, "batch ..."]) -> Tensor:
         def given(base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
             return points.to(base.dtype, copy=True)  # the model may go on in place
 

@@ -1,5 +1,6 @@
 import json
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -88,7 +89,7 @@ def test_projections_are_made_for_each_step():
 class Stopping(Objective):
     """KD during which somebody presses Ctrl-C, once."""
 
-    pressed: list[int] = []
+    pressed: ClassVar[list[int]] = []
 
     def __init__(self, at):
         super().__init__()

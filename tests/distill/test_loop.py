@@ -4,10 +4,11 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 
 from distill import DIITO, KD, DistillError, InContext, Labels, Objective, Rows, Schedule, from_layers, steps
-from distill.checkpoints import Checkpoints
 from distill.arguments import objectives_of
+from distill.checkpoints import Checkpoints
 from distill.schedules import drawing, order
 from interventions import Location, Noise
 from tests.distill.models import (
@@ -416,3 +417,28 @@ def test_an_accelerator_may_be_used_again(tmp_path):
 def test_pictures_train_too():
     teacher = spread(vit(3))
     assert first(teacher, from_layers(teacher, 2), None, images(), schedule=SHORT).terms["kd_cf"] > 0
+
+
+def test_trackers_of_the_accelerator_are_told_every_step():
+    class Remembered(GeneralTracker):
+        name, requires_logging_directory = "remembered", False
+        tracker = None
+
+        def __init__(self):
+            super().__init__()
+            self.logged = {}
+
+        def store_init_configuration(self, values):
+            pass
+
+        def log(self, values, step=None, **settings):
+            self.logged[step] = values
+
+    tracker = Remembered()
+    accelerator = Accelerator(log_with=tracker)
+    accelerator.init_trackers("p")
+    schedule = Schedule(steps=2, batch_size=4)
+    records = list(steps(mlp(), mlp(), data=vectors(), objective=KD(), schedule=schedule, accelerator=accelerator))
+    expected = {record.step: {"loss": record.loss, "lr": record.lr, **record.terms} for record in records}
+    assert tracker.logged == expected
+    assert len(expected) == 2

@@ -166,7 +166,27 @@ def test_a_letter_in_several_tokens_is_read_after_the_last():
     spans = alignment.spans(batch)
     assert len(batch["teacher_ends"][0]) == 6  # a, Ġ, two bytes of é, Ġ, b
     assert spans.teacher.tolist() == [0, 1, 3, 4, 5]
-    assert 2 not in alignment.spans(batch, "token").teacher.tolist()
+    assert alignment.spans(batch, "token").teacher.tolist() == [0, 1, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("places", "prefixes", "alone"),
+    [
+        ([(0, 1), (1, 3)], [0, 1], [0, 1]),
+        ([(0, 2), (1, 3)], [1], []),  # a letter begins in the first and ends in the second
+        ([(0, 1), (1, 1), (1, 2)], [1, 2], [1, 2]),  # one that stands for nothing comes after the same text
+        ([(-1, -1), (0, 1), (1, 2), (-1, -1)], [1, 2], [1, 2]),
+        ([(0, 0), (0, 1)], [1], [1]),  # nothing has been read before the first letter
+    ],
+)
+def test_after_which_tokens_the_text_has_been_read(places, prefixes, alone):
+    """Against a tokenizer with the same tokens, which are paired with themselves if they are paired at all."""
+    starts, ends = (torch.tensor(side)[None] for side in zip(*places, strict=True))
+    batch = {"starts": starts, "ends": ends, "teacher_starts": starts, "teacher_ends": ends}
+    alignment = TokenAlignment(words(), words())
+    for by, expected in (("prefix", prefixes), ("token", alone)):
+        spans = alignment.found(batch, by)
+        assert spans.student.tolist() == spans.teacher.tolist() == expected
 
 
 def test_pairs_are_those_of_a_loop():

@@ -114,7 +114,7 @@ def test_wandb_metadata(metadata, run, expected):
         ({"alpha": 1.5}, "--alpha 1.5 is the share of kd, .* use 0 to 1"),
         ({"beta": 10.0}, "--beta 10.0 weighs the patient terms, and --kd_model kd has none; use kd.cls"),
         ({"beta": 10.0, "kd_model": "kd.cls", "fc_layer_idx": None}, "name them: --fc_layer_idx 1,3,5,7,9"),
-        ({"interchange_max_token": 4}, "--interchange_max_token 4 is not supported"),
+        ({"interchange_max_token": 0}, "--interchange_max_token 0 interchanges nothing; use 1 or more"),
     ],
 )
 def test_flags_of_xxs_that_do_not_go_together(changes, message):
@@ -208,7 +208,7 @@ def test_the_name_of_a_run_of_the_trainer_is_that_of_the_original():
         ({"alpha_causal": 0.1}, "--alpha_causal is the older name of --alpha_causal_ce; give one"),
         ({"parallel_crossway": True}, "--parallel_crossway says how --include_crossway is computed; add that"),
         ({"include_crossway": True, "data_augment": True}, "has no activations to interchange both ways"),
-        ({"interchange_max_token": 4}, "--interchange_max_token 4 is not supported"),
+        ({"interchange_max_token": 0}, "--interchange_max_token 0 interchanges nothing; use 1 or more"),
         ({"freeze_token_type_embds": True}, "--freeze_token_type_embds is for roberta"),
         (
             {"student_type": "gpt2", "teacher_type": "gpt2", "mlm": True},

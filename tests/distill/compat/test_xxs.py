@@ -265,18 +265,21 @@ def finished_run():
     return FitResult(torch.nn.Linear(1, 1), records, Evaluation(Share(0.9, 0.8, 0.95, 10), None))
 
 
-def test_figures_are_sent_under_the_original_names():
+def test_figures_are_sent_under_the_original_names(monkeypatch):
     tracker, tracking = Remembered(), launch.Tracking("p", None, "r", 2, xxs.NAMES)
-    accelerator = Accelerator(log_with=tracker)
-    accelerator.init_trackers("p")
-    launch.send(accelerator, None, finished_run())
-    assert not tracker.logged
-    launch.send(accelerator, tracking, finished_run())
-    assert [step for step, _ in tracker.logged] == [2, 4, 5, 5]
+    monkeypatch.setattr(launch, "find_spec", lambda name: True)
+    monkeypatch.setattr(launch, "Accelerator", lambda mixed_precision, log_with: Accelerator(log_with=tracker))
+    accelerator = launch.accelerator_of(False, tracking)
+    for record in finished_run().records:
+        accelerator.log({"loss": record.loss, "lr": record.lr, **record.terms}, step=record.step)
+    assert [step for step, _ in tracker.logged] == [2, 4]
     assert tracker.logged[0][1] == {
         "train/loss": 3.0, "train/kd_loss": 1.0, "train/ce_loss": 2.0, "train/loss_diito": 0.5,
         "train/learning_rate": 1e-3,
     }  # fmt: skip
+    launch.send(accelerator, None, finished_run())
+    assert not tracker.finished
+    launch.send(accelerator, tracking, finished_run())
     assert tracker.logged[-1] == (5, {"epoch/eval_acc": 0.9})
     assert tracker.finished
 
@@ -290,6 +293,7 @@ def test_with_wandb_the_run_is_its_own(monkeypatch):
             super().__init__(mixed_precision=mixed_precision)
 
         def init_trackers(self, project_name, config=None, init_kwargs=None):
+            self.trackers = []
             asked.update(project=project_name, settings=init_kwargs, config=config)
 
     monkeypatch.setattr(launch, "find_spec", lambda name: True)

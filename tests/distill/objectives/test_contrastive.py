@@ -120,6 +120,8 @@ def test_the_constants_are_those_of_the_first_batch_for_good():
     data = vectors()
     computation = prepared(CRD(8, 5), data)
     crd = computation.objectives[0]
+    computation(data.batch([0, 1]), torch.Generator().manual_seed(0), Moment(torch.arange(2)))  # the loop's trial
+    assert crd.student_memory.normaliser == crd.teacher_memory.normaliser == 0
     terms(computation, data)
     first = [memory.normaliser.item() for memory in (crd.student_memory, crd.teacher_memory)]
     assert first[0] != first[1]
@@ -379,18 +381,13 @@ def work(folder: str) -> None:
     schedule = Schedule(steps=3, batch_size=3, lr=1e-12, weight_decay=0.0)
     both = [KD(), objective]
     records = list(steps(*couple(), None, vectors(7), objective=both, accelerator=accelerator, schedule=schedule))
-    refused = ""
-    try:
-        parts = replace(schedule, accumulate=2)
-        both = [KD(), CRD(8, 20)]
-        list(steps(*couple(), None, vectors(7), objective=both, accelerator=accelerator, schedule=parts))
-    except DistillError as error:
-        refused = str(error)
+    parts, both = replace(schedule, accumulate=2), [KD(), CRD(8, 20)]
+    in_parts = list(steps(*couple(), None, vectors(7), objective=both, accelerator=accelerator, schedule=parts))
     found = {"memory": objective.student_memory.features.tolist(), "z": objective.student_memory.normaliser.item(),
-             "sizes": sizes.tolist(), "losses": [record.loss for record in records], "refused": refused,
-             "processes": accelerator.num_processes}  # fmt: skip
+             "sizes": sizes.tolist(), "losses": [record.loss for record in records],
+             "parts": [record.loss for record in in_parts], "processes": accelerator.num_processes}  # fmt: skip
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    os._exit(0)  # a refused step leaves the other process waiting in torch's own clean-up
+    distributed.destroy_process_group()
 
 
 def test_several_processes_have_one_memory(tmp_path):
@@ -408,15 +405,16 @@ def test_several_processes_have_one_memory(tmp_path):
         for rank in (0, 1)
     ]  # fmt: skip
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=300) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert one["processes"] == 2
     assert one["sizes"] == [[1.0, 1.0]] * 2
-    assert {name: one[name] for name in ("memory", "z", "losses")} == {n: two[n] for n in ("memory", "z", "losses")}
-    assert "use schedule=Schedule(accumulate=1) and a smaller batch_size" in one["refused"]
+    shared = ("memory", "z", "losses", "parts")
+    assert {name: one[name] for name in shared} == {name: two[name] for name in shared}
+    assert len(one["parts"]) == 3
     alone = CRD(8, 20)
     schedule = Schedule(steps=3, batch_size=6, lr=1e-12, weight_decay=0.0)
     list(steps(*couple(), None, vectors(7), objective=alone, schedule=schedule))

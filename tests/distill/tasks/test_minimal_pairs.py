@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import DistillError, Rows
+from distill import DistillError, Rows, metrics
 from distill.metrics import preferences
 from distill.networks import LSTMClassifier, LSTMLanguageModel, TransformerLanguageModel
 from distill.tasks import MinimalPairs, minimal_pairs
@@ -164,3 +164,11 @@ def test_the_published_files(shared_data):
     blimp = shared_data / "agreement" / "blimp_regular_plural_subject_verb_agreement_1.jsonl"
     found = preferences(model, minimal_pairs(blimp, words, limit=300))
     assert found["all"].low > 0.5
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_adds_nothing_to_the_probability_of_a_sentence(side):
+    model, ids = Bigrams(), [torch.tensor([3, 5, 7, 12]), torch.tensor([3, 6])]
+    rows = Rows({"input_ids": ids, "attention_mask": [torch.ones_like(row) for row in ids]}, padding_side=side)
+    alone = [metrics._log_probabilities(model, rows.take([i]), 1) for i in range(2)]
+    assert torch.allclose(metrics._log_probabilities(model, rows, 2), torch.cat(alone))
