@@ -164,6 +164,12 @@ class FitCommand:
 
     def check(self, teacher: nn.Module, task: Task) -> None:
         """Raise for sources, a student, a mapping or a schedule that cannot be; the teacher need not be trained."""
+        if not hasattr(teacher, "config"):
+            raise DistillError(
+                f"the teacher of {task.name} is a {type(teacher).__name__}, and students on the command line are some "
+                f"layers of a transformer; in Python: task = distill.tasks.load({task.name!r}); distill.fit("
+                "distill.teacher_of(task), distill.networks.MLP(64), data=task, objective=distill.KD(5.0))."
+            )
         self.interchanges.check(task)
         self.interchanges.mapped(teacher, _smaller(teacher, self.student_layers))
         self.timing.schedule(task, self.seed)

@@ -42,7 +42,7 @@ class Evaluation:
         return "\n".join(parts) or "nothing was measured: no held-out data was given"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FitResult:
     """What `fit` did.
 
@@ -101,6 +101,9 @@ class FitResult:
         return (
             f"{last.step} steps in {self.seconds:.1f} s, last loss {last.loss:.4g} ({terms}){where}\n{self.evaluation}"
         )
+
+    def __repr__(self) -> str:
+        return f"FitResult({str(self).splitlines()[0]})"
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"

@@ -403,3 +403,17 @@ def test_help_names_the_commands():
     status, out, _err = distill("--help")
     assert status == 0
     assert {"fit", "evaluate", "teach"} <= set(re.findall(r"\w+", out))
+
+
+def test_objectives_are_listed():
+    status, out, err = distill("objectives")
+    assert (status, err) == (0, "")
+    assert "DIITO  kd_cf" in out
+    assert "formula    min(epoch / warmup, 1)" in out
+
+
+def test_tasks_whose_teacher_is_no_transformer_say_how():
+    status, _, err = distill("fit", "--task", "digits")
+    assert status == 2
+    assert "the teacher of digits is a CNN" in err
+    assert "distill.networks.MLP(64)" in err
