@@ -53,8 +53,8 @@ from distill.teachers import (
 from interventions import Mixup, Noise
 
 PAIRS = ("shuffle", "in-context", "mixup", "noise")
-PLAIN = {"dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets, "at": AT,
-         "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS, "labels": Labels}  # fmt: skip
+PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
+         "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
 OBJECTIVES = ("kd", "diito", *PLAIN)
 NAMES = {"kd": "KD", "diito": "KD + interchange"}
 """How students are called in the table, by what was asked for."""

@@ -106,6 +106,16 @@ def students(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return {name: column for name, column in batch.items() if not name.startswith(TEACHERS)}
 
 
+def following(batch: Mapping[str, Tensor]) -> Tensor:
+    """The token after each but the last, `[batch, token − 1]`; −100 where it does not count."""
+    tokens, mask = batch.get("labels", batch["input_ids"]), batch.get("attention_mask")
+    if tokens.shape != batch["input_ids"].shape:
+        tokens = batch["input_ids"]
+    if mask is None:
+        return tokens[:, 1:]
+    return tokens[:, 1:].masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), -100)
+
+
 def vocabulary_of(model: nn.Module) -> int | None:
     """How many token ids `model` knows; None if it reads no tokens."""
     embeddings = getattr(model, "get_input_embeddings", lambda: None)

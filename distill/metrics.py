@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import sqrt
+from math import exp, sqrt
 
 import torch
 from einops import rearrange, reduce
@@ -11,7 +11,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.inputs import device_of, inputs_of, to_device
+from distill.inputs import device_of, following, inputs_of, to_device
+from distill.losses import cross_entropy
 from distill.similarity import cka, representational_similarity
 from distill.tasks import MinimalPairs, Rows
 from interventions import run
@@ -27,6 +28,7 @@ __all__ = [
     "evaluating",
     "expected_calibration_error",
     "has_classes",
+    "perplexity",
     "preferences",
     "representational_similarity",
     "wilson",
@@ -181,19 +183,52 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
 
 
 def _answers(model: nn.Module, data: Rows, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch, the logits `[answers, classes]` and classes of whatever has a label."""
+    """Batch by batch, the logits `[answers, classes]` and classes of whatever has a label.
+
+    Labels that are the tokens themselves are those of a causal language model: the answer at a token is for the next.
+    """
     if "labels" not in data.columns:
         raise DistillError(f"{what} needs a column 'labels' and the data has {', '.join(data.columns)}.")
-    labelled = False
+    labelled, shifted = False, _names_its_tokens(data)
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
-            counted = batch["labels"] != -100
             logits = run(model, inputs_of(model, batch), resumable=False).logits
+            labels = following(batch) if shifted else batch["labels"]
+            counted = labels != -100
             labelled = labelled or bool(counted.any())
-            yield logits[counted], batch["labels"][counted]
+            yield (logits[:, :-1] if shifted else logits)[counted], labels[counted]
     if not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
+
+
+def perplexity(model: nn.Module, data: Rows, *, batch_size: int = 32) -> float:
+    """Exp of the mean cross-entropy [nats] of each next token under a causal language model.
+
+    Counted are the tokens that follow another, padding left out; with a column `labels`, those of it that are not −100.
+
+    Raises:
+        DistillError: data without input_ids, or a model that does not answer at every token.
+    """
+    if "input_ids" not in data.columns:
+        raise DistillError(f"perplexity needs a column 'input_ids' and the data has {', '.join(data.columns)}.")
+    total = count = 0.0
+    with evaluating(model), torch.no_grad():
+        for rows in batches(len(data), batch_size):
+            batch = to_device(data.batch(rows), device_of(model))
+            logits, labels = run(model, inputs_of(model, batch), resumable=False).logits, following(batch)
+            if logits.shape[:2] != batch["input_ids"].shape:
+                raise DistillError(
+                    f"perplexity needs a model that answers at every token, [batch, token, vocabulary], and it answers "
+                    f"{list(logits.shape)}; use accuracy for classifiers."
+                )
+            known = int((labels != -100).sum())
+            if known:
+                total += float(cross_entropy(logits[:, :-1], labels)) * known
+                count += known
+    if not count:
+        raise DistillError(f"perplexity needs a token that follows another, and none of the {len(data)} rows has one.")
+    return exp(total / count)
 
 
 def has_classes(data: Rows) -> bool:
@@ -255,3 +290,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _names_its_tokens(data: Rows) -> bool:
+    """Whether all labels that count are the tokens at their places."""
+    ids, labels = data.table.get("input_ids"), data.table["labels"]
+    if ids is None or "decoder_input_ids" in data.columns:
+        return False
+    pairs = zip(ids, labels, strict=True)
+    return all(a.shape == b.shape and bool((a == b)[b != -100].all()) for a, b in pairs)

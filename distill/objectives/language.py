@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import MASKED
+from distill.inputs import MASKED, following
 from distill.losses import cross_entropy
 from distill.objectives.objective import About, Objective, Step
 
@@ -101,7 +101,7 @@ class CausalLM(Objective):
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
         """The tokens that follow another."""
-        return {FOLLOWING: int((_following(batch) != -100).sum())} if "input_ids" in batch else {}
+        return {FOLLOWING: int((following(batch) != -100).sum())} if "input_ids" in batch else {}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `clm`."""
@@ -109,21 +109,11 @@ class CausalLM(Objective):
         step.column("input_ids", "CausalLM()")
         if "decoder_input_ids" in step.batch:
             raise DistillError("CausalLM() is for models that read what they write; for encoder–decoders use Labels().")
-        labels = _following(step.batch)
+        labels = following(step.batch)
         _refuse_other_shapes(logits[:, 1:], labels, "CausalLM")
         if not bool((labels != -100).any()):
             return {"clm": logits.sum() * 0}
         return {"clm": step.mean(cross_entropy(logits[:, :-1], labels), FOLLOWING)}
-
-
-def _following(batch: Mapping[str, Tensor]) -> Tensor:
-    """The token after each but the last, `[batch, token − 1]`; −100 where it does not count."""
-    tokens, mask = batch.get("labels", batch["input_ids"]), batch.get("attention_mask")
-    if tokens.shape != batch["input_ids"].shape:
-        tokens = batch["input_ids"]
-    if mask is None:
-        return tokens[:, 1:]
-    return tokens[:, 1:].masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), -100)
 
 
 def _refuse_other_shapes(logits: Tensor, labels: Tensor, asked: str) -> None:

@@ -11,9 +11,10 @@ from distill.metrics import (
     evaluating,
     expected_calibration_error,
     has_classes,
+    perplexity,
     wilson,
 )
-from tests.distill.models import CNN, bert, images, masked_lm, mlp, same, spread, text, vectors, weights
+from tests.distill.models import CNN, bert, gpt2_lm, images, masked_lm, mlp, same, spread, text, vectors, weights
 
 
 @pytest.mark.parametrize(("right", "total"), [(0, 10), (7, 10), (10, 10), (1, 1), (905, 1000)])
@@ -234,3 +235,38 @@ def test_evaluating_restores_every_module_also_after_an_error():
     with pytest.raises(KeyboardInterrupt):
         inside()
     assert [name for name, module in model.named_modules() if not module.training] == ["bn2"]
+
+
+# --- language models --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_perplexity_by_a_loop(side):
+    model, data = spread(gpt2_lm(2)), text(7, labels=False, side=side)
+    losses = []
+    for row in data:
+        logits = model(input_ids=row["input_ids"][None]).logits[0].log_softmax(-1)
+        losses += [-logits[t, row["input_ids"][t + 1]].item() for t in range(len(row["input_ids"]) - 1)]
+    if side == "right":  # padded on the left, GPT-2 would need position_ids
+        expected = torch.tensor(losses).double().mean().exp().item()
+        assert perplexity(model, data, batch_size=3) == pytest.approx(expected, rel=1e-5)
+    assert perplexity(model, data, batch_size=1) == pytest.approx(torch.tensor(losses).mean().exp().item(), rel=1e-4)
+
+
+def test_accuracy_of_a_causal_model_is_that_of_the_next_token():
+    model, rows = spread(gpt2_lm(2)), text(7, labels=False)
+    data = Rows({**rows.table, "labels": rows.table["input_ids"]})
+    right = total = 0
+    for row in rows:
+        answers = model(input_ids=row["input_ids"][None]).logits[0].argmax(-1)
+        right += int((answers[:-1] == row["input_ids"][1:]).sum())
+        total += len(answers) - 1
+    measured = accuracy(model, data, batch_size=3)
+    assert (measured.value, measured.count) == (right / total, total)
+
+
+def test_perplexity_of_what_is_no_language_model():
+    with pytest.raises(DistillError, match="perplexity needs a column 'input_ids'"):
+        perplexity(mlp(), vectors())
+    with pytest.raises(DistillError, match="perplexity needs a model that answers at every token"):
+        perplexity(bert(2), text(4, labels=False))
