@@ -204,6 +204,7 @@ def measured(group: Group, asked: argparse.Namespace) -> dict:
         records[shown] = distill.steps(
             group.teacher, students[shown], group.mapping, rows, objective=group.sides[name](), schedule=schedule
         )
+    clock = time.process_time if accelerator.device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in records}
     runs: dict[str, list[int]] = {}
     for number in range(asked.rounds + 2):
@@ -213,12 +214,12 @@ def measured(group: Group, asked: argparse.Namespace) -> dict:
                 with counting(*heads) as runs[name]:
                     next(step)
                 continue
-            began = time.perf_counter()
+            began = clock()
             next(step)
             if accelerator.device.type == "cuda":
                 torch.cuda.synchronize()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
+            if number > 1:
+                seconds[name].append(clock() - began)
     for step in records.values():
         step.close()
     medians = {name: statistics.median(values) for name, values in seconds.items()}

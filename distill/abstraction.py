@@ -13,7 +13,7 @@ from distill.causal_models import CausalModel
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
-from distill.inputs import device_of, inputs_of, real_tokens, to_device, vocabulary_of
+from distill.inputs import device_of, inputs_of, real_tokens, students, teachers, to_device, vocabulary_of
 from distill.losses import kd
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
@@ -223,7 +223,8 @@ class _Study:
         runs = []
         for side, model in enumerate(self.models):
             inner = [at for at in self._places(side) if at.module is not None or at.site != "block_output"]
-            runs.append(run(model, inputs_of(model, batch), [at.whole for at in inner]))
+            given = students(batch) if side else teachers(batch)
+            runs.append(run(model, inputs_of(model, given), [at.whole for at in inner]))
         return runs
 
     def _drawn(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import inputs_of
+from distill.inputs import TEACHERS, inputs_of
 from distill.losses import (
     Divergence,
     LogitNoise,
@@ -79,6 +79,11 @@ class KD(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `kd`."""
         student, teacher = step.student.logits, step.taught.logits
+        if student.shape != teacher.shape and student.ndim == 3 and TEACHERS + "input_ids" in step.batch:
+            raise DistillError(
+                f"KD() compares token by token, and the two models read other tokens: student {list(student.shape)}, "
+                f"teacher {list(teacher.shape)}; use SpanKD(alignment), which compares where their texts agree."
+            )
         answers = answers_of(step, student, self.answers, "KD()")
         student = self._noisy(student, self.student_noise, "student", step)
         teacher = self._noisy(teacher, self.teacher_noise, "teacher", step)

@@ -295,3 +295,11 @@ def test_half_precision_answers_of_several_labels():
     assert value.dtype == torch.float32
     expected = terms(Fixed(3.0, -1.0), Fixed(0.0, 1.0), KD(1), batch)["kd"].item()
     assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_other_tokenizers_are_told_of_spans():
+    rows = text(6, labels=False)
+    others = {f"teacher_{name}": list(column) for name, column in text(6, labels=False, seed=1).table.items()}
+    data = Rows({**rows.table, **others}).batch(range(6))
+    with pytest.raises(DistillError, match=r"KD\(\) compares token by token.*use SpanKD\(alignment\)"):
+        terms(spread(gpt2_lm(2)), spread(gpt2_lm(2), 1), KD(), data)
