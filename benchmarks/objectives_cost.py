@@ -136,7 +136,6 @@ def masked(asked: argparse.Namespace) -> Group:
 def convolutions(asked: argparse.Namespace) -> Group:
     teacher, student = (seeded(partial(CNN, sizes), seed) for seed, sizes in enumerate(((64, 128, 128), (32, 64, 64))))
     maps = {Location(module=f"blocks.{block}"): Location(module=f"blocks.{block}") for block in range(3)}
-    features = Location(module="classifier", io="input")
     sides = {
         "KD": beside_kd(),
         "KD + Labels": beside_kd(Labels),
@@ -155,7 +154,7 @@ def convolutions(asked: argparse.Namespace) -> Group:
         "pixel_values": torch.rand(asked.rows, 1, 28, 28, generator=drawn),
         "labels": torch.randint(CLASSES, (asked.rows,), generator=drawn),
     }
-    mapping = {features: Location(module="classifier", io="input")}
+    mapping = distill.layers(teacher, student, "full")
     return Group(teacher, student, rows, mapping, "classifier", sides, tuple(sides))
 
 

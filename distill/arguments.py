@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from distill.causal_models import CausalModel
 from distill.data import training_rows
 from distill.errors import DistillError
-from distill.inputs import TEACHERS, device_of, inputs_of, students, teachers, to_device, vocabulary_of
+from distill.inputs import device_of, inputs_of, reads_apart, students, teachers, to_device, vocabulary_of
 from distill.mapping import Pair, Sides, mapping_of, pairs_of
 from distill.metrics import evaluating
-from distill.objectives import DIITO, IIT, KD, Objective
+from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.schedules import Schedule, order
 from distill.seen import Seen
@@ -36,10 +36,22 @@ def objectives_of(
             )
         return [KD(), DIITO()]
     chosen = [objective] if isinstance(objective, Objective) else list(objective)
+    _refuse_two_masks(chosen)
     wrong = next((each for each in chosen if not isinstance(each, Objective)), None)
     if wrong is not None or not chosen:
         raise DistillError(f"objective={objective!r} is not an objective; use e.g. [KD(temperature=2.0), DIITO()].")
     return chosen
+
+
+def _refuse_two_masks(objectives: Sequence[Any]) -> None:
+    """Refuse objectives that would mask text differently: one mask serves all."""
+    found = [part for each in objectives if isinstance(each, Objective) for part in each.modules()]
+    masks = {repr(part) for part in found if isinstance(part, MaskedLM) and part.mask_token is not None}
+    if len(masks) > 1:
+        raise DistillError(
+            f"two objectives mask the text in two ways, {' and '.join(sorted(masks))}, and one mask serves both; give "
+            "both the same settings."
+        )
 
 
 def supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[Objective], tuple[str, ...]]:
@@ -137,8 +149,9 @@ def check(
     if not isinstance(rows, Rows):
         return _check_answers(rows, student, pairs)
     models = [model for model in (teacher, student) if isinstance(model, nn.Module)]
+    _refuse_shared(models)
     known = [size for model in models if (size := vocabulary_of(model)) is not None]
-    apart = any(name.startswith(TEACHERS) for name in rows.columns)  # each reads with its own tokenizer
+    apart = reads_apart(rows.columns)
     if len(set(known)) > 1 and not apart:
         raise DistillError(
             f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; "
@@ -170,6 +183,19 @@ def check(
                 f"{classes[0]} classes "
                 f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
             )
+
+
+def _refuse_shared(models: list[nn.Module]) -> None:
+    """Refuse a student that would change the teacher; frozen parts, as below an adapter, may be shared."""
+    if len(models) < 2:
+        return
+    theirs = {id(parameter) for parameter in models[0].parameters()}
+    shared = [name for name, p in models[1].named_parameters() if id(p) in theirs and p.requires_grad]
+    if shared:
+        raise DistillError(
+            f"the student shares {len(shared)} of its parameters with the teacher ({shared[0]!r}, …), and training "
+            "would change the teacher; give it a copy: copy.deepcopy(…)."
+        )
 
 
 def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import DistillError
-from distill.inputs import answer_mask, inputs_of, students, teachers
+from distill.inputs import answer_mask, inputs_of, mask_of, students, teachers
 from distill.mapping import Pair
 from distill.objectives import Moment, Objective, Reads, Step
+from distill.objectives.objective import SOURCE, terms_of
 from distill.samples import Feed
 from distill.schedules import Schedule
 from distill.tasks import Rows
@@ -128,22 +128,6 @@ def weights_of(objectives: Iterable[Objective]) -> dict[str, Weight]:
     return {name: weight for each in objectives for name, weight in each.weights.items()}
 
 
-def terms_of(objectives: Iterable[Objective], step: Step) -> dict[str, Tensor]:
-    """The terms of all objectives by name.
-
-    Raises:
-        DistillError: two objectives that return one term.
-    """
-    terms: dict[str, Tensor] = {}
-    for objective in objectives:
-        new = objective(step)
-        twice = new.keys() & terms.keys()
-        if twice:
-            raise DistillError(f"two objectives return the term {min(twice)!r}; leave one of them out.")
-        terms |= new
-    return terms
-
-
 def altered(objectives: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
     """The batch as the objectives want it."""
     for objective in within(objectives):
@@ -201,6 +185,8 @@ def counted(objectives: nn.Module, batch: Mapping[str, Tensor], student: nn.Modu
     counts = {"examples": len(next(iter(batch.values())))}
     mask = answer_mask(student, batch)
     counts["tokens"] = counts["examples"] if mask is None else int(mask.sum())
+    source = mask_of(batch)
+    counts[SOURCE] = counts["examples"] if source is None else int(source.sum())
     for objective in within(objectives):
         counts |= objective.counts(batch)
     return counts

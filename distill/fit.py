@@ -26,7 +26,7 @@ from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
 from distill.tasks import Task
-from distill.weights import Weight
+from distill.weights import Weight, named
 
 
 class Interrupted(KeyboardInterrupt):
@@ -94,7 +94,7 @@ def fit(
     settings = {
         "schedule": json.loads(json.dumps(asdict(schedule))),
         "objective": [repr(each) for each in objectives],
-        "weights": {name: repr(value) if callable(value) else value for name, value in (weights or {}).items()},
+        "weights": {name: named(value) if callable(value) else value for name, value in (weights or {}).items()},
         "mapping": [str(pair) for pair in pairs],
     }
     folder = None if output_dir is None else Path(output_dir)

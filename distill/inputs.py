@@ -1,6 +1,6 @@
 """Which columns of a batch a model is called with, and which of its tokens are real."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import Parameter, signature
 from typing import Any, Protocol, runtime_checkable
 
@@ -96,9 +96,16 @@ def writes_labels(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
 
 
 def teachers(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The columns for the teacher: those that are named `teacher_…`, without that, else all."""
-    own = {name.removeprefix(TEACHERS): column for name, column in batch.items() if name.startswith(TEACHERS)}
-    return own or batch
+    """The columns for the teacher: those that are named `teacher_…`, without that, if it has inputs of its own."""
+    if not reads_apart(batch):
+        return batch
+    return {name.removeprefix(TEACHERS): column for name, column in batch.items() if name.startswith(TEACHERS)}
+
+
+def reads_apart(columns: Iterable[str]) -> bool:
+    """Whether the teacher has inputs of its own: a column `teacher_x` beside `x`."""
+    names = set(columns)
+    return any(name.startswith(TEACHERS) and name.removeprefix(TEACHERS) in names for name in names)
 
 
 def students(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

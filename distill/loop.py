@@ -56,6 +56,11 @@ def steps(
     check(teacher, student, rows, pairs)
     network = teacher if isinstance(teacher, nn.Module) else None
     feed = rows if not isinstance(rows, Rows) else None
+    if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
+        raise DistillError(
+            "the student has no parameter that is trained, as all have requires_grad=False; set it where it shall "
+            "learn: student.requires_grad_(True)."
+        )
     computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
     yield from train(
         computation, rows, weights, schedule=schedule, checkpoints=checkpoints, accelerator=accelerator,
@@ -94,6 +99,8 @@ def train(
         _try_out(computation, rows, total / per_epoch, schedule.seed, loss)
         optimizer = schedule.optimizes(groups_of(computation, schedule))
         wrapped, optimizer = accelerator.prepare(computation, optimizer)
+        optimizer.zero_grad()  # what the caller left on the student is no part of the first step
+        modes.callback(optimizer.zero_grad)
         if lent is not None:
             modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
         training = _Training(computation, wrapped, loss, schedule, accelerator, checkpoints)

@@ -96,6 +96,8 @@ def calibration(model: nn.Module, data: Rows, *, bins: int = 15, batch_size: int
     """
     confidences, correct = [], []
     for logits, labels in _answers(model, data, batch_size, "calibration"):
+        if logits.shape[-1] < 2:
+            raise DistillError("calibration is of classes, and this model has one output; use it for a classifier.")
         confidence, answers = logits.cpu().double().softmax(-1).max(-1)  # in float32 sure answers would all be 1
         confidences.append(confidence)
         correct.append(answers == labels.cpu())

@@ -29,7 +29,7 @@ from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule, weighted
 from distill.tasks import Rows
 from distill.together import Edge, Together
-from distill.weights import Weight
+from distill.weights import Weight, named
 
 
 def mutual(
@@ -106,7 +106,7 @@ def mutual(
         "objective": [repr(each) for each in lessons],
         "own": [repr(each) for each in mine],
         "edges": [list(edge) for edge in arrows],
-        "weights": {name: repr(value) if callable(value) else value for name, value in given.items()},
+        "weights": {name: named(value) if callable(value) else value for name, value in given.items()},
         "mapping": {f"{j} to {i}": [str(pair) for pair in found] for (j, i), found in pairs.items()},
     }
     folder = None if output_dir is None else Path(output_dir)

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import ceil, cos, pi
+from math import ceil, cos, isfinite, pi
+from numbers import Integral
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -46,23 +48,24 @@ class Schedule:
         seed: of the order of the rows, the draws of the objectives, and dropout.
         accumulate: the parts in which a step is computed, one after the other, for less memory. Means are those of the
             whole step, whatever their number; what compares the rows of a batch with each other (sources that are
-            shuffled, contrastive negatives, batch norm) sees one part at a time.
+            shuffled, contrastive negatives, batch norm) sees one part at a time, what draws (noise, pairs of a mapping)
+            draws for each, and BSS, which knows late how many rows it moves, averages over the parts.
         optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
         decay: how the learning rate falls after the warm-up: "linear" or "cosine" to 0, "constant", or the shares of
             the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
     """
 
     epochs: float = 3
-    steps: int | None = None
-    batch_size: int = 32
+    steps: Any = None
+    batch_size: Any = 32
     lr: float = 5e-5
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip: float | None = 1.0
     seed: int = 0
-    accumulate: int = 1
+    accumulate: Any = 1
     optimizer: str = "adamw"
-    decay: str | tuple[float, ...] = "linear"
+    decay: Any = "linear"
 
     def __post_init__(self) -> None:
         if (self.steps is not None and self.steps < 1) or self.epochs <= 0:
@@ -73,6 +76,17 @@ class Schedule:
             raise DistillError(
                 f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0, e.g. batch_size=32, lr=5e-5."
             )
+        whole = {"batch_size": self.batch_size, "accumulate": self.accumulate, "steps": self.steps}
+        odd = [name for name, each in whole.items() if each is not None and not _is_whole(each)]
+        if odd or not isfinite(self.epochs):
+            name = odd[0] if odd else "epochs"
+            raise DistillError(f"{name}={getattr(self, name)!r} must be a whole number{'' if odd else ', or finite'}.")
+        if not 0 <= self.warmup <= 1:
+            raise DistillError(
+                f"warmup={self.warmup} is no share of the steps; use 0 to 1, e.g. warmup=0.06; for k of n steps k / n."
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise DistillError(f"clip={self.clip} leaves no gradient; use a norm above 0, e.g. clip=1.0, or None.")
         if not 1 <= self.accumulate <= self.batch_size:
             raise DistillError(
                 f"accumulate={self.accumulate} parts cannot be made of batch_size={self.batch_size} rows; use 1 to "
@@ -86,7 +100,7 @@ class Schedule:
                     f"decay={self.decay!r} is none of {', '.join(DECAYS)}; choose one, or shares of the training, "
                     "as decay=(0.5, 0.75)."
                 )
-        elif not all(0 < share < 1 for share in self.decay):
+        elif not isinstance(self.decay, tuple) or not self.decay or not all(0 < share < 1 for share in self.decay):
             raise DistillError(f"decay={self.decay} must be shares of the training, between 0 and 1, as (0.5, 0.75).")
 
     @classmethod
@@ -118,6 +132,10 @@ class Schedule:
     def optimizes(self, groups: Iterable[Mapping[str, object]]) -> torch.optim.Optimizer:
         """The optimizer of these groups of parameters."""
         return OPTIMIZERS[self.optimizer](groups, lr=self.lr, weight_decay=self.weight_decay)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def weighted(

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.computations import NOW, terms_of, within
+from distill.computations import NOW, within
 from distill.errors import DistillError
 from distill.inputs import inputs_of
 from distill.mapping import Pair
 from distill.objectives import Moment, Objective, Reads, Step
+from distill.objectives.objective import terms_of
 from distill.samples import Feed
 from distill.tasks import Rows
 from distill.weights import Weight

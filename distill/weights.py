@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from distill.errors import DistillError
 
@@ -28,3 +29,16 @@ class Ramp:
 
 
 Weight = float | Callable[[float], float]
+
+
+def named(function: Callable[..., object]) -> str:
+    """A function as text that is the same in every process.
+
+    >>> from functools import partial
+    >>> named(partial(pow, 2))
+    'partial(pow, 2)'
+    """
+    if isinstance(function, partial):
+        settings = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+        return f"partial({', '.join([named(function.func), *settings])})"
+    return getattr(function, "__qualname__", None) or repr(function)

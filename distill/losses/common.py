@@ -72,13 +72,18 @@ def spread(values: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
     return values.new_zeros(shape).masked_scatter(mask.bool(), values)
 
 
+HOT = 50.0
+"""The temperature above which softened answers are compared in double precision: single would be mostly rounding."""
+
+
 def softened(name: str, logits: Tensor, temperature: float) -> Tensor:
     """Logits divided by a temperature, which must be above 0; `name` is who asks."""
     if not temperature > 0:
         raise DistillError(
             f"{name} needs a temperature above 0: temperature={temperature}; temperature=1 softens nothing."
         )
-    return widened(logits) / temperature
+    exact = temperature > HOT and logits.device.type != "mps"
+    return (logits.double() if exact else widened(logits)) / temperature
 
 
 def counted(name: str, logits: Tensor, labels: Tensor) -> Tensor:

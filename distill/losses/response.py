@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import kept, same_shapes, softened, spread
+from distill.losses.common import kept, same_shapes, softened, spread, widened
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """From the log-probabilities of student and teacher, `[*batch, classes]`, to one value a position, `[*batch]`."""
@@ -104,7 +104,7 @@ def kd(
     """
     student = softened("kd", kept(student_logits, mask), temperature).log_softmax(-1)
     teacher = softened("kd", kept(teacher_logits, mask), temperature).log_softmax(-1)
-    values = divergence(student, teacher) * (temperature**2 if scale_t2 else 1)
+    values = (divergence(student, teacher) * (temperature**2 if scale_t2 else 1)).to(widened(student_logits).dtype)
     if reduction == "batchmean":
         return values.mean()
     if reduction == "mean":
@@ -143,7 +143,7 @@ def multi_label_kd(
     0.0654...
     """
     sides = (softened("multi_label_kd", kept(z, mask), temperature) for z in (student_logits, teacher_logits))
-    values = binary_kl(*sides).mean(-1) * (temperature**2 if scale_t2 else 1)
+    values = (binary_kl(*sides).mean(-1) * (temperature**2 if scale_t2 else 1)).to(widened(student_logits).dtype)
     if reduction in ("batchmean", "mean"):
         return values.mean()
     if reduction == "none":

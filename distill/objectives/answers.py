@@ -1,5 +1,6 @@
 """What the logits of a model mean: one class of several, several labels at once, or real values."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -29,8 +30,8 @@ def checked(answers: Any, asked: str) -> Answers | None:
 def answers_of(step: Step, logits: Tensor, told: Answers | None, asked: str) -> Answers:
     """What the student's logits mean: as told, as its configuration says, or as the labels look.
 
-    `problem_type` of a transformers configuration decides; else real-valued labels, several an example, are
-    multi-label where all are from 0 to 1; one logit an example is a real value; all else is classes.
+    `problem_type` of a transformers configuration decides; else labels that are as many as the logits are multi-label
+    where all are from 0 to 1, and real values where not; one logit an example is a real value; all else is classes.
 
     Raises:
         DistillError: one logit with whole-numbered labels in a model that does not say what it is.
@@ -50,10 +51,17 @@ def answers_of(step: Step, logits: Tensor, told: Answers | None, asked: str) -> 
                 f"say {asked.removesuffix('()')}(answers='labels') or (answers='values')."
             )
         return "values"
-    if real and labels is not None and labels.shape == logits.shape:
+    if labels is not None and logits.ndim == 2 and labels.shape[1:] == logits.shape[1:]:
         several = bool(((labels == -100) | ((labels >= 0) & (labels <= 1))).all())
         return "labels" if several else "values"
     return "classes"
+
+
+def decided(step: Step, told: Answers | None, asked: str) -> Answers:
+    """What the logits mean, decided once, by all labels of the data and not those of a batch."""
+    labels = None if step.data is None else step.data.table.get("labels")
+    batch = {**step.batch, "labels": labels} if isinstance(labels, Tensor) else step.batch
+    return answers_of(replace(step, batch=batch), step.student.logits, told, asked)
 
 
 def _innermost(model: Any) -> Any:

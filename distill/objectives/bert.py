@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from distill.errors import DistillError
 from distill.losses import hint, soft_cross_entropy
 from distill.losses.common import widened
 from distill.mapping import Pair, depth
-from distill.objectives.features import Cosine, Layers, matched, regressed, regressors_for, shown
+from distill.objectives.features import Cosine, Layers, matched, refuse_nowhere, regressed, regressors_for, shown
 from distill.objectives.language import MaskedLM
-from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.objective import About, Objective, Reads, Step, averaged
 from distill.objectives.response import KD
 from interventions import Location
 
@@ -54,6 +55,10 @@ class DistilBERT(Objective):
         """The last hidden states."""
         cosine: Any = self.parts["cosine"]
         return cosine.reads(mapping)
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"{self.parts['kd']}, {self.parts['mlm']}"
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The three terms."""
@@ -97,6 +102,7 @@ class TinyBERT(Objective):
         super().__init__()
         if stage not in (None, 1, 2):
             raise DistillError(f"TinyBERT(stage={stage}) does not exist; use 1 (layers), 2 (answers) or None (both).")
+        refuse_nowhere(layers, "TinyBERT")
         self.stage, self.layers, self.temperature, self.lr = stage, layers, temperature, lr
         self.maps = nn.ModuleDict()
         self._even: Layers = {}
@@ -125,19 +131,20 @@ class TinyBERT(Objective):
             losses = []
             for at, place in self._hidden():
                 student, teacher = matched(step.student, place, step.taught, at, "TinyBERT")
-                mask = step.mask(student)
-                losses.append(step.mean(hint(regressed(self.maps, at, student), teacher, mask), mask))
+                mask = step.mask(student, place)
+                ours = regressed(self.maps, at, student)
+                losses.append(averaged(step, partial(hint, mask=mask), ours, teacher, mask))
             terms["tinybert_hidden"] = torch.stack(losses).sum()
         if self.stage != 1:
             student, teacher = step.student.logits, step.taught.logits
             mask = step.mask(student)
-            value = soft_cross_entropy(student, teacher, self.temperature, mask=mask)
-            terms["tinybert_prediction"] = step.mean(value, mask)
+            loss = partial(soft_cross_entropy, temperature=self.temperature, mask=mask)
+            terms["tinybert_prediction"] = averaged(step, loss, student, teacher, mask)
         return terms
 
     def extra_repr(self) -> str:
         """For printing."""
-        settings = [f"stage={self.stage}", f"temperature={self.temperature}"]
+        settings = [f"stage={self.stage}", f"temperature={self.temperature}", f"lr={self.lr}"]
         return ", ".join(settings + ([] if self.layers is None else [f"layers={shown(self.layers)}"]))
 
     @property
@@ -157,7 +164,7 @@ class TinyBERT(Objective):
                     f"student has {list(student.shape)}, {_scores(above)} of the teacher {list(teacher.shape)}; "
                     "give the student as many heads, or use AT(), which adds the heads up."
                 )
-            mask = step.mask(step.student.vectors(below))
+            mask = step.mask(step.student.vectors(below), below)
             losses.append(scores_error(student, teacher, mask))
         return losses
 

@@ -53,6 +53,8 @@ class BSS(Objective):
     )
     needs = ("labels",)
 
+    compares_runs = False
+
     def __init__(
         self,
         temperature: float = 3.0,
@@ -104,7 +106,8 @@ class BSS(Objective):
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"temperature={self.temperature}, samples={self.samples}, both={self.both}, {self.move.keywords}"
+        settings = f"samples={self.samples}, both={self.both}, until={self.schedule.until}, at={self.at}"
+        return f"temperature={self.temperature}, {settings}, {self.move.keywords}"
 
     def _chosen(self, step: Step) -> Int[Tensor, " chosen"]:
         """The rows that are moved."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.inputs import inputs_of, real_tokens, vocabulary_of
 from distill.mapping import Pair
-from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.objective import About, Objective, Reads, Step, terms_of
 from distill.objectives.response import KD
 from distill.pairs import Crossway, Pairs, Shuffle, Span
 from interventions import Location, Mixup, Noise, Run, Swap, architecture, interchange, run_to
@@ -49,6 +49,8 @@ class DIITO(Objective):
         "both: a resumed counterfactual run; in-context sources: a run up to the swap too",
     )
 
+    compares_runs = False
+
     def __init__(
         self,
         pairs: Pairs | None = None,
@@ -65,7 +67,14 @@ class DIITO(Objective):
         self.pairs = Shuffle() if pairs is None and self.op.needs_source else pairs
         self.positions, self.detach_source = positions, detach_source
         match = KD() if match is None else match
-        self.match: Any = nn.ModuleList([match] if isinstance(match, Objective) else match)
+        matched = [match] if isinstance(match, Objective) else list(match)
+        odd = next((each for each in matched if not isinstance(each, Objective) or not each.compares_runs), None)
+        if odd is not None or not matched:
+            raise DistillError(
+                f"DIITO(match={match!r}) compares counterfactual runs, and {odd if matched else 'nothing'} does not "
+                "compare the runs that it is given; use e.g. match=[KD(2.0), Cosine()]."
+            )
+        self.match: Any = nn.ModuleList(matched)
 
     @property
     def interchanges(self) -> bool:
@@ -92,7 +101,8 @@ class DIITO(Objective):
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"{self.pairs}, op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
+        settings = f"op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
+        return f"{self.pairs}, {settings}, match={list(self.match)}"
 
     def draw_pair(self, step: Step) -> Pair:
         """One entry of the mapping, uniformly."""
@@ -119,10 +129,7 @@ class DIITO(Objective):
 
     def _compared(self, step: Step, teacher: Run, student: Run) -> dict[str, Tensor]:
         counterfactual = replace(step, teacher=teacher, base=lambda: student)
-        terms: dict[str, Tensor] = {}
-        for objective in self.match:
-            terms |= {f"{name}_cf": term for name, term in objective(counterfactual).items()}
-        return terms
+        return {f"{name}_cf": term for name, term in terms_of(self.match, counterfactual).items()}
 
     def _interchanged(
         self,

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from distill.errors import DistillError
-from distill.inputs import answer_mask, students, teachers
+from distill.inputs import students, teachers
 from distill.losses import contrast, invariance, nce
 from distill.losses.common import widened
 from distill.mapping import Pair
 from distill.objectives.memories import Classes, Memory
-from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.objective import About, Objective, Reads, Step, mask_at
 from distill.objectives.points import Places, of_both
 from distill.objectives.projections import linear
 from distill.penultimate import penultimate
 from distill.ranks import gathered, processes
 from interventions import Location, Run
+
+COLDEST = 0.02
+"""The lowest temperature at which exp(1 / τ) is a number in single precision."""
 
 
 class CRD(Objective):
@@ -63,10 +66,11 @@ class CRD(Objective):
         lr: float | None = None,
     ) -> None:
         super().__init__()
-        if negatives < 1 or not temperature > 0 or not 0 <= momentum < 1:
+        if negatives < 1 or not temperature >= COLDEST or not 0 <= momentum < 1:
             raise DistillError(
                 f"CRD(negatives={negatives}, temperature={temperature}, momentum={momentum}): one negative at least, a "
-                "temperature above 0 and a momentum from 0 to below 1 are needed; CRD() has the paper's."
+                f"temperature of {COLDEST} or more (exp(1/τ) overflows below) and a momentum from 0 to below 1 are "
+                "needed; CRD() has the paper's."
             )
         self.embedded, self.lr = Embedded(width, at), lr
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
@@ -120,7 +124,8 @@ class CRD(Objective):
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"negatives={self.negatives}, temperature={self.temperature}, momentum={self.momentum}"
+        settings = f"negatives={self.negatives}, temperature={self.temperature}, momentum={self.momentum}"
+        return f"{self.embedded.extra_repr()}, {settings}, lr={self.lr}"
 
     def _remember(self, step: Step, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
         """Move the features of these rows in memory towards the new ones, on all processes those of all."""
@@ -182,6 +187,10 @@ class ICD(Objective):
             "icd_contrast": step.mean(contrast(student, teacher, scale)),
             "icd_invariance": step.mean(invariance(student, teacher, scale)),
         }
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        return f"{self.embedded.extra_repr()}, lr={self.lr}"
 
 
 class Embedded(nn.Module):
@@ -246,7 +255,7 @@ def pooled(run: Run, at: Location, batch: Mapping[str, Tensor]) -> Float[Tensor,
         vectors = rearrange(vectors, "batch position head dims -> batch position (head dims)")
     if vectors.ndim == 2:
         return vectors
-    mask = answer_mask(run.model, batch)
+    mask = mask_at(run.model, at, batch)
     if mask is None or mask.shape != vectors.shape[:2]:
         return vectors.mean(1)
     real = mask.bool()[..., None]

@@ -28,6 +28,8 @@ class DAS(Objective):
         "student: a source run, one counterfactual run an entry",
     )
 
+    compares_runs = False
+
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """Nothing: sources are runs of their own."""
         return Reads()

@@ -40,6 +40,8 @@ class Sobolev(Objective):
         runs="one of each model, and for each direction a backward pass of each by the input (two for order 2)",
     )
 
+    compares_runs = False
+
     def __init__(self, order: int = 1, projections: int | None = 1, *, at: Places | None = None) -> None:
         super().__init__()
         if order not in (1, 2) or (projections is not None and projections < 1):

@@ -1,6 +1,7 @@
 """Objectives on hidden states: what the models compute at a place."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -10,7 +11,7 @@ from torch.nn import functional
 from distill.errors import DistillError
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.mapping import Pair, depth
-from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.objective import About, Objective, Reads, Step, averaged, mask_at
 from distill.objectives.projections import linear
 from interventions import Location, Run, architecture
 
@@ -40,8 +41,8 @@ class Cosine(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `cosine`."""
         student, teacher = step.student.vectors(self.at), step.taught.vectors(self.at)
-        mask = step.mask(student)
-        return {"cosine": step.mean(cosine(student, teacher, mask), mask)}
+        mask = step.mask(student, self.at)
+        return {"cosine": averaged(step, partial(cosine, mask=mask), student, teacher, mask)}
 
     def extra_repr(self) -> str:
         """For printing."""
@@ -81,8 +82,8 @@ class PKD(Objective):
                 "PKD() compares the layers of a mapping and there is none below the last; give "
                 "PKD({Location(1): Location(0)})."
             )
-        teacher = torch.stack([step.taught.vectors(above)[:, 0] for above in layers], 1)
-        student = torch.stack([step.student.vectors(below)[:, 0] for below in layers.values()], 1)
+        teacher = torch.stack([_first(step, step.taught, above) for above in layers], 1)
+        student = torch.stack([_first(step, step.student, below) for below in layers.values()], 1)
         return {"pkd": step.mean(patient(student, teacher))}
 
     def extra_repr(self) -> str:
@@ -120,7 +121,14 @@ class FitNets(Objective):
     ) -> None:
         super().__init__()
         self.layers, self.lr = layers, lr
+        refuse_nowhere(layers, "FitNets")
         self._given = dict(regressors or {})
+        odd = [at for at in self._given if layers is not None and at not in layers]
+        if odd:
+            raise DistillError(
+                f"FitNets(regressors=…) names {odd[0]}, which is none of the teacher's layers: "
+                f"{', '.join(map(str, layers or ()))}; use the same text for a place in both."
+            )
         self.regressors = nn.ModuleDict({_key(at): module for at, module in self._given.items()})
         self._middle: Layers = {}
 
@@ -145,8 +153,9 @@ class FitNets(Objective):
         losses = []
         for above, below in self._layers.items():
             student, teacher = matched(step.student, below, step.taught, above, "FitNets")
-            mask = step.mask(student)
-            losses.append(step.mean(hint(regressed(self.regressors, above, student), teacher, mask), mask))
+            mask = step.mask(student, below)
+            ours = regressed(self.regressors, above, student)
+            losses.append(averaged(step, partial(hint, mask=mask), ours, teacher, mask))
         return {"hint": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
@@ -182,6 +191,7 @@ class AT(Objective):
 
     def __init__(self, layers: Layers | None = None) -> None:
         super().__init__()
+        refuse_nowhere(layers, "AT")
         self.layers = layers
 
     @property
@@ -205,8 +215,11 @@ class AT(Objective):
         losses = []
         for above, below in layers.items():
             student, teacher = step.student.activations[below], step.taught.activations[above]
-            losses.append(attention_transfer(student, teacher, _pairs_of_tokens(step, below, student)))
-        return {"at": step.mean(torch.stack(losses).sum())}
+            pairs = _pairs_of_tokens(step, below, student)
+            nothing = pairs is not None and not bool(pairs.any())
+            value = student.sum() * 0 if nothing else attention_transfer(student, teacher, pairs)
+            losses.append(step.mean(value))
+        return {"at": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
         """For printing."""
@@ -264,7 +277,26 @@ def regressed(regressors: nn.ModuleDict, at: Location, student: Tensor) -> Tenso
         raise DistillError(
             f"the regressor to {at} was not made yet; call objective.prepare(step, rows) first, as distill.fit does."
         )
-    return regressors[_key(at)](student)
+    module = regressors[_key(at)]
+    own = next(module.parameters(), None)
+    return module(student if own is None else student.to(own.dtype))
+
+
+def refuse_nowhere(layers: Layers | None, asked: str) -> None:
+    """Refuse a choice of no layers."""
+    if layers is not None and not layers:
+        raise DistillError(f"{asked}(layers={{}}) compares nothing; give {asked}({{Location(1): Location(0)}}).")
+
+
+def _first(step: Step, run: Run, at: Location) -> Tensor:
+    """The first token that is no padding, `[batch, width]`; a vector an example as it is."""
+    states = run.vectors(at)
+    if states.ndim == 2:
+        return states
+    mask = mask_at(run.model, at, step.batch)
+    if mask is None or mask.shape != states.shape[:2]:
+        return states[:, 0]
+    return states[torch.arange(len(states), device=states.device), mask.long().argmax(1)]
 
 
 def shown(layers: Layers) -> str:
@@ -280,7 +312,7 @@ def _pairs_of_tokens(step: Step, at: Location, maps: Tensor) -> Tensor | None:
     """For attention patterns, which pairs of query and key are no padding, `[batch, query, key]`."""
     if "attention_pattern" not in (at.site, at.io):
         return None
-    mask = step.mask(rearrange(maps, "b h q k -> b q (h k)"))
+    mask = step.mask(rearrange(maps, "b h q k -> b q (h k)"), at)
     return None if mask is None or maps.shape[2] != maps.shape[3] else mask.bool()[:, :, None] & mask.bool()[:, None]
 
 

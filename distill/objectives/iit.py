@@ -40,6 +40,8 @@ class IIT(Objective):
         "student: a source run, resumed counterfactual runs",
     )
 
+    compares_runs = False
+
     def __init__(
         self, *, strict: Iterable[Location | str] = (), detach_source: bool = False, positions: Any = None
     ) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import MASKED, following
+from distill.inputs import MASKED, TEACHERS, following
 from distill.losses import cross_entropy
 from distill.objectives.objective import About, Objective, Step
 
@@ -52,6 +52,11 @@ class MaskedLM(Objective):
         """The batch with tokens masked, and what they were; as it is where that was done already."""
         if self.mask_token is None or MASKED in batch:
             return batch
+        if TEACHERS + "input_ids" in batch:
+            raise DistillError(
+                "MaskedLM masks the text that both models read, and here the teacher reads tokens of its own; give "
+                "data that is masked already, and MaskedLM()."
+            )
         if "input_ids" not in batch:
             raise DistillError(f"MaskedLM masks input_ids and the data has {', '.join(batch)}; leave it out.")
         ids = batch["input_ids"]
@@ -83,7 +88,9 @@ class MaskedLM(Objective):
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"share={self.share}, replaced={self.replaced}" if self.mask_token is not None else ""
+        if self.mask_token is None:
+            return ""
+        return f"mask_token={self.mask_token}, tokens={self.tokens}, share={self.share}, replaced={self.replaced}"
 
 
 class CausalLM(Objective):

@@ -1,7 +1,7 @@
 """What an objective is: a small module that compares runs and returns named, unweighted terms."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
-from distill.inputs import answer_mask
+from distill.inputs import answer_mask, mask_of
 from distill.mapping import Pair
 from distill.samples import Feed
 from distill.tasks import Rows
 from distill.weights import Weight
-from interventions import Location, Run
+from interventions import Location, Run, architecture
+
+SOURCE = "source tokens"
+"""The kind of a mean over the tokens of an encoder, where the decoder answers."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,16 @@ class Step:
             )
         return self.batch[name]
 
-    def mask(self, states: Tensor) -> Tensor | None:
-        """For states of tokens, `[batch, token, …]`: which positions count (no padding). None for one an example."""
+    def mask(self, states: Tensor, at: Location | None = None) -> Tensor | None:
+        """For states of tokens, `[batch, token, …]`: which positions count (no padding). None for one an example.
+
+        Args:
+            states: the answers, or what the student has at a place.
+            at: that place: in an encoder other tokens count than in the answers.
+        """
         if states.ndim < 3:
             return None
-        mask = answer_mask(self.network, self.batch)
+        mask = mask_at(self.network, at, self.batch)
         return mask if mask is not None and mask.shape == states.shape[:2] else None
 
     def mean(self, value: Tensor, over: Tensor | str | None = None) -> Tensor:
@@ -149,13 +157,48 @@ class Step:
                 counts.
         """
         kind = over if isinstance(over, str) else "examples" if over is None else "tokens"
+        if over is not None and over is self.batch.get("attention_mask"):
+            kind = SOURCE
         share = self.moment.shares.get(kind, 1.0)
         return value if share == 1.0 else value * share
 
     def drawing(self, name: str) -> torch.Generator:
         """A generator for draws of one's own, decided by the step's: to use it changes no other draws."""
-        seed = crc32(f"{name} {self.moment.part}".encode()) ^ self.generator.initial_seed()
+        told = f"{name} {self.moment.part} {self.student.is_counterfactual}"
+        seed = crc32(told.encode()) ^ self.generator.initial_seed()
         return torch.Generator(self.generator.device).manual_seed(seed % 2**63)
+
+
+def mask_at(model: nn.Module, at: Location | None, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens at a place of a model are no padding; None for `at` is those that it answers at."""
+    if at is None or architecture(model).place(at).mask.startswith("decoder"):
+        return answer_mask(model, batch)
+    return mask_of(batch)
+
+
+def averaged(
+    step: Step, loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None
+) -> Tensor:
+    """The loss of the positions that a mask keeps, as its part of the whole step; 0 where it keeps none."""
+    if mask is not None and not bool(mask.any()):
+        return student.sum() * 0
+    return step.mean(loss(student, teacher), mask)
+
+
+def terms_of(objectives: Iterable["Objective"], step: Step) -> dict[str, Tensor]:
+    """The terms of all objectives by name.
+
+    Raises:
+        DistillError: two objectives that return one term.
+    """
+    terms: dict[str, Tensor] = {}
+    for objective in objectives:
+        new = objective(step)
+        twice = new.keys() & terms.keys()
+        if twice:
+            raise DistillError(f"two objectives return the term {min(twice)!r}; leave one of them out.")
+        terms |= new
+    return terms
 
 
 class Objective(nn.Module, ABC):
@@ -165,11 +208,13 @@ class Objective(nn.Module, ABC):
         about: what `distill objectives` says of it.
         needs: columns of the data without which it has nothing to say.
         lr: the learning rate of its own parameters; None is that of the schedule.
+        compares_runs: whether it compares the runs that it is given, so that it can compare counterfactual ones.
     """
 
     about: ClassVar[About | None] = None
     needs: tuple[str, ...] = ()
     lr: float | None = None
+    compares_runs: ClassVar[bool] = True
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """Locations that it needs of the base runs, besides the output."""
@@ -201,6 +246,10 @@ class Objective(nn.Module, ABC):
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
         """Over how many values its means are, by kind, where that is neither the examples nor the tokens."""
         return {}
+
+    def __repr__(self) -> str:
+        """Its settings, and nothing that it learns or remembers."""
+        return f"{type(self).__name__}({self.extra_repr()})"
 
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from math import floor
 from typing import Any
 
@@ -22,8 +23,9 @@ from distill.losses import (
     multi_label_kd,
     squared_error,
 )
-from distill.objectives.answers import Answers, answers_of, checked
-from distill.objectives.objective import About, Objective, Step
+from distill.objectives.answers import Answers, answers_of, checked, decided
+from distill.objectives.objective import About, Objective, Step, averaged
+from distill.weights import named
 from interventions import run
 
 
@@ -74,7 +76,13 @@ class KD(Objective):
             raise DistillError(f"KD(reduction={reduction!r}) is no scalar; use 'batchmean' or 'mean'.")
         self.temperature, self.reduction, self.scale_t2, self.divergence = temperature, reduction, scale_t2, divergence
         self.answers = checked(answers, "KD")
+        self._decided: Answers | None = None
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Decide what the answers are."""
+        if step.student.logits.shape == step.taught.logits.shape:
+            self._decided = decided(step, self.answers, "KD()")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `kd`."""
@@ -84,19 +92,19 @@ class KD(Objective):
                 f"KD() compares token by token, and the two models read other tokens: student {list(student.shape)}, "
                 f"teacher {list(teacher.shape)}; use SpanKD(alignment), which compares where their texts agree."
             )
-        answers = answers_of(step, student, self.answers, "KD()")
+        answers = answers_of(step, student, self._decided or self.answers, "KD()")
         student = self._noisy(student, self.student_noise, "student", step)
         teacher = self._noisy(teacher, self.teacher_noise, "teacher", step)
         mask = step.mask(student)
-        return {"kd": step.mean(self._divergence(student, teacher, answers, mask), mask)}
+        loss = partial(self._divergence, answers=answers, mask=mask)
+        return {"kd": averaged(step, loss, student, teacher, mask)}
 
     def extra_repr(self) -> str:
         """For printing."""
         shown = [f"temperature={self.temperature}"]
         shown += [f"reduction={self.reduction!r}"] if self.reduction != "batchmean" else []
         shown += ["scale_t2=False"] if not self.scale_t2 else []
-        name = getattr(self.divergence, "__name__", repr(self.divergence))
-        shown += [f"divergence={name}"] if self.divergence is not forward_kl else []
+        shown += [f"divergence={named(self.divergence)}"] if self.divergence is not forward_kl else []
         for setting in ("answers", "teacher_noise", "student_noise"):
             value = getattr(self, setting)
             shown += [f"{setting}={value!r}"] if value is not None else []
@@ -110,7 +118,7 @@ class KD(Objective):
             return kd(student, teacher, *settings, mask=mask, divergence=self.divergence)
         if self.divergence is not forward_kl:
             raise DistillError(
-                f"KD(divergence={getattr(self.divergence, '__name__', self.divergence)}) compares classes, and these "
+                f"KD(divergence={named(self.divergence)}) compares classes, and these "
                 "models answer with several labels an example; leave divergence out, or use divergence=squared_error."
             )
         return multi_label_kd(student, teacher, self.temperature, self.reduction, self.scale_t2, mask=mask)
@@ -154,6 +162,7 @@ class DKD(Objective):
 
     def prepare(self, step: Step, rows: int) -> None:
         """Say what will not be as expected: two classes, or a warm-up longer than the training."""
+        _refuse_unlabelled(step, "DKD()")
         classes = step.student.logits.shape[-1]
         if classes == 2:
             warnings.warn(
@@ -180,7 +189,7 @@ class DKD(Objective):
                 f"DKD() sets one label an example against the other classes, and the labels are {labels.dtype} "
                 f"{list(labels.shape)}; use KD(), which takes several labels and real values too."
             )
-        if not _counts_here(labels, step):
+        if not bool((labels != -100).any()):
             return {"dkd": student.sum() * 0}
         value = dkd(student, teacher, labels, self.alpha, self.beta, self.temperature)
         rise = min((floor(step.moment.epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
@@ -192,10 +201,10 @@ class DKD(Objective):
 
 
 class Labels(Objective):
-    """The student's answer under the labels of the data; −100 is left out. Term `labels`.
+    """The student's answer under the labels of the data. Term `labels`.
 
     Cross-entropy for classes, the mean over the labels of each one's cross-entropy for several labels an example,
-    squared error for real values.
+    −100 left out; squared error for real values, where every number counts.
 
     Args:
         smoothing: ε: the label counts 1 − ε, and ε is shared by all classes alike (Szegedy et al. 2015,
@@ -214,9 +223,12 @@ class Labels(Objective):
                 f"Labels(smoothing={smoothing}) leaves nothing of the label; use 0 to below 1, e.g. 0.1."
             )
         self.smoothing, self.answers = smoothing, checked(answers, "Labels")
+        self._decided: Answers | None = None
 
     def prepare(self, step: Step, rows: int) -> None:
-        """Refuse labels that are the inputs themselves: those of a causal language model, which it must predict."""
+        """Decide what the answers are; refuse labels of a causal language model that are the tokens at their places."""
+        _refuse_unlabelled(step, "Labels()")
+        self._decided = decided(step, self.answers, "Labels()")
         labels, ids = step.batch.get("labels"), step.batch.get("input_ids")
         if labels is None or ids is None or labels.shape != ids.shape or step.student.logits.ndim != 3:
             return
@@ -234,10 +246,15 @@ class Labels(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `labels`."""
         logits, labels = step.student.logits, step.column("labels", "Labels()")
-        answers = answers_of(step, logits, self.answers, "Labels()")
+        answers = answers_of(step, logits, self._decided or self.answers, "Labels()")
+        if self.smoothing and answers != "classes":
+            raise DistillError(
+                f"Labels(smoothing={self.smoothing}) shares a part of the label among classes, and these answers are "
+                f"{answers!r}; use Labels()."
+            )
         if answers == "values":
             return {"labels": step.mean(mean_squared_error(logits, labels))}
-        if not _counts_here(labels, step):
+        if not bool((labels != -100).any()):
             return {"labels": logits.sum() * 0}
         if answers == "labels":
             wanted = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
@@ -255,6 +272,13 @@ def counted_labels(batch: Mapping[str, Tensor]) -> dict[str, int]:
     return {"labels": int((batch["labels"] != -100).sum())} if "labels" in batch else {}
 
 
+def _refuse_unlabelled(step: Step, asked: str) -> None:
+    """Refuse data of which no label counts."""
+    labels = None if step.data is None else step.data.table.get("labels")
+    if labels is not None and all(bool((row == -100).all()) for row in labels):
+        raise DistillError(f"{asked} needs a label that is not -100, and none of the {len(labels)} rows has one.")
+
+
 def _reads_to_the_right(step: Step) -> bool:
     """Whether the answer at the first token is the same whatever the last one is."""
     ids = step.batch["input_ids"]
@@ -262,8 +286,3 @@ def _reads_to_the_right(step: Step) -> bool:
     changed = {**step.batch, "input_ids": torch.cat([ids[:, :-1], other[:, None]], 1)}
     logits = run(step.network, inputs_of(step.network, changed), resumable=False).logits
     return ids.shape[1] > 1 and torch.equal(logits[:, 0], step.student.logits[:, 0])
-
-
-def _counts_here(labels: Tensor, step: Step) -> bool:
-    """Whether any label counts in this part of a step; where the whole step has none, the losses say so."""
-    return not step.moment.shares or bool((labels != -100).any())

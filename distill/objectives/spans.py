@@ -8,6 +8,7 @@ from distill.errors import DistillError
 from distill.losses import Divergence, forward_kl
 from distill.objectives.objective import About, Objective, Step
 from distill.token_alignment import TokenAlignment, span_kd
+from distill.weights import named
 
 
 class SpanKD(Objective):
@@ -80,4 +81,5 @@ class SpanKD(Objective):
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"temperature={self.temperature}, by={self.by!r}"
+        settings = f"temperature={self.temperature}, by={self.by!r}, scale_t2={self.scale_t2}"
+        return f"{settings}, divergence={named(self.divergence)}"
