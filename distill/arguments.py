@@ -115,8 +115,8 @@ def mapped(
     if isinstance(teacher, CausalModel):
         positions = next((each.positions for each in objectives if isinstance(each, IIT)), None)
         return () if not mapping else pairs_of(cast(Sides, mapping), teacher, student, positions)
-    if isinstance(mapping, tuple):
-        return mapping
+    if isinstance(mapping, tuple) or mapping == {}:
+        return tuple(cast(tuple[Pair, ...], mapping))
     return pairs_of(mapping_of("full" if mapping is None else mapping, teacher, student), teacher, student)
 
 

@@ -20,7 +20,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Task = Annotated[str | None, typer.Option(help="pvr, agreement or sst2; pvr where neither task nor data is given.")]
+Task = Annotated[
+    str | None,
+    typer.Option(help="pvr, agreement or sst2; pvr where neither task nor data is given (digits, mnist: in Python)."),
+]
 Data = Annotated[
     Path | None, typer.Option(help="A folder for the task, or a .csv, .tsv or .jsonl file with text and label columns.")
 ]

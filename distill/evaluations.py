@@ -20,7 +20,7 @@ from distill.samples import chunks, given
 from distill.seen import Seen
 from distill.values import Values
 from distill.variables import drawn, variables_accuracy
-from interventions import run
+from interventions import InterventionError, run
 
 
 def evaluate_variables(
@@ -82,7 +82,7 @@ def evaluate(
         return Evaluation(measured, None)
     try:
         interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
-    except DistillError as nothing:
+    except (DistillError, InterventionError) as nothing:
         return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
     return Evaluation(measured, interchange)
 

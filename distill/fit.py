@@ -61,7 +61,8 @@ def fit(
             Or a causal model, which samples its own inputs: `fit(causal_model, network, mapping)` is interchange
             intervention training.
         student: any torch model with the same inputs and classes.
-        mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default.
+        mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default. {} interchanges
+            nothing, and measures no interchange accuracy.
         data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or
             "random". For a causal model {name: tensor} of its inputs; columns of other variables are checked.
         objective: one or several; by default `[KD(), DIITO()]`, for a causal model `IIT()`.
@@ -126,7 +127,7 @@ def fit(
         trained_on = None if data is None else seen(teacher, student, data, schedule)
         evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=trained_on)
     elif tested is not None:
-        measured = pairs or full_mapping(teacher, student)
+        measured = None if mapping == {} else pairs or full_mapping(teacher, student)
         evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
     trained_on = seen(teacher, student, data, schedule, PartialState().num_processes)
     result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, trained_on)

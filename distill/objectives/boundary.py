@@ -49,7 +49,7 @@ class BSS(Objective):
         terms=("bss",),
         formula="KD(z_s(x'), z_t(x'), τ), x' moved by η (z_y − z_k + ε) along the gradient of z_k − z_y; weight 2 to 0",
         source="Heo et al. 2018, arXiv:1805.05532",
-        runs="one of the student; of the teacher one, and one with its backward pass for each step of the move",
+        runs="one of the student; of the teacher three, and one with its backward pass for each step of the move",
     )
     needs = ("labels",)
 

@@ -218,8 +218,8 @@ class Embedded(nn.Module):
         else:
             self._places = of_both(self.at)
         theirs, ours = self._features(step)
-        self.student = linear(ours.shape[1], self.width, ours)
-        self.teacher = linear(theirs.shape[1], self.width, theirs)
+        self.student = linear(ours.shape[1], self.width, ours.float())
+        self.teacher = linear(theirs.shape[1], self.width, theirs.float())
 
     def forward(self, step: Step) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch width"]]:
         """The features of the student and those of the teacher."""
