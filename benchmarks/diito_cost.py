@@ -20,8 +20,8 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import distill
-from distill.inputs import inputs_of
 from distill.computations import Computation
+from distill.inputs import inputs_of
 from distill.losses import kd
 from distill.mapping import pairs_of
 from interventions import Run, interchange, run

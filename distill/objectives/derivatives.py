@@ -37,8 +37,8 @@ class Sobolev(Objective):
         terms=("sobolev_value", "sobolev_1", "sobolev_2"),
         formula="‖z_s − z_t‖², E_v ‖∂⟨z_s, v⟩/∂x − ∂⟨z_t, v⟩/∂x‖², and E_vw of the second derivative (order=2)",
         source="Czarnecki et al. 2017, arXiv:1706.04859",
-        runs="one of each model, and for each direction a backward pass of each by the input (two for order 2), through "
-        "which the student's step goes back too",
+        runs="one of each model, and for each direction a backward pass of each by the input (two for order 2), "
+        "through which the student's step goes back too",
     )
 
     compares_runs = False
