@@ -61,7 +61,7 @@ class Sobolev(Objective):
         # In half precision, differences of derivatives are mostly rounding.
         with torch.autocast(step.generator.device.type, enabled=False):
             teacher, student = functions(step, self.at, "Sobolev()")
-            if step.student.logits.ndim == 3:
+            if step.taught.logits.ndim == 3:
                 token = _drawn_token(step)
                 teacher, student = replace(teacher, token=token), replace(student, token=token)
             points, draws = teacher.points, step.drawing("sobolev")
@@ -79,7 +79,7 @@ class Sobolev(Objective):
 
 def _drawn_token(step: Step) -> Int[Tensor, " batch"]:
     """The position of one token of each example, each that is no padding alike."""
-    logits = step.student.logits
+    logits = step.taught.logits
     mask = step.mask(logits)
     real = torch.ones(logits.shape[:2], device=logits.device).long() if mask is None else mask.long()
     generator = step.drawing("sobolev token")

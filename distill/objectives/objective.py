@@ -164,7 +164,7 @@ class Step:
 
     def drawing(self, name: str) -> torch.Generator:
         """A generator for draws of one's own, decided by the step's: to use it changes no other draws."""
-        told = f"{name} {self.moment.part} {self.student.is_counterfactual}"
+        told = f"{name} {self.moment.part} {self.teacher is not None and self.teacher.is_counterfactual}"
         seed = crc32(told.encode()) ^ self.generator.initial_seed()
         return torch.Generator(self.generator.device).manual_seed(seed % 2**63)
 

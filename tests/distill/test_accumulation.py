@@ -158,7 +158,7 @@ def test_shares_by_hand():
 def test_a_process_without_rows_counts_for_nothing():
     batch = {"inputs": torch.zeros(1, 6)}
     ((_, moment),) = parts_of(batch, Moment(), torch.nn.ModuleList(), mlp(), Several(), parts=1, empty=True)
-    assert moment.shares == {"examples": 0.0, "tokens": 0.0}
+    assert moment.shares == {"examples": 0.0, "tokens": 0.0, "source tokens": 0.0}
 
 
 class Several:

@@ -231,8 +231,8 @@ def test_what_cannot_be_moved():
         next(steps(spread(mlp()), spread(mlp(), 1), None, Rows({"inputs": torch.zeros(4, 6)}), objective=BSS()))
     with pytest.raises(DistillError, match=r"those of the teacher are \(2, \d, 16\) and those of the student"):
         next(steps(spread(bert(2)), spread(bert(2, width=8)), None, text(), objective=BSS(), schedule=SHORT))
-    single = nn.Sequential(nn.Linear(6, 1))
+    single, other = nn.Sequential(nn.Linear(6, 1)), nn.Sequential(nn.Linear(6, 1))
     with pytest.raises(DistillError, match=r"the answers are \(2, 1\); use it for a classifier"):
-        next(steps(spread(single), spread(single, 1), None, Rows({**vectors().table, "labels": torch.zeros(24)}),
+        next(steps(spread(single), spread(other, 1), None, Rows({**vectors().table, "labels": torch.zeros(24)}),
                    objective=BSS(), schedule=SHORT))  # fmt: skip
     assert CLASSES == 3
