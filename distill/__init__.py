@@ -42,7 +42,7 @@ from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.pairs import Crossway, InContext, Shuffle, Span
 from distill.probes import linear_probe
 from distill.results import Evaluation, FitResult
-from distill.schedules import Ramp, Record, Schedule
+from distill.schedules import Record, Schedule
 from distill.searches import Search, search_alignment
 from distill.specialists import Specialists
 from distill.students import from_layers
@@ -50,6 +50,7 @@ from distill.tasks import Rows, Task
 from distill.teachers import teach, teacher_of
 from distill.token_alignment import TokenAlignment
 from distill.training_paths import TrainingPath, representations, snapshots, training_path
+from distill.weights import Ramp
 from distill.widths import from_width
 
 __all__ = [

@@ -35,13 +35,13 @@ def inputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor
     Raises:
         DistillError: no column fits.
     """
-    inner = _innermost(model)
+    inner = innermost(model)
     if isinstance(inner, Chooses):
         return inner.columns_of(batch)
     parameters = signature(inner.forward).parameters
     named = {name: batch[name] for name in parameters if name in batch and name not in NEVER}
     if named and "decoder_input_ids" not in named and writes_labels(model, batch):
-        shifted: Any = _innermost(model)
+        shifted: Any = innermost(model)
         named["decoder_input_ids"] = shifted.prepare_decoder_input_ids_from_labels(batch["labels"])
     if named:
         return named
@@ -87,7 +87,7 @@ def answer_mask(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | None:
 
 def writes_labels(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
     """Whether `model` is an encoder–decoder that is to write the labels, `[batch, token]`."""
-    inner, labels = _innermost(model), batch.get("labels")
+    inner, labels = innermost(model), batch.get("labels")
     if "decoder_input_ids" in batch or labels is None or labels.ndim != 2 or labels.is_floating_point():
         return False
     return getattr(getattr(inner, "config", None), "is_encoder_decoder", False) and hasattr(
@@ -144,8 +144,8 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
-def _innermost(model: Any) -> nn.Module:
+def innermost(model: Any) -> nn.Module:
     """The model whose `forward` names its arguments: adapters and parallel wrappers take `*args, **kwargs`."""
     if hasattr(model, "get_base_model"):
-        return _innermost(model.get_base_model())
-    return _innermost(model.module) if isinstance(getattr(model, "module", None), nn.Module) else model
+        return innermost(model.get_base_model())
+    return innermost(model.module) if isinstance(getattr(model, "module", None), nn.Module) else model

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.tasks import Recipe
-from distill.weights import Ramp as Ramp
 from distill.weights import Weight
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {

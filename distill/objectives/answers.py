@@ -3,9 +3,10 @@
 from dataclasses import replace
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.errors import DistillError
+from distill.inputs import innermost
 from distill.objectives.objective import Step
 
 Answers = Literal["classes", "labels", "values"]
@@ -38,7 +39,7 @@ def answers_of(step: Step, logits: Tensor, told: Answers | None, asked: str) -> 
     """
     if told is not None:
         return told
-    config = getattr(_innermost(step.network), "config", None)
+    config = getattr(innermost(step.network), "config", None)
     problem = PROBLEMS.get(getattr(config, "problem_type", None) or "")
     if problem is not None:
         return problem
@@ -62,7 +63,3 @@ def decided(step: Step, told: Answers | None, asked: str) -> Answers:
     labels = None if step.data is None else step.data.table.get("labels")
     batch = {**step.batch, "labels": labels} if isinstance(labels, Tensor) else step.batch
     return answers_of(replace(step, batch=batch), step.student.logits, told, asked)
-
-
-def _innermost(model: Any) -> Any:
-    return _innermost(model.module) if isinstance(getattr(model, "module", None), nn.Module) else model
