@@ -12,7 +12,17 @@ from interventions.axes import axes_of
 from interventions.errors import InterventionError
 from interventions.exceptions import Blocks, exception_for
 from interventions.locations import HEAD_SITES, STATES, Location
-from interventions.sites import CROSS, Attention, Missing, attention_at, attention_of, feed_forward_of, norm_after
+from interventions.sites import (
+    CROSS,
+    Attention,
+    Missing,
+    attention_at,
+    attention_of,
+    feed_forward_of,
+    kind_of,
+    norm_after,
+)
+from interventions.wrappers import Model, module_of
 
 _IMAGES = re.compile("vision|visual|image|pixel|audio|speech", re.I)
 _COUNTS = (
@@ -54,6 +64,8 @@ class Place:
         turn: which call of the block it is, where layers share blocks.
         axes: of what its block holds, where `interventions.exceptions` states them.
         unflattens: whether its examples and tokens may lie on one axis, as in OPT's feed-forward part.
+        operations: the names of an operation in the forward of the module, and of those inside of it; none for the
+            module itself.
     """
 
     module: nn.Module
@@ -68,16 +80,18 @@ class Place:
     turn: int | None = None
     axes: str = ""
     unflattens: bool = False
+    operations: tuple[str, ...] = ()
 
     @property
     def is_block_output(self) -> bool:
         """Whether it is what a block returns, not what is inside one."""
-        return self.module is self.block and self.io == "output"
+        return self.module is self.block and self.io == "output" and not self.operations
 
     def axes_of(self, state: Tensor) -> str:
         """The axes of what is there, as `interventions.axes` writes them."""
-        if self.io in ("attention_scores", "attention_pattern"):
-            return "b h t d"  # one row of keys for each head and query
+        inside_attention = bool(self.operations) and state.ndim == 4 and kind_of(self.module) is not None
+        if self.io in ("attention_scores", "attention_pattern") or inside_attention:
+            return "b h t d"  # of scores one row of keys for each head and query
         if self.heads is not None and self.axes == "t b d":
             return "t b h d"
         if self.io in HEAD_SITES or self.heads is not None:
@@ -114,6 +128,8 @@ class Architecture:
         Raises:
             InterventionError: no such module, stack or layer, or a model without blocks.
         """
+        if location.source is not None:
+            return self._operation(location)
         if location.module is not None:
             return self._module(location.module, location.io)
         if location.site == "logits":
@@ -165,6 +181,20 @@ class Architecture:
             f"{location} does not exist in this {model_name(self.model)}: {why}{elsewhere}; describe(model) lists what "
             "does, and any module goes by path: Location(module='…')."
         )
+
+    def _operation(self, location: Location) -> Place:
+        """The operation that a location names, in the innermost module that it names, whether that has it or not."""
+        outer = self.place(replace(location, source=None, io="output", heads=None, dims=None, subspace=None))
+        module, names = outer.module, list((location.source or "").split("."))
+        while names and names[0] in module._modules and module._modules[names[0]] is not None:
+            module = module.get_submodule(names.pop(0))
+        if not names:
+            path = self.paths[module]
+            raise InterventionError(
+                f"{location} names the module {path!r} and no operation in it; write Location(module={path!r})."
+            )
+        place = self._module(self.paths[module], location.io)
+        return replace(place, turn=outer.turn, unflattens=not self._has_sides, operations=tuple(names))
 
     def _module(self, path: str, io: str) -> Place:
         module = self._at(path)
@@ -282,8 +312,8 @@ def _heads_at(attention: Attention, site: str) -> tuple[nn.Module, str, Attentio
     return attention.module, site, attention
 
 
-def architecture(model: nn.Module) -> Architecture:
-    """The stacks of repeated blocks of `model`, found by structure.
+def architecture(model: Model) -> Architecture:
+    """The stacks of repeated blocks of `model` (of nnsight: of the model that it traces), found by structure.
 
     A stack is an outermost `ModuleList` whose entries hold parameters, or an outermost `Sequential` of at least two
     blocks of one class. Where the configuration of the model counts layers, lists of another length are left out,
@@ -292,6 +322,7 @@ def architecture(model: nn.Module) -> Architecture:
     Raises:
         InterventionError: `model` is no `nn.Module`.
     """
+    model = module_of(model)
     if not isinstance(model, nn.Module):
         raise InterventionError(
             f"a torch model was asked for and {type(model).__name__} given; pass the nn.Module itself, "

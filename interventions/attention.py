@@ -1,6 +1,7 @@
 """What happens inside an attention, with its query, key, value, scores, pattern and heads put through functions."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from interventions.errors import InterventionError
+from interventions.sites import heads_of
 
 _SOFTMAX = frozenset({functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
 _STATES = ("query", "key", "value", "attention_mask")
@@ -146,6 +148,18 @@ class Products(TorchFunctionMode):
         if "attention_heads" in self.change.sites:
             output = _heads_first(self.change, "attention_heads", output)
         return output
+
+
+@contextmanager
+def tapped(change: Change, *, products: bool) -> Iterator[None]:
+    """Inside, an attention that transformers' functions do not compute is put through `change`.
+
+    Args:
+        products: whether it calls `scaled_dot_product_attention`, else it computes a softmax.
+    """
+    with Products(change) if products else Softmax(change, heads=heads_of(change.module)) as mode:
+        yield
+    mode.check()
 
 
 def store_in_cache(cache: object, name: str, module: nn.Module, old: Tensor, new: Tensor) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interventions.architectures import architecture
 from interventions.axes import to_vectors
@@ -15,11 +15,12 @@ from interventions.operators import Mean
 from interventions.positions import Positions, select
 from interventions.runs import Inputs, Where, locations_of, run_to
 from interventions.steps import span_of
+from interventions.wrappers import Model, module_of
 
 
 @torch.no_grad()
 def mean_of(
-    model: nn.Module, at: Where, batches: Iterable[Inputs] | Inputs, *, positions: Positions = None
+    model: Model, at: Where, batches: Iterable[Inputs] | Inputs, *, positions: Positions = None
 ) -> Mapping[Location, Mean]:
     """The mean activation at each location over the real tokens of a data set, as operators that write it.
 
@@ -38,7 +39,7 @@ def mean_of(
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
     {Location(module='0'): Mean(value=tensor([2., 4.]))}
     """
-    if model.training:
+    if module_of(model).training:
         raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
     if isinstance(batches, Mapping | Tensor):
         raise InterventionError(

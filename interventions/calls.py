@@ -1,6 +1,6 @@
 """One call of a model: what it was given, by name, and which tokens of a sequence it reads."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import Signature, signature
@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from interventions.wrappers import Model, module_of
 
 _STATES = ("cache_params", "state", "mems", "past_buckets_states")  # of models that remember without a cache of keys
 _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "inputs")
@@ -58,6 +60,16 @@ class Call:
     graded: bool = field(default_factory=torch.is_grad_enabled)
     caches: dict[nn.Module, object] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def examples(self) -> int | None:
+        """How many sequences it reads; None where that cannot be told."""
+        return next((len(value) for value in _sequences(self.arguments)), None)
+
+    def turn_of(self, tap: object) -> int:
+        """Which call of its module this is, of those in this call of the model; counts one more each time."""
+        self.turns[id(tap)] = self.turns.get(id(tap), -1) + 1
+        return self.turns[id(tap)]
 
 
 def begin(
@@ -130,11 +142,14 @@ def generation_of(model: nn.Module, args: tuple, kwargs: dict) -> Generation:
 
 def tokens_in(arguments: Mapping[str, object]) -> int | None:
     """How many tokens the arguments of a call hold."""
+    return next((value.shape[1] for value in _sequences(arguments)), None)
+
+
+def _sequences(arguments: Mapping[str, object]) -> Iterator[Tensor]:
     for name in _TOKENS:
         value = arguments.get(name)
         if isinstance(value, Tensor) and value.ndim > 1:
-            return value.shape[1]
-    return None
+            yield value
 
 
 def call(model: nn.Module, inputs: object) -> object:
@@ -144,8 +159,9 @@ def call(model: nn.Module, inputs: object) -> object:
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
-def arguments_of(model: nn.Module, inputs: object) -> Mapping[str, object]:
+def arguments_of(model: Model, inputs: object) -> Mapping[str, object]:
     """What `call(model, inputs)` passes, by name."""
+    model = module_of(model)
     if isinstance(inputs, Mapping):
         return named(model, (), dict(inputs))
     return named(model, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
@@ -154,10 +170,21 @@ def arguments_of(model: nn.Module, inputs: object) -> Mapping[str, object]:
 def named(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
     """The arguments of a call by name, those gathered in `**kwargs` included."""
     try:
-        bound = signature_of(model.forward).bind(*args, **kwargs).arguments
+        bound = signature_of(_forward_of(model)).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
         return kwargs
     return {**bound, **kwargs}
+
+
+def _forward_of(model: nn.Module) -> Any:
+    """Its `forward`; where nnsight stands in front of it, that of its class, whose arguments have names."""
+    own = vars(model).get("forward")
+    return model.forward if type(own).__module__.split(".")[0] != "nnsight" else type(model).forward.__get__(model)
+
+
+def parameters_of(model: nn.Module) -> Mapping[str, object]:
+    """The parameters of its `forward`, by name."""
+    return signature_of(_forward_of(model)).parameters
 
 
 def signature_of(function: Any) -> Signature:

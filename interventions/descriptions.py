@@ -8,12 +8,13 @@ from torch import nn
 from interventions.architectures import Architecture, Stack, architecture, inside, model_name
 from interventions.locations import BLOCK_SITES
 from interventions.sites import Missing, attention_of, feed_forward_of, norm_after, width_in, width_out
+from interventions.wrappers import Model
 
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_dim")
 _Row = tuple[str, str, str, str]  # site, layers, shape, where
 
 
-def describe(model: nn.Module, *, paths: bool = True) -> str:
+def describe(model: Model, *, paths: bool = True) -> str:
     """What can be addressed in `model`, line by line: the sites of each stack, with layers, shapes and modules.
 
     Args:
@@ -27,8 +28,8 @@ def describe(model: nn.Module, *, paths: bool = True) -> str:
         lines += [_heading(found, stack), *_table(list(_rows(found, stack))), *_missing(found, stack), ""]
     if not found.stacks:
         lines += [
-            f"{model_name(model)}: no blocks were found (no ModuleList or Sequential of repeated blocks); its modules "
-            "go by path.",
+            f"{model_name(found.model)}: no blocks were found (no ModuleList or Sequential of repeated blocks); its "
+            "modules go by path.",
             "",
         ]
     if paths:

@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
-from interventions.architectures import modules_of
-from interventions.attention import Products, Softmax, attend, store_in_cache
+from interventions.architectures import Place, modules_of
+from interventions.attention import attend, store_in_cache, tapped
 from interventions.calls import Call, Generation, begin, generation_of, named
 from interventions.errors import InterventionError
 from interventions.locations import HEAD_SITES
-from interventions.sites import heads_of
-from interventions.states import at, check_packed, path_in, with_new
+from interventions.states import argument_in, at, path_in, with_new
 from interventions.wrappers import unwrapped
 
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
@@ -60,10 +59,24 @@ class Tap:
     turn: int | None = None
     unflattens: bool = False
 
+    @classmethod
+    def at(cls, place: Place, function: "Callable[[Tensor, Scope], Tensor | None]", *, writes: bool = True) -> "Tap":
+        """The tap at a place.
+
+        Raises:
+            InterventionError: an operation inside a forward, where no hook is.
+        """
+        if place.operations:
+            raise InterventionError(
+                f"the operation {'.'.join(place.operations)!r} lies inside the forward of {place.path or 'the model'}, "
+                "which hooks cannot open and nnsight does; pass NNsight(model): from nnsight import NNsight."
+            )
+        return cls(place.module, place.io, function, place.heads, place.kind, writes, place.turn, place.unflattens)
+
     def __call__(self, state: Tensor, scope: "Scope") -> Tensor | None:
-        tokens = scope.call.tokens if self.unflattens and scope.call is not None else None
-        if tokens and state.ndim == 2 and len(state) % tokens == 0:
-            new = self.function(state.unflatten(0, (-1, tokens)), scope)
+        call = scope.call if self.unflattens and state.ndim == 2 else None
+        if call is not None and call.tokens and len(state) == call.tokens * (call.examples or 0):
+            new = self.function(state.unflatten(0, (-1, call.tokens)), scope)
             return None if new is None else new.flatten(0, 1)
         if self.heads is None:
             return self.function(state, scope)
@@ -174,9 +187,7 @@ class Scope:
         """Whether this is the call of its module that a tap is meant for; asked once in each call."""
         if tap.turn is None or self.call is None:
             return tap.turn in (None, 0)
-        turns = self.call.turns
-        turns[id(tap)] = turns.get(id(tap), -1) + 1
-        return turns[id(tap)] == tap.turn
+        return self.call.turn_of(tap) == tap.turn
 
     @property
     def is_open(self) -> bool:
@@ -325,23 +336,11 @@ def _on_output(scope: Scope, tap: Tap, module: nn.Module, args: tuple, output: o
 def _on_input(scope: Scope, tap: Tap, module: nn.Module, args: tuple, kwargs: dict | None = None) -> object:
     if not scope.is_open or kwargs is None or not scope.has_turn(tap):
         return None
-    if isinstance(args[0] if args else None, Tensor):
-        new = tap(args[0], scope)
-        return None if new is None else ((new, *args[1:]), kwargs)
-    name = (
-        "hidden_states"
-        if "hidden_states" in kwargs
-        else next(
-            (key for key, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point()), None
-        )
-    )
-    if name is None:
-        check_packed(module, args)
-        raise InterventionError(
-            f"{type(module).__name__} was called without a tensor to read or write; use io='output'."
-        )
-    new = tap(kwargs[name], scope)
-    return None if new is None else (args, {**kwargs, name: new})
+    name = argument_in(module, args, kwargs)
+    new = tap(args[0] if name is None else kwargs[name], scope)
+    if new is None:
+        return None
+    return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
 
 
 def check_graded(module: nn.Module, scope: Scope) -> None:
@@ -423,23 +422,10 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
         change = _Change.now(module)
         if not change.sites:
             return original(*args, **kwargs)
-        with _tapped(change):
+        with tapped(change, products=any(tap.kind == "sdpa" for tap, _ in change.taps)):
             return original(*args, **kwargs)
 
     return forward
-
-
-@contextmanager
-def _tapped(change: "_Change") -> Iterator[None]:
-    """Inside, an attention that transformers' functions do not compute is put through the taps."""
-    if any(tap.kind == "sdpa" for tap, _ in change.taps):
-        with Products(change) as products:
-            yield
-        products.check()
-        return
-    with Softmax(change, heads=heads_of(change.module)) as softmax:
-        yield
-    softmax.check()
 
 
 @dataclass(frozen=True, eq=False)

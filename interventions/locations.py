@@ -23,12 +23,14 @@ BLOCK_SITES = (
 MODEL_SITES = ("embedding", "final_norm", "logits")
 SITES = (MODEL_SITES[0], *BLOCK_SITES, *MODEL_SITES[1:])
 STATES = ("hidden_state", "cell_state")
-IOS = ("output", "input", *STATES, *HEAD_SITES)
+SIDES = ("output", "input")
+IOS = (*SIDES, *STATES, *HEAD_SITES)
 
-_UNITS = r"\[(?P<{0}>(?:heads|dims)=[^\[\]]*)\]"
+_UNITS = r"\[(?P<module_units>(?:heads|dims)=[^\[\]]*)\]"
 _TEXT = re.compile(
-    r"(?:(?P<stack>[^/:\[\]]+)/)?(?P<site>[a-z_]+)(?:\.(?P<layer>-?\d+))?(?:\[(?P<units>[^\[\]]*)\])?"
-    rf"|module:(?P<module>.+?)(?:@(?P<io>{'|'.join(IOS)}))?(?:{_UNITS.format('module_units')})?"
+    r"(?:(?P<stack>[^/:\[\]]+)/)?(?P<site>[a-z_]+)(?:\.(?P<layer>-?\d+))?"
+    rf"(?:#(?P<operation>[\w.]+)(?:@(?P<side>{'|'.join(SIDES)}))?)?(?:\[(?P<units>[^\[\]]*)\])?"
+    rf"|module:(?P<module>.+?)(?:#(?P<source>[\w.]+))?(?:@(?P<io>{'|'.join(IOS)}))?(?:{_UNITS})?"
 )
 
 _MANY = {"heads": 12, "dims": 64}
@@ -69,6 +71,13 @@ class Location:
         io: with `module`: its `"output"` or its first `"input"`; of a recurrent module also the final
             `"hidden_state"` and `"cell_state"` (position i is layer · direction i); of an attention module also a site
             with heads, e.g. `"attention_pattern"` of a cross-attention.
+        source: an operation inside the `forward` of block `layer` or of `module`, of models of nnsight (which opens
+            it): the name of a call or an assignment and its number, e.g. `"torch_relu_0"`, as
+            `describe(NNsight(model))` lists them; `io` is then what it returns or its first `"input"`. A dotted path
+            leads to a part of the block
+            or module first, and from a call on into the function that it calls: `"attn.attention_interface_1"`,
+            `"attn.attention_interface_1.attn_output_transpose_0"`. Four axes inside attention are `[batch, head, token,
+            dims]`.
 
     Raises:
         InterventionError: fields that do not go together, an unknown site, dims that repeat or are negative.
@@ -79,6 +88,8 @@ class Location:
     Location(3, 'attention_heads', heads=(2, 5))
     >>> Location.parse("module:conv2@input")
     Location(module='conv2', io='input')
+    >>> str(Location(3, source="attn.split_0"))
+    'block_output.3#attn.split_0'
     """
 
     layer: int | None = None
@@ -89,6 +100,7 @@ class Location:
     stack: str | None = None
     module: str | None = None
     io: str = "output"
+    source: str | None = None
 
     def __init__(
         self,
@@ -101,6 +113,7 @@ class Location:
         stack: str | None = None,
         module: str | None = None,
         io: str = "output",
+        source: str | None = None,
     ) -> None:
         fields = {
             "layer": None if layer is None else _layer(layer),
@@ -111,10 +124,12 @@ class Location:
             "stack": stack,
             "module": module,
             "io": io,
+            "source": source,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         _check_module(self) if module is not None else _check_site(self)
+        _check_source(self)
         _check_parts(self)
 
     @property
@@ -126,27 +141,31 @@ class Location:
 
     @property
     def has_heads(self) -> bool:
-        """Whether what is there is divided into attention heads."""
-        return (self.site if self.module is None else self.io) in HEAD_SITES
+        """Whether what is there is divided into attention heads; of an operation that shows when it runs."""
+        return self.source is not None or (self.site if self.module is None else self.io) in HEAD_SITES
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in ("heads", "dims")}
         chosen = [f"{name}={_text(part)}" for name, part in parts.items() if part is not None]
         units = f"[{';'.join(chosen)}]" if chosen else ""
         units += f"({type(self.subspace).__name__})" if self.subspace is not None else ""
+        operation = "" if self.source is None else f"#{self.source}"
         if self.module is not None:
             explicit = self.io != "output" or re.search(rf"@({'|'.join(IOS)})$|\]$", self.module)
-            return f"module:{self.module}{'@' + self.io if explicit else ''}{units}"
+            return f"module:{self.module}{operation}{'@' + self.io if explicit else ''}{units}"
         stack = "" if self.stack is None else f"{self.stack}/"
-        return f"{stack}{self.site}{'' if self.layer is None else f'.{self.layer}'}{units}"
+        side = f"@{self.io}" if self.io != "output" else ""
+        return f"{stack}{self.site}{'' if self.layer is None else f'.{self.layer}'}{operation}{side}{units}"
 
     def __repr__(self) -> str:
         if self.module is not None:
-            parts = [f"module={self.module!r}"] + ([f"io={self.io!r}"] if self.io != "output" else [])
+            parts = [f"module={self.module!r}"]
         else:
             parts = [] if self.layer is None else [str(self.layer)]
             if self.site != "block_output":
                 parts.append(repr(self.site) if parts else f"site={self.site!r}")
+        parts += [] if self.source is None else [f"source={self.source!r}"]
+        parts += [f"io={self.io!r}"] if self.io != "output" else []
         for name in ("heads", "dims"):
             chosen = getattr(self, name)
             parts += [] if chosen is None else [f"{name}={chosen[0] if len(chosen) == 1 else chosen!r}"]
@@ -169,9 +188,10 @@ class Location:
             )
         units = _parse_units(match["units"] or match["module_units"], text)
         if match["module"]:
-            return cls(module=match["module"], io=match["io"] or "output", **units)
+            return cls(module=match["module"], io=match["io"] or "output", source=match["source"], **units)
         layer = None if match["layer"] is None else int(match["layer"])
-        return cls(layer, match["site"], stack=match["stack"], **units)
+        side, operation = match["side"] or "output", match["operation"]
+        return cls(layer, match["site"], stack=match["stack"], io=side, source=operation, **units)
 
 
 def as_location(place: Location | str) -> Location:
@@ -193,7 +213,7 @@ def _check_site(location: Location) -> None:
             f"site {location.site!r} does not exist: the sites are {', '.join(SITES)}; did you mean {near!r}? "
             "Any other place goes by path: Location(module='…')."
         )
-    if location.io != "output":
+    if location.io != "output" and location.source is None:
         site = location.io if location.io in HEAD_SITES else f"block_{location.io}"
         raise InterventionError(f"io={location.io!r} goes with module=; for a block use site={site!r}.")
     if location.site in MODEL_SITES and location.layer is not None:
@@ -226,6 +246,25 @@ def _check_module(location: Location) -> None:
         near = difflib.get_close_matches(str(location.io), IOS, n=1, cutoff=0.0)[0]
         raise InterventionError(
             f"io={location.io!r} does not exist: a module has {', '.join(IOS)}; did you mean io={near!r}?"
+        )
+
+
+def _check_source(location: Location) -> None:
+    if location.source is None:
+        return
+    if not isinstance(location.source, str) or not all(part.isidentifier() or part.isdigit() for part in
+                                                       location.source.split(".")):  # fmt: skip
+        raise InterventionError(
+            f"source={location.source!r} is no name of an operation; write e.g. source='torch_relu_0' or "
+            "source='attn.attention_interface_1', as describe(NNsight(model)) lists them. (What an operator takes from "
+            "is given with at=: intervene(model, Location(3), source=inputs).)"
+        )
+    if location.io not in SIDES:
+        raise InterventionError(f"io={location.io!r} is no side of an operation; write io='output' or io='input'.")
+    if location.module is None and (location.layer is None or location.site != "block_output"):
+        raise InterventionError(
+            f"source={location.source!r} with site={location.site!r}: an operation lies in the forward of a block or "
+            f"of a module; write Location(3, source={location.source!r}) or Location(module='…', source=…)."
         )
 
 

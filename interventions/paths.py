@@ -12,13 +12,14 @@ from interventions.locations import BLOCK_SITES, Location, as_location
 from interventions.positions import Positions
 from interventions.runs import Inputs, Run, Where, as_run, check_eval, locations_of, run_to
 from interventions.sites import kind_of
+from interventions.wrappers import Model
 
 COMPONENTS = ("attention_output", "mlp_output")  # what writes into the residual stream
 Stage = tuple[int, int]  # block, and place in the order of BLOCK_SITES
 
 
 def path_patch(
-    model: nn.Module,
+    model: Model,
     base: Inputs | Run,
     source: Inputs | Run,
     sender: Location | str,

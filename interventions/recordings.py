@@ -12,6 +12,7 @@ from interventions.architectures import Architecture, Place, modules_of
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, Tap, open_scopes, user_hooks
 from interventions.states import hidden
+from interventions.wrappers import Model, module_of
 
 
 @dataclass(eq=False)
@@ -187,9 +188,9 @@ def drawing(scope: Scope) -> Iterator[None]:
         set_random_states(inside)
 
 
-def stamp(model: nn.Module) -> int:
+def stamp(model: Model) -> int:
     """What changes when weights are updated or a module goes from train to eval mode."""
-    modules = modules_of(model)
+    modules = modules_of(module_of(model))
     parameters = (parameter for module in modules for parameter in module._parameters.values())
     return hash((_versions(*parameters), tuple(module.training for module in modules)))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axis, to_vectors
-from interventions.calls import call, signature_of
+from interventions.calls import call, parameters_of
 from interventions.errors import InterventionError
 from interventions.hooks import (
     Scope,
@@ -26,7 +26,7 @@ from interventions.hooks import (
 from interventions.locations import Location, as_location
 from interventions.metrics import logits_of
 from interventions.recordings import Recording, detached, stamp
-from interventions.wrappers import is_sharded, unwrapped
+from interventions.wrappers import Model, is_sharded, is_traced, module_of, unwrapped
 from interventions.writes import part_of
 
 Inputs = (
@@ -83,13 +83,14 @@ class Run:
     """One run of a model.
 
     Attributes:
+        model: the one that it was given to: a torch model, or one of nnsight.
         inputs: what the model was called with.
         output: what it returned.
         activations: Location → activation. One that was not asked for is fetched: from what the blocks returned if the
             run kept that, else by running again.
     """
 
-    model: nn.Module
+    model: Any
     inputs: Inputs
     output: object
     activations: Activations | Mapping[Location, Tensor] = field(repr=False)
@@ -147,13 +148,14 @@ class _Taken(Activations):
 
 
 def run(
-    model: nn.Module,
+    model: Model,
     inputs: Inputs,
     at: Where = (),
     *,
     resumable: bool = True,
     detach: bool = False,
     device: torch.device | str | None = None,
+    remote: bool | str = False,
 ) -> Run:
     """Run `model` on `inputs`, unmodified, and keep its activations `at` the locations.
 
@@ -166,12 +168,16 @@ def run(
             there and block outputs need no second run.
         detach: cut the kept activations off from the graph.
         device: where to store the kept activations; None is where they are.
+        remote: of a model of nnsight, where it runs: True is the host that nnsight is configured for, else its address,
+            or "local" to try that out here.
 
     Raises:
         InterventionError: a location that does not exist, or never ran.
     """
+    if (elsewhere := traced(model, remote)) is not None:
+        return elsewhere.run(model, inputs, locations_of(at), detach=detach, device=device, remote=remote)
     check_inputs(inputs)
-    found = architecture(model)
+    model, found = module_of(model), architecture(model)
     inputs = without_cache(found, inputs)
     recording = Recording.begin(found) if resumable and found.stacks else None
     activations, taps = reading(found, locations_of(at), detach=detach, device=device)
@@ -185,20 +191,40 @@ def run(
     return Run(model, inputs, output, activations, recording)
 
 
-def run_to(model: nn.Module, inputs: Inputs, at: Where) -> Run:
+def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = False) -> Run:
     """A run that stops after the last of the locations `at`: a source for interchanges. Its output is None.
 
     Raises:
         InterventionError: as `run`.
     """
-    check_inputs(inputs)
     locations, found = locations_of(at), architecture(model)
-    activations = read(model, inputs, list(dict.fromkeys(location.whole for location in locations)))
+    if (elsewhere := traced(model, remote)) is not None:
+        return elsewhere.run_to(model, inputs, locations, remote=remote)
+    check_inputs(inputs)
+    activations = read(module_of(model), inputs, list(dict.fromkeys(location.whole for location in locations)))
     activations._fetch = lambda location, kept: part_of(kept[location.whole], location, found.place(location))
     return Run(model, inputs, None, activations)
 
 
-def as_run(model: nn.Module, given: Inputs | Run, at: Where = (), *, resumable: bool = True) -> Run:
+def traced(model: Model, remote: bool | str = False) -> Any:
+    """`interventions.tracing` for a model of nnsight, else None.
+
+    Raises:
+        InterventionError: `remote` for another model.
+    """
+    if is_traced(model):
+        from interventions import tracing  # the one that comes later: it imports nnsight, which changes torch
+
+        return tracing
+    if remote:
+        raise InterventionError(
+            f"remote={remote!r} asks another machine for the model, and this {type(model).__name__} is here; pass a "
+            "model of nnsight: TransformersModel(name)."
+        )
+    return None
+
+
+def as_run(model: Model, given: Inputs | Run, at: Where = (), *, resumable: bool = True) -> Run:
     """A run that has the activations `at`: of the inputs given, or the Run given, which runs again for what it lacks.
 
     Raises:
@@ -221,9 +247,9 @@ def as_run(model: nn.Module, given: Inputs | Run, at: Where = (), *, resumable: 
     return replace(given, activations=kept)
 
 
-def check_eval(model: nn.Module) -> None:
+def check_eval(model: Model) -> None:
     """Raise in train mode, where dropout would differ between runs that are compared."""
-    if any(module.training for module in model.modules()):
+    if any(module.training for module in module_of(model).modules()):
         raise InterventionError(
             "the model is in train mode, where dropout differs from run to run; call model.eval() first."
         )
@@ -231,7 +257,7 @@ def check_eval(model: nn.Module) -> None:
 
 @contextmanager
 def record(
-    model: nn.Module, at: Where, *, detach: bool = False, device: torch.device | str | None = None
+    model: Model, at: Where, *, detach: bool = False, device: torch.device | str | None = None
 ) -> Iterator[Activations]:
     """Keep the activations `at` the locations of the ordinary calls inside the block.
 
@@ -241,8 +267,12 @@ def record(
     >>> activations[Location(module="0")].shape
     torch.Size([4, 3])
     """
+    if (elsewhere := traced(model)) is not None:
+        with elsewhere.record(model, locations_of(at), detach=detach, device=device) as activations:
+            yield activations
+        return
     activations, taps = reading(architecture(model), locations_of(at), detach=detach, device=device)
-    with opened(Scope(model, taps)):
+    with opened(Scope(module_of(model), taps)):
         yield activations
     check_ran(activations, "this record block")
 
@@ -272,16 +302,7 @@ def reading(
             # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
             return state.clone() if part is state else None
 
-        return Tap(
-            place.module,
-            place.io,
-            keep,
-            place.heads,
-            place.kind,
-            writes=False,
-            turn=place.turn,
-            unflattens=place.unflattens,
-        )
+        return Tap.at(place, keep, writes=False)
 
     return activations, [read(location, found.place(location)) for location in locations]
 
@@ -349,7 +370,7 @@ def fetcher(
         if state is None and whole is not location and whole in kept:
             state = kept[whole]
         if state is None:
-            _check_repeatable(model, location, is_counterfactual)
+            check_repeatable(model, location, is_counterfactual)
             check_fresh(model, made)
             if set(scopes) - set(acting()):
                 raise InterventionError(
@@ -364,7 +385,8 @@ def fetcher(
     return fetch
 
 
-def _check_repeatable(model: nn.Module, location: Location, is_counterfactual: bool) -> None:
+def check_repeatable(model: nn.Module, location: Location, is_counterfactual: bool) -> None:
+    """Raise for a run that would not be the same again."""
     if is_counterfactual:
         raise InterventionError(
             f"{location} was not recorded in this counterfactual run; ask for it: interchange(…, "
@@ -377,7 +399,7 @@ def _check_repeatable(model: nn.Module, location: Location, is_counterfactual: b
         )
 
 
-def check_fresh(model: nn.Module, made: object) -> None:
+def check_fresh(model: Model, made: object) -> None:
     """Raise if the weights or the mode of the model changed since `made`, its stamp at the time of a run."""
     if made != stamp(model):
         raise InterventionError(
@@ -419,7 +441,7 @@ def without_cache(found: Architecture, inputs: Inputs) -> Inputs:
     Runs are compared with each other, and a resumed one can have none; some caches change the precision of values.
     """
     model, config = found.model, getattr(found.model, "config", None)
-    takes = {"use_cache", "kwargs"} & set(signature_of(unwrapped(model)[-1].forward).parameters)
+    takes = {"use_cache", "kwargs"} & set(parameters_of(unwrapped(model)[-1]))
     if not found.resumes or not takes or not isinstance(inputs, Mapping) or "use_cache" in inputs:
         return inputs
     return {**inputs, "use_cache": False} if getattr(config, "use_cache", False) else inputs

@@ -31,6 +31,7 @@ from interventions.operators import Operator
 from interventions.positions import Positions
 from interventions.runs import locations_of
 from interventions.steps import Steps
+from interventions.wrappers import Model, module_of
 
 FORMAT = 1
 DESCRIPTION, TENSORS = "interventions.json", "tensors.safetensors"
@@ -55,7 +56,7 @@ def save(
     folder: str | Path,
     interventions: Mapping[Location, Operator] | Iterable[Location] | Location,
     *,
-    model: nn.Module,
+    model: Model,
     positions: Positions | Mapping[Location, Positions] = None,
     steps: Steps = None,
     overwrite: bool = False,
@@ -116,7 +117,7 @@ def save(
     return folder
 
 
-def load(folder: str | Path, model: nn.Module, *, subspaces: Mapping[str, nn.Module] | None = None) -> Saved:
+def load(folder: str | Path, model: Model, *, subspaces: Mapping[str, nn.Module] | None = None) -> Saved:
     """What `save` wrote, for a model of the same type and shape; subspaces in their mode, on the device of their place.
 
     Args:
@@ -172,7 +173,7 @@ def _subspaces(
     description: dict[str, Any],
     places: list[Location],
     tensors: Mapping[str, Tensor],
-    model: nn.Module,
+    model: Model,
     given: Mapping[str, nn.Module],
 ) -> list[nn.Module]:
     """The modules of the saved subspaces, with what was saved in them."""
@@ -190,7 +191,7 @@ def _subspaces(
         place, prefix = places[numbers.index(number)], f"subspaces.{number}."
         state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         module = decoded_subspace(saved, state, own.get(number), place)
-        nearby = chain(architecture(model).place(place).module.parameters(), model.parameters())
+        nearby = chain(architecture(model).place(place).module.parameters(), module_of(model).parameters())
         modules.append(module.to(next((parameter.device for parameter in nearby), None)))
         _set_modes(module, saved)
     return modules
@@ -204,7 +205,7 @@ def _set_modes(module: nn.Module, saved: dict[str, Any]) -> None:
         _set_modes(inner, saved["within"])
 
 
-def _facts(model: nn.Module) -> dict[str, Any]:
+def _facts(model: Model) -> dict[str, Any]:
     """What a model is known by."""
     config = getattr(model, "config", None)
     sizes = {name: getattr(config, name, None) for name in ("hidden_size", "num_attention_heads")}
@@ -215,7 +216,7 @@ def _facts(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _check_model(saved: dict[str, Any], places: list[Location], model: nn.Module, folder: Path) -> None:
+def _check_model(saved: dict[str, Any], places: list[Location], model: Model, folder: Path) -> None:
     here = _facts(model)
     for name, value in here.items():
         if saved[name] != value:

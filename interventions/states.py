@@ -62,6 +62,26 @@ def hidden(value: Any) -> Tensor | None:
     return None if path is None else at(value, path)
 
 
+def argument_in(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str | None:
+    """By which name `module` was given its input; None if that is the first argument without one.
+
+    Raises:
+        InterventionError: it was given no tensor.
+    """
+    if isinstance(args[0] if args else None, Tensor):
+        return None
+    if "hidden_states" in kwargs:
+        return "hidden_states"
+    floating = (key for key, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point())
+    name = next(floating, None)
+    if name is None:
+        check_packed(module, args)
+        raise InterventionError(
+            f"{type(module).__name__} was called without a tensor to read or write; use io='output'."
+        )
+    return name
+
+
 def check_packed(module: nn.Module, value: object) -> None:
     """Raise for packed sequences, which have no axis of examples."""
     if any(isinstance(entry, PackedSequence) for entry in (value, *(value if isinstance(value, tuple) else ()))):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import Tensor
 
 from interventions.architectures import architecture
 from interventions.calls import arguments_of
@@ -19,10 +19,11 @@ from interventions.operators import Operator, Swap
 from interventions.passes import Passes, cells_a_pass, examples_in, shapes_of
 from interventions.positions import select
 from interventions.runs import Inputs, Run, as_run, check_eval
+from interventions.wrappers import Model
 
 
 def sweep(
-    model: nn.Module,
+    model: Model,
     base: Inputs | Run,
     source: Inputs | Run | None,
     at: object,
@@ -147,7 +148,7 @@ def _check_operator(op: Any, source: object) -> None:
         raise InterventionError(f"a source was given and {type(op).__name__} takes none; leave it out: source=None.")
 
 
-def _base_run(model: nn.Module, base: Inputs | Run, at: list[Location]) -> Run:
+def _base_run(model: Model, base: Inputs | Run, at: list[Location]) -> Run:
     before = as_run(model, base, at)
     if before.output is None or before.is_counterfactual:
         raise InterventionError(

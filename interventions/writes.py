@@ -18,12 +18,12 @@ from interventions.positions import Positions, Selection, select
 from interventions.steps import Span, chosen, everything, span_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Source:
     """The states that a source run has at a place, call by call, and which of its tokens are real (None: all)."""
 
-    states: tuple[Tensor, ...]
-    mask: Tensor | None
+    states: list[Tensor]
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ THIS_FILE = "tests/test_layers.py"
 ORDER = {
     "interventions": """
         errors wrappers frames subspaces locations axes positions operators exceptions sites architectures
-        descriptions states calls attention hooks steps writes recordings plots metrics runs interchanges
+        descriptions states calls attention hooks steps writes recordings plots metrics runs requests interchanges
         averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
         errors networks losses inputs ensembles specialists noisy graphs values domains counterfactuals

@@ -1,0 +1,10 @@
+"""The verbs of `interventions` on models of nnsight: on this machine, served, or remote.
+
+What is done in a run stands on the model as edits of nnsight, so that the user's own traces carry it wherever they go
+(`edits`, `visits`, `doors`). Our own verbs run several traces as one job (`jobs`), and all that travels does so as text
+and data (`parcels`). Nothing here is imported until a model of nnsight is passed.
+"""
+
+from interventions.tracing.verbs import interchange, intervene, record, run, run_to
+
+__all__ = ["interchange", "intervene", "record", "run", "run_to"]

@@ -1,0 +1,153 @@
+"""What stands on a traced model: what all open blocks do, as edits of nnsight that every run of it carries."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from interventions.architectures import Architecture, Place, architecture
+from interventions.errors import InterventionError
+from interventions.hooks import Tap
+from interventions.locations import HEAD_SITES, Location
+from interventions.tracing.doors import Computation, Door, Function, Operation, Side
+from interventions.tracing.jobs import Job
+from interventions.tracing.operations import check_operation, close, opened_modules, operations_of
+from interventions.tracing.parcels import Parcel
+from interventions.tracing.visits import Visits, grouped
+from interventions.writes import Write
+
+
+@dataclass(eq=False)
+class Block:
+    """What an open block does.
+
+    Attributes:
+        taps: with the location and the place of each.
+        writes: those of the taps that write, of a block around what the user runs.
+        job: the runs of one of our own verbs.
+        stays: why it cannot be taken to another machine, if it cannot.
+        sent: whether a trace took it there.
+    """
+
+    taps: Sequence[tuple[Location, Place, Tap]]
+    writes: tuple[Write, ...] = ()
+    job: Job | None = None
+    stays: str = ""
+    sent: bool = False
+
+
+@dataclass(eq=False)
+class Standing:
+    """The blocks that are open on one model, the outermost first, and the edits of the model that are ours."""
+
+    blocks: list[Block] = field(default_factory=list)
+    edits: list[Any] = field(default_factory=list)
+
+
+_standing: "WeakKeyDictionary[Any, Standing]" = WeakKeyDictionary()
+
+
+@contextmanager
+def attached(model: Any, block: Block) -> Iterator[Parcel]:
+    """Let every trace of `model` inside do what the block does, after what those around it do.
+
+    Yields:
+        All that is done now, with a `content` that counts its runs, as it travels.
+
+    Raises:
+        InterventionError: a trace is going on; or an operation does not exist.
+    """
+    if model.interleaver.interleaving:
+        raise InterventionError(
+            "a trace of this model is going on, and what begins inside of it is not seen by it; open the block around "
+            "the trace: with intervene(…): with model.trace(…): …"
+        )
+    for location, place, _ in block.taps:
+        if place.operations:
+            check_operation(location, place.module, place.path, place.operations[0])
+    before = set(opened_modules(model))
+    standing = _standing.setdefault(model, Standing())
+    standing.blocks.append(block)
+    try:
+        yield _renew(model, standing)
+    finally:
+        standing.blocks.remove(block)
+        _renew(model, standing)
+        if not standing.blocks:
+            del _standing[model]
+        for module in set(opened_modules(model)) - before:
+            close(module)
+
+
+def _renew(model: Any, standing: Standing) -> Parcel:
+    """Put the edits in place that do what the open blocks do, instead of those before."""
+    model._edits[:] = [edit for edit in model._edits if not any(edit is mine for mine in standing.edits)]
+    visits = _visits(model, standing.blocks)
+    blocks = tuple(standing.blocks)
+    parcel = Parcel(model, visits, lambda: _note_sent(blocks))
+    others = len(model._edits)
+    if blocks:
+        _edit(model, parcel, len(visits.encoders), len(visits.visits))
+    standing.edits = model._edits[others:]
+    return parcel
+
+
+def _edit(model: Any, parcel: Parcel, encoders: int, visits: int) -> None:
+    with model.edit(inplace=True):
+        parcel.call(model, "watch", model)
+    for number in range(encoders):
+        with model.edit(inplace=True):
+            parcel.call(model, "watch_encoder", number)
+    for number in range(visits):
+        with model.edit(inplace=True):
+            parcel.call(model, "visit", number)
+
+
+def _note_sent(blocks: Sequence[Block]) -> None:
+    for block in blocks:
+        if block.stays:
+            raise InterventionError(block.stays)
+        block.sent = True
+
+
+def _visits(model: Any, blocks: Sequence[Block]) -> Visits:
+    views = {id(view._module): view for view in model.modules()}
+    met = [
+        (views[id(place.module)], door, tap)
+        for block in blocks
+        for _, place, tap in block.taps
+        for door in _doors(place)
+    ]
+    writes = tuple(write for block in blocks for write in block.writes)
+    job = next((block.job for block in reversed(blocks) if block.job is not None), None)
+    return Visits(grouped(met), tuple(_encoders(model, views)), writes, job)
+
+
+def _doors(place: Place) -> list[Door]:
+    """The ways to a place: several where a function is called in one of several lines."""
+    if place.operations:
+        return [Operation(place.operations, place.io)]
+    if place.io not in HEAD_SITES:
+        return [Side("input" if place.io == "input" else "output")]
+    operations = operations_of(place.module)
+    attention = operations.attention if place.kind == "interface" and operations is not None else None
+    if attention is None:
+        return [Computation()]
+    chooser, calls = attention
+    return [Function(name, chooser) for name in calls]
+
+
+def _encoders(model: Any, views: dict[int, Any]) -> Iterator[Any]:
+    """What `generate` calls before the model: the encoder of an encoder–decoder."""
+    found: Architecture = architecture(model)
+    names = {stack.name: stack for stack in found.stacks}
+    if {"encoder", "decoder"} <= names.keys():
+        path = names["encoder"].path.rpartition(".")[0]
+        if path:
+            yield views[id(found.model.get_submodule(path))]
+
+
+def tapped(place: Place, function: Any, *, writes: bool = True) -> Tap:
+    """The tap at a place of a traced model, which may be an operation."""
+    return Tap(place.module, place.io, function, place.heads, place.kind, writes, place.turn, place.unflattens)

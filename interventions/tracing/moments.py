@@ -1,0 +1,67 @@
+"""Which call of a traced model is going on: what writes ask for to count tokens, steps and turns."""
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from interventions.calls import Call, Generation, begin, named, tokens_in
+from interventions.errors import InterventionError
+
+
+class Moment:
+    """What is known of the run of a traced model that is going on; taps and writes take it for a scope of hooks.
+
+    A run is one trace: all its calls of the model are those of one generation.
+
+    Attributes:
+        call: the call of the model that is going on, or the last one.
+        generation: the run, from its first call, or that of the encoder before it.
+        recomputing: False: what is recomputed later is not traced, and `check_recomputable` raises for it.
+        stores: whether a changed key or value is kept in the cache.
+    """
+
+    def __init__(self) -> None:
+        self.recomputing, self.stores = False, True
+        self.begin()
+
+    def begin(self) -> None:
+        """A run begins."""
+        self.call: Call | None = None
+        self.generation: Generation | None = None
+        self._prompts: Any = WeakKeyDictionary()
+        self._decodes = False
+
+    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The model is called."""
+        arguments = named(module, args, kwargs)
+        tokens, first = tokens_in(arguments), not self._decodes
+        if first:
+            self._begin_generation(arguments, tokens)
+        self._decodes = True
+        self.call = begin(module, arguments, generation=self.generation, before=self.call, prompts=self._prompts)
+        chunked = not first and self.call.past > 0 and self.call.past == (self.generation and self.generation.prompt)
+        if chunked and (tokens or 0) > 1:
+            raise InterventionError(
+                f"the second call of this generation reads {tokens} tokens at once, so the prompt (in chunks?) cannot "
+                "be told from what is generated; generate without prefill_chunk_size and without an assistant."
+            )
+
+    def encoded(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """The encoder is called; by `generate` before the model itself is."""
+        if self.call is None and self.generation is None:
+            arguments = named(module, args, kwargs)
+            self.generation = Generation(arguments, tokens_in(arguments) or 1)
+
+    def _begin_generation(self, arguments: Any, tokens: int | None) -> None:
+        cache = arguments.get("past_key_values")
+        filled = hasattr(cache, "get_seq_length") and int(cache.get_seq_length()) > 0
+        if filled or isinstance(cache, tuple):
+            return  # the prompt was read before, elsewhere
+        before = {} if self.generation is None else self.generation.arguments
+        self.generation = Generation({**before, **arguments}, tokens or 1)
+
+
+def cache_in(args: tuple, kwargs: dict[str, Any]) -> object:
+    """The cache that a module was given, under one name or another."""
+    return next((each for each in (*args, *kwargs.values()) if hasattr(each, "get_seq_length")), None)

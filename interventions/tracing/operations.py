@@ -1,0 +1,82 @@
+"""The operations inside the forward of a module, as nnsight names them: `torch_relu_0` is its first call of it."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from interventions.errors import InterventionError
+from interventions.locations import Location
+
+_CHOOSER = re.compile(r".*get_interface_\d+")
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Those of one forward, in the order of its text.
+
+    Attributes:
+        names: what they are called.
+        lines: in which line of the text each stands.
+    """
+
+    names: tuple[str, ...]
+    lines: dict[str, int]
+
+    @property
+    def attention(self) -> tuple[str, tuple[str, ...]] | None:
+        """Which one chooses the function of transformers that attends, and which ones call it."""
+        chooser = next(filter(_CHOOSER.fullmatch, self.names), None)
+        if chooser is None:
+            return None
+        chosen = [name for name in self.names if self.lines[name] == self.lines[chooser] and name != chooser]
+        stem = next((name.rpartition("_")[0] for name in chosen), "attention_interface")
+        return chooser, tuple(n for n in self.names if n.rpartition("_")[0] == stem and n not in chosen)
+
+
+def operations_of(module: nn.Module) -> Operations | None:
+    """The operations in the forward of a module; None where that is no Python. Nothing is done to the module."""
+    from nnsight.intervention.source import STATE, SourceNotAvailable, compiled, decorator_chain, module_body
+
+    state = vars(module).get(STATE)
+    forward = module_body(module) if state is None else state.original
+    try:
+        found = compiled(decorator_chain(forward)[0])
+    except (SourceNotAvailable, SyntaxError):
+        return None
+    return Operations(found.names, found.lines)
+
+
+def check_operation(location: Location, module: nn.Module, path: str, name: str) -> None:
+    """Raise where the forward of a module has no operation of that name."""
+    found = operations_of(module)
+    where = f"the forward of {path or 'the model'} ({type(module).__name__})"
+    if found is None:
+        raise InterventionError(f"{location}: {where} is no Python that can be opened; name the module: io='output'.")
+    if name not in found.names:
+        near = difflib.get_close_matches(name, found.names, n=1, cutoff=0.0)
+        hint = f"; did you mean source={near[0]!r}?" if near else ""
+        raise InterventionError(
+            f"{location}: {where} has no operation {name!r}{hint} It has {', '.join(found.names) or 'none'}."
+        )
+
+
+def opened_modules(model: Any) -> Iterator[nn.Module]:
+    """The modules whose forward nnsight has rewritten, so that its operations can be seen."""
+    from nnsight.intervention.source import STATE
+
+    for module in model._module.modules():
+        state = vars(module).get(STATE)
+        if state is not None and state.sourced:
+            yield module
+
+
+def close(module: nn.Module) -> None:
+    """Put the forward of a module back as it was written."""
+    from nnsight.intervention.source import STATE
+
+    state = vars(module)[STATE]
+    state.body, state.compiled, state.sourced = state.original, None, False

@@ -1,0 +1,49 @@
+"""A job as one session of nnsight: here, simulated as remote, or on another machine."""
+
+from typing import Any
+
+from interventions.errors import InterventionError
+from interventions.tracing.edits import Block, attached
+
+Remote = bool | str
+
+
+def perform(model: Any, block: Block, remote: Remote) -> None:
+    """Run the tasks of the job of a block, and keep what they found.
+
+    Args:
+        remote: False: on this machine. True: on the host that nnsight is configured for, or the address of one.
+            "local": here, having gone through all that a remote run goes through.
+
+    Raises:
+        InterventionError: what the job itself raises, wherever; `remote` for a model that has no other machine.
+    """
+    job = block.job
+    assert job is not None
+    elsewhere = _elsewhere(model, remote)
+    with attached(model, block) as parcel:
+        answer = _session(model, parcel, len(job.tasks), elsewhere)
+    job.take(answer)
+
+
+def _session(model: Any, parcel: Any, runs: int, elsewhere: dict[str, Remote]) -> Any:
+    from nnsight import save
+
+    with model.session(**elsewhere):
+        for number in range(runs):
+            args, kwargs = parcel.call(model, "begin", number)
+            with model.trace(*args, **kwargs) as tracer:
+                parcel.call(model, "finish", tracer)
+        answer = save(parcel.call(model, "answer"))
+    return answer
+
+
+def _elsewhere(model: Any, remote: Remote) -> dict[str, Remote]:
+    if not remote:
+        return {}
+    if not hasattr(model, "to_model_key"):
+        raise InterventionError(
+            f"remote={remote!r} needs a model that another machine can be asked for, and {type(model).__name__} wraps "
+            "a module of this one; load it with nnsight.TransformersModel(name), or leave remote out."
+        )
+    return {"remote": remote}

@@ -1,0 +1,221 @@
+"""`run`, `record`, `intervene` and `interchange` on a model of nnsight."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interventions.architectures import Place, architecture
+from interventions.hooks import Tap
+from interventions.locations import Location
+from interventions.operators import Operator
+from interventions.recordings import stamp
+from interventions.requests import Listen, check_fired, of_run, writes_of
+from interventions.runs import Activations, Inputs, Run, check_fresh, check_ran, check_repeatable, without_cache
+from interventions.steps import parse_steps
+from interventions.tracing.edits import Block, attached, tapped
+from interventions.tracing.inputs import called_with, prepared
+from interventions.tracing.jobs import During, Job, Read, Stop, Task, whole
+from interventions.tracing.sessions import Remote, perform
+from interventions.writes import Source, Write, part_of
+
+Taps = list[tuple[Location, Place, Tap]]
+
+
+@dataclass(eq=False)
+class Plan:
+    """A job that is being put together: its tasks, and the taps of each."""
+
+    model: Any
+    tasks: list[Task]
+    taps: Taps
+    job: Job
+
+    @classmethod
+    def of(cls, model: Any, generator: torch.Generator | None = None) -> "Plan":
+        """An empty one."""
+        tasks: list[Task] = []
+        return cls(model, tasks, [], Job(tasks, [], generator))
+
+    def task(self, inputs: Inputs, finish: Callable[[Any], Any] | None) -> Task:
+        """One more run, of inputs as `prepared` gives them."""
+        args, kwargs = called_with(without_cache(architecture(self.model), inputs))
+        self.tasks.append(Task(args, kwargs, finish))
+        return self.tasks[-1]
+
+    def reads(self, task: Task, locations: Iterable[Location], *, detach: bool = False, is_wanted: bool = True) -> None:
+        """Keep what is at the locations in a run; one that keeps no output ends after the last."""
+        places = {location: architecture(self.model).place(location) for location in locations}
+        for location, place in places.items():
+            task.reads.append(Read(location, place, detach, is_wanted))
+            self._add(location, place, task.reads[-1], task, writes=False)
+        if task.finish is None and not self.model._edits:  # edits of the user may wait for what comes later
+            for end in dict.fromkeys(self._end_of(place) for place in places.values()):
+                self._add(next(iter(places)), end, Stop(task), task, writes=False)
+
+    def _end_of(self, place: Place) -> Place:
+        """Where nothing more comes of a place: inside a block, whose parts may run more than once, the block's end."""
+        if place.block is None or (place.block is place.module and not place.operations):
+            return place
+        return Place(place.block, architecture(self.model).paths[place.block], "output", place.block, "")
+
+    def write(self, task: Task, writes: Iterable[Write]) -> None:
+        """Make the writes in a run."""
+        for write in writes:
+            self._add(write.location, write.place, write, task)
+            self.job.writes = [*self.job.writes, write]
+
+    def _add(self, location: Location, place: Place, function: Any, task: Task, *, writes: bool = True) -> None:
+        self.taps.append((location, place, tapped(place, During(function, self.job, task), writes=writes)))
+
+    def run(self, remote: Remote) -> None:
+        """Run all of it."""
+        perform(self.model, Block(self.taps, job=self.job), remote)
+
+
+def run(
+    model: Any,
+    inputs: Inputs,
+    at: Sequence[Location] = (),
+    *,
+    detach: bool = False,
+    device: torch.device | str | None = None,
+    remote: Remote = False,
+) -> Run:
+    """`interventions.run`: one trace. Only the output, without its cache, and the activations asked for come back."""
+    inputs = prepared(model, inputs)
+    plan = Plan.of(model)
+    task = plan.task(inputs, whole)
+    plan.reads(task, at, detach=detach)
+    plan.run(remote)
+    activations = _activations(task, device)
+    check_ran(activations, "this run")
+    activations._fetch = _fetcher(model, inputs, remote)
+    return Run(model, inputs, task.output, activations)
+
+
+def run_to(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote = False) -> Run:
+    """`interventions.run_to`: one trace that stops."""
+    inputs = prepared(model, inputs)
+    return Run(model, inputs, None, read(model, inputs, at, remote=remote))
+
+
+def read(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote = False) -> Activations:
+    """The activations at the locations, of a run that stops after the last of them."""
+    plan = Plan.of(model)
+    task = plan.task(prepared(model, inputs), None)
+    plan.reads(task, at)
+    plan.run(remote)
+    activations = _activations(task, None)
+    check_ran(activations, "the source run")
+    return activations
+
+
+@contextmanager
+def record(
+    model: Any, at: Sequence[Location], *, detach: bool = False, device: torch.device | str | None = None
+) -> Iterator[Activations]:
+    """`interventions.record`: of the user's own traces inside the block, on this machine."""
+    found, activations = architecture(model), Activations(at)
+    reads = [Read(location, found.place(location), detach) for location in at]
+    for each in reads:
+        activations._states[each.location] = each.source.states
+    taps = [(each.location, each.place, tapped(each.place, each, writes=False)) for each in reads]
+    stays = (
+        "a trace that runs elsewhere leaves the activations of a record block there; write run(model, inputs, "
+        "at=[…], remote=…), or .save() them in the trace."
+    )
+    with attached(model, Block(taps, stays=stays)):
+        yield activations
+    if device is not None:
+        for each in reads:
+            each.source.states[:] = [state.to(device) for state in each.source.states]
+    check_ran(activations, "this record block")
+
+
+@contextmanager
+def intervene(
+    model: Any,
+    pairs: dict[Location, Operator],
+    source: object,
+    where: tuple[object, object, Any],
+    generator: torch.Generator | None,
+    *,
+    remote: Remote = False,
+) -> Iterator[tuple[Write, ...]]:
+    """`interventions.intervene`: in the user's own traces inside the block, wherever they run. Sources run first."""
+    plan = Plan.of(model)
+    writes = tuple(writes_of(architecture(model), pairs, source, where, generator, listen=_listening(plan, True)))
+    if plan.tasks:
+        plan.run(remote)
+    block = Block([(write.location, write.place, tapped(write.place, write)) for write in writes], writes)
+    with attached(model, block) as parcel:
+        yield writes
+    if parcel.content.runs or not block.sent:  # elsewhere it was seen to by `Visits.watch`
+        check_fired(writes, "this intervene block; open a trace of the model inside the block")
+
+
+def interchange(
+    model: Any,
+    base: Inputs | Run,
+    source: object,
+    pairs: dict[Location, Operator],
+    where: tuple[object, object],
+    *,
+    generator: torch.Generator | None = None,
+    record: Sequence[Location] = (),
+    remote: Remote = False,
+) -> Run:
+    """`interventions.interchange`: sources and base as one job, of which only the counterfactual comes back."""
+    plan = Plan.of(model, generator)
+    inputs = base.inputs if isinstance(base, Run) else prepared(model, base)
+    listen = _listening(plan, False)
+    writes = writes_of(architecture(model), pairs, source, (*where, parse_steps(None)), generator, listen=listen)
+    task = plan.task(inputs, whole)
+    plan.write(task, writes)
+    plan.reads(task, record)
+    plan.run(remote)
+    check_fired(writes, "the counterfactual run")
+    activations = _activations(task, None)
+    check_ran(activations, "the counterfactual run")
+    activations._fetch = _fetcher(model, inputs, remote, is_counterfactual=True)
+    return Run(model, inputs, task.output, activations, is_counterfactual=True)
+
+
+def _listening(plan: Plan, is_wanted: bool) -> Listen:
+    """Sources as runs of the plan: what they have is there when these ran."""
+
+    def listen(given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
+        if isinstance(given, Run):
+            return of_run(given, plan.model, places)
+        task = plan.task(prepared(plan.model, given), None)
+        plan.reads(task, places, is_wanted=is_wanted)
+        return {read.location: read.source for read in task.reads}
+
+    return listen
+
+
+def _activations(task: Task, device: torch.device | str | None) -> Activations:
+    activations = Activations(read.location for read in task.reads)
+    for read in task.reads:
+        states = read.source.states
+        activations._states[read.location] = states if device is None else [state.to(device) for state in states]
+    return activations
+
+
+def _fetcher(model: Any, inputs: Inputs, remote: Remote, *, is_counterfactual: bool = False) -> Any:
+    """What runs again for an activation that was not asked for."""
+    found, made = architecture(model), stamp(model)
+
+    def fetch(location: Location, kept: Mapping[Location, Tensor]) -> Tensor:
+        whole_one = location.whole
+        if whole_one is location or whole_one not in kept:
+            check_repeatable(found.model, location, is_counterfactual)
+            check_fresh(model, made)
+            return read(model, inputs, [location], remote=remote)[location]
+        return part_of(kept[whole_one], location, found.place(location))
+
+    return fetch

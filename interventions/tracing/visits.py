@@ -1,0 +1,105 @@
+"""What is done in the runs of a traced model, and by whom: the part that goes where the model is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from interventions.hooks import Tap
+from interventions.requests import check_fired
+from interventions.tracing.doors import Door
+from interventions.tracing.jobs import During, Job
+from interventions.tracing.moments import Moment
+from interventions.writes import Write
+
+
+@dataclass(frozen=True, eq=False)
+class Visit:
+    """A door of a module, and what is put through there.
+
+    Attributes:
+        envoy: nnsight's view of the module.
+    """
+
+    envoy: Any
+    door: Door
+    taps: tuple[Tap, ...]
+
+
+@dataclass(eq=False)
+class Visits:
+    """All that is done in the runs of a traced model, by all blocks that are open on it.
+
+    Attributes:
+        visits: one for each door.
+        encoders: nnsight's views of the modules that encode before the model is called.
+        writes: of the blocks that are open around what the user runs.
+        job: the runs that are going on for one of our own verbs.
+        away: whether this is a copy, on the machine where the model is: nobody else can see what ran.
+        runs: how many runs there were.
+    """
+
+    visits: list[Visit] = field(default_factory=list)
+    encoders: tuple[Any, ...] = ()
+    writes: tuple[Write, ...] = ()
+    job: Job | None = None
+    moment: Moment = field(default_factory=Moment)
+    away: bool = False
+    runs: int = 0
+
+    def watch(self, model: Any) -> None:
+        """Note each call of the model. It begins before all other workers of a run, and ends before them."""
+        self.runs += 1
+        self.moment.begin()
+        forever(lambda: self.moment.called(model._module, *model.inputs))
+        if self.away:
+            check_fired(self.writes, "this run")
+
+    def watch_encoder(self, number: int) -> None:
+        """Note each call of an encoder."""
+        encoder = self.encoders[number]
+        forever(lambda: self.moment.encoded(encoder._module, *encoder.inputs))
+
+    def visit(self, number: int) -> None:
+        """Stand at a door for one run."""
+        visit = self.visits[number]
+        taps = [tap for tap in visit.taps if not isinstance(tap.function, During) or tap.function.acts]
+        kept: dict[str, Any] = {}
+        if taps:
+            forever(lambda: visit.door.meet(visit.envoy, taps, self.moment, kept))
+
+    def begin(self, number: int) -> tuple[tuple, dict[str, Any]]:
+        """The arguments of the next run of the job."""
+        assert self.job is not None
+        return self.job.begin(number)
+
+    def finish(self, tracer: Any) -> None:
+        """Stand at the end of a run of the job."""
+        assert self.job is not None
+        self.job.finish(tracer)
+
+    def answer(self) -> dict[str, Any]:
+        """What the job found, in what every machine knows: tensors, lists and the output of the model."""
+        assert self.job is not None
+        return self.job.answer()
+
+
+def forever(meet: Callable[[], None]) -> None:
+    """Meet what a run brings until it ends."""
+    from nnsight.intervention.interleaver import OutOfOrderError
+    from nnsight.intervention.iterator import Iterations
+
+    try:
+        for _ in Iterations():
+            meet()
+    except OutOfOrderError:
+        pass  # the run is over
+
+
+def grouped(taps: Sequence[tuple[Any, Door, Tap]]) -> list[Visit]:
+    """One visit for each door: the taps at it, in their order."""
+    doors: dict[tuple[int, Door], list[tuple[Any, Tap]]] = {}
+    for envoy, door, tap in taps:
+        doors.setdefault((id(envoy), door), []).append((envoy, tap))
+    return [Visit(each[0][0], door, tuple(tap for _, tap in each)) for (_, door), each in doors.items()]
