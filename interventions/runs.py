@@ -32,6 +32,7 @@ from interventions.writes import part_of
 Inputs = (
     object  # a mapping (keywords), a tuple or list (positional arguments) or one tensor: what the model is called with
 )
+Keep = Callable[[Any], Any]  # from the output of a model to what is kept of it
 Where = Location | str | Iterable[Location | str] | Mapping[Location | str, object]
 
 
@@ -155,6 +156,7 @@ def run(
     resumable: bool = True,
     detach: bool = False,
     device: torch.device | str | None = None,
+    keep: Keep | None = None,
     remote: bool | str = False,
 ) -> Run:
     """Run `model` on `inputs`, unmodified, and keep its activations `at` the locations.
@@ -168,6 +170,8 @@ def run(
             there and block outputs need no second run.
         detach: cut the kept activations off from the graph.
         device: where to store the kept activations; None is where they are.
+        keep: a function of the output that gives what is kept of it, e.g. a metric: nothing else comes back from a
+            remote model.
         remote: of a model of nnsight, where it runs: True is the host that nnsight is configured for, else its address,
             or "local" to try that out here.
 
@@ -175,7 +179,7 @@ def run(
         InterventionError: a location that does not exist, or never ran.
     """
     if (elsewhere := traced(model, remote)) is not None:
-        return elsewhere.run(model, inputs, locations_of(at), detach=detach, device=device, remote=remote)
+        return elsewhere.run(model, inputs, locations_of(at), detach=detach, device=device, keep=keep, remote=remote)
     check_inputs(inputs)
     model, found = module_of(model), architecture(model)
     inputs = without_cache(found, inputs)
@@ -184,6 +188,7 @@ def run(
     scope = recorded(model, taps, recording)
     with opened(scope):
         output = call(model, inputs)
+    output = output if keep is None else keep(output)
     if recording is not None:
         recording.close()
     check_ran(activations, "this run")

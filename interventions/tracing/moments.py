@@ -25,6 +25,9 @@ class Moment:
         self.recomputing, self.stores = False, True
         self.begin()
 
+    def __reduce__(self) -> tuple:
+        return Moment, ()  # what goes on here is of no interest elsewhere
+
     def begin(self) -> None:
         """A run begins."""
         self.call: Call | None = None
