@@ -19,6 +19,7 @@ from interventions.recordings import Recording, Replay, drawing
 from interventions.requests import check_fired, held_by, of_run, pairs_of, writes_of
 from interventions.runs import (
     Inputs,
+    Keep,
     Run,
     Where,
     check_inputs,
@@ -120,6 +121,7 @@ def interchange(
     generator: torch.Generator | None = None,
     record: Where = (),
     resume: bool = True,
+    keep: Keep | None = None,
     remote: bool | str = False,
 ) -> Run:
     """The counterfactual run: `model` on the base, with the activations `at` the locations taken from the source.
@@ -135,6 +137,7 @@ def interchange(
         record: locations to keep of the counterfactual run, after the writes.
         resume: False runs every block again. So does a base run that cannot be taken up: made under other hooks or
             other open blocks, or changed in place since. So do models of nnsight, which have every forward.
+        keep: what is kept of the output, as in `run`.
         remote: of a model of nnsight, where base and source run, as one job; see `run`.
 
     Raises:
@@ -147,7 +150,9 @@ def interchange(
         _check_base(base, model)
     if (elsewhere := traced(model, remote)) is not None:
         where, kept = (positions, source_positions), locations_of(record)
-        return elsewhere.interchange(model, base, source, pairs, where, generator=generator, record=kept, remote=remote)
+        return elsewhere.interchange(
+            model, base, source, pairs, where, generator=generator, record=kept, keep=keep, remote=remote
+        )
     model, found = module_of(model), architecture(model)
     listen = partial(_listen, model)
     writes = writes_of(found, pairs, source, (positions, source_positions, None), generator, listen=listen)
@@ -180,6 +185,7 @@ def interchange(
     check_ran(activations, "the counterfactual run")
     activations._fetch = fetcher(model, inputs, again, is_counterfactual=True)
     output = output if scope.stores else without_past(output)
+    output = output if keep is None else keep(output)
     return Run(model, inputs, output, activations, again, is_counterfactual=True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interventions.architectures import Place
 from interventions.locations import Location
-from interventions.recordings import detached
+from interventions.runs import without_past
 from interventions.writes import Source, Write, part_of
 
 
@@ -151,11 +151,4 @@ class Stop:
 
 def whole(output: Any) -> Any:
     """All of an output but the cache, which is large and of no use elsewhere."""
-    from interventions.runs import without_past
-
     return without_past(output)
-
-
-def cut(output: Any) -> Any:
-    """The same, cut off from the graph."""
-    return detached(whole(output))

@@ -14,7 +14,7 @@ from interventions.locations import Location
 from interventions.operators import Operator
 from interventions.recordings import stamp
 from interventions.requests import Listen, check_fired, of_run, writes_of
-from interventions.runs import Activations, Inputs, Run, check_fresh, check_ran, check_repeatable, without_cache
+from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable, without_cache
 from interventions.steps import parse_steps
 from interventions.tracing.edits import Block, attached, tapped
 from interventions.tracing.inputs import called_with, prepared
@@ -83,12 +83,13 @@ def run(
     *,
     detach: bool = False,
     device: torch.device | str | None = None,
+    keep: Keep | None = None,
     remote: Remote = False,
 ) -> Run:
     """`interventions.run`: one trace. Only the output, without its cache, and the activations asked for come back."""
     inputs = prepared(model, inputs)
     plan = Plan.of(model)
-    task = plan.task(inputs, whole)
+    task = plan.task(inputs, whole if keep is None else keep)
     plan.reads(task, at, detach=detach)
     plan.run(remote)
     activations = _activations(task, device)
@@ -167,6 +168,7 @@ def interchange(
     *,
     generator: torch.Generator | None = None,
     record: Sequence[Location] = (),
+    keep: Keep | None = None,
     remote: Remote = False,
 ) -> Run:
     """`interventions.interchange`: sources and base as one job, of which only the counterfactual comes back."""
@@ -174,7 +176,7 @@ def interchange(
     inputs = base.inputs if isinstance(base, Run) else prepared(model, base)
     listen = _listening(plan, False)
     writes = writes_of(architecture(model), pairs, source, (*where, parse_steps(None)), generator, listen=listen)
-    task = plan.task(inputs, whole)
+    task = plan.task(inputs, whole if keep is None else keep)
     plan.write(task, writes)
     plan.reads(task, record)
     plan.run(remote)
