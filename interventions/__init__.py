@@ -17,7 +17,7 @@ from interventions.averages import mean_of
 from interventions.descriptions import describe
 from interventions.errors import InterventionError
 from interventions.grids import Grid
-from interventions.interchanges import Handle, interchange, intervene
+from interventions.interchanges import interchange, intervene
 from interventions.locations import SITES, Location, as_location
 from interventions.metrics import (
     Metric,
@@ -30,6 +30,7 @@ from interventions.metrics import (
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.paths import path_patch
 from interventions.positions import Selection, select
+from interventions.requests import Handle
 from interventions.runs import Activations, Run, record, run, run_to
 from interventions.saving import Saved, load, save
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,7 +16,7 @@ from interventions.locations import Location
 from interventions.operators import Operator
 from interventions.positions import Positions
 from interventions.recordings import Recording, Replay, drawing
-from interventions.requests import check_fired, held_by, of_run, pairs_of, writes_of
+from interventions.requests import Handle, check_fired, held_by, of_run, pairs_of, writes_of
 from interventions.runs import (
     Inputs,
     Keep,
@@ -36,27 +36,6 @@ from interventions.runs import (
 from interventions.steps import Steps, parse_steps
 from interventions.wrappers import Model, module_of
 from interventions.writes import Source, Write
-
-
-@dataclass(eq=False, repr=False)
-class Handle:
-    """What an open `intervene` block did so far."""
-
-    writes: tuple[Write, ...]
-
-    @property
-    def firings(self) -> dict[Location, int]:
-        """How often each location was written."""
-        return {write.location: write.firings for write in self.writes}
-
-    @property
-    def change(self) -> dict[Location, float]:
-        """Root mean square of what was changed at each location, relative to that of what was there."""
-        return {write.location: write.change for write in self.writes}
-
-    def __repr__(self) -> str:
-        done = (f"{write.location}: written {write.firings} times, change {write.change:.3g}" for write in self.writes)
-        return f"Handle({'; '.join(done)})"
 
 
 @contextmanager
@@ -98,8 +77,8 @@ def intervene(
     found = architecture(model)
     pairs, where = pairs_of(at, op, source, location), (positions, source_positions, parse_steps(steps))
     if (elsewhere := traced(model, remote)) is not None:
-        with elsewhere.intervene(model, pairs, source, where, generator, remote=remote) as standing:
-            yield Handle(standing)
+        with elsewhere.intervene(model, pairs, source, where, generator, remote=remote) as handle:
+            yield handle
         return
     model = module_of(model)
     writes = writes_of(found, pairs, source, where, generator, listen=partial(_listen, model))

@@ -1,7 +1,7 @@
 """Several counterfactuals in one pass of the model: the examples repeated, each cell with its own tokens written."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -14,6 +14,7 @@ from interventions.errors import InterventionError
 from interventions.interchanges import interchange
 from interventions.locations import Location
 from interventions.operators import Operator
+from interventions.recordings import mapped
 from interventions.runs import Run, rows_of, run
 
 MOST_ROWS = 64  # rows of a pass, where the caller names no number
@@ -22,10 +23,11 @@ MOST_NUMBERS = 2**28  # numbers that such a pass keeps: the output, and what eve
 
 @dataclass(eq=False)
 class Passes:
-    """Runs the counterfactuals of a location, several in one pass.
+    """Runs the counterfactuals of a grid, those of one row several in one pass.
 
     Attributes:
         most: how many.
+        measure: what is kept of the output of each.
     """
 
     base: Run
@@ -33,16 +35,17 @@ class Passes:
     ops: Mapping[Location, Operator]
     generator: torch.Generator | None
     most: int
+    measure: Callable[[Any], Any]
     _repeated: dict[int, Run] = field(default_factory=dict)
 
-    def __call__(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> Iterator[tuple[Cell, Any]]:
-        """Each cell, with the output of its counterfactual."""
-        count = math.ceil(len(cells) / self.most)
-        size = math.ceil(len(cells) / max(1, count))  # passes of one size where that is as few
-        for chunk in (cells[number * size : (number + 1) * size] for number in range(count)):
-            output = self._together(locations, chunk)
-            for number, cell in enumerate(chunk):
-                yield cell, output if len(chunk) == 1 else rows_of(output, self._rows(number))
+    def __call__(
+        self, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
+    ) -> Iterator[tuple[int, Cell, Any]]:
+        """Each cell of each row, with what is kept of its counterfactual."""
+        for row, locations, chunk in chunks_of(rows, cells, self.most):
+            keep = Each(self.measure, len(chunk), examples_in(self.base))
+            for cell, value in zip(chunk, keep(self._together(locations, chunk)), strict=True):
+                yield row, cell, value
 
     def _together(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> object:
         source = self.source
@@ -53,8 +56,8 @@ class Passes:
             self._base(len(cells)),
             source,
             {location: OneByOne.of(self.ops[location], cells, location) for location in locations},
-            positions={location: list(chain(*written(cells, location))) or None for location in locations},
-            source_positions={location: list(chain(*taken(cells, location))) or None for location in locations},
+            positions={location: positions_of(written(cells, location)) for location in locations},
+            source_positions={location: positions_of(taken(cells, location)) for location in locations},
             generator=self.generator,
         ).output
 
@@ -73,8 +76,59 @@ class Passes:
         return self._repeated[times]
 
     def _rows(self, number: int) -> Tensor:
-        count = examples_in(self.base)
-        return torch.arange(number * count, (number + 1) * count)
+        return rows_at(number, examples_in(self.base))
+
+
+@dataclass(frozen=True, eq=False)
+class Each:
+    """What is kept of each of several counterfactuals in one output, one after the other.
+
+    Attributes:
+        times: how many they are.
+        examples: of each.
+    """
+
+    measure: Callable[[Any], Any]
+    times: int
+    examples: int
+
+    def __call__(self, output: Any) -> list[Any]:
+        if self.times == 1:
+            return [self.measure(output)]
+        return [self.measure(rows_of(output, rows_at(number, self.examples))) for number in range(self.times)]
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """What a sweep needs of the output of a run: what the metric says, and the shapes.
+
+    Attributes:
+        like: measure it only if it has these shapes.
+    """
+
+    measure: Callable[[Any], Any]
+    like: list[tuple[int, ...]] | None = None
+
+    def __call__(self, output: Any) -> dict[str, Any]:
+        comparable = self.like is None or self.like == shapes_of(output)
+        value = self.measure(output) if comparable else None
+        return {"value": value, "output": mapped(lambda tensor: tensor.to("meta"), output)}
+
+
+def rows_at(number: int, examples: int) -> Tensor:
+    """The rows of one of several counterfactuals that lie one after the other."""
+    return torch.arange(number * examples, (number + 1) * examples)
+
+
+def chunks_of(
+    rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]], most: int
+) -> Iterator[tuple[int, tuple[Location, ...], Sequence[Cell]]]:
+    """The cells of each row that share a pass: of one size, where that is as few passes."""
+    for row, locations in enumerate(rows):
+        count = math.ceil(len(cells[row]) / most)
+        size = math.ceil(len(cells[row]) / max(1, count))
+        for number in range(count):
+            yield row, locations, cells[row][number * size : (number + 1) * size]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +153,19 @@ class OneByOne:
         return cls(op, counts[0], counts[1])
 
     def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # asked for before there is an op, when it is unpickled
+            raise AttributeError(name)
         return getattr(self.op, name)  # needs_source and pools_source, where it has them
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         sources = [None] * len(self.counts) if source is None else source.split(self.source_counts)
         parts = zip(base.split(self.counts), sources, strict=True)
         return torch.cat([self.op(mine, its, generator) for mine, its in parts])
+
+
+def positions_of(tokens: list[Tokens]) -> list[list[int]] | None:
+    """The tokens of several cells as positions of all their examples; None where cells name none."""
+    return list(chain(*tokens)) or None
 
 
 def written(cells: Sequence[Cell], location: Location) -> list[Tokens]:

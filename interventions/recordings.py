@@ -208,21 +208,22 @@ def set_random_states(states: Mapping[torch.device, Tensor]) -> None:
 
 def own(value: Any) -> Any:
     """`value`, with copies of those tensors in which nobody could see that the model went on in place."""
-    return _mapped(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
+    return mapped(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
 
 
 def detached(value: Any) -> Any:
     """`value` with its tensors cut off from the graph."""
-    return _mapped(Tensor.detach, value)
+    return mapped(Tensor.detach, value)
 
 
-def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value` with each tensor in it put through a function."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        entries = {key: _mapped(function, entry) for key, entry in value.items()}
+        entries = {key: mapped(function, entry) for key, entry in value.items()}
         return type(value)(**entries) if hasattr(value, "to_tuple") else entries
-    return type(value)(_mapped(function, entry) for entry in value) if type(value) in (tuple, list) else value
+    return type(value)(mapped(function, entry) for entry in value) if type(value) in (tuple, list) else value
 
 
 def _versions(*values: object) -> tuple[int, ...]:

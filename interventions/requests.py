@@ -1,6 +1,7 @@
 """What is asked for, as writes: which operator at which place, on which tokens, with what of which source."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from inspect import signature
 from types import FunctionType, MethodType
 from typing import Any
@@ -18,6 +19,53 @@ from interventions.runs import Activations, Inputs, Run, locations_of
 from interventions.steps import steps_text
 from interventions.wrappers import Model
 from interventions.writes import Source, Write
+
+
+@dataclass(eq=False, repr=False)
+class Handle:
+    """What an open `intervene` block did so far.
+
+    Attributes:
+        writes: its writes.
+        is_elsewhere: whether all runs inside were made on another machine. There an intervention that never ran
+            raises, and nothing is counted here.
+    """
+
+    writes: tuple[Write, ...]
+    is_elsewhere: Callable[[], bool] = lambda: False
+
+    @property
+    def firings(self) -> dict[Location, int]:
+        """How often each location was written.
+
+        Raises:
+            InterventionError: the runs were made on another machine.
+        """
+        self._check_here()
+        return {write.location: write.firings for write in self.writes}
+
+    @property
+    def change(self) -> dict[Location, float]:
+        """Root mean square of what was changed at each location, relative to that of what was there.
+
+        Raises:
+            InterventionError: the runs were made on another machine.
+        """
+        self._check_here()
+        return {write.location: write.change for write in self.writes}
+
+    def _check_here(self) -> None:
+        if self.is_elsewhere():
+            raise InterventionError(
+                "what this block did was done on another machine, which raises where nothing is written, and counts "
+                "nothing here; for counts use interchange(model, base, source, at, remote=…), or trace on this one."
+            )
+
+    def __repr__(self) -> str:
+        if self.is_elsewhere():
+            return f"Handle({', '.join(str(write.location) for write in self.writes)}: written on another machine)"
+        done = (f"{write.location}: written {write.firings} times, change {write.change:.3g}" for write in self.writes)
+        return f"Handle({'; '.join(done)})"
 
 
 def pairs_of(at: Any, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,10 +18,10 @@ from interventions.grids import Grid
 from interventions.locations import Location, as_location
 from interventions.metrics import Metric, Normalised, logits_of, name_of
 from interventions.operators import Operator, Swap
-from interventions.passes import Passes, cells_a_pass, examples_in, shapes_of
+from interventions.passes import Passes, Summary, cells_a_pass, examples_in, shapes_of
 from interventions.positions import select
-from interventions.runs import Inputs, Run, as_run, check_eval
-from interventions.wrappers import Model
+from interventions.runs import Inputs, Run, as_run, check_eval, run, traced
+from interventions.wrappers import Model, is_traced
 
 
 def sweep(
@@ -34,6 +36,7 @@ def sweep(
     op: Operator | Mapping[Location, Operator] | None = None,
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
+    remote: bool | str = False,
 ) -> Grid:
     """One counterfactual for each location and position, and what the metric says of it: activation patching.
 
@@ -60,6 +63,8 @@ def sweep(
             default 64, or fewer that keep 2²⁸ numbers. Where inputs or output hold something that is not one entry an
             example, such as a loss, every counterfactual has its own pass.
         generator: for operators that draw.
+        remote: of a model of nnsight, where it runs, see `run`: base, source, and then all counterfactuals as one job
+            of which the metric alone comes back.
 
     Raises:
         InterventionError: a model in train mode; nothing to write, places or positions that do not exist; base and
@@ -79,24 +84,24 @@ def sweep(
     ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
     wholes = list(dict.fromkeys(location.whole for locations in rows.values() for location in locations))
     with torch.no_grad():
-        before = _base_run(model, base, wholes)
-        given = None if source is None else as_run(model, source, wholes, resumable=False)
+        before, first = _base_run(model, base, wholes, metric, remote)
+        given, last = _source_run(model, source, wholes, Summary(metric, shapes_of(before.output)), remote)
         examples = examples_in(before)
         _check_sizes(ops, examples, given)
         _check_reads_real(metric, before)
-        baseline = _measured(metric, before.output, examples, "the base run")
+        baseline = _checked(first, examples, "the base run")
         columns, cells = _cells(list(rows.values()), positions, source_positions, base=before, source=given, ops=ops)
         values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
-        passes = Passes(before, given, ops, generator, cells_a_pass(before, batch_size))
-        for row, locations in enumerate(rows.values()):
-            for cell, output in passes(locations, cells[row]):
-                what = f"the counterfactual at {' + '.join(map(str, locations))}, position {columns[cell.column].label}"
-                values[row, cell.column] = _of_present(_measured(metric, output, examples, what), cell)
-        level = None
-        if given is not None and shapes_of(given.output) == shapes_of(before.output):
-            level = _measured(metric, given.output, examples, "the source run")
-    labels = tuple(column.label for column in columns)
-    return Grid(values, rows, labels, baseline, level, name_of(metric), getattr(metric, "is_signed", False))
+        passes = Passes(before, given, ops, generator, cells_a_pass(before, batch_size), metric)
+        elsewhere = traced(model, remote)
+        measured = passes if elsewhere is None else partial(elsewhere.measured, passes, remote)
+        for row, cell, value in measured(list(rows.values()), cells):
+            at_row = " + ".join(map(str, list(rows.values())[row]))
+            what = f"the counterfactual at {at_row}, position {columns[cell.column].label}"
+            values[row, cell.column] = _of_present(_checked(value, examples, what), cell)
+        level = None if last is None else _checked(last, examples, "the source run")
+    positions_of_grid = tuple(column.label for column in columns)
+    return Grid(values, rows, positions_of_grid, baseline, level, name_of(metric), getattr(metric, "is_signed", False))
 
 
 def _labelled(at: Any) -> dict[str, tuple[Location, ...]]:
@@ -148,13 +153,39 @@ def _check_operator(op: Any, source: object) -> None:
         raise InterventionError(f"a source was given and {type(op).__name__} takes none; leave it out: source=None.")
 
 
-def _base_run(model: Model, base: Inputs | Run, at: list[Location]) -> Run:
+def _base_run(
+    model: Model, base: Inputs | Run, at: list[Location], metric: Callable[[Any], Tensor], remote: bool | str
+) -> tuple[Run, Any]:
+    """The base run, and what the metric says of it."""
+    if is_traced(model) and not isinstance(base, Run):
+        return _summed_up(model, base, at, Summary(metric), remote)
     before = as_run(model, base, at)
     if before.output is None or before.is_counterfactual:
         raise InterventionError(
             "the base stopped early or is itself a counterfactual run; pass a run of the model itself, or inputs."
         )
-    return before
+    return before, metric(before.output)
+
+
+def _source_run(
+    model: Model, source: Inputs | Run | None, at: list[Location], summary: Summary, remote: bool | str
+) -> tuple[Run | None, Any]:
+    """The source run, and what the metric says of it; None for an output of another shape."""
+    if source is None:
+        return None, None
+    if is_traced(model) and not isinstance(source, Run):
+        return _summed_up(model, source, at, summary, remote)
+    given = as_run(model, source, at, resumable=False)
+    return given, summary.measure(given.output) if shapes_of(given.output) == summary.like else None
+
+
+def _summed_up(
+    model: Model, inputs: Inputs, at: list[Location], summary: Summary, remote: bool | str
+) -> tuple[Run, Any]:
+    """A run where the model is, of which the shapes come back, and what the metric says of it."""
+    ran = run(model, inputs, at, device="meta", keep=summary, remote=remote)
+    kept: Any = ran.output
+    return replace(ran, output=kept["output"]), kept["value"]
 
 
 def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
@@ -209,9 +240,8 @@ def _real(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
     return torch.ones(shape[:2], dtype=torch.bool)
 
 
-def _measured(metric: Callable[[Any], Tensor], output: object, examples: int, what: str) -> Tensor:
+def _checked(value: Any, examples: int, what: str) -> Tensor:
     """What the metric says, `[examples]` or `[1]`, on the CPU."""
-    value = metric(output)
     if not isinstance(value, Tensor | int | float):
         raise InterventionError(f"the metric returned {type(value).__name__} for {what}; return a tensor [batch].")
     value = torch.as_tensor(value).detach().cpu()

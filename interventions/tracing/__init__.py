@@ -5,6 +5,7 @@ What is done in a run stands on the model as edits of nnsight, so that the user'
 and data (`parcels`). Nothing here is imported until a model of nnsight is passed.
 """
 
+from interventions.tracing.grids import measured
 from interventions.tracing.verbs import interchange, intervene, record, run, run_to
 
-__all__ = ["interchange", "intervene", "record", "run", "run_to"]
+__all__ = ["interchange", "intervene", "measured", "record", "run", "run_to"]

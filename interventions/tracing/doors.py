@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -196,8 +197,10 @@ def opened(envoy: Any, names: tuple[str, ...]) -> Any:
                 f"{where} cannot be opened: {error}; name an operation outside of it, or the output of a module."
             ) from None
         if name not in source.names:
+            near = difflib.get_close_matches(name, source.names, n=5, cutoff=0.0)
             raise InterventionError(
-                f"{where} has no operation {name!r}: it has {', '.join(source.names) or 'none'}; write one of these."
+                f"{where} has no operation {name!r}; did you mean {', '.join(map(repr, near)) or 'itself'}? "
+                f"print({envoy.path}.source…) in a trace shows its {len(source.names)}."
             )
         found, where = getattr(source, name), f"{where}.{name}"
     return found

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interventions.architectures import Place
 from interventions.locations import Location
+from interventions.recordings import detached
 from interventions.runs import without_past
 from interventions.writes import Source, Write, part_of
 
@@ -43,6 +44,7 @@ class Read:
     """A tap function that keeps what is at a place.
 
     Attributes:
+        shapes_only: what is kept are the shapes.
         source: what was kept, call by call, and which of its tokens are real.
         is_wanted: whether it is part of the answer.
     """
@@ -51,11 +53,13 @@ class Read:
     place: Place
     detach: bool = False
     is_wanted: bool = True
+    shapes_only: bool = False
     source: Source = field(default_factory=lambda: Source([]))
 
     def __call__(self, state: Tensor, moment: Any) -> Tensor | None:
         part = part_of(state, self.location, self.place)
-        self.source.states.append(part.detach() if self.detach else part)
+        kept = part.to("meta") if self.shapes_only else part
+        self.source.states.append(kept.detach() if self.detach else kept)
         going_on = moment.call or moment.generation
         mask = None if going_on is None else going_on.arguments.get(self.place.mask)
         self.source.mask = mask if isinstance(mask, Tensor) else None
@@ -96,14 +100,15 @@ class Job:
         if task.finish is not None:
             task.output = task.finish(output)
 
-    def answer(self) -> dict[str, Any]:
-        """What was kept."""
-        return {
+    def answer(self, *, away: bool) -> dict[str, Any]:
+        """What was kept; without its graph, where it goes to another machine."""
+        answer = {
             "outputs": [task.output for task in self.tasks],
             "reads": [[read.source.states for read in task.reads if read.is_wanted] for task in self.tasks],
             "writes": [(write.firings, write.calls, write.changed, write.norm) for write in self.writes],
             "generator": None if self.generator is None else self.generator.get_state(),
         }
+        return detached(answer) if away else answer
 
     def take(self, answer: dict[str, Any]) -> None:
         """Keep here what was kept where the model is."""

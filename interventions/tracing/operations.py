@@ -57,10 +57,10 @@ def check_operation(location: Location, module: nn.Module, path: str, name: str)
     if found is None:
         raise InterventionError(f"{location}: {where} is no Python that can be opened; name the module: io='output'.")
     if name not in found.names:
-        near = difflib.get_close_matches(name, found.names, n=1, cutoff=0.0)
-        hint = f"; did you mean source={near[0]!r}?" if near else ""
+        near = difflib.get_close_matches(name, found.names, n=3, cutoff=0.0)
+        hint = f"did you mean {', '.join(map(repr, near))}? " if near else ""
         raise InterventionError(
-            f"{location}: {where} has no operation {name!r}{hint} It has {', '.join(found.names) or 'none'}."
+            f"{location}: {where} has no operation {name!r}; {hint}describe(model) lists its {len(found.names)}."
         )
 
 

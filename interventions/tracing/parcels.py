@@ -58,6 +58,7 @@ def unpack(payload: bytes, files: bytes) -> Any:
     import io
     import linecache
     import pickle
+    import sys
     import types
     import zlib
 
@@ -68,26 +69,30 @@ def unpack(payload: bytes, files: bytes) -> Any:
     def load(name):  # type: ignore[no-untyped-def]
         if name in loaded:
             return loaded[name]
-        module = loaded[name] = types.ModuleType(name)
+        known_as = f"parcel.{name}"  # a name that is nobody else's, and known only while dataclasses look it up
+        module = loaded[name] = types.ModuleType(known_as)
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": importing}
         if name in texts:
             file = f"<{name}>"
             linecache.cache[file] = (len(texts[name]), None, texts[name].splitlines(True), file)
-            exec(compile(texts[name], file, "exec"), module.__dict__)
-        parent, _, own = name.rpartition(".")
-        if parent:
-            setattr(load(parent), own, module)
+            sys.modules[known_as] = module
+            try:
+                exec(compile(texts[name], file, "exec"), module.__dict__)
+            finally:
+                del sys.modules[known_as]
         return module
 
     def importing(name, globals=None, locals=None, fromlist=(), level=0):  # type: ignore[no-untyped-def]
         root = name.split(".")[0]
         if level or root not in packages:
             return builtins.__import__(name, globals, locals, fromlist, level)
-        module = load(name)
-        for each in fromlist or ():
-            if not hasattr(module, each) and f"{name}.{each}" in texts:
-                load(f"{name}.{each}")
-        return module if fromlist else load(root)
+        if not fromlist:
+            raise ImportError(f"import {name} does not travel; write from {name} import …")
+        parts = {each: load(f"{name}.{each}") for each in fromlist if f"{name}.{each}" in texts}
+        if len(parts) == len(fromlist):  # a package of modules, whose own text need not run
+            return types.SimpleNamespace(**parts)
+        vars(load(name)).update(parts)
+        return load(name)
 
     class Opening(pickle.Unpickler):
         model: Any = None

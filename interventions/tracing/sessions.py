@@ -1,5 +1,8 @@
 """A job as one session of nnsight: here, simulated as remote, or on another machine."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from interventions.errors import InterventionError
@@ -21,18 +24,20 @@ def perform(model: Any, block: Block, remote: Remote) -> None:
     job = block.job
     assert job is not None
     elsewhere = _elsewhere(model, remote)
-    with attached(model, block) as parcel:
+    with ours(), attached(model, block) as parcel:
         answer = _session(model, parcel, len(job.tasks), elsewhere)
     job.take(answer)
 
 
 def _session(model: Any, parcel: Any, runs: int, elsewhere: dict[str, Remote]) -> Any:
+    import torch
     from nnsight import save
 
+    graded = torch.is_grad_enabled()
     with model.session(**elsewhere):
         for number in range(runs):
             args, kwargs = parcel.call(model, "begin", number)
-            with model.trace(*args, **kwargs) as tracer:
+            with torch.set_grad_enabled(graded), model.trace(*args, **kwargs) as tracer:
                 parcel.call(model, "finish", tracer)
         answer = save(parcel.call(model, "answer"))
     return answer
@@ -47,3 +52,17 @@ def _elsewhere(model: Any, remote: Remote) -> dict[str, Remote]:
             "a module of this one; load it with nnsight.TransformersModel(name), or leave remote out."
         )
     return {"remote": remote}
+
+
+@contextmanager
+def ours() -> Iterator[None]:
+    """Raise an error of ours as that, where it comes back from another machine as text."""
+    try:
+        yield
+    except InterventionError:
+        raise
+    except Exception as error:
+        found = re.findall(r"^(?:\S+\.)?InterventionError: (.+)$", str(error), re.M)
+        if not found:
+            raise
+        raise InterventionError(found[-1]) from error

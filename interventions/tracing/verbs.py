@@ -1,79 +1,25 @@
 """`run`, `record`, `intervene` and `interchange` on a model of nnsight."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from interventions.architectures import Place, architecture
-from interventions.hooks import Tap
 from interventions.locations import Location
 from interventions.operators import Operator
 from interventions.recordings import stamp
-from interventions.requests import Listen, check_fired, of_run, writes_of
-from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable, without_cache
+from interventions.requests import Handle, Listen, check_fired, of_run, writes_of
+from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable
 from interventions.steps import parse_steps
 from interventions.tracing.edits import Block, attached, tapped
-from interventions.tracing.inputs import called_with, prepared
-from interventions.tracing.jobs import During, Job, Read, Stop, Task, whole
-from interventions.tracing.sessions import Remote, perform
-from interventions.writes import Source, Write, part_of
-
-Taps = list[tuple[Location, Place, Tap]]
-
-
-@dataclass(eq=False)
-class Plan:
-    """A job that is being put together: its tasks, and the taps of each."""
-
-    model: Any
-    tasks: list[Task]
-    taps: Taps
-    job: Job
-
-    @classmethod
-    def of(cls, model: Any, generator: torch.Generator | None = None) -> "Plan":
-        """An empty one."""
-        tasks: list[Task] = []
-        return cls(model, tasks, [], Job(tasks, [], generator))
-
-    def task(self, inputs: Inputs, finish: Callable[[Any], Any] | None) -> Task:
-        """One more run, of inputs as `prepared` gives them."""
-        args, kwargs = called_with(without_cache(architecture(self.model), inputs))
-        self.tasks.append(Task(args, kwargs, finish))
-        return self.tasks[-1]
-
-    def reads(self, task: Task, locations: Iterable[Location], *, detach: bool = False, is_wanted: bool = True) -> None:
-        """Keep what is at the locations in a run; one that keeps no output ends after the last."""
-        places = {location: architecture(self.model).place(location) for location in locations}
-        for location, place in places.items():
-            task.reads.append(Read(location, place, detach, is_wanted))
-            self._add(location, place, task.reads[-1], task, writes=False)
-        if task.finish is None and not self.model._edits:  # edits of the user may wait for what comes later
-            for end in dict.fromkeys(self._end_of(place) for place in places.values()):
-                self._add(next(iter(places)), end, Stop(task), task, writes=False)
-
-    def _end_of(self, place: Place) -> Place:
-        """Where nothing more comes of a place: inside a block, whose parts may run more than once, the block's end."""
-        if place.block is None or (place.block is place.module and not place.operations):
-            return place
-        return Place(place.block, architecture(self.model).paths[place.block], "output", place.block, "")
-
-    def write(self, task: Task, writes: Iterable[Write]) -> None:
-        """Make the writes in a run."""
-        for write in writes:
-            self._add(write.location, write.place, write, task)
-            self.job.writes = [*self.job.writes, write]
-
-    def _add(self, location: Location, place: Place, function: Any, task: Task, *, writes: bool = True) -> None:
-        self.taps.append((location, place, tapped(place, During(function, self.job, task), writes=writes)))
-
-    def run(self, remote: Remote) -> None:
-        """Run all of it."""
-        perform(self.model, Block(self.taps, job=self.job), remote)
+from interventions.tracing.inputs import prepared
+from interventions.tracing.jobs import Read, Task, whole
+from interventions.tracing.plans import Plan
+from interventions.tracing.sessions import Remote, ours
+from interventions.writes import Source, part_of
 
 
 def run(
@@ -90,7 +36,8 @@ def run(
     inputs = prepared(model, inputs)
     plan = Plan.of(model)
     task = plan.task(inputs, whole if keep is None else keep)
-    plan.reads(task, at, detach=detach)
+    shapes_only = device is not None and torch.device(device).type == "meta"
+    plan.reads(task, at, detach=detach, shapes_only=shapes_only)
     plan.run(remote)
     activations = _activations(task, device)
     check_ran(activations, "this run")
@@ -146,15 +93,15 @@ def intervene(
     generator: torch.Generator | None,
     *,
     remote: Remote = False,
-) -> Iterator[tuple[Write, ...]]:
+) -> Iterator[Handle]:
     """`interventions.intervene`: in the user's own traces inside the block, wherever they run. Sources run first."""
     plan = Plan.of(model)
     writes = tuple(writes_of(architecture(model), pairs, source, where, generator, listen=_listening(plan, True)))
     if plan.tasks:
         plan.run(remote)
     block = Block([(write.location, write.place, tapped(write.place, write)) for write in writes], writes)
-    with attached(model, block) as parcel:
-        yield writes
+    with ours(), attached(model, block) as parcel:
+        yield Handle(writes, lambda: block.sent and not parcel.content.runs)
     if parcel.content.runs or not block.sent:  # elsewhere it was seen to by `Visits.watch`
         check_fired(writes, "this intervene block; open a trace of the model inside the block")
 

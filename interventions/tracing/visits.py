@@ -11,6 +11,7 @@ from interventions.requests import check_fired
 from interventions.tracing.doors import Door
 from interventions.tracing.jobs import During, Job
 from interventions.tracing.moments import Moment
+from interventions.tracing.operations import close, opened_modules
 from interventions.writes import Write
 
 
@@ -52,7 +53,12 @@ class Visits:
         """Note each call of the model. It begins before all other workers of a run, and ends before them."""
         self.runs += 1
         self.moment.begin()
-        forever(lambda: self.moment.called(model._module, *model.inputs))
+        before = set(opened_modules(model)) if self.away else set()
+        try:
+            forever(lambda: self.moment.called(model._module, *model.inputs))
+        finally:
+            for module in set(opened_modules(model)) - before if self.away else ():
+                close(module)
         if self.away:
             check_fired(self.writes, "this run")
 
@@ -82,7 +88,7 @@ class Visits:
     def answer(self) -> dict[str, Any]:
         """What the job found, in what every machine knows: tensors, lists and the output of the model."""
         assert self.job is not None
-        return self.job.answer()
+        return self.job.answer(away=self.away)
 
 
 def forever(meet: Callable[[], None]) -> None:
