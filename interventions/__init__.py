@@ -35,6 +35,7 @@ from interventions.runs import Activations, Run, record, run, run_to
 from interventions.saving import Saved, load, save
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
 from interventions.sweeps import sweep
+from interventions.wrappers import Model
 
 if TYPE_CHECKING:
     from interventions.plots import Picture, heat_map
@@ -55,6 +56,7 @@ __all__ = [
     "Mean",
     "Metric",
     "Mixup",
+    "Model",
     "Noise",
     "Picture",
     "Place",

@@ -7,6 +7,7 @@ from torch import nn
 
 from interventions.architectures import Architecture, Stack, architecture, inside, model_name
 from interventions.locations import BLOCK_SITES
+from interventions.runs import traced
 from interventions.sites import Missing, attention_of, feed_forward_of, norm_after, width_in, width_out
 from interventions.wrappers import Model
 
@@ -20,8 +21,10 @@ def describe(model: Model, *, paths: bool = True) -> str:
     Args:
         paths: also list the modules, of the first block of each stack and outside.
 
-    What is missing is listed with the reason. Shapes are those that the modules state; nothing is run.
+    What is missing is listed with the reason. Shapes are those that the modules state; nothing is run. Of a model of
+    nnsight also the operations inside the forwards of those modules.
     """
+    elsewhere = traced(model)
     found = architecture(model)
     lines = []
     for stack in found.stacks:
@@ -35,6 +38,9 @@ def describe(model: Model, *, paths: bool = True) -> str:
     if paths:
         lines += ["by path: Location(module='…'), with io='input' for what the module is given"]
         lines += [f"  {path or '(the model)'}  {type(module).__name__}" for path, module in _modules(found)]
+    if paths and elsewhere is not None:
+        lines += ["", "inside a forward: Location(module='…', source='…'), or Location(3, source='…') in a block"]
+        lines += elsewhere.operations_listed([("", found.model), *_modules(found)])
     return "\n".join(lines).rstrip()
 
 

@@ -18,13 +18,13 @@ THIS_FILE = "tests/test_layers.py"
 ORDER = {
     "interventions": """
         errors wrappers frames subspaces locations axes positions operators exceptions sites architectures
-        descriptions states calls attention hooks steps writes recordings plots metrics runs requests interchanges
-        averages cells grids passes sweeps paths encodings saving tracing __main__""".split(),
+        states calls attention hooks steps writes recordings plots metrics runs requests interchanges
+        averages descriptions cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
         errors networks losses inputs ensembles specialists noisy graphs values domains counterfactuals
         causal_models samples seen mapping swaps pairs tasks data token_meanings token_alignment similarity
-        metrics penultimate wholes outcomes tallies controls variables abstraction weights ranks objectives
-        schedules widths students probes cache checkpoints computations arguments loop together training_paths
+        metrics tops retries cache padding served penultimate wholes outcomes tallies controls variables abstraction weights ranks objectives
+        schedules widths students probes checkpoints computations arguments loop together training_paths
         results evaluations progress fit assistants mutual alignments aligning searches teachers compat report
         catalogue commands cli""".split(),
 }

@@ -6,6 +6,7 @@ and data (`parcels`). Nothing here is imported until a model of nnsight is passe
 """
 
 from interventions.tracing.grids import measured
+from interventions.tracing.operations import operations_listed
 from interventions.tracing.verbs import interchange, intervene, record, run, run_to
 
-__all__ = ["interchange", "intervene", "measured", "record", "run", "run_to"]
+__all__ = ["interchange", "intervene", "measured", "operations_listed", "record", "run", "run_to"]

@@ -83,8 +83,8 @@ def attached(model: Any, block: Block) -> Iterator[Parcel]:
 def _renew(model: Any, standing: Standing) -> Parcel:
     """Put the edits in place that do what the open blocks do, instead of those before."""
     model._edits[:] = [edit for edit in model._edits if not any(edit is mine for mine in standing.edits)]
-    visits = _visits(model, standing.blocks)
     blocks = tuple(standing.blocks)
+    visits = _visits(model, blocks) if blocks else Visits()
     parcel = Parcel(model, visits, lambda: _note_sent(blocks))
     others = len(model._edits)
     if blocks:

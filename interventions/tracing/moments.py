@@ -59,10 +59,10 @@ class Moment:
     def _begin_generation(self, arguments: Any, tokens: int | None) -> None:
         cache = arguments.get("past_key_values")
         filled = hasattr(cache, "get_seq_length") and int(cache.get_seq_length()) > 0
-        if filled or isinstance(cache, tuple):
-            return  # the prompt was read before, elsewhere
+        if filled or isinstance(cache, tuple) or tokens is None:
+            return  # the prompt was read before, elsewhere; or there is none, as for images
         before = {} if self.generation is None else self.generation.arguments
-        self.generation = Generation({**before, **arguments}, tokens or 1)
+        self.generation = Generation({**before, **arguments}, tokens)
 
 
 def cache_in(args: tuple, kwargs: dict[str, Any]) -> object:

@@ -2,15 +2,20 @@
 
 import difflib
 import re
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from interventions.architectures import modules_of
 from interventions.errors import InterventionError
 from interventions.locations import Location
 
+_PLAIN = re.compile(
+    r"(isinstance|hasattr|getattr|setattr|len|range|zip|super|int|float|bool|tuple|str|\w*Error|logger\w*)_\d+"
+)
 _CHOOSER = re.compile(r".*get_interface_\d+")
 
 
@@ -50,6 +55,20 @@ def operations_of(module: nn.Module) -> Operations | None:
     return Operations(found.names, found.lines)
 
 
+def operations_listed(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[str]:
+    """The operations of each module that is written in Python and not torch's own, line by line."""
+    shown: set[type] = set()
+    for path, module in modules:
+        if type(module).__module__.startswith("torch.") or type(module) in shown:
+            continue
+        found = operations_of(module)
+        names = [name for name in found.names if not _PLAIN.fullmatch(name)] if found is not None else []
+        if names:
+            shown.add(type(module))
+            yield f"  {path or '(the model)'}  {type(module).__name__}"
+            yield from textwrap.wrap(", ".join(names), 112, initial_indent=" " * 4, subsequent_indent=" " * 4)
+
+
 def check_operation(location: Location, module: nn.Module, path: str, name: str) -> None:
     """Raise where the forward of a module has no operation of that name."""
     found = operations_of(module)
@@ -68,7 +87,7 @@ def opened_modules(model: Any) -> Iterator[nn.Module]:
     """The modules whose forward nnsight has rewritten, so that its operations can be seen."""
     from nnsight.intervention.source import STATE
 
-    for module in model._module.modules():
+    for module in modules_of(model._module):
         state = vars(module).get(STATE)
         if state is not None and state.sourced:
             yield module

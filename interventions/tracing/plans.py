@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from interventions.architectures import Place, architecture
+from interventions.architectures import Architecture, Place, architecture
 from interventions.hooks import Tap
 from interventions.locations import Location
 from interventions.runs import Inputs, without_cache
@@ -24,6 +24,7 @@ class Plan:
     """A job that is being put together: its tasks, and the taps of each."""
 
     model: Any
+    found: Architecture
     tasks: list[Task]
     taps: Taps
     job: Job
@@ -32,11 +33,11 @@ class Plan:
     def of(cls, model: Any, generator: torch.Generator | None = None) -> "Plan":
         """An empty one."""
         tasks: list[Task] = []
-        return cls(model, tasks, [], Job(tasks, [], generator))
+        return cls(model, architecture(model), tasks, [], Job(tasks, [], generator))
 
     def task(self, inputs: Inputs, finish: Callable[[Any], Any] | None) -> Task:
         """One more run, of inputs as `prepared` gives them."""
-        args, kwargs = called_with(without_cache(architecture(self.model), inputs))
+        args, kwargs = called_with(without_cache(self.found, inputs))
         self.tasks.append(Task(args, kwargs, finish))
         return self.tasks[-1]
 
@@ -46,7 +47,7 @@ class Plan:
         Args:
             how: as `Read` takes it.
         """
-        places = {location: architecture(self.model).place(location) for location in locations}
+        places = {location: self.found.place(location) for location in locations}
         for location, place in places.items():
             task.reads.append(Read(location, place, **how))
             self._add(location, place, task.reads[-1], task, writes=False)
@@ -58,7 +59,7 @@ class Plan:
         """Where nothing more comes of a place: inside a block, whose parts may run more than once, the block's end."""
         if place.block is None or (place.block is place.module and not place.operations):
             return place
-        return Place(place.block, architecture(self.model).paths[place.block], "output", place.block, "")
+        return Place(place.block, self.found.paths[place.block], "output", place.block, "")
 
     def write(self, task: Task, writes: Iterable[Write]) -> None:
         """Make the writes in a run."""

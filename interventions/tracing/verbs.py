@@ -47,8 +47,10 @@ def run(
 
 def run_to(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote = False) -> Run:
     """`interventions.run_to`: one trace that stops."""
-    inputs = prepared(model, inputs)
-    return Run(model, inputs, None, read(model, inputs, at, remote=remote))
+    inputs, found = prepared(model, inputs), architecture(model)
+    activations = read(model, inputs, list(dict.fromkeys(location.whole for location in at)), remote=remote)
+    activations._fetch = lambda location, kept: part_of(kept[location.whole], location, found.place(location))
+    return Run(model, inputs, None, activations)
 
 
 def read(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote = False) -> Activations:
@@ -96,7 +98,7 @@ def intervene(
 ) -> Iterator[Handle]:
     """`interventions.intervene`: in the user's own traces inside the block, wherever they run. Sources run first."""
     plan = Plan.of(model)
-    writes = tuple(writes_of(architecture(model), pairs, source, where, generator, listen=_listening(plan, True)))
+    writes = tuple(writes_of(plan.found, pairs, source, where, generator, listen=_listening(plan, True)))
     if plan.tasks:
         plan.run(remote)
     block = Block([(write.location, write.place, tapped(write.place, write)) for write in writes], writes)
@@ -122,7 +124,7 @@ def interchange(
     plan = Plan.of(model, generator)
     inputs = base.inputs if isinstance(base, Run) else prepared(model, base)
     listen = _listening(plan, False)
-    writes = writes_of(architecture(model), pairs, source, (*where, parse_steps(None)), generator, listen=listen)
+    writes = writes_of(plan.found, pairs, source, (*where, parse_steps(None)), generator, listen=listen)
     task = plan.task(inputs, whole if keep is None else keep)
     plan.write(task, writes)
     plan.reads(task, record)

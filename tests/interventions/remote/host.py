@@ -75,8 +75,9 @@ class Host(BaseHTTPRequestHandler):
         name = str(len(sockets))
         sockets[name] = self.connection
         self.connection.sendall(frame(json.dumps({"session_id": name}).encode(), text=True))
-        while self.connection.recv(4096):
+        while (received := self.connection.recv(4096)) and received[0] & 0x0F != 8:
             pass
+        self.connection.sendall(b"\x88\x00")  # without it the client waits for three seconds
         self.close_connection = True
 
 
