@@ -108,9 +108,9 @@ def errors(model: Any, url: str) -> dict[str, str]:
     base = drawn(0)
 
     def never(**where: Any) -> None:
-        with intervene(model, op=Zero(), **where):
-            with model.generate("w1 w2", max_new_tokens=2, do_sample=False, remote=url) as tracer:
-                tracer.result.save()
+        settings = {"max_new_tokens": 2, "do_sample": False, "remote": url}
+        with intervene(model, op=Zero(), **where), model.generate("w1 w2", **settings) as tracer:
+            tracer.result.save()
 
     def keeping() -> None:
         with record(model, Location(1)), model.trace(**base, remote=url):

@@ -33,12 +33,10 @@ def plain() -> dict[str, Any]:
     return asking.asked(model) | asking.traces(model, lambda inputs: model(**inputs).logits, generate)
 
 
-NAMES = "run run_to keep swap draws sweep pattern subspace several function mean nested generation".split() + [
-    "one head",
-    "run as source",
-    "own trace",
-    "values in the cache",
-]
+NAMES = (
+    "run|run_to|keep|swap|one head|pattern|subspace|several|function|mean|draws|run as source|sweep|own trace|nested|"
+    "generation|values in the cache"
+).split("|")
 
 
 @pytest.mark.parametrize("where", WHERE)
