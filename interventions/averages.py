@@ -20,13 +20,19 @@ from interventions.wrappers import Model, module_of
 
 @torch.no_grad()
 def mean_of(
-    model: Model, at: Where, batches: Iterable[Inputs] | Inputs, *, positions: Positions = None
+    model: Model,
+    at: Where,
+    batches: Iterable[Inputs] | Inputs,
+    *,
+    positions: Positions = None,
+    remote: bool | str = False,
 ) -> Mapping[Location, Mean]:
     """The mean activation at each location over the real tokens of a data set, as operators that write it.
 
     Args:
         batches: what the model is called with, batch by batch: mappings, tuples or tensors.
         positions: which tokens to average over; None is all real ones.
+        remote: of a model of nnsight, where it runs, see `run`; the activations of one batch come back at a time.
 
     Returns:
         {location: Mean(value)}, ready for `intervene(model, …)`; the value is `[dims]`, or `[head, dims]` at sites with
@@ -39,7 +45,7 @@ def mean_of(
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
     {Location(module='0'): Mean(value=tensor([2., 4.]))}
     """
-    if module_of(model).training:
+    if not remote and module_of(model).training:
         raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
     if isinstance(batches, Mapping | Tensor):
         raise InterventionError(
@@ -56,7 +62,8 @@ def mean_of(
     counts = dict.fromkeys(locations, 0)
     dtypes: dict[Location, torch.dtype] = {}
     for inputs in cast(Iterable[Inputs], batches):
-        taken, arguments = run_to(model, inputs, locations), arguments_of(model, inputs)
+        taken = run_to(model, inputs, locations, remote=remote)
+        arguments = arguments_of(model, taken.inputs)
         for location in locations:
             place, state = found.place(location), taken.activations[location]
             vectors = state if location.subspace is not None else to_vectors(state, place.axes_of(state))

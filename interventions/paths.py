@@ -29,6 +29,7 @@ def path_patch(
     receiver_positions: Positions = None,
     freeze: Where | None = None,
     record: Where = (),
+    remote: bool | str = False,
 ) -> Run:
     """The base run with the receivers given what they would be if only the direct paths from the sender had changed.
 
@@ -48,6 +49,7 @@ def path_patch(
         freeze: what keeps its value of the base run, at all tokens. None: `attention_output` and `mlp_output` of the
             blocks between, but for the component that the sender is a part of.
         record: locations to keep of the last run, besides the receivers, which are always kept.
+        remote: of a model of nnsight, where it runs, see `run`; what is frozen comes back, and goes there again.
 
     Returns:
         The last of these runs.
@@ -57,15 +59,18 @@ def path_patch(
             not known (modules by path, another stack, blocks with cross-attention) without `freeze`; and as
             `interchange`.
     """
-    check_eval(model)
+    check_eval(model, remote)
     found = architecture(model)
     sender, ends = as_location(sender), locations_of(receivers)
     if not ends:
         raise InterventionError("no receiver was given; write receivers=Location(5, 'query', heads=3).")
     between = {end: _between(found, sender, end) if freeze is None else locations_of(freeze) for end in ends}
     frozen = list(dict.fromkeys(place for places in between.values() for place in places))
-    before = as_run(model, base, frozen)
-    origin = as_run(model, source, sender.whole) if isinstance(source, Run) else run_to(model, source, sender.whole)
+    before = as_run(model, base, frozen, remote=remote)
+    if isinstance(source, Run):
+        origin = as_run(model, source, sender.whole, remote=remote)
+    else:
+        origin = run_to(model, source, sender.whole, remote=remote)
     received = {}
     for group in _groups(between):
         held = list(dict.fromkeys(place for end in group for place in between[end]))
@@ -76,11 +81,12 @@ def path_patch(
             [sender, *held],
             positions={sender: positions},
             record=[end.whole for end in group],
+            remote=remote,
         )
         received.update({end.whole: done.activations[end.whole] for end in group})
     read = replace(before, activations=received, recording=None)
     kept = [*ends, *locations_of(record)]
-    return interchange(model, before, read, ends, positions=receiver_positions, record=kept)
+    return interchange(model, before, read, ends, positions=receiver_positions, record=kept, remote=remote)
 
 
 def _groups(between: dict[Location, list[Location]]) -> list[list[Location]]:

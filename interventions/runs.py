@@ -229,14 +229,16 @@ def traced(model: Model, remote: bool | str = False) -> Any:
     return None
 
 
-def as_run(model: Model, given: Inputs | Run, at: Where = (), *, resumable: bool = True) -> Run:
+def as_run(
+    model: Model, given: Inputs | Run, at: Where = (), *, resumable: bool = True, remote: bool | str = False
+) -> Run:
     """A run that has the activations `at`: of the inputs given, or the Run given, which runs again for what it lacks.
 
     Raises:
         InterventionError: as `run`; or a Run of another model, or older than its weights.
     """
     if not isinstance(given, Run):
-        return run(model, given, at, resumable=resumable)
+        return run(model, given, at, resumable=resumable, remote=remote)
     if given.model is not model:
         raise InterventionError(
             f"a run of another model ({type(given.model).__name__}) was given; run it on this one: run(model, inputs)."
@@ -247,14 +249,14 @@ def as_run(model: Model, given: Inputs | Run, at: Where = (), *, resumable: bool
     missing = [location for location in absent if states is None or states.state(found.place(location)) is None]
     again: Mapping[Location, Tensor] = {}
     if missing and not given.is_counterfactual:
-        again = run(model, given.inputs, missing, resumable=False).activations
+        again = run(model, given.inputs, missing, resumable=False, remote=remote).activations
     kept = {location: again[location] if location in again else given.activations[location] for location in wanted}
     return replace(given, activations=kept)
 
 
-def check_eval(model: Model) -> None:
-    """Raise in train mode, where dropout would differ between runs that are compared."""
-    if any(module.training for module in module_of(model).modules()):
+def check_eval(model: Model, remote: bool | str = False) -> None:
+    """Raise in train mode, where dropout would differ between runs that are compared; what is elsewhere is a host's."""
+    if not remote and any(module.training for module in module_of(model).modules()):
         raise InterventionError(
             "the model is in train mode, where dropout differs from run to run; call model.eval() first."
         )
@@ -375,7 +377,7 @@ def fetcher(
         if state is None and whole is not location and whole in kept:
             state = kept[whole]
         if state is None:
-            check_repeatable(model, location, is_counterfactual)
+            check_repeatable(location, is_counterfactual=is_counterfactual, training=model.training)
             check_fresh(model, made)
             if set(scopes) - set(acting()):
                 raise InterventionError(
@@ -390,14 +392,14 @@ def fetcher(
     return fetch
 
 
-def check_repeatable(model: nn.Module, location: Location, is_counterfactual: bool) -> None:
+def check_repeatable(location: Location, *, is_counterfactual: bool, training: bool) -> None:
     """Raise for a run that would not be the same again."""
     if is_counterfactual:
         raise InterventionError(
             f"{location} was not recorded in this counterfactual run; ask for it: interchange(…, "
             f"record=[{location!r}])."
         )
-    if model.training:
+    if training:
         raise InterventionError(
             f"{location} was not recorded, and a model in train mode would draw other dropout when it runs again; ask "
             f"for it: run(model, inputs, at=[{location!r}])."

@@ -79,7 +79,7 @@ def sweep(
     >>> torch.equal(grid.values, net(source).mean().expand(2, 1))
     True
     """
-    check_eval(model)
+    check_eval(model, remote)
     rows = _labelled(at)
     ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
     wholes = list(dict.fromkeys(location.whole for locations in rows.values() for location in locations))
@@ -159,7 +159,7 @@ def _base_run(
     """The base run, and what the metric says of it."""
     if is_traced(model) and not isinstance(base, Run):
         return _summed_up(model, base, at, Summary(metric), remote)
-    before = as_run(model, base, at)
+    before = as_run(model, base, at, remote=remote)
     if before.output is None or before.is_counterfactual:
         raise InterventionError(
             "the base stopped early or is itself a counterfactual run; pass a run of the model itself, or inputs."
@@ -175,7 +175,7 @@ def _source_run(
         return None, None
     if is_traced(model) and not isinstance(source, Run):
         return _summed_up(model, source, at, summary, remote)
-    given = as_run(model, source, at, resumable=False)
+    given = as_run(model, source, at, resumable=False, remote=remote)
     return given, summary.measure(given.output) if shapes_of(given.output) == summary.like else None
 
 

@@ -164,7 +164,8 @@ def _fetcher(model: Any, inputs: Inputs, remote: Remote, *, is_counterfactual: b
     def fetch(location: Location, kept: Mapping[Location, Tensor]) -> Tensor:
         whole_one = location.whole
         if whole_one is location or whole_one not in kept:
-            check_repeatable(found.model, location, is_counterfactual)
+            training = found.model.training and not remote  # a host has its models in eval mode
+            check_repeatable(location, is_counterfactual=is_counterfactual, training=training)
             check_fresh(model, made)
             return read(model, inputs, [location], remote=remote)[location]
         return part_of(kept[whole_one], location, found.place(location))
