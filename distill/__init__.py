@@ -42,8 +42,10 @@ from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.pairs import Crossway, InContext, Shuffle, Span
 from distill.probes import linear_probe
 from distill.results import Evaluation, FitResult
+from distill.retries import Retries
 from distill.schedules import Record, Schedule
 from distill.searches import Search, search_alignment
+from distill.served import Served
 from distill.specialists import Specialists
 from distill.students import from_layers
 from distill.tasks import Rows, Task
@@ -85,9 +87,11 @@ __all__ = [
     "Outcome",
     "Ramp",
     "Record",
+    "Retries",
     "Rows",
     "Schedule",
     "Search",
+    "Served",
     "Share",
     "Shuffle",
     "Sobolev",

@@ -13,25 +13,27 @@ from distill.causal_models import CausalModel
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
-from distill.inputs import device_of, inputs_of, real_tokens, students, teachers, to_device, vocabulary_of
+from distill.inputs import device_of, inputs_of, network_of, real_tokens, students, teachers, to_device, vocabulary_of
 from distill.losses import kd
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
 from distill.pairs import Pairs, Shuffle, Span
 from distill.seen import Seen, seen_of
+from distill.sensitivities import mixed, nonzero
+from distill.served import Served, ServedRun, interchanged, run_of, shape_of
 from distill.tallies import Tally, outcome_of
 from distill.tasks import Rows
 from distill.variables import variables_accuracy
-from interventions import Add, Location, Run, architecture, interchange, intervene, run
+from interventions import Add, Location, Model, Run, architecture, intervene, run
 
 Batch = dict[str, Tensor]
 DRAWN = Span(0.3)
 
 
 def interchange_accuracy(
-    teacher: nn.Module | CausalModel,
-    student: nn.Module,
+    teacher: Model | Served | CausalModel,
+    student: Model,
     mapping: Sides | tuple[Pair, ...],
     data: Any = None,
     *,
@@ -51,7 +53,8 @@ def interchange_accuracy(
     nothing of it, is left out: it would compare answers, not computation.
 
     Args:
-        teacher: a network, or a causal model, which samples its own inputs where there is no `data`.
+        teacher: a network, here or `Served`, or a causal model, which samples its own inputs where there is no `data`.
+        student: a network; of a causal model a torch model, else one of nnsight too.
         mapping: {teacher side: student side}, as for `fit`.
         data: a Task, or the name of one (its test rows), or held-out rows in any form that `Rows.of` takes. For a
             causal model {name: tensor} of its inputs; columns of other variables are checked.
@@ -74,6 +77,11 @@ def interchange_accuracy(
     """
     seen = seen_of(exclude)
     if isinstance(teacher, CausalModel):
+        if not isinstance(student, nn.Module):
+            raise DistillError(
+                f"a {type(student).__name__} of nnsight cannot be measured against a causal model yet; give the torch "
+                "model itself: interventions.architecture(model).model."
+            )
         if sources is not None:
             raise DistillError("a causal model has its sources from where its bases are; leave sources out.")
         return variables_accuracy(
@@ -129,7 +137,7 @@ def _controlled(name: str, study: "_Study", base: Rows) -> "_Study | None":
     """The study of a control: of other places, of another student, or the same one; None where there is none."""
     teacher, student = study.models
     if name == "network":
-        return replace(study, models=(teacher, reinitialised(student, study.seed + ANOTHER)))
+        return replace(study, models=(teacher, reinitialised(network_of(student), study.seed + ANOTHER)))
     if name == "labels":
         return study
     few = inputs_of(student, to_device(base.batch(range(min(2, len(base)))), device_of(student)))
@@ -159,7 +167,7 @@ PROBED = 32
 class _Study:
     """The models, the mapping and the draws of one measurement."""
 
-    models: tuple[nn.Module, nn.Module]
+    models: tuple[Model | Served, Model]
     entries: tuple[Pair, ...]
     positions: Span | None
     aligned: bool
@@ -191,8 +199,8 @@ class _Study:
             if told is not None:
                 draws[0] = self._drawn(number, bases, others, (base, told), rows)
             after = [
-                interchange(b.model, b, s, side, positions=at, source_positions=there)
-                for b, s, side, (at, there) in zip(
+                interchanged(b, s, side, drawn)
+                for b, s, side, drawn in zip(
                     bases, (others[0], sources[1]), (entry.teacher, entry.student), draws, strict=True
                 )
             ]
@@ -222,9 +230,11 @@ class _Study:
     def _runs(self, batch: Batch) -> list[Run]:
         runs = []
         for side, model in enumerate(self.models):
-            inner = [at for at in self._places(side) if at.module is not None or at.site != "block_output"]
+            places = self._places(side)
+            if isinstance(model, nn.Module):  # its run keeps what every block returned
+                places = [at for at in places if at.module is not None or at.site != "block_output"]
             given = students(batch) if side else teachers(batch)
-            runs.append(run(model, inputs_of(model, given), [at.whole for at in inner]))
+            runs.append(run_of(model, inputs_of(model, given), list(dict.fromkeys(at.whole for at in places))))
         return runs
 
     def _drawn(
@@ -233,7 +243,7 @@ class _Study:
         """Positions in base and source; what is drawn for an example does not depend on its batch."""
         entry = self.entries[number]
         grids = [
-            [tuple(r.vectors(side[0]).shape[:-1]) for r, side in zip(runs, (entry.teacher, entry.student), strict=True)]
+            [shape_of(r, side[0])[:-1] for r, side in zip(runs, (entry.teacher, entry.student), strict=True)]
             for runs in (bases, sources)
         ]
         if grids[0][0] != grids[0][1]:
@@ -266,19 +276,14 @@ def visible(base: Run, places: list[Location], weights: Tensor) -> dict[Location
 
     A position that the output cannot see has a gradient of exactly 0. `weights` says which predictions count.
     """
+    if isinstance(base, ServedRun) and base.teacher is not None:
+        return dict(zip(places, base.teacher.seen(base, places, weights), strict=True))
     probes = {at: torch.zeros_like(base.vectors(at)).requires_grad_() for at in places}
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
             logits = run(base.model, base.inputs, resumable=False).logits
-        generator = torch.Generator().manual_seed(0)
-        mixed = logits * torch.randn(logits.shape, generator=generator).to(logits) * weights.to(logits)[..., None]
-        gradients = torch.autograd.grad(mixed.sum(), list(probes.values()), allow_unused=True)
-    result = {}
-    for (at, probe), gradient in zip(probes.items(), gradients, strict=True):
-        seen = torch.zeros_like(probe) if gradient is None else gradient
-        mask = (seen != 0).any(-1)
-        result[at] = mask if mask.ndim == 2 else mask[:, None]
-    return result
+        gradients = torch.autograd.grad(mixed(logits, weights), list(probes.values()), allow_unused=True)
+    return {at: nonzero(probe, gradient) for (at, probe), gradient in zip(probes.items(), gradients, strict=True)}
 
 
 def informative(
@@ -307,7 +312,7 @@ def informative(
 
 def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
     """Which positions of a place are no padding; one that counts where there are no positions."""
-    rows, *width = base.vectors(at).shape[:-1]
+    rows, *width = shape_of(base, at)[:-1]
     if not width:
         return torch.ones(rows, 1, dtype=torch.bool)
     return real_tokens(batch, rows, width[0], base.logits.device, column=architecture(base.model).place(at).mask)
@@ -349,7 +354,7 @@ def _uniform(width: int, *parts: int) -> Float[Tensor, "2 width"]:
 
 
 def _width(run: Run, at: Location) -> int:
-    return run.vectors(at.whole).shape[-1]
+    return shape_of(run, at.whole)[-1]
 
 
 def _weights(logits: Tensor, batch: Batch) -> Tensor:

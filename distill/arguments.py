@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from distill.causal_models import CausalModel
 from distill.data import training_rows
 from distill.errors import DistillError
-from distill.inputs import device_of, inputs_of, reads_apart, students, teachers, to_device, vocabulary_of
+from distill.inputs import device_of, inputs_of, network_of, reads_apart, students, teachers, to_device, vocabulary_of
 from distill.mapping import Pair, Sides, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.schedules import Schedule, order
 from distill.seen import Seen
+from distill.served import Served, run_of
 from distill.tasks import Rows
 from distill.values import as_answers
 from distill.wholes import refuse_wholes
-from interventions import run
+from interventions import Model, run
 
 
 def objectives_of(
-    objective: Objective | Sequence[Objective] | None, teacher: nn.Module | CausalModel | None
+    objective: Objective | Sequence[Objective] | None, teacher: Model | Served | CausalModel | None
 ) -> list[Objective]:
     """The objectives as a list; by default KD and DIITO, for a causal model IIT."""
     if objective is None and isinstance(teacher, CausalModel):
@@ -87,7 +88,7 @@ def _name(objective: Objective) -> str:
     return type(objective).__name__
 
 
-def fed(teacher: nn.Module | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Feed:
+def fed(teacher: Model | Served | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Feed:
     """What the steps are given: rows of the data, or what a causal model samples."""
     if isinstance(data, Feed) and not isinstance(data, Rows):
         return data
@@ -104,7 +105,7 @@ def feed_of(model: CausalModel, data: Any, schedule: Schedule) -> Feed:
 
 
 def mapped(
-    teacher: nn.Module | CausalModel | None,
+    teacher: Model | Served | CausalModel | None,
     student: nn.Module,
     mapping: Sides | tuple[Pair, ...] | str | None,
     objectives: Sequence[Objective],
@@ -139,7 +140,7 @@ def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, proces
 
 
 def check(
-    teacher: nn.Module | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
+    teacher: Model | Served | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
 ) -> None:
     """That teacher, student and data belong together, from one forward of two rows.
 
@@ -148,7 +149,7 @@ def check(
     """
     if not isinstance(rows, Rows):
         return _check_answers(rows, student, pairs)
-    models = [model for model in (teacher, student) if isinstance(model, nn.Module)]
+    models = [model for model in (teacher, student) if model is not None and not isinstance(model, CausalModel)]
     _refuse_shared(models)
     known = [size for model in models if (size := vocabulary_of(model)) is not None]
     apart = reads_apart(rows.columns)
@@ -163,7 +164,7 @@ def check(
     for model in models:
         given = (teachers if model is teacher else students)(batch)
         with evaluating(model), torch.no_grad():
-            logits = run(model, inputs_of(model, to_device(given, device_of(model))), resumable=False).logits
+            logits = run_of(model, inputs_of(model, to_device(given, device_of(model))), resumable=False).logits
         classes.append(logits.shape[-1])
         tokens = logits.ndim > 2
     if len(set(classes)) > 1 and not (apart and tokens):
@@ -185,11 +186,27 @@ def check(
             )
 
 
-def _refuse_shared(models: list[nn.Module]) -> None:
+def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
+    """Say where the largest logits of a served teacher are softened otherwise than they are kept for."""
+    if not isinstance(teacher, Served) or teacher.keep.k is None:
+        return
+    kept = teacher.keep.temperature
+    for part in (part for each in objectives for part in each.modules()):
+        temperature = getattr(part, "temperature", None)
+        if isinstance(part, Objective) and temperature not in (None, kept):
+            warnings.warn(
+                f"{_name(part)}(temperature={temperature}) softens a teacher of which the {teacher.keep.k} largest "
+                f"logits are kept for temperature {kept}: it sees another share of the other classes together; use "
+                f"Served(…, temperature={temperature}).",
+                stacklevel=2,
+            )
+
+
+def _refuse_shared(models: list[Any]) -> None:
     """Refuse a student that would change the teacher; frozen parts, as below an adapter, may be shared."""
     if len(models) < 2:
         return
-    theirs = {id(parameter) for parameter in models[0].parameters()}
+    theirs = {id(parameter) for parameter in network_of(models[0]).parameters()}
     shared = [name for name, p in models[1].named_parameters() if id(p) in theirs and p.requires_grad]
     if shared:
         raise DistillError(

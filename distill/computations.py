@@ -13,9 +13,10 @@ from distill.objectives import Moment, Objective, Reads, Step
 from distill.objectives.objective import SOURCE, terms_of
 from distill.samples import Feed
 from distill.schedules import Schedule
+from distill.served import Served, run_of
 from distill.tasks import Rows
 from distill.weights import Weight
-from interventions import Location, Run, run
+from interventions import Location, Model, Run, run
 
 NOW = Moment()
 
@@ -24,7 +25,7 @@ class Computation(nn.Module):
     """All runs of one step in one `forward`, so that DDP and FSDP see one forward and one backward.
 
     Args:
-        teacher: None where there is none, or a causal one.
+        teacher: a network, here or elsewhere; None where there is none, or a causal one.
         student: the network that answers.
         pairs: the mapping.
         objectives: compared are the runs of one step by all of them.
@@ -34,7 +35,7 @@ class Computation(nn.Module):
 
     def __init__(
         self,
-        teacher: nn.Module | None,
+        teacher: Model | Served | None,
         student: nn.Module,
         pairs: tuple[Pair, ...],
         objectives: Sequence[Objective],
@@ -48,6 +49,9 @@ class Computation(nn.Module):
         self.objectives: Any = nn.ModuleList(objectives)
         # In a tuple: what is not trained is not saved or wrapped either, and what is may be replaced by its wrapper.
         self._frozen = (teacher, None if trained is None else student)
+        # A run of a traced model keeps only what it is asked for; a torch model's keeps what every block returned.
+        is_traced = teacher is not None and not isinstance(teacher, nn.Module | Served)
+        self._sources = _union(at.teacher for at in pairs) if is_traced else ()
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
@@ -80,7 +84,8 @@ class Computation(nn.Module):
         taught = None
         if teacher is not None:
             with torch.no_grad():
-                taught = run(teacher, inputs_of(teacher, teachers(batch)), reads.teacher, resumable=resumable)
+                places = _union([reads.teacher, (at.whole for at in self._sources if resumable)])
+                taught = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
         return Step(batch, student, base, taught, self.pairs, generator, reads, self.feed, moment)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Any:
@@ -98,7 +103,7 @@ class Computation(nn.Module):
                 objective.prepare(step, len(rows))
 
     @property
-    def still(self) -> tuple[nn.Module, ...]:
+    def still(self) -> tuple[Any, ...]:
         """The models that are run and not trained."""
         return tuple(model for model in self._frozen if model is not None)
 

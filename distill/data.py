@@ -4,16 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from distill.errors import DistillError
-from distill.inputs import vocabulary_of
+from distill.inputs import network_of, vocabulary_of
 from distill.tasks import Rows, Task, load
 
 RANDOM, RANDOM_ROWS, HELD_OUT_SEED = "random", 4096, 2**31 - 1
 
 
-def training_rows(data: Any, model: nn.Module, seed: int = 0) -> Rows:
+def training_rows(data: Any, model: Any, seed: int = 0) -> Rows:
     """The rows to train on.
 
     Args:
@@ -36,7 +35,7 @@ def training_rows(data: Any, model: nn.Module, seed: int = 0) -> Rows:
     return Rows.of(data) if task is None else task.train
 
 
-def held_out(data: Any, model: nn.Module) -> Rows:
+def held_out(data: Any, model: Any) -> Rows:
     """The rows to measure on: the test rows of a task, else the rows themselves."""
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
@@ -44,7 +43,7 @@ def held_out(data: Any, model: nn.Module) -> Rows:
     return Rows.of(data) if task is None else task.test
 
 
-def task_of(data: Any, model: nn.Module) -> Task | None:
+def task_of(data: Any, model: Any) -> Task | None:
     """The task that `data` is or names, None for rows and "random"."""
     if isinstance(data, Task):
         return data
@@ -57,9 +56,9 @@ def task_of(data: Any, model: nn.Module) -> Task | None:
     return None
 
 
-def tokenizer_of(model: nn.Module) -> Any:
+def tokenizer_of(model: Any) -> Any:
     """The tokenizer saved with a transformers model, None where there is none."""
-    name = getattr(getattr(model, "config", None), "_name_or_path", "")
+    name = getattr(getattr(network_of(model), "config", None), "_name_or_path", "")
     if not name:
         return None
     from transformers import AutoTokenizer
@@ -70,14 +69,14 @@ def tokenizer_of(model: nn.Module) -> Any:
         return None
 
 
-def random_rows(model: nn.Module, count: int, seed: int) -> Rows:
+def random_rows(model: Any, count: int, seed: int) -> Rows:
     """Random inputs without labels: uniform token ids of random lengths, or standard normal pixels.
 
     Raises:
         DistillError: a model that says neither how many tokens it knows nor how large its images are.
     """
     generator = torch.Generator().manual_seed(seed)
-    vocabulary, config = vocabulary_of(model), getattr(model, "config", None)
+    vocabulary, config = vocabulary_of(model), getattr(network_of(model), "config", None)
     if vocabulary is not None:
         longest = min(64, getattr(config, "max_position_embeddings", 64) or 64)
         lengths = torch.randint(2, longest + 1, (count,), generator=generator).tolist()
@@ -89,7 +88,7 @@ def random_rows(model: nn.Module, count: int, seed: int) -> Rows:
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
     if size is None or channels is None:
         raise DistillError(
-            f"data='random' does not know the inputs of {type(model).__name__}; make them yourself: "
+            f"data='random' does not know the inputs of {type(network_of(model)).__name__}; make them yourself: "
             "data={'inputs': torch.randn(4096, width)}."
         )
     height, width = (size, size) if isinstance(size, int) else size

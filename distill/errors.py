@@ -7,3 +7,7 @@ class DistillError(ValueError):
 
 class NothingToMeasure(DistillError):
     """An interchange accuracy that would say nothing under this mapping."""
+
+
+class Unreachable(DistillError):
+    """A teacher that runs elsewhere did not answer, however often it was asked."""

@@ -18,9 +18,10 @@ from distill.pairs import Span
 from distill.results import Evaluation
 from distill.samples import chunks, given
 from distill.seen import Seen
+from distill.served import Served
 from distill.values import Values
 from distill.variables import drawn, variables_accuracy
-from interventions import InterventionError, run
+from interventions import InterventionError, Model, run
 
 
 def evaluate_variables(
@@ -63,7 +64,7 @@ def accuracy_under(model: CausalModel, network: nn.Module, values: Values, *, ba
 
 
 def evaluate(
-    teacher: nn.Module | None,
+    teacher: Model | Served | None,
     student: nn.Module,
     mapping: Sides | tuple[Pair, ...] | None,
     data: Any,
@@ -92,7 +93,7 @@ def positions_of(objectives: Sequence[Objective]) -> Span | None:
     return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
 
 
-def full_mapping(teacher: nn.Module | None, student: nn.Module) -> Sides | None:
+def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | None:
     """The full layer mapping, where both models have layers."""
     if teacher is None:
         return None

@@ -25,8 +25,10 @@ from distill.objectives import Objective
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
+from distill.served import Served
 from distill.tasks import Task
 from distill.weights import Weight, named
+from interventions import Model
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,7 +36,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def fit(
-    teacher: nn.Module | CausalModel | None,
+    teacher: Model | Served | CausalModel | None,
     student: nn.Module,
     mapping: Sides | tuple[Pair, ...] | str | None = None,
     data: Any = None,
@@ -58,6 +60,7 @@ def fit(
 
     Args:
         teacher: any torch model; its weights, buffers and modes are as before afterwards. None trains on labels alone.
+            A model of nnsight is run here; `Served` asks one that is elsewhere, and keeps its answers.
             Or a causal model, which samples its own inputs: `fit(causal_model, network, mapping)` is interchange
             intervention training.
         student: any torch model with the same inputs and classes.
@@ -84,7 +87,7 @@ def fit(
     """
     asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     causal = isinstance(teacher, CausalModel)
-    known = teacher if isinstance(teacher, nn.Module) else student
+    known = student if teacher is None or isinstance(teacher, CausalModel) else teacher
     task = None if data is None or causal else task_of(data, known)
     schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else default_schedule(task))
     if epochs is not None and steps is None:

@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from interventions import architecture
 
 NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
 MASKED = "mlm_labels"
@@ -26,7 +27,24 @@ class Chooses(Protocol):
         ...
 
 
-def inputs_of(model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor]:
+@runtime_checkable
+class Asked(Protocol):
+    """A teacher that is asked for its answers, wherever it runs: a `Served`."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The torch model that answers, or what is known of it here."""
+        ...
+
+
+def network_of(model: Any) -> nn.Module:
+    """The torch model itself: the one that a model of nnsight traces, or that a served teacher asks."""
+    if isinstance(model, nn.Module):
+        return model
+    return model.network if isinstance(model, Asked) else architecture(model).model
+
+
+def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor]:
     """What `model` is called with: the columns that its `forward` names, labels left out.
 
     An encoder–decoder that is given labels and no `decoder_input_ids` gets the labels shifted by one, as it shifts
@@ -78,14 +96,14 @@ def mask_of(inputs: object) -> Tensor | None:
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def answer_mask(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor | None:
+def answer_mask(model: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
     """Which positions of the answers of `model` are no padding, `[batch, token]`: of its decoder where it has one."""
     if "decoder_input_ids" in batch:
         return mask_of({"attention_mask": batch.get("decoder_attention_mask")})
     return batch["labels"] != -100 if writes_labels(model, batch) else mask_of(batch)
 
 
-def writes_labels(model: nn.Module, batch: Mapping[str, Tensor]) -> bool:
+def writes_labels(model: Any, batch: Mapping[str, Tensor]) -> bool:
     """Whether `model` is an encoder–decoder that is to write the labels, `[batch, token]`."""
     inner, labels = innermost(model), batch.get("labels")
     if "decoder_input_ids" in batch or labels is None or labels.ndim != 2 or labels.is_floating_point():
@@ -123,9 +141,9 @@ def following(batch: Mapping[str, Tensor]) -> Tensor:
     return tokens[:, 1:].masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), -100)
 
 
-def vocabulary_of(model: nn.Module) -> int | None:
+def vocabulary_of(model: Any) -> int | None:
     """How many token ids `model` knows; None if it reads no tokens."""
-    embeddings = getattr(model, "get_input_embeddings", lambda: None)
+    embeddings = getattr(network_of(model), "get_input_embeddings", lambda: None)
     try:
         table = embeddings()
     except NotImplementedError:
@@ -138,14 +156,15 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
     return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter of `model` is; the CPU for a model without parameters."""
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+def device_of(model: Any) -> torch.device:
+    """Where the first parameter of `model` is; the CPU for a model without parameters, or with none of them here."""
+    parameter = next(network_of(model).parameters(), None)
+    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
 
 
 def innermost(model: Any) -> nn.Module:
     """The model whose `forward` names its arguments: adapters and parallel wrappers take `*args, **kwargs`."""
-    if hasattr(model, "get_base_model"):
-        return innermost(model.get_base_model())
-    return innermost(model.module) if isinstance(getattr(model, "module", None), nn.Module) else model
+    network: Any = network_of(model)
+    if hasattr(network, "get_base_model"):
+        return innermost(network.get_base_model())
+    return innermost(network.module) if isinstance(getattr(network, "module", None), nn.Module) else network

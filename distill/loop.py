@@ -11,24 +11,25 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from distill.arguments import check, fed, mapped, objectives_of, supported
+from distill.arguments import check, check_softening, fed, mapped, objectives_of, supported
 from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints
 from distill.computations import Computation, altered, groups_of, parts_of, weights_of
-from distill.errors import DistillError
-from distill.inputs import device_of, to_device
+from distill.errors import DistillError, Unreachable
+from distill.inputs import device_of, network_of, to_device
 from distill.mapping import Pair, Sides
 from distill.metrics import evaluating
 from distill.objectives import Moment, Objective
 from distill.samples import Feed
 from distill.schedules import Record, Schedule, drawing, order, weighted
+from distill.served import Served
 from distill.tasks import Rows
 from distill.weights import Weight
-from interventions import InterventionError
+from interventions import InterventionError, Model
 
 
 def steps(
-    teacher: nn.Module | CausalModel | None,
+    teacher: Model | Served | CausalModel | None,
     student: nn.Module,
     mapping: Sides | tuple[Pair, ...] | str | None = None,
     data: Any = None,
@@ -49,18 +50,24 @@ def steps(
     Raises:
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
     """
+    if not isinstance(student, nn.Module):
+        raise DistillError(
+            f"a {type(student).__name__} of nnsight is traced and not trained; give the torch model itself as student: "
+            "interventions.architecture(model).model."
+        )
     schedule = schedule or Schedule()
     rows = fed(teacher, student, data, schedule)
     objectives, left_out = supported(objectives_of(objective, teacher), rows)
     pairs = mapped(teacher, student, mapping, objectives)
     check(teacher, student, rows, pairs)
-    network = teacher if isinstance(teacher, nn.Module) else None
+    network = None if isinstance(teacher, CausalModel) else teacher
     feed = rows if not isinstance(rows, Rows) else None
     if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
         raise DistillError(
             "the student has no parameter that is trained, as all have requires_grad=False; set it where it shall "
             "learn: student.requires_grad_(True)."
         )
+    check_softening(teacher, objectives)
     computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
     yield from train(
         computation, rows, weights, schedule=schedule, checkpoints=checkpoints, accelerator=accelerator,
@@ -116,7 +123,12 @@ def train(
             batch = to_device(rows.batch(here), device)
             numbered = here.to(device) if isinstance(rows, Rows) else None
             moment = Moment(numbered, number / per_epoch, total / per_epoch)
-            terms = training.backward(batch, moment, number, empty=not len(chosen))
+            try:
+                terms = training.backward(batch, moment, number, empty=not len(chosen))
+            except Unreachable:
+                if checkpoints is not None and done < number and processes == 1:  # others do not know of it
+                    checkpoints.save(number)
+                raise
             if schedule.clip is not None:
                 for each in computation.clipped or (wrapped,):
                     accelerator.clip_grad_norm_(each.parameters(), schedule.clip)
@@ -185,10 +197,10 @@ class _Training:
 
 
 def _on(device: torch.device, computation: Any) -> None:
-    """Move the models that are elsewhere; a quantised one is where it is."""
+    """Move the models that are on other devices; a quantised one is where it is, and so is one that is served."""
     for model in (*computation.still, computation):
-        if device_of(model) != device:
-            model.to(device)
+        if not isinstance(model, Served) and device_of(model) != device:
+            network_of(model).to(device)
 
 
 def _try_out(computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss: Callable[..., Tensor]) -> None:

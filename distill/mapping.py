@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
 from distill.graphs import near
+from distill.inputs import network_of
 from interventions import InterventionError, Location, Place, architecture, as_location
 
 Side = Location | str | tuple[Location | str, ...]
@@ -39,7 +40,7 @@ class Pair:
         return f"{_text(self.teacher)} ↔ {_text(self.student)}"
 
 
-def layers(teacher: nn.Module, student: nn.Module, kind: str = "full") -> dict[tuple[Location, ...], Location]:
+def layers(teacher: Any, student: Any, kind: str = "full") -> dict[tuple[Location, ...], Location]:
     """The usual mappings between block outputs of two models of different depth.
 
     With L_t and L_s layers, counted from 0:
@@ -95,16 +96,16 @@ def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]
     return mapping
 
 
-def mapping_of(mapping: Sides | str, teacher: nn.Module, student: nn.Module) -> Sides:
+def mapping_of(mapping: Sides | str, teacher: Any, student: Any) -> Sides:
     """A mapping given as itself, as a kind of `layers`, or as text."""
     if not isinstance(mapping, str):
         return mapping
     return parse_mapping(mapping) if "~" in mapping else layers(teacher, student, mapping)
 
 
-def depth(model: nn.Module) -> int:
+def depth(model: Any) -> int:
     """How many blocks `model` has in the stack that locations refer to by default."""
-    found = architecture(model)
+    found = architecture(network_of(model))
     try:
         last = found.place(Location(-1)).block
     except InterventionError as error:
@@ -112,9 +113,7 @@ def depth(model: nn.Module) -> int:
     return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
 
 
-def pairs_of(
-    mapping: Sides | tuple[Pair, ...], teacher: nn.Module | CausalModel, student: nn.Module, positions: Any = None
-) -> tuple[Pair, ...]:
+def pairs_of(mapping: Sides | tuple[Pair, ...], teacher: Any, student: Any, positions: Any = None) -> tuple[Pair, ...]:
     """The entries of a mapping, every location checked against its model, and every variable.
 
     Args:
@@ -147,7 +146,7 @@ def pairs_of(
         return _aligned(mapping, teacher, student, positions)
     pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
     for side, model in (("teacher", teacher), ("student", student)):
-        found = architecture(model)
+        found = architecture(network_of(model))
         for pair in pairs:
             places = [found.place(location) for location in getattr(pair, side)]
             keys = {

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp, sqrt
+from typing import Any
 
 import torch
 from einops import rearrange, reduce
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.inputs import device_of, following, inputs_of, to_device
+from distill.inputs import device_of, following, inputs_of, network_of, to_device
 from distill.losses import cross_entropy
 from distill.similarity import cka, representational_similarity
 from distill.tasks import MinimalPairs, Rows
@@ -283,10 +284,11 @@ def batches(count: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Eval mode inside the block; every module is put back in its own mode after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    network = network_of(model)
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
     try:
         yield
     finally:

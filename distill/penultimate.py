@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.inputs import network_of
 from distill.metrics import evaluating
 from interventions import InterventionError, Location, Run, run
 
@@ -27,11 +28,11 @@ def penultimate(model: nn.Module, inputs: object = None) -> Location:
     >>> penultimate(net)
     Location(module='2', io='input')
     """
-    paths = [path for path, _ in _linears(model)][::-1]
+    paths = [path for path, _ in _linears(network_of(model))][::-1]
     if not paths:
         raise DistillError(f"{type(model).__name__} has no linear layer, so nothing is known as its head; {WAY_OUT}.")
     chosen = paths[0] if inputs is None else _reached(model, inputs, paths)
-    if _is_repeated(model, chosen):
+    if _is_repeated(network_of(model), chosen):
         raise DistillError(
             f"{type(model).__name__} ends in blocks and has no head after them (its last linear layer is {chosen!r}); "
             f"{WAY_OUT}."

@@ -14,7 +14,8 @@ from distill.mapping import Pair
 from distill.objectives.objective import About, Objective, Reads, Step, terms_of
 from distill.objectives.response import KD
 from distill.pairs import Crossway, Pairs, Shuffle, Span
-from interventions import Location, Mixup, Noise, Run, Swap, architecture, interchange, run_to
+from distill.served import ServedRun, answering, interchanged, run_to, shape_of
+from interventions import Location, Mixup, Noise, Run, Swap, architecture
 
 Operator = Swap | Mixup | Noise
 
@@ -127,6 +128,12 @@ class DIITO(Objective):
             turned = [None if mask is None else mask[back.to(mask.device)] for mask in (read, written)]
             yield self._interchanged(step, pair, back, (turned[0], turned[1]))
 
+    def _compared_at(self, step: Step) -> tuple[Location, ...]:
+        """What is compared of the teacher's counterfactual run."""
+        if isinstance(step.taught.model, nn.Module) and not isinstance(step.taught, ServedRun):
+            return step.reads.teacher
+        return tuple(dict.fromkeys(at for each in self.match for at in each.reads(step.mapping).teacher))
+
     def _compared(self, step: Step, teacher: Run, student: Run) -> dict[str, Tensor]:
         counterfactual = replace(step, teacher=teacher, base=lambda: student)
         return {f"{name}_cf": term for name, term in terms_of(self.match, counterfactual).items()}
@@ -140,10 +147,10 @@ class DIITO(Objective):
     ) -> tuple[Run, Run]:
         with torch.no_grad():
             source = _source(step.taught, drawn, pair.teacher)
-            teacher = _swapped(step.taught, source, pair.teacher, positions, step.reads.teacher)
+            teacher = interchanged(step.taught, source, pair.teacher, positions, self._compared_at(step))
         source = _source(step.student, drawn, pair.student)
         source = source.detach() if self.detach_source else source
-        return teacher, _swapped(step.student, source, pair.student, positions, step.reads.student)
+        return teacher, interchanged(step.student, source, pair.student, positions, step.reads.student)
 
     def _positions(self, step: Step, pair: Pair, source: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         """Masks over the positions of base and source, or None where all are written."""
@@ -170,10 +177,10 @@ class DIITO(Objective):
 
         def written(run: Run, locations: tuple[Location, ...], record: tuple[Location, ...]) -> Run:
             at = {place: self._drawn(narrowed(normal, _width(run, place))) for place in locations}
-            return interchange(run.model, run, None, at, positions=chosen, record=record)
+            return interchanged(run, None, at, (chosen, None), record)
 
         with torch.no_grad():
-            teacher = written(step.taught, pair.teacher, step.reads.teacher)
+            teacher = written(step.taught, pair.teacher, self._compared_at(step))
         return teacher, written(step.student, pair.student, step.reads.student)
 
     def _drawn(self, normal: Tensor) -> Mixup | Noise:
@@ -196,23 +203,13 @@ def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Loc
     """The source run: other rows of the base run, or a run of new inputs up to the last location read."""
     if isinstance(drawn, Tensor):
         return run.take(drawn)
-    return run_to(run.model, inputs_of(run.model, drawn), [location.whole for location in locations])
-
-
-def _swapped(
-    run: Run,
-    source: Run,
-    at: tuple[Location, ...],
-    positions: tuple[Tensor | None, Tensor | None],
-    record: tuple[Location, ...],
-) -> Run:
-    return interchange(run.model, run, source, at, positions=positions[0], source_positions=positions[1], record=record)
+    return run_to(answering(run), inputs_of(run.model, drawn), [location.whole for location in locations])
 
 
 def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
     """`(batch, positions)` of the mapped locations, `(batch,)` where there are no positions; the same on both sides."""
     grids = [
-        tuple(run.vectors(place).shape[:-1])
+        shape_of(run, place)[:-1]
         for run, places in ((step.taught, pair.teacher), (step.student, pair.student))
         for place in places
     ]
@@ -226,7 +223,7 @@ def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
 
 
 def _width(run: Run, location: Location) -> int:
-    return run.vectors(location).shape[-1]
+    return shape_of(run, location)[-1]
 
 
 def _inner(mapping: Sequence[Pair], side: str) -> list[Location]:

@@ -20,6 +20,7 @@ from distill.objectives.points import Places, of_both
 from distill.objectives.projections import linear
 from distill.penultimate import penultimate
 from distill.ranks import gathered, processes
+from distill.served import refuse_elsewhere
 from interventions import Location, Run
 
 COLDEST = 0.02
@@ -214,6 +215,7 @@ class Embedded(nn.Module):
         """Find the features and make the linear maps."""
         taught, student = step.taught, step.student
         if self.at is None:
+            refuse_elsewhere(taught, "to find the features", "say where they are: at=Location(-1)")
             self._places = (penultimate(taught.model, taught.inputs), penultimate(student.model, student.inputs))
         else:
             self._places = of_both(self.at)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.inputs import inputs_of, students, teachers
 from distill.objectives.objective import Step
+from distill.served import refuse_elsewhere
 from interventions import Location, interchange, run, run_to
 
 Places = Location | tuple[Location, Location]
@@ -70,6 +71,7 @@ def functions(step: Step, at: Places | None, asked: str) -> tuple[Function, Func
         at: where the points are; None is the floating column of the data, for tokens the embedding.
         asked: who asks, for errors.
     """
+    refuse_elsewhere(step.taught, asked, "leave it out")
     where = of_both(at) if at is not None else (None, None)
     sides = ((step.taught.model, teachers(step.batch)), (step.network, students(step.batch)))
     teacher, student = (_function(*side, place, asked) for side, place in zip(sides, where, strict=True))

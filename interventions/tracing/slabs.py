@@ -6,7 +6,7 @@ step. Which tokens of the sequence these are is told by `positions`, which the m
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -95,7 +95,7 @@ class Request:
         self.steps, self.prompt = 0, 0
         place = post.place
         function = self.read if self.write is None else self.write
-        self.tap = Tap(place.module, place.io, function, writes=self.write is not None, unflattens=True)  # type: ignore[arg-type]
+        self.tap = Tap(place.module, place.io, function, writes=self.write is not None, unflattens=True)
 
     def step(self, report: dict[str, Any]) -> None:
         """Wait for the next step of the engine that reads tokens of this request, and for the place in it."""
@@ -191,8 +191,8 @@ class Request:
     def _of_output(self, value: Any) -> Any:
         place = self.post.place
         if place.is_block_output and _is_pair(value):
-            new = self._of_sum(*value)
-            return value if new is None else type(value)(new)
+            both = self._of_sum(*value)
+            return value if both is None else type(value)(both)
         path = path_in(place.module, "output", value)
         new = self._tapped(at(value, path))
         return value if new is None else with_new(value, path, new)

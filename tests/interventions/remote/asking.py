@@ -89,13 +89,13 @@ def asked(model: Any, **where: Any) -> dict[str, Any]:
     return answers
 
 
-def traces(model: Any, trace: Callable, generate: Callable) -> dict[str, Any]:
+def traces(model: Any, trace: Callable, generate: Callable, **where: Any) -> dict[str, Any]:
     """What a block does to the user's own calls."""
     base, answers = drawn(0), {}
     steering = Add(torch.linspace(-1, 1, 32))
     with intervene(model, {Location(0): Doubled(), Location(1, subspace=rotation()): Zero()}, positions=[0, -1]):
         answers["own trace"] = trace(base)
-    with intervene(model, layer=0, op=steering), intervene(model, layer=1, op=Swap(), source=drawn(1)):
+    with intervene(model, layer=0, op=steering), intervene(model, layer=1, op=Swap(), source=drawn(1), **where):
         answers["nested"] = trace(base)
     with intervene(model, layer=1, op=steering, positions=-1, steps=[1, 2]):
         answers["generation"] = generate("w1 w2 w3")
@@ -161,12 +161,12 @@ def main(file: str) -> None:
             url = f"http://127.0.0.1:{host.stdout.readline().strip()}"
             model = tiny.traced()
 
-            def trace(inputs, **where):
+            def trace(inputs, model=model, **where):
                 with model.trace(**inputs, **where):
                     logits = model.output.logits.save()
                 return logits
 
-            def generate(text, **where):
+            def generate(text, model=model, **where):
                 with model.generate(text, max_new_tokens=5, do_sample=False, **where) as tracer:
                     tokens = tracer.result.save()
                 return tokens
@@ -179,6 +179,12 @@ def main(file: str) -> None:
                     model, lambda x, m=mine: trace(x, **m), lambda x, m=mine: generate(x, **m)
                 )
             found["errors"] = errors(model, url)
+            tiny.network().save_pretrained(elsewhere)
+            absent = tiny.traced(folder=elsewhere)
+            found["absent"] = asked(absent, remote=url) | traces(
+                absent, lambda x: trace(x, absent, remote=url), lambda x: generate(x, absent, remote=url), remote=url
+            )
+            found["loaded"] = absent.dispatched
             found["left"] = json.loads(urlopen(f"{url}/health").read())["left"]
             found["edits"] = len(model._edits)
             after = dict(vars(Swap))

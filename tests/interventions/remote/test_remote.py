@@ -11,7 +11,7 @@ import torch
 from tests.interventions.remote import asking, tiny
 
 REPOSITORY = Path(__file__).parents[3]
-WHERE = ("here", "simulated", "host")
+WHERE = ("here", "simulated", "host", "absent")
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,10 @@ def test_errors_come_back_in_our_words(name, words, found):
     assert all(word in message for word in words), message
     assert "\n" not in message
     assert not message.startswith("RemoteError")
+
+
+def test_a_model_that_runs_elsewhere_is_not_loaded_here(found):
+    assert found["loaded"] is False
 
 
 def test_nothing_is_left_behind(found):

@@ -21,12 +21,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0", eos_token="w0", padding_side="left")
 
 
-def traced(seed: int = 0):
-    """The model as nnsight traces it, known to hosts by its name."""
+def traced(seed: int = 0, *, folder: str | None = None):
+    """The model as nnsight traces it, known to hosts by its name; from a folder it is not loaded until it runs here."""
     from nnsight import TransformersModel
     from nnsight.modeling import huggingface
 
     huggingface._ID_CACHE[NAME] = NAME
-    model = TransformersModel(network(seed), task="text-generation", tokenizer=tokenizer())
+    source = network(seed) if folder is None else folder
+    model = TransformersModel(source, task="text-generation", tokenizer=tokenizer())
     model.repo_id = NAME
     return model
