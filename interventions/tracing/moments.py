@@ -18,7 +18,7 @@ class Moment:
         call: the call of the model that is going on, or the last one.
         generation: the run, from its first call, or that of the encoder before it.
         recomputing: False: what is recomputed later is not traced, and `check_recomputable` raises for it.
-        stores: whether a changed key or value is kept in the cache.
+        stores: whether a changed key or value is kept in the cache; not where nobody is given that.
     """
 
     def __init__(self) -> None:

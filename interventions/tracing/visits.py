@@ -78,7 +78,9 @@ class Visits:
     def begin(self, number: int) -> tuple[tuple, dict[str, Any]]:
         """The arguments of the next run of the job."""
         assert self.job is not None
-        return self.job.begin(number)
+        args, kwargs = self.job.begin(number)
+        self.moment.stores = bool(kwargs.get("use_cache"))
+        return args, kwargs
 
     def finish(self, tracer: Any) -> None:
         """Stand at the end of a run of the job."""
