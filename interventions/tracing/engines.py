@@ -313,12 +313,19 @@ def _told(output: Any, names: Mapping[str, int], hear: Callable[[int, dict[str, 
     everything = getattr(output, "saves", None) or {}
     for saves in sequences or [everything]:
         for name in names.keys() & saves.keys():
-            hear(names[name], saves.pop(name))
+            report = saves.pop(name)
+            hear(names[name], report)
+            errors += [_deferred(report["error"])] if "error" in report else []
     for name in names.keys() & everything.keys():
         del everything[name]
     error = getattr(output, "nnsight_error", None)
     if error:
         errors.append(error)
+
+
+def _deferred(message: str) -> dict[str, Any]:
+    """An error of ours in the form in which nnsight brings those of a request."""
+    return {"type_name": "InterventionError", "message": message, "traceback": "", "is_control_flow": False}
 
 
 def _count(write: Write, report: Mapping[str, Any]) -> None:
@@ -364,6 +371,7 @@ def _prompt(inputs: Any) -> Any:
         inputs = inputs.flatten().tolist()
     if isinstance(inputs, list) and inputs and all(isinstance(each, int) for each in inputs):
         return {"prompt_token_ids": inputs}
+    shown = f"tensor{list(inputs.shape)}" if isinstance(inputs, Tensor) else repr(inputs)[:60]
     raise InterventionError(
-        f"an engine runs one prompt, and inputs={repr(inputs)[:60]} is none; give text, or the numbers of its tokens."
+        f"an engine runs one prompt, and inputs={shown} is none; give text, or the numbers of its tokens."
     )

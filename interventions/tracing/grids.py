@@ -11,6 +11,7 @@ from interventions.locations import Location
 from interventions.passes import Each, OneByOne, Passes, chunks_of, examples_in, positions_of, taken, written
 from interventions.requests import Listen, of_run, writes_of
 from interventions.runs import Run, rows_of
+from interventions.tracing import engines
 from interventions.tracing.jobs import Task
 from interventions.tracing.plans import Plan
 from interventions.tracing.sessions import Remote
@@ -21,6 +22,7 @@ def measured(
     passes: Passes, remote: Remote, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
 ) -> Iterator[tuple[int, Cell, Any]]:
     """Each cell of each row, with what is measured of its counterfactual."""
+    engines.refuse(passes.base.model, "sweep")
     model, examples = passes.base.model, examples_in(passes.base)
     plan, sources = Plan.of(model, passes.generator), dict[int, Task]()
     asked: list[tuple[int, Sequence[Cell], Task]] = []

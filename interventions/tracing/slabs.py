@@ -114,6 +114,9 @@ class Request:
 
     def close(self, report: dict[str, Any]) -> None:
         """The request is over."""
+        begun, ran = self._counted()
+        if ran > self.steps:
+            report["error"] = self._not_once(begun, ran)
         if self.write is None:
             report["states"] = self.states
             return
@@ -166,17 +169,24 @@ class Request:
 
     def _check_step(self) -> None:
         """Raise where the module does not run once in every step."""
+        begun, ran = self._counted()
+        if begun != self.steps + 1 or ran != self.steps:
+            raise InterventionError(self._not_once(begun, ran + 1))
+
+    def _counted(self) -> tuple[int, int]:
+        """How many steps there were of this request, and how often the place was passed."""
         from nnsight.intervention.interleaver import Mediator
 
-        place = self.post.place
-        worker = Mediator.current(place.path)
-        begun = worker.occurrence(f"{self.model.path}.input")
-        ran = worker.occurrence(f"{self.post.envoy.path}.{place.io}")
-        if begun != self.steps + 1 or ran != self.steps:
-            raise InterventionError(
-                f"{self.post.location} ran {ran + 1} times in the first {begun} steps of a request, and on an engine "
-                "only what runs once in every step can be written; name the block, or a module that does."
-            )
+        worker = Mediator.current(self.post.place.path)
+        places = f"{self.model.path}.input", f"{self.post.envoy.path}.{self.post.place.io}"
+        begun, ran = map(worker.occurrence, places)
+        return begun, ran
+
+    def _not_once(self, begun: int, ran: int) -> str:
+        return (
+            f"{self.post.location} ran {ran} times in the first {begun} steps of a request, and on an engine only what "
+            "runs once in every step can be read or written; name the block, or a module that does."
+        )
 
     def _tapped(self, state: Tensor) -> Tensor | None:
         assert self.moment.call is not None
