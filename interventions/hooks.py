@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from traceback import walk_stack
+from types import FrameType
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -194,6 +195,10 @@ class Scope:
         """Whether the scope was opened in this context, and not closed in another one since."""
         return self._users > 0 and self in _open.get()
 
+    def frames(self) -> Iterator[FrameType]:
+        """What the model is in the middle of, the innermost first."""
+        return (frame for frame, _ in walk_stack(None))
+
     @cached_property
     def attentions(self) -> dict[nn.Module, list[Tap]]:
         """The taps inside each attention module."""
@@ -346,15 +351,15 @@ def _on_input(scope: Scope, tap: Tap, module: nn.Module, args: tuple, kwargs: di
 def check_graded(module: nn.Module, scope: Scope) -> None:
     """Raise for what is kept inside a re-entrant checkpoint, where autograd is off: no gradient would reach it."""
     off = scope.call is not None and scope.call.graded and not torch.is_grad_enabled()
-    if off and not recomputes() and (_checkpointed.get() or _in_checkpoint()):
+    if off and not recomputes() and (_checkpointed.get() or _in_checkpoint(scope)):
         raise InterventionError(
             f"{type(module).__name__} runs inside a re-entrant gradient checkpoint, where what is kept has no "
             "gradient; use activation_checkpointing_enable({'use_reentrant': False}), detach=True or torch.no_grad()."
         )
 
 
-def _in_checkpoint() -> bool:
-    return any(frame.f_code.co_filename == checkpoint.__file__ for frame, _ in walk_stack(None))
+def _in_checkpoint(scope: Scope) -> bool:
+    return any(frame.f_code.co_filename == checkpoint.__file__ for frame in scope.frames())
 
 
 def check_recomputable(module: nn.Module, scope: Scope) -> None:
@@ -365,7 +370,7 @@ def check_recomputable(module: nn.Module, scope: Scope) -> None:
     kept = packing is not None and getattr(packing[0], "__qualname__", "").startswith("_checkpoint_hook")
     # The re-entrant kind switches autograd off and leaves no hook, only its frame on the stack.
     off = scope.call is not None and scope.call.graded and not torch.is_grad_enabled()
-    if kept or (off and _in_checkpoint()):
+    if kept or (off and _in_checkpoint(scope)):
         raise InterventionError(
             f"{type(module).__name__} runs inside torch.utils.checkpoint, called by the model itself, whose "
             "recomputation would not see what is written here; turn its checkpointing off, or run under "

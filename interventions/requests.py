@@ -58,7 +58,7 @@ class Handle:
         if self.is_elsewhere():
             raise InterventionError(
                 "what this block did was done on another machine, which raises where nothing is written, and counts "
-                "nothing here; for counts use interchange(model, base, source, at, remote=…), or trace on this one."
+                "nothing here; for counts open a trace on this machine: with model.trace(…)."
             )
 
     def __repr__(self) -> str:

@@ -199,8 +199,8 @@ def opened(envoy: Any, names: tuple[str, ...]) -> Any:
         if name not in source.names:
             near = difflib.get_close_matches(name, source.names, n=5, cutoff=0.0)
             raise InterventionError(
-                f"{where} has no operation {name!r}; did you mean {', '.join(map(repr, near)) or 'itself'}? "
-                f"print({envoy.path}.source…) in a trace shows its {len(source.names)}."
+                f"{where} has no operation {name!r}; of its {len(source.names)}, these are near: "
+                f"{', '.join(near) or 'none'}."
             )
         found, where = getattr(source, name), f"{where}.{name}"
     return found

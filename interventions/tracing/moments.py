@@ -1,5 +1,7 @@
 """Which call of a traced model is going on: what writes ask for to count tokens, steps and turns."""
 
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -34,6 +36,18 @@ class Moment:
         self.generation: Generation | None = None
         self._prompts: Any = WeakKeyDictionary()
         self._decodes = False
+
+    def frames(self) -> Iterator[FrameType]:
+        """What the model is in the middle of: it runs in the greenlet that waits for the one we are in."""
+        from greenlet import getcurrent
+
+        waiting: Any = getcurrent().parent
+        while waiting is not None:
+            frame = waiting.gr_frame
+            while frame is not None:
+                yield frame
+                frame = frame.f_back
+            waiting = waiting.parent
 
     def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """The model is called."""

@@ -10,14 +10,16 @@ import io
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
+from weakref import WeakValueDictionary
 
 from interventions.wrappers import Traced
 
-PACKAGES = ("interventions", "distill")
+PACKAGES = frozenset({"interventions", "distill"})
 # jaxtyping names shapes in annotations, which say nothing when a program runs.
 STANDING_IN = {
     "jaxtyping": """
@@ -40,10 +42,22 @@ class Parcel:
 
     def __init__(self, model: Traced, content: Any, packed: Callable[[], None] = lambda: None) -> None:
         self.model, self.content, self.packed = model, content, packed
+        self._arrived: Any = None
 
     def call(self, model: Traced, name: str, *args: Any) -> Any:
         """`content.name(*args)`; `model` is the one that is there."""
+        if self._arrived is not None:
+            return self._arrived.call(model, name, *args)
         return getattr(self.content, name)(*args)
+
+    def rehearse(self) -> None:
+        """From now on be what arrives elsewhere: packed, and unpacked where none of our modules can be seen."""
+        from nnsight.intervention.serialization import dumps, loads
+
+        sent = dumps(self)
+        with _elsewhere(self.model):
+            self._arrived = loads(sent)
+            self._arrived.open(self.model)
 
     def __reduce__(self) -> tuple:
         self.packed()
@@ -71,7 +85,7 @@ def unpack(payload: bytes, files: bytes) -> Any:
             return loaded[name]
         known_as = f"parcel.{name}"  # a name that is nobody else's, and known only while dataclasses look it up
         module = loaded[name] = types.ModuleType(known_as)
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": importing}
+        module.__dict__["__builtins__"] = building()
         if name in texts:
             file = f"<{name}>"
             linecache.cache[file] = (len(texts[name]), None, texts[name].splitlines(True), file)
@@ -87,19 +101,31 @@ def unpack(payload: bytes, files: bytes) -> Any:
         if level or root not in packages:
             return builtins.__import__(name, globals, locals, fromlist, level)
         if not fromlist:
-            raise ImportError(f"import {name} does not travel; write from {name} import …")
+            return load(name) if name == root else importing(root)
         parts = {each: load(f"{name}.{each}") for each in fromlist if f"{name}.{each}" in texts}
         if len(parts) == len(fromlist):  # a package of modules, whose own text need not run
             return types.SimpleNamespace(**parts)
         vars(load(name)).update(parts)
         return load(name)
 
+    def building():  # type: ignore[no-untyped-def]
+        return {**vars(builtins), "__import__": importing}
+
+    def importing_ours(function):  # type: ignore[no-untyped-def]
+        copy = types.FunctionType(
+            function.__code__, {"__builtins__": building()}, function.__name__, function.__defaults__
+        )
+        copy.__kwdefaults__ = function.__kwdefaults__
+        return copy
+
     class Opening(pickle.Unpickler):
         model: Any = None
 
         def find_class(self, module, name):  # type: ignore[no-untyped-def]
             if module.split(".")[0] not in packages:
-                return super().find_class(module, name)
+                found = super().find_class(module, name)
+                # A function that was sent by its text finds our packages as this text does.
+                return (lambda *args: importing_ours(found(*args))) if name == "_load_function" else found
             found = load(module)
             for part in name.split("."):
                 found = getattr(found, part)
@@ -107,21 +133,45 @@ def unpack(payload: bytes, files: bytes) -> Any:
 
         def persistent_load(self, pid):  # type: ignore[no-untyped-def]
             kind, path = pid
+            if kind == "package":
+                return load(path)
             if kind == "module":
                 return self.model._module.get_submodule(path)
             views = {view.path.removeprefix(self.model.path).lstrip("."): view for view in self.model.modules()}
             return views[path]
 
     class Unpacked:
-        def call(self, model, name, *args):  # type: ignore[no-untyped-def]
+        def open(self, model):  # type: ignore[no-untyped-def]
             if "content" not in vars(self):
                 opening = Opening(io.BytesIO(zlib.decompress(payload)))
                 opening.model = model
                 self.content = opening.load()
                 self.content.away = True
-            return getattr(self.content, name)(*args)
+            return self.content
+
+        def call(self, model, name, *args):  # type: ignore[no-untyped-def]
+            return getattr(self.open(model), name)(*args)
 
     return Unpacked()
+
+
+@contextmanager
+def _elsewhere(model: Traced) -> Iterator[None]:
+    """Inside, modules of this machine alone are not to be found, and classes that arrive are new ones.
+
+    Those that cloudpickle made, it would find again, and overwrite.
+    """
+    from cloudpickle import cloudpickle
+    from nnsight.intervention.backends.local import LocalSimulationBackend
+
+    backend, known = LocalSimulationBackend(model), cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+    hidden = backend._hide_local_modules()
+    cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = WeakValueDictionary()
+    try:
+        yield
+    finally:
+        cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = known
+        backend._restore(hidden)
 
 
 def _by_value(function: Any) -> FunctionType:
@@ -145,9 +195,14 @@ def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
             if isinstance(obj, type | FunctionType) and _is_ours(obj):
                 used.add(obj.__module__)
                 return NotImplemented  # by name
+            if isinstance(obj, FunctionType):
+                used.update(PACKAGES & _names_in(obj.__code__))  # it may import them where it runs
             return super().reducer_override(obj)
 
         def persistent_id(self, obj: Any) -> Any:
+            if isinstance(obj, ModuleType) and obj.__name__.split(".")[0] in PACKAGES:
+                used.add(obj.__name__)
+                return "package", obj.__name__
             if id(obj) in paths:
                 return "envoy", paths[id(obj)]
             return ("module", modules[id(obj)]) if id(obj) in modules else None
@@ -169,10 +224,39 @@ def sources(names: frozenset[str]) -> dict[str, str]:
     waiting = list(names)
     while waiting:
         name = waiting.pop()
-        if name not in found:
+        if name in found:
+            continue
+        if name in PACKAGES:
+            found[name], needed = _public(name)
+        else:
             found[name] = Path(_file(name)).read_text(encoding="utf-8")
-            waiting += _imported(found[name])
+            needed = list(_imported(found[name]))
+        waiting += needed
     return found
+
+
+def _public(package: str) -> tuple[str, list[str]]:
+    """A text that gives the public names of a package when they are asked for, and the modules that have them."""
+    whole = sys.modules[package]
+    names = {
+        name: getattr(whole, name).__module__ for name in whole.__all__ if hasattr(getattr(whole, name), "__module__")
+    }
+    modules = {name: module for name, module in names.items() if module.split(".")[0] == package and module != package}
+    text = f"""
+_modules = {modules!r}
+
+def __getattr__(name):
+    if name not in _modules:
+        raise AttributeError(name)
+    return getattr(__import__(_modules[name], fromlist=[name]), name)
+"""
+    return text, list(dict.fromkeys(modules.values()))
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """The names that a function uses, and those that are nested in it."""
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*map(_names_in, inner))
 
 
 def _imported(text: str) -> Iterator[str]:

@@ -25,6 +25,8 @@ def perform(model: Any, block: Block, remote: Remote) -> None:
     assert job is not None
     elsewhere = _elsewhere(model, remote)
     with ours(), attached(model, block) as parcel:
+        if remote == "local":
+            parcel.rehearse()
         answer = _session(model, parcel, len(job.tasks), elsewhere)
     job.take(answer)
 
@@ -50,6 +52,11 @@ def _elsewhere(model: Any, remote: Remote) -> dict[str, Remote]:
         raise InterventionError(
             f"remote={remote!r} needs a model that another machine can be asked for, and {type(model).__name__} wraps "
             "a module of this one; load it with nnsight.TransformersModel(name), or leave remote out."
+        )
+    if remote != "local" and not getattr(model, "repo_id", True):
+        raise InterventionError(
+            f"remote={remote!r} asks a host for a model by its name, and this one was made of a module, without one; "
+            "load it by name: TransformersModel('openai-community/gpt2'), or write remote='local'."
         )
     return {"remote": remote}
 

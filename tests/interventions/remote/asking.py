@@ -15,6 +15,7 @@ from urllib.request import urlopen
 
 import torch
 
+import interventions
 from interventions import (
     Add,
     Interpolate,
@@ -46,6 +47,12 @@ class Doubled:
         return base * 2
 
 
+def own_imports(output):
+    from interventions import log_probability
+
+    return log_probability(3)(output)
+
+
 def drawn(seed: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(1, 50, (2, 6), generator=torch.Generator().manual_seed(seed))}
 
@@ -62,6 +69,8 @@ def asked(model: Any, **where: Any) -> dict[str, Any]:
     answers["run"] = [ran.logits, *(ran.activations[place] for place in PLACES)]
     answers["run_to"] = [run_to(model, base, at=PLACES[:2], **where).activations[place] for place in PLACES[:2]]
     answers["keep"] = run(model, base, keep=logit_difference(3, 4), **where).output
+    answers["own words"] = run(model, base, keep=lambda output: interventions.probability(3)(output), **where).output
+    answers["own imports"] = run(model, base, keep=own_imports, **where).output
     swaps = {
         "swap": (Location(1), {}),
         "one head": (Location(1, "query", heads=2), {"positions": [-1, 0]}),
@@ -121,6 +130,18 @@ def errors(model: Any, url: str) -> dict[str, str]:
             model.output.logits.save()
         _ = handle.firings
 
+    def checkpointed() -> None:
+        from nnsight import NNsight
+
+        network = tiny.network().train()
+        network.gradient_checkpointing_enable({"use_reentrant": True})
+        interchange(NNsight(network), base, None, Location(1, "mlp_output"), op=Zero())
+
+    def nameless() -> None:
+        other = tiny.traced()
+        other.repo_id = ""
+        run(other, base, remote=url)
+
     calls: dict[str, Callable] = {
         "a step that is never made": lambda: never(layer=1, steps=7),
         "a place that never runs": lambda: never(
@@ -135,6 +156,8 @@ def errors(model: Any, url: str) -> dict[str, str]:
         ),
         "a record of a remote trace": keeping,
         "counts": counted,
+        "a re-entrant checkpoint": checkpointed,
+        "a model without a name": nameless,
     }
     return {name: _message(each) for name, each in calls.items()}
 

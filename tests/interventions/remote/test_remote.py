@@ -34,8 +34,8 @@ def plain() -> dict[str, Any]:
 
 
 NAMES = (
-    "run|run_to|keep|swap|one head|pattern|subspace|several|function|mean|draws|run as source|sweep|own trace|nested|"
-    "generation|values in the cache"
+    "run|run_to|keep|swap|one head|pattern|subspace|several|function|mean|draws|run as source|own words|own imports|"
+    "sweep|own trace|nested|generation|values in the cache"
 ).split("|")
 
 
@@ -67,7 +67,9 @@ def test_interventions_change_something(plain):
         ("an inner operation that is not there", ["attn.attention_interface_1 has no operation 'nope_0'"]),
         ("a position that is not there", ["positions=9", "length 6"]),
         ("a record of a remote trace", ["record block", "run(model, inputs, at=[…], remote=…)"]),
-        ("counts", ["on another machine", "interchange("]),
+        ("counts", ["on another machine", "open a trace on this machine"]),
+        ("a re-entrant checkpoint", ["torch.utils.checkpoint", "turn its checkpointing off"]),
+        ("a model without a name", ["was made of a module, without one", "remote='local'"]),
     ],
 )
 def test_errors_come_back_in_our_words(name, words, found):
