@@ -1,5 +1,6 @@
 """The operations inside the forward of a module, as nnsight names them: `torch_relu_0` is its first call of it."""
 
+import ast
 import difflib
 import re
 import textwrap
@@ -44,15 +45,20 @@ class Operations:
 
 def operations_of(module: nn.Module) -> Operations | None:
     """The operations in the forward of a module; None where that is no Python. Nothing is done to the module."""
+    found = _forward_of(module)
+    return None if found is None else Operations(found.names, found.lines)
+
+
+def _forward_of(module: nn.Module) -> Any:
+    """The forward of a module as nnsight reads it."""
     from nnsight.intervention.source import STATE, SourceNotAvailable, compiled, decorator_chain, module_body
 
     state = vars(module).get(STATE)
     forward = module_body(module) if state is None else state.original
     try:
-        found = compiled(decorator_chain(forward)[0])
+        return compiled(decorator_chain(forward)[0])
     except (SourceNotAvailable, SyntaxError):
         return None
-    return Operations(found.names, found.lines)
 
 
 def operations_listed(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[str]:
@@ -67,6 +73,36 @@ def operations_listed(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[str]
             shown.add(type(module))
             yield f"  {path or '(the model)'}  {type(module).__name__}"
             yield from textwrap.wrap(", ".join(names), 112, initial_indent=" " * 4, subsequent_indent=" " * 4)
+
+
+def runs_once(outer: nn.Module, path: str) -> bool:
+    """Whether a part is called in one line for each call of `outer`, and in no loop, as far as the texts tell."""
+    module = outer
+    for name in path.split("."):
+        if not _calls_once(module, name):
+            return False
+        module = module.get_submodule(name)
+    return True
+
+
+def _calls_once(module: nn.Module, name: str) -> bool:
+    forward = _forward_of(module)
+    if forward is None:
+        return False
+    tree = ast.parse(forward.source)
+    again = [each for each in ast.walk(tree) if isinstance(each, _AGAIN)]
+    named = [each for each in ast.walk(tree) if _is_own(each, name)]
+    called = [each for each in ast.walk(tree) if isinstance(each, ast.Call) and _is_own(each.func, name)]
+    looped = any(named[0] in ast.walk(each) for each in again) if named else False
+    return len(named) == len(called) == 1 and not looped
+
+
+_AGAIN = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
+
+
+def _is_own(node: ast.AST, name: str) -> bool:
+    own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+    return own and isinstance(node, ast.Attribute) and node.attr == name
 
 
 def check_operation(location: Location, module: nn.Module, path: str, name: str) -> None:

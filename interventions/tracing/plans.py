@@ -13,6 +13,7 @@ from interventions.runs import Inputs, without_cache
 from interventions.tracing.edits import Block, tapped
 from interventions.tracing.inputs import called_with
 from interventions.tracing.jobs import During, Job, Read, Stop, Task
+from interventions.tracing.operations import runs_once
 from interventions.tracing.sessions import Remote, perform
 from interventions.writes import Write
 
@@ -57,8 +58,14 @@ class Plan:
 
     def _end_of(self, place: Place) -> Place:
         """Where nothing more comes of a place: inside a block, whose parts may run more than once, the block's end."""
-        if place.block is None or (place.block is place.module and not place.operations):
+        simple = place.io in ("input", "output") and not place.operations
+        if simple and place.block in (None, place.module):
             return place
+        if place.block is None:
+            return Place(place.module, place.path, "output", None, "")
+        inside = place.path.removeprefix(self.found.paths[place.block]).lstrip(".")
+        if inside and runs_once(place.block, inside):
+            return place if simple else Place(place.module, place.path, "output", place.block, "")
         return Place(place.block, self.found.paths[place.block], "output", place.block, "")
 
     def write(self, task: Task, writes: Iterable[Write]) -> None:
