@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from distill.asking import interchanged, run_of, shape_of
 from distill.causal_models import CausalModel
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
@@ -21,7 +22,7 @@ from distill.outcomes import InterchangeAccuracy
 from distill.pairs import Pairs, Shuffle, Span
 from distill.seen import Seen, seen_of
 from distill.sensitivities import mixed, nonzero
-from distill.served import Served, ServedRun, interchanged, run_of, shape_of
+from distill.served import Served, ServedRun
 from distill.tallies import Tally, outcome_of
 from distill.tasks import Rows
 from distill.variables import variables_accuracy

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from distill.asking import run_of
 from distill.causal_models import CausalModel
 from distill.data import training_rows
 from distill.errors import DistillError
@@ -17,7 +18,7 @@ from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.schedules import Schedule, order
 from distill.seen import Seen
-from distill.served import Served, run_of
+from distill.served import Served
 from distill.tasks import Rows
 from distill.values import as_answers
 from distill.wholes import refuse_wholes

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.asking import run_of
 from distill.inputs import answer_mask, inputs_of, mask_of, students, teachers
 from distill.mapping import Pair
 from distill.objectives import Moment, Objective, Reads, Step
 from distill.objectives.objective import SOURCE, terms_of
 from distill.samples import Feed
 from distill.schedules import Schedule
-from distill.served import Served, run_of
+from distill.served import Served
 from distill.tasks import Rows
 from distill.weights import Weight
 from interventions import Location, Model, Run, run

@@ -157,9 +157,10 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the first parameter of `model` is; the CPU for a model without parameters, or with none of them here."""
+    """Where the first parameter of `model` is; the CPU for a model without parameters, or that is asked elsewhere."""
     parameter = next(network_of(model).parameters(), None)
-    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
+    is_elsewhere = parameter is not None and parameter.is_meta and not isinstance(model, nn.Module)
+    return torch.device("cpu") if parameter is None or is_elsewhere else parameter.device
 
 
 def innermost(model: Any) -> nn.Module:

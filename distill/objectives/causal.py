@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from distill.asking import answering, interchanged, run_to, shape_of
 from distill.errors import DistillError
 from distill.inputs import inputs_of, real_tokens, vocabulary_of
 from distill.mapping import Pair
 from distill.objectives.objective import About, Objective, Reads, Step, terms_of
 from distill.objectives.response import KD
 from distill.pairs import Crossway, Pairs, Shuffle, Span
-from distill.served import ServedRun, answering, interchanged, run_to, shape_of
+from distill.served import ServedRun
 from interventions import Location, Mixup, Noise, Run, Swap, architecture
 
 Operator = Swap | Mixup | Noise

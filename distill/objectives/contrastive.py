@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from distill.asking import refuse_elsewhere
 from distill.errors import DistillError
 from distill.inputs import students, teachers
 from distill.losses import contrast, invariance, nce
@@ -20,7 +21,6 @@ from distill.objectives.points import Places, of_both
 from distill.objectives.projections import linear
 from distill.penultimate import penultimate
 from distill.ranks import gathered, processes
-from distill.served import refuse_elsewhere
 from interventions import Location, Run
 
 COLDEST = 0.02
