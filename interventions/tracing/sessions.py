@@ -69,7 +69,8 @@ def ours() -> Iterator[None]:
     except InterventionError:
         raise
     except Exception as error:
-        found = re.findall(r"^(?:\S+\.)?InterventionError: (.+)$", str(error), re.M)
+        is_copy = type(error).__name__ == "InterventionError"  # of the sources that were sent, and ran here
+        found = [str(error)] if is_copy else re.findall(r"^(?:\S+\.)?InterventionError: (.+)$", str(error), re.M)
         if not found:
             raise
         raise InterventionError(found[-1]) from error
