@@ -19,6 +19,7 @@ from interventions.sites import (
     attention_at,
     attention_of,
     feed_forward_of,
+    heads_of,
     kind_of,
     norm_after,
 )
@@ -89,8 +90,9 @@ class Place:
 
     def axes_of(self, state: Tensor) -> str:
         """The axes of what is there, as `interventions.axes` writes them."""
-        inside_attention = bool(self.operations) and state.ndim == 4 and kind_of(self.module) is not None
-        if self.io in ("attention_scores", "attention_pattern") or inside_attention:
+        if self.operations and state.ndim == 4 and kind_of(self.module) is not None:
+            return self._axes_inside(state)
+        if self.io in ("attention_scores", "attention_pattern"):
             return "b h t d"  # of scores one row of keys for each head and query
         if self.heads is not None and self.axes == "t b d":
             return "t b h d"
@@ -101,6 +103,15 @@ class Place:
         if state.ndim == len(self.axes.split()):
             return self.axes
         return axes_of(self.module, state)
+
+    def _axes_inside(self, state: Tensor) -> str:
+        """Those of four axes in the forward of an attention: heads before the tokens, or after."""
+        if len(self.operations) == 1 and self.operations[0].rpartition("_")[0].endswith("interface"):
+            return "b t h d"  # what the functions of transformers return
+        config = getattr(self.module, "config", None)
+        heads = {heads_of(self.module), getattr(config, "num_key_value_heads", None)}
+        before, after = (size in heads for size in state.shape[1:3])
+        return "b t h d" if after and not before else "b h t d"
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +195,10 @@ class Architecture:
 
     def _operation(self, location: Location) -> Place:
         """The operation that a location names, in the innermost module that it names, whether that has it or not."""
-        outer = self.place(replace(location, source=None, io="output", heads=None, dims=None, subspace=None))
+        if location.layer is None and location.module is None:
+            outer = self._module("", "output")
+        else:
+            outer = self.place(replace(location, source=None, io="output", heads=None, dims=None, subspace=None))
         module, names = outer.module, list((location.source or "").split("."))
         while names and names[0] in module._modules and module._modules[names[0]] is not None:
             module = module.get_submodule(names.pop(0))

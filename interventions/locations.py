@@ -76,8 +76,9 @@ class Location:
             `describe(NNsight(model))` lists them; `io` is then what it returns or its first `"input"`. A dotted path
             leads to a part of the block
             or module first, and from a call on into the function that it calls: `"attn.attention_interface_1"`,
-            `"attn.attention_interface_1.attn_output_transpose_0"`. Four axes inside attention are `[batch, head, token,
-            dims]`.
+            `"attn.attention_interface_1.attn_output_transpose_0"`. Without layer and module it lies in the forward
+            of the model itself. Of four axes inside an attention the one as long as there are heads is that of heads;
+            where there are as many tokens, that of heads comes first.
 
     Raises:
         InterventionError: fields that do not go together, an unknown site, dims that repeat or are negative.
@@ -155,6 +156,8 @@ class Location:
             return f"module:{self.module}{operation}{'@' + self.io if explicit else ''}{units}"
         stack = "" if self.stack is None else f"{self.stack}/"
         side = f"@{self.io}" if self.io != "output" else ""
+        if _in_model(self):
+            return f"model{operation}{side}{units}"
         return f"{stack}{self.site}{'' if self.layer is None else f'.{self.layer}'}{operation}{side}{units}"
 
     def __repr__(self) -> str:
@@ -191,6 +194,8 @@ class Location:
             return cls(module=match["module"], io=match["io"] or "output", source=match["source"], **units)
         layer = None if match["layer"] is None else int(match["layer"])
         side, operation = match["side"] or "output", match["operation"]
+        if match["site"] == "model" and operation is not None:
+            return cls(io=side, source=operation, **units)
         return cls(layer, match["site"], stack=match["stack"], io=side, source=operation, **units)
 
 
@@ -226,7 +231,7 @@ def _check_site(location: Location) -> None:
             f"logits are the answer of the whole model, and stack={location.stack!r} was given; write "
             "Location(site='logits')."
         )
-    if location.site in BLOCK_SITES and location.layer is None:
+    if location.site in BLOCK_SITES and location.layer is None and not _in_model(location):
         example = "Location(3)" if location.site == "block_output" else f"Location(3, {location.site!r})"
         raise InterventionError(
             f"Location(site={location.site!r}) names no layer; write {example} for that of block 3, "
@@ -261,11 +266,16 @@ def _check_source(location: Location) -> None:
         )
     if location.io not in SIDES:
         raise InterventionError(f"io={location.io!r} is no side of an operation; write io='output' or io='input'.")
-    if location.module is None and (location.layer is None or location.site != "block_output"):
+    if location.module is None and location.site != "block_output":
         raise InterventionError(
             f"source={location.source!r} with site={location.site!r}: an operation lies in the forward of a block or "
             f"of a module; write Location(3, source={location.source!r}) or Location(module='…', source=…)."
         )
+
+
+def _in_model(location: Location) -> bool:
+    """Whether it is an operation in the forward of the model itself."""
+    return location.source is not None and location.layer is None and location.module is None
 
 
 def _check_parts(location: Location) -> None:

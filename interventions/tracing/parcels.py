@@ -8,6 +8,7 @@ the originals. So the sources of the files that are needed go along, and are run
 import ast
 import io
 import sys
+import sysconfig
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -183,6 +184,7 @@ def _by_value(function: Any) -> FunctionType:
 
 def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
     """`content`, with what is of our packages by name, and the names of the modules of ours that it needs."""
+    from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES
     from nnsight.intervention.serialization import CustomCloudPickler
 
     modules = {id(module): path for path, module in model._module.named_modules()}
@@ -190,11 +192,16 @@ def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
     paths = {id(view): view.path.removeprefix(model.path).lstrip(".") for view in views.modules()}
     used: set[str] = set()
 
+    local: set[str] = set()
+
     class Packing(CustomCloudPickler):
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, type | FunctionType) and _is_ours(obj):
                 used.add(obj.__module__)
                 return NotImplemented  # by name
+            if isinstance(obj, type | FunctionType) and _is_local(obj.__module__):
+                local.add(obj.__module__)
+                _PICKLE_BY_VALUE_MODULES.add(obj.__module__)
             if isinstance(obj, FunctionType):
                 used.update(PACKAGES & _names_in(obj.__code__))  # it may import them where it runs
             return super().reducer_override(obj)
@@ -207,9 +214,19 @@ def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
                 return "envoy", paths[id(obj)]
             return ("module", modules[id(obj)]) if id(obj) in modules else None
 
-    buffer = io.BytesIO()
-    Packing(buffer).dump(content)
+    buffer, before = io.BytesIO(), set(_PICKLE_BY_VALUE_MODULES)
+    try:
+        Packing(buffer).dump(content)
+    finally:
+        _PICKLE_BY_VALUE_MODULES.difference_update(local - before)
     return buffer.getvalue(), frozenset(used)
+
+
+def _is_local(name: str | None) -> bool:
+    """Whether a module is a file of the user's, and not one of a package that is installed."""
+    file = getattr(sys.modules.get(name or ""), "__file__", None)
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return file is not None and not any(Path(file).is_relative_to(folder) for folder in installed)
 
 
 def _is_ours(obj: Any) -> bool:

@@ -24,6 +24,12 @@ def perform(model: Any, block: Block, remote: Remote) -> None:
     job = block.job
     assert job is not None
     elsewhere = _elsewhere(model, remote)
+    for task in job.tasks:
+        if not model._batch_size(*task.args, **task.kwargs):
+            raise InterventionError(
+                f"nnsight finds no examples in these inputs ({', '.join(task.kwargs) or len(task.args)}), so it would "
+                "not run the model; give input_ids, or wrap the plain model: NNsight(module)."
+            )
     with ours(), attached(model, block) as parcel:
         if remote == "local":
             parcel.rehearse()

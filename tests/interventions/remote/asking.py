@@ -208,6 +208,10 @@ def main(file: str) -> None:
                 absent, lambda x: trace(x, absent, remote=url), lambda x: generate(x, absent, remote=url), remote=url
             )
             found["loaded"] = absent.dispatched
+            head = Location(source="self_lm_head_0")
+            found["model's own operation"] = [
+                run(each, drawn(0), at=[head], remote=url).activations[head] for each in (model, absent)
+            ]
             found["left"] = json.loads(urlopen(f"{url}/health").read())["left"]
             found["edits"] = len(model._edits)
             after = dict(vars(Swap))

@@ -83,6 +83,11 @@ def test_a_model_that_runs_elsewhere_is_not_loaded_here(found):
     assert found["loaded"] is False
 
 
+def test_an_operation_of_the_model_itself(found):
+    logits = tiny.network()(**asking.drawn(0)).logits
+    assert all(torch.equal(each, logits) for each in found["model's own operation"])
+
+
 def test_nothing_is_left_behind(found):
     assert found["left"] == {"modules": [], "edits": 0, "hooks": 0, "opened": []}
     assert found["edits"] == 0
