@@ -104,14 +104,31 @@ class Place:
             return self.axes
         return axes_of(self.module, state)
 
+    @property
+    def _is_function(self) -> bool:
+        """Whether it is the attention function of transformers, which returns `[batch, token, head, dims]`."""
+        return len(self.operations) == 1 and self.operations[0].rpartition("_")[0].endswith("interface")
+
     def _axes_inside(self, state: Tensor) -> str:
         """Those of four axes in the forward of an attention: heads before the tokens, or after."""
-        if len(self.operations) == 1 and self.operations[0].rpartition("_")[0].endswith("interface"):
-            return "b t h d"  # what the functions of transformers return
+        if self._is_function:
+            return "b t h d"
         config = getattr(self.module, "config", None)
         heads = {heads_of(self.module), getattr(config, "num_key_value_heads", None)}
         before, after = (size in heads for size in state.shape[1:3])
         return "b t h d" if after and not before else "b h t d"
+
+    def check_axes(self, state: Tensor, location: Location) -> None:
+        """Raise where it cannot be told which of two axes is that of the heads, and one of them is chosen from."""
+        if not (self.operations and state.ndim == 4 and kind_of(self.module) is not None):
+            return
+        if self._is_function or tuple(state.shape[1:3]) == (1, 1):
+            return
+        if self.axes_of(state) == self.axes_of(state.transpose(1, 2)):
+            raise InterventionError(
+                f"{location} has shape {list(state.shape)}: as many heads as tokens, or neither, so which are which "
+                "cannot be told; leave heads and positions out, use a sequence of another length, or a site with heads."
+            )
 
 
 @dataclass(frozen=True, eq=False)

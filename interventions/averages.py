@@ -13,7 +13,7 @@ from interventions.errors import InterventionError
 from interventions.locations import Location
 from interventions.operators import Mean
 from interventions.positions import Positions, select
-from interventions.runs import Inputs, Where, locations_of, run_to
+from interventions.runs import Inputs, Where, locations_of, run_to, traced
 from interventions.steps import span_of
 from interventions.wrappers import Model, module_of
 
@@ -45,6 +45,8 @@ def mean_of(
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
     {Location(module='0'): Mean(value=tensor([2., 4.]))}
     """
+    if (elsewhere := traced(model, remote)) is not None and not remote:
+        elsewhere.load(model)
     if not remote and module_of(model).training:
         raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
     if isinstance(batches, Mapping | Tensor):

@@ -134,10 +134,22 @@ def generation_of(model: nn.Module, args: tuple, kwargs: dict) -> Generation:
     decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if decodes:
         arguments_of_decoder = {key: value for key, value in arguments.items() if key.startswith("decoder")}
-        prompt = tokens_in(arguments_of_decoder) or 1
+        prompt = (tokens_in(arguments_of_decoder) or 1) + _starts(model, arguments)
     else:
         prompt = tokens_in(arguments) or 1
     return Generation(arguments, prompt)
+
+
+def _starts(model: nn.Module, arguments: Mapping[str, object]) -> bool:
+    """Whether `generate` puts the start token before the decoder's tokens, as it does where none begins with it."""
+    given = arguments.get("decoder_input_ids")
+    settings = (arguments.get("generation_config"), getattr(model, "generation_config", None), model.config)
+    named = [
+        arguments.get("decoder_start_token_id"),
+        *(getattr(each, "decoder_start_token_id", None) for each in settings),
+    ]
+    start = next((each for each in named if isinstance(each, int)), None)
+    return isinstance(given, Tensor) and given.ndim > 1 and start is not None and not bool((given[:, 0] == start).any())
 
 
 def tokens_in(arguments: Mapping[str, object]) -> int | None:

@@ -102,6 +102,7 @@ class Scope:
         outside: in a resumed run, the states that the default generators have outside of it, from which operators draw.
         call: the call of the model that is going on; `last` is the one before.
         generation: the call of `generate` that is going on.
+        unsure: why prompt and generated tokens cannot be told apart; here they can.
         stores: whether a changed key or value is kept in the cache; not where nobody is given that.
     """
 
@@ -119,6 +120,7 @@ class Scope:
     prompts: WeakKeyDictionary = field(default_factory=WeakKeyDictionary)
     recomputing: bool = False
     stores: bool = True
+    unsure: str = ""
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _users: int = 0
 

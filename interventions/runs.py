@@ -256,6 +256,8 @@ def as_run(
 
 def check_eval(model: Model, remote: bool | str = False) -> None:
     """Raise in train mode, where dropout would differ between runs that are compared; what is elsewhere is a host's."""
+    if (elsewhere := traced(model, remote)) is not None and not remote:
+        elsewhere.load(model)
     if not remote and any(module.training for module in module_of(model).modules()):
         raise InterventionError(
             "the model is in train mode, where dropout differs from run to run; call model.eval() first."

@@ -105,6 +105,8 @@ class Write:
 
     def _written(self, state: Tensor, scope: Scope) -> Tensor | None:
         self._check_labels(scope)
+        if self.location.heads is not None or self.positions is not None or self.steps is not None:
+            self.place.check_axes(state, self.location)
         axes = self.place.axes_of(state)
         vectors = to_vectors(state, axes)
         targets = self._targets(vectors, scope)
@@ -163,6 +165,11 @@ class Write:
             raise InterventionError(
                 f"{self.location} ran outside a call of the model itself, so padding is unknown; call the model that "
                 "was passed to intervene, or leave positions and steps out."
+            )
+        if scope.unsure:
+            raise InterventionError(
+                f"{self.location}: {scope.unsure}, so the prompt cannot be told from what is generated; generate "
+                "without that, or leave positions and steps out."
             )
         if self.steps is not None and call is not None and call.past and call.prompt is None:
             raise InterventionError(
@@ -318,6 +325,8 @@ def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
     axes = place.axes_of(state)
     if location.subspace is not None:
         return _part(to_vectors(state, axes), location)
+    if location.heads is not None:
+        place.check_axes(state, location)
     for name, chosen_ones in (("h", location.heads), ("d", location.dims)):
         if chosen_ones is not None:
             _check_width(location, "heads" if name == "h" else "dims", chosen_ones, state.shape[axis(axes, name)])

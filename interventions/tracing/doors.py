@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from interventions.states import argument_in, at, path_in, with_new
 from interventions.tracing.moments import Moment, cache_in
 
 
+@runtime_checkable
 class Door(Protocol):
     """A way into a module of a traced model."""
 
@@ -65,6 +66,13 @@ class Operation:
 
     def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
         operation = opened(envoy, self.names)
+        try:
+            self._meet(operation, envoy, taps, moment)
+        except InterventionError as error:
+            where = f"{envoy.path} {'.'.join(self.names)}"
+            raise InterventionError(str(error) if where in str(error) else f"{where}: {error}") from None
+
+    def _meet(self, operation: Any, envoy: Any, taps: Sequence[Tap], moment: Moment) -> None:
         if self.io == "input":
             given = operation.inputs
             new = of_arguments(envoy._module, given, taps, moment)
@@ -90,8 +98,9 @@ class Function:
     chooser: str
 
     def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
-        if not kept:  # the function may be called several times in one call of the module, and is chosen once
+        if not kept or kept["cache"] is not None:
             kept["cache"] = cache_in(*envoy.inputs)
+        if "eager" not in kept:  # it may be called several times in one call of the module, and is chosen once
             chooser = opened(envoy, (self.chooser,))
             choice, settings = chooser.inputs
             kept["eager"] = settings["default"] if "default" in settings else choice[1]
@@ -155,7 +164,13 @@ def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: Moment
     for tap in taps:
         if has_turn(tap, moment):
             path = path_in(module, tap.io, value)
-            new = tap(at(value, path), moment)  # type: ignore[arg-type]
+            state = at(value, path)
+            if state.ndim < 2 or (tap.writes and not state.is_floating_point()):
+                raise InterventionError(
+                    f"{type(module).__name__} has {state.dtype} {list(state.shape)} there, which is no activation "
+                    "[batch, …, dims]; name another place."
+                )
+            new = tap(state, moment)  # type: ignore[arg-type]
             value = value if new is None else with_new(value, path, new)
     return value
 

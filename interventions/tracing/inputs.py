@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interventions.runs import Inputs, check_inputs
+from interventions.tracing import engines
 
 
 def prepared(model: Any, inputs: Any) -> Inputs:
@@ -26,3 +27,9 @@ def called_with(inputs: Any) -> tuple[tuple, dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+
+
+def load(model: Any) -> None:
+    """Load the weights of a model that has none yet, so that it is in the mode in which it will run."""
+    if getattr(model, "dispatched", True) is False and not engines.is_engine(model):
+        model.dispatch()

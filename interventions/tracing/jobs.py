@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interventions.architectures import Place
 from interventions.locations import Location
-from interventions.recordings import detached
+from interventions.recordings import mapped
 from interventions.runs import without_past
 from interventions.writes import Source, Write, part_of
 
@@ -108,7 +108,7 @@ class Job:
             "writes": [(write.firings, write.calls, write.changed, write.norm) for write in self.writes],
             "generator": None if self.generator is None else self.generator.get_state(),
         }
-        return detached(answer) if away else answer
+        return mapped(_alone, answer) if away else answer
 
     def take(self, answer: dict[str, Any]) -> None:
         """Keep here what was kept where the model is."""
@@ -152,6 +152,12 @@ class Stop:
         if self.task.is_complete:
             raise EarlyStopException
         return None
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """A tensor without its graph, and without what it is a view of, which would be sent with it."""
+    alone = tensor.detach()
+    return alone.clone() if alone.untyped_storage().nbytes() > alone.nbytes and not alone.is_meta else alone
 
 
 def whole(output: Any) -> Any:

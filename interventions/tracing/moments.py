@@ -1,6 +1,6 @@
 """Which call of a traced model is going on: what writes ask for to count tokens, steps and turns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,7 +8,6 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from interventions.calls import Call, Generation, begin, named, tokens_in
-from interventions.errors import InterventionError
 
 
 class Moment:
@@ -20,11 +19,13 @@ class Moment:
         call: the call of the model that is going on, or the last one.
         generation: the run, from its first call, or that of the encoder before it.
         recomputing: False: what is recomputed later is not traced, and `check_recomputable` raises for it.
+        unsure: why the prompt cannot be told from what is generated, if it cannot; `given` says with what arguments.
         stores: whether a changed key or value is kept in the cache; not where nobody is given that.
     """
 
     def __init__(self) -> None:
         self.recomputing, self.stores = False, True
+        self._prompts: Any = WeakKeyDictionary()  # of caches, which may outlive a run
         self.begin()
 
     def __reduce__(self) -> tuple:
@@ -34,8 +35,14 @@ class Moment:
         """A run begins."""
         self.call: Call | None = None
         self.generation: Generation | None = None
-        self._prompts: Any = WeakKeyDictionary()
+        self.unsure = ""
         self._decodes = False
+
+    def given(self, settings: Iterable[str]) -> None:
+        """Note the arguments of the run that make the first call read more, or less, than the prompt."""
+        hiding = sorted(_HIDING & set(settings))
+        if hiding:
+            self.unsure = f"this generation is made with {', '.join(hiding)}"
 
     def frames(self) -> Iterator[FrameType]:
         """What the model is in the middle of: it runs in the greenlet that waits for the one we are in."""
@@ -59,10 +66,7 @@ class Moment:
         self.call = begin(module, arguments, generation=self.generation, before=self.call, prompts=self._prompts)
         chunked = not first and self.call.past > 0 and self.call.past == (self.generation and self.generation.prompt)
         if chunked and (tokens or 0) > 1:
-            raise InterventionError(
-                f"the second call of this generation reads {tokens} tokens at once, so the prompt (in chunks?) cannot "
-                "be told from what is generated; generate without prefill_chunk_size and without an assistant."
-            )
+            self.unsure = f"the second call of this generation reads {tokens} tokens at once (a prompt in chunks?)"
 
     def encoded(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """The encoder is called; by `generate` before the model itself is."""
@@ -77,6 +81,9 @@ class Moment:
             return  # the prompt was read before, elsewhere; or there is none, as for images
         before = {} if self.generation is None else self.generation.arguments
         self.generation = Generation({**before, **arguments}, tokens)
+
+
+_HIDING = {"prompt_lookup_num_tokens", "assistant_model", "prefill_chunk_size", "custom_generate"}
 
 
 def cache_in(args: tuple, kwargs: dict[str, Any]) -> object:

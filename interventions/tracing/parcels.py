@@ -6,13 +6,17 @@ the originals. So the sources of the files that are needed go along, and are run
 """
 
 import ast
+import inspect
 import io
 import sys
 import sysconfig
+import textwrap
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -56,7 +60,7 @@ class Parcel:
         from nnsight.intervention.serialization import dumps, loads
 
         sent = dumps(self)
-        with _elsewhere(self.model):
+        with _elsewhere():
             self._arrived = loads(sent)
             self._arrived.open(self.model)
 
@@ -156,23 +160,37 @@ def unpack(payload: bytes, files: bytes) -> Any:
     return Unpacked()
 
 
+@dataclass(frozen=True)
+class _Barred(MetaPathFinder):
+    """Finds none of these packages, and does not let others look for them."""
+
+    roots: frozenset[str]
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        if fullname.split(".")[0] in self.roots:
+            raise ModuleNotFoundError(f"No module named {fullname!r} elsewhere")
+
+
 @contextmanager
-def _elsewhere(model: Traced) -> Iterator[None]:
-    """Inside, modules of this machine alone are not to be found, and classes that arrive are new ones.
+def _elsewhere() -> Iterator[None]:
+    """Inside, files of the user and our packages are not to be found, and classes that arrive are new ones.
 
     Those that cloudpickle made, it would find again, and overwrite.
     """
     from cloudpickle import cloudpickle
-    from nnsight.intervention.backends.local import LocalSimulationBackend
 
-    backend, known = LocalSimulationBackend(model), cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
-    hidden = backend._hide_local_modules()
+    known, roots = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID, PACKAGES | STANDING_IN.keys()
+    names = [name for name in sys.modules if name.split(".")[0] in roots or (name != "__main__" and _is_local(name))]
+    hidden = {name: sys.modules.pop(name) for name in names}
+    barred = _Barred(frozenset(name.split(".")[0] for name in names))
+    sys.meta_path.insert(0, barred)
     cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = WeakValueDictionary()
     try:
         yield
     finally:
         cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID = known
-        backend._restore(hidden)
+        sys.meta_path.remove(barred)
+        sys.modules.update(hidden)
 
 
 def _by_value(function: Any) -> FunctionType:
@@ -184,7 +202,7 @@ def _by_value(function: Any) -> FunctionType:
 
 def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
     """`content`, with what is of our packages by name, and the names of the modules of ours that it needs."""
-    from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES
+    from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES, CloudPickler
     from nnsight.intervention.serialization import CustomCloudPickler
 
     modules = {id(module): path for path, module in model._module.named_modules()}
@@ -204,7 +222,16 @@ def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
                 _PICKLE_BY_VALUE_MODULES.add(obj.__module__)
             if isinstance(obj, FunctionType):
                 used.update(PACKAGES & _names_in(obj.__code__))  # it may import them where it runs
+            if isinstance(obj, _CACHED):
+                return lru_cache, (obj.__wrapped__,)
+            if isinstance(obj, cached_property):
+                return cached_property, (obj.func,), {"attrname": obj.attrname}
             return super().reducer_override(obj)
+
+        def _dynamic_function_reduce(self, func: FunctionType) -> Any:
+            if is_its_text(func):
+                return super()._dynamic_function_reduce(func)
+            return CloudPickler._dynamic_function_reduce(self, func)  # bytecode of this version of Python
 
         def persistent_id(self, obj: Any) -> Any:
             if isinstance(obj, ModuleType) and obj.__name__.split(".")[0] in PACKAGES:
@@ -224,9 +251,48 @@ def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
 
 def _is_local(name: str | None) -> bool:
     """Whether a module is a file of the user's, and not one of a package that is installed."""
-    file = getattr(sys.modules.get(name or ""), "__file__", None)
+    file: Any = getattr(sys.modules.get(name or ""), "__file__", None)
     installed = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return file is not None and not any(Path(file).is_relative_to(folder) for folder in installed)
+    is_file = file is not None and Path(file).is_absolute() and Path(file).exists()  # some modules of torch have none
+    return is_file and not any(Path(file).is_relative_to(folder) for folder in installed)
+
+
+def is_its_text(function: FunctionType) -> bool:
+    """Whether the text where a function was written still gives it, alone, at the top of a file.
+
+    Not so for wrappers (the text found is that of what they wrap), for files that changed since, for methods that use
+    `super()` or names with two underscores, for what writes to variables around it, and with attributes of its own.
+    """
+    code = function.__code__
+    if vars(function) or "__class__" in code.co_freevars:
+        return False
+    if code.co_name == "<lambda>":
+        return True  # nnsight finds it by its place in the line
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+        around = f"def around({', '.join(code.co_freevars)}):\n{textwrap.indent(text, '    ')}"
+        found = [each for each in _inner(compile(around, "", "exec")) if each.co_name == code.co_name]
+    except (OSError, TypeError, SyntaxError):
+        return True  # without a text nnsight sends bytecode itself
+    return "nonlocal " not in text and any(_same(each, code) for each in found)
+
+
+def _inner(code: CodeType) -> Iterator[CodeType]:
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield each
+            yield from _inner(each)
+
+
+def _same(a: CodeType, b: CodeType) -> bool:
+    constants = [[each for each in code.co_consts if not isinstance(each, CodeType)] for code in (a, b)]
+    inner = [[each for each in code.co_consts if isinstance(each, CodeType)] for code in (a, b)]
+    names = all(getattr(a, name) == getattr(b, name) for name in ("co_code", "co_names", "co_varnames", "co_freevars"))
+    alike = len(inner[0]) == len(inner[1]) and repr(constants[0]) == repr(constants[1])
+    return names and alike and all(map(_same, *inner))
+
+
+_CACHED = type(lru_cache(lambda: None))
 
 
 def _is_ours(obj: Any) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interventions.architectures import Place, architecture
+from interventions.errors import InterventionError
 from interventions.locations import Location
 from interventions.operators import Operator
 from interventions.recordings import stamp
@@ -15,7 +16,7 @@ from interventions.requests import Handle, Listen, check_fired, of_run, writes_o
 from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable
 from interventions.steps import parse_steps
 from interventions.tracing import engines
-from interventions.tracing.edits import Block, attached, tapped
+from interventions.tracing.edits import Block, attached, ran_here, surroundings, tapped
 from interventions.tracing.inputs import prepared
 from interventions.tracing.jobs import Read, Task, whole
 from interventions.tracing.plans import Plan
@@ -112,9 +113,9 @@ def intervene(
     if plan.tasks:
         plan.run(remote)
     block = Block([(write.location, write.place, tapped(write.place, write)) for write in writes], writes)
-    with ours(), attached(model, block) as parcel:
-        yield Handle(writes, lambda: block.sent and not parcel.content.runs)
-    if parcel.content.runs or not block.sent:  # elsewhere it was seen to by `Visits.watch`
+    with ours(), attached(model, block):
+        yield Handle(writes, lambda: block.sent and not ran_here(model, block))
+    if ran_here(model, block) or not block.sent:  # elsewhere it was seen to by `Visits.watch`
         check_fired(writes, "this intervene block; open a trace of the model inside the block")
 
 
@@ -170,7 +171,7 @@ def _activations(task: Task, device: torch.device | str | None) -> Activations:
 
 def _fetcher(model: Any, inputs: Inputs, remote: Remote, *, is_counterfactual: bool = False) -> Any:
     """What runs again for an activation that was not asked for."""
-    found, made = architecture(model), stamp(model)
+    found, made, around = architecture(model), stamp(model), surroundings(model)
 
     def fetch(location: Location, kept: Mapping[Location, Tensor]) -> Tensor:
         whole_one = location.whole
@@ -178,6 +179,12 @@ def _fetcher(model: Any, inputs: Inputs, remote: Remote, *, is_counterfactual: b
             training = found.model.training and not remote  # a host has its models in eval mode
             check_repeatable(location, is_counterfactual=is_counterfactual, training=training)
             check_fresh(model, made)
+            if surroundings(model) != around:
+                raise InterventionError(
+                    f"{location} was not recorded, and the run was made inside other blocks of interventions, or under "
+                    f"other edits of the model, than there are now; ask for it there: run(model, inputs, "
+                    f"at=[{location!r}])."
+                )
             return read(model, inputs, [location], remote=remote)[location]
         return part_of(kept[whole_one], location, found.place(location))
 

@@ -34,7 +34,7 @@ from interventions import (
     run_to,
     sweep,
 )
-from tests.interventions.remote import tiny
+from tests.interventions.remote import hostile, tiny
 
 HOST = Path(__file__).parent / "host.py"
 PLACES = [Location(1), Location(2, "attention_pattern"), Location(0, "mlp_activation", dims=range(5)), Location(-1)]
@@ -212,6 +212,7 @@ def main(file: str) -> None:
             found["model's own operation"] = [
                 run(each, drawn(0), at=[head], remote=url).activations[head] for each in (model, absent)
             ]
+            found["hostile"] = hostile.found(model, tiny.network(), url)
             found["left"] = json.loads(urlopen(f"{url}/health").read())["left"]
             found["edits"] = len(model._edits)
             after = dict(vars(Swap))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.interventions.remote import asking, tiny
+from tests.interventions.remote import asking, hostile, tiny
 
 REPOSITORY = Path(__file__).parents[3]
 WHERE = ("here", "simulated", "host", "absent")
@@ -86,6 +86,22 @@ def test_a_model_that_runs_elsewhere_is_not_loaded_here(found):
 def test_an_operation_of_the_model_itself(found):
     logits = tiny.network()(**asking.drawn(0)).logits
     assert all(torch.equal(each, logits) for each in found["model's own operation"])
+
+
+HOSTILE = (
+    *hostile.OPERATORS, "another thread", "another task", "the task itself", "an edited copy",
+    "a run of a closed block", "five tokens, four heads", "four tokens, four heads", "an operation inside what is computed by us",
+    "a subspace without a width", "no tensor", "looked up tokens", "keep", "query", "steps across traces",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_once_went_wrong(name, found):
+    assert found["hostile"][name]
+
+
+def test_all_that_once_went_wrong_is_looked_at(found):
+    assert set(found["hostile"]) == set(HOSTILE)
 
 
 def test_nothing_is_left_behind(found):
