@@ -88,11 +88,12 @@ def test_an_operation_of_the_model_itself(found):
     assert all(torch.equal(each, logits) for each in found["model's own operation"])
 
 
-HOSTILE = (
-    *hostile.OPERATORS, "another thread", "another task", "the task itself", "an edited copy",
-    "a run of a closed block", "five tokens, four heads", "four tokens, four heads", "an operation inside what is computed by us",
-    "a subspace without a width", "no tensor", "looked up tokens", "keep", "query", "steps across traces",
-)  # fmt: skip
+HOSTILE = [
+    *hostile.OPERATORS,
+    *("another thread", "another task", "the task itself", "an edited copy", "a run of a closed block"),
+    *("five tokens, four heads", "four tokens, four heads", "an operation inside what is computed by us"),
+    *("a subspace without a width", "no tensor", "looked up tokens", "keep", "query", "steps across traces"),
+]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
