@@ -26,9 +26,9 @@ network: {built} of {all}. Written by `python -m tests.conformance`; the same ch
 is called so, or computes it. {without} types have none: {names}.
 
 **Under nnsight** (`python -m tests.conformance.traced`, which is no test: it takes twelve minutes): the same
-interchange at each site of the middle block, on the model under `NNsight` and on the plain one. Of 654 types with blocks, on
-2026-11-21, 7,307 outputs were the same bit for bit, 1,193 requests were refused on both sides, and 2 on the plain side
-alone: SqueezeBERT calls the `forward` of its blocks, past the hooks.
+interchange at each site of the middle block, on the model under `NNsight` and on the plain one. Of 654 types with
+blocks, on 2026-11-21, 7,307 outputs were the same bit for bit, 1,193 requests were refused on both sides, and 2 on the
+plain side alone: SqueezeBERT calls the `forward` of its blocks, past the hooks.
 
 Where a law does not hold, there are three kinds of reasons: a *gap* of this library; something *true of the model*, for
 which the law is not meant; and what is *not exercised* here, because inputs or weights made at random do not show it.
