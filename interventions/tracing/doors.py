@@ -40,16 +40,7 @@ class Side:
     io: str
 
     def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
-        if self.io == "input":
-            given = envoy.inputs
-            new = of_arguments(envoy._module, given, taps, moment)
-            if new is not given:
-                envoy.inputs = new
-            return
-        value = envoy.output
-        new = of_output(envoy._module, value, taps, moment)
-        if new is not value:
-            envoy.output = new
+        passed(envoy, self.io, envoy._module, taps, moment)
 
 
 @dataclass(frozen=True)
@@ -67,22 +58,10 @@ class Operation:
     def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
         operation = opened(envoy, self.names)
         try:
-            self._meet(operation, envoy, taps, moment)
+            passed(operation, self.io, envoy._module, taps, moment)
         except InterventionError as error:
             where = f"{envoy.path} {'.'.join(self.names)}"
             raise InterventionError(str(error) if where in str(error) else f"{where}: {error}") from None
-
-    def _meet(self, operation: Any, envoy: Any, taps: Sequence[Tap], moment: Moment) -> None:
-        if self.io == "input":
-            given = operation.inputs
-            new = of_arguments(envoy._module, given, taps, moment)
-            if new is not given:
-                operation.inputs = new
-            return
-        value = operation.output
-        new = of_output(envoy._module, value, taps, moment)
-        if new is not value:
-            operation.output = new
 
 
 @dataclass(frozen=True)
@@ -157,6 +136,20 @@ class Changing:
         """Keep a changed key or value in the cache, so that later steps see it."""
         if self.cache is not None and site in self.written and self.moment.stores:
             store_in_cache(self.cache, f"{site}s", self.module, old, new)
+
+
+def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: Moment) -> None:
+    """Put what a module or an operation returns, or is given, through the taps."""
+    if io == "input":
+        given = view.inputs
+        new = of_arguments(module, given, taps, moment)
+        if new is not given:
+            view.inputs = new
+        return
+    value = view.output
+    new = of_output(module, value, taps, moment)
+    if new is not value:
+        view.output = new
 
 
 def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: Moment) -> Any:

@@ -1,0 +1,132 @@
+"""Our own code, and that of users, as text: which files are needed elsewhere, and which functions are their text."""
+
+import ast
+import inspect
+import sys
+import sysconfig
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+PACKAGES = frozenset({"interventions", "distill"})
+# jaxtyping names shapes in annotations, which say nothing when a program runs.
+STANDING_IN = {
+    "jaxtyping": """
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {"__class_getitem__": classmethod(lambda cls, item: object)})
+"""
+}
+
+
+@cache
+def sources(names: frozenset[str]) -> dict[str, str]:
+    """The text of modules of ours, and of those that they import, by name."""
+    found = dict(STANDING_IN)
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        if name in PACKAGES:
+            found[name], needed = _public(name)
+        else:
+            found[name] = Path(_file(name)).read_text(encoding="utf-8")
+            needed = list(_imported(found[name]))
+        waiting += needed
+    return found
+
+
+def _public(package: str) -> tuple[str, list[str]]:
+    """A text that gives the public names of a package when they are asked for, and the modules that have them."""
+    whole = sys.modules[package]
+    names = {
+        name: getattr(whole, name).__module__ for name in whole.__all__ if hasattr(getattr(whole, name), "__module__")
+    }
+    modules = {name: module for name, module in names.items() if module.split(".")[0] == package and module != package}
+    text = f"""
+_modules = {modules!r}
+
+def __getattr__(name):
+    if name not in _modules:
+        raise AttributeError(name)
+    return getattr(__import__(_modules[name], fromlist=[name]), name)
+"""
+    return text, list(dict.fromkeys(modules.values()))
+
+
+def _imported(text: str) -> Iterator[str]:
+    """The modules of ours that a text imports."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        # Those that nothing imported here are not run there either.
+        yield from (name for name in names if name.split(".")[0] in PACKAGES and "." in name and name in sys.modules)
+
+
+def _file(name: str) -> str:
+    file = sys.modules[name].__file__
+    assert file is not None
+    return file
+
+
+def is_ours(obj: Any) -> bool:
+    """Whether it is of our packages, and can be found there by its name."""
+    return (obj.__module__ or "").split(".")[0] in PACKAGES and "<" not in obj.__qualname__
+
+
+def is_local(name: str | None) -> bool:
+    """Whether a module is a file of the user's, and not one of a package that is installed."""
+    file: Any = getattr(sys.modules.get(name or ""), "__file__", None)
+    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
+    is_file = file is not None and Path(file).is_absolute() and Path(file).exists()  # some modules of torch have none
+    return is_file and not any(Path(file).is_relative_to(folder) for folder in installed)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """The names that a function uses, and those that are nested in it."""
+    inner = (each for each in code.co_consts if isinstance(each, CodeType))
+    return set(code.co_names).union(*map(names_in, inner))
+
+
+def is_its_text(function: FunctionType) -> bool:
+    """Whether the text where a function was written still gives it, alone, at the top of a file.
+
+    Not so for wrappers (the text found is that of what they wrap), for files that changed since, for methods that use
+    `super()` or names with two underscores, for what writes to variables around it, and with attributes of its own.
+    """
+    code = function.__code__
+    if vars(function) or "__class__" in code.co_freevars:
+        return False
+    if code.co_name == "<lambda>":
+        return True  # nnsight finds it by its place in the line
+    try:
+        text = textwrap.dedent(inspect.getsource(function))
+        around = f"def around({', '.join(code.co_freevars)}):\n{textwrap.indent(text, '    ')}"
+        found = [each for each in _inner(compile(around, "", "exec")) if each.co_name == code.co_name]
+    except (OSError, TypeError, SyntaxError):
+        return True  # without a text nnsight sends bytecode itself
+    return "nonlocal " not in text and any(_same(each, code) for each in found)
+
+
+def _inner(code: CodeType) -> Iterator[CodeType]:
+    for each in code.co_consts:
+        if isinstance(each, CodeType):
+            yield each
+            yield from _inner(each)
+
+
+def _same(a: CodeType, b: CodeType) -> bool:
+    constants = [[each for each in code.co_consts if not isinstance(each, CodeType)] for code in (a, b)]
+    inner = [[each for each in code.co_consts if isinstance(each, CodeType)] for code in (a, b)]
+    names = all(getattr(a, name) == getattr(b, name) for name in ("co_code", "co_names", "co_varnames", "co_freevars"))
+    alike = len(inner[0]) == len(inner[1]) and repr(constants[0]) == repr(constants[1])
+    return names and alike and all(map(_same, *inner))
