@@ -12,7 +12,6 @@ from torch import Tensor
 from interventions.architectures import Place
 from interventions.locations import Location
 from interventions.recordings import mapped
-from interventions.runs import without_past
 from interventions.writes import Source, Write, part_of
 
 
@@ -158,8 +157,3 @@ def _alone(tensor: Tensor) -> Tensor:
     """A tensor without its graph, and without what it is a view of, which would be sent with it."""
     alone = tensor.detach()
     return alone.clone() if alone.untyped_storage().nbytes() > alone.nbytes and not alone.is_meta else alone
-
-
-def whole(output: Any) -> Any:
-    """All of an output but the cache, which is large and of no use elsewhere."""
-    return without_past(output)

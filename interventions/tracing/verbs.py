@@ -13,12 +13,12 @@ from interventions.locations import Location
 from interventions.operators import Operator
 from interventions.recordings import stamp
 from interventions.requests import Handle, Listen, check_fired, of_run, writes_of
-from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable
+from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable, without_past
 from interventions.steps import parse_steps
 from interventions.tracing import engines
 from interventions.tracing.edits import Block, attached, ran_here, surroundings, tapped
 from interventions.tracing.inputs import prepared
-from interventions.tracing.jobs import Read, Task, whole
+from interventions.tracing.jobs import Read, Task
 from interventions.tracing.plans import Plan
 from interventions.tracing.sessions import Remote, ours
 from interventions.writes import Source, part_of
@@ -39,7 +39,7 @@ def run(
         return engines.run(model, inputs, at, detach=detach, device=device, keep=keep, remote=remote)
     inputs = prepared(model, inputs)
     plan = Plan.of(model)
-    task = plan.task(inputs, whole if keep is None else keep)
+    task = plan.task(inputs, without_past if keep is None else keep)
     shapes_only = device is not None and torch.device(device).type == "meta"
     plan.reads(task, at, detach=detach, shapes_only=shapes_only)
     plan.run(remote)
@@ -137,7 +137,7 @@ def interchange(
     inputs = base.inputs if isinstance(base, Run) else prepared(model, base)
     listen = _listening(plan, False)
     writes = writes_of(plan.found, pairs, source, (*where, parse_steps(None)), generator, listen=listen)
-    task = plan.task(inputs, whole if keep is None else keep)
+    task = plan.task(inputs, without_past if keep is None else keep)
     plan.write(task, writes)
     plan.reads(task, record)
     plan.run(remote)
