@@ -1,15 +1,16 @@
 """Interchange intervention accuracy (IIA): how far a student computes like its teacher."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill.asking import interchanged, run_of, shape_of
+from distill.asking import grid_of, interchanged, run_of
 from distill.causal_models import CausalModel
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
@@ -21,12 +22,12 @@ from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
 from distill.pairs import Pairs, Shuffle, Span
 from distill.seen import Seen, seen_of
-from distill.sensitivities import mixed, nonzero
 from distill.served import Served, ServedRun
 from distill.tallies import Tally, outcome_of
 from distill.tasks import Rows
+from distill.vacuous import Answers, Whole, touched, unpadded, visible
 from distill.variables import variables_accuracy
-from interventions import Add, Location, Model, Run, architecture, intervene, run
+from interventions import Location, Model, Run, architecture, run
 
 Batch = dict[str, Tensor]
 DRAWN = Span(0.3)
@@ -150,9 +151,12 @@ def _controlled(name: str, study: "_Study", base: Rows) -> "_Study | None":
 
 def _tallied(study: "_Study", base: Rows, source: Rows, batch_size: int, told: Tensor | None = None) -> Tally:
     """The sums of all pairs; `told` says for each pair of which one's source the teacher takes."""
-    (teacher, student), device = study.models, device_of(study.models[1])
-    with evaluating(teacher), evaluating(student), torch.no_grad():
-        study.probe(to_device(base.batch(range(min(PROBED, len(base)))), device))
+    device = device_of(study.models[1])
+    with ExitStack() as modes, torch.no_grad():
+        for module in (*study.models, *study.subspaces):
+            modes.enter_context(evaluating(module))
+        few = range(min(PROBED, len(base)))
+        study.probe(*(to_device(each.batch(few), device) for each in (base, source)))
         tallies = []
         for rows in batches(len(base), batch_size):
             here, there = (to_device(each.batch(rows), device) for each in (base, source))
@@ -162,6 +166,19 @@ def _tallied(study: "_Study", base: Rows, source: Rows, batch_size: int, told: T
 
 
 PROBED = 32
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Where a base is written and a source read: masks `[batch, position]`, None for all of them.
+
+    Attributes:
+        alike: whether both have as many tokens, and those of the same numbers are interchanged.
+    """
+
+    written: Bool[Tensor, "batch _"] | None
+    read: Bool[Tensor, "batch _"] | None
+    alike: Bool[Tensor, " batch"]
 
 
 @dataclass(eq=False)
@@ -175,40 +192,74 @@ class _Study:
     seed: int
     sees_all: bool = False
     regression: bool = False
+    _few: tuple[Batch, Batch] = field(default=({}, {}), init=False)
 
-    def probe(self, batch: Batch) -> None:
+    @property
+    def subspaces(self) -> list[nn.Module]:
+        """Those of the places."""
+        places = (at for entry in self.entries for at in (*entry.teacher, *entry.student))
+        return [at.subspace for at in places if isinstance(at.subspace, nn.Module)]
+
+    def probe(self, base: Batch, source: Batch) -> None:
         """See on a few examples whether the outputs depend on all real tokens, so that others need not be asked."""
-        bases = self._runs(batch)
+        self._few = (base, source)
+        bases = self._runs(base)
         self.sees_all = bases[1].logits.ndim == 2 and all(
             torch.equal(mask, real[at])
-            for seen, real in zip(self._visible(bases, batch), self._real(bases, batch), strict=True)
+            for seen, real in zip(self._visible(bases, base), self._real(bases, base), strict=True)
             for at, mask in seen.items()
         )
+
+    @cached_property
+    def wholes(self) -> list[Whole]:
+        """What tells, for each model, which places are all that it computes with."""
+        bases, sources = (self._runs(batch) for batch in unpadded(*self._few))
+        return [Whole(base, source) for base, source in zip(bases, sources, strict=True)]
 
     def measure(self, base: Batch, source: Batch, rows: Int[Tensor, " batch"], told: Batch | None = None) -> Tally:
         """The sums of these pairs of examples, for each entry of the mapping; `told` is the teacher's own source."""
         bases, sources = self._runs(base), self._runs(source)
         others = sources if told is None else self._runs(told)
+        given, theirs = [others[0], sources[1]], (source if told is None else told, source)
         seen = self._real(bases, base) if self.sees_all else self._visible(bases, base)
         self.regression = bases[1].logits.shape[-1] == 1
         weights = _weights(bases[1].logits, base)
-        replaced = _answers_at(sources[1].logits, source, bases[1].logits, base)
+        columns = [_columns(r.logits, b, bases[1].logits, base) for r, b in zip(given, theirs, strict=True)]
         sums = []
         for number, entry in enumerate(self.entries):
-            chosen, taken = self._drawn(number, bases, sources, (base, source), rows)
-            draws = [(chosen, taken), (chosen, taken)]
+            sides, draws = (
+                (entry.teacher, entry.student),
+                [self._drawn(number, (bases, sources), (base, source), rows)] * 2,
+            )
             if told is not None:
-                draws[0] = self._drawn(number, bases, others, (base, told), rows)
+                draws[0] = self._drawn(number, (bases, others), (base, told), rows)
             after = [
-                interchanged(b, s, side, drawn)
-                for b, s, side, drawn in zip(
-                    bases, (others[0], sources[1]), (entry.teacher, entry.student), draws, strict=True
-                )
+                interchanged(b, s, places, (drawn.written, drawn.read))
+                for b, s, places, drawn in zip(bases, given, sides, draws, strict=True)
             ]
-            kept = informative(entry, seen, chosen, self._whole(bases)).to(weights)
+            kept = torch.ones(len(weights), dtype=torch.bool, device=weights.device)
+            for side, places in enumerate(sides):
+                answers = Answers(bases[side], given[side], after[side], columns[side], weights > 0)
+                kept &= self._says_something(side, places, answers, seen[side], draws[side])
             counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))
+            replaced = _answers_at(sources[1].logits, columns[1])
             sums.append(_compared(after, bases[1].logits, replaced, bases[0].logits, counted))
         return Tally(torch.stack(sums, 1).cpu())
+
+    def _says_something(
+        self,
+        side: int,
+        places: tuple[Location, ...],
+        answers: Answers,
+        seen: dict[Location, Tensor],
+        drawn: "_Drawn",
+    ) -> Bool[Tensor, " batch"]:
+        """Whether a write reaches what the output can see, and leaves something of the base."""
+        reached = touched(places, seen, drawn.written)
+        if not isinstance(answers.base, ServedRun):  # whose answers come from several requests: they differ in rounding
+            reached = reached | answers.changed()
+        whole = self.wholes[side].replaced(places, seen, drawn.written)
+        return reached & ~whole & ~(answers.are_the_sources() & drawn.alike)
 
     def _places(self, side: int) -> list[Location]:
         return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[side]))
@@ -218,15 +269,6 @@ class _Study:
 
     def _real(self, bases: list[Run], batch: Batch) -> list[dict[Location, Tensor]]:
         return [{at: _real(b, at, batch) for at in self._places(i)} for i, b in enumerate(bases)]
-
-    def _whole(self, bases: list[Run]) -> frozenset[Location]:
-        """The places of which all dims are written."""
-        return frozenset(
-            at
-            for side, b in enumerate(bases)
-            for at in self._places(side)
-            if at == at.whole or (at == replace(at.whole, dims=at.dims) and len(at.dims or ()) == _width(b, at))
-        )
 
     def _runs(self, batch: Batch) -> list[Run]:
         runs = []
@@ -239,81 +281,55 @@ class _Study:
         return runs
 
     def _drawn(
-        self, number: int, bases: list[Run], sources: list[Run], batch: tuple[Batch, Batch], rows: Int[Tensor, " batch"]
-    ) -> tuple[Tensor | None, Tensor | None]:
+        self, number: int, runs: tuple[list[Run], list[Run]], batch: tuple[Batch, Batch], rows: Int[Tensor, " batch"]
+    ) -> "_Drawn":
         """Positions in base and source; what is drawn for an example does not depend on its batch."""
         entry = self.entries[number]
-        grids = [
-            [shape_of(r, side[0])[:-1] for r, side in zip(runs, (entry.teacher, entry.student), strict=True)]
-            for runs in (bases, sources)
-        ]
-        if grids[0][0] != grids[0][1]:
-            raise NothingToMeasure(
-                f"the locations of {entry} have different [batch, position]: {grids[0][0]} in the teacher and "
-                f"{grids[0][1]} in the "
-                "student; map places of the same grid."
-            )
-        if len(grids[0][0]) < 2:
-            return None, None
-        real = [
-            _real(runs[1], entry.student[0], columns) for runs, columns in zip((bases, sources), batch, strict=True)
-        ]
+        device = runs[0][1].logits.device
+        if len(self._grid(entry, runs[0])) < 2:
+            return _Drawn(None, None, torch.ones(len(rows), dtype=torch.bool, device=device))
+        real = [_real(ran[1], entry.student[0], columns) for ran, columns in zip(runs, batch, strict=True)]
         if self.positions is None:
             if not torch.equal(*real):
                 raise DistillError(
                     "positions=None interchanges every position, and the rows of the data differ in length; use "
                     "positions=Span(1.0) for all that base and source both have."
                 )
-            return None, None
+            return _Drawn(None, None, torch.ones(len(rows), dtype=torch.bool, device=device))
         eligible = [self.positions.eligible(columns, mask) for columns, mask in zip(batch, real, strict=True)]
-        device = bases[1].logits.device
-        width = 1 if self.positions.consecutive else max(grid[0][1] for grid in grids)
+        width = 1 if self.positions.consecutive else max(mask.shape[1] for mask in real)
         uniform = torch.stack([_uniform(width, self.seed, int(row), number) for row in rows]).to(device)
-        return self.positions.draw(eligible[0], eligible[1], uniform, aligned=self.aligned)
+        written, read = self.positions.draw(eligible[0], eligible[1], uniform, aligned=self.aligned)
+        return _Drawn(written, read, _alike((real[0], written), (real[1], read)))
+
+    def _grid(self, entry: Pair, bases: list[Run]) -> tuple[int, ...]:
+        """`[batch, position]` of the places of an entry."""
+        sides = zip(("teacher", "student"), bases, (entry.teacher, entry.student), strict=True)
+        grids = [(name, grid_of(ran, at)) for name, ran, places in sides for at in places]
+        (_, first), other = grids[0], next((each for each in grids if each[1] != grids[0][1]), None)
+        if other is not None:
+            raise NothingToMeasure(
+                f"the locations of {entry} have different [batch, position]: {first} in the teacher and {other[1]} in "
+                f"the {other[0]}; map places of the same grid."
+            )
+        return first
 
 
-def visible(base: Run, places: list[Location], weights: Tensor) -> dict[Location, Bool[Tensor, "batch _"]]:
-    """Which positions of each place the output depends on, `[batch, position]` (or `[batch, 1]` without positions).
+def _alike(base: tuple[Tensor, Tensor], source: tuple[Tensor, Tensor]) -> Bool[Tensor, " batch"]:
+    """Whether two pairs of masks, of what is real and of what is chosen of it, are equal token by token."""
+    width = max(base[0].shape[1], source[0].shape[1])
 
-    A position that the output cannot see has a gradient of exactly 0. `weights` says which predictions count.
-    """
-    if isinstance(base, ServedRun) and base.teacher is not None:
-        return dict(zip(places, base.teacher.seen(base, places, weights), strict=True))
-    probes = {at: torch.zeros_like(base.vectors(at)).requires_grad_() for at in places}
-    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
-            logits = run(base.model, base.inputs, resumable=False).logits
-        gradients = torch.autograd.grad(mixed(logits, weights), list(probes.values()), allow_unused=True)
-    return {at: nonzero(probe, gradient) for (at, probe), gradient in zip(probes.items(), gradients, strict=True)}
+    def by_number(real: Tensor, chosen: Tensor) -> Tensor:
+        order = torch.argsort((~real).int(), dim=1, stable=True)
+        found = torch.stack([real.gather(1, order), chosen.gather(1, order)])
+        return nn.functional.pad(found, (0, width - real.shape[1]))
 
-
-def informative(
-    entry: Pair, seen: list[dict[Location, Tensor]], chosen: Tensor | None, whole: frozenset[Location]
-) -> Bool[Tensor, " batch"]:
-    """Whether a write changes part of what the output can see, and not all of it, in both models.
-
-    Args:
-        entry: one pair of the mapping.
-        seen: for teacher and student, what `visible` found.
-        chosen: the positions written, None for all of them.
-        whole: the places of which all dims are written.
-    """
-    kept = torch.ones(len(seen[0][entry.teacher[0]]), dtype=torch.bool)
-    for side, places in zip(seen, (entry.teacher, entry.student), strict=True):
-        touches = torch.zeros_like(kept)
-        for at in places:
-            mask = side[at].cpu()
-            written = torch.ones_like(mask) if chosen is None else chosen.cpu()
-            touches |= (written & mask).any(1)
-            if at in whole:
-                kept &= (mask & ~written).any(1)
-        kept &= touches
-    return kept
+    return (by_number(*base) == by_number(*source)).all(2).all(0)
 
 
 def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
     """Which positions of a place are no padding; one that counts where there are no positions."""
-    rows, *width = shape_of(base, at)[:-1]
+    rows, *width = grid_of(base, at)
     if not width:
         return torch.ones(rows, 1, dtype=torch.bool)
     return real_tokens(batch, rows, width[0], base.logits.device, column=architecture(base.model).place(at).mask)
@@ -354,10 +370,6 @@ def _uniform(width: int, *parts: int) -> Float[Tensor, "2 width"]:
     return torch.rand(width, 2, generator=torch.Generator().manual_seed(_number(*parts))).T.contiguous()
 
 
-def _width(run: Run, at: Location) -> int:
-    return shape_of(run, at.whole)[-1]
-
-
 def _weights(logits: Tensor, batch: Batch) -> Tensor:
     """Which predictions count: one an example, or the labelled (else the real) tokens of token models."""
     if logits.ndim == 2:
@@ -375,16 +387,21 @@ def _real_answers(logits: Tensor, batch: Batch) -> Bool[Tensor, "batch token"]:
     return real_tokens(batch, rows, width, logits.device, column=column)
 
 
-def _answers_at(source: Tensor, source_batch: Batch, base: Tensor, base_batch: Batch) -> Tensor:
-    """The answers of the source run; for token models, at each base token that of the source's token there, or −1."""
-    answers = source.argmax(-1)
-    if answers.ndim == 1:
-        return answers
+def _columns(source: Tensor, source_batch: Batch, base: Tensor, base_batch: Batch) -> Tensor | None:
+    """Of token models, for each token of the base the column of the source's token of its number, −1 without one."""
+    if base.ndim == 2:
+        return None
     theirs, ours = (_real_answers(*each) for each in ((source, source_batch), (base, base_batch)))
     columns = torch.argsort((~theirs).int(), dim=1, stable=True)
     rank = (ours.cumsum(1) - 1).clamp(min=0)
-    found = answers.gather(1, columns.gather(1, rank.clamp(max=columns.shape[1] - 1)))
+    found = columns.gather(1, rank.clamp(max=columns.shape[1] - 1))
     return found.where(rank < theirs.sum(1, keepdim=True), -1)
+
+
+def _answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
+    """The answers of the source run; for token models those at the columns, −1 where there is none."""
+    answers = source.argmax(-1)
+    return answers if columns is None else answers.gather(1, columns.clamp(min=0)).where(columns >= 0, -1)
 
 
 def _compared(

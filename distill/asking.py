@@ -43,6 +43,17 @@ def shape_of(run: Run, at: Location) -> tuple[int, ...]:
     return tuple(run.vectors(at).shape)
 
 
+def grid_of(run: Run, at: Location) -> tuple[int, ...]:
+    """`(batch, positions)` of a place, `(batch,)` where it has no positions."""
+    shape = shape_of(run, at)
+    return shape[:2] if len(shape) > 2 else shape[:1]
+
+
+def unit_of(run: Run, at: Location) -> tuple[int, ...]:
+    """What one position of a place holds: `(dims,)`, or `(heads, dims)` at the sites with heads."""
+    return shape_of(run, at)[len(grid_of(run, at)) :]
+
+
 def interchanged(
     base: Run, source: Run | None, at: Places, positions: Masks = (None, None), record: Sequence[Location] = ()
 ) -> Run:

@@ -123,8 +123,8 @@ class Search:
 
 
 def search_alignment(
-    causal_model: CausalModel,
-    network: nn.Module,
+    causal_model: CausalModel | Any,
+    network: nn.Module | Any,
     variables: Any = None,
     at: Any = None,
     data: Any = None,
@@ -163,11 +163,12 @@ def search_alignment(
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
 
     Raises:
-        DistillError: nothing to search, a variable that does not exist, or a cell that is all that the network
+        DistillError: a network in place of the causal model, nothing to search, a variable that does not exist, or a cell that is all that the network
             computes with.
 
     Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
     """
+    _refuse_networks(causal_model, network)
     names = causal_model.inner if variables is None else _listed(variables)
     places = _places(network) if at is None else [as_location(place) for place in _listed(at)]
     if positions is not None:
@@ -214,6 +215,22 @@ def search_alignment(
         settings |= {"subspace": repr(subspace()), "steps": steps, "batch_size": batch_size, "lr": lr}
     texts = (tuple(map(_name, names)), tuple(map(str, places)), tuple(map(_text, tokens)))
     return Search(cells, outcomes, *texts, tally, bases.clusters, settings)
+
+
+def _refuse_networks(causal_model: Any, network: Any) -> None:
+    """Raise for a teacher that is no causal model: a network has no variables."""
+    if isinstance(network, CausalModel):
+        raise DistillError(
+            f"search_alignment(causal_model, network) was given a {type(causal_model).__name__} and then the causal "
+            "model; give the causal model first: search_alignment(causal_model, network)."
+        )
+    if not isinstance(causal_model, CausalModel):
+        raise DistillError(
+            f"search_alignment looks for the variables of a causal model, and {type(causal_model).__name__} is none; "
+            "of two networks search_mapping, which is not built yet, will rank the pairs of places; today measure them "
+            "one by one: {(i, j): interchange_accuracy(teacher, student, {Location(i): Location(j)}, data).iia for i "
+            "in range(4) for j in range(2)}."
+        )
 
 
 def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:

@@ -56,5 +56,5 @@ def mixed(logits: Tensor, weights: Tensor) -> Tensor:
 def nonzero(probe: Tensor, gradient: Tensor | None) -> Tensor:
     """Where any entry of a gradient is not 0, `[batch, position]`."""
     seen = torch.zeros_like(probe) if gradient is None else gradient
-    mask = (seen != 0).any(-1)
-    return mask if mask.ndim == 2 else mask[:, None]
+    mask = seen != 0
+    return mask.flatten(2).any(-1) if mask.ndim > 2 else mask.any(-1, keepdim=True)

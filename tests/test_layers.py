@@ -23,10 +23,10 @@ ORDER = {
     "distill": """
         errors networks losses inputs ensembles specialists noisy graphs values domains counterfactuals
         causal_models samples seen mapping swaps pairs tasks data token_meanings token_alignment similarity
-        metrics tops sensitivities retries cache padding served asking penultimate wholes outcomes tallies controls
-        variables abstraction weights ranks objectives schedules widths students probes checkpoints computations
-        arguments loop together training_paths results evaluations progress fit assistants mutual alignments
-        aligning searches teachers compat report catalogue commands cli""".split(),
+        metrics tops sensitivities retries cache padding served asking penultimate wholes vacuous outcomes tallies
+        controls variables abstraction weights ranks objectives schedules widths students probes checkpoints
+        computations arguments loop together training_paths results evaluations progress fit assistants mutual
+        alignments aligning searches teachers compat report catalogue commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}
 HOOKS = "interventions/hooks.py"

@@ -1,14 +1,15 @@
 """Causal objectives: the same interchange on both sides must have the same effect."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.asking import answering, interchanged, run_to, shape_of
+from distill.asking import answering, grid_of, interchanged, run_to, unit_of
 from distill.errors import DistillError
 from distill.inputs import inputs_of, real_tokens, vocabulary_of
 from distill.mapping import Pair
@@ -30,6 +31,8 @@ class DIITO(Objective):
 
     Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.00826); for InContext and Mixup "Two
     Improvements to Causal Distillation".
+
+    The random vector of a position at a site with heads is that of all its heads, one after the other.
 
     Args:
         pairs: where sources come from: `Shuffle()` (the default), `Crossway()`, `InContext(0.3)`, or None for an
@@ -172,23 +175,26 @@ class DIITO(Objective):
     def _with_noise(self, step: Step, pair: Pair) -> tuple[Run, Run]:
         chosen, _ = self._positions(step, pair, step.batch)
         sides = ((step.taught, pair.teacher), (step.student, pair.student))
-        widths = [_width(run, location) for run, locations in sides for location in locations]
+        units = {(id(run), place): unit_of(run, place) for run, places in sides for place in places}
         vectors = _grid(step, pair) if chosen is None else (int(chosen.sum()),)
-        normal = torch.randn(*vectors, max(widths), generator=step.generator, device=step.generator.device)
+        widest, device = max(map(prod, units.values())), step.generator.device
+        normal = torch.randn(*vectors, widest, generator=step.generator, device=device)
 
         def written(run: Run, locations: tuple[Location, ...], record: tuple[Location, ...]) -> Run:
-            at = {place: self._drawn(narrowed(normal, _width(run, place))) for place in locations}
+            at = {place: self._drawn(normal, units[id(run), place], run, place) for place in locations}
             return interchanged(run, None, at, (chosen, None), record)
 
         with torch.no_grad():
             teacher = written(step.taught, pair.teacher, self._compared_at(step))
         return teacher, written(step.student, pair.student, step.reads.student)
 
-    def _drawn(self, normal: Tensor) -> Mixup | Noise:
-        """The operator with its draws."""
+    def _drawn(self, normal: Tensor, unit: tuple[int, ...], run: Run, place: Location) -> Any:
+        """The operator of a place with its draws, `[…, *unit]`, from those of all places, `[…, dims]`."""
         if isinstance(self.op, Swap):
             raise DistillError("Swap() draws nothing; this is an error in DIITO.")
-        return replace(self.op, normal=normal)
+        mine = narrowed(normal, prod(unit)).reshape(*normal.shape[:-1], *unit)
+        op = replace(self.op, normal=mine)
+        return Attended(op) if is_pattern(run, place) else op
 
 
 def narrowed(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*batch narrow"]:
@@ -198,6 +204,22 @@ def narrowed(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, 
         return normal
     gaussian = torch.randn(wide, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return normal @ torch.linalg.qr(gaussian).Q.to(normal)
+
+
+def is_pattern(run: Run, place: Location) -> bool:
+    """Whether a place holds what attention weighs its keys with."""
+    return architecture(run.model).place(place).io == "attention_pattern"
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """An operator on attention patterns that lets nothing be attended to that is hidden: what is 0 stays 0."""
+
+    op: Mixup | Noise
+    needs_source: ClassVar[bool] = False
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return torch.where(base == 0, base, self.op(base, source, generator))
 
 
 def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:
@@ -210,7 +232,7 @@ def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Loc
 def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
     """`(batch, positions)` of the mapped locations, `(batch,)` where there are no positions; the same on both sides."""
     grids = [
-        shape_of(run, place)[:-1]
+        grid_of(run, place)
         for run, places in ((step.taught, pair.teacher), (step.student, pair.student))
         for place in places
     ]
@@ -221,10 +243,6 @@ def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
             "tokenizer."
         )
     return grids[0]
-
-
-def _width(run: Run, location: Location) -> int:
-    return shape_of(run, location)[-1]
 
 
 def _inner(mapping: Sequence[Pair], side: str) -> list[Location]:
