@@ -163,8 +163,8 @@ def search_alignment(
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
 
     Raises:
-        DistillError: a network in place of the causal model, nothing to search, a variable that does not exist, or a cell that is all that the network
-            computes with.
+        DistillError: a network in place of the causal model, nothing to search, a variable that does not exist, or a
+            cell that is all that the network computes with.
 
     Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
     """
