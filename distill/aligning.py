@@ -27,7 +27,7 @@ from distill.pairs import Span
 from distill.progress import shown
 from distill.samples import Feed
 from distill.schedules import Record, Schedule
-from distill.swaps import places_of
+from distill.swaps import encoded, places_of
 from distill.tasks import Rows
 from distill.variables import variables_accuracy
 from distill.wholes import refuse_wholes
@@ -314,7 +314,7 @@ def vectors_at(
 
     tokens = model.select(pair.positions[pair.student.index(at)], values)
     call: Callable[..., Any] = network
-    inputs = model.encode(values)
+    inputs = encoded(model, network, values)
     mask = mask_of(inputs) if tokens is None else None
 
     def keep(base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -19,6 +19,7 @@ from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.schedules import Schedule, order
 from distill.seen import Seen
 from distill.served import Served
+from distill.swaps import encoded
 from distill.tasks import Rows
 from distill.values import as_answers
 from distill.wholes import refuse_wholes
@@ -221,7 +222,7 @@ def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> N
     model, device = feed.model, device_of(student)
     values = to_device(feed.batch(range(2)), device)
     with evaluating(student), torch.no_grad():
-        logits = model.decode(run(student, model.encode(values), resumable=False).logits, values)
+        logits = model.decode(run(student, encoded(model, student, values), resumable=False).logits, values)
     if model.classes is None:
         as_answers(logits, model.answers(values))
     bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))

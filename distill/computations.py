@@ -15,6 +15,7 @@ from distill.objectives.objective import SOURCE, terms_of
 from distill.samples import Feed
 from distill.schedules import Schedule
 from distill.served import Served
+from distill.swaps import encoded
 from distill.tasks import Rows
 from distill.weights import Weight
 from interventions import Location, Model, Run, run
@@ -91,7 +92,8 @@ class Computation(nn.Module):
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Any:
         """What the student is called with."""
-        return inputs_of(self.learning[0], students(batch)) if self.feed is None else self.feed.model.encode(batch)
+        network = self.learning[0]
+        return inputs_of(network, students(batch)) if self.feed is None else encoded(self.feed.model, network, batch)
 
     def prepare(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, rows: Rows | Feed, moment: Moment = NOW

@@ -19,6 +19,7 @@ from distill.results import Evaluation
 from distill.samples import chunks, given
 from distill.seen import Seen
 from distill.served import Served
+from distill.swaps import encoded
 from distill.values import Values
 from distill.variables import drawn, variables_accuracy
 from interventions import InterventionError, Model, run
@@ -58,7 +59,7 @@ def accuracy_under(model: CausalModel, network: nn.Module, values: Values, *, ba
     with evaluating(network), torch.no_grad():
         for chunk in chunks(values, batch_size):
             batch = to_device(chunk, device)
-            logits = model.decode(run(network, model.encode(batch), resumable=False).logits, batch)
+            logits = model.decode(run(network, encoded(model, network, batch), resumable=False).logits, batch)
             right += int((logits.argmax(-1) == model.answers(batch)).sum())
     return wilson(right, len(next(iter(values.values()))))
 

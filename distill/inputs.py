@@ -62,16 +62,30 @@ def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tu
         shifted: Any = innermost(model)
         named["decoder_input_ids"] = shifted.prepare_decoder_input_ids_from_labels(batch["labels"])
     if named:
-        return named
+        return in_dtype_of(model, named)
     rest = [name for name in batch if name not in NEVER]
     if len(rest) == 1 and any(
         p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters.values()
     ):
-        return (batch[rest[0]],)
+        return in_dtype_of(model, (batch[rest[0]],))
     raise DistillError(
         f"{type(model).__name__}.forward takes {', '.join(parameters)} and the data has {', '.join(batch)}; "
         "rename a column, e.g. data={'inputs': x, 'labels': y}."
     )
+
+
+def in_dtype_of(model: Any, inputs: Any) -> Any:
+    """Inputs with their floating-point tensors in the type of the model's weights, as a linear layer needs them."""
+    dtype = next((p.dtype for p in network_of(model).parameters() if p.is_floating_point() and p.itemsize > 1), None)
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    if dtype is None:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {name: cast(value) for name, value in inputs.items()}
+    return tuple(map(cast, inputs)) if isinstance(inputs, tuple) else cast(inputs)
 
 
 def real_tokens(

@@ -20,6 +20,7 @@ from distill.inputs import device_of, network_of, to_device
 from distill.mapping import Pair, Sides
 from distill.metrics import evaluating
 from distill.objectives import Moment, Objective
+from distill.precision import upcast
 from distill.samples import Feed
 from distill.schedules import Record, Schedule, drawing, order, weighted
 from distill.served import Served
@@ -103,15 +104,16 @@ def train(
         for model in (*computation.still, *computation.learning):
             modes.enter_context(evaluating(model))
         _on(device, computation)
-        _try_out(computation, rows, total / per_epoch, schedule.seed, loss)
-        optimizer = schedule.optimizes(groups_of(computation, schedule))
-        wrapped, optimizer = accelerator.prepare(computation, optimizer)
-        optimizer.zero_grad()  # what the caller left on the student is no part of the first step
-        modes.callback(optimizer.zero_grad)
-        if lent is not None:
-            modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
-        training = _Training(computation, wrapped, loss, schedule, accelerator, checkpoints)
-        done = 0 if checkpoints is None else checkpoints.begin(accelerator)
+        with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
+            _try_out(computation, rows, total / per_epoch, schedule.seed, loss)
+            optimizer = schedule.optimizes(groups_of(computation, schedule))
+            wrapped, optimizer = accelerator.prepare(computation, optimizer)
+            optimizer.zero_grad()  # what the caller left on the student is no part of the first step
+            modes.callback(optimizer.zero_grad)
+            if lent is not None:
+                modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
+            training = _Training(computation, wrapped, loss, schedule, accelerator, checkpoints)
+            done = 0 if checkpoints is None else checkpoints.begin(accelerator)
         wrapped.train()
         numbers = range(done, total)
         mine = order(len(rows), schedule, numbers, accelerator.process_index, processes)

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.precision import PARAM_DTYPES
 from distill.tasks import Recipe
 from distill.weights import Weight
 
@@ -52,6 +53,8 @@ class Schedule:
         optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
         decay: how the learning rate falls after the warm-up: "linear" or "cosine" to 0, "constant", or the shares of
             the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
+        param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, in which they are
+            handed back and saved too; "as loaded" trains them as they are, where most steps are rounded away.
     """
 
     epochs: float = 3
@@ -65,6 +68,7 @@ class Schedule:
     accumulate: Any = 1
     optimizer: str = "adamw"
     decay: Any = "linear"
+    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if (self.steps is not None and self.steps < 1) or self.epochs <= 0:
@@ -93,6 +97,10 @@ class Schedule:
             )
         if self.optimizer not in OPTIMIZERS:
             raise DistillError(f"optimizer={self.optimizer!r} is none of {', '.join(OPTIMIZERS)}; choose one.")
+        if self.param_dtype not in PARAM_DTYPES:
+            raise DistillError(
+                f"param_dtype={self.param_dtype!r} is none of {', '.join(map(repr, PARAM_DTYPES))}; choose one."
+            )
         if isinstance(self.decay, str):
             if self.decay not in DECAYS:
                 raise DistillError(

@@ -21,6 +21,7 @@ from distill.mapping import Pair, depth, pairs_of
 from distill.metrics import evaluating
 from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.samples import given
+from distill.swaps import encoded
 from distill.tallies import Tally, outcome_of
 from distill.variables import drawn, measured, names_of, refuse_ineffective
 from distill.wholes import refuse_wholes
@@ -259,7 +260,7 @@ def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few:
     if model.positions:
         return list(model.positions)
     with evaluating(network), torch.no_grad():
-        inputs = model.encode(few)
+        inputs = encoded(model, network, few)
         vectors = run_to(network, inputs, places[:1]).vectors(places[0].whole)
     if vectors.ndim < 3:
         return [None]

@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
-from distill.inputs import mask_of
+from distill.inputs import in_dtype_of, mask_of
 from distill.mapping import Pair
 from distill.values import Values
 from interventions import Location, Run, interchange, run_to
@@ -27,9 +27,14 @@ class Ran:
     run: Run | object
 
 
+def encoded(model: CausalModel, network: nn.Module, values: Values) -> Any:
+    """What a network is called with for these values, numbers in the type of its weights."""
+    return in_dtype_of(network, model.encode(values))
+
+
 def source_of(model: CausalModel, network: nn.Module, values: Values, pairs: tuple[Pair, ...]) -> Ran:
     """The network on these values, up to the last place of the pairs."""
-    return Ran(values, run_to(network, model.encode(values), places_of(pairs)))
+    return Ran(values, run_to(network, encoded(model, network, values), places_of(pairs)))
 
 
 def places_of(pairs: tuple[Pair, ...]) -> list[Location]:

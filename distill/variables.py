@@ -19,7 +19,7 @@ from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
 from distill.samples import Given, given
 from distill.seen import Seen, fingerprints
-from distill.swaps import Ran, places_of, swapped
+from distill.swaps import Ran, encoded, places_of, swapped
 from distill.tallies import Tally, outcome_of
 from distill.values import Values, as_answers
 from distill.wholes import refuse_wholes
@@ -66,7 +66,7 @@ def variables_accuracy(
     figures = partial(outcome_of, clusters=bases.clusters, seed=seed, regression=regression)
     compared = {}
     for name in names:
-        control = _control(name, network, entries, model.encode(few[0]), seed)
+        control = _control(name, network, entries, encoded(model, network, few[0]), seed)
         if control is not None:
             told = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed)) if name == "labels" else None
             compared[name] = figures(measured(model, *control, bases, batch_size=batch_size, told=told))
@@ -206,7 +206,7 @@ def _sums(
 ) -> Tensor:
     """The sums of these pairs, `[pairs, entries, sums]`, by the names in `distill.tallies.SUMS`."""
     places = places_of(entries)
-    runs = [run(network, model.encode(values), places) for values in high[:2]]
+    runs = [run(network, encoded(model, network, values), places) for values in high[:2]]
     low = [Ran(values, ran) for values, ran in zip(high, runs, strict=False)]
     before, there = (model.decode(ran.logits, values) for ran, values in zip(runs, high, strict=False))
     answers, found = model.answers(high[0]), []

@@ -11,7 +11,7 @@ from distill.errors import DistillError
 from distill.inputs import mask_of
 from distill.mapping import Pair
 from distill.metrics import evaluating
-from distill.swaps import Ran, source_of, swapped
+from distill.swaps import Ran, encoded, source_of, swapped
 from distill.values import Values
 from interventions import InterventionError, Location, Run, architecture, run, select
 
@@ -30,7 +30,8 @@ def refuse_wholes(
     base, source = _padded_alike(model, base, source)
     high, there_high = model.run(base), model.run(source)
     with evaluating(network), torch.no_grad():
-        here, there = (run(network, model.encode(values), resumable=False).logits for values in (base, source))
+        inputs = [encoded(model, network, values) for values in (base, source)]
+        here, there = (run(network, each, resumable=False).logits for each in inputs)
         for pair in pairs:
             after = model.interchange(high, {pair.teacher: there_high})
             if torch.equal(after[model.output], there_high[model.output]):
@@ -40,7 +41,7 @@ def refuse_wholes(
                 whole = _whole(model, taken, pair)
                 if whole is None:
                     continue
-                logits = swapped(model, network, pair, Ran(base, model.encode(base)), taken).logits
+                logits = swapped(model, network, pair, Ran(base, inputs[0]), taken).logits
             except InterventionError as error:
                 raise DistillError(f"{'+'.join(pair.teacher)} cannot be interchanged: {error}") from error
             is_source = torch.allclose(logits, there, rtol=1e-4, atol=1e-5)

@@ -8,7 +8,7 @@ from torch import Tensor
 from distill.mapping import Pair
 from distill.objectives.iit import compared, on_cpu
 from distill.objectives.objective import About, Objective, Reads, Step
-from distill.swaps import Ran, places_of, source_of, swapped
+from distill.swaps import Ran, encoded, places_of, source_of, swapped
 
 
 class DAS(Objective):
@@ -49,7 +49,7 @@ class DAS(Objective):
         with torch.no_grad():
             taken = source_of(model, network, source, step.mapping)
             # One entry needs no base run: its counterfactual is a run of the base.
-            shared = step.student if len(step.mapping) > 1 else model.encode(base)
+            shared = step.student if len(step.mapping) > 1 else encoded(model, network, base)
         losses = []
         for pair in step.mapping:
             wanted = model.answers(model.interchange(base, {pair.teacher: source}))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.asking import refuse_elsewhere
 from distill.errors import DistillError
-from distill.inputs import inputs_of, students, teachers
+from distill.inputs import in_dtype_of, inputs_of, students, teachers
 from distill.objectives.objective import Step
 from interventions import Location, interchange, run, run_to
 
@@ -59,9 +59,8 @@ class Function:
         with _differentiable(self.model):
             if isinstance(self.at, Location):
                 return interchange(self.model, self.inputs, None, {self.at: given}).logits
-            if isinstance(self.inputs, Mapping):
-                return run(self.model, {**self.inputs, self.at: points}, resumable=False).logits
-            return run(self.model, (points,), resumable=False).logits
+            inputs = {**self.inputs, self.at: points} if isinstance(self.inputs, Mapping) else (points,)
+            return run(self.model, in_dtype_of(self.model, inputs), resumable=False).logits
 
 
 def functions(step: Step, at: Places | None, asked: str) -> tuple[Function, Function]:
