@@ -16,6 +16,7 @@ from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
 from distill.inputs import device_of, inputs_of, network_of, real_tokens, students, teachers, to_device, vocabulary_of
+from distill.loss_masks import TOKENS, LabelPlace, label_place, loss_masks
 from distill.losses import kd
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
@@ -192,6 +193,7 @@ class _Study:
     seed: int
     sees_all: bool = False
     regression: bool = False
+    place: LabelPlace = "none"
     _few: tuple[Batch, Batch] = field(default=({}, {}), init=False)
 
     @property
@@ -201,9 +203,10 @@ class _Study:
         return [at.subspace for at in places if isinstance(at.subspace, nn.Module)]
 
     def probe(self, base: Batch, source: Batch) -> None:
-        """See on a few examples whether the outputs depend on all real tokens, so that others need not be asked."""
+        """See on a few examples where labels stand, and if outputs depend on all real tokens, so that none is asked."""
         self._few = (base, source)
         bases = self._runs(base)
+        self.place = label_place(self.models[1], bases[1].logits, base)
         self.sees_all = bases[1].logits.ndim == 2 and all(
             torch.equal(mask, real[at])
             for seen, real in zip(self._visible(bases, base), self._real(bases, base), strict=True)
@@ -223,7 +226,7 @@ class _Study:
         given, theirs = [others[0], sources[1]], (source if told is None else told, source)
         seen = self._real(bases, base) if self.sees_all else self._visible(bases, base)
         self.regression = bases[1].logits.shape[-1] == 1
-        weights = _weights(bases[1].logits, base)
+        weights = self._weights(bases[1].logits, base)
         columns = [_columns(r.logits, b, bases[1].logits, base) for r, b in zip(given, theirs, strict=True)]
         sums = []
         for number, entry in enumerate(self.entries):
@@ -265,7 +268,14 @@ class _Study:
         return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[side]))
 
     def _visible(self, bases: list[Run], batch: Batch) -> list[dict[Location, Tensor]]:
-        return [visible(b, self._places(i), _weights(b.logits, batch)) for i, b in enumerate(bases)]
+        return [visible(b, self._places(i), self._weights(b.logits, batch)) for i, b in enumerate(bases)]
+
+    def _weights(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Which predictions count: one an example, or the tokens with a label (else the real ones) of token models."""
+        if logits.ndim == 2:
+            return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
+        mask = loss_masks(self.models[1], batch, self.place)[TOKENS] if self.place != "none" else None
+        return (_real_answers(logits, batch) if mask is None or mask.shape != logits.shape[:2] else mask).double()
 
     def _real(self, bases: list[Run], batch: Batch) -> list[dict[Location, Tensor]]:
         return [{at: _real(b, at, batch) for at in self._places(i)} for i, b in enumerate(bases)]
@@ -368,16 +378,6 @@ def _number(*parts: int) -> int:
 def _uniform(width: int, *parts: int) -> Float[Tensor, "2 width"]:
     # Drawn position by position, so that a longer batch leaves the first ones as they are.
     return torch.rand(width, 2, generator=torch.Generator().manual_seed(_number(*parts))).T.contiguous()
-
-
-def _weights(logits: Tensor, batch: Batch) -> Tensor:
-    """Which predictions count: one an example, or the labelled (else the real) tokens of token models."""
-    if logits.ndim == 2:
-        return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
-    labels = batch.get("labels")
-    if labels is not None and labels.shape == logits.shape[:2]:
-        return (labels != -100).double()
-    return _real_answers(logits, batch).double()
 
 
 def _real_answers(logits: Tensor, batch: Batch) -> Bool[Tensor, "batch token"]:

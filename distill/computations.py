@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from distill.asking import run_of
-from distill.inputs import answer_mask, inputs_of, mask_of, students, teachers
+from distill.inputs import inputs_of, students, teachers
+from distill.loss_masks import LabelPlace, counts_of, label_place
 from distill.mapping import Pair
 from distill.objectives import Moment, Objective, Reads, Step
-from distill.objectives.objective import SOURCE, terms_of
+from distill.objectives.objective import terms_of
 from distill.samples import Feed
 from distill.schedules import Schedule
 from distill.served import Served
@@ -33,7 +34,12 @@ class Computation(nn.Module):
         objectives: compared are the runs of one step by all of them.
         feed: of a causal teacher.
         trained: what is trained in place of the student, e.g. the subspaces of the mapping.
+
+    Attributes:
+        label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
     """
+
+    label_place: LabelPlace | None = None
 
     def __init__(
         self,
@@ -88,7 +94,9 @@ class Computation(nn.Module):
             with torch.no_grad():
                 places = _union([reads.teacher, (at.whole for at in self._sources if resumable)])
                 taught = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
-        return Step(batch, student, base, taught, self.pairs, generator, reads, self.feed, moment)
+        return Step(
+            batch, student, base, taught, self.pairs, generator, reads, self.feed, moment, label_place=self.label_place
+        )
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Any:
         """What the student is called with."""
@@ -101,7 +109,10 @@ class Computation(nn.Module):
         """Let the objectives make what depends on the models and the data."""
         with torch.no_grad():
             trial = self.step(batch, generator, moment, reads=Reads())
-            step = replace(trial, data=rows if isinstance(rows, Rows) else None)
+            if self.feed is None and "labels" in batch:
+                table = rows.table if isinstance(rows, Rows) else None
+                self.label_place = label_place(self.learning[0], trial.student.logits, batch, table)
+            step = replace(trial, data=rows if isinstance(rows, Rows) else None, label_place=self.label_place)
             for objective in within(self.objectives):
                 objective.prepare(step, len(rows))
 
@@ -152,6 +163,7 @@ def parts_of(
     *,
     parts: int,
     empty: bool = False,
+    place: LabelPlace | None = None,
 ) -> Iterator[tuple[Mapping[str, Tensor], Moment]]:
     """The parts of a batch, each with its shares of the means over the whole step, of all processes.
 
@@ -166,6 +178,7 @@ def parts_of(
         parts: into how many the rows are divided; if there are fewer rows, so many, or where other processes make as
             many parts, with parts that do not count.
         empty: the rows do not count: this process has none.
+        place: where the labels of tokens stand; None: no token has one.
     """
     rows = len(next(iter(batch.values())))
     alone = accelerator.num_processes == 1
@@ -176,7 +189,7 @@ def parts_of(
     device = next(iter(batch.values())).device
     cuts = [cut if len(cut) else torch.zeros(1, dtype=torch.int64) for cut in split]
     pieces = [{name: column[cut.to(device)] for name, column in batch.items()} for cut in cuts]
-    counts = [counted(objectives, piece, student) for piece in pieces]
+    counts = [counted(objectives, piece, student, place) for piece in pieces]
     kinds = sorted({kind for each in counts for kind in each})
     table = torch.tensor([[each.get(kind, 0) for kind in kinds] for each in counts], device=device)
     table = table * torch.tensor([[bool(len(cut)) and not empty] for cut in split], device=device)
@@ -188,13 +201,11 @@ def parts_of(
         yield piece, Moment(numbers, moment.epoch, moment.epochs, number, by_kind)
 
 
-def counted(objectives: nn.Module, batch: Mapping[str, Tensor], student: nn.Module) -> dict[str, int]:
+def counted(
+    objectives: nn.Module, batch: Mapping[str, Tensor], student: nn.Module, place: LabelPlace | None = None
+) -> dict[str, int]:
     """Over how many values the means of a batch are, by kind."""
-    counts = {"examples": len(next(iter(batch.values())))}
-    mask = answer_mask(student, batch)
-    counts["tokens"] = counts["examples"] if mask is None else int(mask.sum())
-    source = mask_of(batch)
-    counts[SOURCE] = counts["examples"] if source is None else int(source.sum())
+    counts = counts_of(student, batch, place or "none")
     for objective in within(objectives):
         counts |= objective.counts(batch)
     return counts

@@ -169,7 +169,7 @@ class _Training:
             batch = altered(objectives, batch, generator)
             cut = parts_of(
                 batch, moment, objectives, self.computation.learning[0], accelerator,
-                parts=self.schedule.accumulate, empty=empty,
+                parts=self.schedule.accumulate, empty=empty, place=self.computation.label_place,
             )  # fmt: skip
             parts = list(cut)
             for place, (part, when) in enumerate(parts, 1):

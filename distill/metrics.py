@@ -12,7 +12,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.inputs import device_of, following, inputs_of, network_of, to_device
+from distill.inputs import answer_mask, device_of, following, inputs_of, network_of, to_device
+from distill.loss_masks import IGNORED, answer_labels, label_place
 from distill.losses import cross_entropy
 from distill.similarity import cka, representational_similarity
 from distill.tasks import MinimalPairs, Rows
@@ -188,19 +189,21 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
 def _answers(model: nn.Module, data: Rows, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Batch by batch, the logits `[answers, classes]` and classes of whatever has a label.
 
-    Labels that are the tokens themselves are those of a causal language model: the answer at a token is for the next.
+    Of a causal language model the answer at a token is for the next; padding never counts.
     """
     if "labels" not in data.columns:
         raise DistillError(f"{what} needs a column 'labels' and the data has {', '.join(data.columns)}.")
-    labelled, shifted = False, _names_its_tokens(data)
+    labelled, place = False, None
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
             logits = run(model, inputs_of(model, batch), resumable=False).logits
-            labels = following(batch) if shifted else batch["labels"]
-            counted = labels != -100
+            place = label_place(model, logits, batch, data.table) if place is None else place
+            found = answer_labels(batch, place, answer_mask(model, batch))
+            labels = batch["labels"] if found is None else found
+            counted = labels != IGNORED
             labelled = labelled or bool(counted.any())
-            yield (logits[:, :-1] if shifted else logits)[counted], labels[counted]
+            yield logits[counted], labels[counted]
     if not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 
@@ -294,12 +297,3 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-def _names_its_tokens(data: Rows) -> bool:
-    """Whether all labels that count are the tokens at their places."""
-    ids, labels = data.table.get("input_ids"), data.table["labels"]
-    if ids is None or "decoder_input_ids" in data.columns:
-        return False
-    pairs = zip(ids, labels, strict=True)
-    return all(a.shape == b.shape and bool((a == b)[b != -100].all()) for a, b in pairs)

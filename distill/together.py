@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from distill.computations import NOW, within
 from distill.errors import DistillError
 from distill.inputs import inputs_of
+from distill.loss_masks import LabelPlace, label_place
 from distill.mapping import Pair
 from distill.objectives import Moment, Objective, Reads, Step
 from distill.objectives.objective import terms_of
@@ -89,7 +90,10 @@ class Together(nn.Module):
 
     Attributes:
         objectives: the learners, each with its network and its objectives.
+        label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
     """
+
+    label_place: LabelPlace | None = None
 
     def __init__(
         self,
@@ -144,6 +148,8 @@ class Together(nn.Module):
         """Let the objectives make what depends on the networks and the data, and check the names of the weights."""
         with torch.no_grad():
             runs = self._runs(batch, record=False)
+            if isinstance(rows, Rows) and "labels" in batch:
+                self.label_place = label_place(self.learning[0], runs[0].logits, batch, rows.table)
             for number, learner in enumerate(self.objectives):
                 for teacher in (None, *learner.teachers):
                     step = self._step(batch, generator, moment, runs, (teacher, number), record=False)
@@ -213,7 +219,10 @@ class Together(nn.Module):
         taught = None if teacher is None else runs[teacher].detach()
         pairs = () if teacher is None else learner.pairs[teacher]
         reads = learner.reads(teacher) if record else Reads()
-        return Step(batch, learner.network, lambda: runs[student], taught, pairs, generator, reads=reads, moment=moment)
+        return Step(
+            batch, learner.network, lambda: runs[student], taught, pairs, generator, reads=reads, moment=moment,
+            label_place=self.label_place,
+        )  # fmt: skip
 
 
 def _copies(objectives: Sequence[Objective]) -> list[Objective]:

@@ -21,7 +21,8 @@ ORDER = {
         states calls attention hooks steps writes recordings plots metrics runs requests interchanges
         averages descriptions cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors networks losses inputs precision ensembles specialists noisy graphs values domains counterfactuals
+        errors networks losses inputs loss_masks precision ensembles specialists noisy graphs values domains
+        counterfactuals
         causal_models samples seen mapping swaps pairs tasks data token_meanings token_alignment similarity
         metrics tops sensitivities retries cache padding served asking penultimate wholes vacuous outcomes tallies
         controls variables abstraction weights ranks objectives schedules widths students probes checkpoints

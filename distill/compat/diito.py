@@ -196,9 +196,9 @@ def objectives_of(asked: Trainer, probabilities: Tensor | None = None, mask_id: 
         )
     made += [CausalLM()] if "clm" in weights else []
     made += [SquaredLogits()] if "mse" in weights else []
-    made += [Cosine()] if "cosine" in weights else []
+    made += [Cosine(tokens="all")] if "cosine" in weights else []
     match: list[Objective] = [_kd(asked)] if "kd_cf" in weights else []
-    match += [Cosine()] if "cosine_cf" in weights else []
+    match += [Cosine(tokens="all")] if "cosine_cf" in weights else []
     return made + ([_interchange(asked, match)] if match else [])
 
 
@@ -301,7 +301,9 @@ def _check_weights(asked: Trainer) -> None:
 
 
 def _kd(asked: Trainer) -> Objective:
-    return MaskedKD(asked.temperature) if asked.restrict_ce_to_mask and asked.mlm else KD(asked.temperature)
+    if asked.restrict_ce_to_mask and asked.mlm:
+        return MaskedKD(asked.temperature)
+    return KD(asked.temperature, tokens="all")
 
 
 def _interchange(asked: Trainer, match: Sequence[Objective]) -> DIITO:

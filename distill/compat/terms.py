@@ -53,7 +53,7 @@ class SquaredLogits(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `mse`."""
         student = step.student.logits
-        mask = step.mask(student)
+        mask = step.mask(student, tokens="all")
         return {"mse": step.mean(squared_error(student, step.taught.logits, mask=mask), mask)}
 
 

@@ -17,6 +17,8 @@ from distill.losses.common import counted, same_shapes, widened
 Network = Callable[[Tensor], Tensor]
 """From inputs `[B, …]` to logits `[B, C]`."""
 Bounds = tuple[float | Tensor, float | Tensor]
+STOPS = ("label", "target")
+"""When an example has crossed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,7 @@ class BoundarySamples:
     Args:
         inputs: all of the batch, where they ended; those that were not attacked are as they came.
         attacked: which rows were moved: those classified right.
-        crossed: which of them the teacher now gives the target class rather than the label.
+        crossed: which of them have crossed, by the rule of `stop`.
     """
 
     inputs: Float[Tensor, "batch ..."]
@@ -45,12 +47,16 @@ def boundary_samples(
     steps: int = 10,
     clamp: Bounds | None = None,
     probabilities: bool = False,
+    stop: str = "label",
     generator: torch.Generator | None,
 ) -> BoundarySamples:
     """Move each rightly classified example over the teacher's boundary to a class drawn by the teacher's probabilities.
 
     One step goes η (gap + ε) along the normalised gradient of z_k − z_y, where the gap is z_y − z_k, k the drawn class
     and y the label. An example stops once it has crossed, or after `steps`.
+
+    Heo et al. 2018 (arXiv:1805.05532), section 3.2; `stop="label"` and `student` are those of the published code
+    (bhheo/BSS_distillation, commit 6a318cb).
 
     Args:
         teacher: from inputs to logits `[B, C]`, of the whole batch at a time, in eval mode. Its parameters get
@@ -63,26 +69,26 @@ def boundary_samples(
         steps: how many steps at most.
         clamp: lowest and highest value of an input, as numbers or as tensors that broadcast over it.
         probabilities: climb on probabilities instead of logits, as other published code does.
+        stop: when an example has crossed: `"label"`, once the label is no longer the most probable class, so that a
+            third class ends it too; or `"target"`, once the drawn class is more probable than the label.
         generator: of the drawn classes.
-
-    Heo et al. 2018 (arXiv:1805.05532), section 3.2.
 
     >>> line = lambda x: torch.cat([-x, x], 1)
     >>> moved = boundary_samples(line, torch.tensor([[-1.0]]), torch.tensor([0]), lr=1.0, generator=None)
     >>> moved.inputs.item(), moved.crossed.item()  # −1 + 1 · (2 + 0.0001)
     (1.000..., True)
     """
-    _refuse_settings(inputs, lr, eps)
+    _refuse_settings(inputs, lr, eps, stop)
     with torch.no_grad():
         logits = _answers(teacher, inputs)
         attacked = _right(logits, labels)
         if student is not None:
             attacked = attacked & _right(_answers(student, inputs), labels)
-    sides = _Sides(labels.long().clamp(min=0), _targets(logits, labels, generator), probabilities)
+    sides = _Sides(labels.long().clamp(min=0), _targets(logits, labels, generator), probabilities, stop)
     moved = widened(inputs.detach())
     for _ in range(steps):
-        gap, uphill = sides.gap(teacher, moved, inputs.dtype)
-        short = attacked & (gap >= 0)
+        gap, uphill, crossed = sides.gap(teacher, moved, inputs.dtype)
+        short = attacked & ~crossed
         if not short.any():
             break
         ahead = moved + _over(lr * (gap + eps), moved) * uphill
@@ -90,7 +96,7 @@ def boundary_samples(
         moved = torch.where(_over(short, moved), ahead, moved)
     with torch.no_grad():
         ended = moved.to(inputs.dtype)
-        crossed = attacked & (sides.difference(_answers(teacher, ended)) > 0)
+        crossed = attacked & sides.crossed(_answers(teacher, ended))
     return BoundarySamples(ended, attacked, crossed)
 
 
@@ -125,23 +131,34 @@ class _Sides:
     labels: Tensor
     targets: Tensor
     probabilities: bool
+    stop: str
+
+    def crossed(self, logits: Tensor) -> Bool[Tensor, " batch"]:
+        """Which examples are beyond the boundary."""
+        return self.difference(logits) > 0 if self.stop == "target" else logits.argmax(1) != self.labels
 
     def difference(self, logits: Tensor) -> Float[Tensor, " batch"]:
         """Target less label."""
         scores = logits.softmax(-1) if self.probabilities else logits
         return (scores.gather(1, self.targets[:, None]) - scores.gather(1, self.labels[:, None]))[:, 0]
 
-    def gap(self, teacher: Network, at: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Label less target, and the unit vector along which it falls fastest."""
+    def gap(self, teacher: Network, at: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Label less target, the unit vector along which it falls fastest, and which examples have crossed."""
         with torch.enable_grad():
             points = at.detach().requires_grad_()
-            difference = self.difference(_answers(teacher, points.to(dtype)))
+            logits = _answers(teacher, points.to(dtype))
+            difference = self.difference(logits)
             (gradient,) = torch.autograd.grad(difference.sum(), points)
         norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        return -difference.detach(), gradient / _over(norms, gradient)
+        return -difference.detach(), gradient / _over(norms, gradient), self.crossed(logits.detach())
 
 
-def _refuse_settings(inputs: Tensor, lr: float, eps: float) -> None:
+def _refuse_settings(inputs: Tensor, lr: float, eps: float, stop: str) -> None:
+    if stop not in STOPS:
+        raise DistillError(
+            f"boundary_samples(stop={stop!r}) does not exist; use stop='label' (the label is no longer the most "
+            "probable class) or stop='target' (the drawn class is more probable than the label)."
+        )
     if not inputs.is_floating_point():
         raise DistillError(
             f"boundary_samples moves the inputs, and {inputs.dtype} cannot be moved a little; give floating values: "

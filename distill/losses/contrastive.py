@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from distill.errors import DistillError
 from distill.losses.common import same_shapes, widened
-from distill.losses.response import forward_kl
+from distill.losses.response import Divergence, forward_kl
 
 EPSILON = 1e-7
 
@@ -45,20 +45,23 @@ def invariance(
     scale: float | Float[Tensor, ""],
     *,
     bias: float | Float[Tensor, ""] = 0.0,
+    divergence: Divergence = forward_kl,
 ) -> Float[Tensor, ""]:
     """KL(P₂ ‖ P₁) [nats / example]: 0 where student seeks teacher as teacher seeks student.
 
     P₁ is the softmax over the teachers of each student, P₂ that over the students of each teacher; both have
     gradients. With symmetric similarities they are equal.
-    Arguments as for `contrast`.
+    Arguments as for `contrast`; `divergence=reverse_kl` gives KL(P₁ ‖ P₂), `jensen_shannon` or a function like them
+    another.
 
-    Giakoumoglou, Stathaki 2024 (ICD, arXiv:2407.11802), section 3.
+    Giakoumoglou, Stathaki 2024 (ICD, arXiv:2407.11802), section 3; the direction is that of the published code
+    (giakoumoglou/distillers, commit 1c0e48d).
 
     >>> invariance(torch.eye(3), torch.eye(3), 2.0).item()
     0.0
     """
     logits = _similarities(student, teacher, scale, bias)
-    return forward_kl(logits.log_softmax(-1), logits.T.log_softmax(-1)).mean()
+    return divergence(logits.log_softmax(-1), logits.T.log_softmax(-1)).mean()
 
 
 def _similarities(student: Tensor, teacher: Tensor, scale: float | Tensor, bias: float | Tensor) -> Tensor:

@@ -10,16 +10,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.loss_masks import Tokens, checked_tokens
 from distill.losses import hint, soft_cross_entropy
 from distill.losses.common import widened
 from distill.mapping import Pair, depth
 from distill.objectives.features import Cosine, Layers, matched, refuse_nowhere, regressed, regressors_for, shown
 from distill.objectives.language import MaskedLM
-from distill.objectives.objective import About, Objective, Reads, Step, averaged
+from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing
 from distill.objectives.response import KD
 from interventions import Location
 
 EMBEDDING = Location(site="embedding")
+MAPS = ("shared", "each")
 
 
 class DistilBERT(Objective):
@@ -32,6 +34,8 @@ class DistilBERT(Objective):
     Args:
         tokenizer: masks the text anew in every step; None: the data is masked already and has `labels` (`MaskedLM`).
         temperature: of the answers.
+        tokens: where answers and hidden states are compared: `"all"`, wherever there is no padding, as published, or
+            `"labelled"`: in data that is masked already, the masked tokens alone.
     """
 
     about = About(
@@ -40,10 +44,12 @@ class DistilBERT(Objective):
         "Sanh et al. 2019, arXiv:1910.01108",
     )
 
-    def __init__(self, tokenizer: Any = None, *, temperature: float = 2.0) -> None:
+    def __init__(self, tokenizer: Any = None, *, temperature: float = 2.0, tokens: Tokens = "all") -> None:
         super().__init__()
         masked = MaskedLM(tokenizer)
-        self.parts = nn.ModuleDict({"kd": KD(temperature), "mlm": masked, "cosine": Cosine()})
+        tokens = checked_tokens(tokens, "DistilBERT")
+        parts = {"kd": KD(temperature, tokens=tokens), "mlm": masked, "cosine": Cosine(tokens=tokens)}
+        self.parts = nn.ModuleDict(parts)
         self.needs = masked.needs
 
     @property
@@ -69,11 +75,12 @@ class TinyBERT(Objective):
     """TinyBERT's two stages. Terms `tinybert_attention`, `tinybert_hidden`; and `tinybert_prediction`.
 
     Stage 1, the transformer layers: squared error of the attention scores before the softmax, head by head, and of the
-    hidden states behind a linear map (made where the widths differ, and trained with the student), the embedding
-    output included; summed over layers. Student layer i learns from teacher layer (i + 1) · L_t / L_s − 1, counted
+    hidden states behind a linear map, the embedding output included; summed over layers. Where the widths differ two
+    maps are made and trained with the student: one that all layers share, and one for the embeddings. Student
+    layer i learns from teacher layer (i + 1) · L_t / L_s − 1, counted
     from 0. Stage 2: cross-entropy under the teacher's softened answers.
 
-    Scores count where both models attend from a token that is no padding; each text is averaged over its own pairs.
+    Scores count where both models attend from a token that counts; each text is averaged over its own pairs.
     The published code sets hidden scores to 0 and averages over padding too.
 
     Jiao et al. 2019 (arXiv:1909.10351), sections 3.1 and 3.2.
@@ -83,11 +90,14 @@ class TinyBERT(Objective):
         layers: teacher block → student block; None as above.
         temperature: of stage 2.
         lr: the learning rate of the linear maps; None is the schedule's.
+        maps: `"shared"`: one linear map for all layers, as in the paper and its code; `"each"`: one a layer.
+        tokens: `"labelled"` or `"all"`, as for `KD`; of attention scores the queries.
     """
 
     about = About(
         ("tinybert_attention", "tinybert_hidden", "tinybert_prediction"),
-        "Σ_layers MSE(scores_s, scores_t) + Σ_(embedding, layers) MSE(W h_s, h_t); stage 2: τ² CE(p_t^τ, z_s/τ)",
+        "Σ_layers MSE(scores_s, scores_t) + MSE(W_e e_s, e_t) + Σ_layers MSE(W h_s, h_t), one W; stage 2: τ² CE(p_t^τ, "
+        "z_s/τ)",
         "Jiao et al. 2019, arXiv:1909.10351",
     )
 
@@ -98,14 +108,20 @@ class TinyBERT(Objective):
         layers: Layers | None = None,
         temperature: float = 1.0,
         lr: float | None = None,
+        maps: str = "shared",
+        tokens: Tokens = "labelled",
     ) -> None:
         super().__init__()
+        if maps not in MAPS:
+            raise DistillError(f"TinyBERT(maps={maps!r}) does not exist; use 'shared' (one for all layers) or 'each'.")
         if stage not in (None, 1, 2):
             raise DistillError(f"TinyBERT(stage={stage}) does not exist; use 1 (layers), 2 (answers) or None (both).")
         refuse_nowhere(layers, "TinyBERT")
         self.stage, self.layers, self.temperature, self.lr = stage, layers, temperature, lr
+        self.shares_map, self.tokens = maps == "shared", checked_tokens(tokens, "TinyBERT")
         self.maps = nn.ModuleDict()
         self._even: Layers = {}
+        self._first: Location | None = None
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """Attention scores and hidden states of the compared layers, and the embedding outputs."""
@@ -121,23 +137,29 @@ class TinyBERT(Objective):
         if self.layers is None:
             above, below = depth(step.taught.model), depth(step.student.model)
             self._even = {Location((i + 1) * above // below - 1): Location(i) for i in range(below)}
-        self.maps = regressors_for(step, dict(self._hidden()), "TinyBERT")
+        chosen = dict(self._hidden())
+        if self.shares_map:
+            self._first = self._first_mapped(step)
+            chosen = {EMBEDDING: EMBEDDING, self._first: self._layers[self._first]}
+        self.maps = regressors_for(step, chosen, "TinyBERT")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms of the stage."""
         terms: dict[str, Tensor] = {}
         if self.stage != 2:
-            terms["tinybert_attention"] = step.mean(torch.stack([*self._attention(step)]).sum())
+            terms["tinybert_attention"] = torch.stack(self._attention(step)).sum()
             losses = []
             for at, place in self._hidden():
                 student, teacher = matched(step.student, place, step.taught, at, "TinyBERT")
-                mask = step.mask(student, place)
-                ours = regressed(self.maps, at, student)
+                mask = step.mask(student, place, self.tokens)
+                shared = self.shares_map and at != EMBEDDING
+                needed = not shared or student.shape[-1] != teacher.shape[-1]
+                ours = regressed(self.maps, self._first or at if shared else at, student) if needed else student
                 losses.append(averaged(step, partial(hint, mask=mask), ours, teacher, mask))
             terms["tinybert_hidden"] = torch.stack(losses).sum()
         if self.stage != 1:
             student, teacher = step.student.logits, step.taught.logits
-            mask = step.mask(student)
+            mask = step.mask(student, tokens=self.tokens)
             loss = partial(soft_cross_entropy, temperature=self.temperature, mask=mask)
             terms["tinybert_prediction"] = averaged(step, loss, student, teacher, mask)
         return terms
@@ -145,6 +167,8 @@ class TinyBERT(Objective):
     def extra_repr(self) -> str:
         """For printing."""
         settings = [f"stage={self.stage}", f"temperature={self.temperature}", f"lr={self.lr}"]
+        settings += [] if self.shares_map else ["maps='each'"]
+        settings += ["tokens='all'"] if self.tokens == "all" else []
         return ", ".join(settings + ([] if self.layers is None else [f"layers={shown(self.layers)}"]))
 
     @property
@@ -153,6 +177,21 @@ class TinyBERT(Objective):
 
     def _hidden(self) -> list[tuple[Location, Location]]:
         return [(EMBEDDING, EMBEDDING), *self._layers.items()]
+
+    def _first_mapped(self, step: Step) -> Location:
+        """The teacher's place under which the map of all layers is kept: the first where the widths differ."""
+        found: dict[tuple[int, int], Location] = {}
+        for above, below in self._layers.items():
+            student, teacher = matched(step.student, below, step.taught, above, "TinyBERT")
+            if student.shape[-1] != teacher.shape[-1]:
+                found.setdefault((student.shape[-1], teacher.shape[-1]), above)
+        if len(found) > 1:
+            (one, first), (other, second) = list(found.items())[:2]
+            raise DistillError(
+                f"TinyBERT() maps all layers by one matrix, and widths (student, teacher) differ: {one} at {first} and "
+                f"{other} at {second}; use TinyBERT(maps='each')."
+            )
+        return next(iter(found.values()), next(iter(self._layers)))
 
     def _attention(self, step: Step) -> list[Tensor]:
         losses = []
@@ -164,8 +203,8 @@ class TinyBERT(Objective):
                     f"student has {list(student.shape)}, {_scores(above)} of the teacher {list(teacher.shape)}; "
                     "give the student as many heads, or use AT(), which adds the heads up."
                 )
-            mask = step.mask(step.student.vectors(below), below)
-            losses.append(scores_error(student, teacher, mask))
+            mask = step.mask(step.student.vectors(below), below, self.tokens)
+            losses.append(step.mean(scores_error(student, teacher, mask), step.kind_of(mask)))
         return losses
 
 
@@ -174,14 +213,21 @@ def scores_error(
     teacher: Float[Tensor, "batch head query key"],
     mask: Tensor | None,
 ) -> Float[Tensor, ""]:
-    """Squared error of attention scores where both attend, averaged over the pairs of each example, then the batch."""
+    """Squared error of attention scores where both attend, averaged over the pairs of each example, then the batch.
+
+    An example without a query that counts is left out.
+    """
     seen: Bool[Tensor, "batch head query key"] = _seen(student) & _seen(teacher)
     if mask is not None:
         seen = seen & mask.bool()[:, None, :, None]
     errors = widened(student) - widened(teacher)
     squared = errors.masked_fill(~seen, 0).square().flatten(1).sum(1)
     pairs = seen.flatten(1).sum(1)
-    return (squared / pairs.clamp(min=1)).mean()
+    each = squared / pairs.clamp(min=1)
+    if mask is None:
+        return each.mean()
+    some = mask.bool().any(1)
+    return each[some].mean() if bool(some.any()) else nothing(each)
 
 
 def _seen(scores: Tensor) -> Tensor:

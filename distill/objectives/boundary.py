@@ -9,9 +9,9 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.losses import boundary_samples, kd, most_different
-from distill.losses.boundary import Bounds
+from distill.losses.boundary import STOPS, Bounds
 from distill.losses.common import counted, widened
-from distill.objectives.objective import About, Objective, Step
+from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
 from distill.weights import Ramp, Weight
 
@@ -19,15 +19,17 @@ from distill.weights import Ramp, Weight
 class BSS(Objective):
     """Distillation at samples that support the teacher's decision boundary. Term `bss`.
 
-    Examples that the teacher gets right are moved over its boundary to a class drawn by its probabilities, and the
-    student learns the teacher's answers there, as `KD`. What is moved is the floating input (images, vectors), or for
+    Examples that teacher and student get right are moved over the teacher's boundary to a class drawn by its
+    probabilities, until the label is no longer its answer, and the student learns the teacher's answers there, as
+    `KD`, not times τ². What is moved is the floating input (images, vectors), or for
     tokens what the teacher's first block is given, which then replaces what the student's is. Of more than `samples`
     such examples those are taken where the two differ most beside the label; of none the term is 0.
 
     The published schedule is the default: weight 2 that falls to 0 by `until`, after which nothing is moved, beside
-    `weights={"kd": Ramp(4, 1)}` of KD(3.0) and Labels().
+    `weights={"kd": Ramp(4, 1)}` of KD(3.0, scale_t2=False) and Labels().
 
-    Heo et al. 2018 (arXiv:1805.05532), sections 3 and 4.
+    Heo et al. 2018 (arXiv:1805.05532), sections 3 and 4; where their text leaves it open, as their code
+    (bhheo/BSS_distillation, commit 6a318cb): `both`, `stop` and `scale_t2`.
 
     Args:
         temperature: of the divergence.
@@ -36,8 +38,11 @@ class BSS(Objective):
         steps: how many steps an example is moved at most.
         samples: how many are moved at most, in each part of a batch.
         clamp: lowest and highest value of the input, as numbers or tensors that broadcast over it.
-        both: move only what the student gets right too.
+        both: move only what the student gets right too; False asks the teacher alone.
         probabilities: climb on probabilities rather than logits.
+        stop: `"label"`: a move ends once the label is no longer the teacher's answer, whatever is; `"target"`: once
+            the teacher finds the drawn class more probable than the label.
+        scale_t2: multiply by temperature².
         until: the share of the training during which it is done.
         at: what is moved; None is the input as above.
 
@@ -47,7 +52,8 @@ class BSS(Objective):
 
     about = About(
         terms=("bss",),
-        formula="KD(z_s(x'), z_t(x'), τ), x' moved by η (z_y − z_k + ε) along the gradient of z_k − z_y; weight 2 to 0",
+        formula="KL(p_t^τ(x') ‖ p_s^τ(x')), x' moved by η (z_y − z_k + ε) along the gradient of z_k − z_y while the "
+        "teacher answers y; weight 2 to 0",
         source="Heo et al. 2018, arXiv:1805.05532",
         runs="one of the student; of the teacher three, and one with its backward pass for each step of the move",
     )
@@ -64,8 +70,10 @@ class BSS(Objective):
         steps: int = 10,
         samples: int = 64,
         clamp: Bounds | None = None,
-        both: bool = False,
+        both: bool = True,
         probabilities: bool = False,
+        stop: str = "label",
+        scale_t2: bool = False,
         until: float = 0.75,
         at: Places | None = None,
     ) -> None:
@@ -74,9 +82,14 @@ class BSS(Objective):
             raise DistillError(
                 f"BSS(steps={steps}, samples={samples}) moves nothing; the paper's are steps=10, samples=64."
             )
+        if stop not in STOPS:
+            raise DistillError(f"BSS(stop={stop!r}) does not exist; use stop='label' or stop='target'.")
         self.schedule = Ramp(2.0, 0.0, until)
-        self.temperature, self.samples, self.both, self.at = temperature, samples, both, at
-        self.move = partial(boundary_samples, lr=lr, eps=eps, steps=steps, clamp=clamp, probabilities=probabilities)
+        self.temperature, self.scale_t2 = temperature, scale_t2
+        self.samples, self.both, self.at = samples, both, at
+        self.move = partial(
+            boundary_samples, lr=lr, eps=eps, steps=steps, clamp=clamp, probabilities=probabilities, stop=stop
+        )
 
     @property
     def weights(self) -> Mapping[str, Weight]:
@@ -93,7 +106,7 @@ class BSS(Objective):
         done = step.moment.progress >= self.schedule.until
         chosen = torch.arange(0) if done else self._chosen(step)
         if not len(chosen):
-            return {"bss": logits.sum() * 0}
+            return {"bss": nothing(logits)}
         teacher, student = functions(step, self.at, "BSS()")
         points, teacher = teacher.points, teacher.take(chosen)
         labels = step.batch["labels"][chosen]
@@ -102,12 +115,13 @@ class BSS(Objective):
             target = teacher(moved)
         # With the rest of the batch, so that batch normalisation sees as many examples as ever.
         answers = student(points.index_copy(0, chosen, moved))[chosen]
-        return {"bss": step.mean(kd(answers, target, self.temperature))}
+        return {"bss": step.mean(kd(answers, target, self.temperature, scale_t2=self.scale_t2))}
 
     def extra_repr(self) -> str:
         """For printing."""
         settings = f"samples={self.samples}, both={self.both}, until={self.schedule.until}, at={self.at}"
-        return f"temperature={self.temperature}, {settings}, {self.move.keywords}"
+        divergence = f"temperature={self.temperature}, scale_t2={self.scale_t2}"
+        return f"{divergence}, {settings}, {self.move.keywords}"
 
     def _chosen(self, step: Step) -> Int[Tensor, " chosen"]:
         """The rows that are moved."""

@@ -11,16 +11,17 @@ from torch.nn.functional import normalize
 
 from distill.asking import refuse_elsewhere
 from distill.errors import DistillError
-from distill.inputs import students, teachers
-from distill.losses import contrast, invariance, nce
+from distill.loss_masks import Tokens, checked_tokens
+from distill.losses import Divergence, contrast, forward_kl, invariance, nce
 from distill.losses.common import widened
 from distill.mapping import Pair
 from distill.objectives.memories import Classes, Memory
-from distill.objectives.objective import About, Objective, Reads, Step, mask_at
+from distill.objectives.objective import About, Objective, Reads, Step, nothing
 from distill.objectives.points import Places, of_both
 from distill.objectives.projections import linear
 from distill.penultimate import penultimate
 from distill.ranks import gathered, processes
+from distill.weights import named
 from interventions import Location, Run
 
 COLDEST = 0.02
@@ -43,8 +44,9 @@ class CRD(Objective):
         temperature: divides the cosines.
         momentum: of the memory: the share of the old features in the new.
         at: where the features are; None is what each model's last linear layer is given. Those of tokens are averaged
-            over real tokens.
+            over the tokens that count; an example without any is left out.
         lr: the learning rate of the two linear maps; None is that of the schedule.
+        tokens: `"labelled"` or `"all"`, as for `KD`.
 
     Raises:
         DistillError: no numbers of the rows, or no row of another class.
@@ -65,6 +67,7 @@ class CRD(Objective):
         *,
         at: Places | None = None,
         lr: float | None = None,
+        tokens: Tokens = "labelled",
     ) -> None:
         super().__init__()
         if negatives < 1 or not temperature >= COLDEST or not 0 <= momentum < 1:
@@ -73,7 +76,7 @@ class CRD(Objective):
                 f"temperature of {COLDEST} or more (exp(1/τ) overflows below) and a momentum from 0 to below 1 are "
                 "needed; CRD() has the paper's."
             )
-        self.embedded, self.lr = Embedded(width, at), lr
+        self.embedded, self.lr = Embedded(width, at, checked_tokens(tokens, "CRD")), lr
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.classes: Classes | None = None
         self.student_memory: Any = None
@@ -115,13 +118,15 @@ class CRD(Objective):
                 "CRD() compares with its memory of numbered rows, and it has none, or these have no numbers; train by "
                 "distill.fit or distill.steps."
             )
-        features = self.embedded(step)
+        features, rows = self.embedded(step), self.embedded.counted(step, rows)
+        if not len(rows):
+            self._remember(step, rows, *features)
+            return {"crd": nothing(features[0]) + nothing(features[1])}
         chosen = torch.cat([rows[:, None], self.classes.others(rows, self.negatives, step.drawing("crd"))], 1)
         scores = (m.scores(each, chosen, self.temperature) for each, m in zip(features, memories, strict=True))
         values = [nce(each[:, :1], each[:, 1:], len(self.classes.order)) for each in scores]
-        if self.training:
-            self._remember(step, rows, *features)
-        return {"crd": step.mean(torch.stack(values).sum())}
+        self._remember(step, rows, *features)
+        return {"crd": step.mean(torch.stack(values).sum(), self.embedded.kind(step))}
 
     def extra_repr(self) -> str:
         """For printing."""
@@ -129,7 +134,9 @@ class CRD(Objective):
         return f"{self.embedded.extra_repr()}, {settings}, lr={self.lr}"
 
     def _remember(self, step: Step, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Move the features of these rows in memory towards the new ones, on all processes those of all."""
+        """In training mode move the features of these rows in memory towards the new ones, on all processes of all."""
+        if not self.training:
+            return
         if processes() > 1:
             if step.moment.shares.get("examples") == 0:  # a row that only keeps this process busy
                 rows, student, teacher = rows[:0], student[:0], teacher[:0]
@@ -151,19 +158,33 @@ class ICD(Objective):
     Args:
         width: dims of the features that are compared.
         at: where the features are; None is what each model's last linear layer is given. Those of tokens are averaged
-            over real tokens.
+            over the tokens that count; an example without any is left out.
         lr: the learning rate of the linear maps and the scale; None is that of the schedule.
+        divergence: of the invariance: `forward_kl`, KL(P₂ ‖ P₁), as in the published code, with P₁ the softmax over the
+            teacher's features of each student's and P₂ that over the student's features of each teacher's;
+            `reverse_kl`, KL(P₁ ‖ P₂); or another of `distill.losses`.
+        tokens: `"labelled"` or `"all"`, as for `KD`.
     """
 
     about = About(
         terms=("icd_contrast", "icd_invariance"),
-        formula="CE(s u vᵀ, diagonal), KL(softmax over u ‖ over v), s = min(exp(learned), 10); weights 1, .5",
+        formula="CE(s u vᵀ, diagonal), KL(softmax over u of each v ‖ over v of each u), s = min(exp(learned), 10); u "
+        "of the student, v of the teacher; weights 1, .5",
         source="Giakoumoglou, Stathaki 2024, arXiv:2407.11802",
     )
 
-    def __init__(self, width: int = 128, *, at: Places | None = None, lr: float | None = None) -> None:
+    def __init__(
+        self,
+        width: int = 128,
+        *,
+        at: Places | None = None,
+        lr: float | None = None,
+        divergence: Divergence = forward_kl,
+        tokens: Tokens = "labelled",
+    ) -> None:
         super().__init__()
-        self.embedded, self.lr = Embedded(width, at), lr
+        self.embedded, self.lr = Embedded(width, at, checked_tokens(tokens, "ICD")), lr
+        self.divergence = divergence
         self.log_scale = nn.Parameter(torch.tensor(1.0))
 
     @property
@@ -183,25 +204,32 @@ class ICD(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms `icd_contrast` and `icd_invariance`."""
         student, teacher = self.embedded(step)
-        scale = self.log_scale.exp().clamp(max=10.0)
+        scale, kind = self.log_scale.exp().clamp(max=10.0), self.embedded.kind(step)
+        if not len(student):
+            none = nothing(student) + nothing(scale[None])
+            return {"icd_contrast": none, "icd_invariance": none}
         return {
-            "icd_contrast": step.mean(contrast(student, teacher, scale)),
-            "icd_invariance": step.mean(invariance(student, teacher, scale)),
+            "icd_contrast": step.mean(contrast(student, teacher, scale), kind),
+            "icd_invariance": step.mean(invariance(student, teacher, scale, divergence=self.divergence), kind),
         }
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"{self.embedded.extra_repr()}, lr={self.lr}"
+        shown = f", divergence={named(self.divergence)}" if self.divergence is not forward_kl else ""
+        return f"{self.embedded.extra_repr()}, lr={self.lr}{shown}"
 
 
 class Embedded(nn.Module):
-    """The features of student and teacher by a linear map each, on one unit sphere: two times `[batch, width]`."""
+    """The features of student and teacher by a linear map each, on one unit sphere: two times `[rows, width]`.
 
-    def __init__(self, width: int, at: Places | None) -> None:
+    The rows are those of the batch that have a token that counts; all where features are of examples.
+    """
+
+    def __init__(self, width: int, at: Places | None, tokens: Tokens = "labelled") -> None:
         super().__init__()
         if width < 1:
             raise DistillError(f"features of width={width} cannot be compared; the papers' is width=128.")
-        self.width, self.at = width, at
+        self.width, self.at, self.tokens = width, at, tokens
         self._places: tuple[Location, Location] | None = None
         self.student: Any = None
         self.teacher: Any = None
@@ -223,26 +251,46 @@ class Embedded(nn.Module):
         self.student = linear(ours.shape[1], self.width, ours.float())
         self.teacher = linear(theirs.shape[1], self.width, theirs.float())
 
-    def forward(self, step: Step) -> tuple[Float[Tensor, "batch width"], Float[Tensor, "batch width"]]:
+    def forward(self, step: Step) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
         """The features of the student and those of the teacher."""
         if self.student is None:
             raise DistillError(
                 "the maps of the features were not made yet; call objective.prepare(step, rows), as distill.fit does."
             )
-        theirs, ours = self._features(step)
+        theirs, ours = (self.counted(step, features) for features in self._features(step))
         return self._mapped(self.student, ours), self._mapped(self.teacher, theirs)
+
+    def counted(self, step: Step, rows: Tensor) -> Tensor:
+        """Of something for each example, that of those that have a token that counts."""
+        some = [mask.bool().any(1) for mask in self._masks(step) if mask is not None]
+        return rows[torch.stack(some).all(0)] if some else rows
+
+    def kind(self, step: Step) -> str:
+        """The kind of a mean over these examples."""
+        return step.kind_of(self._masks(step)[1])
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"width={self.width}, at={self.at}"
+        shown = ", tokens='all'" if self.tokens == "all" else ""
+        return f"width={self.width}, at={self.at}{shown}"
 
     def _features(self, step: Step) -> tuple[Tensor, Tensor]:
         """Those of the teacher and those of the student."""
+        above, below = self._known
+        theirs, ours = self._masks(step)
+        return pooled(step.taught, above, theirs), pooled(step.student, below, ours)
+
+    def _masks(self, step: Step) -> tuple[Tensor | None, Tensor | None]:
+        """Which tokens count at the features of the teacher and of the student."""
+        above, below = self._known
+        theirs, ours = step.taught.vectors(above), step.student.vectors(below)
+        return step.mask_of_teacher(theirs, above, self.tokens), step.mask(ours, below, self.tokens)
+
+    @property
+    def _known(self) -> tuple[Location, Location]:
         if self._places is None:
             raise DistillError("the places of the features are not known yet; call prepare first, as distill.fit does.")
-        sides = ((step.taught, teachers(step.batch)), (step.student, students(step.batch)))
-        theirs, ours = (pooled(run, at, batch) for (run, batch), at in zip(sides, self._places, strict=True))
-        return theirs, ours
+        return self._places
 
     @staticmethod
     def _mapped(projection: nn.Linear, features: Tensor) -> Tensor:
@@ -250,15 +298,14 @@ class Embedded(nn.Module):
             return normalize(projection(features.to(projection.weight.dtype)), dim=1)
 
 
-def pooled(run: Run, at: Location, batch: Mapping[str, Tensor]) -> Float[Tensor, "batch width"]:
-    """One vector an example of what a run computed at a place, averaged over its real positions."""
+def pooled(run: Run, at: Location, mask: Tensor | None) -> Float[Tensor, "batch width"]:
+    """One vector an example of what a run computed at a place, averaged over the positions that a mask keeps."""
     vectors = widened(run.vectors(at))
     if vectors.ndim == 4:
         vectors = rearrange(vectors, "batch position head dims -> batch position (head dims)")
     if vectors.ndim == 2:
         return vectors
-    mask = mask_at(run.model, at, batch)
-    if mask is None or mask.shape != vectors.shape[:2]:
+    if mask is None:
         return vectors.mean(1)
     real = mask.bool()[..., None]
     return vectors.masked_fill(~real, 0).sum(1) / real.sum(1).clamp(min=1)

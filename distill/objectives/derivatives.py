@@ -8,8 +8,9 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.inputs import answer_mask, students
+from distill.loss_masks import Tokens, checked_tokens
 from distill.losses import sobolev_terms
-from distill.objectives.objective import About, Objective, Step
+from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
 
 
@@ -20,7 +21,7 @@ class Sobolev(Objective):
     teacher's first block is given, which replaces what the student's is. Its embedding is then not trained by these
     terms: add another, as `KD()`. The run is the student's own, so dropout is the same for value and derivatives, and
     it is in single precision under autocast. Of models that answer at every token, the answer at one token of each
-    example counts, drawn in every step from those that are no padding.
+    example counts, drawn in every step from those that count; an example without any is left out.
 
     Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
 
@@ -28,6 +29,7 @@ class Sobolev(Objective):
         order: of the highest derivative, 1 or 2.
         projections: how many random directions of the answers are compared; None compares all entries.
         at: by what to derive; None is the input as above.
+        tokens: `"labelled"` or `"all"`, as for `KD`.
 
     Raises:
         DistillError: embeddings of different width, or another order than 1 or 2.
@@ -43,7 +45,9 @@ class Sobolev(Objective):
 
     compares_runs = False
 
-    def __init__(self, order: int = 1, projections: int | None = 1, *, at: Places | None = None) -> None:
+    def __init__(
+        self, order: int = 1, projections: int | None = 1, *, at: Places | None = None, tokens: Tokens = "labelled"
+    ) -> None:
         super().__init__()
         if order not in (1, 2) or (projections is not None and projections < 1):
             raise DistillError(
@@ -51,6 +55,7 @@ class Sobolev(Objective):
                 "one at least; Sobolev(projections=None) compares all entries."
             )
         self.order, self.projections, self.at = order, projections, at
+        self.tokens = checked_tokens(tokens, "Sobolev")
 
     def prepare(self, step: Step, rows: int) -> None:
         """Check that both models can be given the same points."""
@@ -61,26 +66,38 @@ class Sobolev(Objective):
         # In half precision, differences of derivatives are mostly rounding.
         with torch.autocast(step.generator.device.type, enabled=False):
             teacher, student = functions(step, self.at, "Sobolev()")
-            if step.taught.logits.ndim == 3:
-                token = _drawn_token(step)
-                teacher, student = replace(teacher, token=token), replace(student, token=token)
             points, draws = teacher.points, step.drawing("sobolev")
             real = answer_mask(step.network, students(step.batch))
-            mask = None
-            if points.ndim == 3 and real is not None and real.shape == points.shape[:2]:
-                mask = real[..., None].expand(points.shape)
+            if points.ndim != 3 or real is None or real.shape != points.shape[:2]:
+                real = None
+            tokens = step.mask(step.taught.logits, tokens=self.tokens)
+            if step.taught.logits.ndim == 3:
+                token = _drawn_token(step, self.tokens)
+                teacher, student = replace(teacher, token=token), replace(student, token=token)
+            if tokens is not None and not bool(tokens.bool().any(1).all()):
+                some = tokens.bool().any(1).nonzero()[:, 0]
+                if not len(some):
+                    return {name: nothing(step.student.logits) for name in self._names}
+                teacher, student, points = teacher.take(some), student.take(some), points[some]
+                real = None if real is None else real[some]
+            mask = None if real is None else real[..., None].expand(points.shape)
             terms = sobolev_terms(student, teacher, points, self.order, self.projections, draws, mask=mask)
-        return {name: step.mean(term) for name, term in terms.items()}
+        return {name: step.mean(term, step.kind_of(tokens)) for name, term in terms.items()}
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"order={self.order}, projections={self.projections}, at={self.at}"
+        shown = ", tokens='all'" if self.tokens == "all" else ""
+        return f"order={self.order}, projections={self.projections}, at={self.at}{shown}"
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return ("sobolev_value", "sobolev_1", "sobolev_2")[: self.order + 1]
 
 
-def _drawn_token(step: Step) -> Int[Tensor, " batch"]:
-    """The position of one token of each example, each that is no padding alike."""
+def _drawn_token(step: Step, tokens: Tokens = "labelled") -> Int[Tensor, " batch"]:
+    """The position of one token of each example, each that counts alike."""
     logits = step.taught.logits
-    mask = step.mask(logits)
+    mask = step.mask(logits, tokens=tokens)
     real = torch.ones(logits.shape[:2], device=logits.device).long() if mask is None else mask.long()
     generator = step.drawing("sobolev token")
     uniform = torch.rand(len(real), generator=generator, device=generator.device).to(real.device)

@@ -9,54 +9,67 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.errors import DistillError
+from distill.loss_masks import SOURCE, Tokens, checked_tokens
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.mapping import Pair, depth
-from distill.objectives.objective import About, Objective, Reads, Step, averaged, mask_at
+from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing
 from distill.objectives.projections import linear
-from interventions import Location, Run, architecture
+from interventions import InterventionError, Location, Model, Run, architecture
 
 Layers = Mapping[Location, Location]
 """Teacher location → student location."""
 
 
 class Cosine(Objective):
-    """1 − cosine between the last hidden states of student and teacher, over unmasked tokens. Term `cosine`.
+    """1 − cosine between the last hidden states of student and teacher, token by token. Term `cosine`.
 
     Sanh et al. 2019 (DistilBERT, arXiv:1910.01108), section 3. Both models have the same width there.
 
     Args:
-        at: the location compared in both, by default the output of the last block.
+        at: the location compared in both. None is the last hidden states, as the published code of DistilBERT and of
+            DIITO has them: after the norm behind the last block where a model has one, else the output of that block.
+        tokens: `"labelled"` or `"all"`, as for `KD`.
     """
 
-    about = About(("cosine",), "1 − cos(h_s, h_t), mean over unmasked tokens", "Sanh et al. 2019, arXiv:1910.01108")
+    about = About(("cosine",), "1 − cos(h_s, h_t), mean over labelled tokens", "Sanh et al. 2019, arXiv:1910.01108")
 
-    def __init__(self, at: Location = Location(-1)) -> None:  # noqa: B008 (frozen)
+    def __init__(self, at: Location | None = None, *, tokens: Tokens = "labelled") -> None:
         super().__init__()
-        self.at = at
+        self.at, self.tokens = at, checked_tokens(tokens, "Cosine")
+        self._places = None if at is None else (at, at)
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """The compared location of both models."""
-        return Reads((self.at,), (self.at,))
+        return Reads() if self._places is None else Reads(self._places[:1], self._places[1:])
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Find the last hidden states of both models, where no location was given."""
+        self._places = (self.at, self.at) if self.at is not None else _last_hidden(step)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `cosine`."""
-        student, teacher = step.student.vectors(self.at), step.taught.vectors(self.at)
-        mask = step.mask(student, self.at)
+        above, below = self._places or _last_hidden(step)
+        student, teacher = step.student.vectors(below), step.taught.vectors(above)
+        mask = step.mask(student, below, self.tokens)
         return {"cosine": averaged(step, partial(cosine, mask=mask), student, teacher, mask)}
 
     def extra_repr(self) -> str:
         """For printing."""
-        return f"at={str(self.at)!r}"
+        shown = [] if self.at is None else [f"at={str(self.at)!r}"]
+        return ", ".join(shown + _told(self.tokens))
 
 
 class PKD(Objective):
     """Patient knowledge distillation: squared error of the L2-normalised first token, layer by layer. Term `pkd`.
+
+    The first token is the first that counts; an example without any is left out.
 
     Sun et al. 2019 (arXiv:1908.09355), section 3.2. Both models have the same width.
 
     Args:
         layers: teacher location → student location. None: the last location of each teacher side of the mapping with
             the last of its student side, but for the last block of the teacher, which the answers show.
+        tokens: `"labelled"` or `"all"`, as for `KD`.
     """
 
     about = About(
@@ -65,9 +78,9 @@ class PKD(Objective):
         "Sun et al. 2019, arXiv:1908.09355",
     )
 
-    def __init__(self, layers: Layers | None = None) -> None:
+    def __init__(self, layers: Layers | None = None, *, tokens: Tokens = "labelled") -> None:
         super().__init__()
-        self.layers = layers
+        self.layers, self.tokens = layers, checked_tokens(tokens, "PKD")
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
         """The compared locations of both models."""
@@ -82,13 +95,24 @@ class PKD(Objective):
                 "PKD() compares the layers of a mapping and there is none below the last; give "
                 "PKD({Location(1): Location(0)})."
             )
-        teacher = torch.stack([_first(step, step.taught, above) for above in layers], 1)
-        student = torch.stack([_first(step, step.student, below) for below in layers.values()], 1)
-        return {"pkd": step.mean(patient(student, teacher))}
+        masks, pairs = [], []
+        for above, below in layers.items():
+            student, teacher = step.student.vectors(below), step.taught.vectors(above)
+            mask = step.mask(student, below, self.tokens)
+            masks.append(mask)
+            pairs.append((_first(student, mask), _first(teacher, step.mask_of_teacher(teacher, above, self.tokens))))
+        ours, theirs = (torch.stack(side, 1) for side in zip(*pairs, strict=True))
+        given = [mask for mask in masks if mask is not None]
+        if not given:
+            return {"pkd": step.mean(patient(ours, theirs))}
+        some = torch.stack([mask.bool().any(1) for mask in given]).all(0)
+        value = patient(ours[some], theirs[some]) if bool(some.any()) else nothing(ours)
+        kinds = [step.kind_of(mask) for mask in given]
+        return {"pkd": step.mean(value, next((kind for kind in kinds if SOURCE not in kind), kinds[0]))}
 
     def extra_repr(self) -> str:
         """For printing."""
-        return "" if self.layers is None else f"layers={shown(self.layers)}"
+        return ", ".join(([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _told(self.tokens))
 
 
 class FitNets(Objective):
@@ -104,11 +128,12 @@ class FitNets(Objective):
         layers: teacher location → student location. None: the middle layers of both, as in the paper.
         lr: the learning rate of the regressors; None is the schedule's.
         regressors: {teacher location: module} of your own, from the student's vectors to the teacher's.
+        tokens: `"labelled"` or `"all"`, as for `KD`.
     """
 
     about = About(
         ("hint",),
-        "mean of (W h_s − h_t)² over all entries of unmasked tokens, sum over layers",
+        "mean of (W h_s − h_t)² over all entries of labelled tokens, sum over layers",
         "Romero et al. 2014, arXiv:1412.6550",
     )
 
@@ -118,9 +143,10 @@ class FitNets(Objective):
         *,
         lr: float | None = None,
         regressors: Mapping[Location, nn.Module] | None = None,
+        tokens: Tokens = "labelled",
     ) -> None:
         super().__init__()
-        self.layers, self.lr = layers, lr
+        self.layers, self.lr, self.tokens = layers, lr, checked_tokens(tokens, "FitNets")
         refuse_nowhere(layers, "FitNets")
         self._given = dict(regressors or {})
         odd = [at for at in self._given if layers is not None and at not in layers]
@@ -153,7 +179,7 @@ class FitNets(Objective):
         losses = []
         for above, below in self._layers.items():
             student, teacher = matched(step.student, below, step.taught, above, "FitNets")
-            mask = step.mask(student, below)
+            mask = step.mask(student, below, self.tokens)
             ours = regressed(self.regressors, above, student)
             losses.append(averaged(step, partial(hint, mask=mask), ours, teacher, mask))
         return {"hint": torch.stack(losses).sum()}
@@ -161,7 +187,7 @@ class FitNets(Objective):
     def extra_repr(self) -> str:
         """For printing."""
         settings = [] if self.layers is None else [f"layers={shown(self.layers)}"]
-        return ", ".join(settings + ([f"lr={self.lr}"] if self.lr is not None else []))
+        return ", ".join(settings + ([f"lr={self.lr}"] if self.lr is not None else []) + _told(self.tokens))
 
     @property
     def _layers(self) -> Layers:
@@ -181,6 +207,7 @@ class AT(Objective):
         layers: teacher location → student location, with `[batch, channel, height, width]` or
             `[batch, head, query, key]` there, as `Location(module="layer2")` or `Location(3, "attention_pattern")`.
             None: the attention patterns of the last layers of each side of the mapping.
+        tokens: which queries count: `"labelled"` or `"all"`, as for `KD`. Their keys are all that are no padding.
     """
 
     about = About(
@@ -189,10 +216,10 @@ class AT(Objective):
         "Zagoruyko, Komodakis 2016, arXiv:1612.03928",
     )
 
-    def __init__(self, layers: Layers | None = None) -> None:
+    def __init__(self, layers: Layers | None = None, *, tokens: Tokens = "labelled") -> None:
         super().__init__()
         refuse_nowhere(layers, "AT")
-        self.layers = layers
+        self.layers, self.tokens = layers, checked_tokens(tokens, "AT")
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -215,15 +242,15 @@ class AT(Objective):
         losses = []
         for above, below in layers.items():
             student, teacher = step.student.activations[below], step.taught.activations[above]
-            pairs = _pairs_of_tokens(step, below, student)
-            nothing = pairs is not None and not bool(pairs.any())
-            value = student.sum() * 0 if nothing else attention_transfer(student, teacher, pairs)
-            losses.append(step.mean(value))
+            queries, pairs = _pairs_of_tokens(step, below, student, self.tokens)
+            none = pairs is not None and not bool(pairs.any())
+            value = nothing(student) if none else attention_transfer(student, teacher, pairs)
+            losses.append(step.mean(value, step.kind_of(queries)))
         return {"at": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
         """For printing."""
-        return "" if self.layers is None else f"layers={shown(self.layers)}"
+        return ", ".join(([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _told(self.tokens))
 
     def _layers(self, mapping: Sequence[Pair]) -> Layers:
         if self.layers is not None:
@@ -235,6 +262,20 @@ class AT(Objective):
             for above, below in _ends(mapping).items()
             if above.layer is not None and below.layer is not None
         }
+
+
+def last_hidden(model: Model) -> Location:
+    """Where the last hidden states of a model are: behind the norm after its blocks, else after the last block."""
+    normed = Location(site="final_norm")
+    try:
+        architecture(model).place(normed)
+    except InterventionError:
+        return Location(-1)
+    return normed
+
+
+def _last_hidden(step: Step) -> tuple[Location, Location]:
+    return last_hidden(step.taught.model), last_hidden(step.student.model)
 
 
 def matched(student: Run, below: Location, teacher: Run, above: Location, asked: str) -> tuple[Tensor, Tensor]:
@@ -288,13 +329,11 @@ def refuse_nowhere(layers: Layers | None, asked: str) -> None:
         raise DistillError(f"{asked}(layers={{}}) compares nothing; give {asked}({{Location(1): Location(0)}}).")
 
 
-def _first(step: Step, run: Run, at: Location) -> Tensor:
-    """The first token that is no padding, `[batch, width]`; a vector an example as it is."""
-    states = run.vectors(at)
+def _first(states: Tensor, mask: Tensor | None) -> Tensor:
+    """The first token that counts, `[batch, width]`; a vector an example as it is."""
     if states.ndim == 2:
         return states
-    mask = mask_at(run.model, at, step.batch)
-    if mask is None or mask.shape != states.shape[:2]:
+    if mask is None:
         return states[:, 0]
     return states[torch.arange(len(states), device=states.device), mask.long().argmax(1)]
 
@@ -308,12 +347,22 @@ def _key(at: Location) -> str:
     return str(at).replace(".", "_")
 
 
-def _pairs_of_tokens(step: Step, at: Location, maps: Tensor) -> Tensor | None:
-    """For attention patterns, which pairs of query and key are no padding, `[batch, query, key]`."""
+def _told(tokens: Tokens) -> list[str]:
+    return ["tokens='all'"] if tokens == "all" else []
+
+
+def _pairs_of_tokens(step: Step, at: Location, maps: Tensor, tokens: Tokens) -> tuple[Tensor | None, Tensor | None]:
+    """For attention patterns, which queries count, and which pairs of query and key, `[batch, query, key]`."""
     if "attention_pattern" not in (at.site, at.io):
-        return None
-    mask = step.mask(rearrange(maps, "b h q k -> b q (h k)"), at)
-    return None if mask is None or maps.shape[2] != maps.shape[3] else mask.bool()[:, :, None] & mask.bool()[:, None]
+        return None, None
+    queries = step.mask(rearrange(maps, "b h q k -> b q (h k)"), at, tokens)
+    keys = step.mask_of_keys(rearrange(maps, "b h q k -> b k (h q)"), at)
+    if queries is None and keys is None:
+        return None, None
+    rows, columns = maps.shape[2:]
+    kept = torch.ones(len(maps), rows, columns, dtype=torch.bool, device=maps.device)
+    kept = kept if queries is None else kept & queries.bool()[:, :, None]
+    return queries, kept if keys is None else kept & keys.bool()[:, None]
 
 
 def _ends(mapping: Sequence[Pair]) -> dict[Location, Location]:

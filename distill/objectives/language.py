@@ -8,8 +8,9 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.inputs import MASKED, TEACHERS, following
+from distill.loss_masks import LABELS
 from distill.losses import cross_entropy
-from distill.objectives.objective import About, Objective, Step
+from distill.objectives.objective import About, Objective, Step, nothing
 
 FOLLOWING = "next_tokens"
 
@@ -73,18 +74,17 @@ class MaskedLM(Objective):
         return {**batch, "input_ids": masked.to(ids.dtype), MASKED: ids.masked_fill(~chosen, -100)}
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """The masked tokens."""
-        labels = batch.get(MASKED, batch.get("labels"))
-        return {} if labels is None else {MASKED: int((labels != -100).sum())}
+        """The masked tokens, where they were masked in this step."""
+        return {MASKED: int((batch[MASKED] != -100).sum())} if MASKED in batch else {}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `mlm`; 0 where no token happens to be masked."""
         logits = step.student.logits
-        labels = step.batch[MASKED] if MASKED in step.batch else step.column("labels", "MaskedLM()")
+        labels = step.batch[MASKED] if MASKED in step.batch else step.labels_in_place("MaskedLM()")
         _refuse_other_shapes(logits, labels, "MaskedLM")
         if not bool((labels != -100).any()):
-            return {"mlm": logits.sum() * 0}
-        return {"mlm": step.mean(cross_entropy(logits, labels), MASKED)}
+            return {"mlm": nothing(logits)}
+        return {"mlm": step.mean(cross_entropy(logits, labels), MASKED if MASKED in step.batch else LABELS)}
 
     def extra_repr(self) -> str:
         """For printing."""
@@ -119,7 +119,7 @@ class CausalLM(Objective):
         labels = following(step.batch)
         _refuse_other_shapes(logits[:, 1:], labels, "CausalLM")
         if not bool((labels != -100).any()):
-            return {"clm": logits.sum() * 0}
+            return {"clm": nothing(logits)}
         return {"clm": step.mean(cross_entropy(logits[:, :-1], labels), FOLLOWING)}
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 from zlib import crc32
@@ -12,15 +12,26 @@ from torch import Tensor, nn
 
 from distill.causal_models import CausalModel
 from distill.errors import DistillError
-from distill.inputs import answer_mask, mask_of
+from distill.inputs import answer_mask, reads_apart, teachers
+from distill.loss_masks import (
+    ALL,
+    IGNORED,
+    SOURCE,
+    TOKENS,
+    LabelPlace,
+    Tokens,
+    answer_labels,
+    answers_by_decoder,
+    examples_with,
+    label_place,
+    labelled,
+    loss_masks,
+)
 from distill.mapping import Pair
 from distill.samples import Feed
 from distill.tasks import Rows
 from distill.weights import Weight
 from interventions import Location, Run, architecture
-
-SOURCE = "source tokens"
-"""The kind of a mean over the tokens of an encoder, where the decoder answers."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +67,9 @@ class Moment:
         rows: the numbers of the rows in the data, `[batch]`; None where the data has no numbers.
         epoch, epochs: passes over the data that are done, and how many there will be.
         part: the number of this part of the step.
-        shares: of each kind of mean ("examples", "tokens", or as an objective counts), what a mean over these rows is
-            times to add up to the mean over the whole step; 1 where a step is computed in one part.
+        shares: of each kind of mean ("examples", "tokens" and the others of `distill.loss_masks`, or as an objective
+            counts), what a mean over these rows is times to add up to the mean over the whole step; 1 where a step is
+            computed in one part.
     """
 
     rows: Tensor | None = None
@@ -87,6 +99,7 @@ class Step:
         generator: the one source of randomness.
         moment: when it is.
         data: all rows that are trained on; in `prepare` alone, and not those of a causal teacher.
+        label_place: where the label of the answer at a token stands; None decides it by the batch.
     """
 
     batch: Mapping[str, Tensor]
@@ -99,6 +112,7 @@ class Step:
     feed: Feed | None = None
     moment: Moment = field(default_factory=Moment)
     data: Rows | None = None
+    label_place: LabelPlace | None = None
 
     @cached_property
     def student(self) -> Run:
@@ -136,31 +150,85 @@ class Step:
             )
         return self.batch[name]
 
-    def mask(self, states: Tensor, at: Location | None = None) -> Tensor | None:
-        """For states of tokens, `[batch, token, …]`: which positions count (no padding). None for one an example.
+    def mask(self, states: Tensor, at: Location | None = None, tokens: Tokens = "labelled") -> Tensor | None:
+        """For states of tokens, `[batch, token, …]`: which positions count. None for one an example, or where all do.
+
+        Padding never counts, nor does, where tokens have labels, one whose answer has the label −100: of a causal
+        language model the answer at t has the label at t + 1.
 
         Args:
             states: the answers, or what the student has at a place.
-            at: that place: in an encoder other tokens count than in the answers.
+            at: that place: in an encoder other tokens count than in the answers of a decoder.
+            tokens: `"labelled"` as above, `"all"` leaves out padding alone.
         """
-        if states.ndim < 3:
-            return None
-        mask = mask_at(self.network, at, self.batch)
-        return mask if mask is not None and mask.shape == states.shape[:2] else None
+        return _fitting(self._masks[self._kind(self.network, at, tokens)], states)
+
+    def mask_of_keys(self, states: Tensor, at: Location) -> Tensor | None:
+        """For an attention pattern of the student, what its keys are: which of them, `[batch, key, …]`, are real."""
+        keys = replace(at, site="key") if at.module is None else replace(at, io="key")
+        return _fitting(self._masks[self._kind(self.network, keys, "all")], states)
+
+    def mask_of_teacher(self, states: Tensor, at: Location, tokens: Tokens = "labelled") -> Tensor | None:
+        """As `mask`, of what the teacher has at a place; where it reads tokens of its own they have no labels."""
+        model = self.taught.model
+        masks = self._masks
+        if reads_apart(self.batch):
+            masks = loss_masks(model, teachers(self.batch), "none")
+        elif not answers_by_decoder(model, self.batch):
+            masks = loss_masks(model, self.batch, self._label_place)
+        return _fitting(masks[self._kind(model, at, tokens)], states)
+
+    def labels(self, asked: str) -> Tensor:
+        """The label of each answer, `[batch]` or `[batch, token]`, −100 where none counts; `asked` needs them."""
+        labels = self.column("labels", asked)
+        found = answer_labels(self.batch, self._label_place, answer_mask(self.network, self.batch))
+        return labels if found is None else found
+
+    def labels_in_place(self, asked: str) -> Tensor:
+        """The labels as they stand in the data, −100 where none counts; `asked` needs them."""
+        labels, counts = self.column("labels", asked), labelled(self.network, self.batch, self._label_place)
+        return labels if counts is None or self._label_place == "none" else labels.masked_fill(~counts, IGNORED)
+
+    @property
+    def labels_tokens(self) -> bool:
+        """Whether every answer at a token has a label of its own."""
+        return self._label_place != "none"
+
+    def kind_of(self, mask: Tensor | None) -> str:
+        """The kind of a mean over the examples that a mask of this step keeps any position of."""
+        return "examples" if mask is None else examples_with(self._kind_of(mask))
 
     def mean(self, value: Tensor, over: Tensor | str | None = None) -> Tensor:
         """A mean over these rows as its part of the mean over the whole step.
 
         Args:
             value: the mean, a scalar.
-            over: the mask of the tokens that it is over, None for a mean over examples, or a kind that the objective
-                counts.
+            over: the mask of the tokens that it is over, None for a mean over examples, or a kind that is counted: one
+                of `distill.loss_masks`, or of the objective's own.
         """
-        kind = over if isinstance(over, str) else "examples" if over is None else "tokens"
-        if over is not None and over is self.batch.get("attention_mask"):
-            kind = SOURCE
+        kind = over if isinstance(over, str) else "examples" if over is None else self._kind_of(over)
         share = self.moment.shares.get(kind, 1.0)
         return value if share == 1.0 else value * share
+
+    @cached_property
+    def _label_place(self) -> LabelPlace:
+        if self.label_place is not None:
+            return self.label_place
+        return label_place(self.network, self.student.logits, self.batch) if "labels" in self.batch else "none"
+
+    @cached_property
+    def _masks(self) -> Mapping[str, Tensor | None]:
+        return loss_masks(self.network, self.batch, self._label_place)
+
+    def _kind(self, model: nn.Module, at: Location | None, tokens: Tokens) -> str:
+        """Which mask holds at a place of a model."""
+        encoder = at is not None and answers_by_decoder(self.network, self.batch)
+        if at is not None and encoder and not architecture(model).place(at).mask.startswith("decoder"):
+            return SOURCE
+        return TOKENS if tokens == "labelled" else ALL
+
+    def _kind_of(self, mask: Tensor) -> str:
+        return next((kind for kind, each in self._masks.items() if each is mask), TOKENS)
 
     def drawing(self, name: str) -> torch.Generator:
         """A generator for draws of one's own, decided by the step's: to use it changes no other draws."""
@@ -169,11 +237,14 @@ class Step:
         return torch.Generator(self.generator.device).manual_seed(seed % 2**63)
 
 
-def mask_at(model: nn.Module, at: Location | None, batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Which tokens at a place of a model are no padding; None for `at` is those that it answers at."""
-    if at is None or architecture(model).place(at).mask.startswith("decoder"):
-        return answer_mask(model, batch)
-    return mask_of(batch)
+def nothing(values: Tensor) -> Tensor:
+    """0 with a graph to the values, which are not looked at."""
+    return values[..., :0].sum()
+
+
+def _fitting(mask: Tensor | None, states: Tensor) -> Tensor | None:
+    """The mask where the states have positions, and as many."""
+    return mask if mask is not None and states.ndim >= 3 and mask.shape == states.shape[:2] else None
 
 
 def averaged(
@@ -181,7 +252,7 @@ def averaged(
 ) -> Tensor:
     """The loss of the positions that a mask keeps, as its part of the whole step; 0 where it keeps none."""
     if mask is not None and not bool(mask.any()):
-        return student.sum() * 0
+        return nothing(student)
     return step.mean(loss(student, teacher), mask)
 
 

@@ -44,9 +44,10 @@ class Function:
 
     def take(self, rows: Int[Tensor, " chosen"]) -> "Function":
         """The same function for some of the examples."""
+        token = None if self.token is None else self.token[rows]
         if isinstance(self.inputs, Mapping):
-            return replace(self, inputs={name: column[rows] for name, column in self.inputs.items()})
-        return replace(self, inputs=tuple(column[rows] for column in self.inputs))
+            return replace(self, inputs={name: column[rows] for name, column in self.inputs.items()}, token=token)
+        return replace(self, inputs=tuple(column[rows] for column in self.inputs), token=token)
 
     def __call__(self, points: Float[Tensor, "batch ..."]) -> Tensor:
         logits = self._logits(points)

@@ -1,7 +1,6 @@
 """Objectives on the answers: what the models say, whatever they compute inside."""
 
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from math import floor
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.inputs import TEACHERS, inputs_of
+from distill.loss_masks import LABELS, TOKENS, Tokens, checked_tokens
 from distill.losses import (
     Divergence,
     LogitNoise,
@@ -24,7 +24,7 @@ from distill.losses import (
     squared_error,
 )
 from distill.objectives.answers import Answers, answers_of, checked, decided
-from distill.objectives.objective import About, Objective, Step, averaged
+from distill.objectives.objective import About, Objective, Step, averaged, nothing
 from distill.weights import named
 from interventions import run
 
@@ -40,7 +40,7 @@ class KD(Objective):
 
     Args:
         temperature: softens both answers.
-        reduction: `"batchmean"` (mean over examples or unmasked tokens) or `"mean"` (also ÷ classes, as DIITO-XXS and
+        reduction: `"batchmean"` (mean over examples or tokens) or `"mean"` (also ÷ classes, as DIITO-XXS and
             PKD).
         scale_t2: multiply by temperature².
         divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` of `distill.losses`, or a function like them; or
@@ -48,11 +48,14 @@ class KD(Objective):
         answers: what logits mean: "classes", "labels" (several an example) or "values"; None asks the model and the
             data.
         teacher_noise, student_noise: perturb the logits of either in every step.
+        tokens: of models that answer at every token: `"labelled"` compares where the answer has a label that is not
+            −100 (of a causal language model the answer at t has the label at t + 1), `"all"` wherever there is no
+            padding. Without labels of tokens they are the same.
     """
 
     about = About(
         ("kd",),
-        "τ² KL(softmax(z_t/τ) ‖ softmax(z_s/τ)), mean over examples or unmasked tokens",
+        "τ² KL(softmax(z_t/τ) ‖ softmax(z_s/τ)), mean over examples or labelled tokens",
         "Hinton et al. 2015, arXiv:1503.02531",
     )
 
@@ -66,6 +69,7 @@ class KD(Objective):
         answers: Any = None,
         teacher_noise: LogitNoise | None = None,
         student_noise: LogitNoise | None = None,
+        tokens: Tokens = "labelled",
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -78,6 +82,7 @@ class KD(Objective):
         self.answers = checked(answers, "KD")
         self._decided: Answers | None = None
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
+        self.tokens = checked_tokens(tokens, "KD")
 
     def prepare(self, step: Step, rows: int) -> None:
         """Decide what the answers are."""
@@ -95,7 +100,7 @@ class KD(Objective):
         answers = answers_of(step, student, self._decided or self.answers, "KD()")
         student = self._noisy(student, self.student_noise, "student", step)
         teacher = self._noisy(teacher, self.teacher_noise, "teacher", step)
-        mask = step.mask(student)
+        mask = step.mask(student, tokens=self.tokens)
         loss = partial(self._divergence, answers=answers, mask=mask)
         return {"kd": averaged(step, loss, student, teacher, mask)}
 
@@ -108,6 +113,7 @@ class KD(Objective):
         for setting in ("answers", "teacher_noise", "student_noise"):
             value = getattr(self, setting)
             shown += [f"{setting}={value!r}"] if value is not None else []
+        shown += ["tokens='all'"] if self.tokens == "all" else []
         return ", ".join(shown)
 
     def _divergence(self, student: Tensor, teacher: Tensor, answers: Answers, mask: Tensor | None) -> Tensor:
@@ -132,7 +138,8 @@ class DKD(Objective):
     """Decoupled knowledge distillation: α TCKD + β NCKD, each × τ², rising over the first epochs. Term `dkd`.
 
     TCKD compares how sure teacher and student are of the label, NCKD what they say of the other classes. The
-    cross-entropy of the paper's loss is `Labels()`. With two classes it is α `KD`, and says so.
+    cross-entropy of the paper's loss is `Labels()`; where tokens have labels the answer of a causal language model has
+    the label of the next token, as in `CausalLM()`. With two classes it is α `KD`, and says so.
 
     Zhao et al. 2022 (arXiv:2203.08679), section 3; the warm-up is that of the published code.
 
@@ -177,23 +184,19 @@ class DKD(Objective):
                 stacklevel=2,
             )
 
-    def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """The labelled positions."""
-        return counted_labels(batch)
-
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `dkd`."""
-        student, teacher, labels = step.student.logits, step.taught.logits, step.column("labels", "DKD()")
+        student, teacher, labels = step.student.logits, step.taught.logits, step.labels("DKD()")
         if labels.is_floating_point():
             raise DistillError(
                 f"DKD() sets one label an example against the other classes, and the labels are {labels.dtype} "
                 f"{list(labels.shape)}; use KD(), which takes several labels and real values too."
             )
         if not bool((labels != -100).any()):
-            return {"dkd": student.sum() * 0}
+            return {"dkd": nothing(student)}
         value = dkd(student, teacher, labels, self.alpha, self.beta, self.temperature)
         rise = min((floor(step.moment.epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
-        return {"dkd": step.mean(value, "labels") * rise}
+        return {"dkd": step.mean(value, TOKENS if step.labels_tokens else LABELS) * rise}
 
     def extra_repr(self) -> str:
         """For printing."""
@@ -204,7 +207,8 @@ class Labels(Objective):
     """The student's answer under the labels of the data. Term `labels`.
 
     Cross-entropy for classes, the mean over the labels of each one's cross-entropy for several labels an example,
-    −100 left out; squared error for real values, where every number counts.
+    −100 left out; squared error for real values, where every number counts. Of labels of tokens, classes or values,
+    those at padding and those that are −100 are left out.
 
     Args:
         smoothing: ε: the label counts 1 − ε, and ε is shared by all classes alike (Szegedy et al. 2015,
@@ -239,37 +243,31 @@ class Labels(Objective):
                 "model reads from left to right; use CausalLM(), which compares with the next one."
             )
 
-    def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """The labels that count."""
-        return counted_labels(batch)
-
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `labels`."""
-        logits, labels = step.student.logits, step.column("labels", "Labels()")
+        logits, labels = step.student.logits, step.labels_in_place("Labels()")
         answers = answers_of(step, logits, self._decided or self.answers, "Labels()")
         if self.smoothing and answers != "classes":
             raise DistillError(
                 f"Labels(smoothing={self.smoothing}) shares a part of the label among classes, and these answers are "
                 f"{answers!r}; use Labels()."
             )
-        if answers == "values":
+        counts = labels != -100
+        if answers == "values" and not step.labels_tokens:
             return {"labels": step.mean(mean_squared_error(logits, labels))}
-        if not bool((labels != -100).any()):
-            return {"labels": logits.sum() * 0}
+        if not bool(counts.any()):
+            return {"labels": nothing(logits)}
+        if answers == "values":
+            return {"labels": step.mean(mean_squared_error(logits[counts], labels[counts]), LABELS)}
         if answers == "labels":
             wanted = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
-            return {"labels": step.mean(binary_cross_entropy(logits, wanted), "labels")}
-        return {"labels": step.mean(cross_entropy(logits, labels, self.smoothing), "labels")}
+            return {"labels": step.mean(binary_cross_entropy(logits, wanted), LABELS)}
+        return {"labels": step.mean(cross_entropy(logits, labels, self.smoothing), LABELS)}
 
     def extra_repr(self) -> str:
         """For printing."""
         shown: list[Any] = [f"smoothing={self.smoothing}"] if self.smoothing else []
         return ", ".join(shown + ([f"answers={self.answers!r}"] if self.answers else []))
-
-
-def counted_labels(batch: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many labels of a batch count."""
-    return {"labels": int((batch["labels"] != -100).sum())} if "labels" in batch else {}
 
 
 def _refuse_unlabelled(step: Step, asked: str) -> None:

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.inputs import mask_of
+from distill.loss_masks import IGNORED, Tokens, answer_labels, checked_tokens
 from distill.losses import Divergence, forward_kl
-from distill.objectives.objective import About, Objective, Step
-from distill.token_alignment import TokenAlignment, span_kd
+from distill.objectives.objective import About, Objective, Step, nothing
+from distill.token_alignment import Spans, TokenAlignment, span_kd
 from distill.weights import named
 
 
@@ -15,7 +17,8 @@ class SpanKD(Objective):
     """Knowledge distillation between two tokenizers, where both have read the same text. Term `span_kd`.
 
     The data are `alignment.rows(texts)`. For one tokenizer on both sides it is `KD` over the tokens that are not
-    special.
+    special. Where the data has labels of the student's tokens, positions whose answer has the label −100 are left out;
+    by prefix the answer at a token has the label of the next one.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2, at positions paired by text, as Boizard et al. 2024
     (arXiv:2402.12030) and Minixhofer et al. 2025 (arXiv:2503.20083) do in other ways.
@@ -26,6 +29,7 @@ class SpanKD(Objective):
         by: "prefix" for causal language models, "token" for masked ones: see `TokenAlignment.spans`.
         scale_t2: multiply by temperature².
         divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` of `distill.losses`, or a function like them.
+        tokens: `"labelled"` as above; `"all"` compares wherever positions are paired.
     """
 
     about = About(
@@ -42,6 +46,7 @@ class SpanKD(Objective):
         by: str = "prefix",
         scale_t2: bool = True,
         divergence: Divergence = forward_kl,
+        tokens: Tokens = "labelled",
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -52,10 +57,11 @@ class SpanKD(Objective):
             raise DistillError(f"SpanKD(by={by!r}) does not pair tokens; use by='prefix' or by='token'.")
         self.alignment, self.temperature, self.by = alignment, temperature, by
         self.scale_t2, self.divergence = scale_t2, divergence
+        self.tokens = checked_tokens(tokens, "SpanKD")
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """How many positions are paired."""
-        return {"spans": len(self.alignment.found(batch, self.by).rows)}
+        """How many positions are paired and count."""
+        return {"spans": len(self._counted(batch, self.alignment.found(batch, self.by)).rows)}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `span_kd`."""
@@ -67,11 +73,14 @@ class SpanKD(Objective):
                     f"{list(logits.shape)}; for classifiers use KD()."
                 )
         if step.moment.shares.get("spans") == 0:  # of the parts of this step, others have pairs
-            return {"span_kd": 0 * student.sum()}
+            return {"span_kd": nothing(student)}
+        spans = self._counted(step.batch, self.alignment.spans(step.batch, self.by))
+        if not len(spans.rows):
+            return {"span_kd": nothing(student)}
         loss = span_kd(
             student,
             teacher,
-            self.alignment.spans(step.batch, self.by),
+            spans,
             self.alignment.shared,
             self.temperature,
             scale_t2=self.scale_t2,
@@ -82,4 +91,15 @@ class SpanKD(Objective):
     def extra_repr(self) -> str:
         """For printing."""
         settings = f"temperature={self.temperature}, by={self.by!r}, scale_t2={self.scale_t2}"
-        return f"{settings}, divergence={named(self.divergence)}"
+        shown = ", tokens='all'" if self.tokens == "all" else ""
+        return f"{settings}, divergence={named(self.divergence)}{shown}"
+
+    def _counted(self, batch: Mapping[str, Tensor], spans: Spans) -> Spans:
+        """The pairs of positions whose answer counts."""
+        labels = batch.get("labels")
+        if self.tokens == "all" or labels is None or labels.shape != batch["ends"].shape:
+            return spans
+        found = answer_labels(batch, "next" if self.by == "prefix" else "here", mask_of(batch))
+        assert found is not None
+        kept = (found != IGNORED)[spans.rows, spans.student]
+        return Spans(*(each[kept] for each in spans))

@@ -45,6 +45,15 @@ def written(rows: int = 12) -> Rows:
     return Rows({**plain.table, "labels": list(others)})
 
 
+def prompts(rows: int = 12) -> Rows:
+    """Text of which the first half has no label; of two rows nothing has."""
+    plain = text(rows, labels=False)
+    labels = [ids.clone() for ids in plain.table["input_ids"]]
+    for number, each in enumerate(labels):
+        each[: len(each) if number in (2, 7) else len(each) // 2] = -100
+    return Rows({**plain.table, "labels": labels})
+
+
 LAYERS = {Location(1): Location(0), Location(3): Location(1)}
 MAPS = {Location(module="conv1"): Location(module="conv1")}
 CASES = {
@@ -59,6 +68,12 @@ CASES = {
     "mlm": (masked_lm, lambda: text(12, labels=False), lambda: MaskedLM(Words())),
     "mlm, labels": (masked_lm, token_labels, MaskedLM),
     "clm": (gpt2_lm, lambda: text(12, labels=False), CausalLM),
+    "kd, prompts": (gpt2_lm, prompts, KD),
+    "dkd, prompts": (gpt2_lm, prompts, lambda: DKD(warmup=0)),
+    "cosine, prompts": (gpt2_lm, prompts, Cosine),
+    "pkd, tokens": (masked_lm, token_labels, lambda: PKD(LAYERS)),
+    "tinybert, tokens": (masked_lm, token_labels, TinyBERT),
+    "at, prompts": (gpt2_lm, prompts, lambda: AT({Location(1, "attention_pattern"): Location(0, "attention_pattern")})),
     "cosine": (bert, lambda: text(12), Cosine),
     "pkd": (bert, lambda: text(12), lambda: PKD(LAYERS)),
     "hint": (bert, lambda: text(12), lambda: FitNets(LAYERS)),
@@ -158,7 +173,8 @@ def test_shares_by_hand():
 def test_a_process_without_rows_counts_for_nothing():
     batch = {"inputs": torch.zeros(1, 6)}
     ((_, moment),) = parts_of(batch, Moment(), torch.nn.ModuleList(), mlp(), Several(), parts=1, empty=True)
-    assert moment.shares == {"examples": 0.0, "tokens": 0.0, "source tokens": 0.0}
+    assert {"examples", "tokens", "all tokens", "source tokens"} <= moment.shares.keys()
+    assert set(moment.shares.values()) == {0.0}
 
 
 class Several:

@@ -113,6 +113,15 @@ class TestNetworks:
         assert torch.equal(many.inputs[kept], few.inputs[kept])
         assert not (few.inputs == many.inputs).flatten(1).all(1)[~kept].any()
 
+    def test_a_move_ends_in_a_third_class_or_at_the_drawn_one(self):
+        teacher, x = network(), images()
+        labels = teacher(x).argmax(1)
+        any_class, drawn = (self.attack(teacher, x, labels, steps=50, stop=stop) for stop in ("label", "target"))
+        assert torch.equal(any_class.crossed, teacher(any_class.inputs).argmax(1) != labels)
+        earlier = (any_class.inputs - x).flatten(1).norm(dim=1) < (drawn.inputs - x).flatten(1).norm(dim=1)
+        assert 0 < earlier.sum() < 64
+        assert torch.equal(any_class.inputs[~earlier], drawn.inputs[~earlier])
+
     def test_the_teacher_is_left_as_it_was(self):
         teacher, x = network(), images().requires_grad_()
         before = x.detach().clone()
@@ -208,6 +217,7 @@ class TestMostDifferent:
         (line, torch.zeros(2, 2).double(), [0], {}, r"logits \(2, 2\), labels \(1,\)"),
         (line, torch.zeros(2, 2).double(), [0, 0], dict(lr=0.0), r"lr=0.0, eps=0.0001; the paper's are"),
         (line, torch.zeros(2, 2).double(), [0, 0], dict(eps=-1.0), r"lr=0.3, eps=-1.0"),
+        (line, torch.zeros(2, 2).double(), [0, 0], dict(stop="k"), r"stop='k'\) does not exist; use stop='label'"),
         (lambda x: x.sum(1), torch.zeros(2, 2), [0, 0], {}, r"inputs \(2, 2\) give \(2,\)"),
         (lambda x: x, torch.zeros(2, 1), [0, 0], {}, r"inputs \(2, 1\) give \(2, 1\)"),
     ],

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses import contrast, invariance, nce
+from distill.losses import contrast, invariance, nce, reverse_kl
 from tests.distill.losses.pairs import gradient, pair
 
 
@@ -115,3 +115,16 @@ class TestNCE:
             nce(torch.ones(2, 1), torch.ones(2, 0), 100)
         with pytest.raises(DistillError, match=r"n_data=0; give len\(data\)"):
             nce(torch.ones(2, 1), torch.ones(2, 3), 0)
+
+
+def test_the_direction_of_the_invariance_is_that_of_the_published_code():
+    """kl_div(log P₁, P₂) = KL(P₂ ‖ P₁); P₁ over the teachers of a student, P₂ over the students of a teacher."""
+    draw = torch.Generator().manual_seed(0)
+    student, teacher = (functional.normalize(torch.randn(5, 4, generator=draw), dim=1) for _ in range(2))
+    logits = 3 * student @ teacher.T
+    rows, columns = logits.log_softmax(1), logits.softmax(0).T
+    published = functional.kl_div(rows, columns, reduction="batchmean")
+    torch.testing.assert_close(invariance(student, teacher, 3.0), published)
+    other = functional.kl_div(columns.log(), rows.exp(), reduction="batchmean")
+    torch.testing.assert_close(invariance(student, teacher, 3.0, divergence=reverse_kl), other)
+    assert not torch.isclose(published, other)

@@ -75,7 +75,7 @@ def test_a_narrow_student_learns_with_its_maps():
         records.append(list(steps(teacher, student, data=text(12), objective=objective, schedule=SHORT)))
         assert all(m.weight.shape == (16, 8) for m in objective.maps.values())
     assert records[0] == records[1]
-    assert len(objective.maps) == 3
+    assert len(objective.maps) == 2  # of the embeddings, and of all layers
     before = weights(objective.maps)
     again = list(steps(teacher, spread(bert(2, width=8), 1), data=text(12), objective=objective, schedule=SHORT))
     assert again == records[0]  # a used objective starts anew
@@ -146,3 +146,43 @@ def test_a_copy_of_the_teacher_has_only_words_to_learn():
     assert found["distilbert_kd"].item() == 0
     assert found["distilbert_cosine"].item() == pytest.approx(0, abs=1e-6)
     assert found["distilbert_mlm"].item() > 1
+
+
+def test_one_map_for_all_layers():
+    """As in the paper: Σ over layers of MSE(W h_s, h_t), and another map for the embeddings."""
+    teacher, student = spread(bert(4)), spread(bert(2, width=8), 1)
+    batch = text(5).batch(range(5))
+    objective = TinyBERT(stage=1)
+    found = terms(teacher, student, objective, batch)["tinybert_hidden"]
+    embeddings, layers = objective.maps.values()
+    assert sum(p.numel() for p in objective.parameters()) == 2 * (8 * 16 + 16)
+    states = [m(**inputs_of(m, batch), output_hidden_states=True).hidden_states for m in (teacher, student)]
+    real = batch["attention_mask"].bool()
+    expected = sum(
+        functional.mse_loss(w(states[1][below])[real], states[0][above][real])
+        for w, above, below in ((embeddings, 0, 0), (layers, 2, 1), (layers, 4, 2))
+    )
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    each = TinyBERT(stage=1, maps="each")
+    terms(teacher, student, each, batch)
+    assert len(each.maps) == 3
+    assert "maps='each'" in repr(each)
+    with pytest.raises(DistillError, match=r"TinyBERT\(maps='one'\) does not exist; use 'shared'"):
+        TinyBERT(maps="one")
+
+
+def test_layers_of_several_widths_have_a_map_each():
+    class Widening(torch.nn.Module):
+        def __init__(self, *widths):
+            super().__init__()
+            self.embed = torch.nn.Embedding(40, widths[0])
+            self.layers = torch.nn.ModuleList([torch.nn.Linear(widths[0], each) for each in widths])
+
+        def forward(self, input_ids):
+            return torch.cat([layer(self.embed(input_ids)) for layer in self.layers], -1)
+
+    batch = {"input_ids": torch.randint(40, (3, 5))}
+    chosen = {Location(module=f"layers.{i}"): Location(module=f"layers.{i}") for i in range(2)}
+    objective = TinyBERT(stage=1, layers=chosen)
+    with pytest.raises(DistillError, match=r"maps all layers by one matrix.*\(4, 8\) at .*\(6, 12\) at .*maps='each'"):
+        terms(Widening(8, 12), Widening(4, 6), objective, batch, rows=3)

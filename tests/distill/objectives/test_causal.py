@@ -279,7 +279,8 @@ def test_blocks_run_once_and_those_above_the_write_twice(model, source, above, b
     teacher, student = couple(model)
     calls = [counted(each, STACKS[model]) for each in (teacher, student)]
     mapping = {tuple(Location(layer) for layer in above): Location(below)}
-    terms = terms_of(teacher, student, mapping, [KD(), SOURCES[source](match=[KD(), Cosine()])], batch_of(model))
+    match = [KD(), Cosine(Location(-1))]
+    terms = terms_of(teacher, student, mapping, [KD(), SOURCES[source](match=match)], batch_of(model))
     sum(terms.values()).backward()
     for count, layers, lowest in zip(calls, (4, 2), (min(above), below), strict=True):
         assert count == {layer: 1 + (layer > lowest) for layer in range(layers)}

@@ -282,13 +282,14 @@ def test_weights_and_learning_rates(make):
 def test_features_are_the_mean_over_real_tokens():
     model, data, at = spread(gpt2(2)), text(6), Location(module="score", io="input")
     batch = data.batch(range(6))
-    found = pooled(run(model, inputs_of(model, batch), [at]), at, batch)
+    mask = batch["attention_mask"]
+    found = pooled(run(model, inputs_of(model, batch), [at]), at, mask)
     for i in range(6):
         alone = data.batch([i])
         states = run(model, inputs_of(model, alone), [at]).activations[at]
         assert torch.allclose(found[i], states[0].mean(0), atol=1e-5)
     heads = Location(1, "attention_heads")
-    assert pooled(run(model, inputs_of(model, batch), [heads]), heads, batch).shape == (6, 16)
+    assert pooled(run(model, inputs_of(model, batch), [heads]), heads, mask).shape == (6, 16)
 
 
 PLACES = {

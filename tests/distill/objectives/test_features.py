@@ -9,7 +9,7 @@ from distill.losses import attention_transfer
 from distill.mapping import pairs_of
 from distill.tasks import Rows
 from interventions import Location, run
-from tests.distill.models import CNN, LSTM, bert, gpt2, images, mlp, spread, text, vectors, vit
+from tests.distill.models import CNN, LSTM, bert, gpt2, images, llama, mlp, spread, t5, text, vectors, vit
 
 SHORT = Schedule(steps=2, batch_size=6)
 
@@ -276,3 +276,22 @@ def test_features_under_autocast(objective):
         (value,) = prepared(teacher, student, objective(), batch, mapping)(batch, torch.Generator()).values()
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(exact, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, llama, t5])
+def test_cosine_is_of_the_last_hidden_states(make):
+    """What transformers returns last: behind the final norm where there is one."""
+    teacher, student = spread(make(3)), spread(make(2), 1)
+    batch = text(4, labels=False).batch(range(4))
+    if make is t5:
+        batch |= {"decoder_input_ids": batch["input_ids"], "decoder_attention_mask": batch["attention_mask"]}
+    computation = Computation(teacher, student, (), [Cosine()])
+    computation.prepare(batch, torch.Generator(), Rows(dict(batch)))
+    name = "decoder_hidden_states" if make is t5 else "hidden_states"
+    with torch.no_grad():
+        last = [m(**inputs_of(m, batch), output_hidden_states=True)[name][-1] for m in (teacher, student)]
+    real = batch["attention_mask"].bool()
+    expected = (1 - functional.cosine_similarity(*last, dim=-1))[real].mean().item()
+    assert computation(batch, torch.Generator())["cosine"].item() == pytest.approx(expected, rel=1e-5)
+    before = Computation(teacher, student, (), [Cosine(Location(-1))])(batch, torch.Generator())["cosine"].item()
+    assert (before == pytest.approx(expected, rel=1e-5)) == (make is bert)
