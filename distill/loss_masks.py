@@ -8,7 +8,7 @@ models have the labels of their answers at their own places. Where no token has 
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Shaped
@@ -17,7 +17,7 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.inputs import answer_mask, innermost, mask_of, writes_labels
 
-Tokens = Literal["labelled", "all"]
+CHOICES = ("labelled", "all")
 """Which tokens count: those whose answer has a label that is not −100, or all that are no padding."""
 LabelPlace = Literal["none", "here", "next"]
 """Where the label of the answer at a token stands: there, at the next token, or nowhere: labels are of examples."""
@@ -33,14 +33,14 @@ LOOKED_AT = 256
 """Rows by which is decided where labels stand."""
 
 
-def checked_tokens(tokens: Any, asked: str) -> Tokens:
+def checked_tokens(tokens: Any, asked: str) -> str:
     """`tokens` if it is a choice of tokens; `asked` is who was given it."""
-    if tokens not in ("labelled", "all"):
+    if tokens not in CHOICES:
         raise DistillError(
             f"{asked}(tokens={tokens!r}) does not exist; use 'labelled' (those whose label is not -100, where tokens "
             "have labels) or 'all' (all that are no padding)."
         )
-    return cast(Tokens, tokens)
+    return str(tokens)
 
 
 def label_place(

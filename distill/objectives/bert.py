@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.loss_masks import Tokens, checked_tokens
+from distill.loss_masks import checked_tokens
 from distill.losses import hint, soft_cross_entropy
 from distill.losses.common import widened
 from distill.mapping import Pair, depth
@@ -44,7 +44,7 @@ class DistilBERT(Objective):
         "Sanh et al. 2019, arXiv:1910.01108",
     )
 
-    def __init__(self, tokenizer: Any = None, *, temperature: float = 2.0, tokens: Tokens = "all") -> None:
+    def __init__(self, tokenizer: Any = None, *, temperature: float = 2.0, tokens: str = "all") -> None:
         super().__init__()
         masked = MaskedLM(tokenizer)
         tokens = checked_tokens(tokens, "DistilBERT")
@@ -109,7 +109,7 @@ class TinyBERT(Objective):
         temperature: float = 1.0,
         lr: float | None = None,
         maps: str = "shared",
-        tokens: Tokens = "labelled",
+        tokens: str = "labelled",
     ) -> None:
         super().__init__()
         if maps not in MAPS:

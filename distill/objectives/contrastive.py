@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from distill.asking import refuse_elsewhere
 from distill.errors import DistillError
-from distill.loss_masks import Tokens, checked_tokens
+from distill.loss_masks import checked_tokens
 from distill.losses import Divergence, contrast, forward_kl, invariance, nce
 from distill.losses.common import widened
 from distill.mapping import Pair
@@ -67,7 +67,7 @@ class CRD(Objective):
         *,
         at: Places | None = None,
         lr: float | None = None,
-        tokens: Tokens = "labelled",
+        tokens: str = "labelled",
     ) -> None:
         super().__init__()
         if negatives < 1 or not temperature >= COLDEST or not 0 <= momentum < 1:
@@ -180,7 +180,7 @@ class ICD(Objective):
         at: Places | None = None,
         lr: float | None = None,
         divergence: Divergence = forward_kl,
-        tokens: Tokens = "labelled",
+        tokens: str = "labelled",
     ) -> None:
         super().__init__()
         self.embedded, self.lr = Embedded(width, at, checked_tokens(tokens, "ICD")), lr
@@ -225,7 +225,7 @@ class Embedded(nn.Module):
     The rows are those of the batch that have a token that counts; all where features are of examples.
     """
 
-    def __init__(self, width: int, at: Places | None, tokens: Tokens = "labelled") -> None:
+    def __init__(self, width: int, at: Places | None, tokens: str = "labelled") -> None:
         super().__init__()
         if width < 1:
             raise DistillError(f"features of width={width} cannot be compared; the papers' is width=128.")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.inputs import answer_mask, students
-from distill.loss_masks import Tokens, checked_tokens
+from distill.loss_masks import checked_tokens
 from distill.losses import sobolev_terms
 from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
@@ -46,7 +46,7 @@ class Sobolev(Objective):
     compares_runs = False
 
     def __init__(
-        self, order: int = 1, projections: int | None = 1, *, at: Places | None = None, tokens: Tokens = "labelled"
+        self, order: int = 1, projections: int | None = 1, *, at: Places | None = None, tokens: str = "labelled"
     ) -> None:
         super().__init__()
         if order not in (1, 2) or (projections is not None and projections < 1):
@@ -94,7 +94,7 @@ class Sobolev(Objective):
         return ("sobolev_value", "sobolev_1", "sobolev_2")[: self.order + 1]
 
 
-def _drawn_token(step: Step, tokens: Tokens = "labelled") -> Int[Tensor, " batch"]:
+def _drawn_token(step: Step, tokens: str = "labelled") -> Int[Tensor, " batch"]:
     """The position of one token of each example, each that counts alike."""
     logits = step.taught.logits
     mask = step.mask(logits, tokens=tokens)

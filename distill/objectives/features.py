@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.loss_masks import SOURCE, Tokens, checked_tokens
+from distill.loss_masks import SOURCE, checked_tokens
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.mapping import Pair, depth
 from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing
@@ -33,7 +33,7 @@ class Cosine(Objective):
 
     about = About(("cosine",), "1 − cos(h_s, h_t), mean over labelled tokens", "Sanh et al. 2019, arXiv:1910.01108")
 
-    def __init__(self, at: Location | None = None, *, tokens: Tokens = "labelled") -> None:
+    def __init__(self, at: Location | None = None, *, tokens: str = "labelled") -> None:
         super().__init__()
         self.at, self.tokens = at, checked_tokens(tokens, "Cosine")
         self._places = None if at is None else (at, at)
@@ -78,7 +78,7 @@ class PKD(Objective):
         "Sun et al. 2019, arXiv:1908.09355",
     )
 
-    def __init__(self, layers: Layers | None = None, *, tokens: Tokens = "labelled") -> None:
+    def __init__(self, layers: Layers | None = None, *, tokens: str = "labelled") -> None:
         super().__init__()
         self.layers, self.tokens = layers, checked_tokens(tokens, "PKD")
 
@@ -143,7 +143,7 @@ class FitNets(Objective):
         *,
         lr: float | None = None,
         regressors: Mapping[Location, nn.Module] | None = None,
-        tokens: Tokens = "labelled",
+        tokens: str = "labelled",
     ) -> None:
         super().__init__()
         self.layers, self.lr, self.tokens = layers, lr, checked_tokens(tokens, "FitNets")
@@ -216,7 +216,7 @@ class AT(Objective):
         "Zagoruyko, Komodakis 2016, arXiv:1612.03928",
     )
 
-    def __init__(self, layers: Layers | None = None, *, tokens: Tokens = "labelled") -> None:
+    def __init__(self, layers: Layers | None = None, *, tokens: str = "labelled") -> None:
         super().__init__()
         refuse_nowhere(layers, "AT")
         self.layers, self.tokens = layers, checked_tokens(tokens, "AT")
@@ -347,11 +347,11 @@ def _key(at: Location) -> str:
     return str(at).replace(".", "_")
 
 
-def _told(tokens: Tokens) -> list[str]:
+def _told(tokens: str) -> list[str]:
     return ["tokens='all'"] if tokens == "all" else []
 
 
-def _pairs_of_tokens(step: Step, at: Location, maps: Tensor, tokens: Tokens) -> tuple[Tensor | None, Tensor | None]:
+def _pairs_of_tokens(step: Step, at: Location, maps: Tensor, tokens: str) -> tuple[Tensor | None, Tensor | None]:
     """For attention patterns, which queries count, and which pairs of query and key, `[batch, query, key]`."""
     if "attention_pattern" not in (at.site, at.io):
         return None, None

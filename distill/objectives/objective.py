@@ -19,7 +19,6 @@ from distill.loss_masks import (
     SOURCE,
     TOKENS,
     LabelPlace,
-    Tokens,
     answer_labels,
     answers_by_decoder,
     examples_with,
@@ -150,7 +149,7 @@ class Step:
             )
         return self.batch[name]
 
-    def mask(self, states: Tensor, at: Location | None = None, tokens: Tokens = "labelled") -> Tensor | None:
+    def mask(self, states: Tensor, at: Location | None = None, tokens: str = "labelled") -> Tensor | None:
         """For states of tokens, `[batch, token, …]`: which positions count. None for one an example, or where all do.
 
         Padding never counts, nor does, where tokens have labels, one whose answer has the label −100: of a causal
@@ -168,7 +167,7 @@ class Step:
         keys = replace(at, site="key") if at.module is None else replace(at, io="key")
         return _fitting(self._masks[self._kind(self.network, keys, "all")], states)
 
-    def mask_of_teacher(self, states: Tensor, at: Location, tokens: Tokens = "labelled") -> Tensor | None:
+    def mask_of_teacher(self, states: Tensor, at: Location, tokens: str = "labelled") -> Tensor | None:
         """As `mask`, of what the teacher has at a place; where it reads tokens of its own they have no labels."""
         model = self.taught.model
         masks = self._masks
@@ -220,7 +219,7 @@ class Step:
     def _masks(self) -> Mapping[str, Tensor | None]:
         return loss_masks(self.network, self.batch, self._label_place)
 
-    def _kind(self, model: nn.Module, at: Location | None, tokens: Tokens) -> str:
+    def _kind(self, model: nn.Module, at: Location | None, tokens: str) -> str:
         """Which mask holds at a place of a model."""
         encoder = at is not None and answers_by_decoder(self.network, self.batch)
         if at is not None and encoder and not architecture(model).place(at).mask.startswith("decoder"):

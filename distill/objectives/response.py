@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.inputs import TEACHERS, inputs_of
-from distill.loss_masks import LABELS, TOKENS, Tokens, checked_tokens
+from distill.loss_masks import LABELS, TOKENS, checked_tokens
 from distill.losses import (
     Divergence,
     LogitNoise,
@@ -69,7 +69,7 @@ class KD(Objective):
         answers: Any = None,
         teacher_noise: LogitNoise | None = None,
         student_noise: LogitNoise | None = None,
-        tokens: Tokens = "labelled",
+        tokens: str = "labelled",
     ) -> None:
         super().__init__()
         if not temperature > 0:

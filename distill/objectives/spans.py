@@ -6,7 +6,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.inputs import mask_of
-from distill.loss_masks import IGNORED, Tokens, answer_labels, checked_tokens
+from distill.loss_masks import IGNORED, answer_labels, checked_tokens
 from distill.losses import Divergence, forward_kl
 from distill.objectives.objective import About, Objective, Step, nothing
 from distill.token_alignment import Spans, TokenAlignment, span_kd
@@ -46,7 +46,7 @@ class SpanKD(Objective):
         by: str = "prefix",
         scale_t2: bool = True,
         divergence: Divergence = forward_kl,
-        tokens: Tokens = "labelled",
+        tokens: str = "labelled",
     ) -> None:
         super().__init__()
         if not temperature > 0:

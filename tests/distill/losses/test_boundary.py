@@ -114,9 +114,10 @@ class TestNetworks:
         assert not (few.inputs == many.inputs).flatten(1).all(1)[~kept].any()
 
     def test_a_move_ends_in_a_third_class_or_at_the_drawn_one(self):
-        teacher, x = network(), images()
+        teacher, x = network(10), images()
         labels = teacher(x).argmax(1)
-        any_class, drawn = (self.attack(teacher, x, labels, steps=50, stop=stop) for stop in ("label", "target"))
+        settings = dict(steps=200, lr=0.05)
+        any_class, drawn = (self.attack(teacher, x, labels, stop=stop, **settings) for stop in ("label", "target"))
         assert torch.equal(any_class.crossed, teacher(any_class.inputs).argmax(1) != labels)
         earlier = (any_class.inputs - x).flatten(1).norm(dim=1) < (drawn.inputs - x).flatten(1).norm(dim=1)
         assert 0 < earlier.sum() < 64
