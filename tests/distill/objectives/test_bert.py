@@ -185,4 +185,4 @@ def test_layers_of_several_widths_have_a_map_each():
     chosen = {Location(module=f"layers.{i}"): Location(module=f"layers.{i}") for i in range(2)}
     objective = TinyBERT(stage=1, layers=chosen)
     with pytest.raises(DistillError, match=r"maps all layers by one matrix.*\(4, 8\) at .*\(6, 12\) at .*maps='each'"):
-        terms(Widening(8, 12), Widening(4, 6), objective, batch, rows=3)
+        terms(Widening(8, 12).eval(), Widening(4, 6).eval(), objective, batch, rows=3)
