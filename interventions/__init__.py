@@ -28,6 +28,7 @@ from interventions.metrics import (
     probability,
 )
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
+from interventions.origins import Stored
 from interventions.paths import path_patch
 from interventions.positions import Selection, select
 from interventions.requests import Handle
@@ -66,6 +67,7 @@ __all__ = [
     "Selection",
     "SparseCoder",
     "Stack",
+    "Stored",
     "Subspace",
     "Swap",
     "Zero",

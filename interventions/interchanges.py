@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from interventions.errors import InterventionError
 from interventions.hooks import Scope, Tap, acting, opened
 from interventions.locations import Location
 from interventions.operators import Operator
+from interventions.origins import Stored, origin_of, taken_for_inputs
 from interventions.positions import Positions
 from interventions.recordings import Recording, Replay, drawing
 from interventions.requests import Handle, check_fired, held_by, of_run, pairs_of, writes_of
@@ -44,9 +46,11 @@ def intervene(
     at: Where | None = None,
     *,
     op: Operator | None = None,
-    source: Inputs | Run | Mapping[Location, Inputs | Run] | None = None,
+    source: Inputs | Run | Stored | Mapping[Location, Inputs | Run | Stored] | None = None,
     positions: Positions | Mapping[Location, Positions] = None,
     source_positions: Positions | Mapping[Location, Positions] = None,
+    source_model: Any = None,
+    source_at: Location | str | Mapping[Location, Location] | None = None,
     steps: Steps | object = None,
     generator: torch.Generator | None = None,
     remote: bool | str = False,
@@ -57,10 +61,14 @@ def intervene(
     Args:
         at: a Location, or {Location: operator}; or give the fields of one location as keywords: `layer=3`.
         op: the operator, where `at` does not hold it. `Swap()` if a source is given.
-        source: inputs or a Run that operators such as Swap take from, or {Location: inputs or Run}.
+        source: inputs, a Run or Stored activations that operators such as Swap take from, or {Location: one of these}.
         positions: which tokens to write, counted over real tokens (see `interventions.positions`); None is all of
             them. Or {Location: positions}.
         source_positions: which tokens of the source to take, as many; None is those of `positions`.
+        source_model: another model that the source is run on, or is a Run of: cross-model patching, where the vectors
+            are of one width. None is `model`, and a Run of another one is refused.
+        source_at: {location written: location of the source that is read}, or one location for all; what is not named
+            is read where it is written.
         steps: which steps of a generation: 0 is the prompt, k the k-th generated token; a number, several, or a slice.
             None is all of them. Positions then count over the sequence so far: −1 is each new token.
         generator: for operators that draw; None is torch's default generator, as dropout uses.
@@ -72,16 +80,31 @@ def intervene(
     Raises:
         InterventionError: a place that does not exist, never ran, or does not fit its source.
 
-    Blocks nest: of two that write one place, the outer one writes first.
+    Blocks nest: of two that write one place, the outer one writes first. A source given as inputs runs when its block
+    is opened, under the writes of the blocks around it, as any other call of the model there. For the model as it is,
+    run it outside of all blocks, and give the Run, as the second source here:
+
+    >>> from interventions import Zero, run
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Identity(), torch.nn.Identity())
+    >>> _ = net[0].weight.data.copy_(torch.eye(2))
+    >>> base, source = torch.zeros(1, 2), torch.ones(1, 2)
+    >>> alone = run(net, source)
+    >>> for given in (source, alone):
+    ...     with intervene(net, module="0", op=Zero()), intervene(net, module="2", source=given):
+    ...         print(net(base).tolist())
+    [[0.0, 0.0]]
+    [[1.0, 1.0]]
     """
     found = architecture(model)
     pairs, where = pairs_of(at, op, source, location), (positions, source_positions, parse_steps(steps))
+    origin = origin_of(model, source, source_model, source_at, pairs)
     if (elsewhere := traced(model, remote)) is not None:
         with elsewhere.intervene(model, pairs, source, where, generator, remote=remote) as handle:
             yield handle
         return
     model = module_of(model)
-    writes = writes_of(found, pairs, source, where, generator, listen=partial(_listen, model))
+    listen = partial(_listen, model if origin is None else origin.model)
+    writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
     scope = Scope(model, [_tap(write, write) for write in writes], generator=generator)
     with opened(scope):
         yield Handle(tuple(writes))
@@ -91,12 +114,14 @@ def intervene(
 def interchange(
     model: Model,
     base: Inputs | Run,
-    source: Inputs | Run | Mapping[Location, Inputs | Run] | None,
+    source: Inputs | Run | Stored | Mapping[Location, Inputs | Run | Stored] | None,
     at: Where,
     *,
     op: Operator | None = None,
     positions: Positions | Mapping[Location, Positions] = None,
     source_positions: Positions | Mapping[Location, Positions] = None,
+    source_model: Any = None,
+    source_at: Location | str | Mapping[Location, Location] | None = None,
     generator: torch.Generator | None = None,
     record: Where = (),
     resume: bool = True,
@@ -112,7 +137,7 @@ def interchange(
             each distinct source, which stops after the last location read.
         at: a Location, several, or {Location: operator}.
         op: the operator, `Swap()` by default.
-        positions, source_positions, generator: as in `intervene`.
+        positions, source_positions, source_model, source_at, generator: as in `intervene`.
         record: locations to keep of the counterfactual run, after the writes.
         resume: False runs every block again. So does a base run that cannot be taken up: made under other hooks or
             other open blocks, or changed in place since. So do models of nnsight, which have every forward.
@@ -125,16 +150,17 @@ def interchange(
     Source: Geiger et al. 2021 (arXiv:2106.02997), section 2.
     """
     pairs = pairs_of(at, op, source, {})
+    origin = origin_of(model, source, source_model, source_at, pairs)
     if isinstance(base, Run):
         _check_base(base, model)
     if (elsewhere := traced(model, remote)) is not None:
-        where, kept = (positions, source_positions), locations_of(record)
+        asked, kept = (positions, source_positions), locations_of(record)
         return elsewhere.interchange(
-            model, base, source, pairs, where, generator=generator, record=kept, keep=keep, remote=remote
+            model, base, source, pairs, asked, generator=generator, record=kept, keep=keep, remote=remote
         )
     model, found = module_of(model), architecture(model)
-    listen = partial(_listen, model)
-    writes = writes_of(found, pairs, source, (positions, source_positions, None), generator, listen=listen)
+    listen, where = partial(_listen, model if origin is None else origin.model), (positions, source_positions, None)
+    writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
     recording = None
     if isinstance(base, Run) and resume:
         recording = _resumable(base)
@@ -173,7 +199,8 @@ def _listen(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]
     if isinstance(given, Run):
         return of_run(given, model, places)
     check_inputs(given)
-    return held_by(read(model, given, list(places)), arguments_of(model, given), places)
+    with taken_for_inputs(given, model):
+        return held_by(read(model, given, list(places)), arguments_of(model, given), places)
 
 
 def _tap(write: Write, function: Callable[[Tensor, Scope], Tensor | None]) -> Tap:

@@ -14,6 +14,7 @@ from interventions.errors import InterventionError
 from interventions.interchanges import interchange
 from interventions.locations import Location
 from interventions.operators import Operator
+from interventions.origins import Origin
 from interventions.recordings import mapped
 from interventions.runs import Run, rows_of, run
 
@@ -28,6 +29,7 @@ class Passes:
     Attributes:
         most: how many.
         measure: what is kept of the output of each.
+        origin: where sources are read; None is where they are written.
     """
 
     base: Run
@@ -36,6 +38,7 @@ class Passes:
     generator: torch.Generator | None
     most: int
     measure: Callable[[Any], Any]
+    origin: Origin | None = None
     _repeated: dict[int, Run] = field(default_factory=dict)
 
     def __call__(
@@ -58,6 +61,8 @@ class Passes:
             {location: OneByOne.of(self.ops[location], cells, location) for location in locations},
             positions={location: positions_of(written(cells, location)) for location in locations},
             source_positions={location: positions_of(taken(cells, location)) for location in locations},
+            source_model=None if self.origin is None else self.origin.model,
+            source_at=None if self.origin is None else {at: self.origin.location(at) for at in locations},
             generator=self.generator,
         ).output
 

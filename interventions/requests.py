@@ -1,7 +1,7 @@
 """What is asked for, as writes: which operator at which place, on which tokens, with what of which source."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from types import FunctionType, MethodType
 from typing import Any
@@ -14,6 +14,7 @@ from interventions.calls import arguments_of, signature_of
 from interventions.errors import InterventionError
 from interventions.locations import Location, as_location
 from interventions.operators import Operator, Swap
+from interventions.origins import Origin, Stored
 from interventions.positions import Positions
 from interventions.runs import Activations, Inputs, Run, locations_of
 from interventions.steps import steps_text
@@ -138,12 +139,18 @@ def writes_of(
     generator: torch.Generator | None,
     *,
     listen: Listen,
+    origin: Origin | None = None,
 ) -> list[Write]:
-    """The writes at the locations of `pairs`; `where` holds positions, source positions and steps."""
+    """The writes at the locations of `pairs`; `where` holds positions, source positions and steps.
+
+    Args:
+        listen: hears the sources: of the model of `origin`, if there is one.
+        origin: where sources are read; None is where they are written.
+    """
     positions, source_positions, steps = where
     places = {location: found.place(location) for location in pairs}
     chosen, source_chosen = _of(positions, pairs), _of(source_positions, pairs)
-    sources = _sources(pairs, places, source, listen)
+    sources = _sources(pairs, places, source, listen, origin)
     return [
         Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator, steps)
         for at, op in pairs.items()
@@ -162,7 +169,7 @@ def _of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Posit
 
 
 def _sources(
-    pairs: dict[Location, Operator], places: dict[Location, Place], source: Any, listen: Listen
+    pairs: dict[Location, Operator], places: dict[Location, Place], source: Any, listen: Listen, origin: Origin | None
 ) -> dict[Location, Source]:
     """The states that the operators take from, one forward for each distinct source."""
     by_location = source if _is_by_location(source) else dict.fromkeys(pairs, source)
@@ -184,9 +191,19 @@ def _sources(
     result: dict[Location, Source] = {}
     for given in {id(by_location[location]): by_location[location] for location in needing}.values():
         mine = [location for location in needing if by_location[location] is given]
-        held = listen(given, {location.whole: places[location] for location in mine})
-        result |= {location: held[location.whole] for location in mine}
+        result |= _held(given, {location: places[location] for location in mine}, listen, origin)
     return result
+
+
+def _held(given: Any, places: dict[Location, Place], listen: Listen, origin: Origin | None) -> dict[Location, Source]:
+    """What one source has for each of the locations."""
+    reads = {at: at if origin is None else origin.location(at) for at in places}
+    there = places if origin is None else {at: origin.place(at) for at in places}
+    wanted = {read.whole: there[at] for at, read in reads.items()}
+    held = given.held(wanted) if isinstance(given, Stored) else listen(given, wanted)
+    if origin is None:
+        return {at: held[read.whole] for at, read in reads.items()}
+    return {at: replace(held[read.whole], location=read, place=there[at]) for at, read in reads.items()}
 
 
 def _is_by_location(source: object) -> bool:
@@ -202,7 +219,7 @@ def of_run(given: Run, model: Model, places: Mapping[Location, Place]) -> dict[L
     if given.model is not model:
         raise InterventionError(
             f"the source is a run of another model ({type(given.model).__name__}); run it on this one: run(model, "
-            "inputs)."
+            "inputs), or say that activations are taken from that one: source_model=other."
         )
     given.check_fresh()
     return held_by(given.activations, arguments_of(model, given.inputs), places)

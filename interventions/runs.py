@@ -241,7 +241,8 @@ def as_run(
         return run(model, given, at, resumable=resumable, remote=remote)
     if given.model is not model:
         raise InterventionError(
-            f"a run of another model ({type(given.model).__name__}) was given; run it on this one: run(model, inputs)."
+            f"a run of another model ({type(given.model).__name__}) was given; run it on this one: run(model, inputs), "
+            "or where it is a source, say that activations are taken from that one: source_model=other."
         )
     given.check_fresh()
     found, states, wanted = architecture(model), given.recording, locations_of(at)

@@ -18,6 +18,7 @@ from interventions.grids import Grid
 from interventions.locations import Location, as_location
 from interventions.metrics import Metric, Normalised, logits_of, name_of
 from interventions.operators import Operator, Swap
+from interventions.origins import Origin, Stored, origin_of, taken_for_inputs
 from interventions.passes import Passes, Summary, cells_a_pass, examples_in, shapes_of
 from interventions.positions import select
 from interventions.runs import Inputs, Run, as_run, check_eval, run, traced
@@ -27,12 +28,14 @@ from interventions.wrappers import Model, is_traced
 def sweep(
     model: Model,
     base: Inputs | Run,
-    source: Inputs | Run | None,
+    source: Inputs | Run | Stored | None,
     at: object,
     *,
     metric: Callable[[Any], Tensor],
     positions: object = "each",
     source_positions: object = None,
+    source_model: Any = None,
+    source_at: Location | str | Mapping[Location, Location] | None = None,
     op: Operator | Mapping[Location, Operator] | None = None,
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
@@ -57,6 +60,7 @@ def sweep(
             column count as NaN.
         source_positions: which tokens of the source to take: None is those of the column; an int for all columns, or
             a list with one entry for each column.
+        source_model, source_at: as in `intervene`: another model that the source is a run of, and where it is read.
         op: the operator, `Swap()` by default, or {Location: operator}, e.g. what `mean_of` gives. It sees one
             counterfactual at a time.
         batch_size: the most rows of one pass, at least those of the base, which is then one counterfactual a pass; by
@@ -83,16 +87,23 @@ def sweep(
     rows = _labelled(at)
     ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
     wholes = list(dict.fromkeys(location.whole for locations in rows.values() for location in locations))
+    origin = origin_of(model, source, source_model, source_at, ops)
+    there = model if origin is None else origin.model
+    if origin is not None:
+        check_eval(there)
+    read = wholes if origin is None else list(dict.fromkeys(origin.location(location).whole for location in ops))
     with torch.no_grad():
         before, first = _base_run(model, base, wholes, metric, remote)
-        given, last = _source_run(model, source, wholes, Summary(metric, shapes_of(before.output)), remote)
+        given, last = _source_run(there, source, read, Summary(metric, shapes_of(before.output)), remote)
         examples = examples_in(before)
         _check_sizes(ops, examples, given)
         _check_reads_real(metric, before)
         baseline = _checked(first, examples, "the base run")
-        columns, cells = _cells(list(rows.values()), positions, source_positions, base=before, source=given, ops=ops)
+        columns, cells = _cells(
+            list(rows.values()), positions, source_positions, base=before, source=given, ops=ops, origin=origin
+        )
         values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
-        passes = Passes(before, given, ops, generator, cells_a_pass(before, batch_size), metric)
+        passes = Passes(before, given, ops, generator, cells_a_pass(before, batch_size), metric, origin)
         elsewhere = traced(model, remote)
         measured = passes if elsewhere is None else partial(elsewhere.measured, passes, remote)
         for row, cell, value in measured(list(rows.values()), cells):
@@ -168,14 +179,20 @@ def _base_run(
 
 
 def _source_run(
-    model: Model, source: Inputs | Run | None, at: list[Location], summary: Summary, remote: bool | str
+    model: Model, source: Inputs | Run | Stored | None, at: list[Location], summary: Summary, remote: bool | str
 ) -> tuple[Run | None, Any]:
     """The source run, and what the metric says of it; None for an output of another shape."""
     if source is None:
         return None, None
     if is_traced(model) and not isinstance(source, Run):
         return _summed_up(model, source, at, summary, remote)
-    given = as_run(model, source, at, resumable=False, remote=remote)
+    if isinstance(source, Stored):
+        raise InterventionError(
+            "a sweep repeats the examples of its source, and Stored activations have no run; give inputs or a Run, or "
+            "write one place at a time: interchange(model, base, source=Stored(…), at=Location(3))."
+        )
+    with taken_for_inputs(source, model):
+        given = as_run(model, source, at, resumable=False, remote=remote)
     return given, summary.measure(given.output) if shapes_of(given.output) == summary.like else None
 
 
@@ -205,6 +222,7 @@ def _cells(
     base: Run,
     source: Run | None,
     ops: Mapping[Location, Operator],
+    origin: Origin | None,
 ) -> tuple[list[Column], list[list[Cell]]]:
     """The columns, and the cells of each row."""
     if source_positions is not None and source is None:
@@ -213,7 +231,8 @@ def _cells(
         columns = columns_of(None, source_positions, 0)
         return columns, [cells_of(columns, {}, None, aligned=True) for _ in rows]
     real = [{location: _real(base, location) for location in locations} for locations in rows]
-    given = [None if source is None else {location: _real(source, location) for location in row} for row in real]
+    reads = {at: at if origin is None else origin.location(at) for row in rows for at in row}
+    given = [None if source is None else {at: _real(source, reads[at]) for at in row} for row in real]
     longest = max(int(mask.sum(1).max()) for row in real for mask in row.values())
     columns = columns_of(positions, source_positions, longest)
     aligned = not all(getattr(op, "pools_source", False) for op in ops.values())

@@ -20,10 +20,16 @@ from interventions.steps import Span, chosen, everything, span_of
 
 @dataclass(eq=False)
 class Source:
-    """The states that a source run has at a place, call by call, and which of its tokens are real (None: all)."""
+    """The states that a source run has at a place, call by call, and which of its tokens are real (None: all).
+
+    Attributes:
+        location, place: where they were read; None is where they are written.
+    """
 
     states: list[Tensor]
     mask: Tensor | None = None
+    location: Location | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,20 +196,41 @@ class Write:
     def _source_part(self, vectors: Tensor, targets: Targets, axes: str, scope: Scope) -> Tensor | None:
         if self.source is None:
             return None
-        source = to_vectors(self._state(self.source, scope), axes)
+        state, place, read = self._state(self.source, scope), self.source.place, self.source.location
+        if read is not None and place is not None and read.heads is not None:
+            place.check_axes(state, read)
+        source = to_vectors(state, axes if place is None else place.axes_of(state))
         if source.dtype != vectors.dtype:
             raise InterventionError(
                 f"{self.location} is {vectors.dtype} in the base run and {source.dtype} in the source run; "
                 "run both under the same autocast and precision."
             )
         source = source.to(vectors.device)
+        if read is not None:  # what is taken need not be what is written of places of one width
+            vectors, source = _entries(vectors, self.location), _entries(source, read)
+            self._check_fits(vectors, source, read)
+            if read.subspace is not None:  # coordinates fit, of spaces that need not be as wide
+                vectors = vectors[..., :1].expand(*vectors.shape[:-1], source.shape[-1])
         if getattr(self.op, "pools_source", False):
             taken = self._pooled(source, self.source.mask)
         else:
             taken = self._aligned(vectors, source, targets, scope.call)
-        part = _part(taken, self.location)
+        part = _part(taken, self.location) if read is None else _coordinates(taken, read)
         self._check_numbers(part)
         return part
+
+    def _check_fits(self, vectors: Tensor, source: Tensor, read: Location) -> None:
+        """Raise for vectors of another shape than those that are written: of another model, or another place."""
+        mine, its = _coordinates(vectors, self.location).shape, _coordinates(source, read).shape
+        of_vector = 1 if vectors.ndim < 3 else 2
+        is_of_keys = self.place.io in ("attention_scores", "attention_pattern")  # as wide as the text is long
+        if len(mine) == len(its) and (is_of_keys or mine[of_vector:] == its[of_vector:]):
+            return
+        raise InterventionError(
+            f"{self.location} is {list(mine)} where it is written and {read} is {list(its)} where it "
+            f"is read, so the vectors do not fit; name parts of one size: dims=range(0, {min(mine[-1], its[-1])}) in "
+            "at= and in source_at={…: …}."
+        )
 
     def _aligned(self, vectors: Tensor, source: Tensor, targets: Targets, call: Call | None) -> Tensor:
         """The vectors of the source in the order of those that are written."""
@@ -359,7 +386,10 @@ def _at(vectors: Tensor, chosen_ones: Selection | None) -> Tensor:
 
 
 def _part(vectors: Tensor, location: Location) -> Tensor:
-    part = _entries(vectors, location)
+    return _coordinates(_entries(vectors, location), location)
+
+
+def _coordinates(part: Tensor, location: Location) -> Tensor:
     return part if location.subspace is None else location.subspace.coordinates(part)
 
 

@@ -18,7 +18,7 @@ THIS_FILE = "tests/test_layers.py"
 ORDER = {
     "interventions": """
         errors wrappers frames subspaces locations axes positions operators exceptions sites architectures
-        states calls attention hooks steps writes recordings plots metrics runs requests interchanges
+        states calls attention hooks steps writes origins recordings plots metrics runs requests interchanges
         averages descriptions cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
         errors networks losses inputs loss_masks precision ensembles specialists noisy graphs values domains
