@@ -94,6 +94,12 @@ class BoundlessRotation(SoftChoice):
     Wu et al. 2023 (arXiv:2305.08809, section 3): rotated dim j is replaced by the share σ((boundary · width − j) / τ),
     j counted from ½. Penalise `size` to find the smallest subspace that does.
 
+    The authors' code (pyvene 0.1.8, BoundlessRotatedSpaceIntervention) has another mask in the same space:
+    σ(j / τ) · σ((b · width − j) / τ), j counted from 0. Its second edge, at dim 0, never moves, so dim 0 is replaced by
+    one half at most however cold it is, and at the first temperature all dims by about a quarter, here by about a half.
+    There b is a number of its own, clamped to [0.001, 1], here a sigmoid; both start at one half. There is no hard mask
+    there in eval mode, and the caller sets τ between steps; here eval mode is 0 or 1, and `distill.align` anneals τ.
+
     Args:
         width: of the space; None: that of the first tensor seen.
         seed: of the first rotation.

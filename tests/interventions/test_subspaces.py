@@ -613,3 +613,19 @@ def test_the_modules_of_a_coder_are_part_of_it():
 def test_wrong_input_is_refused(make, message):
     with pytest.raises(InterventionError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("temperature", "first", "authors_first"), [(50.0, 0.5175, 0.2600), (0.1, 1.0, 0.5)])
+def test_the_boundary_differs_from_that_of_the_authors_as_is_said(temperature, first, authors_first):
+    """Their mask, σ(j/τ) · σ((b·width − j)/τ), has an edge at dim 0 too (pyvene 0.1.8); ours counts from ½."""
+    rotation = BoundlessRotation(8, temperature=temperature).train()
+    x, ones = torch.zeros(8), torch.ones(8)
+    mask = rotation.replace(x, ones) @ rotation.directions  # of a difference of one in each rotated dim
+    numbers = torch.arange(8.0)
+    theirs = (numbers / temperature).sigmoid() * ((4 - numbers) / temperature).sigmoid()
+    torch.testing.assert_close(mask, ((4 - numbers - 0.5) / temperature).sigmoid(), rtol=1e-4, atol=1e-5)
+    assert mask[0].item() == pytest.approx(first, abs=1e-4)
+    assert theirs[0].item() == pytest.approx(authors_first, abs=1e-4)
+    assert not torch.allclose(mask, theirs, atol=0.01)
+    hard = rotation.eval().replace(x, ones) @ rotation.directions
+    torch.testing.assert_close(hard, torch.tensor([1.0] * 4 + [0.0] * 4), rtol=1e-4, atol=1e-5)
