@@ -17,6 +17,7 @@ Side = Location | str | tuple[Location | str, ...]
 Sides = Mapping[Any, Side]
 """{teacher side: student side}. The keys are sides too, but a Mapping is invariant in its keys."""
 KINDS = ("full", "middle", "late", "single")
+REMAINDERS = ("spread", "first")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Pair:
         return f"{_text(self.teacher)} ↔ {_text(self.student)}"
 
 
-def layers(teacher: Any, student: Any, kind: str = "full") -> dict[tuple[Location, ...], Location]:
+def layers(
+    teacher: Any, student: Any, kind: str = "full", *, remainder: str = "spread"
+) -> dict[tuple[Location, ...], Location]:
     """The usual mappings between block outputs of two models of different depth.
 
     With L_t and L_s layers, counted from 0:
@@ -50,12 +53,23 @@ def layers(teacher: Any, student: Any, kind: str = "full") -> dict[tuple[Locatio
     - `"late"`: two pairs, teacher L_t − 3 ↔ student L_s − 3 and L_t − 2 ↔ L_s − 2;
     - `"single"`: the second pair of `"late"` alone: the last one below the final block.
 
-    Wu et al. 2021 (DIITO, arXiv:2112.02505), section 3, for L_t = 12 and L_s = 3, 6 or 9.
+    Wu et al. 2021 (DIITO, arXiv:2112.02505), section 3, for L_t = 12 and L_s = 3, 6 or 9. Their program's file for 12 →
+    9 (multiple_single_multilayer_layer_9.nm at b1948ce) gives two teacher layers each to the first three student layers
+    and one to the others: that is `remainder="first"`. At 3 and 6, which divide 12, both are the same.
+
+    Args:
+        remainder: of "full", where L_t / L_s is no whole number, which student layers have one teacher layer more:
+            "spread" over the depth, as above, or the "first" L_t mod L_s of them.
 
     Raises:
-        DistillError: an unknown kind, a student deeper than the teacher, or too few layers for the kind.
+        DistillError: an unknown kind or remainder, a student deeper than the teacher, or too few layers for the kind.
     """
     deep, shallow = depth(teacher), depth(student)
+    if remainder not in REMAINDERS or (remainder != "spread" and kind != "full"):
+        raise DistillError(
+            f"layers(…, {kind!r}, remainder={remainder!r}) is no mapping: only 'full' has one, 'spread' or 'first'; "
+            "write layers(teacher, student, 'full', remainder='first')."
+        )
     if kind not in KINDS:
         raise DistillError(f"mapping {kind!r} does not exist: choose one of {', '.join(KINDS)}, or give a dict.")
     if shallow > deep:
@@ -63,7 +77,7 @@ def layers(teacher: Any, student: Any, kind: str = "full") -> dict[tuple[Locatio
             f"the student has {shallow} layers and the teacher {deep}, so no layer mapping is defined; "
             "give a dict, e.g. {Location(1): Location(2)}."
         )
-    numbers = _numbers(kind, deep, shallow)
+    numbers = _numbers(kind, deep, shallow, remainder)
     if not numbers:
         raise DistillError(
             f"mapping {kind!r} needs a block below the last one, and the student has {shallow} layer; use "
@@ -260,7 +274,11 @@ def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Any, ...], tuple[Location,
     return {pair.teacher: pair.student for pair in pairs}
 
 
-def _numbers(kind: str, deep: int, shallow: int) -> list[tuple[range, int]]:
+def _numbers(kind: str, deep: int, shallow: int, remainder: str) -> list[tuple[range, int]]:
+    if kind == "full" and remainder == "first":
+        size, more = divmod(deep, shallow)
+        starts = [i * size + min(i, more) for i in range(shallow + 1)]
+        return [(range(starts[i], starts[i + 1]), i) for i in range(shallow)]
     if kind == "full":
         return [(range(i * deep // shallow, (i + 1) * deep // shallow), i) for i in range(shallow)]
     if kind == "middle":

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 import torch
 
 from distill import DistillError, layers
+from distill.compat.neurons import neuron_pairs
 from distill.mapping import Pair, as_mapping, depth, mapping_of, pairs_of, parse_mapping
 from interventions import InterventionError, Location
 from tests.distill.models import CNN, bert, gpt2, mlp, t5, vit
@@ -53,6 +56,38 @@ def test_full_covers_every_teacher_layer_once_in_order(size):
     found = numbers(layers(blocks(size[0]), blocks(size[1])))
     assert found == FULL[size]
     assert [layer for above, _ in found for layer in above] == list(range(size[0]))
+
+
+OF_THE_AUTHORS = {  # multiple_single_multilayer_layer_{3,6,9}.nm
+    3: ["[0:4]", "[4:8]", "[8:12]"],
+    6: ["[0:2]", "[2:4]", "[4:6]", "[6:8]", "[8:10]", "[10:12]"],
+    9: ["[0:2]", "[2:4]", "[4:6]", "[6:7]", "[7:8]", "[8:9]", "[9:10]", "[10:11]", "[11:12]"],
+}
+
+
+@pytest.mark.parametrize("depth_of_student", OF_THE_AUTHORS)
+def test_the_remainder_first_is_the_files_of_the_authors(depth_of_student, tmp_path):
+    teacher, student = bert(12), bert(depth_of_student)
+    entries = [
+        {
+            "teacher_variable_names": [f"$L:{above}$H:[0:12]$[0:64]"],
+            "student_variable_names": [f"$L:{i}$H:[0:12]$[0:64]"],
+        }
+        for i, above in enumerate(OF_THE_AUTHORS[depth_of_student])
+    ]
+    (tmp_path / "full.nm").write_text(json.dumps({"interchange_variable_mappings": entries}))
+    file = [
+        ([place.layer for place in pair.teacher], pair.student[0].layer)
+        for pair in neuron_pairs(str(tmp_path / "full.nm"), teacher, student)
+    ]
+    assert numbers(layers(teacher, student, remainder="first")) == file
+    assert (numbers(layers(teacher, student)) == file) == (12 % depth_of_student == 0)
+
+
+def test_only_full_has_a_remainder():
+    for kind, remainder in (("full", "last"), ("middle", "first")):
+        with pytest.raises(DistillError, match=r"only 'full' has one.*remainder='first'"):
+            layers(blocks(12), blocks(9), kind, remainder=remainder)
 
 
 @pytest.mark.parametrize("size", MIDDLE)
