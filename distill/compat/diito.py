@@ -40,10 +40,10 @@ NAMES = {
     "kd_cf": "loss_causal_ce",
     "cosine_cf": "loss_causal_cos",
 }
-MENDED = (
-    "not reproduced of the original: it takes the input of a layer and writes it over the layer's output; scattered",
-    "  positions fall on padding; --restrict_ce_to_mask, gpt2 and roberta fail; --seed does not reach interchanges;",
-    "  each text has the same source in all epochs; it must be started in a git repository. See docs/compat.md.",
+DIFFERS = (
+    "not reproduced of the original: it takes the input of a layer and writes it over the layer's output (b1948ce);",
+    "  --seed does not reach what draws positions and layers, and it starts in a git repository alone (25ea621).",
+    "  Scattered positions are real tokens here, and sources are drawn anew in each epoch. See docs/compat.md.",
 )
 
 
@@ -88,7 +88,7 @@ class Trainer:
     interchange_max_token: int = flag(-1, "at most so many tokens; -1 is no limit")
     interchange_masked_token_only: bool = flag(False, "all masked tokens are interchanged, and no other")
     interchange_consecutive_only: bool = flag(False, "a span of tokens; scattered ones without it")
-    interchange_mlm: bool = ignored(False, "the original does not read it either; see --interchange_masked_token_only")
+    interchange_mlm: bool = ignored(False, "an older flag; see --interchange_masked_token_only")
     data_augment: bool = flag(False, "tokens are interchanged in place of activations")
     include_crossway: bool = flag(False, "DIITO(Crossway()): each pair both ways, the mean of the two")
     parallel_crossway: bool = ignored(False, "both ways are computed together anyway")
@@ -105,7 +105,7 @@ class Trainer:
     learning_rate: float = flag(5e-4, "lr")
     adam_epsilon: float = ignored(1e-6, "AdamW keeps its 1e-8; its betas are .9 and .999, in the original .9 and .98")
     max_grad_norm: float = flag(5.0, "clip")
-    initializer_range: float = ignored(0.02, "the original does not read it either; the configuration says it")
+    initializer_range: float = ignored(0.02, "the configuration of the student says it")
 
     fp16: bool = flag(False, "mixed precision, by accelerate")
     fp16_opt_level: str = ignored("O1", "accelerate has one level")
@@ -253,7 +253,7 @@ def run(asked: Trainer) -> None:
         *(f"  {' '.join(repr(objective).split())}" for objective in objectives),
         *([] if mapping is None else [f"  interchanged: {', '.join(map(str, mapping))}"]),
         f"student of {depth(student)} layers, teacher of {depth(teacher)}, {len(rows)} texts",
-        *MENDED,
+        *DIFFERS,
     )
     if asked.force and folder.exists():
         shutil.rmtree(folder)

@@ -32,10 +32,10 @@ HOME = "data"
 """Where data_raw/ and models/ stand, unless the environment variable HOME_DATA_FOLDER says so."""
 CACHED = "the teacher runs beside the student, as in the original"
 NAMES = {"kd": "kd_loss", "labels": "ce_loss", "pkd": "pt_loss", "kd_cf": "loss_diito", "pkd_cf": "cf_pt_loss"}
-MENDED = (
-    "not reproduced of the original: its interchange term compares the factual answers again; scattered positions fall",
-    "  on padding; dropout is off from the second epoch on; data is never shuffled; --data_augment augments nothing;",
-    '  neuron mappings other than "full" are assertions; the parser refuses --fp16 False. See docs/compat.md.',
+DIFFERS = (
+    "not reproduced of the original: BertAdam (AdamW here), apex (accelerate), --data_pair. Here kd_cf compares",
+    "  counterfactual answers, scattered positions are real tokens, rows are shuffled in each epoch and dropout stays",
+    "  on. See docs/compat.md.",
 )
 
 
@@ -81,20 +81,20 @@ class XXS:
     normalize_patience: bool = flag(
         False, "PKD(layers): of normalised vectors; without it they are compared as they are"
     )
-    weights: str | None = ignored(None, "the original does not read it either")
+    weights: str | None = ignored(None, "it weighs layers of a kind of KD that is not offered")
     output_all_encoded_layers: bool = ignored(False, "what is compared decides what is kept")
 
     is_diito: bool = flag(False, "adds DIITO(): kd_cf with weight 1")
-    diito_type: str = ignored("random", "the original does not read it either")
+    diito_type: str = ignored("random", "sources are drawn at random, as its default says")
     neuron_mapping: str = flag("full", "full, mid (or middle), late, single, or entries teacher~student")
     interchange_prop: float = flag(0.3, "the share of the real tokens that is interchanged")
     interchange_max_token: int = flag(-1, "at most so many tokens; -1 is no limit")
     interchange_consecutive_only: bool = flag(False, "a span of tokens; scattered ones without it")
     data_augment: bool = flag(False, "tokens are interchanged in place of activations")
-    data_pair: bool = ignored(False, "each row of a batch would count twice, which changes nothing")
+    data_pair: bool = ignored(False, "each row of a batch would count twice")
 
     log_interval: int = flag(500, "steps between two reports to wandb; log.jsonl has every step")
-    log_every_step: int = ignored(1, "the original does not read it either")
+    log_every_step: int = ignored(1, "log.jsonl has every step")
     checkpoint_interval: int = ignored(4000, "the last states are saved every 200 steps; the original saves none")
     is_wandb: bool = flag(False, "figures are sent to wandb; without wandb it is said, and goes on")
     wandb_metadata: str = flag("", "entity:project of wandb")
@@ -213,7 +213,7 @@ def run(asked: XXS) -> None:
         *(f"  {' '.join(repr(objective).split())}" for objective in objectives),
         *([f"  interchanged: {', '.join(map(str, trained or ()))}"] if asked.is_diito else []),
         f"student of {layers} layers, {len(task.train)} training rows, {len(task.test)} held out",
-        *MENDED,
+        *DIFFERS,
     )
     result = fit(
         teacher,

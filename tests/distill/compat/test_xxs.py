@@ -76,7 +76,9 @@ def test_the_command_trains_a_student_and_says_how_well_it_answers(ran, home):
     assert "KD(temperature=20.0, reduction='mean')" in out
     assert "interchanged: block_output.0 + block_output.1 ↔ block_output.0" in out
     assert "student of 2 layers, 24 training rows, 10 held out" in out
-    assert "not reproduced of the original" in out
+    assert "not reproduced of the original: BertAdam" in out
+    for defect in ("factual", "augments nothing", "never shuffled", "assertions", "refuses"):  # of drafts, not of what
+        assert not re.search(rf"original[^.]*{defect}", out), defect  # was published
     accuracy = re.search(r"^accuracy ([\d.]+)$", out, re.M)
     folder = home / re.search(r"^results: (.*)$", out, re.M)[1]
     assert folder.name == xxs.run_name(xxs.parsed(xxs.XXS, COMMAND, "xxs"), 2) + "-run-1"
