@@ -24,6 +24,9 @@ from distill.values import Values
 from distill.variables import drawn, variables_accuracy
 from interventions import InterventionError, Model, run
 
+NO_TEACHER = "there is no teacher to compute like"
+NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
+
 
 def evaluate_variables(
     model: CausalModel,
@@ -45,7 +48,8 @@ def evaluate_variables(
         return Evaluation(None, None, f"nothing was measured: {nothing}")
     answered = None if model.classes is None else accuracy_under(model, network, bases)
     if not pairs:
-        return Evaluation(answered, None)
+        why = "" if answered else f"nothing was measured: the causal model answers no class, and {NO_PAIR}"
+        return Evaluation(answered, None, why)
     try:
         interchange = variables_accuracy(model, network, pairs, data, pairs=examples, seed=seed, exclude=exclude)
     except DistillError as nothing:
@@ -76,17 +80,29 @@ def evaluate(
 ) -> Evaluation:
     """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
 
-    What cannot be measured is None, and the note of the evaluation says why.
+    What cannot be measured is None. The note of the evaluation says why where that is the interchange accuracy of a
+    mapping, and where nothing was measured at all.
     """
     rows = held_out(data, student if teacher is None else teacher)
     measured = accuracy(student, rows) if has_classes(rows) else None
     if teacher is None or not mapping:
-        return Evaluation(measured, None)
+        unmapped = NO_TEACHER if teacher is None else NO_PAIR
+        why = "" if measured else f"nothing was measured: {_unanswered(rows)}, and {unmapped}"
+        return Evaluation(measured, None, why)
     try:
         interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
     except (DistillError, InterventionError) as nothing:
         return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
     return Evaluation(measured, interchange)
+
+
+def _unanswered(rows: Any) -> str:
+    """Why no accuracy is measured on held-out rows."""
+    columns = getattr(rows, "table", {})
+    if "labels" not in columns:
+        found = f"{len(rows)} held-out rows have no labels (columns: {', '.join(columns)}); add a column labels"
+        return f"the {found}"
+    return f"the labels of the {len(rows)} held-out rows are numbers and no classes"
 
 
 def positions_of(objectives: Sequence[Objective]) -> Span | None:

@@ -20,7 +20,8 @@ from interventions import Picture
 class Evaluation:
     """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured.
 
-    `note` says why there is no interchange accuracy, where one was asked for.
+    `note` says why there is no interchange accuracy, where one was asked for, and why nothing was measured, where there
+    was held-out data.
     """
 
     accuracy: Share | None

@@ -1,0 +1,63 @@
+"""What is said of a measurement is true: why something was not measured, and nothing where it was."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from distill import KD, CausalModel, Labels, Rows, Schedule, evaluate, fit
+from distill.evaluations import evaluate_variables
+from tests.distill.models import QUIET, bert, mlp
+
+FALSE = "no held-out data was given"
+UNLABELLED = Rows({"input_ids": torch.randint(1, 40, (8, 5)), "attention_mask": torch.ones(8, 5, dtype=torch.long)})
+LABELLED = Rows({**UNLABELLED.table, "labels": torch.randint(0, 3, (8,))})
+POINTS, NUMBERS = torch.randn(8, 6), torch.randn(8, 3)
+SETTINGS = {"schedule": Schedule(steps=1, batch_size=4), "console": QUIET}
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"),
+    [
+        ({}, r"8 held-out rows have no labels.*columns: input_ids.*mapping=\{Location\(2\): Location\(1\)\}"),
+        ("full", ""),
+    ],
+)
+def test_rows_without_labels_were_held_out(mapping, said):
+    result = fit(bert(), bert(2), mapping, UNLABELLED, objective=KD(), eval_data=UNLABELLED, **SETTINGS)
+    text = str(result.evaluation)
+    assert FALSE not in str(result)
+    assert FALSE not in text
+    assert (result.iia is None) == (mapping == {})
+    if said:
+        assert re.search(f"nothing was measured: .*{said}", text)
+        assert result.to_dict()["evaluation"]["note"] == text
+
+
+def test_models_without_layers_and_numbers_for_labels():
+    rows = Rows({"x": POINTS, "labels": NUMBERS})
+    result = fit(mlp(), mlp(), None, rows, objective=KD(), eval_data=rows, **SETTINGS)
+    assert "the labels of the 8 held-out rows are numbers and no classes" in str(result.evaluation)
+    assert "no places are mapped" in str(result.evaluation)
+
+
+def test_without_a_teacher_the_missing_one_is_named():
+    found = evaluate(None, bert(2), None, UNLABELLED)
+    assert "no labels" in str(found)
+    assert "there is no teacher to compute like" in str(found)
+
+
+def test_what_was_measured_has_no_note_and_what_was_not_given_says_so():
+    measured = evaluate(None, bert(2), None, LABELLED)
+    assert measured.note == ""
+    assert str(measured).startswith("accuracy")
+    assert evaluate(bert(), bert(2), {}, LABELLED).note == ""
+    assert FALSE in str(fit(None, bert(2), None, LABELLED, objective=Labels(), **SETTINGS).evaluation)
+
+
+def test_a_causal_model_without_classes_or_pairs():
+    doubled = CausalModel({"a": range(3)}, {"out": lambda a: a * 2.0}, output="out", encode=lambda values: values["a"])
+    found = evaluate_variables(doubled, nn.Identity(), (), examples=4)
+    assert "the causal model answers no class, and no places are mapped" in str(found)
+    assert FALSE not in str(found)
