@@ -1,19 +1,34 @@
 """A generalist and specialists for some of its classes, as one teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MethodType
+from typing import Any
 
 import torch
 from einops import einsum
 from jaxtyping import Bool, Float, Float64
+from rich.console import Console
 from torch import Tensor, nn
 
 from distill.ensembles import Committee
 from distill.errors import DistillError
+from distill.schedules import Schedule
+from distill.specialist_training import Network, specialists_of
 
 LEAST = 1e-30  # of a probability: one that underflows to 0 would forbid what others hold for sure
 TOLERANCE, ITERATIONS = 1e-9, 200
 BALANCE, STRIDE = 0.1, 0.95
+
+
+class _OfTheClass:
+    """A method of the class where it is asked of that; of an object, the `train` of a module, which sets its mode."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __get__(self, made: nn.Module | None, kind: type) -> Callable[..., Any]:
+        return MethodType(self.function, kind) if made is None else MethodType(nn.Module.train, made)
 
 
 class Specialists(Committee):
@@ -69,6 +84,55 @@ class Specialists(Committee):
                     f"specialist {number} has the classes {list(classes)}; give at least one, each once, from 0 on."
                 )
         self.k, self.temperature = k, temperature
+
+    @_OfTheClass
+    def train(
+        cls: "type[Specialists]",
+        generalist: nn.Module,
+        data: Any,
+        n: int | None = None,
+        *,
+        size: int | None = None,
+        share: float = 0.5,
+        clustering: str = "kmeans",
+        network: Network | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        console: Console | None = None,
+        **settings: Any,
+    ) -> "Specialists":
+        """Make specialists from a generalist and its training data: a teacher that is ready for `fit`.
+
+        Classes that the generalist confuses are found by clustering the covariance of its answers
+        (`specialist_training.confusable_classes`). Each specialist begins as a copy of the generalist, whose other
+        classes together are its dustbin, and learns from all rows of its classes and as many others, drawn at random;
+        then the logit of the dustbin is corrected for that (`specialist_training.enriched`). The generalist stays as it
+        was.
+
+        Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), sections 5.1 and 5.2.
+
+        Args:
+            generalist: a trained classifier.
+            data: what it was trained on, labelled: a Task or its name, a file, or rows, as `fit` takes them.
+            n: how many specialists; by default one for four classes, two at least. (The paper: 61 for 15,000.)
+            size: classes of each, which may then overlap; None takes clusters as they are, each class in one.
+            share: of the rows of a specialist, that of its classes.
+            clustering: "kmeans", or "online" as in the paper.
+            network: makes another network for a specialist, `network(generalist, classes)`, with one output for each of
+                its classes and, last, one for the dustbin.
+            schedule: of each specialist; by default what an embedded task says, else `Schedule()`.
+            seed: of the clusters, the rows, and the training.
+            console: shows the progress; `rich.console.Console(quiet=True)` for none.
+            settings: the others of `Specialists`: k, temperature.
+
+        Raises:
+            DistillError: a generalist that is no classifier, data without its labels, or numbers that do not fit.
+        """
+        made = specialists_of(
+            generalist, data, n, size=size, share=share, clustering=clustering, network=network, schedule=schedule,
+            seed=seed, console=console,
+        )  # fmt: skip
+        return cls(generalist, made, **settings)
 
     def combine(self, logits: list[Tensor]) -> Tensor:
         """τ log q."""
