@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import log
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from distill.metrics import batches, evaluating
 from distill.objectives import Labels
 from distill.schedules import Schedule
 from distill.tasks import Rows
-from interventions import metrics, run
+from interventions import run
 
 Clustering = Literal["kmeans", "online"]
 CLUSTERINGS = ("kmeans", "online")
@@ -55,7 +55,9 @@ class Specialist(nn.Module):
 
     def forward(self, *inputs: Any, **columns: Any) -> Float[Tensor, "batch outputs"]:
         """The logits of its classes, in their order, and of the dustbin."""
-        logits = metrics.logits_of(self.module(*inputs, **columns))
+        logits = self.module(*inputs, **columns)
+        if not isinstance(logits, Tensor):
+            logits = logits["logits"] if isinstance(logits, Mapping) else logits.logits
         if logits.shape[-1] == self.count:
             others = [each for each in range(self.count) if each not in self.classes]
             logits = torch.cat([logits[..., self.classes], logits[..., others].logsumexp(-1, keepdim=True)], -1)
