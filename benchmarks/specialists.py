@@ -6,7 +6,7 @@
 A small generalist learns a few MNIST digits; `Specialists.train` makes specialists from it and these rows. Beside it,
 the generalist trained on for as many steps as all specialists together, on the rows as they are: what more training of
 the same kind gives. Measured on the 10,000 test digits: accuracy, and as in Hinton, Vinyals, Dean 2015
-(arXiv:1503.02531), section 5.4, conditional accuracy, among the classes of a specialist on the rows of these classes
+(arXiv:1503.02531), section 5.5, conditional accuracy, among the classes of a specialist on the rows of these classes
 alone. What is in the JSON already is not run again.
 """
 

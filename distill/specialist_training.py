@@ -85,7 +85,7 @@ def confusable_classes(
 
     K-means on the columns of the covariance matrix, `[classes, classes]`, of the probabilities; no labels are needed.
 
-    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 5.1.
+    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 5.3.
 
     Args:
         probabilities: what the network answers to some rows.

@@ -43,7 +43,7 @@ class Specialists(Committee):
     where q_m has the entries of q in S_m, and in the dustbin their sum outside of it. The answer is the logits τ log q:
     `KD(τ)` sees q. All specialists run on every batch.
 
-    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 5.3, there by gradient descent on the logits, with τ = 1.
+    Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 5.4, there by gradient descent on the logits, with τ = 1.
 
     Args:
         generalist: a network over all classes.
@@ -109,7 +109,7 @@ class Specialists(Committee):
         then the logit of the dustbin is corrected for that (`specialist_training.enriched`). The generalist stays as it
         was.
 
-        Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), sections 5.1 and 5.2.
+        Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), sections 5.2 and 5.3.
 
         Args:
             generalist: a trained classifier.
