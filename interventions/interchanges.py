@@ -85,7 +85,7 @@ def intervene(
     run it outside of all blocks, and give the Run, as the second source here:
 
     >>> from interventions import Zero, run
-    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Identity(), torch.nn.Identity())
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Identity(), torch.nn.Identity()).eval()
     >>> _ = net[0].weight.data.copy_(torch.eye(2))
     >>> base, source = torch.zeros(1, 2), torch.ones(1, 2)
     >>> alone = run(net, source)

@@ -31,7 +31,7 @@ class Stored:
         InterventionError: no dict of locations and tensors.
 
     >>> import torch
-    >>> from interventions import interchange
+    >>> from interventions import Location, Stored, interchange
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
     >>> kept = Stored({Location(module="0"): torch.tensor([[1.0, 2.0, -3.0]])})
     >>> interchange(net, torch.zeros(1, 2), kept, Location(module="0")).logits
