@@ -22,6 +22,7 @@ from interventions import (
     run,
     sweep,
 )
+from interventions.origins import origin_of
 from tests.interventions.models import OTHERS, TRANSFORMERS, answer, batch, make, middle, places, trace
 
 EVERY = [*TRANSFORMERS, *OTHERS]
@@ -294,3 +295,18 @@ def test_what_makes_no_sense_is_one_line():
         interchange(model, base, kept, at, source_at=Location(2)).logits,
         interchange(model, base, source, at, source_at=Location(2), source_model=other).logits,
     )
+
+
+def test_models_of_nnsight_are_refused_with_the_way_out():
+    class Envoy:
+        path, interleaver, _module = "", None, make("bert")
+
+    Envoy.__module__ = "nnsight.intervention.envoy"
+    traced, inputs, at = Envoy(), batch("bert"), [Location(1)]
+    for model, other, there in (
+        (traced, make("bert"), None),
+        (make("bert"), traced, None),
+        (traced, None, Location(2)),
+    ):
+        with pytest.raises(InterventionError, match=r"is for torch models, and one of nnsight.*source=Stored\("):
+            origin_of(model, inputs, other, there, at)
