@@ -1,19 +1,21 @@
 """How a location is found in a model: by the structure of the model, not by a table of model families."""
 
 import difflib
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from weakref import WeakKeyDictionary
 
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from interventions.axes import axes_of
 from interventions.errors import InterventionError
 from interventions.exceptions import Blocks, exception_for
 from interventions.locations import HEAD_SITES, STATES, Location
+from interventions.padding import real_of
+from interventions.sides import NOWHERE, Side, lengths_at, side_of, token_lengths
 from interventions.sites import (
-    CROSS,
     Attention,
     Missing,
     attention_at,
@@ -25,7 +27,6 @@ from interventions.sites import (
 )
 from interventions.wrappers import Model, module_of
 
-_IMAGES = re.compile("vision|visual|image|pixel|audio|speech", re.I)
 _COUNTS = (
     "num_hidden_layers",
     "num_layers",
@@ -57,11 +58,11 @@ class Place:
         io: "input" or "output", or what else is read or written: a site with heads of an attention module, the final
             state of a recurrent one, the "logits" of a model.
         block: the block that is or contains it, None outside of all blocks.
-        mask: the argument of the model that says which of its tokens are real; "" if none does.
+        side: whose tokens its tokens are, and which argument of the model masks them.
+        lengths: what says how many tokens the convolutions before it make of so many frames, if anything does.
         stack: the stack that it comes after: the normalisation after its blocks, or the logits (of the last stack).
         heads: into how many heads its last axis is divided, where these lie side by side.
         kind: of the attention, see `interventions.sites.Attention`.
-        encodes: whether it belongs to the encoder of an encoder–decoder.
         turn: which call of the block it is, where layers share blocks.
         axes: of what its block holds, where `interventions.exceptions` states them.
         unflattens: whether its examples and tokens may lie on one axis, as in OPT's feed-forward part.
@@ -73,15 +74,28 @@ class Place:
     path: str
     io: str
     block: nn.Module | None
-    mask: str
+    side: Side = NOWHERE
+    lengths: nn.Module | None = None
     stack: Stack | None = None
     heads: int | None = None
     kind: str = ""
-    encodes: bool = False
     turn: int | None = None
     axes: str = ""
     unflattens: bool = False
     operations: tuple[str, ...] = ()
+
+    @property
+    def mask(self) -> str:
+        """The argument of the model that says which of its tokens are real; "" if none does."""
+        return self.side.mask
+
+    def real(self, arguments: Mapping[str, object], batch: int, width: int) -> Bool[Tensor, "batch width"] | None:
+        """Which of `width` tokens there are no padding, in a run of the model with these arguments; see `real_of`."""
+        mask = arguments.get(self.mask)
+        counted = None if self.lengths is None else partial(token_lengths, self.lengths)
+        return real_of(
+            mask if isinstance(mask, Tensor) else None, batch, width, beside=self.side.beside, lengths=counted
+        )
 
     @property
     def is_block_output(self) -> bool:
@@ -162,7 +176,8 @@ class Architecture:
             return self._module(location.module, location.io)
         if location.site == "logits":
             last = self.stacks[-1] if self.stacks else None
-            return Place(self.model, "", "logits", None, self._mask("decoder"), last)
+            side = side_of(self.model, "", has_sides=self._has_sides)
+            return Place(self.model, "", "logits", None, side, lengths_at(self.model, "", side), last)
         stack = self._stack(location)
         try:
             if location.site == "final_norm":
@@ -184,13 +199,12 @@ class Architecture:
         path = self.paths[module]
         heads = attention.heads if attention is not None and io not in HEAD_SITES else None
         kind = attention.kind if attention is not None else ""
-        crosses = io in ("key", "value") and bool(CROSS.search(path))
-        decodes = "decoder" in path.split(".") and not crosses
-        mask = "attention_mask" if crosses else self._mask(path)
+        around = None if block is None else self.paths[block]
+        side = side_of(self.model, path, has_sides=self._has_sides, block=around, io=io)
         exception = exception_for(self.model)
         axes = exception.axes if exception is not None and block is not None else ""
-        encodes = self._has_sides and not decodes
-        return Place(module, path, io, block, mask, heads=heads, kind=kind, encodes=encodes, axes=axes)
+        lengths = lengths_at(self.model, path, side)
+        return Place(module, path, io, block, side, lengths, heads=heads, kind=kind, axes=axes)
 
     @property
     def _has_sides(self) -> bool:
@@ -255,12 +269,6 @@ class Architecture:
                 "describe(model) lists the paths."
             )
         return module
-
-    def _mask(self, path: str) -> str:
-        """Encoder–decoder models have a mask for each side; images have none."""
-        if any(_IMAGES.search(part) for part in path.split(".")):
-            return ""
-        return "decoder_attention_mask" if self._has_sides and "decoder" in path.split(".") else "attention_mask"
 
     def _stack(self, location: Location) -> Stack:
         names = [stack.name for stack in self.stacks]

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from interventions.architectures import architecture
+from interventions.architectures import Place, architecture
 from interventions.axes import to_vectors
 from interventions.calls import arguments_of
 from interventions.errors import InterventionError
@@ -69,7 +69,7 @@ def mean_of(
         for location in locations:
             place, state = found.place(location), taken.activations[location]
             vectors = state if location.subspace is not None else to_vectors(state, place.axes_of(state))
-            chosen = _chosen(vectors, arguments.get(place.mask), positions)
+            chosen = _chosen(vectors, place, arguments, positions)
             sums[location] = sums.get(location, 0) + chosen.double().sum(0)
             counts[location] += len(chosen)
             dtypes[location] = vectors.dtype
@@ -80,11 +80,11 @@ def mean_of(
     return {at: Mean((sums[at] / counts[at]).to(dtypes[at])) for at in locations}
 
 
-def _chosen(vectors: Tensor, mask: object, positions: Positions) -> Tensor:
+def _chosen(vectors: Tensor, place: Place, arguments: Mapping[str, object], positions: Positions) -> Tensor:
     """The vectors to average, `[n, …, dims]`."""
     if vectors.ndim < 3:
         return vectors
-    real = span_of(vectors, mask if isinstance(mask, Tensor) else None, None).real
+    real = span_of(vectors, place, None, [arguments], slice(None) if positions is None else positions).real
     if positions is None:
         return vectors[real.to(vectors.device)]
     chosen = select(positions, real).to(vectors.device)

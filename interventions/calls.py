@@ -21,7 +21,8 @@ class Generation:
 
     Attributes:
         arguments: what it was called with, by name.
-        prompt: how many tokens are read before the first one is generated.
+        prompt: how many tokens are read before the first one is generated; those of an image among them are counted
+            once the cache shows them.
         seen: how many tokens were read so far.
         cache: what holds them, known from the first call; calls with another cache are not of this generation.
     """
@@ -79,7 +80,7 @@ def begin(
     generation: Generation | None = None,
     outer: Call | None = None,
     before: Call | None = None,
-    prompts: MutableMapping[Any, int | None] | None = None,
+    prompts: MutableMapping[Any, tuple[int | None, int]] | None = None,
 ) -> Call:
     """The call that begins now.
 
@@ -87,7 +88,7 @@ def begin(
         generation: the `generate` that is going on.
         outer: the call that is going on: of what wraps `module`, or one during which somebody called it again.
         before: the last call, from which the length of the prompt is known.
-        prompts: cache → the length of its prompt, to which this call adds its own.
+        prompts: cache → the length of its prompt and how many tokens were read into it; this call adds its own.
     """
     if outer is not None and module not in _modules(outer):
         # A wrapper calls what it wraps: the same call, with arguments that have names.
@@ -102,18 +103,25 @@ def begin(
     elif mine is not None and tokens is not None and tokens <= mine.seen:
         past = mine.seen  # a model with a state of its own, which reads one token a step
     if mine is not None:
+        mine.prompt += _unread(past, mine.seen) if mine.began and is_cache and tokens else 0
         mine.cache, mine.began, mine.seen = cache, True, past + (tokens or 0)
         prompt: int | None = mine.prompt
     elif past == 0:
         prompt = tokens
     elif cache in prompts:
-        prompt = prompts[cache]
+        prompt, seen = prompts[cache]
+        prompt = None if prompt is None else prompt + _unread(past, seen)
     else:
         follows = before is not None and before.tokens is not None and before.past + before.tokens == past
         prompt = before.prompt if follows and before is not None else None
     if is_cache:
-        prompts[cache] = prompt
+        prompts[cache] = prompt, past + (tokens or 0)
     return Call(module, arguments, past, tokens, prompt, mine, outer)
+
+
+def _unread(past: int, seen: int) -> int:
+    """How many tokens a cache holds beyond those that were read by name: of an image put before the text."""
+    return max(0, past - seen)
 
 
 def _modules(call: Call | None) -> list[nn.Module]:

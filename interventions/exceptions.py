@@ -1,7 +1,7 @@
 """Model types in which the structure misleads: where their blocks are. A user may add one."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -20,6 +20,8 @@ class Blocks:
         axes: of what the blocks hold and return, as `interventions.axes` writes them, where it has as many axes and
             their order cannot be told from the modules. Streams side by side are written as heads are.
         resumes: False where a run without a cache computes something else, so that none is taken up half way.
+        masks: of parts whose tokens are none of the text, where neither name nor configuration says so: path → the
+            argument of the model that masks them, "" if none does.
     """
 
     paths: tuple[str, ...]
@@ -27,6 +29,7 @@ class Blocks:
     in_order: Callable[[nn.Module, tuple[nn.Module, ...]], tuple[nn.Module, ...]] | None = None
     axes: str = ""
     resumes: bool = True
+    masks: Mapping[str, str] = field(default_factory=dict)
 
     def lists_in(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """The lists of `model`, with their whole paths; empty where it has none of them."""
@@ -49,6 +52,21 @@ EXCEPTIONS: dict[str, Blocks] = {
         ("xlm", "flaubert"),
         Blocks(("attentions", "ffns", "layer_norm2"), "no module is a block: a layer's last part is its second norm"),
     ),
+    **dict.fromkeys(
+        ("deepseek_v4", "glm5_next", "glm5_next_text", "hy_v4"),
+        Blocks((), "several streams of each token (hyper-connections)", axes="b t h d"),
+    ),
+    **dict.fromkeys(
+        ("grounding-dino", "mm-grounding-dino"),
+        Blocks((), "reads the text beside an image and queries", masks={"encoder.layers": "", "decoder.layers": ""}),
+    ),
+    **dict.fromkeys(
+        ("seamless_m4t", "seamless_m4t_v2"),
+        Blocks((), "one mask for whichever is given, speech or text", masks={"speech_encoder": "attention_mask"}),
+    ),
+    "clvp": Blocks((), "sounds beside the text", masks={"conditioning_encoder.mel_attn_blocks": ""}),
+    "lxmert": Blocks((), "regions of an image beside the text", masks={"r_layers": "visual_attention_mask"}),
+    "idefics2_perceiver": Blocks((), "its mask is that of what its queries look at", masks={"layers": ""}),
     "udop": Blocks(("encoder.block", "decoder.block"), "position biases lie in a list as blocks do"),
     "mask2former": Blocks(
         ("pixel_level_module.decoder.encoder.layers", "transformer_module.decoder.layers"),

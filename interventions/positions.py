@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Bool, Int
@@ -41,7 +41,7 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
     Raises:
         InterventionError: a position outside an example, on padding, or named twice; a tensor of another shape.
     """
-    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+    if is_mask(positions):
         return _from_mask(positions, real)
     numbers, rows = _numbers(positions, real)
     if not numbers.numel():
@@ -55,6 +55,11 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
     if torch.unique(rows * real.shape[1] + columns).numel() < columns.numel():
         raise InterventionError(f"positions={_short(positions)} names a token twice in one example; name each once.")
     return Selection(rows, columns)
+
+
+def is_mask(positions: Positions) -> TypeGuard[Tensor]:
+    """Whether positions are given as a mask over all tokens, padding included: nothing is counted then."""
+    return isinstance(positions, Tensor) and positions.dtype == torch.bool
 
 
 def _from_mask(mask: Tensor, real: Tensor) -> Selection:

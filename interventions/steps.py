@@ -5,17 +5,18 @@ not calls: so a model that generates without a cache, and reads the whole sequen
 same as one with a cache.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import index
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from interventions.architectures import Place
 from interventions.calls import Call
 from interventions.errors import InterventionError
-from interventions.positions import Positions, Selection, select
+from interventions.positions import Positions, Selection, is_mask, select
 
 Steps = int | slice | range | Iterable[int] | None
 
@@ -64,7 +65,8 @@ class Span:
     """The tokens of a sequence that one activation holds.
 
     Attributes:
-        real: which tokens of the sequence are no padding; it reaches to the end of the prompt at least.
+        real: which tokens of the sequence are no padding; it reaches to the end of the prompt at least. All of them
+            where nobody asks.
         total: how long the sequence is so far.
         offset: how many tokens come before those of the activation.
         new: how many were read in earlier calls; an activation that holds them again (keys) is written only beyond.
@@ -102,7 +104,7 @@ def chosen(
     parts = []
     for start, end in _ends(span):
         if is_in(span.step_of(end - 1), steps):
-            named = select(_until(positions, end), span.real[:, :end])
+            named = select(_until(positions, end, span.prompt), span.real[:, :end])
             new = (named.columns >= max(start, span.offset, span.new)) & (named.columns < min(end, span.total))
             if new.any():
                 parts.append((named, new))
@@ -118,43 +120,78 @@ def _ends(span: Span) -> list[tuple[int, int]]:
     return ([(0, span.prompt)] if first < span.prompt else []) + generated
 
 
-def _until(positions: Positions, end: int) -> Positions:
+def _until(positions: Positions, end: int, prompt: int | None) -> Positions:
     """A mask over the prompt says no to what is generated."""
-    if isinstance(positions, Tensor) and positions.dtype == torch.bool and positions.ndim == 2:
-        width = positions.shape[1]
-        return positions[:, :end] if width >= end else torch.nn.functional.pad(positions, (0, end - width))
+    if is_mask(positions) and positions.ndim == 2 and prompt is not None and positions.shape[1] == prompt < end:
+        return torch.nn.functional.pad(positions, (0, end - prompt))
     return positions
 
 
 def span_of(
-    vectors: Tensor, mask: Tensor | None, call: Call | None, *, is_key: bool = False, encodes: bool = False
+    vectors: Tensor, place: Place, call: Call | None, arguments: Sequence[Mapping[str, object]], positions: Positions
 ) -> Span:
     """The tokens that `vectors`, `[batch, token, …]`, are of, in a call of the model.
 
-    It is on the CPU: counting positions asks for many single numbers, and each would wait for the device.
+    Past, prompt and generated tokens are those of the call where the place holds the sequence that it reads. Elsewhere
+    all tokens are there from the start. It is on the CPU: counting positions asks for many single numbers, and each
+    would wait for the device.
 
     Args:
-        mask: the padding mask that the model, or `generate`, was called with; None: no padding.
-        is_key: whether it holds one vector for each token that is attended to, so those of the cache too.
-        encodes: whether it belongs to an encoder, whose tokens are all of the prompt.
+        call: the call that is going on; None for a run by itself, as that of a source.
+        arguments: what the model, and then what `generate` was called with, in which the padding mask is.
+        positions: what is counted; with None padding does not matter, and a mask may name tokens of which nobody knows.
+
+    Raises:
+        InterventionError: tokens that are not those of the sequence; padding that cannot be told.
     """
     batch, width = vectors.shape[:2]
-    past = 0 if call is None or encodes else call.past
-    tokens = width if call is None or encodes or call.tokens is None or not (past or is_key) else call.tokens
+    if call is None or place.side.encodes:
+        span = Span(torch.ones(batch, width, dtype=torch.bool), width, 0, 0, None)
+    else:
+        span = _within(call, place, batch, width)
+    return span if positions is None else replace(span, real=_real(place, arguments, span, positions))
+
+
+def _within(call: Call, place: Place, batch: int, width: int) -> Span:
+    """The tokens of an activation of the sequence that a call reads, as if none were padding."""
+    is_key, past = place.io in ("key", "value"), call.past
+    slots = is_key and getattr(call.arguments.get("past_key_values"), "is_compileable", False)  # of a static cache
+    tokens = call.tokens if call.tokens is not None and (past or slots) else width
+    if past and not is_key and tokens != width:
+        raise InterventionError(
+            f"{place.path or 'the model'} holds {width} tokens in a call that reads {tokens}, {past} being in the "
+            "cache, so which of the sequence they are cannot be told; leave positions and steps out."
+        )
     total = past + tokens
-    generates = call is not None and call.generation is not None and not encodes
-    prompt = None if call is None or encodes else call.prompt
-    real = torch.ones(batch, max(total, prompt or 0) if generates else total, dtype=torch.bool)
-    if mask is not None:
-        mask = _for_beams(mask, batch).cpu().bool()
-        width = mask.shape[-1]
-        if mask.ndim != 2 or len(mask) != batch or not (width == total or (generates and width <= real.shape[1])):
-            raise InterventionError(
-                f"the attention mask has shape {list(mask.shape)} and there are [batch, token] = {[batch, total]}, so "
-                "positions cannot be counted over real tokens; leave positions out, or pass a [batch, token] mask."
-            )
-        real[:, :width] = mask
-    return Span(real, total, max(0, total - vectors.shape[1]), past if is_key else 0, prompt)
+    known = call.prompt is not None and call.tokens is not None
+    # What of the sequence was generated is told by what the call reads; an image in the prompt makes it longer.
+    prompt = total - (past + call.tokens - call.prompt) if known else None  # type: ignore[operator]
+    real = torch.ones(batch, max(total, prompt or 0), dtype=torch.bool)
+    return Span(real, total, max(0, total - width), past if is_key else 0, prompt)
+
+
+def _real(
+    place: Place, arguments: Sequence[Mapping[str, object]], span: Span, positions: Positions
+) -> Bool[Tensor, "batch token"]:
+    """Which tokens of a span are no padding, by the first mask that is one of all of them, or of the prompt."""
+    batch, reach = span.real.shape
+    masks = [each.get(place.mask) for each in arguments]
+    given = next((mask for mask in masks if isinstance(mask, Tensor)), None)
+    for number, mask in enumerate(masks):
+        if not isinstance(mask, Tensor):
+            continue
+        mask = mask if number == 0 else _for_beams(mask, batch)
+        for end in dict.fromkeys((reach, span.prompt or reach)):
+            real = place.real({place.mask: mask}, batch, end) if mask.shape[-1] == end or end == reach else None
+            if real is not None:
+                return torch.nn.functional.pad(real, (0, reach - end), value=True)  # what is generated is no padding
+    if given is None or is_mask(positions):
+        return span.real
+    raise InterventionError(
+        f"the attention mask has shape {list(given.shape)} and there are [batch, token] = {[batch, reach]}, so "
+        "positions cannot be counted over real tokens; say which of all tokens are meant by a mask, "
+        f"positions=torch.ones({batch}, {reach}).bool(), or leave positions out."
+    )
 
 
 def _for_beams(mask: Tensor, batch: int) -> Tensor:

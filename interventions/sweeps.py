@@ -22,6 +22,7 @@ from interventions.origins import Origin, Stored, origin_of, taken_for_inputs
 from interventions.passes import Passes, Summary, cells_a_pass, examples_in, shapes_of
 from interventions.positions import select
 from interventions.runs import Inputs, Run, as_run, check_eval, run, traced
+from interventions.steps import span_of
 from interventions.wrappers import Model, is_traced
 
 
@@ -230,9 +231,9 @@ def _cells(
     if positions is None:
         columns = columns_of(None, source_positions, 0)
         return columns, [cells_of(columns, {}, None, aligned=True) for _ in rows]
-    real = [{location: _real(base, location) for location in locations} for locations in rows]
+    real = [{location: real_tokens(base, location) for location in locations} for locations in rows]
     reads = {at: at if origin is None else origin.location(at) for row in rows for at in row}
-    given = [None if source is None else {at: _real(source, reads[at]) for at in row} for row in real]
+    given = [None if source is None else {at: real_tokens(source, reads[at]) for at in row} for row in real]
     longest = max(int(mask.sum(1).max()) for row in real for mask in row.values())
     columns = columns_of(positions, source_positions, longest)
     aligned = not all(getattr(op, "pools_source", False) for op in ops.values())
@@ -246,17 +247,19 @@ def _cells(
     return columns, cells
 
 
-def _real(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
-    """Which tokens are real at a location."""
-    mask = arguments_of(given.model, given.inputs).get(architecture(given.model).place(location).mask)
-    if isinstance(mask, Tensor) and mask.ndim == 2:
-        return mask.bool()
-    shape = given.vectors(location.whole).shape
-    if len(shape) < 3:
+def real_tokens(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
+    """Which tokens are real at a location of a run: the columns of `positions="each"`.
+
+    Raises:
+        InterventionError: a place without tokens, or one whose padding cannot be told.
+    """
+    vectors = given.vectors(location.whole)
+    if vectors.ndim < 3:
         raise InterventionError(
-            f"{location} has no positions: its shape is {list(shape)}, [batch, dims]; write positions=None."
+            f"{location} has no positions: its shape is {list(vectors.shape)}, [batch, dims]; write positions=None."
         )
-    return torch.ones(shape[:2], dtype=torch.bool)
+    place = architecture(given.model).place(location)
+    return span_of(vectors, place, None, [arguments_of(given.model, given.inputs)], slice(None)).real
 
 
 def _checked(value: Any, examples: int, what: str) -> Tensor:

@@ -147,7 +147,7 @@ class Write:
 
     def _targets(self, vectors: Tensor, scope: Scope) -> Targets:
         is_key = self.place.io in ("key", "value") and scope.call is not None and scope.call.past > 0
-        if is_key and self.place.encodes:
+        if is_key and self.place.side.encodes:
             return Targets(Selection(*torch.zeros(2, 0, dtype=torch.long)), [])  # written before it was cached
         if self.positions is None and self.steps is None and not is_key:
             return Targets(None, [])
@@ -167,12 +167,13 @@ class Write:
     def _span(self, vectors: Tensor, scope: Scope) -> Span:
         call = scope.call
         generation = scope.generation if call is None else call.generation
-        if call is None and generation is None:
+        apart = self.place.side.encodes and not self.place.mask  # nothing of the call belongs to it
+        if call is None and generation is None and not apart:
             raise InterventionError(
                 f"{self.location} ran outside a call of the model itself, so padding is unknown; call the model that "
                 "was passed to intervene, or leave positions and steps out."
             )
-        if scope.unsure:
+        if scope.unsure and not self.place.side.encodes:
             raise InterventionError(
                 f"{self.location}: {scope.unsure}, so the prompt cannot be told from what is generated; generate "
                 "without that, or leave positions and steps out."
@@ -182,16 +183,8 @@ class Write:
                 f"steps at {self.location} cannot be counted: this block began when the cache held {call.past} tokens "
                 "already; open it before the prompt is read, or leave steps out."
             )
-        mask = None if call is None else call.arguments.get(self.place.mask)
-        if generation is not None and (not isinstance(mask, Tensor) or mask.ndim != 2):
-            mask = generation.arguments.get(self.place.mask)
-        return span_of(
-            vectors,
-            mask if isinstance(mask, Tensor) else None,
-            call,
-            is_key=self.place.io in ("key", "value"),
-            encodes=self.place.encodes,
-        )
+        arguments = [each.arguments for each in (call, generation) if each is not None]
+        return span_of(vectors, self.place, call, arguments, self.positions)
 
     def _source_part(self, vectors: Tensor, targets: Targets, axes: str, scope: Scope) -> Tensor | None:
         if self.source is None:
@@ -260,12 +253,15 @@ class Write:
         if source.ndim < 3:
             return source
         if mask is not None:
-            return source[span_of(source, mask, None).real.to(source.device)]
+            return source[self._span_of_source(source, mask, slice(None)).real.to(source.device)]
         return rearrange(source, "b t ... -> (b t) ...")
 
     def _select(self, positions: Positions, vectors: Tensor, mask: Tensor | None) -> Selection:
         self._check_positions(vectors)
-        return select(positions, span_of(vectors, mask, None).real)
+        return select(positions, self._span_of_source(vectors, mask, positions).real)
+
+    def _span_of_source(self, vectors: Tensor, mask: Tensor | None, positions: Positions) -> Span:
+        return span_of(vectors, self.place, None, [{self.place.mask: mask}], positions)
 
     def _check_positions(self, vectors: Tensor) -> None:
         if vectors.ndim < 3:

@@ -62,11 +62,11 @@ class Plan:
         if simple and place.block in (None, place.module):
             return place
         if place.block is None:
-            return Place(place.module, place.path, "output", None, "")
+            return Place(place.module, place.path, "output", None)
         inside = place.path.removeprefix(self.found.paths[place.block]).lstrip(".")
         if inside and runs_once(place.block, inside):
-            return place if simple else Place(place.module, place.path, "output", place.block, "")
-        return Place(place.block, self.found.paths[place.block], "output", place.block, "")
+            return place if simple else Place(place.module, place.path, "output", place.block)
+        return Place(place.block, self.found.paths[place.block], "output", place.block)
 
     def write(self, task: Task, writes: Iterable[Write]) -> None:
         """Make the writes in a run."""

@@ -15,6 +15,7 @@ from interventions.sites import kind_of
 from tests.conformance.building import Subject, tensors
 from tests.conformance.cases import Case, away, same, seeded
 from tests.conformance.plans import SIZE
+from tests.conformance.positions import positions
 from tests.interventions.models import trace
 
 ATTENTION = re.compile("attention|attn", re.I)
@@ -173,6 +174,7 @@ LAWS: dict[str, Callable[[Case], str | None]] = {
     "last swap": last_swap,
     "resumed": resumed,
     "heads": heads,
+    "positions": positions,
 }
 
 
