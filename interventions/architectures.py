@@ -14,7 +14,7 @@ from interventions.errors import InterventionError
 from interventions.exceptions import Blocks, exception_for
 from interventions.locations import HEAD_SITES, STATES, Location
 from interventions.padding import real_of
-from interventions.sides import NOWHERE, Side, lengths_at, side_of, token_lengths
+from interventions.sides import NOWHERE, Side, has_sides, lengths_at, side_of, token_lengths
 from interventions.sites import (
     Attention,
     Missing,
@@ -176,7 +176,7 @@ class Architecture:
             return self._module(location.module, location.io)
         if location.site == "logits":
             last = self.stacks[-1] if self.stacks else None
-            side = side_of(self.model, "", has_sides=self._has_sides)
+            side = side_of(self.model, "", sided=self._has_sides)
             return Place(self.model, "", "logits", None, side, lengths_at(self.model, "", side), last)
         stack = self._stack(location)
         try:
@@ -200,7 +200,7 @@ class Architecture:
         heads = attention.heads if attention is not None and io not in HEAD_SITES else None
         kind = attention.kind if attention is not None else ""
         around = None if block is None else self.paths[block]
-        side = side_of(self.model, path, has_sides=self._has_sides, block=around, io=io)
+        side = side_of(self.model, path, sided=self._has_sides, block=around, io=io)
         exception = exception_for(self.model)
         axes = exception.axes if exception is not None and block is not None else ""
         lengths = lengths_at(self.model, path, side)
@@ -208,7 +208,7 @@ class Architecture:
 
     @property
     def _has_sides(self) -> bool:
-        return {"encoder", "decoder"} <= {stack.name for stack in self.stacks}
+        return has_sides(self.model, {stack.name: stack.path for stack in self.stacks})
 
     def _missing(self, location: Location, stack: Stack, why: Missing) -> InterventionError:
         others = []

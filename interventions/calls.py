@@ -25,6 +25,7 @@ class Generation:
             once the cache shows them.
         seen: how many tokens were read so far.
         cache: what holds them, known from the first call; calls with another cache are not of this generation.
+        module: what generates.
     """
 
     arguments: Mapping[str, object]
@@ -32,6 +33,7 @@ class Generation:
     seen: int = 0
     cache: object = None
     began: bool = False
+    module: nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +147,7 @@ def generation_of(model: nn.Module, args: tuple, kwargs: dict) -> Generation:
         prompt = (tokens_in(arguments_of_decoder) or 1) + _starts(model, arguments)
     else:
         prompt = tokens_in(arguments) or 1
-    return Generation(arguments, prompt)
+    return Generation(arguments, prompt, module=model)
 
 
 def _starts(model: nn.Module, arguments: Mapping[str, object]) -> bool:

@@ -156,6 +156,11 @@ class Scope:
         for model in models:
             self._keep(model.register_forward_hook(self._leave_model, always_call=True))
             self._install_generation(model)
+        for part in modules_of(self.model):
+            if part not in models and callable(getattr(type(part), "generate", None)):
+                self._keep(part.register_forward_pre_hook(self._enter_part, with_kwargs=True, prepend=True))
+                self._keep(part.register_forward_hook(self._leave_part, always_call=True))
+                self._install_generation(part)
         self._closers.append(_override(self.model, "__deepcopy__", _refusing_copies))
         for module in self.replayed:
             self._closers.append(_override(module, "forward", partial(_forwarding, module)))
@@ -226,6 +231,15 @@ class Scope:
     def _leave_model(self, model: nn.Module, args: tuple, output: object) -> None:
         if self.is_open and self.call is not None:
             self.last, self.call = self.call, self.call.outer
+
+    def _enter_part(self, part: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        """A part generates by itself, past the model, as the language model of BLIP-2 does."""
+        if self.call is None and self.generation is not None and self.generation.module is part:
+            self._enter_model(part, args, kwargs)
+
+    def _leave_part(self, part: nn.Module, args: tuple, output: object) -> None:
+        if self.call is not None and self.call.module is part and self.call.outer is None:
+            self._leave_model(part, args, output)
 
     def _note_cache(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         if self.is_open and self.call is not None:
@@ -500,7 +514,7 @@ def _generating(original: Callable) -> Callable:
     def generate(*args: Any, **kwargs: Any) -> object:
         with ExitStack() as stack:
             for scope in acting():
-                if model in unwrapped(scope.model):
+                if model in modules_of(scope.model):
                     stack.callback(setattr, scope, "generation", scope.generation)
                     scope.generation = generation_of(model, args, kwargs)
             return original(*args, **kwargs)
@@ -512,7 +526,7 @@ def _uncompiled(model: nn.Module, original: Callable) -> Callable:
     """What `generate` calls for a step: not the compiled model, which would not see the open scopes."""
 
     def get_compiled_call(*args: Any, **kwargs: Any) -> Callable:
-        mine = any(model in unwrapped(scope.model) for scope in acting())
+        mine = any(model in modules_of(scope.model) for scope in acting())
         return model.__call__ if mine else original(*args, **kwargs)
 
     return get_compiled_call

@@ -30,6 +30,8 @@ class Passes:
         most: how many.
         measure: what is kept of the output of each.
         origin: where sources are read; None is where they are written.
+        parts: whether those that cannot share a pass, as the answers for an example depend on the others, have their
+            own; else it is an error.
     """
 
     base: Run
@@ -39,16 +41,29 @@ class Passes:
     most: int
     measure: Callable[[Any], Any]
     origin: Origin | None = None
+    parts: bool = False
     _repeated: dict[int, Run] = field(default_factory=dict)
 
     def __call__(
         self, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
     ) -> Iterator[tuple[int, Cell, Any]]:
         """Each cell of each row, with what is kept of its counterfactual."""
-        for row, locations, chunk in chunks_of(rows, cells, self.most):
-            keep = Each(self.measure, len(chunk), examples_in(self.base))
-            for cell, value in zip(chunk, keep(self._together(locations, chunk)), strict=True):
-                yield row, cell, value
+        most = self.most
+        for row, locations, chunk in chunks_of(rows, cells, most):
+            if self.parts and most > 1 and not self._is_alike(len(chunk)):
+                most = 1
+            for part in [chunk] if most > 1 else [[cell] for cell in chunk]:
+                keep = Each(self.measure, len(part), examples_in(self.base))
+                for cell, value in zip(part, keep(self._together(locations, part)), strict=True):
+                    yield row, cell, value
+
+    def _is_alike(self, times: int) -> bool:
+        """Whether the examples so many times over have the answers' shapes of the base."""
+        try:
+            self._base(times)
+        except InterventionError:
+            return False
+        return True
 
     def _together(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> object:
         source = self.source

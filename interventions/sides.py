@@ -47,41 +47,56 @@ class Side:
 NOWHERE = Side("")
 
 
-def side_of(model: nn.Module, path: str, *, has_sides: bool, block: str | None = None, io: str = "output") -> Side:
+def side_of(model: nn.Module, path: str, *, sided: bool, block: str | None = None, io: str = "output") -> Side:
     """Whose tokens those of the module at `path` are.
 
     It is told by the names on the path and by the configuration of the parts, in a model that reads text beside
     something else; `interventions.exceptions` says it where these mislead.
 
     Args:
-        has_sides: whether the model has an encoder and a decoder.
+        sided: whether the model has an encoder and a decoder.
         block: the path of the block around the module, if there is one.
         io: "key" and "value" of a cross-attention are of what is attended to.
     """
     takes = parameters_of(unwrapped(model)[-1])
-    has_sides = has_sides or "decoder_input_ids" in takes
     crosses = io in ("key", "value") and CROSS.search(path if block is None else path.removeprefix(block)) is not None
     exception = exception_for(model)
     for part, mask in exception.masks.items() if exception is not None else ():
         if f".{part}." in f".{path}." and not crosses:
             return Side(mask, encodes=True, beside=not mask)
-    if "input_ids" in takes and (_BESIDE.search(path) or _is_another_part(model, path)):
+    if _is_beside(model, path):
         return Side("" if crosses else _mask_beside(path, takes), encodes=True, beside=True)
     if crosses:
-        mask = "attention_mask" if has_sides else "encoder_attention_mask"
+        mask = "attention_mask" if sided else "encoder_attention_mask"
         return Side(mask if mask in takes else "", encodes=True)
-    if not has_sides:
+    if not sided:
         return Side("attention_mask")
-    if _decodes(path):
-        return Side("decoder_attention_mask")
-    return Side("attention_mask", encodes=True)
+    kind = _kind_of(path)
+    if kind == "encoder" or (not kind and _FRONT.search(path)):
+        return Side("attention_mask", encodes=True)
+    reads = {"decoder_input_ids", "decoder_attention_mask"} & set(takes)  # else both sides are of one text
+    return Side("decoder_attention_mask" if reads else "attention_mask")
 
 
-def _decodes(path: str) -> bool:
-    """Whether a module of an encoder–decoder is of the decoder, or comes after both."""
-    sides = (found[1] for found in map(_SIDE.fullmatch, path.split(".")) if found is not None)
-    side = next(sides, None)
-    return side == "decoder" if side is not None else _FRONT.search(path) is None
+def has_sides(model: nn.Module, stacks: Mapping[str, str]) -> bool:
+    """Whether a model has an encoder and a decoder, by the names and paths of its stacks."""
+    if {"encoder", "decoder"} <= stacks.keys():
+        return True
+    if "decoder_input_ids" not in parameters_of(unwrapped(model)[-1]):
+        return False
+    return {"encoder", "decoder"} <= {_kind_of(path) for path in stacks.values() if not _is_beside(model, path)}
+
+
+def _kind_of(path: str) -> str:
+    """Return "encoder" or "decoder", as the outermost name on a path says; "" if none does."""
+    return next((found[1] for found in map(_SIDE.fullmatch, path.split(".")) if found is not None), "")
+
+
+def _is_beside(model: nn.Module, path: str) -> bool:
+    """Whether a part of a model that reads text is none of what reads it."""
+    if "input_ids" not in parameters_of(unwrapped(model)[-1]):
+        return False
+    return _BESIDE.search(path) is not None or _is_another_part(model, path)
 
 
 def _mask_beside(path: str, takes: Mapping[str, object]) -> str:

@@ -66,7 +66,8 @@ def sweep(
             counterfactual at a time.
         batch_size: the most rows of one pass, at least those of the base, which is then one counterfactual a pass; by
             default 64, or fewer that keep 2²⁸ numbers. Where inputs or output hold something that is not one entry an
-            example, such as a loss, every counterfactual has its own pass.
+            example, such as a loss, every counterfactual has its own pass; by default also where the output for an
+            example is another among more of them, as CLIP's, which compares all images with all texts.
         generator: for operators that draw.
         remote: of a model of nnsight, where it runs, see `run`: base, source, and then all counterfactuals as one job
             of which the metric alone comes back.
@@ -104,7 +105,8 @@ def sweep(
             list(rows.values()), positions, source_positions, base=before, source=given, ops=ops, origin=origin
         )
         values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
-        passes = Passes(before, given, ops, generator, cells_a_pass(before, batch_size), metric, origin)
+        most = cells_a_pass(before, batch_size)
+        passes = Passes(before, given, ops, generator, most, metric, origin, parts=batch_size is None)
         elsewhere = traced(model, remote)
         measured = passes if elsewhere is None else partial(elsewhere.measured, passes, remote)
         for row, cell, value in measured(list(rows.values()), cells):

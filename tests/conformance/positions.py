@@ -53,7 +53,7 @@ def exact(case: Case, places: list[Location]) -> str | None:
     widths = {at: vectors(case, at, case.runs[0].activations.calls(at)[0]).shape[:2] for at in places}
     masks = {at: torch.arange(width) % 2 == torch.arange(batch)[:, None] % 2 for at, (batch, width) in widths.items()}
     masks = {at: mask if mask.any() else ~mask for at, mask in masks.items()}
-    for asked in (-1, 0, slice(-2, None), masks):
+    for asked in (-1, 0, slice(-2, None), masks) if places else ():
         for at, written in written_at(case, places, asked, case.base).items():
             wanted = masks[at] if asked is masks else torch.zeros_like(written)
             if asked is not masks:
@@ -66,7 +66,22 @@ def exact(case: Case, places: list[Location]) -> str | None:
 
 
 def written_at(case: Case, places: list[Location], asked: object, inputs: dict[str, object]) -> dict[Location, Tensor]:
-    """Which tokens of each place are written, `[batch, token]`, all places in one run."""
+    """Which tokens of each place are written, `[batch, token]`: all places in one run, where that does not fail."""
+    try:
+        return written_together(case, places, asked, inputs)
+    except Exception:  # a stack may have other tokens where one before it is written
+        return {
+            at: written
+            for one in places
+            for at, written in written_together(
+                case, [one], {one: asked[one]} if isinstance(asked, dict) else asked, inputs
+            ).items()
+        }
+
+
+def written_together(
+    case: Case, places: list[Location], asked: object, inputs: dict[str, object]
+) -> dict[Location, Tensor]:
     with ExitStack() as stack:
         before = stack.enter_context(record(case.model, places))
         stack.enter_context(intervene(case.model, dict.fromkeys(places, mirrored), positions=asked))
@@ -96,7 +111,8 @@ def padded(case: Case, places: list[Location]) -> str | None:
         return None  # a model that takes no padding
     entries = {at: replace(at, layer=case.ran[at.stack or case.stacks[0].name][0], site="block_input") for at in places}
     text = by_token(case, list(entries.values()), ids)
-    own = [at for at in places if text[entries[at]] is not None]
+    shapes = {at: vectors(case, at, case.runs[0].activations.calls(at)[0]).shape[:2] for at in places}
+    own = [at for at in places if text[entries[at]] is False or (text[entries[at]] and shapes[at] == ids.shape)]
     for at, written in (written_at(case, own, -1, given) if own else {}).items():
         wanted = torch.zeros_like(written)
         wanted[:, -1] = True
