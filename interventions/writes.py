@@ -261,7 +261,8 @@ class Write:
         return select(positions, self._span_of_source(vectors, mask, positions).real)
 
     def _span_of_source(self, vectors: Tensor, mask: Tensor | None, positions: Positions) -> Span:
-        return span_of(vectors, self.place, None, [{self.place.mask: mask}], positions)
+        place = self.place if self.source is None or self.source.place is None else self.source.place
+        return span_of(vectors, place, None, [{place.mask: mask}], positions)
 
     def _check_positions(self, vectors: Tensor) -> None:
         if vectors.ndim < 3:
