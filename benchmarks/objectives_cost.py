@@ -113,7 +113,7 @@ def classifiers(asked: argparse.Namespace) -> Group:
         "KD + CRD": beside_kd(CRD),
         "KD + ICD": beside_kd(ICD),
         "KD + Sobolev": beside_kd(Sobolev),
-        "KD + BSS": beside_kd(BSS),
+        "KD + BSS": beside_kd(lambda: BSS(both=False)),
         "KD + DIITO": beside_kd(DIITO),
         "KD + DIITO Crossway": beside_kd(lambda: DIITO(distill.Crossway())),
     }
@@ -145,7 +145,7 @@ def convolutions(asked: argparse.Namespace) -> Group:
         "KD + CRD": beside_kd(CRD),
         "KD + ICD": beside_kd(ICD),
         "KD + Sobolev": beside_kd(Sobolev),
-        "KD + BSS": beside_kd(BSS),
+        "KD + BSS": beside_kd(lambda: BSS(both=False)),
         "KD + DIITO": beside_kd(lambda: DIITO(positions=None)),
         "KD + DIITO Crossway": beside_kd(lambda: DIITO(distill.Crossway(), positions=None)),
     }

@@ -148,8 +148,9 @@ class Together(nn.Module):
         """Let the objectives make what depends on the networks and the data, and check the names of the weights."""
         with torch.no_grad():
             runs = self._runs(batch, record=False)
-            if isinstance(rows, Rows) and "labels" in batch:
-                self.label_place = label_place(self.learning[0], runs[0].logits, batch, rows.table)
+            if "labels" in batch:
+                table = rows.table if isinstance(rows, Rows) else None
+                self.label_place = label_place(self.learning[0], runs[0].logits, batch, table)
             for number, learner in enumerate(self.objectives):
                 for teacher in (None, *learner.teachers):
                     step = self._step(batch, generator, moment, runs, (teacher, number), record=False)

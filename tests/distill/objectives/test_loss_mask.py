@@ -126,7 +126,7 @@ NOT = {
     "DistilBERT": ("tagger", "gpt2", "llama", "t5"),
 }
 WHOLE = ("tagger", "gpt2", "t5")
-FEW = ("KD", "Cosine", "MaskedLM", "DistilBERT", "CausalLM")
+FEW = ("KD", "MaskedLM", "DistilBERT")
 CASES = [(f, o) for f in FAMILIES for o in OBJECTIVES if not f.startswith(NOT.get(o, "-")) and (f in WHOLE or o in FEW)]
 
 
