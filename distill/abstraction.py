@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.asking import grid_of, interchanged, run_of
+from distill.attention_keys import over_keys
 from distill.causal_models import CausalModel
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
@@ -53,7 +54,8 @@ def interchange_accuracy(
     Every pair of a base and a source is interchanged at every entry of the mapping, in both models, at the same
     positions; what is
     drawn depends on `seed` alone, not on the batch size. A write that replaces all that one of the outputs can see, or
-    nothing of it, is left out: it would compare answers, not computation.
+    nothing of it, is left out: it would compare answers, not computation. The output of a block is all that comes after
+    it can see; that of its feed-forward part is not, which the residual stream goes past.
 
     Args:
         teacher: a network, here or `Served`, or a causal model, which samples its own inputs where there is no `data`.
@@ -237,8 +239,8 @@ class _Study:
             if told is not None:
                 draws[0] = self._drawn(number, (bases, others), (base, told), rows)
             after = [
-                interchanged(b, s, places, (drawn.written, drawn.read))
-                for b, s, places, drawn in zip(bases, given, sides, draws, strict=True)
+                interchanged(b, over_keys(b, s, places, base, other), places, (drawn.written, drawn.read))
+                for b, s, other, places, drawn in zip(bases, given, theirs, sides, draws, strict=True)
             ]
             kept = torch.ones(len(weights), dtype=torch.bool, device=weights.device)
             for side, places in enumerate(sides):
