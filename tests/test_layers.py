@@ -25,8 +25,8 @@ ORDER = {
         counterfactuals
         causal_models samples seen mapping swaps pairs tasks data token_meanings token_alignment similarity
         metrics tops sensitivities retries cache padding served asking attention_keys penultimate wholes
-        vacuous outcomes tallies controls variables abstraction weights ranks objectives schedules widths students probes checkpoints
-        computations arguments loop together training_paths results evaluations progress fit
+        vacuous outcomes tallies controls variables abstraction weights ranks objectives schedules widths students
+        probes checkpoints computations arguments loop together training_paths results evaluations progress fit
         specialist_training specialists assistants mutual
         alignments aligning searches teachers compat report catalogue commands cli""".split(),
 }
