@@ -77,19 +77,20 @@ EXCEPTIONS: dict[str, Blocks] = {
 }
 
 
-def register(model_type: str, *paths: str, why: str = "") -> None:
+def register(model_type: str, *paths: str, why: str = "", masks: Mapping[str, str] | None = None) -> None:
     """State where the blocks of a model type are, for a model whose structure does not show it.
 
     Args:
         model_type: as in `model.config.model_type`; the class name for models without a configuration.
         paths: the dotted path of each list of blocks, e.g. `"encoder.layers"`.
         why: for whoever reads the table.
+        masks: of parts that read something else than the text, {path: the argument that masks it, "" if none does}.
 
     >>> register("MyNet", "body", why="its stem is a list as well")
     >>> EXCEPTIONS.pop("MyNet").paths
     ('body',)
     """
-    EXCEPTIONS[model_type] = Blocks(paths, why)
+    EXCEPTIONS[model_type] = Blocks(paths, why, masks=dict(masks or {}))
 
 
 def exception_for(model: nn.Module) -> Blocks | None:

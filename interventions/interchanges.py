@@ -62,8 +62,8 @@ def intervene(
         at: a Location, or {Location: operator}; or give the fields of one location as keywords: `layer=3`.
         op: the operator, where `at` does not hold it. `Swap()` if a source is given.
         source: inputs, a Run or Stored activations that operators such as Swap take from, or {Location: one of these}.
-        positions: which tokens to write, counted over real tokens (see `interventions.positions`); None is all of
-            them. Or {Location: positions}.
+        positions: which tokens of the place to write, counted over real tokens (see `interventions.positions`); None
+            is all of them. Or {Location: positions}.
         source_positions: which tokens of the source to take, as many; None is those of `positions`.
         source_model: another model that the source is run on, or is a Run of: cross-model patching, where the vectors
             are of one width. None is `model`, and a Run of another one is refused.

@@ -1,4 +1,12 @@
-"""Where in the data: which tokens (pixels of a feature map) of each example, counted over real tokens only."""
+"""Where in the data: which tokens (pixels of a feature map) of each example, counted over real tokens only.
+
+The tokens are those of the place: of the text, of an encoder, or patches, frames and queries beside the text. The
+padding mask of a call counts where it is the mask of these tokens: of as many, or of the frames that convolutions
+make tokens of. It is neither cut nor filled up. A mask without padding says that all tokens are real. Beside the
+text, in the tower of images or sounds, all tokens count if no mask of theirs is given. Where a text was made into
+another number of tokens (padded to windows, pooled, with an image before it) and padding is in its mask, counting is
+refused, and a boolean mask says which are meant.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
