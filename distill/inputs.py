@@ -93,7 +93,7 @@ def real_tokens(
 ) -> Bool[Tensor, "rows width"]:
     """Which of `width` positions of each example are no padding: those of its mask, or all where the batch has none."""
     mask = batch.get(column)
-    if mask is None:
+    if mask is None or (mask.shape != (rows, width) and bool(mask.bool().all())):
         return torch.ones(rows, width, dtype=torch.bool, device=device)
     if mask.shape != (rows, width):
         raise DistillError(

@@ -18,7 +18,7 @@ from distill.metrics import batches, evaluating
 from distill.schedules import Record
 from distill.similarity import representational_similarity
 from distill.tasks import Rows
-from interventions import Location, Picture, as_location, run, select
+from interventions import Location, Picture, architecture, as_location, run, select
 
 STARTS = 8  # random starts of the scaling, of which the best is kept
 ROUNDING = 1e-6  # distances that float32 has made of 0
@@ -162,7 +162,7 @@ def representations(
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
             vectors = run(model, inputs_of(model, batch), place, resumable=False).vectors(place)
-            found.append(_one_each(vectors, batch.get("attention_mask"), positions).cpu())
+            found.append(_one_each(vectors, _real(model, place, vectors, batch), positions).cpu())
     if len({each.shape[1] for each in found}) > 1:
         raise _ragged()
     return torch.cat(found)
@@ -208,15 +208,28 @@ def _one_each(vectors: Tensor, mask: Tensor | None, positions: int | None) -> Fl
         vectors = rearrange(vectors, "batch position heads dims -> batch position (heads dims)")
     if vectors.ndim == 2:
         return vectors
-    real = torch.ones(vectors.shape[:2], dtype=torch.bool, device=vectors.device)
-    if mask is not None and mask.shape == vectors.shape[:2]:
-        real = mask.bool()
+    real = torch.ones(vectors.shape[:2], dtype=torch.bool) if mask is None else mask
     if positions is not None:
-        chosen = select(positions, real)
+        chosen = select(positions, real).to(vectors.device)
         return vectors[chosen.rows, chosen.columns]
     if not real.all():
         raise _ragged()
     return rearrange(vectors, "batch position dims -> batch (position dims)")
+
+
+def _real(model: nn.Module, at: Location, vectors: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Which tokens at a place are no padding; None where it has none, and all count."""
+    if vectors.ndim < 3:
+        return None
+    rows, width = vectors.shape[:2]
+    place = architecture(model).place(at)
+    real = place.real(batch, rows, width)
+    if real is None:
+        raise DistillError(
+            f"{place.mask} has shape {list(batch[place.mask].shape)} and {at} has {width} tokens, so padding cannot be "
+            "told; leave the mask out, or name another place."
+        )
+    return real
 
 
 def _ragged() -> DistillError:
