@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.asking import grid_of, interchanged, run_of
 from distill.attention_keys import over_keys
 from distill.causal_models import CausalModel
+from distill.classes import check_alike
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
@@ -103,6 +104,7 @@ def interchange_accuracy(
         )
     if data is None:
         raise DistillError("the teacher is a network and no data was given; pass data='pvr', a Task or held-out rows.")
+    check_alike(teacher, student)
     entries = pairs_of(mapping, teacher, student)
     taken: Pairs = Shuffle() if sources is None else sources
     rows, names = held_out(data, student), controls_of(controls)

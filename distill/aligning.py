@@ -106,7 +106,7 @@ def align(
         "steps": steps, "batch_size": batch_size, "seed": seed, "coldest": coldest, "weights": dict(weights or {}),
         "lr": records[0].lr if records else None, "mapping": list(map(str, entries)),
     }  # fmt: skip
-    seen = seen_of(causal_model, network, data, schedule)
+    seen = seen_of(causal_model, network, feed, schedule)
     measured = None
     if pairs:
         tested = data if eval_data is None else eval_data
@@ -142,13 +142,11 @@ def _between(
             "gradient: subspace.requires_grad_(False)."
         )
     rule = Span(0.3) if positions is None else positions
-    records = learn(
-        teacher, network, entries, training_rows(data, teacher, schedule.seed), schedule,
-        objective=DIITO(positions=rule), **learning,
-    )  # fmt: skip
+    rows = training_rows(data, teacher, schedule.seed, network)
+    records = learn(teacher, network, entries, rows, schedule, objective=DIITO(positions=rule), **learning)
     settings: dict[str, Any] = {"steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed}
     settings |= {"lr": records[0].lr if records else None, "mapping": list(map(str, entries)), "positions": repr(rule)}
-    seen = seen_of(teacher, network, data, schedule)
+    seen = seen_of(teacher, network, rows, schedule)
     if not pairs:
         return Alignment(entries, None, tuple(records), settings, seen)
     task = task_of(data, teacher) if eval_data is None else None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distill.asking import run_of
 from distill.causal_models import CausalModel
+from distill.classes import check_alike, real_names
 from distill.data import training_rows
 from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, network_of, reads_apart, students, teachers, to_device, vocabulary_of
@@ -95,7 +96,7 @@ def fed(teacher: Model | Served | CausalModel | None, student: nn.Module, data: 
     if isinstance(data, Feed) and not isinstance(data, Rows):
         return data
     if not isinstance(teacher, CausalModel):
-        return training_rows(data, student if teacher is None else teacher, schedule.seed)
+        return training_rows(data, student if teacher is None else teacher, schedule.seed, student)
     return feed_of(teacher, data, schedule)
 
 
@@ -124,19 +125,18 @@ def mapped(
 
 
 def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, processes: int = 1) -> Seen:
-    """What `steps` trains on: all rows of data, or of what a causal model samples the bases that are drawn."""
+    """What `steps` trains on: all rows of data as they are now, or of what a causal model samples the bases drawn."""
+    rows = fed(teacher, student, data, schedule)
+    if isinstance(rows, Rows):
+        return Seen.of(rows.table)
+    if isinstance(rows, Given):
+        return Seen.of(rows.batch(range(len(rows))))
 
     def batches() -> Iterator[Mapping[str, Any]]:
-        rows = fed(teacher, student, data, schedule)
-        if isinstance(rows, Rows):
-            yield rows.table
-        elif isinstance(rows, Given):
-            yield rows.batch(range(len(rows)))
-        else:
-            numbers = range(schedule.total(len(rows), processes))
-            for process in range(processes):
-                for chosen in order(len(rows), schedule, numbers, process, processes):
-                    yield rows.batch(chosen)
+        numbers = range(schedule.total(len(rows), processes))
+        for process in range(processes):
+            for chosen in order(len(rows), schedule, numbers, process, processes):
+                yield rows.batch(chosen)
 
     return Seen(batches)
 
@@ -162,6 +162,8 @@ def check(
             "data=distill.TokenAlignment(teacher_tokenizer, student_tokenizer).rows(texts)."
         )
     batch = rows.batch(range(min(2, len(rows))))
+    if len(models) > 1:
+        check_alike(models[0], models[1])
     classes, tokens = [], False
     for model in models:
         given = (teachers if model is teacher else students)(batch)
@@ -169,6 +171,12 @@ def check(
             logits = run_of(model, inputs_of(model, to_device(given, device_of(model))), resumable=False).logits
         classes.append(logits.shape[-1])
         tokens = logits.ndim > 2
+        names = real_names(model)
+        if names is not None and len(names) != classes[-1]:
+            raise DistillError(
+                f"{type(network_of(model)).__name__} answers with {classes[-1]} classes and its configuration names "
+                f"{len(names)}: {', '.join(names[:30])}; name each: model.config.id2label = {{0: …}}."
+            )
     if len(set(classes)) > 1 and not (apart and tokens):
         raise DistillError(
             f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student "

@@ -25,13 +25,23 @@ Task = Annotated[
     typer.Option(help="pvr, agreement or sst2; pvr where neither task nor data is given (digits, mnist: in Python)."),
 ]
 Data = Annotated[
-    Path | None, typer.Option(help="A folder for the task, or a .csv, .tsv or .jsonl file with text and label columns.")
+    Path | None,
+    typer.Option(
+        help="A folder for the task, or a .csv, .tsv or .jsonl file with a text and a label column, or texts alone."
+    ),
 ]
 EvalData = Annotated[
     Path | None, typer.Option(help="A file of held-out rows; a fifth of the data is held out otherwise.")
 ]
 Text = Annotated[str | None, typer.Option(help="The text column of a file.")]
 Label = Annotated[str | None, typer.Option(help="The label column of a file.")]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="The labels of the data in the order of the model's outputs, with commas; matched with the names in "
+        "its configuration by default."
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -43,6 +53,7 @@ def fit(
     eval_data: EvalData = None,
     text: Text = None,
     label: Label = None,
+    classes: Classes = None,
     teacher: Annotated[
         str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")
     ] = None,
@@ -86,7 +97,7 @@ def fit(
             commands.resume_fit(resume)
         return
     command = commands.FitCommand(
-        source=commands.Source(task, _text(data), _text(eval_data), text, label, fraction),
+        source=commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes),
         timing=commands.Timing(epochs, steps, batch_size, lr),
         interchanges=commands.Interchanges(mapping, pairs, share, sigma),
         teacher=teacher,
@@ -108,6 +119,7 @@ def evaluate(
     eval_data: EvalData = None,
     text: Text = None,
     label: Label = None,
+    classes: Classes = None,
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
     student: Annotated[Path | None, typer.Option(help="The folder of a student.")] = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
@@ -119,7 +131,7 @@ def evaluate(
     """Measure accuracy and interchange accuracy of students on held-out pairs."""
     from distill import commands
 
-    source = commands.Source(task, _text(data), _text(eval_data), text, label)
+    source = commands.Source(task, _text(data), _text(eval_data), text, label, classes=classes)
     interchanges = commands.Interchanges(mapping, share=share)
     with _stoppable():
         commands.run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
@@ -133,6 +145,7 @@ def teach(
     eval_data: EvalData = None,
     text: Text = None,
     label: Label = None,
+    classes: Classes = None,
     encoder: Annotated[str | None, typer.Option("--from", help="An encoder to fine-tune: folder or hub name.")] = None,
     fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
@@ -146,7 +159,7 @@ def teach(
     """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
     from distill import commands
 
-    source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction)
+    source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes)
     with _stoppable():
         commands.run_teach(source, encoder, commands.Timing(epochs, steps, batch_size, lr), seed, output, resume=resume)
 

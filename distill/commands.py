@@ -2,7 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,14 +13,13 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill.arguments import check
+from distill.arguments import check, supported
 from distill.checkpoints import Checkpoints
 from distill.errors import DistillError
 from distill.evaluations import evaluate
 from distill.fit import Interrupted, fit, read_log, refuse_used
 from distill.inputs import vocabulary_of
 from distill.mapping import Sides, as_mapping, depth, mapping_of, pairs_of
-from distill.metrics import accuracy
 from distill.objectives import (
     AT,
     BSS,
@@ -40,7 +41,7 @@ from distill.report import Entry, Report
 from distill.results import Evaluation, FitResult
 from distill.schedules import Schedule
 from distill.students import from_layers
-from distill.tasks import Task, load
+from distill.tasks import Task, load, numbered_as
 from distill.teachers import (
     check_teacher,
     load_classifier,
@@ -70,11 +71,15 @@ class Source:
     text: str | None = None
     label: str | None = None
     fraction: float = 1.0
+    classes: str | None = None
 
     def load(self, tokenizer: Any, seed: int) -> Task:
         """The task; pvr where nothing was named."""
         name = "pvr" if self.task is None and self.data is None else self.task
-        options = {"data": self.data, "eval_data": self.eval_data, "text": self.text, "label": self.label}
+        options: dict[str, Any] = {
+            "data": self.data, "eval_data": self.eval_data, "text": self.text, "label": self.label,
+            "classes": None if self.classes is None else [name.strip() for name in self.classes.split(",")],
+        }  # fmt: skip
         return load(name, tokenizer=tokenizer, fraction=self.fraction, seed=seed, **options)
 
     @property
@@ -173,6 +178,10 @@ class FitCommand:
         self.interchanges.check(task)
         self.interchanges.mapped(teacher, _smaller(teacher, self.student_layers))
         self.timing.schedule(task, self.seed)
+        for student in self.students:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # fit says it again
+                supported(self.objectives(student), task.train)
 
     def objectives(self, student: str, words: Tensor | None = None) -> list[Objective]:
         """What one student is trained on: `diito` is KD and interchange, several names stand with commas."""
@@ -210,13 +219,14 @@ def resume_fit(folder: Path) -> Path | None:
 def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
     console = _console()
     task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console, command.check)
-    measured = accuracy(teacher, task.test) if command.any_teacher else check_teacher(teacher, task)
+    measured = None if command.any_teacher else check_teacher(teacher, task)
+    told = evaluate(None, teacher, None, task) if measured is None else Evaluation(measured, None)
     student = _smaller(teacher, command.student_layers)
     mapping = command.interchanges.mapped(teacher, student)
     schedule = command.timing.schedule(task, command.seed)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "command.json").write_text(json.dumps(asdict(command), indent=1) + "\n")
-    entries = [Entry("teacher", depth(teacher), _parameters(teacher), Evaluation(measured, None))]
+    entries = [Entry("teacher", depth(teacher), _parameters(teacher), told)]
     for name in command.students:
         result = _student(
             teacher,
@@ -308,7 +318,7 @@ def run_evaluate(
     else:
         raise DistillError("nothing to evaluate was named: give the folder of a run, or --student FOLDER.")
     task, model, _ = _task_and_teacher(source, teacher, first_seed, console, lambda _, task: interchanges.check(task))
-    entries = [Entry("teacher", depth(model), _parameters(model), Evaluation(accuracy(model, task.test), None))]
+    entries = [Entry("teacher", depth(model), _parameters(model), evaluate(None, model, None, task))]
     for name, folder in found.items():
         loaded = load_classifier(folder)
         check(model, loaded, task.test)
@@ -326,7 +336,12 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
     if encoder is None and (source.task == "sst2" or source.data is not None):
         raise DistillError(f"{source.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
     tokenizer = load_tokenizer(encoder) if encoder is not None and source.task not in ("pvr",) else None
-    task = source.load(tokenizer, seed)
+    with _noted(console):
+        task = source.load(tokenizer, seed)
+    if not task.classes:
+        raise DistillError(
+            f"{source.name!r} has no labels to teach; add a column of them, 'label', or name it: --label COLUMN."
+        )
     if encoder is not None:
         network = new_classifier(encoder, task, seed)
     elif task.network is not None:
@@ -358,11 +373,22 @@ def _task_and_teacher(
         return task, teacher_of(task, seed=seed, console=console), None
     model = load_classifier(teacher)
     tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
-    task = source.load(tokenizer, seed)
+    with _noted(console):
+        task = numbered_as(source.load(tokenizer, seed), model)
     check(None, model, task.train)
     check(None, model, task.test)
     check_fits(model, task)
     return task, model, tokenizer
+
+
+@contextmanager
+def _noted(console: Console) -> Iterator[None]:
+    """Print what the packages warn of inside the block, each in one line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for message in dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning):
+        console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _needs_teacher(source: Source) -> NoReturn:

@@ -5,20 +5,23 @@ from typing import Any
 
 import torch
 
+from distill.classes import Ranked
 from distill.errors import DistillError
 from distill.inputs import network_of, vocabulary_of
-from distill.tasks import Rows, Task, load
+from distill.tasks import Rows, Task, load, numbered_as
+from distill.tasks.files import is_same_file, rows_of
 
 RANDOM, RANDOM_ROWS, HELD_OUT_SEED = "random", 4096, 2**31 - 1
 
 
-def training_rows(data: Any, model: Any, seed: int = 0) -> Rows:
-    """The rows to train on.
+def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
+    """The rows to train on, their labels numbered as the model numbers its classes.
 
     Args:
         data: a Task or its name, a path to a file of one's own, rows in any form that `Rows.of` takes, or "random".
-        model: knows the tokenizer of a task given by name, and what random inputs look like.
+        model: knows the tokenizer of a task given by name, what random inputs look like, and what its classes are.
         seed: of random data.
+        others: models that are trained with it; the first that names its classes decides.
 
     Raises:
         DistillError: no data, or data that cannot be used.
@@ -32,28 +35,55 @@ def training_rows(data: Any, model: Any, seed: int = 0) -> Rows:
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, seed)
     task = task_of(data, model)
-    return Rows.of(data) if task is None else task.train
+    return numbered_as(Rows.of(data) if task is None else task.train, model, *others)
 
 
-def held_out(data: Any, model: Any) -> Rows:
-    """The rows to measure on: the test rows of a task, else the rows themselves."""
+def held_out(data: Any, model: Any, *others: Any) -> Rows:
+    """The rows to measure on, labels as for training: the test rows of a task, else the rows themselves."""
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
     task = task_of(data, model)
-    return Rows.of(data) if task is None else task.test
+    return numbered_as(Rows.of(data) if task is None else task.test, model, *others)
+
+
+def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Rows, *models: Any) -> Rows | None:
+    """What `fit` measures on: all rows of a file, else as `held_out`; without any the test rows of its task.
+
+    Args:
+        eval_data: what `fit` was given.
+        trained_on: its data.
+        task: what these are or name, if that is a task.
+        rows: those that are trained on; they name the classes where no model does.
+        models: the first knows the tokenizer of a file.
+    """
+    if eval_data is None or is_same_file(eval_data, trained_on):
+        return None if task is None else task.test
+    if _is_file(eval_data):
+        found = rows_of(eval_data, tokenizer_of(models[0]))
+    elif isinstance(eval_data, str) and eval_data == RANDOM:
+        return held_out(eval_data, models[0])
+    else:
+        other = task_of(eval_data, models[0])
+        found = Rows.of(eval_data) if other is None else other.test
+    names = None if isinstance(rows.classes, Ranked) else rows.classes
+    return numbered_as(found, *models, names=names)
 
 
 def task_of(data: Any, model: Any) -> Task | None:
-    """The task that `data` is or names, None for rows and "random"."""
+    """The task that `data` is or names, its classes as they are; None for rows and "random"."""
     if isinstance(data, Task):
         return data
     if isinstance(data, str) and data == RANDOM:
         return None
-    if isinstance(data, Path) or (isinstance(data, str) and Path(data).suffix):
+    if _is_file(data):
         return load(data=data, tokenizer=tokenizer_of(model))
     if isinstance(data, str):
         return load(data, tokenizer=tokenizer_of(model))
     return None
+
+
+def _is_file(data: Any) -> bool:
+    return isinstance(data, Path) or (isinstance(data, str) and Path(data).suffix != "")
 
 
 def tokenizer_of(model: Any) -> Any:

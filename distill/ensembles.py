@@ -11,6 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from distill.classes import check_alike, real_names
 from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, vocabulary_of
 from distill.losses.common import widened
@@ -62,6 +63,11 @@ class Committee(nn.Module, ABC):
         configs = [each.config for each in members if hasattr(each, "config")]
         facts = {each: getattr(config, each) for config in configs[::-1] for each in OF_INPUTS if hasattr(config, each)}
         self.config = SimpleNamespace(**facts)
+
+    def name_classes(self, names: Sequence[str] | None) -> None:
+        """Say what the classes of the whole are called, where a member does."""
+        if names is not None:
+            self.config.id2label = dict(enumerate(names))
 
     def forward(self, *inputs: Any, **columns: Any) -> Answer:
         """The answer of all, on the device of the first member."""
@@ -115,7 +121,8 @@ class Ensemble(Committee):
         temperature: τ of `average="probabilities"`.
 
     Raises:
-        DistillError: no teachers, teachers of other classes or vocabularies, or weights that do not fit.
+        DistillError: no teachers, teachers of other classes, orders of classes or vocabularies, or weights that do not
+            fit.
 
     >>> pair = Ensemble([nn.Linear(2, 2), nn.Linear(2, 2)], "probabilities", weights=[3, 1], temperature=4.0)
     >>> pair(torch.zeros(5, 2)).logits.shape
@@ -131,6 +138,10 @@ class Ensemble(Committee):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(teachers)
+        named = [(number, each) for number, each in enumerate(teachers) if real_names(each) is not None]
+        for number, each in named[1:]:
+            check_alike(named[0][1], each, (f"member {named[0][0]}", f"member {number}"))
+        self.name_classes(real_names(named[0][1]) if named else None)
         if average not in AVERAGES:
             raise DistillError(f"Ensemble has no average={average!r}; use 'logits', 'probabilities' or 'geometric'.")
         if not temperature > 0:

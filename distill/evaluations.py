@@ -81,10 +81,11 @@ def evaluate(
     """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
 
     What cannot be measured is None. The note of the evaluation says why where that is the interchange accuracy of a
-    mapping, and where nothing was measured at all.
+    mapping, the accuracy on rows without labels, or all.
     """
-    rows = held_out(data, student if teacher is None else teacher)
+    rows = held_out(data, student if teacher is None else teacher, student)
     measured = accuracy(student, rows) if has_classes(rows) else None
+    unmeasured = "" if "labels" in rows.columns else f"no accuracy: {_unanswered(rows)}."
     if teacher is None or not mapping:
         unmapped = NO_TEACHER if teacher is None else NO_PAIR
         why = "" if measured else f"nothing was measured: {_unanswered(rows)}, and {unmapped}"
@@ -92,8 +93,8 @@ def evaluate(
     try:
         interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
     except (DistillError, InterventionError) as nothing:
-        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
-    return Evaluation(measured, interchange)
+        return Evaluation(measured, None, f"{unmeasured} no interchange accuracy: {nothing}".lstrip())
+    return Evaluation(measured, interchange, unmeasured)
 
 
 def _unanswered(rows: Any) -> str:

@@ -14,19 +14,21 @@ from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from distill import loop
-from distill.arguments import mapped, objectives_of, seen
+from distill.arguments import check, fed, mapped, objectives_of, seen
 from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints, deferred_interrupt
-from distill.data import task_of
+from distill.classes import Ranked, name_classes, real_names
+from distill.data import rows_to_measure, task_of
 from distill.errors import DistillError
 from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
 from distill.mapping import Pair, Sides
+from distill.metrics import has_classes
 from distill.objectives import Objective
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
 from distill.served import Served
-from distill.tasks import Task
+from distill.tasks import Rows, Task, numbered_as
 from distill.weights import Weight, named
 from interventions import Model
 
@@ -67,12 +69,14 @@ def fit(
         mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default. {} interchanges
             nothing, and measures no interchange accuracy.
         data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or
-            "random". For a causal model {name: tensor} of its inputs; columns of other variables are checked.
+            "random". Labels that have names are numbered as the teacher, or else the student, numbers its classes
+            (`config.id2label`); a student without names gets those that it learned. For a causal model {name: tensor}
+            of its inputs; columns of other variables are checked.
         objective: one or several; by default `[KD(), DIITO()]`, for a causal model `IIT()`.
         weights: {term: weight}, a number or a function of the share of the training that is done, as `Ramp(4, 1)`. For
             a term that is not named, what its method says: 1 for most (`distill objectives` lists the others).
-        eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task, or what a causal
-            model samples.
+        eval_data: held-out rows, a file of them or a Task; by default the test rows of `data`, if that is a task, or
+            what a causal model samples.
         epochs, steps, batch_size, lr, seed: override those of `schedule`.
         schedule: time and speed in full (see `Schedule`); by default what an embedded task says, else `Schedule()`.
         output_dir: a new folder for the student, checkpoints, log and result; None saves nothing.
@@ -89,6 +93,7 @@ def fit(
     causal = isinstance(teacher, CausalModel)
     known = student if teacher is None or isinstance(teacher, CausalModel) else teacher
     task = None if data is None or causal else task_of(data, known)
+    task = None if task is None else numbered_as(task, known, student)
     schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else default_schedule(task))
     if epochs is not None and steps is None:
         schedule = replace(schedule, steps=None)
@@ -107,11 +112,17 @@ def fit(
     elif resume:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
     checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
+    rows = fed(teacher, student, data if task is None else task, schedule)
+    tested = None
+    if isinstance(rows, Rows):
+        tested = rows_to_measure(eval_data, data, task, rows, known, student)
+        if tested is not None and has_classes(tested):
+            check(None, student, tested)
     running = loop.steps(
         teacher,
         student,
         pairs or None,
-        data,
+        rows,
         objective=objectives,
         weights=weights,
         schedule=schedule,
@@ -122,21 +133,28 @@ def fit(
     with closing(running):
         records = until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
     seconds = time.monotonic() - began
+    trained_on = seen(teacher, student, rows, schedule, PartialState().num_processes)
+    if isinstance(rows, Rows):
+        name_classes(student, _names(teacher, rows))
     if folder is not None and PartialState().is_main_process:
         save_model(student, folder / "student")
-    tested = eval_data if eval_data is not None else task
     evaluation = Evaluation(None, None)
     if isinstance(teacher, CausalModel):
-        trained_on = None if data is None else seen(teacher, student, data, schedule)
-        evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=trained_on)
+        excluded = None if data is None else trained_on
+        evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=excluded)
     elif tested is not None:
         measured = None if mapping == {} else pairs or full_mapping(teacher, student)
         evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
-    trained_on = seen(teacher, student, data, schedule, PartialState().num_processes)
     result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, trained_on)
     if folder is not None and PartialState().is_main_process:
         result.save(folder)
     return result
+
+
+def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
+    """What the classes that a student learned are called."""
+    names = None if teacher is None else real_names(teacher)
+    return names if names is not None or isinstance(rows.classes, Ranked) else rows.classes
 
 
 def save_model(model: Any, folder: Path) -> None:

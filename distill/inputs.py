@@ -1,6 +1,7 @@
 """Which columns of a batch a model is called with, and which of its tokens are real."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any, Protocol, runtime_checkable
 
@@ -175,6 +176,19 @@ def device_of(model: Any) -> torch.device:
     parameter = next(network_of(model).parameters(), None)
     is_elsewhere = parameter is not None and parameter.is_meta and not isinstance(model, nn.Module)
     return torch.device("cpu") if parameter is None or is_elsewhere else parameter.device
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Eval mode inside the block; every module is put back in its own mode after it."""
+    network = network_of(model)
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def innermost(model: Any) -> nn.Module:

@@ -1,10 +1,8 @@
 """How well a model answers: shares with their intervals."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp, sqrt
-from typing import Any
 
 import torch
 from einops import rearrange, reduce
@@ -12,11 +10,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.inputs import answer_mask, device_of, following, inputs_of, network_of, to_device
+from distill.inputs import answer_mask, device_of, evaluating, following, inputs_of, to_device
 from distill.loss_masks import IGNORED, answer_labels, label_place
 from distill.losses import cross_entropy
 from distill.similarity import cka, representational_similarity
-from distill.tasks import MinimalPairs, Rows
+from distill.tasks import MinimalPairs, Rows, numbered_as
 from interventions import run
 
 __all__ = [
@@ -60,7 +58,7 @@ def accuracy(model: nn.Module, data: Rows, *, batch_size: int = 128) -> Share:
     """The share of rows (of labelled tokens, for token models) that `model` answers right, with its Wilson interval.
 
     Raises:
-        DistillError: data without labels.
+        DistillError: data without labels, or with a label that is no class of the model.
     """
     right = total = 0
     for logits, labels in _answers(model, data, batch_size, "accuracy"):
@@ -193,6 +191,7 @@ def _answers(model: nn.Module, data: Rows, batch_size: int, what: str) -> Iterat
     """
     if "labels" not in data.columns:
         raise DistillError(f"{what} needs a column 'labels' and the data has {', '.join(data.columns)}.")
+    data = numbered_as(data, model)
     labelled, place = False, None
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
@@ -203,6 +202,7 @@ def _answers(model: nn.Module, data: Rows, batch_size: int, what: str) -> Iterat
             labels = batch["labels"] if found is None else found
             counted = labels != IGNORED
             labelled = labelled or bool(counted.any())
+            check_labels(labels[counted], logits.shape[-1], what)
             yield logits[counted], labels[counted]
     if not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
@@ -235,6 +235,23 @@ def perplexity(model: nn.Module, data: Rows, *, batch_size: int = 32) -> float:
     if not count:
         raise DistillError(f"perplexity needs a token that follows another, and none of the {len(data)} rows has one.")
     return exp(total / count)
+
+
+def check_labels(labels: Tensor, classes: int, what: str) -> None:
+    """That whole-numbered labels are classes of a model, which no answer could be right about otherwise.
+
+    Raises:
+        DistillError: one below 0 or above the last class.
+    """
+    if classes < 2 or labels.is_floating_point():
+        return
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise DistillError(
+            f"{what} was asked of rows with label {int(outside[0])} and the model has {classes} classes (0 to "
+            f"{classes - 1}), so no answer is right; map the labels to its classes, or give −100 to rows that do not "
+            "count."
+        )
 
 
 def has_classes(data: Rows) -> bool:
@@ -284,16 +301,3 @@ def bootstrap(
 def batches(count: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
     """The numbers from 0 to count − 1, in order, `size` at a time."""
     yield from torch.arange(count).split(size)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode inside the block; every module is put back in its own mode after it."""
-    network = network_of(model)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

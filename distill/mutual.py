@@ -17,17 +17,19 @@ from torch import nn
 from distill import loop
 from distill.arguments import check, mapped, objectives_of, seen, supported
 from distill.checkpoints import Checkpoints
-from distill.data import task_of, training_rows
+from distill.classes import Ranked, check_alike, name_classes, real_names
+from distill.data import rows_to_measure, task_of, training_rows
 from distill.errors import DistillError
 from distill.evaluations import evaluate
 from distill.fit import check_folder, default_schedule, save_model, until_done
 from distill.inputs import TEACHERS
 from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
+from distill.metrics import has_classes
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule, weighted
-from distill.tasks import Rows
+from distill.tasks import Rows, numbered_as
 from distill.together import Edge, Together
 from distill.weights import Weight, named
 
@@ -86,11 +88,16 @@ def mutual(
     _check_networks(networks)
     task = None if data is None else task_of(data, networks[0])
     schedule = schedule or default_schedule(task)
-    rows = training_rows(data if task is None else task, networks[0], schedule.seed)
+    task = None if task is None else numbered_as(task, *networks)
+    rows = training_rows(data if task is None else task, networks[0], schedule.seed, *networks[1:])
     lessons, mine, left_out = _objectives(objective, own, rows)
     arrows = _edges(edges, len(networks))
     pairs = {edge: _pairs(networks, edge, mapping, lessons) for edge in arrows}
     _check(networks, rows, pairs)
+    tested = rows_to_measure(eval_data, data, task, rows, *networks)
+    if tested is not None and has_classes(tested):
+        for network in networks:
+            check(None, network, tested)
     idle = next((n for n in range(len(networks)) if not mine and n not in {student for _, student in arrows}), None)
     if idle is not None:
         raise DistillError(
@@ -124,13 +131,14 @@ def mutual(
     with closing(running):
         records = until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
     seconds, processes = time.monotonic() - began, PartialState().num_processes
-    tested, results = eval_data if eval_data is not None else task, []
+    trained_on, results = seen(None, networks[0], rows, schedule, processes), []
+    names = None if isinstance(rows.classes, Ranked) else rows.classes
     for number, learner in enumerate(computation.objectives):
         network, place = networks[number], None if folder is None else folder / str(number)
+        name_classes(network, names)
         evaluation = Evaluation(None, None) if tested is None else evaluate(None, network, None, tested)
         share = {**learner.weights, **numbered}
         told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
-        trained_on = seen(None, network, rows, schedule, processes)
         results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))
     if PartialState().is_main_process:
         for result in results:
@@ -206,6 +214,9 @@ def _check(networks: Sequence[nn.Module], rows: Rows, pairs: Mapping[Edge, tuple
         )
     for network in networks:
         check(None, network, rows)
+    named = [(number, each) for number, each in enumerate(networks) if real_names(each) is not None]
+    for number, network in named[1:]:
+        check_alike(named[0][1], network, (f"network {named[0][0]}", f"network {number}"))
     for teacher, student in pairs:
         check(networks[teacher], networks[student], rows)
 

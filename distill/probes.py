@@ -13,7 +13,7 @@ from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, mask_of, students, to_device
 from distill.metrics import Share, batches, evaluating, wilson
 from distill.penultimate import penultimate
-from distill.tasks import Rows
+from distill.tasks import Rows, numbered_as
 from interventions import Location, as_location, run
 
 POOLS = ("mean", "first", "last")
@@ -114,13 +114,19 @@ def _pooled(states: Tensor, mask: Tensor | None, pool: str) -> Float[Tensor, "ba
 def _rows(model: nn.Module, data: Any, test: Any) -> tuple[Rows, Rows]:
     task = task_of(data, model)
     if task is not None:
-        return task.train, task.test if test is None else Rows.of(test)
+        return task.train, task.test if test is None else _as(Rows.of(test), task.train)
     if test is None:
         raise DistillError(
             "a probe is measured on rows that it was not fitted to, and train rows alone were given; give a Task, or "
             "linear_probe(model, train_rows, test_rows)."
         )
-    return Rows.of(data), Rows.of(test)
+    train = Rows.of(data)
+    return train, _as(Rows.of(test), train)
+
+
+def _as(test: Rows, train: Rows) -> Rows:
+    """Test rows whose classes have the numbers that they have in training."""
+    return test if train.classes is None else numbered_as(test, names=train.classes)
 
 
 def _labels(rows: Rows, name: str) -> Tensor:

@@ -109,8 +109,7 @@ class Report:
         rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
         parts = [
             f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
-            f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out; the most common class is "
-            f"{self.task.majority:.1%} of them.</p>",
+            f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out{_common(self.task)}.</p>",
             f"<table><tr>{head}</tr>{rows}</table>",
             f"<p class=note>{escape(LEGEND)}</p>",
             *self._pictures(),
@@ -137,6 +136,10 @@ class Report:
             if interchange is not None:
                 pictures.append(f"<h2>{escape(name)}</h2>" + embedded(interchange.plot()))
         return pictures
+
+
+def _common(task: Task) -> str:
+    return " without labels" if task.majority is None else f"; the most common class is {task.majority:.1%} of them"
 
 
 def versions() -> dict[str, str]:

@@ -5,25 +5,36 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from distill.errors import DistillError
 
+CHUNK = 4096
+Marks = np.ndarray  # uint64 [rows]
 IGNORED = ("labels", "special_tokens_mask", "token_type_ids")  # of two rows that differ in these alone, one is seen
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Rows that were trained on, known by what they hold.
+    """Rows that were trained on, known by what they held.
 
     Attributes:
-        batches: makes them anew, batch by batch: {column: tensor `[rows, ...]`, or one tensor a row}.
+        batches: makes them anew, batch by batch: {column: tensor `[rows, ...]`, or one tensor a row}. For rows that
+            cannot change, as those that a causal model samples by a seed.
+        marks: {column: a number for each row, decided by what it held}, remembered when they were trained on.
     """
 
-    batches: Callable[[], Iterable[Mapping[str, Any]]]
+    batches: Callable[[], Iterable[Mapping[str, Any]]] = tuple
+    marks: Mapping[str, Marks] | None = field(default=None, repr=False)
     _known: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any]) -> "Seen":
+        """The rows of a table as they are now, whatever becomes of it or of the file that it was read from."""
+        return cls(marks={name: marks_of(column) for name, column in table.items() if name not in IGNORED})
 
     def among(self, table: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
         """Which rows of a table are among them, by the columns that both have.
@@ -31,43 +42,85 @@ class Seen:
         Raises:
             DistillError: they have none in common.
         """
-        first = next(iter(self.batches()))
-        common = tuple(name for name in sorted(table) if name in first and name not in IGNORED)
+        mine = self.marks if self.marks is not None else next(iter(self.batches()))
+        common = tuple(name for name in sorted(table) if name in mine and name not in IGNORED)
         if not common:
             raise DistillError(
-                f"the rows trained on have {', '.join(first)} and those to measure on {', '.join(table)}, so they "
+                f"the rows trained on have {', '.join(mine)} and those to measure on {', '.join(table)}, so they "
                 "cannot be compared; give the columns the same names."
             )
         if common not in self._known:
-            batches = ({name: batch[name] for name in common} for batch in self.batches())
-            self._known[common] = frozenset(number for batch in batches for number in fingerprints(batch))
+            self._known[common] = frozenset(number for marks in self._marks(common) for number in _together(marks))
         known = self._known[common]
         return torch.tensor([number in known for number in fingerprints({name: table[name] for name in common})])
+
+    def remembered(self) -> "Seen":
+        """The same rows, each once, kept as numbers alone, as a file holds them."""
+        names = tuple(self.marks) if self.marks is not None else tuple(next(iter(self.batches()), {}))
+        names = tuple(name for name in names if name not in IGNORED)
+        parts = list(self._marks(names)) if names else []
+        rows = np.unique(np.concatenate([np.stack([part[name] for name in names], 1) for part in parts]), axis=0)
+        return Seen(marks={name: rows[:, i] for i, name in enumerate(names)})
+
+    def _marks(self, names: tuple[str, ...]) -> Iterator[Mapping[str, Marks]]:
+        """The numbers of these columns, as remembered, or batch by batch."""
+        if self.marks is not None:
+            yield {name: self.marks[name] for name in names}
+            return
+        for batch in self.batches():
+            yield {name: marks_of(batch[name]) for name in names}
 
 
 def seen_of(exclude: Any) -> Seen | None:
     """What a result of `fit` or `align` was trained on.
 
     Raises:
-        DistillError: it is no such result.
+        DistillError: it is no such result, or does not know.
     """
-    seen = getattr(exclude, "seen", exclude)
-    if seen is not None and not isinstance(seen, Seen):
+    if exclude is None:
+        return None
+    seen = getattr(exclude, "seen", None) if not isinstance(exclude, Seen) else exclude
+    if seen is None and hasattr(exclude, "seen"):
+        raise DistillError(
+            f"exclude={exclude!r} does not know which rows it was trained on, as it was made or saved without them; "
+            "pass the result that fit or align returned, or leave out the rows yourself: rows.take(…)."
+        )
+    if not isinstance(seen, Seen):
         raise DistillError(f"exclude={exclude!r} is no result of fit or align; pass exclude=result.")
     return seen
 
 
 def fingerprints(table: Mapping[str, Any]) -> list[int]:
     """A number for each row, decided by what its columns hold."""
-    rows = zip(*(_bytes(table[name]) for name in sorted(table)), strict=True)
-    return [int.from_bytes(blake2b(b"|".join(row), digest_size=8).digest()) for row in rows]
+    return _together({name: marks_of(column) for name, column in table.items()})
+
+
+def marks_of(column: Any) -> Marks:
+    """A number for each row of one column, decided by what it holds."""
+    return np.array([int.from_bytes(blake2b(row, digest_size=8).digest()) for row in _bytes(column)], dtype=np.uint64)
+
+
+def _together(marks: Mapping[str, Marks]) -> list[int]:
+    """One number for each row from those of its columns, in the order of their names."""
+    stacked = np.ascontiguousarray(np.stack([marks[name] for name in sorted(marks)], 1))
+    return [int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest()) for row in stacked]
 
 
 def _bytes(column: Any) -> Iterator[bytes]:
     """What each row of a column holds; whole numbers count alike in every width."""
-    rows = column.reshape(len(column), -1) if isinstance(column, Tensor) else column
-    for row in _plain(rows) if isinstance(rows, Tensor) else map(_plain, map(torch.as_tensor, rows)):
-        yield row.tobytes()
+    if isinstance(column, Tensor):
+        for part in column.reshape(len(column), -1).split(CHUNK):
+            yield from (row.tobytes() for row in _plain(part))
+        return
+    rows = [torch.as_tensor(row) for row in column]
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        if len({(row.dtype, row.device) for row in part}) > 1:
+            yield from (_plain(row).tobytes() for row in part)
+            continue
+        flat = _plain(torch.cat([row.reshape(-1) for row in part]))  # a tensor at a time takes ten times as long
+        ends = np.cumsum([row.numel() for row in part])
+        yield from (row.tobytes() for row in np.split(flat, ends[:-1]))
 
 
 def _plain(tensor: Tensor) -> Any:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Float64
 from rich.console import Console
 from torch import Tensor, nn
 
+from distill.classes import real_names
 from distill.ensembles import Committee
 from distill.errors import DistillError
 from distill.schedules import Schedule
@@ -84,6 +85,9 @@ class Specialists(Committee):
                     f"specialist {number} has the classes {list(classes)}; give at least one, each once, from 0 on."
                 )
         self.k, self.temperature = k, temperature
+        self.name_classes(real_names(generalist))
+        for number, (specialist, classes) in enumerate(zip(specialists, self.classes, strict=True), 1):
+            _check_names(generalist, specialist, classes, number)
 
     @_OfTheClass
     def train(
@@ -161,6 +165,21 @@ class Specialists(Committee):
                     f"specialist {number} gives {list(answer.shape)} and the generalist {list(generalist.shape)}; it "
                     f"needs {len(classes) + 1} outputs: one for each of its classes and, last, one for all others."
                 )
+
+
+def _check_names(generalist: nn.Module, specialist: nn.Module, classes: Sequence[int], number: int) -> None:
+    """That a specialist which names its classes means those that it is given for, in that order."""
+    names, own = real_names(generalist), real_names(specialist)
+    if names is None or own is None:
+        return
+    for output, (name, place) in enumerate(zip(own, classes, strict=False)):
+        others = [i for i, other in enumerate(names) if other.casefold() == name.casefold()]
+        if others and place not in others:
+            raise DistillError(
+                f"specialist {number} calls its class {output} {name!r}, which is class {others[0]} of the generalist "
+                f"({', '.join(names)}), and it is given for {list(classes)}; give its classes in the order of its "
+                "outputs."
+            )
 
 
 def chosen(

@@ -16,6 +16,7 @@ from safetensors.torch import load_model as load_weights
 from torch import nn
 
 from distill.checkpoints import Checkpoints
+from distill.classes import class_names, real_names
 from distill.errors import DistillError
 from distill.fit import Interrupted, fit, save_model
 from distill.metrics import Share, accuracy
@@ -149,18 +150,23 @@ def save_teacher(teacher: nn.Module, tokenizer: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def check_teacher(teacher: nn.Module, task: Task) -> Share:
-    """The accuracy of a teacher on the held-out rows.
+def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
+    """The accuracy of a teacher on the held-out rows; None where they have no labels.
 
     Raises:
         DistillError: it is no better than always answering the most common class.
     """
+    if task.majority is None:
+        return None
     measured = accuracy(teacher, task.test)
     if measured.value <= task.majority:
+        unnamed = class_names(teacher) is not None and real_names(teacher) is None
+        order = f", say in which order its classes are (--classes {','.join(task.classes)})" if unnamed else ""
         raise DistillError(
             f"the teacher is right on {measured.value:.3f} of the held-out rows, and always answering the most "
             "common class on "
-            f"{task.majority:.3f}: there is nothing to learn from it; train it (distill teach), or pass --any-teacher."
+            f"{task.majority:.3f}: there is nothing to learn from it; train it (distill teach){order}, or pass "
+            "--any-teacher."
         )
     return measured
 

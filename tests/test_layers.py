@@ -21,7 +21,7 @@ ORDER = {
         sides padding architectures states attention hooks steps writes origins recordings plots metrics runs requests
         interchanges averages descriptions cells grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors networks losses inputs loss_masks precision ensembles noisy graphs values domains
+        errors networks losses inputs loss_masks classes precision ensembles noisy graphs values domains
         counterfactuals
         causal_models samples seen mapping swaps pairs tasks data token_meanings token_alignment similarity
         metrics tops sensitivities retries cache padding served asking attention_keys penultimate wholes

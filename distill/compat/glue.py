@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 
+from distill.classes import are_names, matched
 from distill.errors import DistillError
 from distill.tasks import Rows, Task
+from distill.tasks.numbering import renumbered
+from distill.tasks.tables import fields_of_any_length
 from distill.tasks.task import fine_tuning
 
 NO_ENTAILMENT = ("entailment", "not_entailment")
@@ -84,27 +87,29 @@ def glue_task(
         tokenizer: the teacher's.
         max_length: in tokens; longer texts are cut, the longer of two first.
         first: how many of the first training rows to use; None is all.
-        names: the classes of the teacher in its order, used where they are those of the task.
+        names: the classes of the teacher in its order, by which labels are numbered; not LABEL_0, LABEL_1, …
 
     Raises:
-        DistillError: an unknown task, a file that is missing or has other columns, or a label that is no class.
+        DistillError: an unknown task, a file that is missing or has other columns, a label that is no class, or a class
+            that the teacher does not name.
     """
     layout = layout_of(name)
-    spelled = tuple(each.lower() for each in names)
-    classes = spelled if sorted(spelled) == sorted(layout.classes) else layout.classes
     if first is not None and first < 1:
         raise DistillError(f"--max_training_examples {first} leaves no training row; use at least 1.")
-    train = _read(folder, "train", layout, classes)[:first]
-    test = _read(folder, layout.dev, layout, classes)
-    return Task(
+    train = _read(folder, "train", layout, layout.classes)[:first]
+    test = _read(folder, layout.dev, layout, layout.classes)
+    task = Task(
         name=name.lower(),
         train=_rows(tokenizer, train, max_length),
         test=_rows(tokenizer, test, max_length),
-        classes=classes,
+        classes=layout.classes,
         recipe=fine_tuning(len(train)),
         description=f"{name.upper()} of GLUE.",
         show=lambda row: tokenizer.decode(row["input_ids"], skip_special_tokens=True),
     )
+    if not are_names(names):
+        return task
+    return renumbered(task, matched(layout.classes, names, "the teacher"), tuple(each.lower() for each in names))
 
 
 def _read(folder: Path, name: str, layout: Layout, classes: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
@@ -115,7 +120,7 @@ def _read(folder: Path, name: str, layout: Layout, classes: Sequence[str]) -> li
             f"{folder} has no {name}.tsv; put the tables of GLUE there, or say where data_raw/ stands: "
             "HOME_DATA_FOLDER=FOLDER."
         )
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file, fields_of_any_length():
         lines = list(
             csv.reader(StringIO(file.read().decode("utf-8-sig"), newline=""), "excel-tab", quoting=csv.QUOTE_NONE)
         )

@@ -1,9 +1,10 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from distill.classes import matched, stated
 from distill.errors import DistillError
 from distill.tasks import agreement, files, pvr, sst2
 from distill.tasks.arithmetic import addition
@@ -13,6 +14,7 @@ from distill.tasks.indirect_object import indirect_object
 from distill.tasks.minimal_pairs import MinimalPairs, minimal_pairs
 from distill.tasks.mnist import mnist, mnist_digits
 from distill.tasks.mqnli import multiply_quantified
+from distill.tasks.numbering import numbered_as, renumbered
 from distill.tasks.pointers import pointer_values
 from distill.tasks.prompts import Prompts
 from distill.tasks.rows import Rows
@@ -37,6 +39,7 @@ __all__ = [
     "mnist_digits",
     "multiply_quantified",
     "names",
+    "numbered_as",
     "pointer_values",
     "verb_number",
 ]
@@ -59,6 +62,7 @@ def load(
     seed: int = 0,
     text: str | None = None,
     label: str | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Task:
     """A task by name, or from a file of one's own.
 
@@ -68,11 +72,16 @@ def load(
     `fraction` keeps a random share of the training rows, drawn by `seed`; the test rows stay. `text` and `label` name
     the columns of a file, `eval_data` its test file. Text needs the teacher's `tokenizer`.
 
+    `classes` states the labels of the data in the order of the model's outputs. Left out, `fit` and the measurements
+    match them with the names that a model gives to its classes (`config.id2label`).
+
     Raises DistillError for an unknown name, settings that the task does not take, and data that cannot be used.
     """
     share(1, fraction, seed)  # raises before anything is read
     if name is None and data is not None:
-        return files.task(data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label)
+        return files.task(
+            data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes
+        )
     if name is None:
         raise DistillError(
             f"no task was named and no data given; use load(name) with one of {', '.join(names())}, or load(data=FILE)"
@@ -81,9 +90,14 @@ def load(
         raise DistillError(_unknown(name))
     _refuse(name, eval_data=eval_data, text=text, label=label, **({"data": data} if name in EMBEDDED else {}))
     if name == "sst2":
-        return sst2.task(data, tokenizer, fraction=fraction, seed=seed)
-    task = mnist_digits(data) if name == "mnist" else EMBEDDED[name]()
-    return replace(task, train=task.train.take(share(len(task.train), fraction, seed)))
+        task = sst2.task(data, tokenizer, fraction=fraction, seed=seed)
+    else:
+        task = mnist_digits(data) if name == "mnist" else EMBEDDED[name]()
+        task = replace(task, train=task.train.take(share(len(task.train), fraction, seed)))
+    if classes is None:
+        return task
+    told = stated(classes)
+    return renumbered(task, matched(task.classes, told, "the names given"), told)
 
 
 def _unknown(name: str) -> str:

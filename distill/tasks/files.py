@@ -1,21 +1,22 @@
 import csv
-import gzip
-import json
-import re
+import warnings
 from collections.abc import Sequence
-from io import StringIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from distill.classes import matched, ranked, stated, whole_numbers
 from distill.errors import DistillError
+from distill.tasks.rows import Rows
+from distill.tasks.tables import SUFFIXES, Quoting, read
 from distill.tasks.task import Task, share
-from distill.tasks.text import need_tokenizer, text_task
+from distill.tasks.text import need_tokenizer, text_task, tokenised
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
-Quoting = Literal[0, 3]  # csv.QUOTE_MINIMAL and csv.QUOTE_NONE
+__all__ = ["SUFFIXES", "held_out", "labelled", "read", "rows_of", "task"]
+
 TEXT_COLUMNS, LABEL_COLUMNS = ("text", "sentence"), ("label", "labels")
+Labels = list[str] | None
 
 
 def task(
@@ -27,104 +28,78 @@ def task(
     seed: int = 0,
     text: str | None = None,
     label: str | None = None,
+    classes: Sequence[str] | None = None,
     test_share: float = 0.2,
 ) -> Task:
-    """Text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header.
+    """Text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header; or texts alone.
 
     Tested on `eval_data`, or on a share of each class that is held out. `text` and `label` name the columns; left out,
-    they are "text" or "sentence", and "label" or "labels". Classes are sorted, whole numbers by value. `test_share` is
-    held out of each class, drawn by `seed`.
+    they are "text" or "sentence", and "label" or "labels". `test_share` is held out of each class, drawn by `seed`.
+
+    Classes are sorted, whole numbers by value, until a model says how it numbers them (`numbered_as`); `classes` states
+    the labels in the order of the model's outputs.
+
+    A file without a column of labels, and a .txt file, which has a text a line, gives a task without classes: for what
+    a teacher alone teaches.
 
     Raises DistillError without a tokenizer, for a file that is missing, empty, of another kind, or not parsable, a
-    column that does not exist, an empty text or label, rows of a single class, and labels of `eval_data` that the
-    training file lacks.
+    column that does not exist or is there twice, an empty text or label, rows of a single class, labels of `eval_data`
+    that the training file lacks, and one file given as both.
     """
     name = Path(data).name.split(".")[0]
     need_tokenizer(name, tokenizer)
-    texts, names = labelled(data, text, label)
-    classes = _classes(names, data)
-    labels = [classes.index(found) for found in names]
-    if eval_data is None:
-        train, test = held_out(labels, test_share, seed)
-        test_texts, test_labels = [texts[i] for i in test], [labels[i] for i in test]
+    texts, labels = labelled(data, text, label)
+    tests = None if eval_data is None else _tested(eval_data, data, texts, text, label)
+    names = _names(labels, data, classes, tests, eval_data)
+    numbers = _numbers(labels, names)
+    if tests is None:
+        train, test = held_out(numbers or [0] * len(texts), test_share, seed)
+        held = ([texts[i] for i in test], _at(numbers, test))
     else:
         train = list(range(len(texts)))
-        test_texts, test_names = labelled(eval_data, text, label)
-        if unknown := sorted(set(test_names) - set(classes)):
-            raise DistillError(
-                f"{eval_data} has labels that {data} lacks: {', '.join(unknown)}; known are {', '.join(classes)}"
-            )
-        test_labels = [classes.index(found) for found in test_names]
+        held = (tests[0], _numbers(tests[1], names))
     chosen = [train[i] for i in share(len(train), fraction, seed).tolist()]
+    kind = f"Text classification, {len(names)} classes" if names else "Texts without labels"
     return text_task(
         name,
-        ([texts[i] for i in chosen], [labels[i] for i in chosen]),
-        (test_texts, test_labels),
-        classes,
+        ([texts[i] for i in chosen], _at(numbers, chosen)),
+        held,
+        names,
         tokenizer,
-        description=f"Text classification, {len(classes)} classes, from {Path(data).name}.",
+        description=f"{kind}, from {Path(data).name}.",
     )
 
 
-def read(path: str | Path, *, quoting: Quoting = csv.QUOTE_MINIMAL) -> list[dict[str, Any]]:
-    """The rows of a table as dicts; the file's ending says how it is written.
-
-    A .tsv that is not well-formed under `quoting` is read again with quotation marks as plain characters, as GLUE's
-    files need.
-
-    Raises DistillError for a file that is missing, of another kind, malformed or without rows.
-    """
-    path = Path(path)
-    kind = next((suffix for suffix in SUFFIXES if path.name.removesuffix(".gz").endswith(suffix)), None)
-    if path.is_dir():
-        raise DistillError(
-            f"{path} is a folder; give a file, or name the task that it belongs to: --task sst2 --data {path}"
-        )
-    if kind is None:
-        raise DistillError(
-            f"{path} is not a kind of file that can be read; "
-            f"give a {', '.join(SUFFIXES)} file, or one of these with .gz"
-        )
-    if not path.is_file():
-        raise DistillError(f"{path} does not exist; give the path of a {kind} file, as --data FILE")
-    content = _content(path)
-    try:
-        if kind == ".jsonl":
-            rows = [json.loads(line) for line in content.split("\n") if line.strip()]
-        else:
-            rows = _table(content, "," if kind == ".csv" else "\t", quoting)
-    except (csv.Error, json.JSONDecodeError) as error:
-        if kind == ".tsv" and quoting != csv.QUOTE_NONE:
-            return read(path, quoting=csv.QUOTE_NONE)
-        raise DistillError(
-            f"{path} is not well-formed {kind[1:]}: {error}; correct that row, or save the file again"
-        ) from None
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise DistillError(
-            f"{path} has no rows{'' if not rows else ' of named columns'}; "
-            "give at least two, with a text and a label each"
-        )
-    return rows
+def rows_of(data: str | Path, tokenizer: Any) -> Rows:
+    """All rows of a file, its classes in sorted order until a model numbers them."""
+    need_tokenizer(Path(data).name.split(".")[0], tokenizer)
+    texts, labels = labelled(data)
+    names = None if labels is None else ranked(labels)
+    rows = tokenised(tokenizer, texts, None if names is None else _numbers(labels, names))
+    return Rows(rows.table, rows.pad_id, rows.padding_side, rows.pads, names)
 
 
 def labelled(
     path: str | Path, text: str | None = None, label: str | None = None, *, quoting: Quoting = csv.QUOTE_MINIMAL
-) -> tuple[list[str], list[str]]:
-    """The texts and labels of a file, both as strings.
+) -> tuple[list[str], Labels]:
+    """The texts and labels of a file, both as strings; None for the labels where there is no column of them.
 
-    Raises DistillError for a missing column and for an empty text or label.
+    Raises DistillError for a column that was named and is missing, and for an empty text or label.
     """
     rows = read(path, quoting=quoting)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = _found(path, columns, "text", text, TEXT_COLUMNS)
+    if label is None and not set(columns) & set(LABEL_COLUMNS):
+        others = [name for name in columns if name not in (text, "")]
+        if others:
+            warnings.warn(
+                f"{path} has no label column 'label' or 'labels' (beside {text!r} it has {', '.join(map(repr, others))}"
+                "), so its texts are used without labels; name one with label=..., or --label on the command line",
+                stacklevel=4,
+            )
+        return _filled(path, rows, "text", text), None
     label = _found(path, columns, "label", label, LABEL_COLUMNS)
-    for number, row in enumerate(rows, 1):
-        for what, name in (("text", text), ("label", label)):
-            if row.get(name) is None or not str(row[name]).strip():
-                raise DistillError(
-                    f"row {number} of {path} has an empty {what} (column {name!r}); fill it in, or remove the row"
-                )
-    return [str(row[text]) for row in rows], _labels([str(row[label]).strip() for row in rows])
+    return _filled(path, rows, "text", text), _spelled([each.strip() for each in _filled(path, rows, "label", label)])
 
 
 def held_out(labels: Sequence[int], test_share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -147,27 +122,69 @@ def held_out(labels: Sequence[int], test_share: float, seed: int) -> tuple[list[
     return sorted(set(range(len(labels))) - set(test)), sorted(test)
 
 
-def _content(path: Path) -> str:
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            return file.read().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DistillError(f"{path} is not utf-8 ({error.reason} at byte {error.start}); save it as utf-8") from None
-    except (OSError, EOFError) as error:
-        raise DistillError(f"{path} cannot be read: {error}; check the file") from None
+def _tested(
+    eval_data: str | Path, data: str | Path, texts: list[str], text: str | None, label: str | None
+) -> tuple[list[str], Labels]:
+    """The rows to test on, which should not be those to train on."""
+    if is_same_file(eval_data, data):
+        raise DistillError(
+            f"eval_data is {eval_data}, the file that is trained on, so nothing would be held out; leave eval_data out "
+            "(--eval-data), and a fifth is held out, or give another file"
+        )
+    found = labelled(eval_data, text, label)
+    known = set(texts)
+    if shared := sum(each in known for each in found[0]):
+        warnings.warn(
+            f"{shared} of the {len(found[0])} texts of {eval_data} are also in {data}, so what is measured on them was "
+            "trained on; remove them from one of the files",
+            stacklevel=4,
+        )
+    return found
 
 
-def _table(content: str, delimiter: str, quoting: Quoting) -> list[dict[str, Any]]:
-    # newline="" leaves line ends inside quoted fields to the csv module.
-    lines = csv.reader(StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    header = [name.strip() for name in next(lines, [])]
-    rows = []
-    for row in lines:
-        if len(row) > len(header):
-            raise csv.Error(f"line {lines.line_num} has {len(row)} fields and the header {len(header)}")
-        if row:
-            rows.append(dict(zip(header, row, strict=False)))
-    return rows
+def is_same_file(one: Any, other: Any) -> bool:
+    """Whether two paths name one file."""
+    both = isinstance(one, str | Path) and isinstance(other, str | Path)
+    return both and Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other)
+
+
+def _names(
+    labels: Labels, data: Any, classes: Sequence[str] | None, tests: tuple[list[str], Labels] | None, eval_data: Any
+) -> tuple[str, ...]:
+    """The classes: as they were stated, else the sorted labels of the training file, else of that to test on."""
+    found = None if tests is None else tests[1]
+    if classes is not None:
+        return stated(classes)
+    if labels is None:
+        return () if found is None else _classes(found, eval_data)
+    names = _classes(labels, data)
+    if unknown := sorted(set(found or ()) - set(names)):
+        raise DistillError(
+            f"{eval_data} has labels that {data} lacks: {', '.join(unknown)}; known are {', '.join(names)}"
+        )
+    return names
+
+
+def _numbers(labels: Labels, names: Sequence[str]) -> list[int] | None:
+    if labels is None:
+        return None
+    found = list(dict.fromkeys(labels))
+    number = dict(zip(found, matched(found, names, "the names given"), strict=True))
+    return [number[each] for each in labels]
+
+
+def _at(numbers: list[int] | None, places: Sequence[int]) -> list[int] | None:
+    return None if numbers is None else [numbers[i] for i in places]
+
+
+def _filled(path: str | Path, rows: list[dict[str, Any]], what: str, name: str) -> list[str]:
+    """A column, which has a value in every row."""
+    for number, row in enumerate(rows, 1):
+        if row.get(name) is None or not str(row[name]).strip():
+            raise DistillError(
+                f"row {number} of {path} has an empty {what} (column {name!r}); fill it in, or remove the row"
+            )
+    return [str(row[name]) for row in rows]
 
 
 def _found(path: str | Path, columns: list[str], what: str, asked: str | None, usual: tuple[str, ...]) -> str:
@@ -181,15 +198,14 @@ def _found(path: str | Path, columns: list[str], what: str, asked: str | None, u
     )
 
 
-def _labels(names: list[str]) -> list[str]:
-    """Whole numbers in one spelling, so that "01" and "1" are one class."""
-    if all(re.fullmatch(r"[+-]?\d+", name) for name in names):
-        return [str(int(name)) for name in names]
-    return names
+def _spelled(names: list[str]) -> list[str]:
+    """Whole numbers in one spelling, so that "01", "1" and "1.0" are one class."""
+    numbers = whole_numbers(names)
+    return names if numbers is None else list(map(str, numbers))
 
 
 def _classes(names: list[str], path: str | Path) -> tuple[str, ...]:
-    found = set(names)
+    found = ranked(names)
     if len(found) == 1:
         raise DistillError(
             f"all {len(names)} rows of {path} have the label {names[0]!r}; a classifier needs at least two classes"
@@ -199,5 +215,4 @@ def _classes(names: list[str], path: str | Path) -> tuple[str, ...]:
             f"{path} has {len(found)} different labels in {len(names)} rows, e.g. {names[0]!r}; "
             "name the column of classes with label=..."
         )
-    numbers = all(re.fullmatch(r"-?\d+", name) for name in found)
-    return tuple(sorted(found, key=int) if numbers else sorted(found))
+    return found

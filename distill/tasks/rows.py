@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from distill.classes import matched, ranked, stated
 from distill.errors import DistillError
 
 Column = Tensor | Sequence[Tensor]
@@ -31,6 +32,9 @@ class Rows(Dataset[dict[str, Tensor]]):
     `padding_side`: token ids with `pad_id`, labels with -100, the mask of special tokens with 1, places of tokens in
     the text with -1, anything else with 0; a column that `pads` names with the number that it gives.
 
+    `classes` are the names of the labels 0, 1, … where they are known: `fit` and the measurements then number the
+    labels as the model does. None takes the labels for the numbers of the model's outputs.
+
     Raises DistillError for no rows, columns of unequal length, and ragged `input_ids` without an `attention_mask`.
 
     >>> rows = Rows.of({"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "labels": [1, 0]})
@@ -43,6 +47,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     pad_id: int = 0
     padding_side: Literal["right", "left"] = "right"
     pads: Mapping[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.table.items()}
@@ -61,22 +66,38 @@ class Rows(Dataset[dict[str, Tensor]]):
             raise DistillError(f"padding_side is {self.padding_side!r}; use 'right' or 'left'")
 
     @classmethod
-    def of(cls, data: Any, *, pad_id: int = 0, padding_side: Literal["right", "left"] = "right") -> "Rows":
+    def of(
+        cls,
+        data: Any,
+        *,
+        pad_id: int = 0,
+        padding_side: Literal["right", "left"] = "right",
+        classes: Sequence[str] | None = None,
+    ) -> "Rows":
         """`data` as Rows, its columns, their order and their values kept; a Rows is returned as it is.
 
         Accepts a Rows, a Hugging Face Dataset of model inputs, a dict of columns, a list of dicts, and a map-style
         torch Dataset (or list) of dicts or of `(x, y)` pairs, which become the columns "inputs" and "labels". A column
-        "label" is renamed to "labels", as transformers' own collators do. Python and Hugging Face floats become
-        float32.
+        "label" is renamed to "labels", as transformers' own collators do. Floats of Python, NumPy and Hugging Face
+        become float32; tensors keep their type.
+
+        Labels may be text; they are numbered in sorted order, and by `fit` as the model numbers its classes. The names
+        of a Hugging Face `ClassLabel` are kept. `classes` states the names in the order of the model's outputs instead.
 
         Raises DistillError for anything else, naming what it got.
         """
         if isinstance(data, cls):
-            return data
+            return data if classes is None else replace(data, classes=stated(classes))
         columns = _columns(data)
+        names = named_by(data)
         if "label" in columns and "labels" not in columns:
             columns = {"labels" if name == "label" else name: column for name, column in columns.items()}
-        return cls({name: _column(name, column) for name, column in columns.items()}, pad_id, padding_side)
+        told = None if classes is None else stated(classes)
+        if _is_text(columns.get("labels")):
+            names = ranked(_texts(columns["labels"])) if told is None else told
+            columns = {**columns, "labels": _numbered(columns["labels"], names)}
+        table = {name: _column(name, column) for name, column in columns.items()}
+        return cls(table, pad_id, padding_side, classes=names if told is None else told)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -150,6 +171,37 @@ def _columns(data: Any) -> Mapping[str, Any]:
     return _transposed([data[i] for i in range(len(data))])
 
 
+def named_by(data: Any) -> tuple[str, ...] | None:
+    """The names of the classes of a Hugging Face Dataset, where its column of labels has any."""
+    features: Any = getattr(data, "features", None)
+    if not isinstance(features, Mapping):
+        return None
+    feature: Any = features.get("labels", features.get("label"))
+    while not hasattr(feature, "names") and hasattr(feature, "feature"):  # of a label for each token
+        feature = feature.feature
+    names = getattr(feature, "names", None)
+    return None if not names else tuple(map(str, names))
+
+
+def _is_text(column: Any) -> bool:
+    """Whether labels are text, one a row or several."""
+    first = column[0] if isinstance(column, np.ndarray | list | tuple) and len(column) else None
+    if isinstance(first, list | tuple | np.ndarray) and len(first):
+        first = first[0]
+    return isinstance(first, str)
+
+
+def _texts(column: Any) -> set[str]:
+    return {text for each in column for text in ([each] if isinstance(each, str) else each)}
+
+
+def _numbered(column: Any, names: Sequence[str]) -> list[Any]:
+    """Labels of text as numbers."""
+    texts = sorted(_texts(column))
+    number = dict(zip(texts, matched(texts, names, "the names given"), strict=True))
+    return [number[each] if isinstance(each, str) else [number[text] for text in each] for each in column]
+
+
 def _transposed(items: list[Any]) -> dict[str, list[Any]]:
     if items and all(isinstance(item, tuple) and len(item) == 2 for item in items):
         items = [{"inputs": x, "labels": y} for x, y in items]
@@ -174,8 +226,8 @@ def _column(name: str, values: Any) -> Column:
         return values
     try:
         if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
-            return torch.tensor(values)
-        tensors = [torch.as_tensor(value) for value in values]
+            return _plain(name, torch.tensor(values))
+        tensors = [value if isinstance(value, Tensor) else _plain(name, torch.as_tensor(value)) for value in values]
     except (TypeError, ValueError, RuntimeError) as error:
         raise DistillError(
             f"column {name!r} cannot become a tensor ({error}); "
@@ -188,3 +240,10 @@ def _column(name: str, values: Any) -> Column:
             "only 1-D rows may, give the others one shape"
         )
     return torch.stack(tensors) if len(shapes) == 1 else tensors
+
+
+def _plain(name: str, values: Tensor) -> Tensor:
+    """What was no tensor, in the types that models take: fp32, and for labels whole numbers in int64."""
+    if values.dtype == torch.float64:
+        return values.float()
+    return values.long() if name == "labels" and not values.is_floating_point() else values

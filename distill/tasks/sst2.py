@@ -49,12 +49,12 @@ def _split(folder: Path, name: str) -> tuple[list[str], list[int]]:
             "put the file of GLUE SST-2 there, or name another --data FOLDER"
         )
     texts, labels = labelled(path, "sentence", "label", quoting=csv.QUOTE_NONE)
-    if unknown := sorted(set(labels) - {"0", "1"}):
+    if unknown := sorted(set(labels or ()) - {"0", "1"}):
         raise DistillError(
             f"{path} has labels other than 0 and 1: {', '.join(unknown)}; "
             "for data of your own give the file itself, as --data FILE"
         )
-    return texts, [int(label) for label in labels]
+    return texts, [int(label) for label in labels or ()]
 
 
 def _hub() -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:

@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import torch
@@ -31,6 +31,7 @@ class Task:
     `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by
     which its students are distilled, that of the teacher if None. `description` is one sentence for reports; `show`
     turns one row into text for `example`. `tests` holds more rows to test on, by what is different about them.
+    `classes` are the names of the labels 0, 1, …, which its rows know too.
     """
 
     name: str
@@ -44,9 +45,29 @@ class Task:
     show: Callable[[dict[str, Tensor]], str] | None = None
     tests: Mapping[str, Rows] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            object.__setattr__(self, name, self._named(getattr(self, name)))
+        object.__setattr__(self, "tests", {name: self._named(rows) for name, rows in self.tests.items()})
+
+    def _named(self, rows: Rows) -> Rows:
+        """The rows, knowing the names of the classes."""
+        if rows.classes is not None and rows.classes != self.classes and set(rows.classes) == set(self.classes):
+            raise DistillError(
+                f"task {self.name!r} has the classes {', '.join(self.classes)} and its rows {', '.join(rows.classes)}; "
+                "give both one order."
+            )
+        is_same = not self.classes or (rows.classes == self.classes and type(rows.classes) is type(self.classes))
+        return rows if is_same else replace(rows, classes=self.classes)
+
     @property
-    def majority(self) -> float:
-        """The share of the most common class among the labels of the test rows: the accuracy of a constant answer."""
+    def majority(self) -> float | None:
+        """The share of the most common class among the labels of the test rows: the accuracy of a constant answer.
+
+        None where they have no labels.
+        """
+        if "labels" not in self.test.columns:
+            return None
         column = self.test.table["labels"]
         labels = column if isinstance(column, Tensor) else torch.cat(list(column))
         counts = labels[labels >= 0].bincount()

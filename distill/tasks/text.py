@@ -9,7 +9,7 @@ from distill.tasks.rows import Column, Rows
 from distill.tasks.task import Task, fine_tuning
 
 MAX_LENGTH = 128
-Labelled = tuple[Sequence[str], Sequence[int]]
+Labelled = tuple[Sequence[str], Sequence[int] | None]
 
 
 def text_task(
@@ -21,8 +21,8 @@ def text_task(
     *,
     description: str,
 ) -> Task:
-    """A task of texts and class indices, tokenised; its teacher must be given."""
-    recipe = fine_tuning(len(train[1]))
+    """A task of texts and class indices, if there are any, tokenised; its teacher must be given."""
+    recipe = fine_tuning(len(train[0]))
     return Task(
         name=name,
         train=tokenised(tokenizer, *train),
@@ -44,7 +44,7 @@ def need_tokenizer(name: str, tokenizer: Any) -> None:
         )
 
 
-def tokenised(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_length: int = MAX_LENGTH) -> Rows:
+def tokenised(tokenizer: Any, texts: Sequence[str], labels: Sequence[int] | None, max_length: int = MAX_LENGTH) -> Rows:
     """Texts as the model inputs that a Hugging Face tokenizer makes of them, with `special_tokens_mask` and `labels`.
 
     Texts are cut at `max_length` tokens. Rows are padded as the tokenizer would. A tokenizer without a padding token
@@ -54,8 +54,10 @@ def tokenised(tokenizer: Any, texts: Sequence[str], labels: Sequence[int], max_l
     encoded = tokenizer(list(texts), truncation=True, max_length=limit, return_special_tokens_mask=True)
     pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     table: dict[str, Column] = {name: _ragged(values) for name, values in encoded.items()}
+    if labels is not None:
+        table["labels"] = torch.tensor(labels)
     return Rows(
-        {**table, "labels": torch.tensor(labels)},
+        table,
         pad_id=next(token for token in pads if token is not None),
         padding_side=tokenizer.padding_side,
     )

@@ -114,9 +114,24 @@ def test_ragged_data_from_the_hub_library_and_its_chosen_columns():
 
 
 def test_a_rows_is_itself_and_numbers_keep_their_type():
-    rows = Rows.of({"x": np.arange(3, dtype=np.float64), "y": torch.arange(3, dtype=torch.uint8)})
+    rows = Rows.of({"x": torch.arange(3, dtype=torch.float64), "y": torch.arange(3, dtype=torch.uint8)})
     assert Rows.of(rows) is rows
     assert [rows[0]["x"].dtype, rows[0]["y"].dtype] == [torch.float64, torch.uint8]
+
+
+@pytest.mark.parametrize("of", [list, lambda rows: rows, np.asarray], ids=["list", "rows", "array"])
+def test_floats_of_numpy_are_those_of_models(of):
+    table = {"x": of(np.arange(6, dtype=np.float64).reshape(3, 2)), "y": of(np.arange(3, dtype=np.float64))}
+    for data in (table, [{"x": x, "y": y} for x, y in zip(*table.values(), strict=True)]):
+        rows = Rows.of(data)
+        assert {rows[0]["x"].dtype, rows[0]["y"].dtype} == {torch.float32}
+        assert torch.nn.Linear(2, 1)(rows.batch([0, 1])["x"]).shape == (2, 1)
+
+
+@pytest.mark.parametrize("labels", [np.array([1, 0], dtype=np.int32), np.array([True, False]), [True, False]])
+def test_labels_are_whole_numbers_that_losses_take(labels):
+    for data in ({"x": [0.5] * len(labels), "label": labels}, [{"x": 1.0, "label": label} for label in labels]):
+        assert Rows.of(data).table["labels"].dtype == torch.int64
 
 
 class Stream(IterableDataset):
