@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import interventions
@@ -20,6 +21,7 @@ from interventions import Location, Picture
 
 DESCRIPTION = "alignment.json"
 FORMAT = 1
+SEEN = "seen.safetensors"
 
 
 class Alignment(Mapping):
@@ -75,7 +77,7 @@ class Alignment(Mapping):
         return self.accuracy.plot()
 
     def save(self, folder: str | Path, network: nn.Module, *, overwrite: bool = False) -> Path:
-        """Write `alignment.json` and the places with their subspaces, no pickle and no code.
+        """Write `alignment.json`, the places with their subspaces, and which rows were learned on: no pickle, no code.
 
         Args:
             folder: a new one.
@@ -110,6 +112,9 @@ class Alignment(Mapping):
         }
         text = json.dumps(described, indent=1, default=str)
         interventions.save(folder / "places", places, model=network, overwrite=overwrite)
+        (folder / SEEN).unlink(missing_ok=True)
+        if self.seen is not None:
+            save_file(dict(self.seen.remembered().marks or {}), folder / SEEN)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         return folder
 
@@ -152,7 +157,9 @@ class Alignment(Mapping):
         )
         records = tuple(Record(**record) for record in told["records"])
         accuracy = None if told["accuracy"] is None else _accuracy(told["accuracy"])
-        return cls(pairs, accuracy, records, told["settings"])
+        marks = Path(folder) / SEEN
+        seen = Seen(marks=load_file(marks)) if marks.is_file() else None
+        return cls(pairs, accuracy, records, told["settings"], seen)
 
     def __str__(self) -> str:
         lines = [str(pair) for pair in self.pairs]

@@ -60,7 +60,7 @@ class Seen:
         names = tuple(name for name in names if name not in IGNORED)
         parts = list(self._marks(names)) if names else []
         rows = np.unique(np.concatenate([np.stack([part[name] for name in names], 1) for part in parts]), axis=0)
-        return Seen(marks={name: rows[:, i] for i, name in enumerate(names)})
+        return Seen(marks={name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(names)})
 
     def _marks(self, names: tuple[str, ...]) -> Iterator[Mapping[str, Marks]]:
         """The numbers of these columns, as remembered, or batch by batch."""

@@ -161,12 +161,12 @@ def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
     measured = accuracy(teacher, task.test)
     if measured.value <= task.majority:
         unnamed = class_names(teacher) is not None and real_names(teacher) is None
-        order = f", say in which order its classes are (--classes {','.join(task.classes)})" if unnamed else ""
+        order = f"; or say in which order its classes are: --classes {','.join(task.classes)}" if unnamed else ""
         raise DistillError(
             f"the teacher is right on {measured.value:.3f} of the held-out rows, and always answering the most "
             "common class on "
-            f"{task.majority:.3f}: there is nothing to learn from it; train it (distill teach){order}, or pass "
-            "--any-teacher."
+            f"{task.majority:.3f}: there is nothing to learn from it; train it (distill teach), or pass "
+            f"--any-teacher{order}."
         )
     return measured
 

@@ -175,6 +175,75 @@ def test_without_an_argument_the_embedded_task_runs(small_pvr, tmp_path):
     assert "report: runs/pvr-2/report.html" in out
 
 
+def relabelled(folder, teacher, names):
+    """The teacher with its outputs in the order of `names`, or, if these are others, called so."""
+    model = commands.load_classifier(teacher)
+    if set(names) == {"negative", "positive"}:
+        places = torch.tensor([["negative", "positive"].index(name) for name in names])
+        with torch.no_grad():
+            for parameter in model.classifier.parameters():
+                parameter.copy_(parameter[places])
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    commands.save_teacher(model, commands.load_tokenizer(teacher), folder)
+    return folder
+
+
+def accuracies(run):
+    return [model["accuracy"] for model in json.loads((run / "result.json").read_text())["models"]]
+
+
+def test_classes_are_those_that_the_teacher_names(teacher, csv, tmp_path):
+    one = ["--objective", "labels,kd", *FIT]
+    status, _out, err = distill("fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "a", *one)
+    assert (status, err) == (0, "")
+    other = relabelled(tmp_path / "t", teacher, ("positive", "negative"))
+    upper = write_csv(tmp_path / "upper.csv", [(text, name.upper()) for text, name in sentences(60)])
+    status, out, err = distill("fit", "--data", upper, "--teacher", other, "--output", tmp_path / "b", *one)
+    assert (status, err, "note:" in out) == (0, "", False)
+    assert accuracies(tmp_path / "b") == accuracies(tmp_path / "a")
+    assert json.loads((tmp_path / "b" / "result.json").read_text())["task"]["classes"] == ["positive", "negative"]
+    student = commands.load_classifier(tmp_path / "b" / "labels+kd" / "student")
+    assert student.config.id2label == {0: "positive", 1: "negative"}
+    status, _out, err = distill("evaluate", "--student", teacher, "--teacher", other, "--data", csv, "--pairs", 4)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "other order, and their answers are compared output by output" in err
+
+
+def test_classes_without_names_are_taken_in_sorted_order_or_as_told(teacher, csv, tmp_path):
+    unnamed = relabelled(tmp_path / "t", teacher, ("LABEL_0", "LABEL_1"))
+    arguments = ["fit", "--data", csv, "--teacher", unnamed, "--objective", "kd", *FIT]
+    status, out, err = distill(*arguments, "--output", tmp_path / "a")
+    assert (status, err) == (0, "")
+    assert out.count("note: the model does not say what its classes are called") == 1
+    status, out, err = distill(*arguments, "--output", tmp_path / "b", "--classes", "negative,positive")
+    assert (status, err, "note:" in out) == (0, "", False)
+    assert accuracies(tmp_path / "a") == accuracies(tmp_path / "b")
+    status, _out, err = distill(*arguments, "--output", tmp_path / "c", "--classes", "positive,negative")
+    assert status == 2
+    assert "or say in which order its classes are: --classes positive,negative" in err
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+def test_texts_without_labels(name, teacher, tmp_path):
+    texts = [text for text, _ in sentences(40)]
+    lines = {"x.txt": texts, "x.csv": ["text", *texts], "x.jsonl": [json.dumps({"text": text}) for text in texts]}
+    (tmp_path / name).write_text("\n".join(lines[name]) + "\n")
+    arguments = ["fit", "--data", tmp_path / name, "--teacher", teacher, "--output", tmp_path / "r"]
+    status, out, err = distill(*arguments, *FIT)
+    assert (status, err) == (0, "")
+    assert out.count("no accuracy: the rows to measure on have no labels.") == 1
+    told = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert [model["accuracy"] for model in told["models"]] == [None] * 3
+    assert told["task"] == {"name": "x", "classes": [], "majority": None}
+    assert all(model["interchange"]["overall"]["count"] for model in told["models"][1:])
+    status, out, err = distill("evaluate", tmp_path / "r", "--pairs", 40)
+    assert (status, err) == (0, "")
+    status, _out, err = distill("teach", "--data", tmp_path / name, "--from", teacher, "--output", tmp_path / "t")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "'x' has no labels to teach; add a column of them" in err
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 
@@ -188,6 +257,11 @@ def bad(case, tmp_path, teacher, csv):
             "--teacher",
             teacher,
         ]
+    if case == "two columns":
+        return ["--data", write_csv(tmp_path / "x.csv", sentences(30), header="text,text"), "--teacher", teacher]
+    if case == "no labels":
+        (tmp_path / "x.txt").write_text("the cat\na dog\n" * 5)
+        return ["--data", tmp_path / "x.txt", "--teacher", teacher, "--objective", "labels"]
     if case == "empty":
         return ["--data", write_csv(tmp_path / "x.csv", []), "--teacher", teacher]
     if case == "used":
@@ -198,6 +272,9 @@ def bad(case, tmp_path, teacher, csv):
         "task": ["--task", "pwr"],
         "task and data": ["--task", "nonsense", "--data", csv],
         "column": [*data, "--label", "verdict"],
+        "eval_data": [*data, "--eval-data", csv],
+        "classes": [*data, "--classes", "negative"],
+        "classes moved": [*data, "--classes", "positive,negative"],
         "no file": ["--data", tmp_path / "nothing.csv", "--teacher", teacher],
         "fraction": [*data, "--fraction", 0],
         "mapping layer": [*data, "--mapping", "block_output.9~block_output.0"],
@@ -222,7 +299,12 @@ MESSAGES = {
     "column": "has no label column 'verdict': its columns are 'text', 'label'; name one with",
     "empty": "has no rows",
     "no file": "nothing.csv does not exist",
-    "three labels": "the data has label 2 and the .* 2 classes",
+    "three labels": "are negative, positive, unsure and the classes of the model negative, positive: unsure is none of",
+    "two columns": "has 2 columns called 'text', and which is meant is not known",
+    "eval_data": "eval_data is .*films.csv, the file that is trained on, so nothing would be held out; leave eval_data",
+    "no labels": r"Labels\(\) needs a column 'labels' and the data has input_ids",
+    "classes": "classes=.* does not say which class is which",
+    "classes moved": "'positive' has another number there; leave classes out",
     "fraction": "fraction=0.0 is not a share of the training rows; use a number above 0",
     "mapping layer": r"Location\(layer=9\) is out of range: this 'bert' model has 3 layers",
     "mapping kind": "mapping 'fulll' does not exist: choose one of full, middle, late, single",

@@ -158,6 +158,63 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path, tokenizer, name, content,
     assert ";" in str(raised.value)
 
 
+def test_texts_without_labels(tmp_path, tokenizer):
+    (tmp_path / "my.txt").write_text("good film\n\n  bad film \n" * 10)
+    (tmp_path / "one.csv").write_text("sentence\n" + "good film\nbad film\n" * 10)
+    for path in (tmp_path / "my.txt", tmp_path / "one.csv"):
+        task = load(data=path, tokenizer=tokenizer)
+        assert (task.classes, task.majority, len(task.train), len(task.test)) == ((), None, 16, 4)
+        assert "labels" not in task.train.columns
+        assert files.labelled(path) == (["good film", "bad film"] * 10, None)
+    (tmp_path / "more.csv").write_text("text,verdict\n" + "good film,a\nbad film,b\n" * 10)
+    with pytest.warns(UserWarning, match=r"has no label column 'label' or 'labels' \(beside 'text' it has 'verdict'\)"):
+        assert load(data=tmp_path / "more.csv", tokenizer=tokenizer).classes == ()
+    with pytest.raises(DistillError, match="no label column 'mark'"):
+        load(data=tmp_path / "one.csv", tokenizer=tokenizer, label="mark")
+    tests = write(tmp_path / "e.csv", ["bad"] * 4, ["yes", "no"] * 2)
+    both = load(data=tmp_path / "my.txt", eval_data=tests, tokenizer=tokenizer)
+    assert (both.classes, both.test.table["labels"].tolist()) == (("no", "yes"), [1, 0, 1, 0])
+    assert "labels" not in both.train.columns
+
+
+@pytest.mark.parametrize("name", ["my.csv", "my.tsv"])
+def test_fields_of_any_length(tmp_path, tokenizer, name):
+    before = csv.field_size_limit()
+    path = write(tmp_path / name, ["good " * 100_000, "bad"] * 5, ["yes", "no"] * 5)
+    assert len(load(data=path, tokenizer=tokenizer).train) == 8
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("my.csv", "text,label,text\na,1,b\n"),
+        ("my.csv", "text, text,label\na,b,1\n"),
+        ("my.tsv", "text\tlabel\tlabel\tlabel\na\t1\t2\t3\n"),
+        ("my.jsonl", '{"text": "a", "text": "b", "label": 1}\n'),
+    ],
+)
+def test_columns_of_one_name_are_refused(tmp_path, tokenizer, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DistillError, match=r"has [23] columns called '(text|label)', and which is meant is not known"):
+        load(data=tmp_path / name, tokenizer=tokenizer)
+
+
+def test_columns_without_a_name_are_nobodys(tmp_path):
+    (tmp_path / "my.csv").write_text(",text,label,,\n0,good,1,,\n1,bad,0,,\n")
+    assert files.labelled(tmp_path / "my.csv") == (["good", "bad"], ["1", "0"])
+
+
+def test_a_test_file_that_was_trained_on_is_noticed(tmp_path, tokenizer):
+    path = write(tmp_path / "a.csv")
+    (tmp_path / "link.csv").symlink_to(path)
+    for same in (path, str(path), tmp_path / "link.csv", tmp_path / ".." / tmp_path.name / "a.csv"):
+        with pytest.raises(DistillError, match="the file that is trained on, so nothing would be held out; leave"):
+            load(data=path, eval_data=same, tokenizer=tokenizer)
+    with pytest.warns(UserWarning, match=r"1 of the 2 texts of .*b.csv are also in .*a.csv"):
+        load(data=path, eval_data=write(tmp_path / "b.csv", ["good film", "bad"], ["no", "no"]), tokenizer=tokenizer)
+
+
 def test_files_of_the_wrong_kind_or_place(tmp_path, tokenizer):
     with pytest.raises(DistillError, match=r"none.csv does not exist"):
         load(data=tmp_path / "none.csv", tokenizer=tokenizer)
