@@ -220,7 +220,7 @@ def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
     console = _console()
     task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console, command.check)
     measured = None if command.any_teacher else check_teacher(teacher, task)
-    told = evaluate(None, teacher, None, task) if measured is None else Evaluation(measured, None)
+    told = Evaluation(measured, None) if measured is not None else _told(teacher, task)
     student = _smaller(teacher, command.student_layers)
     mapping = command.interchanges.mapped(teacher, student)
     schedule = command.timing.schedule(task, command.seed)
@@ -318,7 +318,7 @@ def run_evaluate(
     else:
         raise DistillError("nothing to evaluate was named: give the folder of a run, or --student FOLDER.")
     task, model, _ = _task_and_teacher(source, teacher, first_seed, console, lambda _, task: interchanges.check(task))
-    entries = [Entry("teacher", depth(model), _parameters(model), evaluate(None, model, None, task))]
+    entries = [Entry("teacher", depth(model), _parameters(model), _told(model, task))]
     for name, folder in found.items():
         loaded = load_classifier(folder)
         check(model, loaded, task.test)
@@ -389,6 +389,11 @@ def _noted(console: Console) -> Iterator[None]:
         yield
     for message in dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning):
         console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _told(teacher: nn.Module, task: Task) -> Evaluation:
+    """The accuracy of a teacher; nothing where there are no labels, which is said of its students."""
+    return Evaluation(None, None) if task.majority is None else evaluate(None, teacher, None, task)
 
 
 def _needs_teacher(source: Source) -> NoReturn:
