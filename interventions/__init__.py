@@ -12,7 +12,7 @@
 from typing import TYPE_CHECKING
 
 from interventions import metrics
-from interventions.architectures import Architecture, Place, Stack, architecture
+from interventions.architectures import Architecture, Place, architecture
 from interventions.averages import mean_of
 from interventions.descriptions import describe
 from interventions.errors import InterventionError
@@ -34,6 +34,7 @@ from interventions.positions import Selection, select
 from interventions.requests import Handle
 from interventions.runs import Activations, Run, record, run, run_to
 from interventions.saving import Saved, load, save
+from interventions.stacks import Stack
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
 from interventions.sweeps import sweep
 from interventions.wrappers import Model

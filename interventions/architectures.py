@@ -1,7 +1,7 @@
 """How a location is found in a model: by the structure of the model, not by a table of model families."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from interventions.axes import axes_of
 from interventions.errors import InterventionError
 from interventions.exceptions import Blocks, exception_for
+from interventions.final_norms import AfterBlocks, final_norm
 from interventions.locations import HEAD_SITES, STATES, Location
 from interventions.padding import real_of
 from interventions.sides import NOWHERE, Side, has_sides, lengths_at, side_of, token_lengths
@@ -23,29 +24,9 @@ from interventions.sites import (
     feed_forward_of,
     heads_of,
     kind_of,
-    norm_after,
 )
+from interventions.stacks import Stack, entries_of, halves_in, names_of, stacks_in
 from interventions.wrappers import Model, module_of
-
-_COUNTS = (
-    "num_hidden_layers",
-    "num_layers",
-    "encoder_layers",
-    "decoder_layers",
-    "num_decoder_layers",
-    "num_encoder_layers",
-    "n_layer",
-    "n_layers",
-)
-
-
-@dataclass(frozen=True, eq=False)
-class Stack:
-    """A list of repeated blocks: `path` of the list in the model, `name` to tell it from other stacks."""
-
-    name: str
-    path: str
-    blocks: tuple[nn.Module, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +64,11 @@ class Place:
     axes: str = ""
     unflattens: bool = False
     operations: tuple[str, ...] = ()
+
+    @property
+    def after(self) -> AfterBlocks | None:
+        """What each run is held to, of the normalisation after the blocks of a stack."""
+        return None if self.stack is None or self.io == "logits" else AfterBlocks(self.stack)
 
     @property
     def mask(self) -> str:
@@ -181,8 +167,7 @@ class Architecture:
         stack = self._stack(location)
         try:
             if location.site == "final_norm":
-                norm = norm_after(self.model, stack.path)
-                return replace(self._place(norm, "output", None, None), stack=stack)
+                return replace(self._place(self.final_norm(stack), "output", None, None), stack=stack)
             layer = 0 if location.layer is None else self._index(location.layer, stack)
             block = stack.blocks[layer]
             module, io, attention = inside(block, location.site)
@@ -194,6 +179,14 @@ class Architecture:
             turn=stack.blocks[:layer].count(block) if shared else None,
             unflattens=location.site.startswith("mlp_") and not self._has_sides,
         )
+
+    def final_norm(self, stack: Stack) -> nn.Module:
+        """The normalisation after the last block of `stack`.
+
+        Raises:
+            Missing: there is none.
+        """
+        return final_norm(self.model, stack, self.paths, set(self.blocks))
 
     def _place(self, module: nn.Module, io: str, block: nn.Module | None, attention: Attention | None) -> Place:
         path = self.paths[module]
@@ -273,9 +266,15 @@ class Architecture:
     def _stack(self, location: Location) -> Stack:
         names = [stack.name for stack in self.stacks]
         if not self.stacks:
+            halved = halves_in(self.model)
+            why = (
+                f"{halved!r} holds the parts of its layers, which no one module computes"
+                if halved is not None
+                else "no ModuleList or Sequential of repeated blocks was found"
+            )
             raise InterventionError(
-                f"{location} needs blocks and this {model_name(self.model)} has none: no ModuleList or Sequential of "
-                f"repeated blocks was found; name a module instead, e.g. Location(module={_a_path(self.model)!r})."
+                f"{location} needs blocks and this {model_name(self.model)} has none: {why}; name a module instead, "
+                f"e.g. Location(module={_a_path(self.model)!r})."
             )
         if location.stack is not None:
             if location.stack not in names:
@@ -396,11 +395,11 @@ class _Known:
 
     @classmethod
     def of(cls, model: nn.Module, modules: list[nn.Module], entry: Blocks | None) -> "_Known":
-        lists = [(path, _entries(module)) for path, module in entry.lists_in(model)] if entry else []
-        if entry is not None and entry.in_order is not None:
-            lists = [(path, entry.in_order(model, blocks)) for path, blocks in lists]
-        lists = lists or list(_stacks(model))
-        names = _names([path for path, _ in lists])
+        given = entry.lists_in(model) if entry is not None else []
+        order = entry.in_order if entry is not None else None
+        lists = [(path, order(model, tuple(held.children())) if order else entries_of(held)) for path, held in given]
+        lists = lists or list(stacks_in(model))
+        names = names_of([path for path, _ in lists])
         stacks = ((name, path, tuple(map(id, blocks))) for name, (path, blocks) in zip(names, lists, strict=True))
         paths = {id(module): path for path, module in model.named_modules()}
         return cls(tuple(map(id, modules)), entry, tuple(stacks), paths)
@@ -425,70 +424,6 @@ def model_name(model: nn.Module) -> str:
     """How errors call a model: its transformers type, else its class."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return f"{kind!r} model" if kind else f"{type(model).__name__}"
-
-
-def _outermost(module: nn.Module, path: str) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
-    """`(path, blocks)` of each list of blocks that lies in no other, in order."""
-    for name, child in module.named_children():
-        child_path = f"{path}.{name}" if path else name
-        blocks = _entries(child)
-        if _is_stack(child, blocks):
-            yield child_path, blocks
-        else:
-            yield from _outermost(child, child_path)
-
-
-def _stacks(model: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, ...]]]:
-    """`(path, blocks)` of the lists of the blocks that the configuration counts, or of all if it counts none."""
-    lists, counts = list(_outermost(model, "")), _layer_counts(model)
-    kinds = {type(block) for _, blocks in lists if len(blocks) in counts for block in blocks}
-    for path, blocks in lists:
-        if not kinds or kinds & {type(block) for block in blocks}:
-            yield path, blocks
-
-
-def _entries(module: nn.Module) -> tuple[nn.Module, ...]:
-    """The entries of a list, those of the lists in it one after the other: stages of blocks are one stack."""
-    entries = tuple(module.children())
-    if isinstance(module, nn.ModuleList) and entries and all(isinstance(entry, nn.ModuleList) for entry in entries):
-        return tuple(block for entry in entries for block in _entries(entry))
-    return entries
-
-
-def _is_stack(module: nn.Module, blocks: tuple[nn.Module, ...]) -> bool:
-    composite = blocks and all(_is_block(block) for block in blocks)
-    if isinstance(module, nn.ModuleList):
-        return bool(composite)
-    if isinstance(module, nn.Sequential):
-        return bool(composite) and len(blocks) > 1 and len({type(block) for block in blocks}) == 1
-    return False
-
-
-def _is_block(module: nn.Module) -> bool:
-    return any(True for _ in module.children()) and any(True for _ in module.parameters())
-
-
-def _layer_counts(model: nn.Module) -> set[int]:
-    """The layer counts that the configuration and its sub-configurations state."""
-    config = getattr(model, "config", None)
-    if config is None:
-        inner = next((m for m in model.modules() if hasattr(m, "config")), None)
-        config = getattr(inner, "config", None)
-    configs = [config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}) if hasattr(config, name))]
-    found = (getattr(c, name, None) for c in configs for name in _COUNTS)
-    return {count for count in found if isinstance(count, int)}
-
-
-def _names(paths: list[str]) -> list[str]:
-    """The shortest part of each path that tells it from the others: `model.encoder.layers` → `encoder`."""
-    if len(paths) < 2:
-        return ["" for _ in paths]
-    parts = [path.split(".") for path in paths]
-    for depth in range(max(map(len, parts))):
-        names = [part[depth] if depth < len(part) else part[-1] for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return paths
 
 
 def _a_path(model: nn.Module) -> str:

@@ -36,6 +36,13 @@ class Generation:
     module: nn.Module | None = None
 
 
+@dataclass
+class Progress:
+    """How far a stack has come in one call of the model: the number of the block that ran last, -1 before any."""
+
+    latest: int = -1
+
+
 @dataclass(frozen=True, eq=False)
 class Call:
     """A call of the model that is going on.
@@ -51,6 +58,7 @@ class Call:
         graded: whether autograd was on at the start.
         caches: of the attention modules whose key or value is tapped.
         turns: how often the taps with a turn were called.
+        progress: how far the stacks have come whose final norm is tapped.
     """
 
     module: nn.Module
@@ -63,11 +71,12 @@ class Call:
     graded: bool = field(default_factory=torch.is_grad_enabled)
     caches: dict[nn.Module, object] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)
+    progress: dict[int, Progress] = field(default_factory=dict)
 
     @property
     def examples(self) -> int | None:
         """How many sequences it reads; None where that cannot be told."""
-        return next((len(value) for value in _sequences(self.arguments)), None)
+        return examples_named(self.arguments)
 
     def turn_of(self, tap: object) -> int:
         """Which call of its module this is, of those in this call of the model; counts one more each time."""
@@ -95,7 +104,7 @@ def begin(
     if outer is not None and module not in _modules(outer):
         # A wrapper calls what it wraps: the same call, with arguments that have names.
         return Call(module, arguments, outer.past, outer.tokens, outer.prompt, outer.generation, outer,
-                    caches=outer.caches, turns=outer.turns)  # fmt: skip
+                    caches=outer.caches, turns=outer.turns, progress=outer.progress)  # fmt: skip
     tokens, cache = tokens_in(arguments), arguments.get("past_key_values")
     mine = generation if outer is None and _belongs(generation, cache, tokens, arguments) else None
     past, is_cache = 0, hasattr(cache, "get_seq_length")
@@ -160,6 +169,11 @@ def _starts(model: nn.Module, arguments: Mapping[str, object]) -> bool:
     ]
     start = next((each for each in named if isinstance(each, int)), None)
     return isinstance(given, Tensor) and given.ndim > 1 and start is not None and not bool((given[:, 0] == start).any())
+
+
+def examples_named(arguments: Mapping[str, object]) -> int | None:
+    """How many sequences the arguments of a call hold; None where they hold no tokens."""
+    return next((len(value) for value in _sequences(arguments)), None)
 
 
 def tokens_in(arguments: Mapping[str, object]) -> int | None:

@@ -5,10 +5,11 @@ from itertools import pairwise
 
 from torch import nn
 
-from interventions.architectures import Architecture, Stack, architecture, inside, model_name
+from interventions.architectures import Architecture, architecture, inside, model_name
 from interventions.locations import BLOCK_SITES
 from interventions.runs import traced
-from interventions.sites import Missing, attention_of, feed_forward_of, norm_after, width_in, width_out
+from interventions.sites import Missing, attention_of, feed_forward_of, width_in, width_out
+from interventions.stacks import Stack
 from interventions.wrappers import Model
 
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_dim")
@@ -61,7 +62,7 @@ def _rows(found: Architecture, stack: Stack) -> Iterator[_Row]:
         for shape, same in shapes.items():
             yield site, _ranges(same), shape, _where(found, stack, same, site)
     try:
-        norm = norm_after(found.model, stack.path)
+        norm = found.final_norm(stack)
         yield "final_norm", "", _shape(found, stack, -1, "block_output"), found.paths[norm]
     except Missing:
         pass
@@ -80,7 +81,7 @@ def _missing(found: Architecture, stack: Stack) -> Iterator[str]:
         for reason, sites in absent.items():
             reasons.setdefault((", ".join(sites), reason), []).append(i)
     try:
-        norm_after(found.model, stack.path)
+        found.final_norm(stack)
     except Missing as why:
         reasons["final_norm", str(why)] = []
     if stack is found.stacks[-1] and _is_headless(found.model):

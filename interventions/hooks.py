@@ -23,8 +23,9 @@ from torch.utils import checkpoint
 
 from interventions.architectures import Place, modules_of
 from interventions.attention import attend, store_in_cache, tapped
-from interventions.calls import Call, Generation, begin, generation_of, named
+from interventions.calls import Call, Generation, Progress, begin, generation_of, named
 from interventions.errors import InterventionError
+from interventions.final_norms import AfterBlocks
 from interventions.locations import HEAD_SITES
 from interventions.states import argument_in, at, path_in, with_new
 from interventions.wrappers import unwrapped
@@ -49,6 +50,7 @@ class Tap:
         writes: whether what it returns is another state, and not a copy of the same.
         turn: in which call of the module, of those in one call of the model; None is every one.
         unflattens: whether examples and tokens that lie on one axis are told apart before the function sees them.
+        after: of a final norm, the blocks after which it must run; other calls of it are passed over.
     """
 
     module: nn.Module
@@ -59,6 +61,7 @@ class Tap:
     writes: bool = True
     turn: int | None = None
     unflattens: bool = False
+    after: AfterBlocks | None = None
 
     @classmethod
     def at(cls, place: Place, function: "Callable[[Tensor, Scope], Tensor | None]", *, writes: bool = True) -> "Tap":
@@ -72,7 +75,9 @@ class Tap:
                 f"the operation {'.'.join(place.operations)!r} lies inside the forward of {place.path or 'the model'}, "
                 "which hooks cannot open and nnsight does; pass NNsight(model): from nnsight import NNsight."
             )
-        return cls(place.module, place.io, function, place.heads, place.kind, writes, place.turn, place.unflattens)
+        return cls(
+            place.module, place.io, function, place.heads, place.kind, writes, place.turn, place.unflattens, place.after
+        )
 
     def __call__(self, state: Tensor, scope: "Scope") -> Tensor | None:
         call = scope.call if self.unflattens and state.ndim == 2 else None
@@ -104,6 +109,7 @@ class Scope:
         generation: the call of `generate` that is going on.
         unsure: why prompt and generated tokens cannot be told apart; here they can.
         stores: whether a changed key or value is kept in the cache; not where nobody is given that.
+        progress: as of a call, where parts of the model are called by themselves.
     """
 
     model: nn.Module
@@ -121,6 +127,7 @@ class Scope:
     recomputing: bool = False
     stores: bool = True
     unsure: str = ""
+    progress: dict[int, Progress] = field(default_factory=dict)
     _closers: list[Callable[[], None]] = field(default_factory=list)
     _users: int = 0
 
@@ -146,6 +153,8 @@ class Scope:
         for module in self.watched:
             self._keep(module.register_forward_hook(self._raw, prepend=True))
         for tap in self.taps:
+            for block in dict.fromkeys(tap.after.stack.blocks if tap.after is not None else ()):
+                self._keep(block.register_forward_hook(partial(self._note_block, tap), prepend=True))
             if tap.inside_attention:
                 self._install_attention(tap)
             elif tap.io == "input":
@@ -246,6 +255,14 @@ class Scope:
             given = (*args, *(kwargs or {}).values())  # under one name or another
             self.call.caches[module] = next((each for each in given if hasattr(each, "get_seq_length")), None)
 
+    def progress_of(self, tap: Tap) -> Progress:
+        """How far the stack before a final norm has come in this call."""
+        return (self.progress if self.call is None else self.call.progress).setdefault(id(tap.after), Progress())
+
+    def _note_block(self, tap: Tap, module: nn.Module, args: tuple, output: object) -> None:
+        if tap.after is not None and self.is_open:
+            tap.after.note(module, self.progress_of(tap))
+
     def _raw(self, module: nn.Module, args: tuple, output: object) -> None:
         if self.raw_outputs is not None and self.is_open and not self.recomputing:
             self.raw_outputs(module, output)
@@ -317,7 +334,8 @@ def user_hooks(model: nn.Module) -> tuple[int, ...]:
 
 
 def _is_ours(hook: Callable) -> bool:
-    return getattr(hook, "func", None) in (_on_input, _on_output) or isinstance(getattr(hook, "__self__", None), Scope)
+    function = getattr(hook, "func", hook)
+    return function in (_on_input, _on_output) or isinstance(getattr(function, "__self__", None), Scope)
 
 
 def recomputes() -> bool:
@@ -348,6 +366,8 @@ def _captured_last(module: nn.Module) -> Callable[[], None]:
 
 def _on_output(scope: Scope, tap: Tap, module: nn.Module, args: tuple, output: object) -> object:
     if not scope.is_open or not scope.has_turn(tap):
+        return None
+    if tap.after is not None and not tap.after.is_now(scope.progress_of(tap)):
         return None
     path = path_in(module, tap.io, output)
     new = tap(at(output, path), scope)

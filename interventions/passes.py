@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interventions.architectures import architecture
+from interventions.axes import axis
 from interventions.cells import Cell, Tokens
 from interventions.errors import InterventionError
+from interventions.examples import examples_in
 from interventions.interchanges import interchange
 from interventions.locations import Location
 from interventions.operators import Operator
@@ -49,11 +52,12 @@ class Passes:
     ) -> Iterator[tuple[int, Cell, Any]]:
         """Each cell of each row, with what is kept of its counterfactual."""
         most = self.most
-        for row, locations, chunk in chunks_of(rows, cells, most):
+        alone = [row for row, locations in enumerate(rows) if not self._have_rows(locations)]
+        for row, locations, chunk in chunks_of(rows, cells, most, alone):
             if self.parts and most > 1 and not self._is_alike(len(chunk)):
                 most = 1
             for part in [chunk] if most > 1 else [[cell] for cell in chunk]:
-                keep = Each(self.measure, len(part), examples_in(self.base))
+                keep = Each(self.measure, len(part), examples_in(self.base.inputs))
                 for cell, value in zip(part, keep(self._together(locations, part)), strict=True):
                     yield row, cell, value
 
@@ -65,10 +69,23 @@ class Passes:
             return False
         return True
 
+    def _have_rows(self, locations: tuple[Location, ...]) -> bool:
+        """Whether what a source has there has one row for each example, and not for each window of them."""
+        if not isinstance(self.source, Run):
+            return True
+        found, examples, states = (
+            architecture(self.source.model),
+            examples_in(self.source.inputs),
+            self.source.activations,
+        )
+        places = [at if self.origin is None else self.origin.location(at) for at in locations]
+        held = ((found.place(at.whole), states[at.whole]) for at in places if at.whole in states)
+        return all(state.shape[axis(place.axes_of(state), "b")] == examples for place, state in held)
+
     def _together(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> object:
         source = self.source
         if source is not None and len(cells) > 1:
-            source = source.take(torch.arange(examples_in(source)).repeat(len(cells)))
+            source = source.take(torch.arange(examples_in(source.inputs)).repeat(len(cells)))
         return interchange(
             self.base.model,
             self._base(len(cells)),
@@ -90,13 +107,13 @@ class Passes:
             if shapes_of(rows_of(again.output, self._rows(0))) != shapes_of(self.base.output):
                 raise InterventionError(
                     "what the model returns for one example has another shape among more of them, so counterfactuals "
-                    f"cannot share a pass; pass batch_size={examples_in(self.base)}, one counterfactual a pass."
+                    f"cannot share a pass; pass batch_size={examples_in(self.base.inputs)}, one counterfactual a pass."
                 )
             self._repeated[times] = replace(again, output=None)
         return self._repeated[times]
 
     def _rows(self, number: int) -> Tensor:
-        return rows_at(number, examples_in(self.base))
+        return rows_at(number, examples_in(self.base.inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +158,11 @@ def rows_at(number: int, examples: int) -> Tensor:
 
 
 def chunks_of(
-    rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]], most: int
+    rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]], most: int, alone: Sequence[int] = ()
 ) -> Iterator[tuple[int, tuple[Location, ...], Sequence[Cell]]]:
-    """The cells of each row that share a pass: of one size, where that is as few passes."""
+    """The cells of each row that share a pass: of one size, where that is as few passes; in rows `alone`, each one."""
     for row, locations in enumerate(rows):
-        count = math.ceil(len(cells[row]) / most)
+        count = math.ceil(len(cells[row]) / (1 if row in alone else most))
         size = math.ceil(len(cells[row]) / max(1, count))
         for number in range(count):
             yield row, locations, cells[row][number * size : (number + 1) * size]
@@ -200,7 +217,7 @@ def taken(cells: Sequence[Cell], location: Location) -> list[Tokens]:
 
 def cells_a_pass(base: Run, batch_size: int | None) -> int:
     """How many counterfactuals share a pass."""
-    examples = examples_in(base)
+    examples = examples_in(base.inputs)
     if batch_size is not None and batch_size < examples:
         raise InterventionError(
             f"batch_size={batch_size} rows do not hold one counterfactual of {examples} examples; write "
@@ -213,11 +230,6 @@ def cells_a_pass(base: Run, batch_size: int | None) -> int:
         kept = shapes_of([base.output, [call.raw for call in base.recording.calls] if base.recording else None])
         batch_size = min(MOST_ROWS, examples * MOST_NUMBERS // max(1, sum(map(math.prod, kept))))
     return max(1, batch_size // examples)
-
-
-def examples_in(given: Run) -> int:
-    """How many examples a run has."""
-    return next(shape[0] for shape in shapes_of(given.inputs) if shape)
 
 
 def shapes_of(value: Any) -> list[tuple[int, ...]]:

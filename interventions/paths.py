@@ -5,13 +5,14 @@ from dataclasses import replace
 
 from torch import nn
 
-from interventions.architectures import Architecture, Stack, architecture, model_name
+from interventions.architectures import Architecture, architecture, model_name
 from interventions.errors import InterventionError
 from interventions.interchanges import interchange
 from interventions.locations import BLOCK_SITES, Location, as_location
 from interventions.positions import Positions
 from interventions.runs import Inputs, Run, Where, as_run, check_eval, locations_of, run_to
 from interventions.sites import kind_of
+from interventions.stacks import Stack
 from interventions.wrappers import Model
 
 COMPONENTS = ("attention_output", "mlp_output")  # what writes into the residual stream

@@ -12,6 +12,7 @@ from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axis, to_vectors
 from interventions.calls import call, parameters_of
 from interventions.errors import InterventionError
+from interventions.examples import check_inputs_of, check_rows, examples_in
 from interventions.hooks import (
     Scope,
     Stopped,
@@ -124,15 +125,23 @@ class Run:
         return f"Run({type(self.model).__name__}, {type(self.output).__name__}{kind}, {self.activations!r})"
 
     def take(self, rows: Tensor) -> "Run":
-        """The same run for the examples `rows` `[k]`, in that order, e.g. as the source of a shuffled batch."""
-        found = architecture(self.model)
+        """The same run for the examples `rows` `[k]`, in that order, e.g. as the source of a shuffled batch.
+
+        Raises:
+            InterventionError: inputs, or an activation when it is asked for, without one row for each example: windows
+                or patches of all of them.
+        """
+        found, examples = architecture(self.model), examples_in(self.inputs)
+        check_inputs_of(self.inputs, examples)
 
         def of_rows(location: Location, state: Tensor) -> Tensor:
             axes = "b" if location.subspace is not None else found.place(location).axes_of(state)
+            check_rows(location, state.shape[axis(axes, "b")], examples)
             return state.index_select(axis(axes, "b"), rows.to(state.device))
 
-        taken, output = _Taken(self.activations, of_rows), rows_of(without_past(self.output), rows)
-        return replace(self, inputs=rows_of(self.inputs, rows), output=output, activations=taken, recording=None)
+        taken, output = _Taken(self.activations, of_rows), rows_of(without_past(self.output), rows, examples)
+        inputs = rows_of(self.inputs, rows, examples)
+        return replace(self, inputs=inputs, output=output, activations=taken, recording=None)
 
     def detach(self) -> "Run":
         """The same run, cut off from the graph."""
@@ -464,11 +473,17 @@ def without_past(output: object) -> object:
     return output
 
 
-def rows_of(value: Any, rows: Tensor) -> Any:
-    """`value` for some examples: tensors are indexed along their first axis; what is no tensor or a scalar is kept."""
+def rows_of(value: Any, rows: Tensor, examples: int | None = None) -> Any:
+    """`value` for some examples: tensors are indexed along their first axis; what is no tensor or a scalar is kept.
+
+    Args:
+        examples: how many there are: of tensors with other rows, one row is kept, and the others left out as None.
+    """
     if isinstance(value, Tensor):
-        return value[rows.to(value.device)] if value.ndim else value
+        if not value.ndim or (examples is not None and len(value) == 1 != examples):
+            return value
+        return None if examples is not None and len(value) != examples else value[rows.to(value.device)]
     if isinstance(value, Mapping):
-        taken = {key: rows_of(entry, rows) for key, entry in value.items()}
+        taken = {key: rows_of(entry, rows, examples) for key, entry in value.items()}
         return type(value)(**taken) if hasattr(value, "to_tuple") else taken
-    return type(value)(rows_of(entry, rows) for entry in value) if type(value) in (tuple, list) else value
+    return type(value)(rows_of(entry, rows, examples) for entry in value) if type(value) in (tuple, list) else value

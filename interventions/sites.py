@@ -10,6 +10,8 @@ from typing import Any, cast
 
 from torch import nn
 
+from interventions.forward_order import has_forward
+
 _HEADS = (
     "num_heads",
     "num_attention_heads",
@@ -107,7 +109,7 @@ def attention_of(block: nn.Module) -> Attention:
     """
     found = _attentions(block)
     if not found:
-        mixers = [type(child).__name__ for name, child in block.named_children() if not _is_norm(child)]
+        mixers = [type(child).__name__ for name, child in block.named_children() if not is_norm(child)]
         raise Missing(f"no attention was found in {type(block).__name__} ({', '.join(mixers) or 'no parts'})")
     mine = next((each for each in found if not CROSS.search(each[0])), found[0])
     path, module = mine
@@ -154,27 +156,11 @@ def feed_forward_of(block: nn.Module) -> FeedForward:
     down = downs[0]
     ups = [path for path in linear if path != down]
     common = _ancestor([*ups, down])
-    if common and not any(_inside(area, [common]) for area in areas):
+    if common and has_forward(outside[common]) and not any(_inside(area, [common]) for area in areas):
         return FeedForward(outside[common], linear[down], linear[down])
     if len(ups) != 1:
         raise Missing(f"the feed-forward part of {type(block).__name__} lies in no module of its own")
     return FeedForward(linear[ups[0]], linear[down], linear[down])
-
-
-def norm_after(model: nn.Module, path: str) -> nn.Module:
-    """The normalisation after the list of blocks at `path`: the first one registered after it, up to the top.
-
-    Raises:
-        Missing: there is none.
-    """
-    while path:
-        path, _, name = path.rpartition(".")
-        children = list(model.get_submodule(path).named_children())
-        later = children[[child for child, _ in children].index(name) + 1 :]
-        for _, child in later:
-            if _is_norm(child):
-                return child
-    raise Missing("no normalisation comes after its blocks")
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -241,6 +227,25 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _nested(constant)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a normalisation: called so, and no more inside it than such."""
+    return "norm" in type(module).__name__.lower() and all(map(is_norm, module.children()))
+
+
+def has_attention(module: nn.Module) -> bool:
+    """Whether a module or anything in it computes attention."""
+    return any(kind_of(part) for part in module.modules())
+
+
+def has_feed_forward(block: nn.Module) -> bool:
+    """Whether a feed-forward part of a block is found."""
+    try:
+        feed_forward_of(block)
+    except Missing:
+        return False
+    return True
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -368,7 +373,3 @@ def _downs(linear: dict[str, nn.Module]) -> list[str]:
     back = [path for path in paths[1:] if width_out(linear[path]) == width and not re.search("gate|up_", path)]
     wide = [path for path in back if width_in(linear[path]) != width]
     return wide or back[-1:]
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower()

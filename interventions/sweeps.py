@@ -14,12 +14,13 @@ from interventions.architectures import architecture
 from interventions.calls import arguments_of
 from interventions.cells import Cell, Column, cells_of, columns_of
 from interventions.errors import InterventionError
+from interventions.examples import examples_in
 from interventions.grids import Grid
 from interventions.locations import Location, as_location
 from interventions.metrics import Metric, Normalised, logits_of, name_of
 from interventions.operators import Operator, Swap
 from interventions.origins import Origin, Stored, origin_of, taken_for_inputs
-from interventions.passes import Passes, Summary, cells_a_pass, examples_in, shapes_of
+from interventions.passes import Passes, Summary, cells_a_pass, shapes_of
 from interventions.positions import select
 from interventions.runs import Inputs, Run, as_run, check_eval, run, traced
 from interventions.steps import span_of
@@ -97,7 +98,7 @@ def sweep(
     with torch.no_grad():
         before, first = _base_run(model, base, wholes, metric, remote)
         given, last = _source_run(there, source, read, Summary(metric, shapes_of(before.output)), remote)
-        examples = examples_in(before)
+        examples = examples_in(before.inputs)
         _check_sizes(ops, examples, given)
         _check_reads_real(metric, before)
         baseline = _checked(first, examples, "the base run")
@@ -210,10 +211,10 @@ def _summed_up(
 
 def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
     pools = all(getattr(op, "pools_source", False) for op in ops.values())
-    if source is None or pools or examples_in(source) == examples:
+    if source is None or pools or examples_in(source.inputs) == examples:
         return
     raise InterventionError(
-        f"the base has {examples} examples and the source {examples_in(source)}; give one source an example."
+        f"the base has {examples} examples and the source {examples_in(source.inputs)}; give one source an example."
     )
 
 

@@ -25,7 +25,7 @@ from interventions.locations import HEAD_SITES, SIDES, Location
 from interventions.operators import Operator
 from interventions.requests import Handle, check_fired, held_by, writes_of
 from interventions.runs import Activations, Inputs, Keep, Run, check_ran
-from interventions.sites import Missing, norm_after
+from interventions.sites import Missing
 from interventions.tracing.parcels import Parcel
 from interventions.tracing.sessions import Remote, ours
 from interventions.tracing.slabs import Draws, Post
@@ -200,7 +200,7 @@ class Served(Architecture):
         """Whether what comes after the blocks adds the two tensors that they pass on: hidden state and residual."""
         stack = next((each for each in self.stacks if place.block in each.blocks), None)
         try:
-            norm = type(norm_after(self.model, stack.path)) if stack is not None else None
+            norm = type(self.final_norm(stack)) if stack is not None else None
         except Missing:
             return False
         if norm is None or not norm.__module__.startswith("vllm.") or not norm.__name__.endswith("RMSNorm"):

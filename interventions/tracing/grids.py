@@ -7,8 +7,9 @@ import torch
 
 from interventions.architectures import Place, architecture
 from interventions.cells import Cell
+from interventions.examples import examples_in
 from interventions.locations import Location
-from interventions.passes import Each, OneByOne, Passes, chunks_of, examples_in, positions_of, taken, written
+from interventions.passes import Each, OneByOne, Passes, chunks_of, positions_of, taken, written
 from interventions.requests import Listen, of_run, writes_of
 from interventions.runs import Run, rows_of
 from interventions.tracing import engines
@@ -23,7 +24,7 @@ def measured(
 ) -> Iterator[tuple[int, Cell, Any]]:
     """Each cell of each row, with what is measured of its counterfactual."""
     engines.refuse(passes.base.model, "sweep")
-    model, examples = passes.base.model, examples_in(passes.base)
+    model, examples = passes.base.model, examples_in(passes.base.inputs)
     plan, sources = Plan.of(model, passes.generator), dict[int, Task]()
     asked: list[tuple[int, Sequence[Cell], Task]] = []
     for row, locations, chunk in chunks_of(rows, cells, passes.most):
@@ -47,7 +48,7 @@ def _listening(plan: Plan, sources: dict[int, Task], times: int) -> Listen:
     """The source with its examples repeated: run once for each number of times, if its activations are not here."""
 
     def listen(given: Any, places: dict[Location, Place]) -> dict[Location, Source]:
-        again = torch.arange(examples_in(given)).repeat(times)
+        again = torch.arange(examples_in(given.inputs)).repeat(times)
         if not _is_summary(given):
             return of_run(given if times == 1 else given.take(again), plan.model, places)
         if times not in sources:

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interventions import InterventionError, Location, Run, interchange, run
-from interventions.architectures import Stack, architecture
+from interventions.architectures import architecture
+from interventions.stacks import Stack
 from tests.conformance.building import Subject, tensors
 
 MAIN = ("logits", "class_queries_logits", "last_hidden_state", "transformer_decoder_last_hidden_state", "pred_masks")
@@ -28,16 +29,22 @@ class Case:
     @cached_property
     def ran(self) -> dict[str, list[int]]:
         """Which blocks of each stack run, once or more."""
-        calls: list = []
-        hooks = [
-            block.register_forward_hook(lambda module, *_: calls.append(module))
-            for stack in self.stacks for block in stack.blocks
-        ]  # fmt: skip
+        calls = {module for module, ended in self.events if ended}
+        return {stack.name: [i for i, b in enumerate(stack.blocks) if b in calls] for stack in self.stacks}
+
+    @cached_property
+    def events(self) -> list[tuple[nn.Module, bool]]:
+        """The calls of all modules in one run of the base, in order: when each began (False) and ended (True)."""
+        events: list[tuple[nn.Module, bool]] = []
+        hooks = []
+        for module in self.model.modules():
+            hooks.append(module.register_forward_pre_hook(lambda module, args: events.append((module, False))))
+            hooks.append(module.register_forward_hook(lambda module, *_: events.append((module, True))))
         with seeded():
             self.model(**self.base)
         for hook in hooks:
             hook.remove()
-        return {stack.name: [i for i, b in enumerate(stack.blocks) if b in calls] for stack in self.stacks}
+        return events
 
     @cached_property
     def runs(self) -> tuple[Run, Run]:

@@ -18,7 +18,7 @@ class Gap:
 
 
 _GAPS: tuple[tuple[str, str, str, str], ...] = (  # kind, laws, reason, model types
-    ("gap", "runs, identity, last swap, resumed, heads",
+    ("gap", "runs, identity, last swap, final norm, described, resumed, heads",
      "calls layer.forward(…), past the hooks of the block",
      "squeezebert"),
     ("gap", "identity, last swap, resumed, heads",
@@ -39,12 +39,15 @@ _GAPS: tuple[tuple[str, str, str, str], ...] = (  # kind, laws, reason, model ty
     ("model", "found",
      "num_hidden_layers counts the blocks of a head that this class does not have",
      "pp_ocrv5_server_rec"),
-    ("model", "found, identity, last swap",
+    ("model", "found, identity, last swap, final norm, described",
      "no repeated blocks: a list of single convolutions or a recurrent cell; modules go by path",
      "encodec"),
-    ("model", "found, identity, last swap, resumed",
+    ("model", "found, identity, last swap, final norm, described, resumed",
      "no repeated blocks: a list of single convolutions or a recurrent cell; modules go by path",
      "slanet slanext"),
+    ("model", "final norm",
+     "no module is a block: the second part of the last layer, and its norm, run after the first",
+     "flaubert"),
     ("model", "runs",
      "the posterior encoder runs in training only",
      "vits"),

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from interventions import InterventionError, Location, interchange, run
-from interventions.architectures import Stack, architecture
+from interventions.architectures import architecture
 from interventions.axes import axis
-from interventions.sites import kind_of
+from interventions.locations import BLOCK_SITES
+from interventions.sites import Missing, is_norm, kind_of
+from interventions.stacks import Stack
 from tests.conformance.building import Subject, tensors
 from tests.conformance.cases import Case, away, same, seeded
 from tests.conformance.plans import SIZE
@@ -161,6 +163,44 @@ def attends(module: nn.Module) -> bool:
     return any(ATTENTION.search(type(part).__name__) or kind_of(part) for part in module.modules())
 
 
+def final_norm(case: Case) -> str | None:
+    """The final norm of a stack runs after its last block; where none is found, it is no norm that runs first then."""
+    found = architecture(case.model)
+    for stack in case.live():
+        last = max(i for i, (module, ended) in enumerate(case.events) if ended and module in stack.blocks)
+        later = [module for module, ended in case.events[last + 1 :] if not ended]
+        try:
+            norm = found.final_norm(stack)
+        except Missing:
+            first = next((module for module in later if is_norm(module) or holds_weights(module)), None)
+            if first is not None and is_norm(first) and found.place(Location(module=found.paths[first])).block is None:
+                return f"{found.paths[first]} runs after {stack.path}, and it is said to have none"
+            continue
+        if norm not in later:
+            return f"{found.paths[norm]} never runs after the last block of {stack.path}"
+    return None if case.live() else "no block runs"
+
+
+def holds_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False))
+
+
+def described(case: Case) -> str | None:
+    """Every site that is described of a block that runs, runs with it."""
+    found, called = architecture(case.model), {module for module, _ in case.events}
+    for stack in case.live():
+        for layer in case.ran[stack.name]:
+            for site in BLOCK_SITES:
+                at = replace(case.at(stack, layer), site=site)
+                try:
+                    place = found.place(at)
+                except InterventionError:
+                    continue
+                if place.module not in called:
+                    return f"{at} is {place.path}, which never runs"
+    return None if case.live() else "no block runs"
+
+
 def nothing_left(case: Case, before: list) -> str | None:
     """Hooks, `forward`, mode and gradients are what they were."""
     return None if trace(case.model) == before else "hooks or attributes stay on the model"
@@ -172,6 +212,8 @@ LAWS: dict[str, Callable[[Case], str | None]] = {
     "examples": examples,
     "identity": identity,
     "last swap": last_swap,
+    "final norm": final_norm,
+    "described": described,
     "resumed": resumed,
     "heads": heads,
     "positions": positions,

@@ -91,7 +91,6 @@ PATTERNS = ("attention_scores", "attention_pattern")
 CROSS = "decoder.block.1.layer.1.EncDecAttention"
 ABSENT = {  # where the place does not exist, and both say the same
     "bert": ("final_norm",),
-    "opt": ("final_norm",),
     "albert": ("final_norm",),
     "mixtral": ("mlp_activation",),
     "mamba": (*HEAD_SITES, "attention_input", "attention_output", "mlp_input", "mlp_activation", "mlp_output"),

@@ -1,0 +1,53 @@
+"""Which rows of what a model is given, and of what it holds, are its examples."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from interventions.calls import examples_named
+from interventions.errors import InterventionError
+from interventions.locations import Location
+
+
+def examples_in(inputs: Any) -> int:
+    """How many examples inputs hold: rows of their tokens, else of their first tensor.
+
+    >>> import torch
+    >>> examples_in({"pixel_values": torch.zeros(64, 3), "input_ids": torch.zeros(4, 7)})
+    4
+    """
+    named = examples_named(inputs) if isinstance(inputs, Mapping) else None
+    return named if named is not None else next((len(each) for _, each in _tensors(inputs, "inputs") if each.ndim), 0)
+
+
+def check_inputs_of(inputs: Any, examples: int) -> None:
+    """Raise for inputs some of whose tensors have no row for each example, so that rows cannot be taken.
+
+    One row for all examples is none of theirs, and stays.
+    """
+    for name, value in _tensors(inputs, "inputs"):
+        if value.ndim and len(value) not in (1, examples):
+            raise InterventionError(
+                f"examples cannot be taken from this run: {name} has {len(value)} rows for {examples} examples; run "
+                "those examples alone: run(model, inputs)."
+            )
+
+
+def check_rows(location: Location, rows: int, examples: int) -> None:
+    """Raise where what is held has other rows than examples: windows, tiles or patches of them."""
+    if rows != examples:
+        raise InterventionError(
+            f"{location} holds {rows} rows for {examples} examples (windows or parts of them), so which are whose "
+            "cannot be told; run those examples alone: run(model, inputs, at), or name a block_output."
+        )
+
+
+def _tensors(value: Any, name: str) -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(name, value)]
+    if isinstance(value, Mapping):
+        return [each for key, entry in value.items() for each in _tensors(entry, f"{name}[{key!r}]")]
+    if isinstance(value, tuple | list):
+        return [each for i, entry in enumerate(value) for each in _tensors(entry, f"{name}[{i}]")]
+    return []
