@@ -43,7 +43,8 @@ class Location:
     """A place in a model: block `layer` and a site, or any module by its path; and which part of what is there.
 
     Args:
-        layer: block number counted from 0; −1 is the last block. None for `embedding`, `final_norm`, `logits` and
+        layer: block number counted from 0; −1 is the last block. In models of stages (Swin, ConvNeXt, ResNet of
+            transformers) blocks are counted across the stages. None for `embedding`, `final_norm`, `logits` and
             `module=`.
         site: one of `SITES`:
 
@@ -59,7 +60,8 @@ class Location:
             - `mlp_input`, `mlp_activation`, `mlp_output`: what the feed-forward part is given, what its last projection
               is given, and what that returns, before dropout, normalisation and the residual sum.
             - `embedding` (what the first block is given: `hidden_states[0]` of transformers), `final_norm` (what the
-              normalisation after the last block returns), `logits` (the answer of the model).
+              normalisation returns that runs after the last block, wherever it was registered; refused where none
+              does, or what has weights and runs first is another module), `logits` (the answer of the model).
         heads: which heads, at the sites that have some: an int, a range, a slice or a list.
         dims: which entries of the last axis (of the channel axis for feature maps; of each head at sites with heads): a
             range, a slice, an int or a list. None is all of them. They are kept in the order given.
