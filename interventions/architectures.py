@@ -356,7 +356,8 @@ def architecture(model: Model) -> Architecture:
     A stack is an outermost `ModuleList` whose entries hold parameters, or an outermost `Sequential` of at least two
     blocks of one class. The blocks of stages in such a list (Swin, ConvNeXt) are one stack; halves of layers (attention
     and feed-forward part by turns) are none. Where the configuration of the model counts layers, lists of another
-    length are left out, unless they hold blocks of the same class. Model types that this misleads stand in `interventions.exceptions`.
+    length are left out, unless they hold blocks of the same class. Model types that this misleads stand in
+    `interventions.exceptions`.
 
     Raises:
         InterventionError: `model` is no `nn.Module`.
