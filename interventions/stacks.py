@@ -183,12 +183,11 @@ def _is_halved(module: nn.Module, counts: set[int]) -> bool:
     if not _is_list(module):
         return False
     entries = tuple(module.children())
-    if len(entries) in counts:
+    if len(entries) in counts or entries_of(module) != entries:
         return False
     if entries and not any(map(has_forward, entries)):
-        flat = entries_of(module)
         parts = [part for entry in entries for part in entry.children()]
-        return flat == entries and any(map(_is_block, parts)) and not all(map(is_norm, parts))
+        return any(map(_is_block, parts)) and not all(map(is_norm, parts))
     return _mixes_halves(entries)
 
 

@@ -139,6 +139,15 @@ def test_blocks_of_stages_are_one_stack(make):
         assert torch.equal(interchange(model, base, source, Location(-1)).output, model(source))
 
 
+def test_what_merges_may_lie_between_the_stages():
+    """As in torchvision's Swin: stem, blocks, merging, blocks in one `Sequential`."""
+    stem = nn.Sequential(nn.Conv1d(8, 8, 1), nn.LayerNorm(WIDTH))
+    merging = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH))
+    model = Chain(nn.Sequential(stem, nn.Sequential(Block(), Block()), merging, nn.Sequential(Block())))
+    (stack,) = architecture(model).stacks
+    assert [type(block) for block in stack.blocks] == [Block] * 3
+
+
 def test_parts_of_a_block_are_no_stack():
     """The blocks lie between a stem and a head in one `Sequential`, as in torchvision's MobileNetV3."""
     stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
