@@ -177,7 +177,8 @@ def test_interchange_accuracy_at_heads_is_that_of_single_pairs(family, site):
             with torch.no_grad():
                 after = interchange(model, here, there, place, positions=written, source_positions=read)
             answers.append((here.logits, after.logits))
-        if any(torch.equal(before, after) for before, after in answers):
+        # A first token that looks at itself alone does so whatever its score is, which no output can see.
+        if site == "attention_scores" and any(torch.equal(before, after) for before, after in answers):
             continue
         agree = answers[0][1].argmax(-1) == answers[1][1].argmax(-1)
         right, total = right + int(agree.sum()), total + agree.numel()
@@ -205,7 +206,7 @@ def test_heads_of_other_numbers_and_sizes():
         (Location(1, "query", subspace=Rotation(2, 4)), (Location(0, "mlp_output"), Location(1, "key"))),
     ]
     for above, below in places:
-        for objective in (DIITO(), DIITO(op=Noise(1.0)), DIITO(op=Mixup(1.0), positions=None)):
+        for objective in (DIITO(), DIITO(op=Noise(1.0))):
             assert term(teacher, student, {above: below}, objective, batch).isfinite()
         found = interchange_accuracy(teacher, student, {above: below}, rows, pairs=12, controls="all")
         assert found.overall.count
