@@ -17,17 +17,31 @@ from distill.classes import check_alike
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
-from distill.inputs import device_of, inputs_of, network_of, real_tokens, students, teachers, to_device, vocabulary_of
+from distill.inputs import (
+    decoder_masked,
+    device_of,
+    inputs_of,
+    network_of,
+    real_tokens,
+    students,
+    teachers,
+    to_device,
+    uncompiled,
+    vocabulary_of,
+)
 from distill.loss_masks import TOKENS, LabelPlace, label_place, loss_masks
 from distill.losses import kd
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
+from distill.outputs import answered, same_answers
 from distill.pairs import Pairs, Shuffle, Span
+from distill.seeds import seed_of
 from distill.seen import Seen, seen_of
 from distill.served import Served, ServedRun
 from distill.tallies import Tally, outcome_of
 from distill.tasks import Rows
+from distill.trials import answer_of, translated
 from distill.vacuous import Answers, Whole, touched, unpadded, visible
 from distill.variables import variables_accuracy
 from interventions import Location, Model, Run, architecture, run
@@ -45,10 +59,11 @@ def interchange_accuracy(
     pairs: int = 2000,
     sources: Pairs | None = None,
     positions: Any = DRAWN,
-    seed: int = 0,
+    seed: Any = 0,
     batch_size: int = 128,
     controls: str | Sequence[str] = (),
     exclude: Any = None,
+    answers: Any = None,
 ) -> InterchangeAccuracy:
     """How often the same interchange makes student and teacher give the same answer.
 
@@ -74,6 +89,7 @@ def interchange_accuracy(
             Where an alignment was learned, also learn one for `distill.reinitialised(network)`.
         exclude: the result of `fit`: data may not hold rows that it was trained on, and of sampled pairs the share that
             it was trained on is reported.
+        answers: what of a model's output is its answer, as for `fit`.
 
     Raises:
         NothingToMeasure: a mapping whose every write is left out, or of places with different positions.
@@ -81,7 +97,29 @@ def interchange_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
-    seen = seen_of(exclude)
+    teacher, student = uncompiled(teacher), uncompiled(student)
+    with answered((teacher, student), answers), translated():
+        return _measured(
+            teacher, student, mapping, data, pairs=pairs, sources=sources, positions=positions, seed=seed_of(seed),
+            batch_size=batch_size, controls=controls, seen=seen_of(exclude),
+        )  # fmt: skip
+
+
+def _measured(
+    teacher: Model | Served | CausalModel,
+    student: Model,
+    mapping: Sides | tuple[Pair, ...],
+    data: Any,
+    *,
+    pairs: int,
+    sources: Pairs | None,
+    positions: Any,
+    seed: int,
+    batch_size: int,
+    controls: str | Sequence[str],
+    seen: Seen | None,
+) -> InterchangeAccuracy:
+    """What `interchange_accuracy` returns."""
     if isinstance(teacher, CausalModel):
         if not isinstance(student, nn.Module):
             raise DistillError(
@@ -108,6 +146,10 @@ def interchange_accuracy(
     entries = pairs_of(mapping, teacher, student)
     taken: Pairs = Shuffle() if sources is None else sources
     rows, names = held_out(data, student), controls_of(controls)
+    few = rows.batch(range(min(PROBED, len(rows))))
+    for name, model, columns in (("the teacher", teacher, teachers(few)), ("the student", student, students(few))):
+        with evaluating(model), torch.no_grad():
+            answer_of(name, model, columns, run_of)
     overlap = None if seen is None else _refuse_seen(rows, seen)
     base, source, clusters = _examples(rows, pairs, taken, vocabulary_of(student), seed)
     study = _Study((teacher, student), entries, positions, taken.aligned, seed)
@@ -124,7 +166,8 @@ def interchange_accuracy(
         other = _controlled(name, study, base)
         if other is not None:
             told = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed)) if name == "labels" else None
-            compared[name] = outcome(_tallied(other, base, source, batch_size, told))
+            with same_answers(network_of(other.models[1]), student):
+                compared[name] = outcome(_tallied(other, base, source, batch_size, told))
     settings = {"pairs": pairs, "sources": repr(taken), "positions": repr(positions), "seed": seed}
     per_pair = {str(entry): outcome(tally.of(i)) for i, entry in enumerate(entries)}
     return InterchangeAccuracy(outcome(tally), per_pair, settings, compared, overlap)
@@ -231,7 +274,8 @@ class _Study:
         seen = self._real(bases, base) if self.sees_all else self._visible(bases, base)
         self.regression = bases[1].logits.shape[-1] == 1
         weights = self._weights(bases[1].logits, base)
-        columns = [_columns(r.logits, b, bases[1].logits, base) for r, b in zip(given, theirs, strict=True)]
+        masked = [dict(decoder_masked(self.models[1], batch)) for batch in (base, *theirs)]
+        columns = [_columns(r.logits, b, bases[1].logits, masked[0]) for r, b in zip(given, masked[1:], strict=True)]
         sums = []
         for number, entry in enumerate(self.entries):
             sides, draws = (
@@ -346,7 +390,8 @@ def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
     rows, *width = grid_of(base, at)
     if not width:
         return torch.ones(rows, 1, dtype=torch.bool)
-    return real_tokens(batch, rows, width[0], base.logits.device, column=architecture(base.model).place(at).mask)
+    masked, column = decoder_masked(base.model, batch), architecture(base.model).place(at).mask
+    return real_tokens(masked, rows, width[0], base.logits.device, column=column)
 
 
 def _examples(
@@ -386,7 +431,8 @@ def _uniform(width: int, *parts: int) -> Float[Tensor, "2 width"]:
 
 def _real_answers(logits: Tensor, batch: Batch) -> Bool[Tensor, "batch token"]:
     """Which tokens of a token model's answer are no padding."""
-    column = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
+    decodes = {"decoder_input_ids", "decoder_attention_mask"} & batch.keys()
+    column = "decoder_attention_mask" if decodes else "attention_mask"
     rows, width = logits.shape[:2]
     return real_tokens(batch, rows, width, logits.device, column=column)
 

@@ -14,21 +14,23 @@ from torch import Tensor, nn
 from distill import loop
 from distill.abstraction import interchange_accuracy
 from distill.alignments import Alignment
-from distill.arguments import feed_of
+from distill.arguments import check, feed_of
 from distill.arguments import seen as seen_of
 from distill.causal_models import CausalModel
 from distill.data import task_of, training_rows
 from distill.errors import DistillError
-from distill.inputs import device_of, inputs_of, mask_of, to_device
+from distill.inputs import device_of, inputs_of, mask_of, to_device, uncompiled
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DAS, DIITO, Objective
+from distill.outputs import answered
 from distill.pairs import Span
 from distill.progress import shown
 from distill.samples import Feed
 from distill.schedules import Record, Schedule
 from distill.swaps import encoded, places_of
 from distill.tasks import Rows
+from distill.trials import translated
 from distill.variables import variables_accuracy
 from distill.wholes import refuse_wholes
 from interventions import PCA, InterventionError, Location, Subspace, intervene, run
@@ -50,12 +52,13 @@ def align(
     steps: int = 1000,
     batch_size: int = 256,
     lr: float | None = None,
-    seed: int = 0,
+    seed: Any = 0,
     coldest: float = COLDEST,
     pairs: int = 2000,
     controls: str | Sequence[str] = (),
     console: Console | None = None,
     accelerator: Accelerator | None = None,
+    answers: Any = None,
 ) -> Alignment:
     """Learn, in place, the subspaces in which a frozen network holds the variables of a causal model.
 
@@ -85,38 +88,60 @@ def align(
         controls: of that measurement, as for `interchange_accuracy`.
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
+        answers: what of the output of a network is its answer, as for `fit`.
 
     Raises:
         DistillError: nothing to learn, a subspace wider than its location, or as `fit`.
 
     Geiger et al. 2023 (arXiv:2303.02536); Wu et al. 2023 (arXiv:2305.08809); Mueller et al. 2025 (arXiv:2504.13151).
     """
-    entries = pairs_of(mapping, causal_model, network, positions)
-    if isinstance(causal_model, nn.Module):
-        return _between(
-            causal_model, network, entries, data, positions=positions, eval_data=eval_data, weights=weights, lr=lr,
-            schedule=scheduled(steps, batch_size, seed), coldest=coldest, pairs=pairs, controls=controls,
-            console=console, accelerator=accelerator,
-        )  # fmt: skip
-    schedule = scheduled(steps, batch_size, seed)
+    causal_model, network = uncompiled(causal_model), uncompiled(network)
+    with translated():
+        entries, schedule = pairs_of(mapping, causal_model, network, positions), scheduled(steps, batch_size, seed)
     learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "accelerator": accelerator}
+    learning |= {"console": console}
+    measuring: dict[str, Any] = {"pairs": pairs, "controls": controls, "eval_data": eval_data}
+    with answered((causal_model, network), answers), translated():
+        if isinstance(causal_model, CausalModel):
+            return _of_variables(causal_model, network, entries, data, schedule=schedule, **measuring, **learning)
+        return _between(
+            causal_model, network, entries, data, positions=positions, schedule=schedule, **measuring, **learning
+        )
+
+
+def _of_variables(
+    causal_model: CausalModel,
+    network: nn.Module,
+    entries: tuple[Pair, ...],
+    data: Any,
+    *,
+    schedule: Schedule,
+    eval_data: Any,
+    pairs: int,
+    controls: str | Sequence[str],
+    **learning: Any,
+) -> Alignment:
+    """An alignment of a causal model with a network."""
     feed = feed_of(causal_model, data, schedule)
-    records = learn(feed.model, network, entries, feed, schedule, console=console, **learning)
+    records = learn(feed.model, network, entries, feed, schedule, **learning)
     settings = {
-        "steps": steps, "batch_size": batch_size, "seed": seed, "coldest": coldest, "weights": dict(weights or {}),
+        "steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed,
+        "coldest": learning["coldest"], "weights": dict(learning["weights"] or {}),
         "lr": records[0].lr if records else None, "mapping": list(map(str, entries)),
     }  # fmt: skip
     seen = seen_of(causal_model, network, feed, schedule)
     measured = None
     if pairs:
         tested = data if eval_data is None else eval_data
-        measured = variables_accuracy(causal_model, network, entries, tested, pairs=pairs, seed=seed, controls=controls)
+        measured = variables_accuracy(
+            causal_model, network, entries, tested, pairs=pairs, seed=schedule.seed, controls=controls
+        )
         if data is not None and eval_data is None:
             measured = replace(measured, overlap=1.0)
     return Alignment(entries, measured, tuple(records), settings, seen)
 
 
-def scheduled(steps: int, batch_size: int, seed: int) -> Schedule:
+def scheduled(steps: int, batch_size: int, seed: Any) -> Schedule:
     """The schedule of an alignment: Adam, and a learning rate that falls linearly."""
     return Schedule(steps=steps, batch_size=batch_size, seed=seed, warmup=0.0, weight_decay=0.0, clip=None)
 
@@ -141,8 +166,8 @@ def _between(
             f"{taught} is on the teacher's side, where nothing is learned; give it dims=…, or a subspace that takes no "
             "gradient: subspace.requires_grad_(False)."
         )
-    rule = Span(0.3) if positions is None else positions
-    rows = training_rows(data, teacher, schedule.seed, network)
+    rule, rows = Span(0.3) if positions is None else positions, training_rows(data, teacher, schedule.seed, network)
+    check(teacher, network, rows)
     records = learn(teacher, network, entries, rows, schedule, objective=DIITO(positions=rule), **learning)
     settings: dict[str, Any] = {"steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed}
     settings |= {"lr": records[0].lr if records else None, "mapping": list(map(str, entries)), "positions": repr(rule)}

@@ -12,7 +12,7 @@ from distill.causal_models import CausalModel
 from distill.classes import check_alike, real_names
 from distill.data import training_rows
 from distill.errors import DistillError
-from distill.inputs import device_of, inputs_of, network_of, reads_apart, students, teachers, to_device, vocabulary_of
+from distill.inputs import device_of, network_of, reads_apart, students, teachers, to_device, vocabulary_of
 from distill.mapping import Pair, Sides, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
@@ -22,6 +22,7 @@ from distill.seen import Seen
 from distill.served import Served
 from distill.swaps import encoded
 from distill.tasks import Rows
+from distill.trials import answer_of, tried
 from distill.values import as_answers
 from distill.wholes import refuse_wholes
 from interventions import Model, run
@@ -161,14 +162,16 @@ def check(
             "build the student from the teacher, distill.from_layers(teacher, 3), or give each its own tokens: "
             "data=distill.TokenAlignment(teacher_tokenizer, student_tokenizer).rows(texts)."
         )
-    batch = rows.batch(range(min(2, len(rows))))
     if len(models) > 1:
         check_alike(models[0], models[1])
-    classes, tokens = [], False
+    chosen, classes, tokens = few_of(rows), [], False
     for model in models:
-        given = (teachers if model is teacher else students)(batch)
+        name = "the teacher" if model is teacher else "the student"
+        columns = (teachers if model is teacher else students)(rows.batch(chosen))
         with evaluating(model), torch.no_grad():
-            logits = run_of(model, inputs_of(model, to_device(given, device_of(model))), resumable=False).logits
+            logits = answer_of(name, model, columns, run_of, needed=False)
+        if logits is None:
+            continue
         classes.append(logits.shape[-1])
         tokens = logits.ndim > 2
         names = real_names(model)
@@ -183,7 +186,7 @@ def check(
             f"num_labels={classes[0]}."
         )
     labels = rows.table.get("labels")
-    if labels is None:
+    if labels is None or not classes:
         return
     values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
     if not values.is_floating_point() and classes[0] > 1:
@@ -194,6 +197,13 @@ def check(
                 f"{classes[0]} classes "
                 f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
             )
+
+
+def few_of(rows: Rows) -> list[int]:
+    """The first two rows, and the longest where rows differ in length: what fails on one fails on it."""
+    ragged = next((column for column in rows.table.values() if not isinstance(column, Tensor)), None)
+    few = range(min(2, len(rows)))
+    return list(few) if ragged is None else sorted({*few, max(range(len(rows)), key=lambda row: len(ragged[row]))})
 
 
 def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
@@ -229,8 +239,9 @@ def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> N
     """That the network has one logit for each answer of the causal model, and the pairs name parts of it."""
     model, device = feed.model, device_of(student)
     values = to_device(feed.batch(range(2)), device)
-    with evaluating(student), torch.no_grad():
-        logits = model.decode(run(student, encoded(model, student, values), resumable=False).logits, values)
+    inputs = encoded(model, student, values)
+    with tried("the network", student, inputs), evaluating(student), torch.no_grad():
+        logits = model.decode(run(student, inputs, resumable=False).logits, values)
     if model.classes is None:
         as_answers(logits, model.answers(values))
     bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))

@@ -14,6 +14,7 @@ from distill.checkpoints import Checkpoints
 from distill.data import task_of
 from distill.errors import DistillError
 from distill.fit import fit
+from distill.inputs import uncompiled
 from distill.mapping import Sides
 from distill.objectives import Objective
 from distill.results import FitResult
@@ -29,6 +30,7 @@ def chain(
     schedule: Schedule | Sequence[Schedule] | None = None,
     output_dir: str | Path | None = None,
     resume: bool = False,
+    answers: Any = None,
     **settings: Any,
 ) -> tuple[FitResult, ...]:
     """Distil a teacher into an assistant, that into the next, and the last into the student, each in place.
@@ -46,6 +48,7 @@ def chain(
         output_dir: a new folder, with one in it for each step: `1`, `2`, …
         resume: go on where the chain was stopped. A step that was done goes on from its newest checkpoint too, or is
             made again where it ended before its first one; the results are those of an uninterrupted chain.
+        answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
         settings: the others of `fit`, the same in every step.
 
     Returns:
@@ -56,6 +59,8 @@ def chain(
     """
     _check(networks)
     count = len(networks) - 1
+    networks = [uncompiled(each) for each in networks]
+    rules = _of_each(answers, len(networks))
     mappings = _each(mapping, count, "mapping")
     schedules = _each(schedule, count, "schedule")
     if resume and output_dir is None:
@@ -73,6 +78,7 @@ def chain(
             schedule=schedules[number],
             output_dir=folder,
             resume=resume and folder is not None and _goes_on(folder),
+            answers=None if answers is None else (rules[number], rules[number + 1]),
             **{"title": f"step {number + 1} of {count}", **settings},
         )
         results.append(result)
@@ -107,6 +113,18 @@ def _each(given: Any, count: int, name: str) -> list[Any]:
             "or one for all."
         )
     return list(given)
+
+
+def _of_each(answers: Any, count: int) -> list[Any]:
+    """What is said of the answers of each network."""
+    if not isinstance(answers, list | tuple):
+        return [answers] * count
+    if len(answers) != count:
+        raise DistillError(
+            f"answers has {len(answers)} rules and the chain {count} networks; give one for each, or one for all: "
+            "answers='logits'."
+        )
+    return list(answers)
 
 
 def _goes_on(folder: Path) -> bool:

@@ -10,16 +10,19 @@ from distill.abstraction import interchange_accuracy
 from distill.causal_models import CausalModel
 from distill.data import held_out
 from distill.errors import DistillError
-from distill.inputs import device_of, to_device
+from distill.inputs import device_of, to_device, uncompiled
 from distill.mapping import Pair, Sides, layers
-from distill.metrics import Share, accuracy, evaluating, has_classes, wilson
+from distill.metrics import Share, accuracy, evaluating, has_classes, has_logits, wilson
 from distill.objectives import DIITO, Objective
+from distill.outputs import answered
 from distill.pairs import Span
 from distill.results import Evaluation
 from distill.samples import chunks, given
+from distill.seeds import seed_of
 from distill.seen import Seen
 from distill.served import Served
 from distill.swaps import encoded
+from distill.tasks import Rows
 from distill.values import Values
 from distill.variables import drawn, variables_accuracy
 from interventions import InterventionError, Model, run
@@ -76,22 +79,38 @@ def evaluate(
     *,
     positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
     pairs: int = 2000,
-    seed: int = 0,
+    seed: Any = 0,
+    answers: Any = None,
 ) -> Evaluation:
     """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
 
     What cannot be measured is None. The note of the evaluation says why where that is the interchange accuracy of a
-    mapping, the accuracy on rows without labels, or all.
+    mapping, the accuracy on rows without labels, or all. `data` and `answers` are those of `fit`.
     """
+    teacher, student, seed = uncompiled(teacher), uncompiled(student), seed_of(seed)
     rows = held_out(data, student if teacher is None else teacher, student)
-    measured = accuracy(student, rows) if has_classes(rows) else None
+    with answered((teacher, student), answers):
+        mute = has_classes(rows) and not has_logits(student, rows)
+        measured = accuracy(student, rows) if has_classes(rows) and not mute else None
+        if teacher is None or not mapping or mute:
+            unmapped = NO_TEACHER if teacher is None else NO_PAIR
+            why = f"{_unanswered(rows)}, and {unmapped}"
+            why = f"{type(student).__name__} has no logits" if mute else why
+            return Evaluation(measured, None, "" if measured else f"nothing was measured: {why}")
+        return _with_interchange(teacher, student, mapping, rows, measured, positions=positions, pairs=pairs, seed=seed)
+
+
+def _with_interchange(
+    teacher: Model | Served,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...],
+    rows: Rows,
+    measured: Share | None,
+    **settings: Any,
+) -> Evaluation:
     unmeasured = "" if "labels" in rows.columns else f"no accuracy: {_unanswered(rows)}."
-    if teacher is None or not mapping:
-        unmapped = NO_TEACHER if teacher is None else NO_PAIR
-        why = "" if measured else f"nothing was measured: {_unanswered(rows)}, and {unmapped}"
-        return Evaluation(measured, None, why)
     try:
-        interchange = interchange_accuracy(teacher, student, mapping, rows, positions=positions, pairs=pairs, seed=seed)
+        interchange = interchange_accuracy(teacher, student, mapping, rows, **settings)
     except (DistillError, InterventionError) as nothing:
         return Evaluation(measured, None, f"{unmeasured} no interchange accuracy: {nothing}".lstrip())
     return Evaluation(measured, interchange, unmeasured)

@@ -21,9 +21,11 @@ from distill.classes import Ranked, name_classes, real_names
 from distill.data import rows_to_measure, task_of
 from distill.errors import DistillError
 from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
+from distill.inputs import uncompiled
 from distill.mapping import Pair, Sides
 from distill.metrics import has_classes
 from distill.objectives import Objective
+from distill.outputs import answered
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
@@ -50,13 +52,14 @@ def fit(
     steps: int | None = None,
     batch_size: int | None = None,
     lr: float | None = None,
-    seed: int | None = None,
+    seed: Any = None,
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
     resume: bool = False,
     console: Console | None = None,
     title: str = "fit",
     accelerator: Accelerator | None = None,
+    answers: Any = None,
 ) -> FitResult:
     """Train `student` in place to compute like `teacher`, and measure how far it does.
 
@@ -84,12 +87,17 @@ def fit(
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
         title: of the progress bar.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
+        answers: what of a model's output is its answer: a name, an index or a function from the output to a tensor; for
+            teacher and student apart a tuple of two or {"teacher": …, "student": …}. None is `output.logits`, the
+            output itself if it is a tensor, or the only tensor in it that is no scalar, as in (logits, loss). What
+            compares features alone, as `FitNets`, needs no answer.
 
     Raises:
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    teacher, student = uncompiled(teacher), uncompiled(student)
     causal = isinstance(teacher, CausalModel)
     known = student if teacher is None or isinstance(teacher, CausalModel) else teacher
     task = None if data is None or causal else task_of(data, known)
@@ -106,6 +114,8 @@ def fit(
         "weights": {name: named(value) if callable(value) else value for name, value in (weights or {}).items()},
         "mapping": [str(pair) for pair in pairs],
     }
+    if answers is not None:
+        settings["answers"] = json.loads(json.dumps(answers, default=named))
     folder = None if output_dir is None else Path(output_dir)
     if folder is not None:
         check_folder(folder, settings, resume)
@@ -117,7 +127,8 @@ def fit(
     if isinstance(rows, Rows):
         tested = rows_to_measure(eval_data, data, task, rows, known, student)
         if tested is not None and has_classes(tested):
-            check(None, student, tested)
+            with answered((teacher, student), answers):
+                check(None, student, tested)
     running = loop.steps(
         teacher,
         student,
@@ -128,6 +139,7 @@ def fit(
         schedule=schedule,
         checkpoints=checkpoints,
         accelerator=accelerator,
+        answers=answers,
     )
     began = time.monotonic()
     with closing(running):
@@ -141,10 +153,12 @@ def fit(
     evaluation = Evaluation(None, None)
     if isinstance(teacher, CausalModel):
         excluded = None if data is None else trained_on
-        evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=excluded)
+        with answered((teacher, student), answers):
+            evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=excluded)
     elif tested is not None:
         measured = None if mapping == {} else pairs or full_mapping(teacher, student)
-        evaluation = evaluate(teacher, student, measured, tested, positions=positions_of(objectives))
+        rule = positions_of(objectives)
+        evaluation = evaluate(teacher, student, measured, tested, positions=rule, answers=answers)
     result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, trained_on)
     if folder is not None and PartialState().is_main_process:
         result.save(folder)

@@ -9,12 +9,15 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from distill.decoder_inputs import decoder_inputs, shifts_labels
 from distill.errors import DistillError
 from interventions import architecture
 
 NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
 MASKED = "mlm_labels"
 """The column of the tokens that were masked in this step, −100 elsewhere."""
+DECODERS = frozenset({"decoder_input_ids", "decoder_inputs_embeds"})
+"""The columns that say what a decoder reads; without them it may be made of the labels."""
 TEACHERS = "teacher_"
 """Before the names of columns that the teacher alone is called with, where it reads other inputs than the student."""
 
@@ -59,9 +62,8 @@ def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tu
         return inner.columns_of(batch)
     parameters = signature(inner.forward).parameters
     named = {name: batch[name] for name in parameters if name in batch and name not in NEVER}
-    if named and "decoder_input_ids" not in named and writes_labels(model, batch):
-        shifted: Any = innermost(model)
-        named["decoder_input_ids"] = shifted.prepare_decoder_input_ids_from_labels(batch["labels"])
+    if named and not DECODERS & named.keys() and writes_labels(model, batch):
+        named = {**decoder_inputs(inner, batch["labels"]), **named}
     if named:
         return in_dtype_of(model, named)
     rest = [name for name in batch if name not in NEVER]
@@ -118,14 +120,19 @@ def answer_mask(model: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
     return batch["labels"] != -100 if writes_labels(model, batch) else mask_of(batch)
 
 
+def decoder_masked(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The batch with a mask of the decoder's tokens where the decoder writes the labels: those that are not −100."""
+    if "decoder_attention_mask" in batch or not writes_labels(model, batch):
+        return batch
+    return {**batch, "decoder_attention_mask": (batch["labels"] != -100).long()}
+
+
 def writes_labels(model: Any, batch: Mapping[str, Tensor]) -> bool:
     """Whether `model` is an encoder–decoder that is to write the labels, `[batch, token]`."""
-    inner, labels = innermost(model), batch.get("labels")
-    if "decoder_input_ids" in batch or labels is None or labels.ndim != 2 or labels.is_floating_point():
+    labels = batch.get("labels")
+    if DECODERS & batch.keys() or labels is None or labels.ndim != 2 or labels.is_floating_point():
         return False
-    return getattr(getattr(inner, "config", None), "is_encoder_decoder", False) and hasattr(
-        inner, "prepare_decoder_input_ids_from_labels"
-    )
+    return shifts_labels(innermost(model))
 
 
 def teachers(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -167,7 +174,17 @@ def vocabulary_of(model: Any) -> int | None:
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`."""
+    """The batch on `device`.
+
+    Raises:
+        DistillError: a column that holds no values, on the device "meta".
+    """
+    empty = next((name for name, column in batch.items() if column.is_meta), None)
+    if empty is not None and device.type != "meta":
+        raise DistillError(
+            f"the column {empty!r} is on the device 'meta', which holds no values, and the model on {str(device)!r}; "
+            f"make it there: data[{empty!r}] = torch.randn({list(batch[empty].shape)}).to({str(device)!r})."
+        )
     return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
 
 
@@ -189,6 +206,12 @@ def evaluating(model: Any) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def uncompiled(model: Any) -> Any:
+    """The model that `torch.compile` was given, of which hooks fire; any other is itself."""
+    inner = getattr(model, "_orig_mod", None) if isinstance(model, nn.Module) else None
+    return inner if isinstance(inner, nn.Module) else model
 
 
 def innermost(model: Any) -> nn.Module:

@@ -16,15 +16,17 @@ from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints
 from distill.computations import Computation, altered, groups_of, parts_of, weights_of
 from distill.errors import DistillError, Unreachable
-from distill.inputs import device_of, network_of, to_device
+from distill.inputs import device_of, network_of, to_device, uncompiled
 from distill.mapping import Pair, Sides
 from distill.metrics import evaluating
 from distill.objectives import Moment, Objective
+from distill.outputs import each_answered
 from distill.precision import upcast
 from distill.samples import Feed
 from distill.schedules import Record, Schedule, drawing, order, weighted
 from distill.served import Served
 from distill.tasks import Rows
+from distill.trials import tried
 from distill.weights import Weight
 from interventions import InterventionError, Model
 
@@ -41,6 +43,7 @@ def steps(
     checkpoints: Checkpoints | None = None,
     accelerator: Accelerator | None = None,
     trained: nn.Module | None = None,
+    answers: Any = None,
 ) -> Generator[Record, None, None]:
     """Train `student` in place; the body of the caller's loop over the records is the callback.
 
@@ -51,12 +54,31 @@ def steps(
     Raises:
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
     """
+    teacher, student = uncompiled(teacher), uncompiled(student)
+    running = _steps(
+        teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
+        checkpoints=checkpoints, accelerator=accelerator, trained=trained,
+    )  # fmt: skip
+    yield from each_answered((teacher, student), answers, running)
+
+
+def _steps(
+    teacher: Model | Served | CausalModel | None,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | str | None,
+    data: Any,
+    *,
+    objective: Objective | Sequence[Objective] | None,
+    weights: Mapping[str, Weight] | None,
+    schedule: Schedule,
+    trained: nn.Module | None,
+    **loop: Any,
+) -> Generator[Record, None, None]:
     if not isinstance(student, nn.Module):
         raise DistillError(
             f"a {type(student).__name__} of nnsight is traced and not trained; give the torch model itself as student: "
             "interventions.architecture(model).model."
         )
-    schedule = schedule or Schedule()
     rows = fed(teacher, student, data, schedule)
     objectives, left_out = supported(objectives_of(objective, teacher), rows)
     pairs = mapped(teacher, student, mapping, objectives)
@@ -70,10 +92,7 @@ def steps(
         )
     check_softening(teacher, objectives)
     computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
-    yield from train(
-        computation, rows, weights, schedule=schedule, checkpoints=checkpoints, accelerator=accelerator,
-        left_out=left_out,
-    )  # fmt: skip
+    yield from train(computation, rows, weights, schedule=schedule, left_out=left_out, **loop)
 
 
 def train(
@@ -191,11 +210,18 @@ class _Training:
         """The terms of a part; of activations that are no numbers any more, the error of a loss that is none."""
         try:
             return self.wrapped(batch, generator, moment)
-        except InterventionError:
-            for logits in self.computation.answers(batch):
+        except InterventionError as error:
+            for logits in self._answered(batch):
                 if not logits.isfinite().all():
                     _check_finite(logits.sum() * float("nan"), {}, number + 1, self.checkpoints)
-            raise
+            raise DistillError(" ".join(str(error).split())) from error
+
+    def _answered(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """What is answered on a batch, by those networks that have logits."""
+        try:
+            return list(self.computation.answers(batch))
+        except InterventionError:
+            return []
 
 
 def _on(device: torch.device, computation: Any) -> None:
@@ -210,7 +236,8 @@ def _try_out(computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss
     few, device = torch.arange(min(2, len(rows))), device_of(computation)
     batch: Mapping[str, Tensor] = to_device(rows.batch(few), device)
     moment = Moment(few.to(device) if isinstance(rows, Rows) else None, epochs=epochs)
-    with evaluating(computation), torch.no_grad(), drawing(seed, -1, device) as generator:
+    trial = tried("the trial step", given=batch)
+    with trial, evaluating(computation), torch.no_grad(), drawing(seed, -1, device) as generator:
         batch = altered(computation.objectives, batch, generator)
         computation.prepare(batch, generator, rows, moment)
         computation.objectives.to(device)

@@ -1,21 +1,24 @@
 """How well a model answers: shares with their intervals."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import exp, sqrt
+from typing import Any
 
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from distill.data import held_out
 from distill.errors import DistillError
-from distill.inputs import answer_mask, device_of, evaluating, following, inputs_of, to_device
+from distill.inputs import answer_mask, device_of, evaluating, following, students, to_device, uncompiled
 from distill.loss_masks import IGNORED, answer_labels, label_place
 from distill.losses import cross_entropy
+from distill.outputs import answered
 from distill.similarity import cka, representational_similarity
 from distill.tasks import MinimalPairs, Rows, numbered_as
-from interventions import run
+from distill.trials import answer_of
 
 __all__ = [
     "Calibration",
@@ -54,16 +57,24 @@ class Share:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def accuracy(model: nn.Module, data: Rows, *, batch_size: int = 128) -> Share:
+def accuracy(model: nn.Module, data: Any, *, batch_size: int = 128, answers: Any = None) -> Share:
     """The share of rows (of labelled tokens, for token models) that `model` answers right, with its Wilson interval.
+
+    Args:
+        model: a classifier or a language model.
+        data: as `fit` takes it: a Task or the name of one (its test rows), a file, or rows in any form that `Rows.of`
+            takes.
+        batch_size: rows of a forward.
+        answers: what of the output of the model is its answer, as for `fit`.
 
     Raises:
         DistillError: data without labels, or with a label that is no class of the model.
     """
     right = total = 0
-    for logits, labels in _answers(model, data, batch_size, "accuracy"):
-        right += int((logits.argmax(-1) == labels).sum())
-        total += len(labels)
+    with answered((model,), answers):
+        for logits, labels in _answers(model, data, batch_size, "accuracy"):
+            right += int((logits.argmax(-1) == labels).sum())
+            total += len(labels)
     return wilson(right, total)
 
 
@@ -88,19 +99,24 @@ class Calibration:
         return f"calibration error {self.error:.3f}: accuracy {self.accuracy}, confidence {self.confidence:.3f}"
 
 
-def calibration(model: nn.Module, data: Rows, *, bins: int = 15, batch_size: int = 128) -> Calibration:
+def calibration(
+    model: nn.Module, data: Any, *, bins: int = 15, batch_size: int = 128, answers: Any = None
+) -> Calibration:
     """The expected calibration error of `model` on rows (on labelled tokens, for token models), with its accuracy.
+
+    `data` and `answers` are those of `accuracy`.
 
     Raises:
         DistillError: data without labels, or no bins.
     """
     confidences, correct = [], []
-    for logits, labels in _answers(model, data, batch_size, "calibration"):
-        if logits.shape[-1] < 2:
-            raise DistillError("calibration is of classes, and this model has one output; use it for a classifier.")
-        confidence, answers = logits.cpu().double().softmax(-1).max(-1)  # in float32 sure answers would all be 1
-        confidences.append(confidence)
-        correct.append(answers == labels.cpu())
+    with answered((model,), answers):
+        for logits, labels in _answers(model, data, batch_size, "calibration"):
+            if logits.shape[-1] < 2:
+                raise DistillError("calibration is of classes, and this model has one output; use it for a classifier.")
+            confidence, chosen = logits.cpu().double().softmax(-1).max(-1)  # in float32 sure answers would all be 1
+            confidences.append(confidence)
+            correct.append(chosen == labels.cpu())
     confidence, right = torch.cat(confidences), torch.cat(correct)
     error = expected_calibration_error(confidence, right, bins)
     return Calibration(float(error), wilson(int(right.sum()), len(right)), float(confidence.mean()))
@@ -144,18 +160,23 @@ def expected_calibration_error(
     return reduce(sums.abs(), "bins -> ", "sum") / len(gaps)
 
 
-def preferences(model: nn.Module, pairs: MinimalPairs, *, batch_size: int = 64) -> dict[str, Share]:
+def preferences(
+    model: nn.Module, pairs: MinimalPairs, *, batch_size: int = 64, answers: Any = None
+) -> dict[str, Share]:
     """How often a causal language model finds the good sentence of a pair more probable, by group and over "all".
 
     The probability of a sentence is the product of those of its tokens after the first, each given those before it; the
     first counts where the tokenizer puts a token before it.
+
+    `answers` says what of the output of the model is its answer, as for `fit`.
 
     Marvin, Linzen 2018 (arXiv:1808.09031), section 3.
 
     Raises:
         DistillError: a model that gives no logits for each token.
     """
-    good, bad = (_log_probabilities(model, rows, batch_size) for rows in (pairs.good, pairs.bad))
+    with answered((model,), answers):
+        good, bad = (_log_probabilities(model, rows, batch_size) for rows in (pairs.good, pairs.bad))
     right = (good > bad).tolist()
     found = {}
     for group in dict.fromkeys(pairs.groups):
@@ -170,7 +191,7 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
     with evaluating(model), torch.no_grad():
         for chosen in batches(len(rows), batch_size):
             batch = to_device(rows.batch(chosen), device_of(model))
-            logits = run(model, inputs_of(model, batch), resumable=False).logits
+            logits = _logits(model, batch)
             ids = batch["input_ids"]
             if logits.ndim != 3 or logits.shape[:2] != ids.shape:
                 raise DistillError(
@@ -184,22 +205,42 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
     return torch.cat(found)
 
 
-def _answers(model: nn.Module, data: Rows, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+def has_logits(model: nn.Module, data: Rows) -> bool:
+    """Whether a model answers with logits, and does not only embed; its output on two rows says so."""
+    with evaluating(model), torch.no_grad():
+        few = students(data.batch(range(min(2, len(data)))))
+        return answer_of("the model", model, few, needed=False) is not None
+
+
+def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a model on a batch; what fails is said in one line."""
+    logits = answer_of("the model", model, batch)
+    assert logits is not None
+    return logits
+
+
+def _answers(model: nn.Module, data: Any, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Batch by batch, the logits `[answers, classes]` and classes of whatever has a label.
 
     Of a causal language model the answer at a token is for the next; padding never counts.
     """
+    model = uncompiled(model)
+    data = held_out(data, model)
     if "labels" not in data.columns:
-        raise DistillError(f"{what} needs a column 'labels' and the data has {', '.join(data.columns)}.")
+        raise DistillError(
+            f"{what} needs a column 'labels' and the data has {', '.join(data.columns)}; add it: "
+            "data={…, 'labels': …}."
+        )
     data = numbered_as(data, model)
     labelled, place = False, None
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
-            logits = run(model, inputs_of(model, batch), resumable=False).logits
+            logits = _logits(model, batch)
             place = label_place(model, logits, batch, data.table) if place is None else place
             found = answer_labels(batch, place, answer_mask(model, batch))
             labels = batch["labels"] if found is None else found
+            _check_labels(logits, labels, what)
             counted = labels != IGNORED
             labelled = labelled or bool(counted.any())
             check_labels(labels[counted], logits.shape[-1], what)
@@ -208,21 +249,51 @@ def _answers(model: nn.Module, data: Rows, batch_size: int, what: str) -> Iterat
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 
 
-def perplexity(model: nn.Module, data: Rows, *, batch_size: int = 32) -> float:
+def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
+    """Raise for labels that are no classes of these answers."""
+    if labels.is_floating_point():
+        raise DistillError(
+            f"{what} counts classes and the labels are {labels.dtype} {list(labels.shape)}; give whole numbers: "
+            "data['labels'] = data['labels'].long()."
+        )
+    if labels.shape != logits.shape[:-1]:
+        raise DistillError(
+            f"{what} compares a label with each answer, and the labels are {list(labels.shape)} {labels.dtype} and the "
+            f"answers {list(logits.shape)}; give one class an answer, data['labels'] = […].long() of shape "
+            f"{list(logits.shape[:-1])}."
+        )
+    classes = logits.shape[-1]
+    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= max(classes, 2)))]
+    if len(wrong):
+        raise DistillError(
+            f"{what} was given label {int(wrong[0])} and the model has {classes} classes (0 to {classes - 1}); map the "
+            "labels to its classes: data['labels'] = […]."
+        )
+
+
+def perplexity(model: nn.Module, data: Any, *, batch_size: int = 32, answers: Any = None) -> float:
     """Exp of the mean cross-entropy [nats] of each next token under a causal language model.
 
     Counted are the tokens that follow another, padding left out; with a column `labels`, those of it that are not −100.
+    `data` and `answers` are those of `accuracy`.
 
     Raises:
         DistillError: data without input_ids, or a model that does not answer at every token.
     """
+    model = uncompiled(model)
+    data = held_out(data, model)
+    with answered((model,), answers):
+        return _perplexity(model, data, batch_size)
+
+
+def _perplexity(model: nn.Module, data: Rows, batch_size: int) -> float:
     if "input_ids" not in data.columns:
         raise DistillError(f"perplexity needs a column 'input_ids' and the data has {', '.join(data.columns)}.")
     total = count = 0.0
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
-            logits, labels = run(model, inputs_of(model, batch), resumable=False).logits, following(batch)
+            logits, labels = _logits(model, batch), following(batch)
             if logits.shape[:2] != batch["input_ids"].shape:
                 raise DistillError(
                     f"perplexity needs a model that answers at every token, [batch, token, vocabulary], and it answers "
@@ -299,5 +370,11 @@ def bootstrap(
 
 
 def batches(count: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
-    """The numbers from 0 to count − 1, in order, `size` at a time."""
+    """The numbers from 0 to count − 1, in order, `size` at a time.
+
+    Raises:
+        DistillError: a size below 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise DistillError(f"batch_size={size!r} measures nothing; use a whole number above 0, e.g. batch_size=128.")
     yield from torch.arange(count).split(size)

@@ -22,10 +22,11 @@ from distill.data import rows_to_measure, task_of, training_rows
 from distill.errors import DistillError
 from distill.evaluations import evaluate
 from distill.fit import check_folder, default_schedule, save_model, until_done
-from distill.inputs import TEACHERS
+from distill.inputs import TEACHERS, uncompiled
 from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
 from distill.metrics import has_classes
 from distill.objectives import KD, Labels, Moment, Objective
+from distill.outputs import answered, each_answered
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule, weighted
@@ -50,6 +51,7 @@ def mutual(
     console: Console | None = None,
     title: str = "mutual",
     accelerator: Accelerator | None = None,
+    answers: Any = None,
 ) -> tuple[FitResult, ...]:
     """Train networks together, in place: each on its own objectives and on what its teachers among them answer.
 
@@ -77,6 +79,7 @@ def mutual(
         output_dir: a new folder for checkpoints and log, with one in it for each network: `0`, `1`, …
         resume: go on from the newest checkpoint in `output_dir`; the result is that of an uninterrupted run.
         console, title, accelerator: as `fit` takes them.
+        answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
 
     Returns:
         A result for each network, its terms by their plain names.
@@ -85,6 +88,7 @@ def mutual(
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
+    networks = [uncompiled(each) for each in networks]
     _check_networks(networks)
     task = None if data is None else task_of(data, networks[0])
     schedule = schedule or default_schedule(task)
@@ -93,11 +97,12 @@ def mutual(
     lessons, mine, left_out = _objectives(objective, own, rows)
     arrows = _edges(edges, len(networks))
     pairs = {edge: _pairs(networks, edge, mapping, lessons) for edge in arrows}
-    _check(networks, rows, pairs)
     tested = rows_to_measure(eval_data, data, task, rows, *networks)
-    if tested is not None and has_classes(tested):
-        for network in networks:
-            check(None, network, tested)
+    with answered(networks, answers):
+        _check(networks, rows, pairs)
+        if tested is not None and has_classes(tested):
+            for network in networks:
+                check(None, network, tested)
     idle = next((n for n in range(len(networks)) if not mine and n not in {student for _, student in arrows}), None)
     if idle is not None:
         raise DistillError(
@@ -127,6 +132,7 @@ def mutual(
     running = loop.train(
         computation, rows, numbered, schedule=schedule, checkpoints=checkpoints, accelerator=accelerator, left_out=gone
     )
+    running = each_answered(networks, answers, running)
     began = time.monotonic()
     with closing(running):
         records = until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
@@ -136,7 +142,10 @@ def mutual(
     for number, learner in enumerate(computation.objectives):
         network, place = networks[number], None if folder is None else folder / str(number)
         name_classes(network, names)
-        evaluation = Evaluation(None, None) if tested is None else evaluate(None, network, None, tested)
+        evaluation = Evaluation(None, None)
+        if tested is not None:
+            with answered(networks, answers):
+                evaluation = evaluate(None, network, None, tested)
         share = {**learner.weights, **numbered}
         told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
         results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))

@@ -1,13 +1,13 @@
 """A teacher that is not sure of its answers."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.ensembles import Answer
 from distill.losses import LogitNoise
+from interventions import logits_of
 
 
 class NoisyTeacher(nn.Module):
@@ -36,9 +36,7 @@ class NoisyTeacher(nn.Module):
     def forward(self, *inputs: Any, **columns: Any) -> Answer:
         """The teacher's logits with noise."""
         output = self.module(*inputs, **columns)
-        if not isinstance(output, Tensor):
-            output = output["logits"] if isinstance(output, Mapping) else output.logits
-        return Answer(logits=self.noise(output, self.generator))
+        return Answer(logits=self.noise(logits_of(output), self.generator))
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of the teacher."""

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from distill.data import task_of
 from distill.errors import DistillError
-from distill.inputs import device_of, inputs_of, mask_of, students, to_device
+from distill.inputs import device_of, inputs_of, mask_of, students, to_device, uncompiled
 from distill.metrics import Share, batches, evaluating, wilson
+from distill.outputs import answered
 from distill.penultimate import penultimate
 from distill.tasks import Rows, numbered_as
+from distill.trials import answer_of, translated, tried
 from interventions import Location, as_location, run
 
 POOLS = ("mean", "first", "last")
@@ -28,6 +30,7 @@ def linear_probe(
     pool: str = "mean",
     penalty: float = 1.0,
     batch_size: int = 128,
+    answers: Any = None,
 ) -> Share:
     """The share of test rows that a linear classifier of the frozen features gets right, with its Wilson interval.
 
@@ -48,6 +51,7 @@ def linear_probe(
         penalty: of the squared weights, as 1/C of sklearn: beside the sum of the cross-entropies, half of it times the
             sum of the squares.
         batch_size: rows of a forward.
+        answers: what of the output of the model is its answer, as for `fit`; it tells which layer gives it.
 
     Raises:
         DistillError: rows without classes, of one class or without test rows, or features that are no numbers.
@@ -56,10 +60,14 @@ def linear_probe(
         raise DistillError(f"pool={pool!r} makes no vector of several positions; use one of {', '.join(POOLS)}.")
     if not penalty > 0:
         raise DistillError(f"penalty={penalty} leaves the classifier without bounds; use e.g. penalty=1.0 or 1e-3.")
+    model = uncompiled(model)
     train, held_out = _rows(model, data, test)
     if at is None:
-        trial = to_device(students(train.batch(range(min(2, len(train))))), device_of(model))
-        at = penultimate(model, inputs_of(model, trial))
+        trial = students(train.batch(range(min(2, len(train)))))
+        with evaluating(model), torch.no_grad(), answered((model,), answers):
+            answer_of("the model", model, trial, needed=False)
+            with translated():
+                at = penultimate(model, inputs_of(model, to_device(trial, device_of(model))))
     at = as_location(at)
     labels = [_labels(rows, name) for rows, name in ((train, "train"), (held_out, "test"))]
     if len(labels[0].unique()) < 2:
@@ -81,7 +89,8 @@ def features(
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             inputs = inputs_of(model, to_device(students(data.batch(rows)), device_of(model)))
-            states = run(model, inputs, at, resumable=False).vectors(at)
+            with tried("the model", model, inputs):
+                states = run(model, inputs, at, resumable=False).vectors(at)
             found.append(_pooled(states, mask_of(inputs), pool).cpu())
     every = torch.cat(found)
     if not every.isfinite().all():

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.precision import PARAM_DTYPES
+from distill.seeds import seed_of
 from distill.tasks import Recipe
 from distill.weights import Weight
 
@@ -64,13 +65,14 @@ class Schedule:
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip: float | None = 1.0
-    seed: int = 0
+    seed: Any = 0
     accumulate: Any = 1
     optimizer: str = "adamw"
     decay: Any = "linear"
     param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", seed_of(self.seed))
         if (self.steps is not None and self.steps < 1) or self.epochs <= 0:
             raise DistillError(
                 f"epochs={self.epochs}, steps={self.steps} train nothing; use e.g. epochs=3 or steps=1000."

@@ -136,7 +136,7 @@ def search_alignment(
     steps: int = 300,
     batch_size: int = 256,
     lr: float | None = None,
-    seed: int = 0,
+    seed: Any = 0,
     coldest: float = COLDEST,
     pairs: int = 1000,
     console: Console | None = None,
@@ -180,6 +180,7 @@ def search_alignment(
             "subspace=lambda: Rotation(8)."
         )
     schedule = scheduled(steps, batch_size, seed)
+    seed = schedule.seed
     feed = feed_of(causal_model, data, schedule)
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
     if not names or not places or positions == []:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.metrics import evaluating
+from distill.widths import plain
 from interventions import InterventionError, Location, Stack, architecture, run
 
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "encoder_layers", "decoder_layers")
@@ -61,6 +62,7 @@ def from_layers(
     Raises:
         DistillError: a layer that does not exist, or layers that cannot be taken out of this model.
     """
+    teacher = plain(teacher, "from_layers")
     whole = _stack_of(teacher, stack)
     chosen = _chosen(layers, len(whole.blocks))
     if hasattr(teacher, "config") and hasattr(teacher, "save_pretrained"):

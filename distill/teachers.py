@@ -23,6 +23,7 @@ from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.results import FitResult
 from distill.schedules import Schedule
+from distill.seeds import seed_of
 from distill.tasks import Task
 
 
@@ -55,7 +56,7 @@ def teach(
     )
 
 
-def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> nn.Module:
+def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> nn.Module:
     """The teacher network of an embedded task: from the cache, or trained now and put there.
 
     The cache is keyed by the task's name, network, recipe and seed, and the versions of torch and of this package.
@@ -69,6 +70,7 @@ def teacher_of(task: Task, *, seed: int = 0, console: Console | None = None) -> 
             "NAME_OR_FOLDER), or make one: "
             f"distill teach --task {task.name} --from ENCODER --output DIR."
         )
+    seed = seed_of(seed)
     network: Any = task.network(seed)
     folder = cache_folder() / f"{task.name}-{seed}-{_key(task, network, seed)}"
     if not _saved(network, folder).exists():

@@ -17,6 +17,7 @@ from distill.inputs import device_of, to_device
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
 from distill.outcomes import InterchangeAccuracy
+from distill.outputs import same_answers
 from distill.samples import Given, given
 from distill.seen import Seen, fingerprints
 from distill.swaps import Ran, encoded, places_of, swapped
@@ -69,7 +70,8 @@ def variables_accuracy(
         control = _control(name, network, entries, encoded(model, network, few[0]), seed)
         if control is not None:
             told = torch.randperm(pairs, generator=torch.Generator().manual_seed(seed)) if name == "labels" else None
-            compared[name] = figures(measured(model, *control, bases, batch_size=batch_size, told=told))
+            with same_answers(control[0], network):
+                compared[name] = figures(measured(model, *control, bases, batch_size=batch_size, told=told))
     settings = {"pairs": pairs, "seed": seed, "sources": "sampled" if data is None else "rows of the data"}
     per_pair = {name: figures(tally.of(i)) for i, name in enumerate(names_of(entries))}
     return InterchangeAccuracy(figures(tally), per_pair, settings, compared, overlap)

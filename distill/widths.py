@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.inputs import uncompiled
 
 _HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "num_heads")
 _KEY_HEADS = ("num_key_value_heads",)
@@ -26,6 +27,36 @@ KNOWN = frozenset(
     ministral mistral modernbert mpnet mt5 opt pegasus phi3 qwen2 qwen3 roberta smollm3 starcoder2 t5 umt5 vit
     xlm-roberta""".split()
 )
+
+
+def plain(model: Any, asked: str) -> Any:
+    """The model itself, from under `torch.compile`, if its weights can be copied part by part.
+
+    Raises:
+        DistillError: adapters hold a part of them, or they are quantized.
+    """
+    model = uncompiled(model)
+    kinds = {type(module).__module__.split(".")[0] for module in model.modules()}
+    if hasattr(model, "peft_config") or "peft" in kinds:
+        raise DistillError(
+            f"{asked} copies the weights of a model, and adapters hold a part of those of this {type(model).__name__}; "
+            f"merge them first: {asked}(model.merge_and_unload(), …)."
+        )
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
+    odd = next((each for each in model.modules() if _is_quantized(each)), None)
+    if getattr(model, "is_quantized", False) or settings or odd is not None:
+        name = type(odd if odd is not None else model).__name__
+        raise DistillError(
+            f"{asked} copies the weights of a model part by part, and those of this {type(model).__name__} are "
+            f"quantized ({name}); take them from the model as it was: {asked}(…from_pretrained(name), …)."
+        )
+    return model
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    kinds = (type(module), *(type(parameter) for parameter in module.parameters(recurse=False)))
+    words = ("quantized", "bitsandbytes", "torchao", "quanto", "gptq", "awq")
+    return any(word in part for kind in kinds for part in kind.__module__.split(".") for word in words)
 
 
 def from_width(
@@ -52,6 +83,7 @@ def from_width(
     Raises:
         DistillError: a model without a transformers configuration or of another type, or sizes that do not fit.
     """
+    teacher = plain(teacher, "from_width")
     config = _narrower(teacher, width, heads, intermediate)
     parameter = next(teacher.parameters())
     with torch.random.fork_rng(devices=[]):

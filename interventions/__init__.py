@@ -12,6 +12,7 @@
 from typing import TYPE_CHECKING
 
 from interventions import metrics
+from interventions.answers import Answers, answering, logits_of, rule_of
 from interventions.architectures import Architecture, Place, architecture
 from interventions.averages import mean_of
 from interventions.descriptions import describe
@@ -47,6 +48,7 @@ __all__ = [
     "SITES",
     "Activations",
     "Add",
+    "Answers",
     "Architecture",
     "BoundlessRotation",
     "Grid",
@@ -72,6 +74,7 @@ __all__ = [
     "Subspace",
     "Swap",
     "Zero",
+    "answering",
     "architecture",
     "as_location",
     "describe",
@@ -82,12 +85,14 @@ __all__ = [
     "load",
     "log_probability",
     "logit_difference",
+    "logits_of",
     "mean_of",
     "metrics",
     "normalised",
     "path_patch",
     "probability",
     "record",
+    "rule_of",
     "run",
     "run_to",
     "save",

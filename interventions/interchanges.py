@@ -155,9 +155,10 @@ def interchange(
         _check_base(base, model)
     if (elsewhere := traced(model, remote)) is not None:
         asked, kept = (positions, source_positions), locations_of(record)
-        return elsewhere.interchange(
+        there = elsewhere.interchange(
             model, base, source, pairs, asked, generator=generator, record=kept, keep=keep, remote=remote
         )
+        return replace(there, answers=base.answers if isinstance(base, Run) else there.answers)
     model, found = module_of(model), architecture(model)
     listen, where = partial(_listen, model if origin is None else origin.model), (positions, source_positions, None)
     writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
@@ -191,7 +192,8 @@ def interchange(
     activations._fetch = fetcher(model, inputs, again, is_counterfactual=True)
     output = output if scope.stores else without_past(output)
     output = output if keep is None else keep(output)
-    return Run(model, inputs, output, activations, again, is_counterfactual=True)
+    answers = base.answers if isinstance(base, Run) else None
+    return Run(model, inputs, output, activations, again, is_counterfactual=True, answers=answers)
 
 
 def _listen(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:

@@ -8,7 +8,7 @@ Any function of the output will do. Those made here also carry a name for tables
 tensor([2., 1.])
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from interventions.answers import logits_of
 from interventions.errors import InterventionError
 from interventions.positions import select
 
@@ -203,23 +204,6 @@ def name_of(metric: object) -> str:
     """What tables and plots call a metric: its `name`, else that of the function."""
     name = str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
     return "metric" if name == "<lambda>" else name.replace("_", " ")
-
-
-def logits_of(output: object) -> Tensor:
-    """The logits of a Run or of what a model returned: itself where it is a tensor.
-
-    Raises:
-        InterventionError: an output without logits.
-    """
-    if isinstance(output, Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise InterventionError(
-            f"{type(output).__name__} has no logits to measure; use a model with a head, or a metric of your own: "
-            "metric=lambda output: …."
-        )
-    return logits
 
 
 def _at(logits: Tensor, position: int, mask: Tensor | None) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interventions.answers import Answers, checked, logits_of, rule_of
 from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axis, to_vectors
 from interventions.calls import call, parameters_of
@@ -25,7 +26,6 @@ from interventions.hooks import (
     until_stopped,
 )
 from interventions.locations import Location, as_location
-from interventions.metrics import logits_of
 from interventions.recordings import Recording, detached, stamp
 from interventions.wrappers import Model, is_sharded, is_traced, module_of, unwrapped
 from interventions.writes import part_of
@@ -90,6 +90,7 @@ class Run:
         output: what it returned.
         activations: Location → activation. One that was not asked for is fetched: from what the blocks returned if the
             run kept that, else by running again.
+        answers: what of the output is the answer, where that was said: by `run(…, answers=…)` or `answering`.
     """
 
     model: Any
@@ -98,10 +99,13 @@ class Run:
     activations: Activations | Mapping[Location, Tensor] = field(repr=False)
     recording: Recording | None = field(default=None, repr=False)
     is_counterfactual: bool = False
+    answers: Answers | None = field(default=None, repr=False)
     _stamp: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         self._stamp = self._stamp or stamp(self.model)
+        if self.answers is None:
+            self.answers = rule_of(module_of(self.model))
 
     def check_fresh(self) -> None:
         """Raise if the weights or the mode of the model changed since the run."""
@@ -109,8 +113,8 @@ class Run:
 
     @property
     def logits(self) -> Tensor:
-        """`output.logits`, or the output itself where it is a tensor."""
-        return logits_of(self.output)
+        """What `answers` says, else `output.logits`, or the only tensor of the output; see `logits_of`."""
+        return logits_of(self.output, self.answers)
 
     def vectors(self, location: Location | str) -> Tensor:
         """The activation as `[batch, position, dims]`, `[batch, position, head, dims]` or `[batch, dims]`."""
@@ -166,6 +170,7 @@ def run(
     detach: bool = False,
     device: torch.device | str | None = None,
     keep: Keep | None = None,
+    answers: Answers | None = None,
     remote: bool | str = False,
 ) -> Run:
     """Run `model` on `inputs`, unmodified, and keep its activations `at` the locations.
@@ -181,14 +186,18 @@ def run(
         device: where to store the kept activations; None is where they are.
         keep: a function of the output that gives what is kept of it, e.g. a metric: nothing else comes back from a
             remote model.
+        answers: what of the output is the answer, `run(…).logits`: a name, an index or a function of the output. None
+            is `output.logits`, the output itself if it is a tensor, or the only tensor in it that is no scalar.
         remote: of a model of nnsight, where it runs: True is the host that nnsight is configured for, else its address,
             or "local" to try that out here.
 
     Raises:
         InterventionError: a location that does not exist, or never ran.
     """
+    answers = None if answers is None else checked(answers)
     if (elsewhere := traced(model, remote)) is not None:
-        return elsewhere.run(model, inputs, locations_of(at), detach=detach, device=device, keep=keep, remote=remote)
+        there = elsewhere.run(model, inputs, locations_of(at), detach=detach, device=device, keep=keep, remote=remote)
+        return there if answers is None else replace(there, answers=answers)
     check_inputs(inputs)
     model, found = module_of(model), architecture(model)
     inputs = without_cache(found, inputs)
@@ -202,7 +211,7 @@ def run(
         recording.close()
     check_ran(activations, "this run")
     activations._fetch = fetcher(model, inputs, recording, store=_storing(detach, device))
-    return Run(model, inputs, output, activations, recording)
+    return Run(model, inputs, output, activations, recording, answers=answers)
 
 
 def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = False) -> Run:

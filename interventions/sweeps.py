@@ -17,7 +17,7 @@ from interventions.errors import InterventionError
 from interventions.examples import examples_in
 from interventions.grids import Grid
 from interventions.locations import Location, as_location
-from interventions.metrics import Metric, Normalised, logits_of, name_of
+from interventions.metrics import Metric, Normalised, name_of
 from interventions.operators import Operator, Swap
 from interventions.origins import Origin, Stored, origin_of, taken_for_inputs
 from interventions.passes import Passes, Summary, cells_a_pass, shapes_of
@@ -295,7 +295,7 @@ def _check_reads_real(metric: object, base: Run) -> None:
     mask = arguments_of(base.model, base.inputs).get(name)
     if not isinstance(metric, Metric) or metric.mask is not None or not isinstance(mask, Tensor):
         return
-    if mask.shape != logits_of(base.output).shape[:-1]:
+    if mask.shape != base.logits.shape[:-1]:
         return
     real = mask.bool()
     wrong = select(metric.position, real).columns != select(metric.position, torch.ones_like(real)).columns

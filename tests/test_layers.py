@@ -17,19 +17,18 @@ THIS_FILE = "tests/test_layers.py"
 # A file or folder may import from those before it. `__init__` stands after the last.
 ORDER = {
     "interventions": """
-        errors wrappers frames subspaces locations axes positions operators exceptions calls examples forward_order
-        sites stacks final_norms sides padding architectures states attention hooks steps writes origins recordings
-        plots metrics runs requests interchanges averages descriptions cells grids passes sweeps paths encodings saving
-        tracing __main__""".split(),
+        errors answers wrappers frames subspaces locations axes positions operators exceptions calls examples
+        forward_order sites stacks final_norms sides padding architectures states attention hooks steps writes
+        origins recordings plots metrics runs requests interchanges averages descriptions cells grids passes
+        sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors networks losses inputs loss_masks classes precision ensembles noisy graphs values domains
-        counterfactuals
-        causal_models samples seen mapping swaps pairs tasks data token_meanings token_alignment similarity
-        metrics tops sensitivities retries cache padding served asking attention_keys penultimate wholes
-        vacuous outcomes tallies controls variables abstraction weights ranks objectives schedules widths students
-        probes checkpoints computations arguments loop together training_paths results evaluations progress fit
-        specialist_training specialists assistants mutual
-        alignments aligning searches teachers compat report catalogue commands cli""".split(),
+        errors seeds networks losses decoder_inputs inputs outputs trials loss_masks classes precision
+        ensembles noisy graphs values domains counterfactuals causal_models samples seen mapping swaps pairs
+        tasks data token_meanings token_alignment similarity metrics tops sensitivities retries cache padding
+        served asking attention_keys penultimate wholes vacuous outcomes tallies controls variables abstraction
+        weights ranks objectives schedules widths students probes checkpoints computations arguments loop
+        together training_paths results evaluations progress fit specialist_training specialists assistants
+        mutual alignments aligning searches teachers compat report catalogue commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}
 HOOKS = "interventions/hooks.py"

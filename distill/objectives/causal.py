@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.asking import answering, grid_of, interchanged, run_to, unit_of
 from distill.errors import DistillError
-from distill.inputs import inputs_of, real_tokens, vocabulary_of
+from distill.inputs import decoder_masked, inputs_of, real_tokens, vocabulary_of
 from distill.mapping import Pair
 from distill.objectives.objective import About, Objective, Reads, Step, terms_of
 from distill.objectives.response import KD
@@ -165,8 +165,8 @@ class DIITO(Objective):
         device = step.generator.device
         column = architecture(step.student.model).place(pair.student[0]).mask
         eligible = [
-            self.positions.eligible(batch, real_tokens(batch, rows, width, device, column=column))
-            for batch in (step.batch, source)
+            self.positions.eligible(masked, real_tokens(masked, rows, width, device, column=column))
+            for masked in (decoder_masked(step.student.model, batch) for batch in (step.batch, source))
         ]
         uniform = torch.rand(rows, 2, width, generator=step.generator, device=device)
         aligned = self.pairs is None or self.pairs.aligned

@@ -105,7 +105,7 @@ class CRD(Objective):
                 f"CRD() compares each row with those of other classes, and all {rows} are of one; give data of several "
                 "classes, or leave the labels out to compare it with any other."
             )
-        device = step.student.logits.device
+        device = step.generator.device
         self.classes = Classes(*(each.to(device) for each in classes))
         memories = (Memory(rows, self.embedded.width).to(device).train(self.training) for _ in range(2))
         self.student_memory, self.teacher_memory = memories
@@ -199,7 +199,7 @@ class ICD(Objective):
     def prepare(self, step: Step, rows: int) -> None:
         """Make the linear maps, and the scale as it was."""
         self.embedded.prepare(step)
-        self.log_scale = nn.Parameter(torch.tensor(1.0, device=step.student.logits.device))
+        self.log_scale = nn.Parameter(torch.tensor(1.0, device=step.generator.device))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms `icd_contrast` and `icd_invariance`."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import MASKED, TEACHERS, following
+from distill.inputs import MASKED, TEACHERS, following, writes_labels
 from distill.loss_masks import LABELS
 from distill.losses import cross_entropy
 from distill.objectives.objective import About, Objective, Step, nothing
@@ -98,6 +98,7 @@ class CausalLM(Objective):
 
     The answer at a token is compared with the token after it; where either is padding nothing is compared. The tokens
     are the data's `labels`, `[batch, token]`, not shifted, −100 where none counts; without that column `input_ids`.
+    An encoder–decoder that is given labels alone reads them shifted by one, and its answer is for the label there.
 
     Radford et al. 2018, Improving Language Understanding by Generative Pre-Training, section 3.1.
     """
@@ -113,14 +114,16 @@ class CausalLM(Objective):
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `clm`."""
         logits = step.student.logits
-        step.column("input_ids", "CausalLM()")
+        writes = writes_labels(step.network, step.batch)  # its decoder reads the labels shifted by one already
+        step.column("labels" if writes else "input_ids", "CausalLM()")
         if "decoder_input_ids" in step.batch:
             raise DistillError("CausalLM() is for models that read what they write; for encoder–decoders use Labels().")
-        labels = following(step.batch)
-        _refuse_other_shapes(logits[:, 1:], labels, "CausalLM")
+        labels = step.batch["labels"] if writes else following(step.batch)
+        logits = logits if writes else logits[:, :-1]
+        _refuse_other_shapes(logits, labels, "CausalLM")
         if not bool((labels != -100).any()):
             return {"clm": nothing(logits)}
-        return {"clm": step.mean(cross_entropy(logits[:, :-1], labels), FOLLOWING)}
+        return {"clm": step.mean(cross_entropy(logits, labels), LABELS if writes else FOLLOWING)}
 
 
 def _refuse_other_shapes(logits: Tensor, labels: Tensor, asked: str) -> None:

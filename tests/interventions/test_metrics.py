@@ -7,13 +7,13 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from interventions import InterventionError, run
+from interventions.answers import logits_of
 from interventions.metrics import (
     accuracy,
     agreement,
     kl,
     log_probability,
     logit_difference,
-    logits_of,
     name_of,
     normalised,
     probability,
@@ -133,7 +133,11 @@ def test_half_precision_is_measured_in_single():
         (probability(0, mask=LEFT[:2]), LOGITS, r"mask has shape \[2, 5\] and the logits .* \[3, 5\]"),
         (probability(0), LOGITS[None], r"the logits have shape \[1, 3, 5, 7\]"),
         (kl(LOGITS[:2]), LOGITS, r"the reference has \[batch, classes\] = \[2, 7\] and the output \[3, 7\]"),
-        (probability(0), {"hidden": LOGITS}, r"dict has no logits to measure; use a model with a head"),
+        (
+            probability(0),
+            {"hidden": LOGITS},
+            r"is the answer is not known; say which: answers='hidden'",
+        ),
     ],
 )
 def test_what_makes_no_sense_raises(metric, given, match):

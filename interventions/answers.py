@@ -1,0 +1,175 @@
+"""Which part of what a model returned is its answer: the logits.
+
+>>> import torch
+>>> logits_of((torch.zeros(2, 3), None)).shape  # as nanoGPT: (logits, loss)
+torch.Size([2, 3])
+>>> logits_of({"mean": torch.zeros(2, 3), "scale": torch.ones(2, 3)}, "mean").shape
+torch.Size([2, 3])
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from interventions.errors import InterventionError
+
+Answers = str | int | Callable[[Any], Tensor]
+"""What of an output is the answer: the name or the number of a part, or a function from the output to a tensor."""
+
+_NO_ANSWERS = ("hidden", "embedding", "pooler", "features")  # names of what a model without a head returns
+
+_rules: ContextVar[Mapping[nn.Module, Answers] | None] = ContextVar("_rules", default=None)
+
+
+@contextmanager
+def answering(model: nn.Module, answers: Answers | None) -> Iterator[None]:
+    """Inside the block, `answers` says what of the output of `model` is its answer, for every run made there.
+
+    Only in this thread; None changes nothing.
+
+    Raises:
+        InterventionError: `answers` is no name, number or function.
+
+    >>> import torch
+    >>> from interventions import run
+    >>> net = nn.LSTM(2, 3)
+    >>> with answering(net, lambda output: output[0]):
+    ...     run(net, torch.zeros(4, 2)).logits.shape
+    torch.Size([4, 3])
+    """
+    if answers is None:
+        yield
+        return
+    token = _rules.set({**(_rules.get() or {}), model: checked(answers)})
+    try:
+        yield
+    finally:
+        _rules.reset(token)
+
+
+def rule_of(model: object) -> Answers | None:
+    """What was said of the answers of a model; None where nothing was."""
+    return (_rules.get() or {}).get(model) if isinstance(model, nn.Module) else None
+
+
+def checked(answers: object) -> Any:
+    """`answers` itself, if it can say what an answer is.
+
+    Raises:
+        InterventionError: it is no name, number or function.
+    """
+    if isinstance(answers, bool) or not (isinstance(answers, str | int) or callable(answers)):
+        raise InterventionError(
+            f"answers={_short(answers)} does not say what of an output is the answer; give a name, an index or a "
+            "function: answers='logits', answers=0 or answers=lambda output: output[0]."
+        )
+    return answers
+
+
+def logits_of(output: object, answers: Answers | None = None) -> Tensor:
+    """The logits in what a model returned, or those of a Run.
+
+    Args:
+        output: a tensor is the logits themselves. Of a mapping, a dataclass or a named tuple it is `logits`, else the
+            only tensor that is no scalar: (logits, loss), where nothing else is there but scalars and None.
+        answers: the name of the part, its index, or a function of the output; None goes by the rule above.
+
+    Raises:
+        InterventionError: there is no such part, or the rule finds none or several.
+    """
+    if answers is not None:
+        return _named(output, checked(answers))
+    if isinstance(output, Tensor):
+        return output
+    parts = dict(_parts(output))
+    logits = parts.get("logits", getattr(output, "logits", None))
+    if isinstance(logits, Tensor):
+        return logits
+    tensors = {name: part for name, part in parts.items() if part is not None and not _is_scalar(part)}
+    if len(tensors) == 1:
+        ((name, part),) = tensors.items()
+        if isinstance(part, Tensor) and not any(word in str(name) for word in _NO_ANSWERS):
+            return part
+    raise InterventionError(f"which part of a {_described(output)} is the answer is not known; {_way_out(parts)}.")
+
+
+def _named(output: Any, answers: Answers) -> Tensor:
+    """The part that is asked for."""
+    found: Any = None
+    if isinstance(answers, str | int):
+        parts = dict(_parts(output))
+        if isinstance(answers, int) and (not isinstance(output, Mapping) or hasattr(output, "to_tuple")):
+            kept = (part for part in parts.values() if part is not None or not hasattr(output, "to_tuple"))
+            parts = dict(enumerate(kept))
+            answers = answers + len(parts) if answers < 0 else answers
+        if isinstance(output, Tensor):
+            raise InterventionError(
+                f"answers={answers!r} asks for a part of an output that is a {_described(output)}, the answer itself; "
+                "leave it out, for one side of two by None: answers=(0, None)."
+            )
+        found = parts.get(answers, getattr(output, answers, None) if isinstance(answers, str) else None)
+        if found is None:
+            raise InterventionError(
+                f"answers={answers!r} names no part of a {_described(output)}; {_way_out(dict(_parts(output)))}."
+            )
+    else:
+        try:
+            found = answers(output)
+        except Exception as error:
+            raise InterventionError(
+                f"answers, a function, fails on a {_described(output)}: {type(error).__name__}: "
+                f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}; give one from this output to a "
+                "tensor: answers=lambda output: output[0]."
+            ) from error
+    if not isinstance(found, Tensor):
+        raise InterventionError(
+            f"answers={_short(answers)} gives {_kind(found)} of a {_described(output)}, which is no tensor; "
+            f"{_way_out(dict(_parts(output)))}."
+        )
+    return found
+
+
+def _parts(output: Any) -> Iterator[tuple[str | int, Any]]:
+    """The parts of an output by name, or by number where they have none."""
+    if isinstance(output, Mapping):
+        yield from output.items()
+    elif is_dataclass(output) and not isinstance(output, type):
+        yield from ((each.name, getattr(output, each.name)) for each in fields(output))
+    elif isinstance(output, tuple) and hasattr(output, "_fields"):
+        yield from zip(output._fields, output, strict=True)
+    elif isinstance(output, tuple | list):
+        yield from enumerate(output)
+
+
+def _is_scalar(part: object) -> bool:
+    return isinstance(part, bool | int | float) or (isinstance(part, Tensor) and not part.ndim)
+
+
+def _way_out(parts: Mapping[str | int, Any]) -> str:
+    """How to say which part it is, by the example of the first tensor."""
+    name = next((name for name, part in parts.items() if isinstance(part, Tensor) and part.ndim), None)
+    example = "lambda output: …" if name is None else repr(name)
+    more = "" if name is None else ", or a function: answers=lambda output: …"
+    return f"say which: answers={example}{more}"
+
+
+def _described(output: object) -> str:
+    """Its type and its parts, in few words."""
+    name = type(output).__name__
+    if isinstance(output, Tensor):
+        return f"{name} {list(output.shape)}"
+    parts = [f"{key}: {_kind(part)}" for key, part in _parts(output) if part is not None]
+    shown = ", ".join(parts[:6]) + (", …" if len(parts) > 6 else "")
+    return f"{name} ({shown})"[:200] if parts else f"{name}"
+
+
+def _kind(part: object) -> str:
+    return str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60].replace("\n", " ")
