@@ -13,6 +13,7 @@ from distill.loss_masks import LabelPlace, counts_of, label_place
 from distill.mapping import Pair
 from distill.objectives import Moment, Objective, Reads, Step
 from distill.objectives.objective import terms_of
+from distill.outputs import logits_if_any
 from distill.samples import Feed
 from distill.schedules import Schedule
 from distill.served import Served
@@ -111,7 +112,7 @@ class Computation(nn.Module):
             trial = self.step(batch, generator, moment, reads=Reads())
             if self.feed is None and "labels" in batch:
                 table = rows.table if isinstance(rows, Rows) else None
-                self.label_place = label_place(self.learning[0], trial.student.logits, batch, table)
+                self.label_place = label_place(self.learning[0], logits_if_any(trial.student), batch, table)
             step = replace(trial, data=rows if isinstance(rows, Rows) else None, label_place=self.label_place)
             for objective in within(self.objectives):
                 objective.prepare(step, len(rows))

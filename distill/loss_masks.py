@@ -44,7 +44,7 @@ def checked_tokens(tokens: Any, asked: str) -> str:
 
 
 def label_place(
-    model: Any, logits: Tensor, batch: Mapping[str, Tensor], table: Mapping[str, Any] | None = None
+    model: Any, logits: Tensor | None, batch: Mapping[str, Tensor], table: Mapping[str, Any] | None = None
 ) -> LabelPlace:
     """Where the label of the answer at a token stands.
 
@@ -54,12 +54,12 @@ def label_place(
 
     Args:
         model: that answers.
-        logits: its answers to the batch.
+        logits: its answers to the batch; None of a model that only embeds.
         batch: the columns, on the device.
         table: the columns of all data, by which to decide; None is the batch.
     """
     labels, ids = batch.get("labels"), batch.get("input_ids")
-    if labels is None or labels.ndim != 2 or logits.ndim != 3 or labels.shape != logits.shape[:2]:
+    if labels is None or logits is None or labels.ndim != 2 or logits.ndim != 3 or labels.shape != logits.shape[:2]:
         return "none"
     if answers_by_decoder(model, batch):
         return "here"

@@ -15,6 +15,7 @@ from distill.loss_masks import LabelPlace, label_place
 from distill.mapping import Pair
 from distill.objectives import Moment, Objective, Reads, Step
 from distill.objectives.objective import terms_of
+from distill.outputs import logits_if_any
 from distill.samples import Feed
 from distill.tasks import Rows
 from distill.weights import Weight
@@ -150,7 +151,7 @@ class Together(nn.Module):
             runs = self._runs(batch, record=False)
             if "labels" in batch:
                 table = rows.table if isinstance(rows, Rows) else None
-                self.label_place = label_place(self.learning[0], runs[0].logits, batch, table)
+                self.label_place = label_place(self.learning[0], logits_if_any(runs[0]), batch, table)
             for number, learner in enumerate(self.objectives):
                 for teacher in (None, *learner.teachers):
                     step = self._step(batch, generator, moment, runs, (teacher, number), record=False)

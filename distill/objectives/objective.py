@@ -27,6 +27,7 @@ from distill.loss_masks import (
     loss_masks,
 )
 from distill.mapping import Pair
+from distill.outputs import logits_if_any
 from distill.samples import Feed
 from distill.tasks import Rows
 from distill.weights import Weight
@@ -213,7 +214,7 @@ class Step:
     def _label_place(self) -> LabelPlace:
         if self.label_place is not None:
             return self.label_place
-        return label_place(self.network, self.student.logits, self.batch) if "labels" in self.batch else "none"
+        return label_place(self.network, logits_if_any(self.student), self.batch) if "labels" in self.batch else "none"
 
     @cached_property
     def _masks(self) -> Mapping[str, Tensor | None]:

@@ -84,7 +84,6 @@ WRONG = {
     "more tokens than positions": (bert, lambda: plain(input_ids=tokens(30)), r"30.*24", r"max_length=24"),
     "one row longer than the positions": (bert, lambda: plain(**ragged()), r"30.*24", r"max_length=24"),
     "GPT-2, more tokens than positions": (gpt2, lambda: plain(input_ids=tokens(30)), r"30.*24", r"max_length=24"),
-    "float64": (mlp, lambda: plain(inputs=torch.ones(ROWS, 6).double()), r"float64.*float32", r"\.to\(torch"),
     "whole numbers": (mlp, lambda: plain(inputs=torch.ones(ROWS, 6).long()), r"int64", r"\.to\(torch.float32\)"),
     "uint8 pictures": (
         CNN, lambda: plain(pixel_values=torch.ones(ROWS, 1, 8, 8).byte()), r"uint8", r"\.float\(\) / 255",
