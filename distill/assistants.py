@@ -11,12 +11,13 @@ from accelerate import PartialState
 from torch import nn
 
 from distill.checkpoints import Checkpoints
-from distill.data import task_of
+from distill.data import as_read, task_of
 from distill.errors import DistillError
 from distill.fit import fit
 from distill.inputs import uncompiled
 from distill.mapping import Sides
 from distill.objectives import Objective
+from distill.preprocessors import preprocessors_for, tokenizer_among
 from distill.results import FitResult
 from distill.schedules import Schedule
 
@@ -65,7 +66,10 @@ def chain(
     schedules = _each(schedule, count, "schedule")
     if resume and output_dir is None:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
-    task = None if data is None else task_of(data, networks[0])  # read once, with the tokenizer of the teacher
+    given = settings.pop("tokenizer", None)
+    reads = tokenizer_among(given if isinstance(given, list | tuple) else [given])
+    task = None if data is None else task_of(data, networks[0], reads)  # read once, with the tokenizer of the teacher
+    read = as_read(data) if task is None else task
     results = []
     for number, (teacher, student) in enumerate(pairwise(networks)):
         folder = None if output_dir is None else Path(output_dir) / str(number + 1)
@@ -73,12 +77,13 @@ def chain(
             teacher,
             student,
             mappings[number],
-            data if task is None else task,
+            read,
             objective=copy.deepcopy(objective),
             schedule=schedules[number],
             output_dir=folder,
             resume=resume and folder is not None and _goes_on(folder),
             answers=None if answers is None else (rules[number], rules[number + 1]),
+            tokenizer=preprocessors_for(given, task, networks[0], student) or None,
             **{"title": f"step {number + 1} of {count}", **settings},
         )
         results.append(result)

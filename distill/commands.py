@@ -240,9 +240,8 @@ def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
             console=console,
             title=NAMES.get(name, name),
             positions=command.interchanges.positions,
+            tokenizer=tokenizer,
         )
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder / name.replace(",", "+") / "student")
         evaluation, seconds = result.evaluation, result.seconds
         entries.append(Entry(NAMES.get(name, name), depth(student), _parameters(student), evaluation, seconds, result))
     title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(student)}"
@@ -279,7 +278,8 @@ def _trained(
 ) -> FitResult:
     """Train one student; in a resumed run, one that is finished is read back and one that never began is begun."""
     if resume and (output_dir / "result.json").exists():
-        student.load_state_dict(load_classifier(output_dir / "student").state_dict())
+        saved = load_classifier(output_dir / "student")
+        student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
         told = json.loads((output_dir / "result.json").read_text())
         records, nothing = tuple(read_log(output_dir)), Evaluation(None, None)
         return FitResult(student, records, nothing, told["settings"], told["seconds"], output_dir)

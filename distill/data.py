@@ -8,6 +8,7 @@ import torch
 from distill.classes import Ranked
 from distill.errors import DistillError
 from distill.inputs import network_of, vocabulary_of
+from distill.preprocessors import preprocessors_of, tokenizer_among
 from distill.tasks import Rows, Task, load, numbered_as
 from distill.tasks.files import is_same_file, rows_of
 
@@ -36,6 +37,11 @@ def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
         return random_rows(model, RANDOM_ROWS, seed)
     task = task_of(data, model)
     return numbered_as(Rows.of(data) if task is None else task.train, model, *others)
+
+
+def as_read(data: Any) -> Any:
+    """Data that can be used again: what is read once is read now, as rows; names, files and tasks stay."""
+    return data if data is None or isinstance(data, str | Path | Task) else Rows.of(data)
 
 
 def held_out(data: Any, model: Any, *others: Any) -> Rows:
@@ -69,16 +75,19 @@ def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Ro
     return numbered_as(found, *models, names=names)
 
 
-def task_of(data: Any, model: Any) -> Task | None:
-    """The task that `data` is or names, its classes as they are; None for rows and "random"."""
+def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
+    """The task that `data` is or names, its classes as they are; None for rows and "random".
+
+    Text is read with the model's own tokenizer where none is given.
+    """
     if isinstance(data, Task):
         return data
     if isinstance(data, str) and data == RANDOM:
         return None
     if _is_file(data):
-        return load(data=data, tokenizer=tokenizer_of(model))
+        return load(data=data, tokenizer=tokenizer or tokenizer_of(model))
     if isinstance(data, str):
-        return load(data, tokenizer=tokenizer_of(model))
+        return load(data, tokenizer=tokenizer or tokenizer_of(model))
     return None
 
 
@@ -88,15 +97,7 @@ def _is_file(data: Any) -> bool:
 
 def tokenizer_of(model: Any) -> Any:
     """The tokenizer saved with a transformers model, None where there is none."""
-    name = getattr(getattr(network_of(model), "config", None), "_name_or_path", "")
-    if not name:
-        return None
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError):
-        return None
+    return tokenizer_among(preprocessors_of(model))
 
 
 def random_rows(model: Any, count: int, seed: int) -> Rows:

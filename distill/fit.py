@@ -12,6 +12,7 @@ from accelerate import Accelerator, PartialState
 from rich.console import Console
 from safetensors.torch import save_model as save_weights
 from torch import nn
+from torch.utils.data import DataLoader
 
 from distill import loop
 from distill.arguments import check, fed, mapped, objectives_of, seen
@@ -26,6 +27,7 @@ from distill.mapping import Pair, Sides
 from distill.metrics import has_classes
 from distill.objectives import Objective
 from distill.outputs import answered
+from distill.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
@@ -60,6 +62,7 @@ def fit(
     title: str = "fit",
     accelerator: Accelerator | None = None,
     answers: Any = None,
+    tokenizer: Any = None,
 ) -> FitResult:
     """Train `student` in place to compute like `teacher`, and measure how far it does.
 
@@ -91,6 +94,8 @@ def fit(
             teacher and student apart a tuple of two or {"teacher": …, "student": …}. None is `output.logits`, the
             output itself if it is a tensor, or the only tensor in it that is no scalar, as in (logits, loss). What
             compares features alone, as `FitNets`, needs no answer.
+        tokenizer: what reads the data (a tokenizer, image processor, feature extractor or processor, or several), saved
+            beside the student; by default that of the task, else what was saved with the teacher.
 
     Raises:
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
@@ -100,8 +105,11 @@ def fit(
     teacher, student = uncompiled(teacher), uncompiled(student)
     causal = isinstance(teacher, CausalModel)
     known = student if teacher is None or isinstance(teacher, CausalModel) else teacher
-    task = None if data is None or causal else task_of(data, known)
+    reads = tokenizer_among(tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer])
+    task = None if data is None or causal else task_of(data, known, reads)
     task = None if task is None else numbered_as(task, known, student)
+    if isinstance(data, DataLoader) and schedule is None:
+        asked["batch_size"] = batch_size or data.batch_size
     schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else default_schedule(task))
     if epochs is not None and steps is None:
         schedule = replace(schedule, steps=None)
@@ -149,7 +157,7 @@ def fit(
     if isinstance(rows, Rows):
         name_classes(student, _names(teacher, rows))
     if folder is not None and PartialState().is_main_process:
-        save_model(student, folder / "student")
+        save_model(student, folder / "student", preprocessors_for(tokenizer, task, teacher, student))
     evaluation = Evaluation(None, None)
     if isinstance(teacher, CausalModel):
         excluded = None if data is None else trained_on
@@ -171,13 +179,14 @@ def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
     return names if names is not None or isinstance(rows.classes, Ranked) else rows.classes
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Save a model: by `save_pretrained` where it has that, else its weights as `model.safetensors`."""
+def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = ()) -> None:
+    """Save a model, with what makes its inputs: by `save_pretrained`, else its weights as `model.safetensors`."""
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(model, str(folder / "model.safetensors"))
+    save_preprocessors(preprocessors, folder, model)
 
 
 def refuse_used(folder: Path) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from distill.decoder_inputs import decoder_inputs, shifts_labels
 from distill.errors import DistillError
+from distill.modes import in_eval_mode
+from distill.pad_tokens import pad_token_named, padded_as_known
+from distill.token_positions import placed, starts
 from interventions import architecture
 
 NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
@@ -65,7 +68,7 @@ def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tu
     if named and not DECODERS & named.keys() and writes_labels(model, batch):
         named = {**decoder_inputs(inner, batch["labels"]), **named}
     if named:
-        return in_dtype_of(model, named)
+        return in_dtype_of(model, placed(inner, padded_as_known(inner, named), batch))
     rest = [name for name in batch if name not in NEVER]
     if len(rest) == 1 and any(
         p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters.values()
@@ -154,13 +157,17 @@ def students(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def following(batch: Mapping[str, Tensor]) -> Tensor:
-    """The token after each but the last, `[batch, token − 1]`; −100 where it does not count."""
+    """The token after each but the last, `[batch, token − 1]`; −100 where it does not count.
+
+    Padding does not, nor does the first token of the next document of a packed row.
+    """
     tokens, mask = batch.get("labels", batch["input_ids"]), batch.get("attention_mask")
     if tokens.shape != batch["input_ids"].shape:
         tokens = batch["input_ids"]
-    if mask is None:
-        return tokens[:, 1:]
-    return tokens[:, 1:].masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), -100)
+    after = tokens[:, 1:]
+    if "position_ids" in batch and batch["position_ids"].shape == tokens.shape:
+        after = after.masked_fill(starts(batch)[:, 1:], -100)
+    return after if mask is None else after.masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), -100)
 
 
 def vocabulary_of(model: Any) -> int | None:
@@ -197,15 +204,9 @@ def device_of(model: Any) -> torch.device:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode inside the block; every module is put back in its own mode after it."""
-    network = network_of(model)
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
+    """Eval mode inside the block, and a padding token for a classifier that knows none; afterwards all is as before."""
+    with in_eval_mode(network_of(model)), pad_token_named(innermost(model)):
         yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def uncompiled(model: Any) -> Any:

@@ -16,12 +16,14 @@ from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints
 from distill.computations import Computation, altered, groups_of, parts_of, weights_of
 from distill.errors import DistillError, Unreachable
-from distill.inputs import device_of, network_of, to_device, uncompiled
+from distill.inputs import device_of, innermost, network_of, to_device, uncompiled
 from distill.mapping import Pair, Sides
 from distill.metrics import evaluating
 from distill.objectives import Moment, Objective
 from distill.outputs import each_answered
+from distill.pad_tokens import keep_pad_token
 from distill.precision import upcast
+from distill.readings import readings
 from distill.samples import Feed
 from distill.schedules import Record, Schedule, drawing, order, weighted
 from distill.served import Served
@@ -118,8 +120,10 @@ def train(
         )
     processes, device = accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows), processes), schedule.per_epoch(len(rows), processes)
+    begun: list[nn.Module] = []
     loss = partial(weighted, weights=weights, default=weights_of(computation.objectives), left_out=left_out)
     with ExitStack() as modes:
+        modes.callback(_keep_pad_tokens, begun)
         for model in (*computation.still, *computation.learning):
             modes.enter_context(evaluating(model))
         _on(device, computation)
@@ -133,19 +137,19 @@ def train(
                 modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
             training = _Training(computation, wrapped, loss, schedule, accelerator, checkpoints)
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
+        begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
         numbers = range(done, total)
         mine = order(len(rows), schedule, numbers, accelerator.process_index, processes)
-        for number, chosen in zip(numbers, mine, strict=True):
+        for number, read in zip(numbers, readings(rows, mine, schedule, done, per_epoch), strict=True):
             rate = schedule.rate(number, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
-            here = chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)  # no rows are left for this process
-            batch = to_device(rows.batch(here), device)
-            numbered = here.to(device) if isinstance(rows, Rows) else None
+            batch = to_device(read.batch, device)
+            numbered = read.rows.to(device) if isinstance(rows, Rows) else None
             moment = Moment(numbered, number / per_epoch, total / per_epoch)
             try:
-                terms = training.backward(batch, moment, number, empty=not len(chosen))
+                terms = training.backward(batch, moment, number, empty=read.empty)
             except Unreachable:
                 if checkpoints is not None and done < number and processes == 1:  # others do not know of it
                     checkpoints.save(number)
@@ -222,6 +226,11 @@ class _Training:
             return list(self.computation.answers(batch))
         except InterventionError:
             return []
+
+
+def _keep_pad_tokens(trained: Sequence[nn.Module]) -> None:
+    for model in trained:
+        keep_pad_token(innermost(model))
 
 
 def _on(device: torch.device, computation: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.inputs import answer_mask, innermost, mask_of, writes_labels
+from distill.token_positions import starts
 
 CHOICES = ("labelled", "all")
 """Which tokens count: those whose answer has a label that is not −100, or all that are no padding."""
@@ -93,6 +94,8 @@ def answer_labels(
     found = labels if labels.is_floating_point() else labels.long()
     kept = None if real is None or real.shape != labels.shape else real.bool()
     if place == "next":
+        if "position_ids" in batch and batch["position_ids"].shape == found.shape:  # no document says the next one
+            found = found.masked_fill(starts(batch), IGNORED)
         found = torch.cat([found[:, 1:], torch.full_like(found[:, :1], IGNORED)], 1)
         kept = None if kept is None else kept & torch.cat([kept[:, 1:], torch.zeros_like(kept[:, :1])], 1)
     return found if kept is None else found.masked_fill(~kept, IGNORED)

@@ -27,6 +27,7 @@ from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
 from distill.metrics import has_classes
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.outputs import answered, each_answered
+from distill.preprocessors import preprocessors_for, tokenizer_among
 from distill.progress import shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule, weighted
@@ -52,6 +53,7 @@ def mutual(
     title: str = "mutual",
     accelerator: Accelerator | None = None,
     answers: Any = None,
+    tokenizer: Any = None,
 ) -> tuple[FitResult, ...]:
     """Train networks together, in place: each on its own objectives and on what its teachers among them answer.
 
@@ -78,7 +80,7 @@ def mutual(
         schedule: as `fit` takes it.
         output_dir: a new folder for checkpoints and log, with one in it for each network: `0`, `1`, …
         resume: go on from the newest checkpoint in `output_dir`; the result is that of an uninterrupted run.
-        console, title, accelerator: as `fit` takes them.
+        console, title, accelerator, tokenizer: as `fit` takes them.
         answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
 
     Returns:
@@ -90,7 +92,8 @@ def mutual(
     """
     networks = [uncompiled(each) for each in networks]
     _check_networks(networks)
-    task = None if data is None else task_of(data, networks[0])
+    reads = tokenizer_among(tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer])
+    task = None if data is None else task_of(data, networks[0], reads)
     schedule = schedule or default_schedule(task)
     task = None if task is None else numbered_as(task, *networks)
     rows = training_rows(data if task is None else task, networks[0], schedule.seed, *networks[1:])
@@ -151,7 +154,7 @@ def mutual(
         results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))
     if PartialState().is_main_process:
         for result in results:
-            _save(result)
+            _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
     return tuple(results)
 
 
@@ -243,12 +246,12 @@ def _own(record: Record, number: int, weights: Mapping[str, Weight], per_epoch: 
     return replace(record, loss=loss.item(), terms=terms)
 
 
-def _save(result: FitResult) -> None:
+def _save(result: FitResult, preprocessors: Sequence[Any]) -> None:
     """Save one network as `fit` does: the network, its log, what was asked for, and what was found."""
     folder = result.output_dir
     if folder is None:
         return
-    save_model(result.student, folder / "student")
+    save_model(result.student, folder / "student", preprocessors)
     (folder / "settings.json").write_text(json.dumps(result.settings, indent=1) + "\n")
     (folder / "log.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in result.records))
     result.save(folder)

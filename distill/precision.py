@@ -86,12 +86,12 @@ def _say(trained: nn.Module, before: str, *, changed: bool) -> None:
             f"weights that were loaded in {before} are trained in float32, and handed back and saved so: in {before} "
             "most steps of an optimizer are rounded away; round them afterwards with student.to(torch.bfloat16), or "
             "train them as they are: schedule=Schedule(param_dtype='as loaded').",
-            stacklevel=2,
+            stacklevel=1,
         )
     if left:
         warnings.warn(
             f"{len(left)} weights ({left[0]!r}, …) are trained in {before}, where most steps of an optimizer are "
             "rounded away, as the network has adapters, is quantised or shares weights with its teacher; load it in "
             "float32: from_pretrained(…, dtype=torch.float32).",
-            stacklevel=2,
+            stacklevel=1,
         )

@@ -56,6 +56,7 @@ class Schedule:
             the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
         param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, in which they are
             handed back and saved too; "as loaded" trains them as they are, where most steps are rounded away.
+        workers: processes that read the rows of a data set that is drawn anew; at least as many as its DataLoader says.
     """
 
     epochs: float = 3
@@ -70,6 +71,7 @@ class Schedule:
     optimizer: str = "adamw"
     decay: Any = "linear"
     param_dtype: str = "float32"
+    workers: Any = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", seed_of(self.seed))
@@ -99,6 +101,8 @@ class Schedule:
             )
         if self.optimizer not in OPTIMIZERS:
             raise DistillError(f"optimizer={self.optimizer!r} is none of {', '.join(OPTIMIZERS)}; choose one.")
+        if not _is_whole(self.workers) or self.workers < 0:
+            raise DistillError(f"workers={self.workers!r} must be a whole number, 0 or more.")
         if self.param_dtype not in PARAM_DTYPES:
             raise DistillError(
                 f"param_dtype={self.param_dtype!r} is none of {', '.join(map(repr, PARAM_DTYPES))}; choose one."

@@ -21,6 +21,7 @@ from distill.errors import DistillError
 from distill.fit import Interrupted, fit, save_model
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
+from distill.preprocessors import preprocessors_of
 from distill.results import FitResult
 from distill.schedules import Schedule
 from distill.seeds import seed_of
@@ -146,10 +147,8 @@ def load_tokenizer(name: str | Path) -> Any:
 
 
 def save_teacher(teacher: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Save a teacher and its tokenizer, if it has one, so that `load_classifier(folder)` finds it."""
-    save_model(teacher, folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    """Save a teacher so that `load_classifier(folder)` finds it, with its tokenizer or what it was loaded with."""
+    save_model(teacher, folder, preprocessors_of(teacher) if tokenizer is None else (tokenizer,))
 
 
 def check_teacher(teacher: nn.Module, task: Task) -> Share | None:

@@ -269,9 +269,9 @@ def run(asked: Trainer) -> None:
         console=progress(),
         title="diito",
         accelerator=accelerator,
+        tokenizer=tokenizer,
     )
     (folder / PARAMETERS).write_text(json.dumps(told, indent=1) + "\n")
-    tokenizer.save_pretrained(folder / "student")
     send(accelerator, tracking, result)
     say(str(result).split("\n")[0], f"results: {folder}")
 

@@ -106,6 +106,7 @@ def glue_task(
         recipe=fine_tuning(len(train)),
         description=f"{name.upper()} of GLUE.",
         show=lambda row: tokenizer.decode(row["input_ids"], skip_special_tokens=True),
+        tokenizer=tokenizer,
     )
     if not are_names(names):
         return task

@@ -227,8 +227,8 @@ def run(asked: XXS) -> None:
         console=progress(),
         title=task.name,
         accelerator=accelerator,
+        tokenizer=tokenizer,
     )
-    tokenizer.save_pretrained(folder / "student")
     say("measuring on the held-out rows: accuracy, and interchange accuracy, which takes a while")
     result = replace(result, evaluation=evaluate(teacher, student, mapping, task, positions=_span(asked)))
     result.save(folder)

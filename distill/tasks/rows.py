@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -7,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from distill.classes import matched, ranked, stated
 from distill.errors import DistillError
+from distill.tasks.draws import FIRST_READING, Source, named, seeded, source_of
 
 Column = Tensor | Sequence[Tensor]
 
@@ -30,7 +32,8 @@ class Rows(Dataset[dict[str, Tensor]]):
 
     `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch, on
     `padding_side`: token ids with `pad_id`, labels with -100, the mask of special tokens with 1, places of tokens in
-    the text with -1, anything else with 0; a column that `pads` names with the number that it gives.
+    the text with -1, anything else with 0; a column that `pads` names with the number that it gives. `source` is the
+    data set that they were read from, where its rows are drawn anew in each epoch of a training.
 
     `classes` are the names of the labels 0, 1, … where they are known: `fit` and the measurements then number the
     labels as the model does. None takes the labels for the numbers of the model's outputs.
@@ -48,6 +51,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     padding_side: Literal["right", "left"] = "right"
     pads: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.table.items()}
@@ -84,20 +88,24 @@ class Rows(Dataset[dict[str, Tensor]]):
         Labels may be text; they are numbered in sorted order, and by `fit` as the model numbers its classes. The names
         of a Hugging Face `ClassLabel` are kept. `classes` states the names in the order of the model's outputs instead.
 
+        A Dataset that may draw (any that is not a list, a TensorDataset or a Hugging Face one without a transform) is
+        read in order here, each row under generators of its own, and drawn anew in each epoch of a training. Of a
+        DataLoader the data set, its collation, workers and batch size count, the order is that of the training's seed.
+        What has no length, or an order or a choice of rows of its own, is read once, which is said.
+
         Raises DistillError for anything else, naming what it got.
         """
         if isinstance(data, cls):
             return data if classes is None else replace(data, classes=stated(classes))
-        columns = _columns(data)
+        source = source_of(data)
+        columns = named(_columns(data) if source is None else _read(source))
         names = named_by(data)
-        if "label" in columns and "labels" not in columns:
-            columns = {"labels" if name == "label" else name: column for name, column in columns.items()}
         told = None if classes is None else stated(classes)
         if _is_text(columns.get("labels")):
             names = ranked(_texts(columns["labels"])) if told is None else told
             columns = {**columns, "labels": _numbered(columns["labels"], names)}
         table = {name: _column(name, column) for name, column in columns.items()}
-        return cls(table, pad_id, padding_side, classes=names if told is None else told)
+        return cls(table, pad_id, padding_side, classes=names if told is None else told, source=source)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -116,7 +124,22 @@ class Rows(Dataset[dict[str, Tensor]]):
             name: column[index] if isinstance(column, Tensor) else [column[i] for i in index.tolist()]
             for name, column in self.table.items()
         }
-        return replace(self, table=table)
+        return replace(self, table=table, source=None if self.source is None else self.source.take(index))
+
+    def drawn(self, indices: Tensor | Sequence[int], epoch: int, seed: int) -> dict[str, Tensor]:
+        """The rows at `indices` as a batch, as they are in an epoch: anew from their source, where they have one."""
+        if self.source is None:
+            return self.batch(indices)
+        rows = self._index(indices).tolist()
+        if self.source.collate is not None:
+            found = self.source.collated(rows, epoch, seed)
+        else:
+            columns = named(_transposed(self.source.draw(rows, epoch, seed)))
+            kept = {name: column for name, column in columns.items() if name != "labels" or self.classes is None}
+            table = {name: _column(name, column) for name, column in kept.items()}
+            found = replace(self, table=table, source=None).batch(range(len(rows)))
+        # Classes that have names were numbered as the model does when all was read.
+        return found if self.classes is None else {**found, "labels": self.batch(indices)["labels"]}
 
     def __len__(self) -> int:
         return len(next(iter(self.table.values())))
@@ -161,11 +184,19 @@ def _columns(data: Any) -> Mapping[str, Any]:
         return data
     if hasattr(data, "with_format") and hasattr(data, "column_names"):
         return data.with_format("torch", columns=data.format["columns"])[:]
+    if isinstance(data, DataLoader):
+        _say_once(data)
+        with seeded(0):
+            return _joined([named(batch) for batch in data])
+    if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
+        _say_once(data)
+        with seeded(0):
+            return _transposed(list(data))
     if isinstance(data, str) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DistillError(
             f"data of type {type(data).__name__} cannot be read as rows; "
             "give a dict of columns, a list of dicts, a datasets.Dataset, "
-            "or a torch Dataset with __len__ and __getitem__"
+            "a torch Dataset with __len__ and __getitem__, or a DataLoader"
         )
     # Not `list(data)`: a map-style Dataset need not raise IndexError at its end, and would then be iterated for ever.
     return _transposed([data[i] for i in range(len(data))])
@@ -200,6 +231,34 @@ def _numbered(column: Any, names: Sequence[str]) -> list[Any]:
     texts = sorted(_texts(column))
     number = dict(zip(texts, matched(texts, names, "the names given"), strict=True))
     return [number[each] if isinstance(each, str) else [number[text] for text in each] for each in column]
+
+
+def _read(source: Source) -> Mapping[str, Any]:
+    """All rows of a source, in order."""
+    if source.collate is None:
+        return _transposed(source.draw(range(len(source)), FIRST_READING, 0))
+    parts = torch.arange(len(source)).split(source.size)
+    return _joined([source.collated(part.tolist(), FIRST_READING, 0) for part in parts])
+
+
+def _joined(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """The rows of batches, one after the other."""
+    for batch in batches:
+        odd = next((name for name, column in batch.items() if not isinstance(column, Tensor)), None)
+        if odd is not None:
+            raise DistillError(
+                f"column {odd!r} of a batch is a {type(batch[odd]).__name__}, no tensor; leave it out in collate_fn"
+            )
+    return {name: [row for batch in batches for row in batch[name]] for name in (batches[0] if batches else ())}
+
+
+def _say_once(data: Any) -> None:
+    warnings.warn(
+        f"a {type(data).__name__} without length, or with an order or a choice of rows of its own, is read once: every "
+        "epoch sees the same rows, in the order of the seed; for rows that are drawn anew give a Dataset with "
+        "__len__ and __getitem__.",
+        stacklevel=2,
+    )
 
 
 def _transposed(items: list[Any]) -> dict[str, list[Any]]:

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -31,7 +32,8 @@ class Task:
     `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by
     which its students are distilled, that of the teacher if None. `description` is one sentence for reports; `show`
     turns one row into text for `example`. `tests` holds more rows to test on, by what is different about them.
-    `classes` are the names of the labels 0, 1, …, which its rows know too.
+    `classes` are the names of the labels 0, 1, …, which its rows know too. `tokenizer` is what its texts were read
+    with, saved beside what is trained on it.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Task:
     description: str = ""
     show: Callable[[dict[str, Tensor]], str] | None = None
     tests: Mapping[str, Rows] = field(default_factory=dict)
+    tokenizer: Any = None
 
     def __post_init__(self) -> None:
         for name in ("train", "test"):

@@ -32,6 +32,7 @@ def text_task(
         student=replace(recipe, lr=5e-5),  # it starts from a teacher's layers, not from an encoder with a new head
         description=description,
         show=lambda row: tokenizer.decode(row["input_ids"], skip_special_tokens=True),
+        tokenizer=tokenizer,
     )
 
 

@@ -1,0 +1,98 @@
+"""Which token pads: classifiers of decoders answer at the last token that is none of it, so they must know."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+
+
+def counts_padding(network: nn.Module) -> bool:
+    """Whether a model finds padding by its token: to answer at the last other one, or to number the others."""
+    return type(network).__name__.endswith("ForSequenceClassification") or numbers_by_padding(network)
+
+
+def numbers_by_padding(network: nn.Module) -> bool:
+    """Whether a model numbers its tokens itself, padding left out, as RoBERTa does."""
+    return any(
+        getattr(module, "padding_idx", None) is not None and "position" in name.rpartition(".")[2]
+        for name, module in network.named_modules()
+    )
+
+
+def pad_token_of(network: nn.Module) -> int | None:
+    """The token that a model takes for padding, by its configuration."""
+    pad = getattr(_config_of(network), "pad_token_id", None)
+    return pad if isinstance(pad, int) and pad >= 0 else None
+
+
+@contextmanager
+def pad_token_named(network: nn.Module) -> Iterator[None]:
+    """Inside the block a classifier that knows no padding token pads with its end token, and that is said."""
+    token = _end_token_of(network) if _lacks_one(network) else None
+    if token is None:
+        yield
+        return
+    config = _config_of(network)
+    warnings.warn(
+        f"{type(network).__name__} knows no padding token, so texts are padded with its end token {token}; a student "
+        f"keeps that, other models are as before afterwards. To choose: model.config.pad_token_id = {token}.",
+        stacklevel=1,
+    )
+    config.pad_token_id = token
+    try:
+        yield
+    finally:
+        config.pad_token_id = None
+
+
+def keep_pad_token(network: nn.Module) -> None:
+    """Name the end token as the padding token of a classifier that knows none, for good."""
+    if _lacks_one(network):
+        _config_of(network).pad_token_id = _end_token_of(network)
+
+
+def padded_as_known(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The columns of a batch, its padding the token that the model takes for padding.
+
+    Raises:
+        DistillError: several texts for a classifier that knows no padding token, and no end token to take for it.
+    """
+    ids, mask = columns.get("input_ids"), columns.get("attention_mask")
+    if ids is not None and len(ids) > 1 and _lacks_one(network) and _end_token_of(network) is None:
+        raise DistillError(
+            f"{type(network).__name__} answers at the last token that is no padding, and knows no padding token: "
+            "config.pad_token_id=None; name one: model.config.pad_token_id = …."
+        )
+    pad = pad_token_of(network)
+    if pad is None or ids is None or mask is None or mask.shape != ids.shape or not counts_padding(network):
+        return dict(columns)
+    padded = torch.where(mask.bool(), ids, pad)
+    return dict(columns) if torch.equal(padded, ids) else {**columns, "input_ids": padded}
+
+
+def _lacks_one(network: nn.Module) -> bool:
+    """Whether a model is a classifier of texts by their last token, without a padding token."""
+    config = _config_of(network)
+    return (
+        type(network).__name__.endswith("ForSequenceClassification")
+        and hasattr(config, "pad_token_id")
+        and config.pad_token_id is None
+        and getattr(config, "vocab_size", None) is not None
+        and not getattr(config, "is_encoder_decoder", False)
+    )
+
+
+def _end_token_of(network: nn.Module) -> int | None:
+    end = getattr(_config_of(network), "eos_token_id", None)
+    return next(iter(end), None) if isinstance(end, list | tuple) else end
+
+
+def _config_of(network: nn.Module) -> Any:
+    """The configuration of a model, or of its text part."""
+    config: Any = getattr(network, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config

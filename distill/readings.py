@@ -1,0 +1,73 @@
+"""The batches of a training: rows of a table, or drawn anew from a data set in each epoch, with workers."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from distill.samples import Feed
+from distill.schedules import Schedule
+from distill.tasks import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What a process is given in one step.
+
+    Attributes:
+        rows: the numbers of the rows.
+        batch: their columns.
+        empty: no rows are left for this process; one stands in for them and does not count.
+    """
+
+    rows: Int[Tensor, " batch"]
+    batch: dict[str, Tensor]
+    empty: bool
+
+
+def readings(
+    rows: Rows | Feed, chosen: Iterable[Int[Tensor, " batch"]], schedule: Schedule, first: int, per_epoch: int
+) -> Iterator[Reading]:
+    """What is read in each step.
+
+    Args:
+        rows: what is trained on.
+        chosen: the numbers of the rows of each step.
+        schedule: holds the seed and the number of workers.
+        first: the number of the first of these steps.
+        per_epoch: how many steps an epoch has.
+    """
+    source = rows.source if isinstance(rows, Rows) else None
+    asked = ((number // per_epoch, numbers) for number, numbers in enumerate(chosen, first))
+    steps: Any = _Steps(rows, schedule.seed)
+    workers = 0 if source is None else max(schedule.workers, source.workers)
+    if not workers:
+        yield from map(steps.__getitem__, asked)
+        return
+    order, kept = cast(Any, asked), cast(Any, _as_it_is)
+    # A generator of its own: else it would draw from the default one.
+    yield from DataLoader(
+        steps, sampler=order, batch_size=None, num_workers=workers, collate_fn=kept, generator=torch.Generator()
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps(Dataset[Reading]):
+    """Steps by epoch and numbers of rows."""
+
+    rows: Any
+    seed: int
+
+    def __getitem__(self, asked: tuple[int, Tensor]) -> Reading:
+        epoch, chosen = asked
+        here = chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)
+        batch = self.rows.drawn(here, epoch, self.seed) if isinstance(self.rows, Rows) else self.rows.batch(here)
+        return Reading(here, batch, not len(chosen))
+
+
+def _as_it_is(reading: Reading) -> Reading:
+    return reading
