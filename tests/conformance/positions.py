@@ -1,7 +1,9 @@
 """Whether positions name the tokens of each stack: its own, and not those of the call."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -53,8 +55,9 @@ def exact(case: Case, places: list[Location]) -> str | None:
     widths = {at: vectors(case, at, case.runs[0].activations.calls(at)[0]).shape[:2] for at in places}
     masks = {at: torch.arange(width) % 2 == torch.arange(batch)[:, None] % 2 for at, (batch, width) in widths.items()}
     masks = {at: mask if mask.any() else ~mask for at, mask in masks.items()}
-    for asked in (-1, 0, slice(-2, None), masks) if places else ():
-        for at, written in written_at(case, places, asked, case.base).items():
+    choices = (-1, 0, slice(-2, None), masks) if places else ()
+    for asked, found in zip(choices, written_at(case, places, choices, case.base), strict=True):
+        for at, written in found.items():
             wanted = masks[at] if asked is masks else torch.zeros_like(written)
             if asked is not masks:
                 wanted[:, asked] = True
@@ -65,30 +68,36 @@ def exact(case: Case, places: list[Location]) -> str | None:
     return f'{short[0]}: "each" is other than its {widths[short[0]][1]} tokens' if short else None
 
 
-def written_at(case: Case, places: list[Location], asked: object, inputs: dict[str, object]) -> dict[Location, Tensor]:
-    """Which tokens of each place are written, `[batch, token]`: all places in one run, where that does not fail."""
+def written_at(
+    case: Case, places: list[Location], choices: Sequence[object], inputs: dict[str, object]
+) -> list[dict[Location, Tensor]]:
+    """Which tokens of each place each choice of positions writes, `[batch, token]`: all in one run, if that works."""
     try:
-        return written_together(case, places, asked, inputs)
+        return written_together(case, places, choices, inputs)
     except Exception:  # a stack may have other tokens where one before it is written
-        return {
-            at: written
-            for one in places
-            for at, written in written_together(
-                case, [one], {one: asked[one]} if isinstance(asked, dict) else asked, inputs
-            ).items()
-        }
+        found: list[dict[Location, Tensor]] = [{} for _ in choices]
+        for at in places:
+            mine = [{at: each[at]} if isinstance(each, dict) else each for each in choices]
+            for every, one in zip(found, written_together(case, [at], mine, inputs), strict=True):
+                every.update(one)
+        return found
 
 
 def written_together(
-    case: Case, places: list[Location], asked: object, inputs: dict[str, object]
-) -> dict[Location, Tensor]:
+    case: Case, places: list[Location], choices: Sequence[object], inputs: dict[str, object]
+) -> list[dict[Location, Tensor]]:
+    """Blocks of interventions that nest write one after the other, and what is read between them shows each."""
     with ExitStack() as stack:
-        before = stack.enter_context(record(case.model, places))
-        stack.enter_context(intervene(case.model, dict.fromkeys(places, mirrored), positions=asked))
-        after = stack.enter_context(record(case.model, places))
+        states = [stack.enter_context(record(case.model, places))]
+        for asked in choices:
+            stack.enter_context(intervene(case.model, dict.fromkeys(places, mirrored), positions=asked))
+            states.append(stack.enter_context(record(case.model, places)))
         stack.enter_context(seeded())
         case.model(**inputs)
-    return {at: differing(case, at, before.calls(at)[0], after.calls(at)[0]) for at in places}
+    return [
+        {at: differing(case, at, before.calls(at)[0], after.calls(at)[0]) for at in places}
+        for before, after in pairwise(states)
+    ]
 
 
 def differing(case: Case, at: Location, state: Tensor, other: Tensor) -> Tensor:
@@ -100,6 +109,8 @@ def differing(case: Case, at: Location, state: Tensor, other: Tensor) -> Tensor:
 def padded(case: Case, places: list[Location]) -> str | None:
     """Padding of the text counts where a stack is given the text token by token, and nowhere else."""
     ids, mask = (case.base.get(name) for name in ("input_ids", "attention_mask"))
+    if len(places) < 2:
+        return None  # one stack: `tests/interventions/test_writes.py` is about its padding
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.ndim != 2 or mask.shape != ids.shape:
         return None
     given = {**case.base, "attention_mask": mask.clone()}
@@ -113,7 +124,7 @@ def padded(case: Case, places: list[Location]) -> str | None:
     text = by_token(case, list(entries.values()), ids)
     shapes = {at: vectors(case, at, case.runs[0].activations.calls(at)[0]).shape[:2] for at in places}
     own = [at for at in places if text[entries[at]] is False or (text[entries[at]] and shapes[at] == ids.shape)]
-    for at, written in (written_at(case, own, -1, given) if own else {}).items():
+    for at, written in (written_at(case, own, [-1], given)[0] if own else {}).items():
         wanted = torch.zeros_like(written)
         wanted[:, -1] = True
         if text[entries[at]]:
