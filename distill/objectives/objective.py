@@ -161,12 +161,12 @@ class Step:
             at: that place: in an encoder other tokens count than in the answers of a decoder.
             tokens: `"labelled"` as above, `"all"` leaves out padding alone.
         """
-        return _fitting(self._masks[self._kind(self.network, at, tokens)], states)
+        return self._masked(self._masks, self.network, at, tokens, states)
 
     def mask_of_keys(self, states: Tensor, at: Location) -> Tensor | None:
         """For an attention pattern of the student, what its keys are: which of them, `[batch, key, …]`, are real."""
         keys = replace(at, site="key") if at.module is None else replace(at, io="key")
-        return _fitting(self._masks[self._kind(self.network, keys, "all")], states)
+        return self._masked(self._masks, self.network, keys, "all", states)
 
     def mask_of_teacher(self, states: Tensor, at: Location, tokens: str = "labelled") -> Tensor | None:
         """As `mask`, of what the teacher has at a place; where it reads tokens of its own they have no labels."""
@@ -176,7 +176,7 @@ class Step:
             masks = loss_masks(model, teachers(self.batch), "none")
         elif not answers_by_decoder(model, self.batch):
             masks = loss_masks(model, self.batch, self._label_place)
-        return _fitting(masks[self._kind(model, at, tokens)], states)
+        return self._masked(masks, model, at, tokens, states)
 
     def labels(self, asked: str) -> Tensor:
         """The label of each answer, `[batch]` or `[batch, token]`, −100 where none counts; `asked` needs them."""
@@ -220,12 +220,18 @@ class Step:
     def _masks(self) -> Mapping[str, Tensor | None]:
         return loss_masks(self.network, self.batch, self._label_place)
 
-    def _kind(self, model: nn.Module, at: Location | None, tokens: str) -> str:
-        """Which mask holds at a place of a model."""
-        encoder = at is not None and answers_by_decoder(self.network, self.batch)
-        if at is not None and encoder and not architecture(model).place(at).mask.startswith("decoder"):
-            return SOURCE
-        return TOKENS if tokens == "labelled" else ALL
+    def _masked(
+        self, masks: Mapping[str, Tensor | None], model: nn.Module, at: Location | None, tokens: str, states: Tensor
+    ) -> Tensor | None:
+        """The mask that holds at a place of a model, where the states there have positions, and as many."""
+        side = None if at is None else architecture(model).place(at).side
+        if states.ndim < 3 or (side is not None and side.beside):  # of an image or a sound no token of the text counts
+            return None
+        kind = TOKENS if tokens == "labelled" else ALL
+        if side is not None and answers_by_decoder(self.network, self.batch) and not side.mask.startswith("decoder"):
+            kind = SOURCE
+        mask = masks[kind]
+        return mask if mask is not None and mask.shape == states.shape[:2] else None
 
     def _kind_of(self, mask: Tensor) -> str:
         return next((kind for kind, each in self._masks.items() if each is mask), TOKENS)
@@ -240,11 +246,6 @@ class Step:
 def nothing(values: Tensor) -> Tensor:
     """0 with a graph to the values, which are not looked at."""
     return values[..., :0].sum()
-
-
-def _fitting(mask: Tensor | None, states: Tensor) -> Tensor | None:
-    """The mask where the states have positions, and as many."""
-    return mask if mask is not None and states.ndim >= 3 and mask.shape == states.shape[:2] else None
 
 
 def averaged(

@@ -33,10 +33,10 @@ from distill.abstraction import _Study
 from distill.computations import Computation
 from distill.loss_masks import label_place
 from distill.mapping import layers, pairs_of
-from distill.objectives import Moment, Objective
+from distill.objectives import Moment, Objective, Step
 from distill.objectives.derivatives import _drawn_token
 from distill.token_alignment import TokenAlignment
-from interventions import Location, Run
+from interventions import Location, Run, run
 from tests.distill.models import VOCABULARY, gpt2_lm, llama, masked_lm, spread, t5, text
 from tests.distill.objectives.test_spans import language_model
 from tests.distill.test_token_alignment import TEXTS, pieces
@@ -354,3 +354,26 @@ def test_spans_leave_out_what_has_no_label():
     assert SpanKD(alignment).counts(batch)["spans"] == (labels[:, 1:] != -100).sum()
     none = {**batch, "labels": torch.full_like(labels, -100)}
     assert term(SpanKD(alignment), none)["span_kd"].item() == 0
+
+
+def test_padding_of_the_text_is_none_of_an_image():
+    """At an image tower all tokens count, though the text beside it has as many tokens and padding among them."""
+    from transformers import CLIPConfig, CLIPModel
+
+    shared = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    words = dict(vocab_size=30, max_position_embeddings=8, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    config = CLIPConfig(text_config=shared | words, vision_config=dict(shared, image_size=16, patch_size=8))
+    model = CLIPModel(config).eval()
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    batch = {
+        "input_ids": torch.tensor([[1, 7, 8, 9, 2], [1, 7, 2, 0, 0]]),
+        "attention_mask": mask,
+        "pixel_values": torch.randn(2, 3, 16, 16),
+    }
+    image, words_at = Location(0, stack="vision_model"), Location(0, stack="text_model")
+    base = run(model, batch, [image, words_at])
+    step = Step(batch, model, lambda: base, base, (), torch.Generator(), label_place="none")
+    assert base.activations[image].shape[1] == mask.shape[1]
+    assert step.mask(base.activations[image], image) is None
+    assert step.mask_of_teacher(base.activations[image], image) is None
+    assert torch.equal(step.mask(base.activations[words_at], words_at), mask)
