@@ -26,7 +26,7 @@ _rules: ContextVar[Mapping[nn.Module, Answers] | None] = ContextVar("_rules", de
 
 
 @contextmanager
-def answering(model: nn.Module, answers: Answers | None) -> Iterator[None]:
+def answering(model: nn.Module, answers: Any) -> Iterator[None]:
     """Inside the block, `answers` says what of the output of `model` is its answer, for every run made there.
 
     Only in this thread; None changes nothing.

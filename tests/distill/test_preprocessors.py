@@ -142,6 +142,7 @@ def test_what_is_given_comes_before_what_lies_by_the_teacher(tmp_path):
 
     save_bert(tmp_path / "t", classifier=True)
     teacher = BertForSequenceClassification.from_pretrained(tmp_path / "t").eval()
+    teacher.config.id2label, teacher.config.label2id = {0: "negative", 1: "positive"}, {"negative": 0, "positive": 1}
     other = tokenizer(pad_token="[PAD]")
     student = distill.from_layers(teacher, 1)
     data = write_csv(tmp_path / "x.csv", sentences(20))
