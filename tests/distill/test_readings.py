@@ -12,6 +12,7 @@ from distill import Rows, Schedule
 from distill.checkpoints import Checkpoints
 from distill.readings import readings
 from distill.schedules import order
+from distill.tasks.draws import seeded
 from tests.distill.models import QUIET, mlp, same, spread, vectors
 
 ROWS = 10
@@ -51,13 +52,25 @@ def alike(one: list, other: list) -> bool:
     )
 
 
+def test_draws_leave_the_default_generators_as_they_were():
+    """That of Python by itself: beartype draws from it in tests, to choose which part of a container it checks."""
+    before = random.getstate()
+    with seeded(3, 1):
+        drawn = random.random()
+    assert random.getstate() == before
+    with seeded(3, 1):
+        assert random.random() == drawn
+    with seeded(3, 2):
+        assert random.random() != drawn
+
+
 @pytest.mark.parametrize("pairs", [False, True])
 def test_each_epoch_draws_anew_and_every_draw_is_the_seeds(pairs):
     torch.manual_seed(1)
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state()
     found = read(Jittered(pairs=pairs))
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before[:2]
-    assert torch.equal(torch.get_rng_state(), before[2])
+    assert np.random.get_state()[1].tolist() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
     by_row = [{int(n): x for each in half for n, x in zip(each.rows, each.batch["inputs"], strict=True)}
               for half in (found[:3], found[3:])]  # fmt: skip
     assert sorted(by_row[0]) == sorted(by_row[1]) == list(range(ROWS))
