@@ -132,7 +132,12 @@ def _tried_apart(network: nn.Module) -> bool:
 def _tokens(network: Any) -> Int[Tensor, "2 4"]:
     """Two rows of tokens that end alike."""
     ids = torch.tensor([[12, 13, 14, 15], [16, 17, 14, 15]], device=next(network.parameters()).device)
-    return ids % network.get_input_embeddings().num_embeddings
+    try:
+        known = getattr(network.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        known = None
+    known = known or getattr(getattr(network, "config", None), "vocab_size", None)
+    return ids % known if isinstance(known, int) and known else ids
 
 
 def _tried(network: Any, given: Mapping[str, Tensor]) -> Tensor | None:
@@ -145,5 +150,7 @@ def _tried(network: Any, given: Mapping[str, Tensor]) -> Tensor | None:
             output = network(**given, **settings)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError):
         return None
-    answers = output.get("logits", output.get("last_hidden_state")) if isinstance(output, Mapping) else output[0]
-    return answers.float() if isinstance(answers, Tensor) and answers.is_floating_point() else None
+    named = output if isinstance(output, Mapping) else {}
+    parts = [named.get("logits"), named.get("last_hidden_state"), *(named.values() or output)]
+    found = (each for each in parts if isinstance(each, Tensor) and each.is_floating_point())
+    return next((each.float() for each in found), None)
