@@ -303,7 +303,12 @@ def test_inference_mode_and_autocast(name):
     with torch.inference_mode():
         assert torch.equal(interchange(model, run(model, inputs), inputs, place).logits, answer(model, inputs))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(interchange(model, run(model, inputs), inputs, place).logits, answer(model, inputs))
+        try:
+            plain = answer(model, inputs)
+        except RuntimeError as error:  # of the plain model: some processors have no LSTM in bfloat16
+            assert "primitive descriptor" in str(error)
+            pytest.skip(f"torch itself: {error}")
+        assert torch.equal(interchange(model, run(model, inputs), inputs, place).logits, plain)
 
 
 def test_peft_models_are_written_and_resume():
