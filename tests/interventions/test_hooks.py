@@ -306,7 +306,8 @@ def test_inference_mode_and_autocast(name):
         try:
             plain = answer(model, inputs)
         except RuntimeError as error:  # of the plain model: some processors have no LSTM in bfloat16
-            assert "primitive descriptor" in str(error)
+            if "primitive descriptor" not in str(error):
+                raise
             pytest.skip(f"torch itself: {error}")
         assert torch.equal(interchange(model, run(model, inputs), inputs, place).logits, plain)
 
