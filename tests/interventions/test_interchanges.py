@@ -235,7 +235,7 @@ def test_a_counterfactual_can_be_a_source():
             lambda m, x: interchange(m, x, {**x, "past_key_values": m(**x).past_key_values}, Location(1)),
             r"the inputs hold past_key_values",
         ),
-        (lambda m, x: run(m.transformer, x).logits, r"last_hidden_state.* is the answer is not known; say which: answers="),
+        (lambda m, x: run(m.transformer, x).logits, r"hidden_state.* is not known; say which: answers="),
         (lambda m, x: run_to(m, x, Location(module="transformer.h")), r"never ran in the source run; look at describe"),
     ],
 )
