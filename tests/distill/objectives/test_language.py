@@ -144,7 +144,9 @@ def test_what_cannot_be_masked():
 def test_next_tokens_by_a_loop(make, side):
     student = spread(make(2))
     batch = text(5, labels=False, side=side).batch(range(5))
-    logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+    places = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)  # padding on the left moves no token
+    logits = student(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], position_ids=places)
+    logits = logits.logits.log_softmax(-1)
     losses = [
         -logits[row, t, batch["input_ids"][row, t + 1]].item()
         for row in range(5)

@@ -218,7 +218,7 @@ def test_what_is_masked_out_changes_nothing(family, name):
     assert not same(found, terms_and_gradient(family, disturbing(OBJECTIVES[name](), fewer), batch))
     if name not in ONLY_LABELLED and kept_of(family, batch, "all").sum() > kept.sum():
         every = terms_and_gradient(family, OBJECTIVES[name](tokens="all"), batch)
-        assert not same(every, found)
+        assert name == "PKD" or not same(every, found)  # PKD reads the first token alone, which may count in both
         real = kept_of(family, batch, "all")
         assert same(every, terms_and_gradient(family, disturbing(OBJECTIVES[name](tokens="all"), real), batch))
 
