@@ -70,7 +70,7 @@ def checked(answers: object) -> Any:
     return answers
 
 
-def logits_of(output: object, answers: Answers | None = None) -> Tensor:
+def logits_of(output: object, answers: Any = None) -> Tensor:
     """The logits in what a model returned, or those of a Run.
 
     Args:

@@ -214,7 +214,9 @@ class Step:
     def _label_place(self) -> LabelPlace:
         if self.label_place is not None:
             return self.label_place
-        return label_place(self.network, logits_if_any(self.student), self.batch) if "labels" in self.batch else "none"
+        if "labels" not in self.batch or self.batch["labels"].ndim != 2:
+            return "none"  # which asks for no run
+        return label_place(self.network, logits_if_any(self.student), self.batch)
 
     @cached_property
     def _masks(self) -> Mapping[str, Tensor | None]:

@@ -87,8 +87,10 @@ def test_examples_that_see_each_other_share_no_pass():
     model, base, source = Contrast(lambda x: None).eval(), torch.randn(3, 4, 8), torch.randn(3, 4, 8)
     asked = dict(at=[Location(0)], metric=lambda logits: logits.diagonal())
     with pytest.raises(InterventionError, match=r"has another shape among more of them.*pass batch_size=3"):
-        sweep(model, base, source, **asked)
-    assert sweep(model, base, source, **asked, batch_size=3).values.isfinite().all()
+        sweep(model, base, source, **asked, batch_size=6)
+    each = sweep(model, base, source, **asked, batch_size=3).per_example
+    assert each.isfinite().all()
+    assert torch.equal(sweep(model, base, source, **asked).per_example, each)  # who names no size gets passes of one
 
 
 def test_inputs_that_are_no_rows_are_not_repeated():

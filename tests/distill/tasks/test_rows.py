@@ -139,6 +139,17 @@ class Stream(IterableDataset):
         yield {"x": 1}
 
 
+class NoLength:
+    def __getitem__(self, index):
+        return {"x": index}
+
+
+def test_a_stream_is_read_once_which_is_said():
+    with pytest.warns(UserWarning, match=r"a Stream without length.*give a Dataset with __len__ and __getitem__"):
+        rows = Rows.of(Stream())
+    assert rows.table["x"].tolist() == [1]
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -148,7 +159,7 @@ class Stream(IterableDataset):
         ({"x": [1, 2], "labels": [1]}, "differ in length: 'x' 2, 'labels' 1"),
         (3, "type int cannot be read as rows"),
         ("my.csv", "type str cannot"),
-        (Stream(), "type Stream cannot .* __len__"),
+        (NoLength(), "type NoLength cannot .* __len__"),
         (DatasetDict(train=HubDataset.from_dict({"x": [1]})), r"\('train'\); give one of them"),
         (torch.zeros(2, 3), "row 0 of the data is a Tensor"),
         ([{"x": 1}, {"y": 1}], r"rows 0 and 1 .* \['x'\] and \['y'\]"),
