@@ -72,8 +72,9 @@ def moved(
 
 
 def _real_keys(base: Run, at: Location, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch keys"]:
-    """Which keys of a place are no padding: those of its own tokens, or of the encoder's that it attends to."""
+    """Which keys of a place are no padding: of its own tokens, or of what it attends to."""
     rows, keys = shape_of(base, at)[0], shape_of(base, at)[-1]
-    names = (architecture(base.model).place(at).mask, "attention_mask")
-    fitting = (name for name in names if name in batch and batch[name].shape == (rows, keys))
-    return real_tokens(batch, rows, keys, base.activations[at].device, column=next(fitting, ""))
+    found = architecture(base.model)
+    mask = found.side_of_keys(found.place(at)).mask
+    fits = mask in batch and batch[mask].shape == (rows, keys)
+    return real_tokens(batch, rows, keys, base.activations[at].device, column=mask if fits else "")

@@ -188,6 +188,11 @@ class Architecture:
         """
         return final_norm(self.model, stack, self.paths, set(self.blocks))
 
+    def side_of_keys(self, place: Place) -> Side:
+        """Whose tokens the keys of an attention are: those of what it attends to, if it is a cross-attention."""
+        around = None if place.block is None else self.paths[place.block]
+        return side_of(self.model, place.path, sided=self._has_sides, block=around, io="key")
+
     def _place(self, module: nn.Module, io: str, block: nn.Module | None, attention: Attention | None) -> Place:
         path = self.paths[module]
         heads = attention.heads if attention is not None and io not in HEAD_SITES else None

@@ -27,7 +27,7 @@ from interventions.calls import Call, Generation, Progress, begin, generation_of
 from interventions.errors import InterventionError
 from interventions.final_norms import AfterBlocks
 from interventions.locations import HEAD_SITES
-from interventions.states import argument_in, at, path_in, with_new
+from interventions.states import argument_in, at, path_in, with_argument, with_new
 from interventions.wrappers import unwrapped
 
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
@@ -379,9 +379,7 @@ def _on_input(scope: Scope, tap: Tap, module: nn.Module, args: tuple, kwargs: di
         return None
     name = argument_in(module, args, kwargs)
     new = tap(args[0] if name is None else kwargs[name], scope)
-    if new is None:
-        return None
-    return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+    return None if new is None else with_argument(module, args, kwargs, new)
 
 
 def check_graded(module: nn.Module, scope: Scope) -> None:

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from interventions.errors import InterventionError
 from interventions.locations import STATES
+from interventions.sites import kind_of
 
 Path = tuple[int | str, ...]
 
@@ -80,6 +81,23 @@ def argument_in(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> st
             f"{type(module).__name__} was called without a tensor to read or write; use io='output'."
         )
     return name
+
+
+def with_argument(
+    module: nn.Module, args: tuple, kwargs: Mapping[str, Any], new: Tensor
+) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call of `module` with `new` as its input.
+
+    An attention that is given one tensor as query, key and value, as torch's own is, has one input: all of it is new.
+    """
+    name = argument_in(module, args, kwargs)
+    old = args[0] if name is None else kwargs[name]
+    if kind_of(module) is None:
+        return ((new, *args[1:]), dict(kwargs)) if name is None else (args, {**kwargs, name: new})
+    return (
+        tuple(new if each is old else each for each in args),
+        {key: new if each is old else each for key, each in kwargs.items()},
+    )
 
 
 def check_packed(module: nn.Module, value: object) -> None:

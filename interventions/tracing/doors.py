@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from interventions.attention import attend, store_in_cache, tapped
 from interventions.errors import InterventionError
 from interventions.hooks import Tap
-from interventions.states import argument_in, at, path_in, with_new
+from interventions.states import argument_in, at, path_in, with_argument, with_new
 from interventions.tracing.moments import Moment, cache_in
 
 
@@ -177,7 +177,7 @@ def of_arguments(module: nn.Module, given: tuple, taps: Sequence[Tap], moment: M
         name = argument_in(module, args, kwargs)
         new = tap(args[0] if name is None else kwargs[name], moment)  # type: ignore[arg-type]
         if new is not None:
-            given = ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+            given = with_argument(module, args, kwargs, new)
     return given
 
 

@@ -8,7 +8,7 @@ import torch
 
 from distill import DIITO, KD, Crossway, DistillError, InContext, Shuffle, Span, interchange_accuracy, search_alignment
 from distill.abstraction import _examples, _uniform
-from distill.attention_keys import moved
+from distill.attention_keys import moved, over_keys
 from distill.computations import Computation
 from distill.errors import NothingToMeasure
 from distill.inputs import answer_mask, inputs_of, real_tokens
@@ -188,6 +188,30 @@ def test_interchange_accuracy_at_heads_is_that_of_single_pairs(family, site):
         )
         assert found.iia == pytest.approx(right / total, abs=1e-12)
         assert found.overall.iia.count == total
+
+
+@pytest.mark.parametrize(
+    ("family", "paths"),
+    [
+        ("bart encoder", ("model.decoder.layers.1.self_attn", "model.decoder.layers.1.encoder_attn")),
+        ("t5", ("decoder.block.1.layer.0.SelfAttention", "decoder.block.1.layer.1.EncDecAttention")),
+    ],
+)
+@torch.no_grad()
+def test_keys_of_a_decoder_are_masked_by_what_they_are_of(family, paths):
+    """Of sentences as wide as their targets: a key that the source has not is attended to by nobody."""
+    model = SMALL[family].eval()
+    ids = torch.randint(5, VOCABULARY, (2, 2, 6), generator=generator())
+    masks = torch.tensor([[[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]], [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]])
+    batch = {"input_ids": ids[0], "attention_mask": masks[0]}
+    batch |= {"decoder_input_ids": ids[1], "decoder_attention_mask": masks[1]}
+    other = {name: column.flip(0) for name, column in batch.items()}
+    for path, own in zip(paths, (masks[1], masks[0]), strict=True):
+        at = Location(module=path, io="attention_pattern")
+        here, there = (run(model, each, [at]) for each in (batch, other))
+        found = over_keys(here, there, [at], batch, other).activations[at]
+        wanted = moved(there.activations[at], own.flip(0).bool(), own.bool(), 0.0)
+        assert torch.equal(found, wanted)
 
 
 def test_heads_of_other_numbers_and_sizes():

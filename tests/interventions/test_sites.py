@@ -369,3 +369,47 @@ def test_final_states_of_recurrent_modules():
             assert torch.equal(part[[0, 2, 3]], plain.activations[place][[0, 2, 3]])
     with pytest.raises(InterventionError, match="GRU has no cell_state, only an LSTM has"):
         run(model, base, at=[Location(module="gru", io="cell_state")])
+
+
+def torch_layer() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+
+class Written(nn.Module):
+    """An attention of its own that is called with query, key and value, by name."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_heads = 2
+            self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, query: torch.Tensor, *, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            scores = torch.matmul(self.q_proj(query), self.k_proj(key).transpose(-1, -2))
+            return self.out_proj(torch.matmul(scores.softmax(-1), self.v_proj(value)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attention = nn.LayerNorm(8), self.Attention()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        given = self.norm(x)
+        return x + self.attention(given, key=given, value=given)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [torch_layer, Written])
+def test_an_attention_given_one_tensor_as_query_key_and_value_has_one_input(kind):
+    """With the input of the source it returns what it does in the source, and with its own what it does anyway."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(*(kind() for _ in range(2)), nn.Linear(8, 3)).eval()
+        base, source = torch.randn(3, 5, 8), torch.randn(3, 5, 8)
+    given, returned = Location(1, "attention_input"), Location(1, "attention_output")
+    wanted = run(model, source, at=[returned]).activations[returned]
+    found = interchange(model, base, source, given, record=[returned])
+    assert torch.equal(found.activations[returned], wanted)
+    path = Location(module=f"1.{'self_attn' if kind is torch_layer else 'attention'}", io="input")
+    assert torch.equal(interchange(model, base, source, path).logits, found.logits)
+    plain = run(model, base, at=[given]).logits
+    assert torch.equal(interchange(model, base, base, given).logits, plain)
