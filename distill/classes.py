@@ -47,13 +47,13 @@ def stated(classes: Sequence[str]) -> Stated:
 
 
 def ranked(labels: Iterable[str]) -> Ranked:
-    """The labels of a data set, each once, in sorted order; whole numbers by value.
+    """The labels of a data set, each once, in sorted order; whole numbers by value, also those of LABEL_0, LABEL_1, ….
 
-    >>> ranked(["10", "9", "9"]), ranked(["b", "10", "a"])
-    (('9', '10'), ('10', 'a', 'b'))
+    >>> ranked(["10", "9", "9"]), ranked(["b", "10", "a"]), ranked(["class 10", "class 9"])
+    (('9', '10'), ('10', 'a', 'b'), ('class 9', 'class 10'))
     """
     found = sorted(set(labels))
-    numbers = whole_numbers(found)
+    numbers = placeholders(found)
     return Ranked(found if numbers is None else sorted(found, key=dict(zip(found, numbers, strict=True)).__getitem__))
 
 
@@ -108,6 +108,19 @@ def whole_numbers(labels: Sequence[str]) -> list[int] | None:
     return None if not all(found) else [int(match[1]) for match in found if match is not None]
 
 
+def placeholders(labels: Sequence[str]) -> list[int] | None:
+    """The whole numbers that the labels are or hold where that is all they say; None if one says more.
+
+    >>> placeholders(["LABEL_1", "label_0"]), placeholders(["2", "-1"]), placeholders(["LABEL_0", "good"])
+    ([1, 0], [2, -1], None)
+    """
+    numbers = whole_numbers(labels)
+    if numbers is not None:
+        return numbers
+    found = [PLACEHOLDER.fullmatch(label.strip()) for label in labels]
+    return None if not all(found) else [int(match[1]) for match in found if match is not None]
+
+
 def matched(labels: Sequence[str], names: Sequence[str], whose: str = "the model") -> tuple[int, ...]:
     """For each label its number among the names: as it is written, whatever its case, or as the number that it is.
 
@@ -123,7 +136,7 @@ def matched(labels: Sequence[str], names: Sequence[str], whose: str = "the model
     ((1, 0), (2, 0))
     """
     known: set[str] = set()
-    for form in (str, _folded, _number):
+    for form in (str, folded, _number):
         places: dict[str, list[int]] = {}
         for number, name in enumerate(names):
             places.setdefault(form(name), []).append(number)
@@ -152,8 +165,8 @@ def check_stated(classes: Stated, names: Sequence[str]) -> None:
     Raises:
         DistillError: another number of classes, or a name that the model has at another place.
     """
-    theirs = {_folded(name): number for number, name in enumerate(names)}
-    moved = [each for i, each in enumerate(classes) if are_names(names) and theirs.get(_folded(each), i) != i]
+    theirs = {folded(name): number for number, name in enumerate(names)}
+    moved = [each for i, each in enumerate(classes) if are_names(names) and theirs.get(folded(each), i) != i]
     if len(classes) != len(names) or moved:
         why = f"{moved[0]!r} has another number there" if moved else f"{len(classes)} and {len(names)} classes"
         raise DistillError(
@@ -171,8 +184,8 @@ def check_alike(one: Any, other: Any, whose: tuple[str, str] = ("the teacher", "
     names, others = real_names(one), real_names(other)
     if names is None or others is None or len(names) != len(others):
         return
-    if list(map(_folded, names)) != list(map(_folded, others)):
-        kind = "order" if sorted(map(_folded, names)) == sorted(map(_folded, others)) else "names"
+    if list(map(folded, names)) != list(map(folded, others)):
+        kind = "order" if sorted(map(folded, names)) == sorted(map(folded, others)) else "names"
         raise DistillError(
             f"the classes of {whose[0]} are {_listed(names)} and those of {whose[1]} {_listed(others)}: other {kind}, "
             "and their answers are compared output by output; build one from the other, distill.from_layers(teacher, "
@@ -217,14 +230,15 @@ def _in_order(id2label: Mapping[Any, Any], model: str) -> tuple[str, ...]:
     return tuple(named[number] for number in range(len(named)))
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
+    """A name whatever its case and the spaces around it."""
     return normalize("NFKC", name).strip().casefold()
 
 
 def _number(name: str) -> str:
     """A whole number in one spelling, so that "01" and "1" are one class; other text as it is folded."""
     numbers = whole_numbers([name])
-    return _folded(name) if numbers is None else str(numbers[0])
+    return folded(name) if numbers is None else str(numbers[0])
 
 
 def _are_numbered_otherwise(names: Sequence[str]) -> bool:

@@ -33,6 +33,7 @@ from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
 from distill.served import Served
 from distill.tasks import Rows, Task, numbered_as
+from distill.tasks.draws import batch_size_of
 from distill.weights import Weight, named
 from interventions import Model
 
@@ -109,7 +110,7 @@ def fit(
     task = None if data is None or causal else task_of(data, known, reads)
     task = None if task is None else numbered_as(task, known, student)
     if isinstance(data, DataLoader) and schedule is None:
-        asked["batch_size"] = batch_size or data.batch_size
+        asked["batch_size"] = batch_size or batch_size_of(data)
     schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else default_schedule(task))
     if epochs is not None and steps is None:
         schedule = replace(schedule, steps=None)

@@ -213,7 +213,8 @@ class _Training:
     ) -> dict[str, Tensor]:
         """The terms of a part; of activations that are no numbers any more, the error of a loss that is none."""
         try:
-            return self.wrapped(batch, generator, moment)
+            with tried(f"step {number + 1}", given=batch, unless=(InterventionError, torch.OutOfMemoryError)):
+                return self.wrapped(batch, generator, moment)
         except InterventionError as error:
             for logits in self._answered(batch):
                 if not logits.isfinite().all():

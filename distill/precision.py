@@ -84,7 +84,8 @@ def _say(trained: nn.Module, before: str, *, changed: bool) -> None:
     if changed:
         warnings.warn(
             f"weights that were loaded in {before} are trained in float32, and handed back and saved so: in {before} "
-            "most steps of an optimizer are rounded away; round them afterwards with student.to(torch.bfloat16), or "
+            "most steps of an optimizer are rounded away; round them afterwards with "
+            f"student.to(torch.{before.split()[0]}), or "
             "train them as they are: schedule=Schedule(param_dtype='as loaded').",
             stacklevel=1,
         )

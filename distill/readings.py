@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from distill.errors import DistillError
 from distill.samples import Feed
 from distill.schedules import Schedule
 from distill.tasks import Rows
@@ -46,28 +47,38 @@ def readings(
     steps: Any = _Steps(rows, schedule.seed)
     workers = 0 if source is None else max(schedule.workers, source.workers)
     if not workers:
-        yield from map(steps.__getitem__, asked)
+        yield from map(_read, map(steps.__getitem__, asked))
         return
     order, kept = cast(Any, asked), cast(Any, _as_it_is)
     # A generator of its own: else it would draw from the default one.
-    yield from DataLoader(
+    loader: Any = DataLoader(
         steps, sampler=order, batch_size=None, num_workers=workers, collate_fn=kept, generator=torch.Generator()
     )
+    yield from map(_read, loader)
 
 
 @dataclass(frozen=True, eq=False)
-class _Steps(Dataset[Reading]):
-    """Steps by epoch and numbers of rows."""
+class _Steps(Dataset[Any]):
+    """Steps by epoch and numbers of rows; what cannot be read is the error, which workers would raise as another."""
 
     rows: Any
     seed: int
 
-    def __getitem__(self, asked: tuple[int, Tensor]) -> Reading:
+    def __getitem__(self, asked: tuple[int, Tensor]) -> Reading | DistillError:
         epoch, chosen = asked
         here = chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)
-        batch = self.rows.drawn(here, epoch, self.seed) if isinstance(self.rows, Rows) else self.rows.batch(here)
+        try:
+            batch = self.rows.drawn(here, epoch, self.seed) if isinstance(self.rows, Rows) else self.rows.batch(here)
+        except DistillError as error:
+            return error
         return Reading(here, batch, not len(chosen))
 
 
-def _as_it_is(reading: Reading) -> Reading:
+def _read(found: Reading | DistillError) -> Reading:
+    if isinstance(found, DistillError):
+        raise found
+    return found
+
+
+def _as_it_is(reading: Any) -> Any:
     return reading

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from distill.classes import matched, ranked, stated, whole_numbers
+from distill.classes import folded, matched, ranked, stated, whole_numbers
 from distill.errors import DistillError
 from distill.tasks.rows import Rows
 from distill.tasks.tables import SUFFIXES, Quoting, read
@@ -158,7 +158,8 @@ def _names(
     if labels is None:
         return () if found is None else _classes(found, eval_data)
     names = _classes(labels, data)
-    if unknown := sorted(set(found or ()) - set(names)):
+    known = set(map(folded, names))
+    if unknown := sorted(each for each in set(found or ()) if folded(each) not in known):
         raise DistillError(
             f"{eval_data} has labels that {data} lacks: {', '.join(unknown)}; known are {', '.join(names)}"
         )

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from distill.classes import Ranked, Stated, are_names, check_stated, class_names, matched, whole_numbers
+from distill.classes import Ranked, Stated, are_names, check_stated, class_names, matched, placeholders
 from distill.errors import DistillError
 from distill.inputs import device_of, evaluating, inputs_of, network_of, teachers, to_device
 from distill.tasks.rows import Rows
@@ -78,7 +78,7 @@ def _assumed(classes: tuple[str, ...], count: int) -> tuple[Sequence[int], tuple
             f"the model has one output, a real number, and the labels {', '.join(classes[:5])} are read as classes; "
             "give rows whose labels are numbers: data={'input_ids': …, 'attention_mask': …, 'labels': [0.5, …]}."
         )
-    numbers = whole_numbers(classes)
+    numbers = placeholders(classes)
     if numbers is not None and all(0 <= number < count for number in numbers):
         return numbers, tuple(map(str, range(count)))
     if len(classes) != count:
@@ -115,6 +115,9 @@ def _renamed(rows: Rows, numbers: Sequence[int], names: tuple[str, ...]) -> Rows
     table, labels = dict(rows.table), rows.table.get("labels")
     if labels is None or _is_floating(labels):
         return replace(rows, classes=names)
+    source = rows.source
+    if source is not None and source.classes is not None:
+        source = replace(source, classes={label: numbers[number] for label, number in source.classes.items()})
     lookup = torch.tensor(list(numbers))
     highest = max(int(each.max()) for each in ([labels] if isinstance(labels, Tensor) else labels) if each.numel())
     if highest >= len(lookup):
@@ -125,7 +128,7 @@ def _renamed(rows: Rows, numbers: Sequence[int], names: tuple[str, ...]) -> Rows
     table["labels"] = (
         _looked_up(labels, lookup) if isinstance(labels, Tensor) else [_looked_up(each, lookup) for each in labels]
     )
-    return replace(rows, table=table, classes=names)
+    return replace(rows, table=table, classes=names, source=source)
 
 
 def _looked_up(labels: Tensor, lookup: Tensor) -> Tensor:

@@ -10,9 +10,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from distill.classes import matched, ranked, stated
+from distill.classes import ranked, stated
 from distill.errors import DistillError
-from distill.tasks.draws import FIRST_READING, Source, named, seeded, source_of
+from distill.tasks.draws import (
+    DRAWN_TWICE,
+    FIRST_READING,
+    Source,
+    is_frame,
+    is_hugging_face,
+    named,
+    say_if_undecided,
+    seeded,
+    source_of,
+    tensors,
+)
+from distill.tasks.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
 
 Column = Tensor | Sequence[Tensor]
 
@@ -80,13 +92,14 @@ class Rows(Dataset[dict[str, Tensor]]):
     ) -> "Rows":
         """`data` as Rows, its columns, their order and their values kept; a Rows is returned as it is.
 
-        Accepts a Rows, a Hugging Face Dataset of model inputs, a dict of columns, a list of dicts, and a map-style
-        torch Dataset (or list) of dicts or of `(x, y)` pairs, which become the columns "inputs" and "labels". A column
-        "label" is renamed to "labels", as transformers' own collators do. Floats of Python, NumPy and Hugging Face
-        become float32; tensors keep their type.
+        Accepts a Rows, a Hugging Face Dataset of model inputs, a dict or frame of columns, a list of dicts, and a
+        map-style torch Dataset (or list) of dicts or of `(x, y)` pairs, which become the columns "inputs" and "labels".
+        A column "label" is renamed to "labels", as transformers' own collators do. Floats of Python, NumPy and Hugging
+        Face become float32; tensors keep their type, labels of yes and no aside, which become 1 and 0.
 
         Labels may be text; they are numbered in sorted order, and by `fit` as the model numbers its classes. The names
-        of a Hugging Face `ClassLabel` are kept. `classes` states the names in the order of the model's outputs instead.
+        of a Hugging Face `ClassLabel`, or of `class_to_idx` as torchvision has it, are kept, also through a Subset or a
+        DataLoader. `classes` states the names in the order of the model's outputs instead.
 
         A Dataset that may draw (any that is not a list, a TensorDataset or a Hugging Face one without a transform) is
         read in order here, each row under generators of its own, and drawn anew in each epoch of a training. Of a
@@ -98,14 +111,23 @@ class Rows(Dataset[dict[str, Tensor]]):
         if isinstance(data, cls):
             return data if classes is None else replace(data, classes=stated(classes))
         source = source_of(data)
-        columns = named(_columns(data) if source is None else _read(source))
-        names = named_by(data)
-        told = None if classes is None else stated(classes)
-        if _is_text(columns.get("labels")):
-            names = ranked(_texts(columns["labels"])) if told is None else told
-            columns = {**columns, "labels": _numbered(columns["labels"], names)}
+        columns = {
+            name: _listed(each) for name, each in named(_columns(data) if source is None else _read(source)).items()
+        }
+        names: tuple[str, ...] | None = None if classes is None else stated(classes)
+        labels, known = columns.get("labels"), None
+        text = labels is not None and are_text(labels)
+        if names is None and text:
+            names = ranked(texts_of(labels))
+        elif names is None and (found := named_by(data)) is not None and (source is None or source.keeps_labels()):
+            names, known = found, {number: number for number in range(len(found))}
+        if names is not None and labels is not None:
+            check_shape(labels, columns.get("input_ids"), names)
+        if names is not None and text:
+            columns["labels"], known = numbered(labels, names)
         table = {name: _column(name, column) for name, column in columns.items()}
-        return cls(table, pad_id, padding_side, classes=names if told is None else told, source=source)
+        source = None if source is None else replace(source, classes=known)
+        return cls(table, pad_id, padding_side, classes=names, source=source)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -127,19 +149,26 @@ class Rows(Dataset[dict[str, Tensor]]):
         return replace(self, table=table, source=None if self.source is None else self.source.take(index))
 
     def drawn(self, indices: Tensor | Sequence[int], epoch: int, seed: int) -> dict[str, Tensor]:
-        """The rows at `indices` as a batch, as they are in an epoch: anew from their source, where they have one."""
+        """The rows at `indices` as a batch, as they are in an epoch: anew from their source, where they have one.
+
+        Raises:
+            DistillError: they cannot be read, or lack a column that they had at first.
+        """
         if self.source is None:
             return self.batch(indices)
-        rows = self._index(indices).tolist()
-        if self.source.collate is not None:
-            found = self.source.collated(rows, epoch, seed)
-        else:
-            columns = named(_transposed(self.source.draw(rows, epoch, seed)))
-            kept = {name: column for name, column in columns.items() if name != "labels" or self.classes is None}
-            table = {name: _column(name, column) for name, column in kept.items()}
-            found = replace(self, table=table, source=None).batch(range(len(rows)))
-        # Classes that have names were numbered as the model does when all was read.
-        return found if self.classes is None else {**found, "labels": self.batch(indices)["labels"]}
+        rows, numbers = self._index(indices).tolist(), self.source.classes
+        collated = self.source.collate is not None
+        read: Any = self.source.collated if collated else self.source.draw
+        columns = dict(read(rows, epoch, seed)) if collated else named(_transposed(read(rows, epoch, seed)))
+        if lost := self.table.keys() - columns.keys():
+            raise DistillError(
+                f"row {rows[0]} of the data had a column {min(lost)!r} at first and has {', '.join(columns)} now; give "
+                "every row the same columns, whenever it is asked for."
+            )
+        if numbers is not None and "labels" in columns:
+            columns["labels"] = [relabelled(each, numbers) for each in columns["labels"]]
+        table = {name: _column(name, column) for name, column in columns.items()}
+        return replace(self, table=table, source=None).batch(range(len(rows)))
 
     def __len__(self) -> int:
         return len(next(iter(self.table.values())))
@@ -182,7 +211,9 @@ def _columns(data: Any) -> Mapping[str, Any]:
                 "give one of them, as data[name]"
             )
         return data
-    if hasattr(data, "with_format") and hasattr(data, "column_names"):
+    if is_frame(data):
+        return {name: list(data[name]) for name in data.columns}
+    if is_hugging_face(data):
         return data.with_format("torch", columns=data.format["columns"])[:]
     if isinstance(data, DataLoader):
         _say_once(data)
@@ -202,54 +233,26 @@ def _columns(data: Any) -> Mapping[str, Any]:
     return _transposed([data[i] for i in range(len(data))])
 
 
-def named_by(data: Any) -> tuple[str, ...] | None:
-    """The names of the classes of a Hugging Face Dataset, where its column of labels has any."""
-    features: Any = getattr(data, "features", None)
-    if not isinstance(features, Mapping):
-        return None
-    feature: Any = features.get("labels", features.get("label"))
-    while not hasattr(feature, "names") and hasattr(feature, "feature"):  # of a label for each token
-        feature = feature.feature
-    names = getattr(feature, "names", None)
-    return None if not names else tuple(map(str, names))
-
-
-def _is_text(column: Any) -> bool:
-    """Whether labels are text, one a row or several."""
-    first = column[0] if isinstance(column, np.ndarray | list | tuple) and len(column) else None
-    if isinstance(first, list | tuple | np.ndarray) and len(first):
-        first = first[0]
-    return isinstance(first, str)
-
-
-def _texts(column: Any) -> set[str]:
-    return {text for each in column for text in ([each] if isinstance(each, str) else each)}
-
-
-def _numbered(column: Any, names: Sequence[str]) -> list[Any]:
-    """Labels of text as numbers."""
-    texts = sorted(_texts(column))
-    number = dict(zip(texts, matched(texts, names, "the names given"), strict=True))
-    return [number[each] if isinstance(each, str) else [number[text] for text in each] for each in column]
-
-
 def _read(source: Source) -> Mapping[str, Any]:
     """All rows of a source, in order."""
     if source.collate is None:
-        return _transposed(source.draw(range(len(source)), FIRST_READING, 0))
+        found = source.draw(range(len(source)), FIRST_READING, 0)
+        say_if_undecided(source, found)
+        return _transposed(found)
+    say_if_undecided(source, source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0))
     parts = torch.arange(len(source)).split(source.size)
     return _joined([source.collated(part.tolist(), FIRST_READING, 0) for part in parts])
 
 
 def _joined(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
     """The rows of batches, one after the other."""
-    for batch in batches:
-        odd = next((name for name, column in batch.items() if not isinstance(column, Tensor)), None)
-        if odd is not None:
-            raise DistillError(
-                f"column {odd!r} of a batch is a {type(batch[odd]).__name__}, no tensor; leave it out in collate_fn"
-            )
-    return {name: [row for batch in batches for row in batch[name]] for name in (batches[0] if batches else ())}
+    read = [tensors(batch) for batch in batches]
+    return {name: [row for batch in read for row in batch[name]] for name in (read[0] if read else ())}
+
+
+def _listed(column: Any) -> Any:
+    """A column that is asked for its values by number, as one of a frame need not be."""
+    return column if isinstance(column, Tensor | np.ndarray | list | tuple) else list(column)
 
 
 def _say_once(data: Any) -> None:
@@ -282,7 +285,7 @@ def _column(name: str, values: Any) -> Column:
     if isinstance(values, Tensor):
         if values.ndim == 0:
             raise DistillError(f"column {name!r} is a single number; give a value a row")
-        return values
+        return values.long() if name == "labels" and values.dtype == torch.bool else values
     try:
         if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
             return _plain(name, torch.tensor(values))

@@ -5,17 +5,28 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 
 import distill
 from distill import Rows, Schedule
 from distill.checkpoints import Checkpoints
 from distill.readings import readings
 from distill.schedules import order
-from distill.tasks.draws import seeded
+from distill.tasks.draws import DRAWN_TWICE, seeded
 from tests.distill.models import QUIET, mlp, same, spread, vectors
 
 ROWS = 10
+OWN = np.random.default_rng(0), torch.Generator().manual_seed(0), random.Random(0)
 
 
 class Jittered(Dataset):
@@ -91,7 +102,7 @@ def test_workers_read_the_same():
 def test_what_is_measured_is_read_once_in_order():
     data = Jittered()
     one, other = Rows.of(data), Rows.of(Jittered())
-    assert data.asked == ROWS
+    assert data.asked == ROWS + DRAWN_TWICE
     assert same(dict(one.table), dict(other.table))
     assert torch.equal(one.take([2, 5]).drawn([1], 0, 0)["inputs"], one.drawn([5], 0, 0)["inputs"])
 
@@ -125,6 +136,92 @@ def test_a_run_that_is_resumed_is_that_run(tmp_path):
     assert rest == records[4:]
 
 
+class Own(Jittered):
+    """Rows that another generator than the default ones decides, or the clock, or how often they were asked for."""
+
+    def __init__(self, draw) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def __getitem__(self, i: int):
+        self.asked += 1
+        return {"inputs": self.table["inputs"][i] + self.draw(self), "label": 0}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda data: OWN[0].random(),
+        lambda data: torch.rand(1, generator=OWN[1]),
+        lambda data: OWN[2].random(),
+        lambda data: random.SystemRandom().random(),
+        lambda data: data.asked,
+    ],
+)
+def test_draws_that_the_seed_does_not_decide_are_said(draw):
+    for data in (Own(draw), DataLoader(Own(draw), batch_size=2, collate_fn=default_collate)):
+        with pytest.warns(UserWarning, match="rows of Own differ when they are drawn twice under one seed.*torch.rand"):
+            Rows.of(data)
+
+
+class Broken(Jittered):
+    """Rows of which one cannot be read, from a reading on."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def __getitem__(self, i: int):
+        if i == 7 and self.asked >= self.after:
+            raise OSError("image file is truncated")
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("after", [0, ROWS + DRAWN_TWICE])
+def test_a_row_that_cannot_be_read_is_named(after, workers):
+    match = r"^row 7 of the data \(a Broken with 10 rows\) cannot be read: OSError: image file is truncated; .*Subset"
+    with pytest.raises(distill.DistillError, match=match):
+        read(Broken(after), workers=workers)
+
+
+def test_columns_that_go_are_named():
+    class Going(Jittered):
+        def __getitem__(self, i):
+            row = super().__getitem__(i)
+            return row if self.asked <= ROWS + DRAWN_TWICE else {"inputs": row["inputs"]}
+
+    with pytest.raises(distill.DistillError, match="had a column 'labels' at first and has inputs now; give every row"):
+        read(Going())
+    with pytest.raises(distill.DistillError, match="the data has no rows"):
+        Rows.of(Jittered(0))
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_labels_that_are_drawn_have_the_models_numbers(text):
+    names = ("cat", "dog", "emu")
+
+    class Drawn(Dataset):
+        def __init__(self):
+            self.class_to_idx = {name: number for number, name in enumerate(names)}
+
+        def __len__(self):
+            return ROWS
+
+        def __getitem__(self, i):
+            drawn = random.randrange(3)
+            return {"inputs": torch.tensor([float(drawn)]), "label": names[drawn] if text else drawn}
+
+    order_of_the_model = ("emu", "cat", "dog")
+    rows = distill.tasks.numbering.renumbered(
+        Rows.of(Drawn()), [order_of_the_model.index(name) for name in names], order_of_the_model
+    )
+    for epoch in range(3):
+        batch = rows.drawn(range(ROWS), epoch, 0)
+        found = [order_of_the_model[number] for number in batch["labels"].tolist()]
+        assert found == [names[int(x)] for x in batch["inputs"][:, 0]]
+
+
 # --- DataLoader ------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +246,56 @@ def test_its_batch_size_counts_where_none_is_named():
     settings = dict(objective=distill.KD(), epochs=1, console=QUIET)
     assert len(distill.fit(spread(mlp()), mlp(), {}, loader, **settings).records) == 2
     assert len(distill.fit(spread(mlp()), mlp(), {}, loader, batch_size=2, **settings).records) == 5
+
+
+def test_the_sampler_and_the_size_of_a_batch_sampler_count():
+    """`loader.sampler` and `loader.batch_size` say nothing where a batch sampler was given."""
+    chosen = BatchSampler(SubsetRandomSampler([1, 2, 3]), 2, drop_last=False)
+    with pytest.warns(UserWarning, match="is read once"):
+        rows = Rows.of(DataLoader(Jittered(), batch_sampler=chosen))
+    assert len(rows) == 3
+    loader = DataLoader(Jittered(), batch_sampler=BatchSampler(SequentialSampler(range(ROWS)), 5, drop_last=False))
+    records = distill.fit(spread(mlp()), mlp(), {}, loader, objective=distill.KD(), epochs=1, console=QUIET).records
+    assert len(records) == 2
+
+
+def test_what_of_a_loader_does_not_count_is_said():
+    with pytest.warns(UserWarning, match=r"drop_last=True of a DataLoader is not used.*Subset\(data, range\(8\)\)"):
+        Rows.of(DataLoader(Jittered(), batch_size=4, drop_last=True))
+    with pytest.raises(distill.DistillError, match="batch_size=None does not say .* rows or batches; .*loader.dataset"):
+        Rows.of(DataLoader(Jittered(), batch_size=None))
+
+
+@pytest.mark.parametrize(
+    ("collate", "match"),
+    [
+        (lambda rows: default_collate(rows[1:]), "made 3 rows of 4 .* rows are known by their numbers; .*Rows.of"),
+        (lambda rows: default_collate(rows * 2), "made 8 rows of 4"),
+        (
+            lambda rows: torch.stack([row["inputs"] for row in rows]),
+            "is a Tensor; make it a dict of columns, or a pair",
+        ),
+        (lambda rows: (1, 2, 3), "is a tuple of 3; make it a dict of columns"),
+        (
+            lambda rows: {"inputs": [row["inputs"] for row in rows]},
+            "column 'inputs' of a batch is a list and no tensor",
+        ),
+        (lambda rows: rows["inputs"], "^collate_fn fails on 4 rows: TypeError: .*; correct it"),
+    ],
+)
+def test_a_collation_that_makes_no_rows_is_refused(collate, match):
+    with pytest.raises(distill.DistillError, match=match):
+        Rows.of(DataLoader(Jittered(), batch_size=4, collate_fn=collate))
+
+
+def test_a_step_that_fails_is_said_in_one_line():
+    network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    with pytest.raises(
+        distill.DistillError, match="^.*fails on step 3.*batch norm needs two rows; choose a batch_size="
+    ):
+        distill.fit(
+            spread(mlp()), network, {}, Jittered(9), objective=distill.KD(), batch_size=4, epochs=1, console=QUIET
+        )
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,12 @@ def test_files_of_the_wrong_kind_or_place(tmp_path, tokenizer):
         load(data=tmp_path / "not.csv.gz", tokenizer=tokenizer)
 
 
+def test_labels_of_both_files_match_whatever_their_case(tmp_path, tokenizer):
+    train = write(tmp_path / "a.csv")
+    task = load(data=train, eval_data=write(tmp_path / "b.csv", ["a", "b"], ["YES", " No"]), tokenizer=tokenizer)
+    assert [task.classes[label] for label in task.test.table["labels"].tolist()] == ["yes", "no"]
+
+
 def test_a_label_that_training_lacks_and_a_missing_teacher(tmp_path, tokenizer):
     train, test = write(tmp_path / "a.csv"), write(tmp_path / "b.csv", ["bad", "good"], ["no", "maybe"])
     with pytest.raises(DistillError, match=r"has labels that .* lacks: maybe; known are no, yes"):
