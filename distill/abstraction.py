@@ -17,6 +17,7 @@ from distill.classes import check_alike
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.data import held_out
 from distill.errors import DistillError, NothingToMeasure
+from distill.finite import check_answers
 from distill.inputs import (
     decoder_masked,
     device_of,
@@ -214,6 +215,7 @@ def _tallied(study: "_Study", base: Rows, source: Rows, batch_size: int, told: T
 
 
 PROBED = 32
+NAMES = ("teacher", "student")
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,6 +277,10 @@ class _Study:
         self.regression = bases[1].logits.shape[-1] == 1
         weights = self._weights(bases[1].logits, base)
         masked = [dict(decoder_masked(self.models[1], batch)) for batch in (base, *theirs)]
+        for side, name in enumerate(NAMES):
+            told_of, real = given[side].logits, weights > 0
+            _check(name, bases[side].logits, real)
+            _check(name, told_of, real if told_of.ndim == 2 else _real_answers(told_of, masked[1 + side]))
         columns = [_columns(r.logits, b, bases[1].logits, masked[0]) for r, b in zip(given, masked[1:], strict=True)]
         sums = []
         for number, entry in enumerate(self.entries):
@@ -288,6 +294,8 @@ class _Study:
                 interchanged(b, over_keys(b, s, places, base, other), places, (drawn.written, drawn.read))
                 for b, s, other, places, drawn in zip(bases, given, theirs, sides, draws, strict=True)
             ]
+            for name, ran in zip(NAMES, after, strict=True):
+                _check(f"{name} after an interchange", ran.logits, weights > 0)
             kept = torch.ones(len(weights), dtype=torch.bool, device=weights.device)
             for side, places in enumerate(sides):
                 answers = Answers(bases[side], given[side], after[side], columns[side], weights > 0)
@@ -435,6 +443,10 @@ def _real_answers(logits: Tensor, batch: Batch) -> Bool[Tensor, "batch token"]:
     column = "decoder_attention_mask" if decodes else "attention_mask"
     rows, width = logits.shape[:2]
     return real_tokens(batch, rows, width, logits.device, column=column)
+
+
+def _check(whose: str, logits: Tensor, counted: Tensor) -> None:
+    check_answers(logits[counted], f"the interchange accuracy of the {whose}")
 
 
 def _columns(source: Tensor, source_batch: Batch, base: Tensor, base_batch: Batch) -> Tensor | None:

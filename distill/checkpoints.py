@@ -12,6 +12,7 @@ from types import FrameType
 from accelerate import Accelerator
 
 from distill.errors import DistillError
+from distill.finite import check_weights
 
 
 @dataclass(eq=False)
@@ -59,6 +60,8 @@ class Checkpoints:
 
     def save(self, step: int) -> Path:
         """Save the state as it is after a step."""
+        for model in self.accelerator._models:
+            check_weights(model, step, self.last())
         target = self.folder / f"step-{step:07d}"
         partial = self.folder / "unfinished"
         if self.accelerator.is_main_process:

@@ -10,6 +10,7 @@ from distill.abstraction import interchange_accuracy
 from distill.causal_models import CausalModel
 from distill.data import held_out
 from distill.errors import DistillError
+from distill.finite import check_answers
 from distill.inputs import device_of, to_device, uncompiled
 from distill.mapping import Pair, Sides, layers
 from distill.metrics import Share, accuracy, evaluating, has_classes, has_logits, wilson
@@ -67,6 +68,7 @@ def accuracy_under(model: CausalModel, network: nn.Module, values: Values, *, ba
         for chunk in chunks(values, batch_size):
             batch = to_device(chunk, device)
             logits = model.decode(run(network, encoded(model, network, batch), resumable=False).logits, batch)
+            check_answers(logits, "accuracy")
             right += int((logits.argmax(-1) == model.answers(batch)).sum())
     return wilson(right, len(next(iter(values.values()))))
 

@@ -16,6 +16,7 @@ from distill.causal_models import CausalModel
 from distill.checkpoints import Checkpoints
 from distill.computations import Computation, altered, groups_of, parts_of, weights_of
 from distill.errors import DistillError, Unreachable
+from distill.finite import check_weights
 from distill.inputs import device_of, innermost, network_of, to_device, uncompiled
 from distill.mapping import Pair, Sides
 from distill.metrics import evaluating
@@ -159,6 +160,8 @@ def train(
                     accelerator.clip_grad_norm_(each.parameters(), schedule.clip)
             optimizer.step()
             optimizer.zero_grad()
+            if number + 1 == total:
+                check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
             if checkpoints is not None and (number + 1) % checkpoints.every == 0:
                 checkpoints.save(number + 1)
             value = loss(terms, progress=moment.progress).item()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.data import held_out
 from distill.errors import DistillError
+from distill.finite import check_answers
 from distill.inputs import answer_mask, device_of, evaluating, following, students, to_device, uncompiled
 from distill.loss_masks import IGNORED, answer_labels, label_place
 from distill.losses import cross_entropy
@@ -200,7 +201,9 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
                 )
             each = logits[:, :-1].float().log_softmax(-1).gather(-1, rearrange(ids[:, 1:], "row token -> row token 1"))
             real = batch.get("attention_mask", torch.ones_like(ids)).bool()
-            counted = rearrange(real[:, 1:] & real[:, :-1], "row token -> row token 1")
+            predicted = real[:, 1:] & real[:, :-1]
+            check_answers(logits[:, :-1][predicted], "a preference")
+            counted = rearrange(predicted, "row token -> row token 1")
             found.append(reduce(each.masked_fill(~counted, 0.0).cpu().double(), "row token 1 -> row", "sum"))
     return torch.cat(found)
 
@@ -244,6 +247,7 @@ def _answers(model: nn.Module, data: Any, batch_size: int, what: str) -> Iterato
             counted = labels != IGNORED
             labelled = labelled or bool(counted.any())
             check_labels(labels[counted], logits.shape[-1], what)
+            check_answers(logits[counted], what)
             yield logits[counted], labels[counted]
     if not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
@@ -301,6 +305,7 @@ def _perplexity(model: nn.Module, data: Rows, batch_size: int) -> float:
                 )
             known = int((labels != -100).sum())
             if known:
+                check_answers(logits[:, :-1][labels != -100], "perplexity")
                 total += float(cross_entropy(logits[:, :-1], labels)) * known
                 count += known
     if not count:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import ceil, cos, isfinite, pi
+from math import ceil, cos, inf, isfinite, pi
 from numbers import Integral
 from typing import Any
 
@@ -79,9 +79,10 @@ class Schedule:
             raise DistillError(
                 f"epochs={self.epochs}, steps={self.steps} train nothing; use e.g. epochs=3 or steps=1000."
             )
-        if self.batch_size < 1 or not self.lr > 0:
+        if self.batch_size < 1 or not 0 < self.lr < inf:
             raise DistillError(
-                f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0, e.g. batch_size=32, lr=5e-5."
+                f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0 and finite, e.g. batch_size=32, "
+                "lr=5e-5."
             )
         whole = {"batch_size": self.batch_size, "accumulate": self.accumulate, "steps": self.steps}
         odd = [name for name, each in whole.items() if each is not None and not _is_whole(each)]

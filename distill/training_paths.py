@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import combinations
+from math import isfinite
 from typing import Any
 
 import torch
@@ -134,7 +135,13 @@ def training_path(
         raise DistillError(f"{what}; give {{name: [representations(model, rows, at), …]}}.")
     distances = torch.zeros(len(states), len(states), dtype=torch.float64)
     for i, j in combinations(range(len(states)), 2):
-        distances[i, j] = distances[j, i] = max(0.0, 1 - float(similarity(states[i], states[j])))
+        alike = float(similarity(states[i], states[j]))
+        if not isfinite(alike):
+            raise DistillError(
+                f"{getattr(similarity, '__name__', 'similarity')} of checkpoints {i} and {j} is {alike}, which is no "
+                "distance; see whether both are numbers: states.isfinite().all()."
+            )
+        distances[i, j] = distances[j, i] = max(0.0, 1 - alike)
     points = _in_the_plane(distances, seed)
     lengths = [len(checkpoints) for checkpoints in runs.values()]
     each = dict(zip(runs, points.split(lengths), strict=True))

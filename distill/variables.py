@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from distill.causal_models import CausalModel
 from distill.controls import ANOTHER, controls_of, random_parts, reinitialised
 from distill.errors import DistillError
+from distill.finite import check_answers
 from distill.inputs import device_of, to_device
 from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import batches, evaluating
@@ -222,14 +223,11 @@ def _sums(
 def _compared(after: Tensor, wanted: Tensor, answers: Tensor, before: Tensor, there: Tensor) -> Tensor:
     """For each pair, what its counterfactual adds to every sum, `[pairs, sums]`."""
     ones = torch.ones(len(after), dtype=torch.float64, device=after.device)
+    for answered in (after, before, there):
+        check_answers(answered, "interchange accuracy")
     if wanted.is_floating_point():
         error = (as_answers(after, wanted) - wanted.to(after)).abs().reshape(len(after), -1).mean(1)
         return torch.stack([ones, *[torch.zeros_like(ones)] * 6, error.double(), torch.zeros_like(ones)], -1)
-    if bool(after.isnan().any()):
-        raise DistillError(
-            f"the network answers with NaN in {int(after.isnan().flatten(1).any(1).sum())} of {len(after)} "
-            "counterfactuals; look at its weights: it cannot be measured."
-        )
     right, effect = after.argmax(-1) == wanted, wanted != answers
     nothing, everything = (each.argmax(-1) == wanted for each in (before, there))
     surprise = -after.double().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]

@@ -12,7 +12,7 @@
 from typing import TYPE_CHECKING
 
 from interventions import metrics
-from interventions.answers import Answers, answering, logits_of, rule_of
+from interventions.answers import Answers, answering, logits_of, rule_of, unanswered
 from interventions.architectures import Architecture, Place, architecture
 from interventions.averages import mean_of
 from interventions.descriptions import describe
@@ -98,6 +98,7 @@ __all__ = [
     "save",
     "select",
     "sweep",
+    "unanswered",
 ]
 
 

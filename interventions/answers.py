@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
 from interventions.errors import InterventionError
@@ -95,6 +96,16 @@ def logits_of(output: object, answers: Any = None) -> Tensor:
         if isinstance(part, Tensor) and not any(word in str(name) for word in _NO_ANSWERS):
             return part
     raise InterventionError(f"which part of a {_described(output)} is the answer is not known; {_way_out(parts)}.")
+
+
+def unanswered(logits: Shaped[Tensor, "*batch classes"]) -> Bool[Tensor, "*batch"]:
+    """Where logits are no answer: one is NaN or +∞, or all are −∞ (of some alone it masks classes out).
+
+    >>> import torch
+    >>> unanswered(torch.tensor([[0.0, 1.0], [0.0, -torch.inf], [0.0, torch.nan]])).tolist()
+    [False, False, True]
+    """
+    return logits.isnan().any(-1) | logits.isposinf().any(-1) | logits.isneginf().all(-1)
 
 
 def _named(output: Any, answers: Answers) -> Tensor:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from interventions.answers import logits_of
+from interventions.answers import logits_of, unanswered
 from interventions.errors import InterventionError
 from interventions.positions import select
 
@@ -112,7 +112,7 @@ def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) ->
     """
 
     def correct(logits: Tensor) -> Tensor:
-        highest = rearrange(logits.argmax(-1), "batch -> batch 1")
+        highest = rearrange(_highest(logits, "accuracy"), "batch -> batch 1")
         return reduce((_ids(answers, logits, "answers") == highest).float(), "batch k -> batch", "mean")
 
     return Metric("accuracy", correct, position, mask)
@@ -151,7 +151,7 @@ def agreement(reference: object, *, position: int = -1, mask: Tensor | None = No
     expected = _at(logits_of(reference), position, mask).detach()
 
     def agrees(logits: Tensor) -> Tensor:
-        return (_alike(expected, logits).argmax(-1) == logits.argmax(-1)).float()
+        return (_highest(_alike(expected, logits), "agreement") == _highest(logits, "agreement")).float()
 
     return Metric("agreement", agrees, position, mask)
 
@@ -246,6 +246,21 @@ def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:
         raise InterventionError(f"{what}={ids!r} are not all classes of the output; give ints from 0 to {classes - 1}.")
     each = found.long().expand(batch) if found.ndim == 0 else found.long()
     return each if each.ndim == 2 else rearrange(each, "batch -> batch 1")
+
+
+def _highest(logits: Tensor, what: str) -> Tensor:
+    """The class with the highest logit, of each example.
+
+    Raises:
+        InterventionError: logits that are NaN or infinite, of which one would be named all the same.
+    """
+    wrong = int(unanswered(logits).sum())
+    if wrong:
+        raise InterventionError(
+            f"{what} is of answers, and {wrong} of {len(logits)} are none: {int((~logits.isfinite()).sum())} of "
+            f"{logits.numel()} logits are NaN or infinite; see what the model computed: run(model, inputs).logits."
+        )
+    return logits.argmax(-1)
 
 
 def _alike(expected: Tensor, logits: Tensor) -> Tensor:

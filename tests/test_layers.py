@@ -22,7 +22,7 @@ ORDER = {
         origins recordings plots metrics runs requests interchanges averages descriptions cells grids passes
         sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors seeds networks losses decoder_inputs modes pad_tokens token_positions inputs outputs trials
+        errors finite seeds networks losses decoder_inputs modes pad_tokens token_positions inputs outputs trials
         loss_masks classes precision ensembles noisy graphs values domains counterfactuals causal_models
         samples seen mapping swaps pairs tasks preprocessors data token_meanings token_alignment
         similarity metrics tops sensitivities retries cache padding served asking attention_keys

@@ -7,6 +7,7 @@ from typing import Any
 
 from interventions.errors import InterventionError
 from interventions.tracing.edits import Block, attached
+from interventions.tracing.hosts import backend
 
 Remote = bool | str
 
@@ -34,10 +35,18 @@ def perform(model: Any, block: Block, remote: Remote) -> None:
         if remote == "local":
             parcel.rehearse()
         answer = _session(model, parcel, len(job.tasks), elsewhere)
-    job.take(answer)
+    try:
+        job.take(answer)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if not remote:
+            raise
+        raise InterventionError(
+            f"the host answered something else than what this job asks ({type(error).__name__}: {error}); see "
+            f"whether remote={remote!r} is a host of nnsight 0.8."
+        ) from error
 
 
-def _session(model: Any, parcel: Any, runs: int, elsewhere: dict[str, Remote]) -> Any:
+def _session(model: Any, parcel: Any, runs: int, elsewhere: dict[str, Any]) -> Any:
     import torch
     from nnsight import save
 
@@ -51,7 +60,7 @@ def _session(model: Any, parcel: Any, runs: int, elsewhere: dict[str, Remote]) -
     return answer
 
 
-def _elsewhere(model: Any, remote: Remote) -> dict[str, Remote]:
+def _elsewhere(model: Any, remote: Remote) -> dict[str, Any]:
     if not remote:
         return {}
     if not hasattr(model, "to_model_key"):
@@ -64,7 +73,7 @@ def _elsewhere(model: Any, remote: Remote) -> dict[str, Remote]:
             f"remote={remote!r} asks a host for a model by its name, and this one was made of a module, without one; "
             "load it by name: TransformersModel('openai-community/gpt2'), or write remote='local'."
         )
-    return {"remote": remote}
+    return {"remote": remote} if remote == "local" else {"backend": backend(model, remote)}
 
 
 @contextmanager

@@ -334,7 +334,7 @@ def test_a_network_of_nan_is_not_measured():
     network = Wired()
     with torch.no_grad():
         network.scale.fill_(float("nan"))
-    with pytest.raises(DistillError, match=r"the network answers with NaN in 50 of 50 counterfactuals"):
+    with pytest.raises(DistillError, match=r"interchange accuracy is of answers, and 50 of 50 are none"):
         distill.interchange_accuracy(SUM, network, RIGHT, pairs=50)
 
 
