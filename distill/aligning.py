@@ -25,7 +25,7 @@ from distill.metrics import evaluating
 from distill.objectives import DAS, DIITO, Objective
 from distill.outputs import answered
 from distill.pairs import Span
-from distill.progress import shown
+from distill.progress import Plain, shown
 from distill.samples import Feed
 from distill.schedules import Record, Schedule
 from distill.swaps import encoded, places_of
@@ -233,7 +233,7 @@ def learn(
                     accelerator=accelerator, trained=nn.ModuleList(subspaces),
                 )  # fmt: skip
                 with closing(running):
-                    return list(_annealed(shown(running, title, console or Console()), subspaces, coldest))
+                    return list(_annealed(shown(running, title, console or Plain()), subspaces, coldest))
         finally:
             for each in subspaces:
                 each.eval().to(home)

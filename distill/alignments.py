@@ -17,7 +17,7 @@ from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy, Outcome
 from distill.schedules import Record
 from distill.seen import Seen
-from interventions import Location, Picture
+from interventions import Location, Picture, printed
 
 DESCRIPTION = "alignment.json"
 FORMAT = 1
@@ -161,10 +161,12 @@ class Alignment(Mapping):
         seen = Seen(marks=load_file(marks)) if marks.is_file() else None
         return cls(pairs, accuracy, records, told["settings"], seen)
 
+    @printed
     def __str__(self) -> str:
         lines = [str(pair) for pair in self.pairs]
         return "\n".join(["Alignment", *lines, "" if self.accuracy is None else f"\n{self.accuracy}"]).rstrip()
 
+    @printed
     def __repr__(self) -> str:
         iia = "" if self.iia is None else f", iia={self.iia:.3f}"
         return f"Alignment({'; '.join(map(str, self.pairs))}{iia})"

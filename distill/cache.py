@@ -137,7 +137,8 @@ def _open(folder: Path, of: Mapping[str, Any]) -> None:
                 f"{folder} holds other things than answers of a teacher; give the cache a new folder: "
                 f"cache={str(folder / 'answers')!r}."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # what a teacher answered is its owner's
         _write(told, json.dumps(wanted, indent=1).encode(), replacing=False)
     there = json.loads(told.read_text(encoding="utf-8"))
     changed = next((name for name in [*wanted, *there] if there.get(name) != wanted.get(name)), None)

@@ -12,7 +12,7 @@ from distill.domains import Domain, domain_of, first_outside
 from distill.errors import DistillError
 from distill.graphs import descendants, in_order, near, parents_of, picture
 from distill.values import Values, called, described, one_batch, rows_in
-from interventions import Picture
+from interventions import Picture, label, printed
 
 
 class CausalModel:
@@ -307,8 +307,9 @@ class CausalModel:
             function = getattr(mechanism, "__name__", name)
             if function not in (name, "<lambda>"):
                 labels[name] = f"{name}: {function}"
-        return picture(self.parents, self.output, labels)
+        return picture(self.parents, self.output, {name: label(text) for name, text in labels.items()})
 
+    @printed
     def __repr__(self) -> str:
         computed = (f"{name}({', '.join(self.parents[name])})" for name in self.variables if self.parents[name])
         return f"CausalModel({', '.join([*self.inputs, *computed])})"

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from distill.errors import DistillError
-from interventions import InterventionError
+from interventions import InterventionError, printable
 
 app = typer.Typer(
     help="Train a student to compute like its teacher, and measure how far it does.",
@@ -168,11 +168,10 @@ def teach(
 @app.command()
 def objectives() -> None:
     """List what a student can be trained on: terms, formula, source, and cost in runs."""
-    from rich.console import Console
-
     from distill import catalogue
+    from distill.progress import Plain
 
-    catalogue.show(Console())
+    catalogue.show(Plain())
 
 
 def main() -> None:
@@ -183,7 +182,7 @@ def main() -> None:
     except (DistillError, InterventionError) as error:
         if "--debug" in sys.argv:
             raise
-        print(f"distill: {error}", file=sys.stderr)
+        print(" ".join(f"distill: {error}".split()), file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -193,7 +192,7 @@ def _stoppable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        print(f"\ndistill: {str(stop) or 'stopped.'}", file=sys.stderr)
+        print(printable(f"\ndistill: {str(stop) or 'stopped.'}"), file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -209,7 +208,7 @@ def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """A warning without the line of the source that gave it; it says whether it is ours."""
-    return f"{'distill: ' if 'distill' in Path(filename).parts else ''}{message}\n"
+    return printable(f"{'distill: ' if 'distill' in Path(filename).parts else ''}{message}\n")
 
 
 def _text(path: Path | None) -> str | None:

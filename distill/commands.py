@@ -37,6 +37,7 @@ from distill.objectives import (
     TinyBERT,
 )
 from distill.pairs import InContext, Shuffle, Span
+from distill.progress import console_of
 from distill.report import Entry, Report
 from distill.results import Evaluation, FitResult
 from distill.schedules import Schedule
@@ -217,7 +218,7 @@ def resume_fit(folder: Path) -> Path | None:
 
 
 def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
-    console = _console()
+    console = console_of()
     task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console, command.check)
     measured = None if command.any_teacher else check_teacher(teacher, task)
     told = Evaluation(measured, None) if measured is not None else _told(teacher, task)
@@ -304,7 +305,7 @@ def run_evaluate(
     seed: int,
 ) -> None:
     """Measure the students of a run, or one student against its teacher, and print the table."""
-    console = _console()
+    console = console_of()
     if run is not None:
         told = run / "command.json"
         if not told.exists():
@@ -330,7 +331,7 @@ def run_evaluate(
 
 def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, output: Path, *, resume: bool) -> None:
     """Train a teacher and save it with its tokenizer."""
-    console = _console()
+    console = console_of()
     if not resume:
         refuse_used(output)
     if encoder is None and (source.task == "sst2" or source.data is not None):
@@ -431,12 +432,6 @@ def _new_folder(name: str) -> Path:
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1
     return folder
-
-
-def _console() -> Console:
-    """A console; where it is no terminal, wide enough for the table and without control characters."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120, no_color=True)
 
 
 def _show(report: Report, console: Console, folder: Path | None) -> Path | None:

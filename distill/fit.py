@@ -28,7 +28,7 @@ from distill.metrics import has_classes
 from distill.objectives import Objective
 from distill.outputs import answered
 from distill.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
-from distill.progress import shown
+from distill.progress import Plain, shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
 from distill.served import Served
@@ -152,7 +152,7 @@ def fit(
     )
     began = time.monotonic()
     with closing(running):
-        records = until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
+        records = until_done(shown(running, title, console or Plain()), checkpoints, folder, settings)
     seconds = time.monotonic() - began
     trained_on = seen(teacher, student, rows, schedule, PartialState().num_processes)
     if isinstance(rows, Rows):

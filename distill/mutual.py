@@ -28,7 +28,7 @@ from distill.metrics import has_classes
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.outputs import answered, each_answered
 from distill.preprocessors import preprocessors_for, tokenizer_among
-from distill.progress import shown
+from distill.progress import Plain, shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule, weighted
 from distill.tasks import Rows, numbered_as
@@ -138,7 +138,7 @@ def mutual(
     running = each_answered(networks, answers, running)
     began = time.monotonic()
     with closing(running):
-        records = until_done(shown(running, title, console or Console()), checkpoints, folder, settings)
+        records = until_done(shown(running, title, console or Plain()), checkpoints, folder, settings)
     seconds, processes = time.monotonic() - began, PartialState().num_processes
     trained_on, results = seen(None, networks[0], rows, schedule, processes), []
     names = None if isinstance(rows.classes, Ranked) else rows.classes

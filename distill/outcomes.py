@@ -5,7 +5,7 @@ from html import escape
 from typing import Any
 
 from distill.metrics import Share
-from interventions import Picture
+from interventions import Picture, label, printed
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class InterchangeAccuracy:
             axes.plot([outcome.replace_all or 0], [y], "s", color="#ccbb44", label="replace all" if y == 0 else None)
         axes.set(
             yticks=range(len(rows)),
-            yticklabels=[name for name, *_ in rows],
+            yticklabels=[label(name) for name, *_ in rows],
             xlim=(0, 1),
             xlabel="share of counterfactuals",
         )
@@ -124,13 +124,14 @@ class InterchangeAccuracy:
         figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.barh(range(len(rows)), [error for _, error in rows], color="#4477aa", height=0.6)
-        axes.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], xlabel="mean absolute error")
+        axes.set(yticks=range(len(rows)), yticklabels=[label(name) for name, _ in rows], xlabel="mean absolute error")
         axes.invert_yaxis()
         return figure
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
 
+    @printed
     def __str__(self) -> str:
         rows = self._rows()
         if self.overall.iia is None:

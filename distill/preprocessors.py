@@ -99,7 +99,7 @@ def _loaded(kind: str, name: str) -> Any:
     import transformers
 
     try:
-        found = getattr(transformers, kind).from_pretrained(name)
+        found = getattr(transformers, kind).from_pretrained(name, trust_remote_code=False)
     except FAILURES:
         return None
     tokenizer = tokenizer_among([found])

@@ -3,12 +3,29 @@
 import time
 from collections.abc import Iterable, Iterator
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 from distill.schedules import Record
+from interventions import printable
 
 LINES = 10
+
+
+class Plain(Console):
+    """A console that shows what names of classes, files and tasks hold, and obeys none of it."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What is rendered, its text printable."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def console_of() -> Console:
+    """A console; where it is no terminal, wide enough for the table and without control characters."""
+    console = Plain()
+    return console if console.is_terminal else Plain(width=120, no_color=True)
 
 
 def shown(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
@@ -16,15 +33,15 @@ def shown(records: Iterable[Record], title: str, console: Console) -> Iterator[R
 
     Where the console is no terminal, `LINES` plain lines without control characters.
     """
-    yield from (_bar if console.is_terminal else _lines)(records, title, console)
+    yield from (_bar if console.is_terminal else _lines)(records, printable(title), console)
 
 
 def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[terms]}"),
+        TextColumn("{task.fields[terms]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
@@ -50,7 +67,8 @@ def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[
 
 
 def _terms(record: Record) -> str:
-    return "  ".join([f"loss {record.loss:.4f}", *(f"{name} {value:.4f}" for name, value in record.terms.items())])
+    terms = (f"{name} {value:.4f}" for name, value in record.terms.items())
+    return printable("  ".join([f"loss {record.loss:.4f}", *terms]))
 
 
 def _clock(seconds: float) -> str:

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,11 +16,13 @@ import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from distill.metrics import Share
 from distill.outcomes import Outcome
 from distill.results import Evaluation, FitResult, curves
 from distill.tasks import Task
+from interventions import printable
 
 PACKAGES = ("causal-distillation", "torch", "transformers", "accelerate", "numpy")
 HEADINGS = (
@@ -66,10 +69,11 @@ class Report:
 
     def table(self) -> Table:
         """For the terminal: a column for each model, which fits into 80 characters."""
-        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+        title = Text(printable(self.title), "table.title")  # of a plain text, tags would be Rich's own
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         table.add_column("")
         for entry in self.entries:
-            table.add_column(entry.name, justify="right", no_wrap=True)
+            table.add_column(Text(printable(entry.name)), justify="right", no_wrap=True)
         for heading, *cells in zip(HEADINGS, *(entry.cells() for entry in self.entries), strict=True):
             table.add_row(heading, *cells)
         return table
@@ -124,7 +128,7 @@ class Report:
             f"<pre>{escape(json.dumps(self.settings, indent=1, default=str))}</pre>",
             f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in versions().items()))}</p>",
         ]
-        return PAGE.format(title=escape(self.title), body="\n".join(parts))
+        return printable(PAGE.format(policy=POLICY, style=STYLE, title=escape(self.title), body="\n".join(parts)))
 
     def _pictures(self) -> list[str]:
         trained = {
@@ -187,16 +191,23 @@ LEGEND = (
     "student would reach "
     "that ignores the interchange, or runs the source instead."
 )
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
+th, td { padding: .3em .6em; font-size: 14px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+pre { background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: 12.5px }
+img { max-width: 100% }
+.note { color: #666; font-size: 13px }
+"""
+POLICY = (
+    "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+    f"style-src 'sha256-{base64.b64encode(sha256(STYLE.encode()).digest()).decode()}'"
+)
+"""What a browser may do for the page: show its pictures, and this style; no script, and nothing from elsewhere."""
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }}
-th, td {{ padding: .3em .6em; font-size: 14px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }}
-th:first-child, td:first-child {{ text-align: left }}
-pre {{ background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: 12.5px }}
-img {{ max-width: 100% }}
-.note {{ color: #666; font-size: 13px }}
-</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title><style>{style}</style></head><body>
 {body}
 </body></html>
 """

@@ -13,7 +13,8 @@ from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy
 from distill.schedules import Record
 from distill.seen import Seen
-from interventions import Picture
+from interventions import Picture, printed
+from interventions import label as written
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Evaluation:
             "note": self.note,
         }
 
+    @printed
     def __str__(self) -> str:
         parts = [] if self.accuracy is None else [f"accuracy {self.accuracy}"]
         parts += [] if self.interchange is None else [str(self.interchange)]
@@ -93,6 +95,7 @@ class FitResult:
         """Write `result.json` into `folder`."""
         (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
 
+    @printed
     def __str__(self) -> str:
         if not self.records:
             return "FitResult: no step was made"
@@ -116,16 +119,16 @@ def curves(runs: Mapping[str, Sequence[Record]]) -> Picture:
     figure = Picture(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")
     all_axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
     for axes, term in zip(all_axes, names, strict=False):
-        for number, (label, records) in enumerate(runs.items()):
+        for number, (name, records) in enumerate(runs.items()):
             values = [record.terms[term] for record in records if term in record.terms]
             if values:
                 axes.plot(
                     range(1, len(values) + 1),
                     _smooth(values, max(1, len(values) // 50)),
                     color=f"C{number}",
-                    label=label or None,
+                    label=written(name) or None,
                 )
-        axes.set(title=term, xlabel="step", yscale="log")
+        axes.set(title=written(term), xlabel="step", yscale="log")
         axes.grid(alpha=0.3)
         if any(runs):
             axes.legend(frameon=False, fontsize="small")

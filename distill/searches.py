@@ -25,7 +25,7 @@ from distill.swaps import encoded
 from distill.tallies import Tally, outcome_of
 from distill.variables import drawn, measured, names_of, refuse_ineffective
 from distill.wholes import refuse_wholes
-from interventions import Location, Picture, architecture, as_location, heat_map, run_to
+from interventions import Location, Picture, architecture, as_location, heat_map, printed, run_to
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +106,7 @@ class Search:
             "settings": self.settings,
         }
 
+    @printed
     def __str__(self) -> str:
         blocks = []
         for name, values in zip(self.variables, self.values.tolist(), strict=True):

@@ -19,7 +19,7 @@ from distill.padding import Padded
 from distill.retries import Retries, retried
 from distill.sensitivities import Probe, Seen
 from distill.tops import Kept, TopK, dense, nothing
-from interventions import Activations, Location, Model, Run
+from interventions import Activations, Location, Model, Run, printed
 
 SAMPLES, COUNTERFACTUALS, SHAPES = "samples", "counterfactuals", "shapes"
 Places = Sequence[Location] | Mapping[Location, Any]
@@ -187,6 +187,7 @@ class Served:
             self._answers(Padded(_named(inputs_of(self.network, teachers(rows.batch(chosen))))))
         return self.cache.count(SAMPLES)
 
+    @printed
     def __repr__(self) -> str:
         where = "" if self.cache.folder is None else f", cache={str(self.cache.folder)!r}"
         return f"Served({type(self.network).__name__}, remote={self.remote!r}, top_k={self.keep.k}{where})"

@@ -88,7 +88,7 @@ def load_classifier(name: str | Path) -> nn.Module:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DistillError(
             f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}; give a folder made by save_pretrained, "
@@ -120,7 +120,8 @@ def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return kind.from_pretrained(encoder, id2label=labels, label2id={name: i for i, name in labels.items()})
+            numbers = {name: i for i, name in labels.items()}
+            return kind.from_pretrained(encoder, id2label=labels, label2id=numbers, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DistillError(
             f"encoder {str(encoder)!r} cannot be loaded: {_first_line(error)}; give a folder or a name on the hub."
@@ -132,7 +133,7 @@ def load_tokenizer(name: str | Path) -> Any:
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise DistillError(
             f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: "

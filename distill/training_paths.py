@@ -19,7 +19,7 @@ from distill.metrics import batches, evaluating
 from distill.schedules import Record
 from distill.similarity import representational_similarity
 from distill.tasks import Rows
-from interventions import Location, Picture, architecture, as_location, run, select
+from interventions import Location, Picture, architecture, as_location, label, printed, run, select
 
 STARTS = 8  # random starts of the scaling, of which the best is kept
 ROUNDING = 1e-6  # distances that float32 has made of 0
@@ -67,11 +67,11 @@ class TrainingPath:
             axes.scatter(across[1:-1], down[1:-1], s=12, color=colour, zorder=2)
             if len(points) > 1:
                 axes.scatter(across[:1], down[:1], s=36, facecolors="white", edgecolors=colour, zorder=3)
-            axes.scatter(across[-1:], down[-1:], s=64, color=colour, edgecolors="white", zorder=3, label=name)
+            axes.scatter(across[-1:], down[-1:], s=64, color=colour, edgecolors="white", zorder=3, label=label(name))
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
-        axes.set_title(f"1 − {self._measure}; stress {self.stress:.3f}", fontsize=9)
+        axes.set_title(f"1 − {label(self._measure)}; stress {self.stress:.3f}", fontsize=9)
         axes.legend(frameon=False, fontsize=8)
         return figure
 
@@ -84,6 +84,7 @@ class TrainingPath:
             "similarity": self.similarity,
         }
 
+    @printed
     def __str__(self) -> str:
         names = list(self.points)
         wide = max(map(len, (*names, "run")))

@@ -32,6 +32,7 @@ from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, 
 from interventions.origins import Stored
 from interventions.paths import path_patch
 from interventions.positions import Selection, select
+from interventions.printable import label, printable, printed
 from interventions.requests import Handle
 from interventions.runs import Activations, Run, record, run, run_to
 from interventions.saving import Saved, load, save
@@ -82,6 +83,7 @@ __all__ = [
     "interchange",
     "intervene",
     "kl",
+    "label",
     "load",
     "log_probability",
     "logit_difference",
@@ -90,6 +92,8 @@ __all__ = [
     "metrics",
     "normalised",
     "path_patch",
+    "printable",
+    "printed",
     "probability",
     "record",
     "rule_of",

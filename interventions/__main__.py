@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(describe(_model(given.model), paths=given.paths))
     except InterventionError as error:
-        print(f"interventions: {error}", file=sys.stderr)
+        print(" ".join(f"interventions: {error}".split()), file=sys.stderr)
         return 2
     return 0
 
@@ -37,7 +37,7 @@ def _model(name: str) -> nn.Module:
     try:
         local = Path(name).exists()
         known = name in CONFIG_MAPPING_NAMES and not local
-        config = AutoConfig.for_model(name) if known else AutoConfig.from_pretrained(name)
+        config = AutoConfig.for_model(name) if known else AutoConfig.from_pretrained(name, trust_remote_code=False)
         classes = [getattr(transformers, architecture, None) for architecture in config.architectures or ()]
         with torch.device("meta"):
             return classes[0]._from_config(config) if classes and classes[0] else AutoModel.from_config(config)

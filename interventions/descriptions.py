@@ -7,6 +7,7 @@ from torch import nn
 
 from interventions.architectures import Architecture, architecture, inside, model_name
 from interventions.locations import BLOCK_SITES
+from interventions.printable import printable
 from interventions.runs import traced
 from interventions.sites import Missing, attention_of, feed_forward_of, width_in, width_out
 from interventions.stacks import Stack
@@ -42,7 +43,7 @@ def describe(model: Model, *, paths: bool = True) -> str:
     if paths and elsewhere is not None:
         lines += ["", "inside a forward: Location(module='…', source='…'), or Location(3, source='…') in a block"]
         lines += elsewhere.operations_listed([("", found.model), *_modules(found)])
-    return "\n".join(lines).rstrip()
+    return printable("\n".join(lines).rstrip())
 
 
 def _heading(found: Architecture, stack: Stack) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.locations import Location
+from interventions.printable import printed
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -97,9 +98,11 @@ class Grid:
         columns = pandas.Index(list(self.positions), name="position")
         return pandas.DataFrame(self.values.numpy(), index=labels, columns=columns)
 
+    @printed
     def __repr__(self) -> str:
         return f"{self._headline()}\n{_table(self)}"
 
+    @printed
     def _headline(self) -> str:
         rows, columns, examples = self.per_example.shape
         source = "" if self.source is None else f", of the source run {_text(self.source)}"

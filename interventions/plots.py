@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from interventions.errors import InterventionError
+from interventions.printable import label as label_of
 
 LARGEST = 14.0  # width and height of the cells together [inch]
 SMALLEST_NUMBER, SMALLEST_LABEL = 0.28, 0.16  # cells [inch] that hold a number, and that hold a line of text
@@ -51,7 +52,7 @@ def heat_map(
     >>> heat_map(torch.eye(2), ["a", "b"], [0, 1], label="probability").axes[0].get_xticks().tolist()
     [0, 1]
     """
-    names, ticks = [str(row) for row in rows], [str(column) for column in columns]
+    names, ticks = [label_of(row) for row in rows], [label_of(column) for column in columns]
     if (len(names), len(ticks)) != tuple(values.shape):
         raise InterventionError(
             f"{len(names)} row names and {len(ticks)} column names were given for values of shape "
@@ -73,7 +74,7 @@ def heat_map(
             text.set(rotation=60, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(0, len(names), each), names[::each])
     axes.tick_params(length=0, labelsize=8)
-    axes.set_xlabel(column_label, fontsize=9)
+    axes.set_xlabel(label_of(column_label), fontsize=9)
     axes.spines[:].set_visible(False)
     axes.set_facecolor("0.93")
     _write_cells(axes, numbers, with_numbers=min(wide, high) >= SMALLEST_NUMBER)
@@ -97,7 +98,7 @@ def _colours(numbers: Tensor, centre: float | None) -> dict:
 def _colour_bar(axes: Axes, numbers: Tensor, label: str, shrink: float) -> None:
     """A colour bar of what occurs: a signed metric may lie on one side only."""
     bar = axes.figure.colorbar(axes.images[0], ax=axes, pad=0.02, shrink=shrink, anchor=(0.0, 1.0), aspect=16)
-    bar.set_label(label, fontsize=9)
+    bar.set_label(label_of(label), fontsize=9)
     bar.ax.tick_params(labelsize=8)
     bar.outline.set_visible(False)
     low, high = _range(numbers)

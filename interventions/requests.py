@@ -16,6 +16,7 @@ from interventions.locations import Location, as_location
 from interventions.operators import Operator, Swap
 from interventions.origins import Origin, Stored
 from interventions.positions import Positions
+from interventions.printable import printed
 from interventions.runs import Activations, Inputs, Run, locations_of
 from interventions.steps import steps_text
 from interventions.wrappers import Model
@@ -62,6 +63,7 @@ class Handle:
                 "nothing here; for counts open a trace on this machine: with model.trace(…)."
             )
 
+    @printed
     def __repr__(self) -> str:
         if self.is_elsewhere():
             return f"Handle({', '.join(str(write.location) for write in self.writes)}: written on another machine)"

@@ -26,6 +26,7 @@ from interventions.hooks import (
     until_stopped,
 )
 from interventions.locations import Location, as_location
+from interventions.printable import printed
 from interventions.recordings import Recording, detached, stamp
 from interventions.wrappers import Model, is_sharded, is_traced, module_of, unwrapped
 from interventions.writes import part_of
@@ -72,6 +73,7 @@ class Activations(Mapping):
         location = as_location(location)
         return list(self._states[location]) if location in self._states else [self[location]]
 
+    @printed
     def __repr__(self) -> str:
         shapes = (f"{key}: {[list(state.shape) for state in states]}" for key, states in self._states.items())
         return f"Activations({', '.join(shapes)})"
@@ -124,6 +126,7 @@ class Run:
             return state
         return to_vectors(state, architecture(self.model).place(location).axes_of(state))
 
+    @printed
     def __repr__(self) -> str:
         kind = ", counterfactual" if self.is_counterfactual else ""
         return f"Run({type(self.model).__name__}, {type(self.output).__name__}{kind}, {self.activations!r})"

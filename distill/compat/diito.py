@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.alignments import Alignment
 from distill.compat.binarized import binarized_rows, token_probabilities
 from distill.compat.flags import flag, ignored, left_unused, parsed
-from distill.compat.launch import Tracking, accelerator_of, formula, progress, say, send, start
+from distill.compat.launch import Tracking, accelerator_of, formula, say, send, start
 from distill.compat.models import check_alike, freeze, language_model, longest, new_student, take_weights
 from distill.compat.neurons import neuron_pairs
 from distill.compat.terms import AT_EMBEDDING, CountedMaskedLM, MaskedKD, Spliced, SquaredLogits
@@ -23,6 +23,7 @@ from distill.mapping import Pair, depth
 from distill.objectives import DIITO, KD, Cosine, Objective
 from distill.objectives.language import CausalLM
 from distill.pairs import Crossway, Shuffle, Span
+from distill.progress import console_of
 from distill.schedules import Schedule
 from distill.teachers import load_tokenizer
 
@@ -266,7 +267,7 @@ def run(asked: Trainer) -> None:
         weights=weights,
         schedule=schedule_of(asked),
         output_dir=folder,
-        console=progress(),
+        console=console_of(),
         title="diito",
         accelerator=accelerator,
         tokenizer=tokenizer,

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from rich.console import Console
 
 from distill.errors import DistillError
 from distill.results import FitResult
-from interventions import InterventionError
+from interventions import InterventionError, printable
 
 
 @dataclass(frozen=True)
@@ -43,24 +42,18 @@ def start(command: Callable[[Sequence[str]], None], program: str) -> None:
     try:
         command(sys.argv[1:])
     except (DistillError, InterventionError) as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print(" ".join(f"{program}: {error}".split()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
         told = str(stop).split("; go on")[0] or "stopped"  # how fit itself would go on; these commands cannot
-        print(f"\n{program}: {told}.", file=sys.stderr)
+        print(printable(f"\n{program}: {told}."), file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def say(*lines: str) -> None:
     """Print lines, at once."""
     for line in lines:
-        print(line, flush=True)
-
-
-def progress() -> Console:
-    """A console for the progress; where it is no terminal, without control characters."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120, no_color=True)
+        print(printable(line), flush=True)
 
 
 def next_run(folder: Path) -> Path:

@@ -31,7 +31,7 @@ def language_model(name: str, kind: str, *, masked: bool, cache: str | None = No
 
     auto: Any = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
     try:
-        model: Any = auto.from_pretrained(name, cache_dir=cache)
+        model: Any = auto.from_pretrained(name, cache_dir=cache, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DistillError(
             f"--teacher_name {name} cannot be loaded: {str(error).splitlines()[0]}; give a folder made by "

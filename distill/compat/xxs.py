@@ -12,7 +12,7 @@ from torch import nn
 from distill.alignments import Alignment
 from distill.compat.flags import flag, ignored, left_unused, parsed
 from distill.compat.glue import glue_task, layout_of
-from distill.compat.launch import Tracking, accelerator_of, formula, next_run, progress, say, send, start
+from distill.compat.launch import Tracking, accelerator_of, formula, next_run, say, send, start
 from distill.compat.neurons import neuron_pairs
 from distill.compat.terms import AT_EMBEDDING, Patience, Spliced
 from distill.errors import DistillError
@@ -21,6 +21,7 @@ from distill.fit import fit
 from distill.mapping import depth
 from distill.objectives import DIITO, KD, PKD, Labels, Objective
 from distill.pairs import Span
+from distill.progress import console_of
 from distill.schedules import Schedule
 from distill.students import from_layers
 from distill.tasks import Task
@@ -224,7 +225,7 @@ def run(asked: XXS) -> None:
         weights=weights,
         schedule=schedule_of(asked),
         output_dir=folder,
-        console=progress(),
+        console=console_of(),
         title=task.name,
         accelerator=accelerator,
         tokenizer=tokenizer,

@@ -12,6 +12,7 @@ from distill.tasks.rows import Rows
 from distill.tasks.tables import SUFFIXES, Quoting, read
 from distill.tasks.task import Task, share
 from distill.tasks.text import need_tokenizer, text_task, tokenised
+from interventions import printable
 
 __all__ = ["SUFFIXES", "held_out", "labelled", "read", "rows_of", "task"]
 
@@ -93,8 +94,9 @@ def labelled(
         others = [name for name in columns if name not in (text, "")]
         if others:
             warnings.warn(
-                f"{path} has no label column 'label' or 'labels' (beside {text!r} it has {', '.join(map(repr, others))}"
-                "), so its texts are used without labels; name one with label=..., or --label on the command line",
+                f"{printable(str(path))} has no label column 'label' or 'labels' (beside {text!r} it has "
+                f"{', '.join(map(repr, others))}), so its texts are used without labels; name one with label=..., or "
+                "--label on the command line",
                 stacklevel=4,
             )
         return _filled(path, rows, "text", text), None
@@ -135,8 +137,10 @@ def _tested(
     known = set(texts)
     if shared := sum(each in known for each in found[0]):
         warnings.warn(
-            f"{shared} of the {len(found[0])} texts of {eval_data} are also in {data}, so what is measured on them was "
-            "trained on; remove them from one of the files",
+            printable(
+                f"{shared} of the {len(found[0])} texts of {eval_data} are also in {data}, so what is measured on them "
+                "was trained on; remove them from one of the files"
+            ),
             stacklevel=4,
         )
     return found

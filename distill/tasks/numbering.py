@@ -11,7 +11,7 @@ from distill.errors import DistillError
 from distill.inputs import device_of, evaluating, inputs_of, network_of, teachers, to_device
 from distill.tasks.rows import Rows
 from distill.tasks.task import Task
-from interventions import InterventionError, run
+from interventions import InterventionError, printable, run
 
 Data = TypeVar("Data", Rows, Task)
 
@@ -87,10 +87,10 @@ def _assumed(classes: tuple[str, ...], count: int) -> tuple[Sequence[int], tuple
             "called, so it is not known which is which; name them: model.config.id2label = {0: …}, or name the labels "
             "in the order of the model's outputs: distill.tasks.load(…, classes=[…]), or --classes a,b."
         )
+    told = printable(", ".join(f"{number} is {name}" for number, name in enumerate(classes)))
     warnings.warn(
         "the model does not say what its classes are called, so the labels are taken in sorted order: "
-        f"{', '.join(f'{number} is {name}' for number, name in enumerate(classes))}; if it was trained in another, say "
-        "so: distill.tasks.load(…, classes=[…]), or --classes a,b.",
+        f"{told}; if it was trained in another, say so: distill.tasks.load(…, classes=[…]), or --classes a,b.",
         stacklevel=4,
     )
     return range(count), tuple(classes)
