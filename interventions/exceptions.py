@@ -21,7 +21,7 @@ class Blocks:
             their order cannot be told from the modules. Streams side by side are written as heads are.
         resumes: False where a run without a cache computes something else, so that none is taken up half way.
         masks: of parts whose tokens are none of the text, where neither name nor configuration says so: path → the
-            argument of the model that masks them, "" if none does.
+            argument of the model that masks them, "" if none does. Of the path "", the model: its own mask.
     """
 
     paths: tuple[str, ...]
@@ -84,7 +84,8 @@ def register(model_type: str, *paths: str, why: str = "", masks: Mapping[str, st
         model_type: as in `model.config.model_type`; the class name for models without a configuration.
         paths: the dotted path of each list of blocks, e.g. `"encoder.layers"`.
         why: for whoever reads the table.
-        masks: of parts that read something else than the text, {path: the argument that masks it, "" if none does}.
+        masks: of parts that read something else than the text, {path: the argument that masks it, "" if none does}; of
+            the path "" the argument that is 1 where tokens of the model are real, if that is not `attention_mask`.
 
     >>> register("MyNet", "body", why="its stem is a list as well")
     >>> EXCEPTIONS.pop("MyNet").paths

@@ -37,11 +37,13 @@ class Side:
             call are not theirs.
         beside: whether they are no tokens of the text, or of the one input, that the model reads: of an image, of a
             sound, or queries of a number of their own.
+        supposed: whether the mask is called so by convention alone: the model names no argument so.
     """
 
     mask: str
     encodes: bool = False
     beside: bool = False
+    supposed: bool = False
 
 
 NOWHERE = Side("")
@@ -61,21 +63,22 @@ def side_of(model: nn.Module, path: str, *, sided: bool, block: str | None = Non
     takes = parameters_of(unwrapped(model)[-1])
     crosses = io in ("key", "value") and CROSS.search(path if block is None else path.removeprefix(block)) is not None
     exception = exception_for(model)
-    for part, mask in exception.masks.items() if exception is not None else ():
-        if f".{part}." in f".{path}." and not crosses:
+    stated = exception.masks if exception is not None else {}
+    for part, mask in stated.items():
+        if part and f".{part}." in f".{path}." and not crosses:
             return Side(mask, encodes=True, beside=not mask)
     if _is_beside(model, path):
         return Side("" if crosses else _mask_beside(path, takes), encodes=True, beside=True)
     if crosses:
         mask = "attention_mask" if sided else "encoder_attention_mask"
         return Side(mask if mask in takes else "", encodes=True)
-    if not sided:
-        return Side("attention_mask")
-    kind = _kind_of(path)
-    if kind == "encoder" or (not kind and _FRONT.search(path)):
-        return Side("attention_mask", encodes=True)
+    kind = _kind_of(path) if sided else ""
+    encodes = sided and (kind == "encoder" or (not kind and _FRONT.search(path) is not None))
+    if "" in stated and not sided:
+        return Side(stated[""])
     reads = {"decoder_input_ids", "decoder_attention_mask"} & set(takes)  # else both sides are of one text
-    return Side("decoder_attention_mask" if reads else "attention_mask")
+    mask = "decoder_attention_mask" if sided and reads and not encodes else "attention_mask"
+    return Side(mask, encodes, supposed=mask not in takes)
 
 
 def has_sides(model: nn.Module, stacks: Mapping[str, str]) -> bool:

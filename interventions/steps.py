@@ -5,6 +5,7 @@ not calls: so a model that generates without a cache, and reads the whole sequen
 same as one with a cache.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index
@@ -18,6 +19,8 @@ from interventions.calls import Call
 from interventions.errors import InterventionError
 from interventions.positions import Positions, Selection, is_mask, select
 
+_MASK = re.compile("mask(?!ed)|padding", re.I)
+_LENGTHS = re.compile("(^|_)len(gth)?s?$", re.I)
 Steps = int | slice | range | Iterable[int] | None
 
 
@@ -185,13 +188,39 @@ def _real(
             real = place.real({place.mask: mask}, batch, end) if mask.shape[-1] == end or end == reach else None
             if real is not None:
                 return torch.nn.functional.pad(real, (0, reach - end), value=True)  # what is generated is no padding
-    if given is None or is_mask(positions):
+    if is_mask(positions):
+        return span.real
+    if given is None:
+        _check_named(place, arguments[0] if arguments else {}, batch, reach)
         return span.real
     raise InterventionError(
         f"the attention mask has shape {list(given.shape)} and there are [batch, token] = {[batch, reach]}, so "
         "positions cannot be counted over real tokens; say which of all tokens are meant by a mask, "
         f"positions=torch.ones({batch}, {reach}).bool(), or leave positions out."
     )
+
+
+def _check_named(place: Place, arguments: Mapping[str, object], batch: int, width: int) -> None:
+    """Raise where a mask or lengths of another name were given, so that what is counted may be padding."""
+    if not place.side.supposed:
+        return
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and _tells_padding(name, value.detach(), batch, width):
+            raise InterventionError(
+                f"positions at {place.path or 'the model'} count real tokens, and which are real is not known: the "
+                f"model was given {name}, {list(value.shape)}, and no {place.mask}; if it is a mask of 1 where tokens "
+                f"are real, interventions.exceptions.register(type(model).__name__, masks={{'': {name!r}}}); else say "
+                f"which of all tokens are meant: positions=torch.ones({batch}, {width}).bool()."
+            )
+
+
+def _tells_padding(name: str, value: Tensor, batch: int, width: int) -> bool:
+    """Whether an argument looks like a mask of so many tokens with padding in it, or like their lengths."""
+    if _MASK.search(name) and value.shape == (batch, width):
+        return set(value.unique().tolist()) == {0, 1}
+    if _LENGTHS.search(name) and value.shape == (batch,) and not value.is_floating_point():
+        return bool(((value >= 0) & (value <= width)).all()) and bool((value < width).any())
+    return False
 
 
 def _for_beams(mask: Tensor, batch: int) -> Tensor:

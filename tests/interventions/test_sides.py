@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from interventions import Add, InterventionError, Location, Zero, intervene, mean_of, record, run, sweep
+from interventions import Add, InterventionError, Location, Zero, interchange, intervene, mean_of, record, run, sweep
 from interventions.architectures import architecture
 from interventions.padding import real_of
 
@@ -239,3 +239,62 @@ def test_a_mask_of_another_width_is_neither_cut_nor_filled():
         written(model, {"input_ids": ids}, at, torch.ones(2, 6).bool())
     with pytest.raises(InterventionError, match="positions is a mask of shape"):
         written(model, {"input_ids": ids}, at, torch.ones(2, 4).bool())
+
+
+class Masked(nn.Module):
+    """A model of one's own, whose padding is said under another name than transformers has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(9, 4)
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2))
+
+    def forward(self, ids: torch.Tensor, **padding: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+REAL = torch.tensor([[True, True, False], [True, True, True]])
+SAID = {
+    "mask": REAL.long(),
+    "src_key_padding_mask": ~REAL,
+    "pad_mask": (~REAL).float(),
+    "padding": ~REAL,
+    "lengths": REAL.sum(1),
+    "seq_len": REAL.sum(1),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_padding_under_another_name_is_not_taken_for_tokens(name):
+    model, ids, at = Masked().eval(), torch.randint(9, (2, 3)), Location(0)
+    inputs = {"ids": ids, name: SAID[name]}
+    written = {at: Zero()}
+    for counted in (-1, slice(-2, None), [0], [[0], [1]]):
+        with pytest.raises(InterventionError, match=rf"the model was given {name}, .* no attention_mask; .*register\("):
+            interchange(model, inputs, None, written, positions=counted)
+    with pytest.raises(InterventionError, match=f"given {name}"):
+        sweep(model, inputs, inputs, [at], metric=lambda out: out.sum((1, 2)), positions="each")
+    last = torch.tensor([[False, True, False], [False, False, True]])
+    found = interchange(model, inputs, None, written, positions=last, record=[at]).activations[at]
+    assert torch.equal(found.eq(0).all(2) | ~last, torch.ones_like(last))
+    alike = torch.ones(2, 3).long() if "mask" in name else torch.full((2,), 3)
+    interchange(model, {"ids": ids, name: alike}, None, written, positions=-1)  # nothing is padding
+    interchange(model, {"ids": ids, "bool_masked_pos": REAL}, None, written, positions=-1)  # what is to be predicted
+
+
+def test_the_mask_of_a_model_is_registered():
+    from interventions.exceptions import EXCEPTIONS, register
+
+    register("Masked", masks={"": "mask"})
+    try:
+        inputs, at = {"ids": torch.randint(1, 9, (2, 3)), "mask": REAL.long()}, Location(0)
+        found = interchange(Masked().eval(), inputs, None, {at: Zero()}, positions=-1, record=[at]).activations[at]
+        plain = run(Masked().eval(), inputs, [at]).activations[at]
+    finally:
+        EXCEPTIONS.pop("Masked")
+    assert found[0, 1].eq(0).all()
+    assert found[1, 2].eq(0).all()
+    assert plain.shape == found.shape
