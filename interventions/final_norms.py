@@ -76,10 +76,10 @@ def _after(owner: nn.Module, path: str, blocks: Set[nn.Module]) -> Iterator[nn.M
         later = [Use(name, True) for name in names[names.index(path.partition(".")[0]) + 1 :]]
     for use in later:
         module = owner.get_submodule(use.path)
-        if use.is_called or _holds(module, blocks):
+        if isinstance(module, nn.ModuleList) and len(module) and all(map(is_norm, module)):
+            yield module[-1]  # one for each stage or block, by its number or in a loop
+        elif use.is_called or _holds(module, blocks):
             yield module
-        elif isinstance(module, nn.ModuleList) and len(module) and all(map(is_norm, module)):
-            yield module[-1]  # one for each stage, called by its number
 
 
 def _leads(start: str, path: str) -> bool:

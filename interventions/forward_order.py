@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-_GATHERED = re.compile(r"all_|outputs|height|width|size|num|count|index|\bi\b")  # what else is added up in a forward
+# What else is added up in a forward: numbers, lists, what is put beside the tokens or added to them at the start.
+_GATHERED = re.compile(r"all_|outputs|height|width|size|num|count|index|\bi\b|_token\b|position|pos_|embed")
 _DEPTH = 8  # of methods that call each other
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 

@@ -37,6 +37,7 @@ _STATES = (  # the parts of an attention that make its queries, keys and values
     re.compile(r"(w?k|key)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
     re.compile(r"(w?v|value)(_?(proj|lin|layer|head))?|qkv.*|query_?key_?value.*|c_attn", re.I),
 )
+_SCALES = re.compile("scale|gamma|gain|alpha", re.I)
 CROSS = re.compile(r"cross|enc_?dec|encoder_attn|src_attn|multi_?head_attention_2", re.I)
 _NO_MLP = re.compile(r"mixer|mamba|ssm|conv|recurrent|rglru|time|delta|rwkv|lstm|hyena|pool", re.I)
 _MLP = re.compile(
@@ -237,6 +238,20 @@ def is_norm(module: nn.Module) -> bool:
 def has_attention(module: nn.Module) -> bool:
     """Whether a module or anything in it computes attention."""
     return any(kind_of(part) for part in module.modules())
+
+
+def only_attends(module: nn.Module) -> bool:
+    """Whether a module is an attention and nothing else: all weights are its own, its projection's, norms or scales."""
+    areas = _attention_areas(module)
+    holders = (
+        (path, part) for path, part in module.named_modules() if any(True for _ in part.parameters(recurse=False))
+    )
+    return bool(areas) and all(_inside(path, areas) or is_norm(part) or is_scale(part) for path, part in holders)
+
+
+def is_scale(module: nn.Module) -> bool:
+    """Whether all weights that a module itself has are scales of a residual sum."""
+    return all(map(_SCALES.search, module._parameters))
 
 
 def has_feed_forward(block: nn.Module) -> bool:

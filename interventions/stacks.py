@@ -2,17 +2,18 @@
 
 A block is one whole layer. Three things look like lists of blocks and are none: a list of *stages*, each of which holds
 a list of blocks (Swin, ConvNeXt, ResNet: their blocks are one stack, across the stages); a list of the *halves* of
-layers, attention and feed-forward part by turns, whose sums no module computes; and a list of parts inside a block.
+layers, attention and feed-forward part by turns (also in stages, as LeViT's, or in two lists side by side), whose sums
+no module computes; and a list of parts inside a block.
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import nn
 
-from interventions.forward_order import adds, has_forward
-from interventions.sites import has_attention, has_feed_forward, is_linear, is_norm
+from interventions.forward_order import adds, has_forward, uses
+from interventions.sites import has_attention, has_feed_forward, is_linear, is_norm, is_scale, only_attends
 
 _COUNTS = (
     "num_hidden_layers",
@@ -24,7 +25,6 @@ _COUNTS = (
     "n_layer",
     "n_layers",
 )
-_SCALES = re.compile("scale|gamma|gain|alpha", re.I)
 Blocks = tuple[nn.Module, ...]
 
 
@@ -40,7 +40,9 @@ class Stack:
 def stacks_in(model: nn.Module) -> Iterator[tuple[str, Blocks]]:
     """`(path, blocks)` of the lists of the blocks that the configuration counts, or of all if it counts none."""
     counts = _layer_counts(model)
-    lists = list(_outermost(model, "", counts))
+    found = list(_outermost(model, "", counts))
+    halves = _in_two_lists(found)
+    lists = [each for each in found if each not in halves]
     counted = (
         blocks for path, blocks in lists if {len(blocks), len(list(model.get_submodule(path).children()))} & counts
     )
@@ -53,8 +55,10 @@ def stacks_in(model: nn.Module) -> Iterator[tuple[str, Blocks]]:
 def halves_in(model: nn.Module) -> str | None:
     """The path of a list of halves of layers, the first one, if there is any."""
     counts = _layer_counts(model)
-    lists = ((path, module) for path, module in model.named_modules() if _is_list(module))
-    return next((path for path, module in lists if _is_halved(module, counts)), None)
+    lists = [(path, module) for path, module in model.named_modules() if _is_list(module)]
+    halved = (path for path, module in lists if _is_halved(module, counts) or _holds_pairs(module))
+    beside = (path for path, _ in _in_two_lists(list(_outermost(model, "", counts))))
+    return next(chain(halved, beside), None)
 
 
 def entries_of(module: nn.Module) -> Blocks:
@@ -63,9 +67,13 @@ def entries_of(module: nn.Module) -> Blocks:
     if not _is_list(module) or not entries:
         return entries
     stages = [] if _are_units(entries) else [_blocks_of_stage(entry) for entry in entries]
-    if any(stages) and all(stage or _is_transition(entry) for stage, entry in zip(stages, entries, strict=True)):
-        return tuple(block for stage in stages for block in stage)
-    return entries
+    if not any(stages):
+        return entries
+    # What is no stage only changes the shape between two stages, or is a block of another kind, as in MobileViT.
+    parts = [stage or (() if _is_transition(entry) else (entry,)) for stage, entry in zip(stages, entries, strict=True)]
+    kinds = {type(entry) for stage, entry in zip(stages, entries, strict=True) if stage}
+    blocks = tuple(block for part in parts for block in part)
+    return entries if any(type(block) in kinds for block in blocks) or not all(map(_is_block, blocks)) else blocks
 
 
 def names_of(paths: list[str]) -> list[str]:
@@ -130,10 +138,31 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _is_torn(module: nn.Module) -> bool:
-    """Whether it is a list of several lists of unlike parts: layers that no module computes."""
+    """Whether it is a list of several lists of unlike parts, or of halves in a row: layers that no module computes."""
     entries = tuple(module.children()) if isinstance(module, nn.ModuleList) else ()
     torn = len(entries) > 1 and all(isinstance(entry, nn.ModuleList) for entry in entries)
-    return torn and all(len({type(part) for part in entry.children()}) > 1 for entry in entries)
+    unlike = torn and all(len({type(part) for part in entry.children()}) > 1 for entry in entries)
+    return unlike or _holds_pairs(module)
+
+
+def _holds_pairs(module: nn.Module) -> bool:
+    """Whether it is a list of several attentions and several feed-forward parts: of the halves of several layers."""
+    if not _is_list(module):
+        return False
+    entries = [entry for entry in module.children() if _has_weights(entry)]
+    return min(sum(map(only_attends, entries)), sum(map(_is_feed_forward, entries))) > 1
+
+
+def _in_two_lists(lists: list[tuple[str, Blocks]]) -> list[tuple[str, Blocks]]:
+    """Those of attentions alone and of feed-forward parts alone, as many, side by side in one module."""
+    attending = [each for each in lists if all(map(only_attends, each[1]))]
+    feeding = [each for each in lists if all(map(_is_feed_forward, each[1]))]
+    pairs = [(a, b) for a in attending for b in feeding if _parent(a[0]) == _parent(b[0]) and len(a[1]) == len(b[1])]
+    return [each for pair in pairs for each in pair]
+
+
+def _parent(path: str) -> str:
+    return path.rpartition(".")[0]
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -151,7 +180,16 @@ def _blocks_of_stage(module: nn.Module) -> Blocks:
     if len(held) != 1 or adds(module):
         return ()
     inner, blocks = held[0]
-    return () if any(has_attention(child) for child in module.children() if child is not inner) else blocks
+    return () if any(has_attention(child) for child in _until(module, inner)) else blocks
+
+
+def _until(module: nn.Module, inner: nn.Module) -> Iterator[nn.Module]:
+    """The other children of a module, those left out that its `forward` uses after `inner` alone: they merge tokens."""
+    order = [use.path.partition(".")[0] for use in uses(module)]
+    names = {child: name for name, child in module.named_children()}
+    last = max((i for i, name in enumerate(order) if name == names[inner]), default=len(order))
+    later = set(order[last + 1 :]) - set(order[:last])
+    return (child for child, name in names.items() if child is not inner and name not in later)
 
 
 def _are_whole(blocks: Blocks) -> bool:
@@ -172,10 +210,10 @@ def _shapes(module: nn.Module) -> tuple:
 
 
 def _is_transition(module: nn.Module) -> bool:
-    """Whether it only changes the shape between two stages: no attention, and no list of blocks in it."""
+    """Whether it only changes the shape between two stages: no residual sum, attention, or list of blocks in it."""
     lists = (part for part in module.modules() if _is_list(part) and part is not module)
     held = any(_is_block(entry) for part in lists for entry in part.children())
-    return not has_attention(module) and not held and not any(map(_is_block, module.children()))
+    return not (held or adds(module) or has_attention(module) or any(map(_is_block, module.children())))
 
 
 def _is_halved(module: nn.Module, counts: set[int]) -> bool:
@@ -202,7 +240,7 @@ def _is_feed_forward(module: nn.Module) -> bool:
     if has_attention(module):
         return False
     holders = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
-    return all(is_linear(part) or is_norm(part) or all(map(_SCALES.search, part._parameters)) for part in holders)
+    return all(is_linear(part) or is_norm(part) or is_scale(part) for part in holders)
 
 
 def _layer_counts(model: nn.Module) -> set[int]:

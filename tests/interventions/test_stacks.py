@@ -94,6 +94,21 @@ class Stage(nn.Module):
         return x if self.downsample is None else self.downsample(x.reshape(len(x), height, -1))
 
 
+class Pooled(Stage):
+    """Its tokens are gathered by an attention after its blocks, and some are added to others before, as in GroupViT."""
+
+    def __init__(self, depth: int, merges: bool) -> None:
+        super().__init__(depth, False)
+        self.project = nn.Linear(WIDTH, WIDTH)
+        self.pool = Attention() if merges else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        group_token = x[:, :1]
+        group_token = group_token + self.project(group_token)
+        x = super().forward(torch.cat([group_token, x[:, 1:]], 1))
+        return x if self.pool is None else self.pool(x)[:, ::2]
+
+
 class Inverted(nn.Module):
     """A residual block of convolutions in a list of one class, as in MobileNet."""
 
@@ -105,19 +120,53 @@ class Inverted(nn.Module):
         return x + self.block(x)
 
 
+class Halves(nn.Module):
+    """A stage whose layers lie in one list, half by half, as LeViT's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Scaled(part()) for _ in range(2) for part in (Attention, FeedForward))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 def halves() -> list[tuple[str, nn.Module]]:
+    stages = nn.ModuleList(Halves() for _ in range(2))
     pairs = nn.ModuleList(nn.ModuleList([Attention(), FeedForward()]) for _ in range(3))
     scaled = nn.ModuleList(Scaled(part()) for _ in range(3) for part in (Attention, FeedForward))
     flat = nn.ModuleList(part() for _ in range(3) for part in (Attention, FeedForward))
-    return [("pairs", pairs), ("scaled", scaled), ("flat", flat), ("in a row", nn.Sequential(*scaled))]
+    row = nn.Sequential(*scaled)
+    return [("pairs", pairs), ("scaled", scaled), ("flat", flat), ("in a row", row), ("in stages", stages)]
 
 
 @pytest.mark.parametrize("layers", [each for _, each in halves()], ids=[name for name, _ in halves()])
 def test_halves_of_layers_are_no_blocks(layers):
     model = Chain(layers).eval()
     assert architecture(model).stacks == ()
-    with pytest.raises(InterventionError, match=r"'layers' holds the parts of its layers.*Location\(module="):
+    with pytest.raises(InterventionError, match=r"'layers[\w.]*' holds the parts of its layers.*Location\(module="):
         architecture(model).place(Location(0))
+
+
+def test_halves_in_two_lists_are_no_blocks():
+    """All attentions in one list, all feed-forward parts in another."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attentions = nn.ModuleList(Attention() for _ in range(3))
+            self.parts = nn.ModuleList(FeedForward() for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for attention, part in zip(self.attentions, self.parts, strict=True):
+                x = x + attention(x)
+                x = x + part(x)
+            return x
+
+    with pytest.raises(InterventionError, match="'attentions' holds the parts of its layers"):
+        architecture(Net()).place(Location(0))
 
 
 def test_whole_layers_of_two_kinds_are_blocks():
@@ -127,16 +176,27 @@ def test_whole_layers_of_two_kinds_are_blocks():
     assert [type(block) for block in stack.blocks] == [Mixing, Block, Mixing, Block]
 
 
+@pytest.mark.parametrize("kind", [Stage, Pooled])
 @pytest.mark.parametrize("make", [nn.ModuleList, lambda stages: nn.Sequential(*stages)], ids=["list", "sequential"])
-def test_blocks_of_stages_are_one_stack(make):
+def test_blocks_of_stages_are_one_stack(make, kind):
     depths = (2, 1, 3)
-    model = Chain(make([Stage(depth, merges=i < 2) for i, depth in enumerate(depths)])).eval()
+    model = Chain(make([kind(depth, merges=i < 2) for i, depth in enumerate(depths)])).eval()
     (stack,) = architecture(model).stacks
     assert len(stack.blocks) == sum(depths)
     assert all(isinstance(block, Block) for block in stack.blocks)
     base, source = torch.randn(2, 8, WIDTH), torch.randn(2, 8, WIDTH)
     with torch.no_grad():
         assert torch.equal(interchange(model, base, source, Location(-1)).output, model(source))
+
+
+def test_a_stage_beside_whole_blocks_is_its_blocks():
+    """Some entries of a list are stages and others blocks of another kind, as in MobileViT."""
+    model = Chain(nn.ModuleList([Stage(1, False), Stage(2, False), Mixing(), Mixing()])).eval()
+    (stack,) = architecture(model).stacks
+    assert [type(block) for block in stack.blocks] == [Block] * 3 + [Mixing] * 2
+    base, source = torch.randn(2, 8, WIDTH), torch.randn(2, 8, WIDTH)
+    with torch.no_grad():
+        assert torch.equal(interchange(model, run(model, base), source, Location(-1)).output, model(source))
 
 
 def test_what_merges_may_lie_between_the_stages():
