@@ -28,11 +28,11 @@ from interventions.metrics import (
     normalised,
     probability,
 )
+from interventions.names import label, printable, printed
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.origins import Stored
 from interventions.paths import path_patch
 from interventions.positions import Selection, select
-from interventions.printable import label, printable, printed
 from interventions.requests import Handle
 from interventions.runs import Activations, Run, record, run, run_to
 from interventions.saving import Saved, load, save

@@ -7,7 +7,7 @@ from torch import nn
 
 from interventions.architectures import Architecture, architecture, inside, model_name
 from interventions.locations import BLOCK_SITES
-from interventions.printable import printable
+from interventions.names import printable
 from interventions.runs import traced
 from interventions.sites import Missing, attention_of, feed_forward_of, width_in, width_out
 from interventions.stacks import Stack

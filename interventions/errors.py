@@ -1,6 +1,6 @@
 """The one exception type of the package."""
 
-from interventions.printable import printed
+from interventions.names import printed
 
 
 class InterventionError(ValueError):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.locations import Location
-from interventions.printable import printed
+from interventions.names import printed
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from interventions.errors import InterventionError
-from interventions.printable import label as label_of
+from interventions.names import label as label_of
 
 LARGEST = 14.0  # width and height of the cells together [inch]
 SMALLEST_NUMBER, SMALLEST_LABEL = 0.28, 0.16  # cells [inch] that hold a number, and that hold a line of text

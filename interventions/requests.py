@@ -13,10 +13,10 @@ from interventions.architectures import Architecture, Place
 from interventions.calls import arguments_of, signature_of
 from interventions.errors import InterventionError
 from interventions.locations import Location, as_location
+from interventions.names import printed
 from interventions.operators import Operator, Swap
 from interventions.origins import Origin, Stored
 from interventions.positions import Positions
-from interventions.printable import printed
 from interventions.runs import Activations, Inputs, Run, locations_of
 from interventions.steps import steps_text
 from interventions.wrappers import Model

@@ -26,7 +26,7 @@ from interventions.hooks import (
     until_stopped,
 )
 from interventions.locations import Location, as_location
-from interventions.printable import printed
+from interventions.names import printed
 from interventions.recordings import Recording, detached, stamp
 from interventions.wrappers import Model, is_sharded, is_traced, module_of, unwrapped
 from interventions.writes import part_of

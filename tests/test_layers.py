@@ -17,7 +17,7 @@ THIS_FILE = "tests/test_layers.py"
 # A file or folder may import from those before it. `__init__` stands after the last.
 ORDER = {
     "interventions": """
-        printable errors answers wrappers frames subspaces locations axes positions operators exceptions calls examples
+        names errors answers wrappers frames subspaces locations axes positions operators exceptions calls examples
         forward_order sites stacks final_norms sides padding architectures states attention hooks steps writes
         origins recordings plots metrics runs requests interchanges averages descriptions cells grids passes
         sweeps paths encodings saving tracing __main__""".split(),
