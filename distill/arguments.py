@@ -12,7 +12,17 @@ from distill.causal_models import CausalModel
 from distill.classes import check_alike, real_names
 from distill.data import training_rows
 from distill.errors import DistillError
-from distill.inputs import device_of, network_of, reads_apart, students, teachers, to_device, vocabulary_of
+from distill.inputs import (
+    NEVER,
+    device_of,
+    inputs_of,
+    network_of,
+    reads_apart,
+    students,
+    teachers,
+    to_device,
+    vocabulary_of,
+)
 from distill.mapping import Pair, Sides, mapping_of, pairs_of
 from distill.metrics import evaluating
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
@@ -129,7 +139,7 @@ def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, proces
     """What `steps` trains on: all rows of data as they are now, or of what a causal model samples the bases drawn."""
     rows = fed(teacher, student, data, schedule)
     if isinstance(rows, Rows):
-        return Seen.of(rows.table)
+        return Seen.of(rows.table, _read(student, rows))
     if isinstance(rows, Given):
         return Seen.of(rows.batch(range(len(rows))))
 
@@ -140,6 +150,16 @@ def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, proces
                 yield rows.batch(chosen)
 
     return Seen(batches)
+
+
+def _read(student: nn.Module, rows: Rows) -> list[str] | None:
+    """The columns that the student is called with; None where that is not known."""
+    batch = students(rows.batch([0]))
+    try:
+        given = inputs_of(student, to_device(batch, device_of(student)))
+    except DistillError:
+        return None
+    return list(given) if isinstance(given, Mapping) else [name for name in batch if name not in NEVER]
 
 
 def check(

@@ -1,4 +1,7 @@
-"""Which rows a network was trained on, so that it is not measured on them."""
+"""Which rows a network was trained on, so that it is not measured on them.
+
+A row is what it holds without its padding, whatever it is padded with, to which length and on which side.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +17,9 @@ from distill.errors import DistillError
 
 CHUNK = 4096
 Marks = np.ndarray  # uint64 [rows]
-IGNORED = ("labels", "special_tokens_mask", "token_type_ids")  # of two rows that differ in these alone, one is seen
+# Of two rows that differ in these alone, one is seen; `teacher_` and `decoder_` may stand before them.
+IGNORED = ("labels", "special_tokens_mask", "token_type_ids", "position_ids", "attention_mask")
+MASK = "attention_mask"
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +37,16 @@ class Seen:
     _known: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, table: Mapping[str, Any]) -> "Seen":
-        """The rows of a table as they are now, whatever becomes of it or of the file that it was read from."""
-        return cls(marks={name: marks_of(column) for name, column in table.items() if name not in IGNORED})
+    def of(cls, table: Mapping[str, Any], read: Iterable[str] | None = None) -> "Seen":
+        """The rows of a table as they are now, whatever becomes of it or of the file that it was read from.
+
+        Args:
+            table: the columns.
+            read: those that a network reads, where that is known: the numbers of rows, say, are no part of them.
+        """
+        held = _held(table)
+        kept = held.keys() & set(held if read is None else read) or held.keys()
+        return cls(marks={name: marks_of(column) for name, column in held.items() if name in kept})
 
     def among(self, table: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
         """Which rows of a table are among them, by the columns that both have.
@@ -42,8 +54,9 @@ class Seen:
         Raises:
             DistillError: they have none in common.
         """
-        mine = self.marks if self.marks is not None else next(iter(self.batches()))
-        common = tuple(name for name in sorted(table) if name in mine and name not in IGNORED)
+        mine = self.marks if self.marks is not None else _held(next(iter(self.batches())))
+        held = _held(table)
+        common = tuple(name for name in sorted(held) if name in mine)
         if not common:
             raise DistillError(
                 f"the rows trained on have {', '.join(mine)} and those to measure on {', '.join(table)}, so they "
@@ -52,12 +65,11 @@ class Seen:
         if common not in self._known:
             self._known[common] = frozenset(number for marks in self._marks(common) for number in _together(marks))
         known = self._known[common]
-        return torch.tensor([number in known for number in fingerprints({name: table[name] for name in common})])
+        return torch.tensor([number in known for number in fingerprints({name: held[name] for name in common})])
 
     def remembered(self) -> "Seen":
         """The same rows, each once, kept as numbers alone, as a file holds them."""
-        names = tuple(self.marks) if self.marks is not None else tuple(next(iter(self.batches()), {}))
-        names = tuple(name for name in names if name not in IGNORED)
+        names = tuple(self.marks if self.marks is not None else _held(next(iter(self.batches()), {})))
         parts = list(self._marks(names)) if names else []
         rows = np.unique(np.concatenate([np.stack([part[name] for name in names], 1) for part in parts]), axis=0)
         return Seen(marks={name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(names)})
@@ -67,7 +79,7 @@ class Seen:
         if self.marks is not None:
             yield {name: self.marks[name] for name in names}
             return
-        for batch in self.batches():
+        for batch in map(_held, self.batches()):
             yield {name: marks_of(batch[name]) for name in names}
 
 
@@ -98,6 +110,28 @@ def fingerprints(table: Mapping[str, Any]) -> list[int]:
 def marks_of(column: Any) -> Marks:
     """A number for each row of one column, decided by what it holds."""
     return np.array([int.from_bytes(blake2b(row, digest_size=8).digest()) for row in _bytes(column)], dtype=np.uint64)
+
+
+def _held(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns that make a row what it is, without their padding."""
+    masks = {name.removesuffix(MASK): mask for name, mask in table.items() if name.endswith(MASK)}
+    found = {}
+    for name, column in table.items():
+        if name.removeprefix("teacher_").removeprefix("decoder_") not in IGNORED:
+            of = max((before for before in masks if name.startswith(before)), key=len, default=None)
+            found[name] = column if of is None else _unpadded(column, masks[of])
+    return found
+
+
+def _unpadded(column: Any, mask: Any) -> Any:
+    """The values of each row at its real tokens; the column itself where it is none of tokens, or none is padding."""
+    whole = isinstance(column, Tensor) and isinstance(mask, Tensor)
+    if whole and (mask.ndim != 2 or column.shape[:2] != mask.shape or bool(mask.all())):
+        return column
+    rows = list(zip(column, mask, strict=True))
+    if not all(isinstance(each, Tensor) and each.ndim and each.shape[:1] == real.shape for each, real in rows):
+        return column
+    return [each[real.bool().to(each.device)] for each, real in rows]
 
 
 def _together(marks: Mapping[str, Marks]) -> list[int]:

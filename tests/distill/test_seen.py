@@ -77,6 +77,53 @@ def test_tensors_that_change_in_place_after_training_stay_known():
     assert not result.seen.among(data).any()
 
 
+TEXTS = [[5, 6, 7], [8, 9, 10, 11], [12, 13], [14, 15, 16, 17, 18], [5, 6], [9, 8, 7]]
+
+
+def padded(width: int, side: str = "right", pad: int = 0, before: str = "") -> dict:
+    """The texts as tensors, padded by a width, on a side, with a token."""
+    fill = [[0] * (width - len(text)) for text in TEXTS]
+    put = (lambda text, rest: text + rest) if side == "right" else (lambda text, rest: rest + text)
+    ids = [put(text, [pad] * len(rest)) for text, rest in zip(TEXTS, fill, strict=True)]
+    mask = [put([1] * len(text), rest) for text, rest in zip(TEXTS, fill, strict=True)]
+    return {f"{before}input_ids": torch.tensor(ids), f"{before}attention_mask": torch.tensor(mask)}
+
+
+RAGGED = {"input_ids": [torch.tensor(text) for text in TEXTS], "attention_mask": [torch.ones(len(t)) for t in TEXTS]}
+
+
+@pytest.mark.parametrize("before", ["", "decoder_", "teacher_"])
+def test_a_row_is_itself_however_it_is_padded(before):
+    forms = [padded(5), padded(9), padded(7, "left"), padded(7, pad=3), padded(6, "left", pad=1), RAGGED]
+    forms = [{f"{before}{name}": column for name, column in form.items()} for form in forms]
+    for one in forms:
+        for other in forms:
+            assert Seen.of(one).among(other).all()
+            assert Seen.of(one).remembered().among(other).all()
+            assert Seen(lambda table=one: [table]).among(other).all()
+    changed = {name: column.clone() for name, column in forms[0].items()}
+    changed[f"{before}input_ids"][:, 0] += 20
+    assert not Seen.of(forms[-1]).among(changed).any()
+
+
+def test_a_text_and_its_beginning_are_two_rows():
+    seen = Seen.of({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])})
+    assert seen.among({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 1]])}).sum() == 0
+    assert seen.among({"input_ids": torch.tensor([[5, 6, 9]]), "attention_mask": torch.tensor([[1, 1, 0]])}).all()
+
+
+def test_numbers_of_rows_are_no_part_of_them(folder):
+    data = {**padded(6), "labels": [0, 1] * 3, "idx": list(range(6))}
+    result = distill.fit(classifier(folder), classifier(folder), {}, data, objective=KD(), **SHORT)
+    other = {
+        **padded(8, "left"),
+        "labels": [0, 1] * 3,
+        "idx": list(range(100, 106)),
+        "position_ids": padded(8)["input_ids"],
+    }
+    assert result.seen.among(distill.Rows.of(other).table).all()
+
+
 def _turned():
     from tests.distill.test_aligning import turned
 
