@@ -1,7 +1,7 @@
 """What a training is given, in its checked form: rows, objectives, pairs; and that they belong together."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,9 @@ from distill.data import training_rows
 from distill.errors import DistillError
 from distill.inputs import (
     NEVER,
+    TEACHERS,
     device_of,
+    innermost,
     inputs_of,
     network_of,
     reads_apart,
@@ -24,8 +26,9 @@ from distill.inputs import (
     vocabulary_of,
 )
 from distill.mapping import Pair, Sides, mapping_of, pairs_of
-from distill.metrics import evaluating
+from distill.metrics import are_classes, evaluating
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
+from distill.padding_sides import padded_rows, say_if_on_wrong_side
 from distill.samples import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.schedules import Schedule, order
 from distill.seen import Seen
@@ -184,15 +187,18 @@ def check(
         )
     if len(models) > 1:
         check_alike(models[0], models[1])
-    chosen, classes, tokens = few_of(rows), [], False
+    chosen, classes, tokens, counted = few_of(rows), [], False, "labels" in rows.columns
     for model in models:
         name = "the teacher" if model is teacher else "the student"
         columns = (teachers if model is teacher else students)(rows.batch(chosen))
         with evaluating(model), torch.no_grad():
             logits = answer_of(name, model, columns, run_of, needed=False)
+            if "attention_mask" in columns and isinstance(model, nn.Module):
+                _say_side(name, model, rows, teachers if model is teacher else students)
         if logits is None:
             continue
         classes.append(logits.shape[-1])
+        counted = counted and are_classes(model, logits, rows)
         tokens = logits.ndim > 2
         names = real_names(model)
         if names is not None and len(names) != classes[-1]:
@@ -205,11 +211,11 @@ def check(
             f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student "
             f"num_labels={classes[0]}."
         )
-    labels = rows.table.get("labels")
-    if labels is None or not classes:
+    if not classes or not counted:
         return
+    labels = rows.table["labels"]
     values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
-    if not values.is_floating_point() and classes[0] > 1:
+    if not values.is_floating_point():
         wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
         if len(wrong):
             raise DistillError(
@@ -217,6 +223,17 @@ def check(
                 f"{classes[0]} classes "
                 f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
             )
+
+
+def _say_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> None:
+    """Warn where a model answers otherwise because of the side on which the rows are padded."""
+    own = TEACHERS if columns_of is teachers and reads_apart(rows.columns) else ""
+    chosen = padded_rows(rows.table[f"{own}attention_mask"])
+    if chosen:
+        kind = f"{name} ({type(innermost(model)).__name__})"
+        say_if_on_wrong_side(
+            kind, columns_of(rows.batch(chosen)), lambda few: answer_of(name, model, few, run_of, needed=False)
+        )
 
 
 def few_of(rows: Rows) -> list[int]:

@@ -13,7 +13,7 @@ from distill.errors import DistillError
 from distill.finite import check_answers
 from distill.inputs import device_of, to_device, uncompiled
 from distill.mapping import Pair, Sides, layers
-from distill.metrics import Share, accuracy, evaluating, has_classes, has_logits, wilson
+from distill.metrics import Share, accuracy, are_classes, evaluating, few_answers, has_classes, wilson
 from distill.objectives import DIITO, Objective
 from distill.outputs import answered
 from distill.pairs import Span
@@ -92,14 +92,23 @@ def evaluate(
     teacher, student, seed = uncompiled(teacher), uncompiled(student), seed_of(seed)
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
-        mute = has_classes(rows) and not has_logits(student, rows)
-        measured = accuracy(student, rows) if has_classes(rows) and not mute else None
+        logits = few_answers(student, rows) if has_classes(rows) else None
+        mute = has_classes(rows) and logits is None
+        measured = accuracy(student, rows) if logits is not None and are_classes(student, logits, rows) else None
         if teacher is None or not mapping or mute:
             unmapped = NO_TEACHER if teacher is None else NO_PAIR
             why = f"{_unanswered(rows)}, and {unmapped}"
             why = f"{type(student).__name__} has no logits" if mute else why
             return Evaluation(measured, None, "" if measured else f"nothing was measured: {why}")
         return _with_interchange(teacher, student, mapping, rows, measured, positions=positions, pairs=pairs, seed=seed)
+
+
+def evaluate_trained(*arguments: Any, **settings: Any) -> Evaluation:
+    """`evaluate` after a training, which is not lost where it fails: the note says why."""
+    try:
+        return evaluate(*arguments, **settings)
+    except DistillError as nothing:
+        return Evaluation(None, None, f"nothing was measured: {nothing}")
 
 
 def _with_interchange(
@@ -124,6 +133,11 @@ def _unanswered(rows: Any) -> str:
     if "labels" not in columns:
         found = f"{len(rows)} held-out rows have no labels (columns: {', '.join(columns)}); add a column labels"
         return f"the {found}"
+    if has_classes(rows):
+        return f"the answers to the {len(rows)} held-out rows are no classes, one of several for each label"
+    labels = columns["labels"]
+    if not (labels if isinstance(labels, torch.Tensor) else labels[0]).is_floating_point():
+        return f"all labels of the {len(rows)} held-out rows are -100 and count for nothing"
     return f"the labels of the {len(rows)} held-out rows are numbers and no classes"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.data import held_out
 from distill.errors import DistillError
 from distill.finite import check_answers
-from distill.inputs import answer_mask, device_of, evaluating, following, students, to_device, uncompiled
+from distill.inputs import answer_mask, device_of, evaluating, following, innermost, students, to_device, uncompiled
 from distill.loss_masks import IGNORED, answer_labels, label_place
 from distill.losses import cross_entropy
 from distill.outputs import answered
@@ -208,11 +208,22 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
     return torch.cat(found)
 
 
-def has_logits(model: nn.Module, data: Rows) -> bool:
-    """Whether a model answers with logits, and does not only embed; its output on two rows says so."""
+def few_answers(model: nn.Module, data: Rows) -> Tensor | None:
+    """The logits of a model on two rows; None of one that only embeds."""
     with evaluating(model), torch.no_grad():
         few = students(data.batch(range(min(2, len(data)))))
-        return answer_of("the model", model, few, needed=False) is not None
+        return answer_of("the model", model, few, needed=False)
+
+
+def are_classes(model: Any, logits: Tensor, data: Rows) -> bool:
+    """Whether logits say which class of several a row or token is, and not real values, or yes or no for each class.
+
+    `problem_type` of a transformers configuration decides; else one logit, and labels as many as the logits, are none.
+    """
+    config = getattr(innermost(model), "config", None)
+    labels = data.batch([0])["labels"]
+    other = getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
+    return not other and logits.shape[-1] > 1 and not (logits.ndim == 2 and labels.shape[1:] == logits.shape[1:])
 
 
 def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -259,6 +270,11 @@ def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
         raise DistillError(
             f"{what} counts classes and the labels are {labels.dtype} {list(labels.shape)}; give whole numbers: "
             "data['labels'] = data['labels'].long()."
+        )
+    if logits.shape[-1] < 2:
+        raise DistillError(
+            f"{what} is of classes, and the model has one output {list(logits.shape)}, a real value or a yes or no; "
+            "compare the values themselves: distill.losses.mean_squared_error(logits, labels)."
         )
     if labels.shape != logits.shape[:-1]:
         raise DistillError(
@@ -331,9 +347,11 @@ def check_labels(labels: Tensor, classes: int, what: str) -> None:
 
 
 def has_classes(data: Rows) -> bool:
-    """Whether the labels of the rows are classes, not numbers to regress on."""
+    """Whether rows have labels that are classes, not numbers to regress on, and any of them counts."""
     labels = data.table.get("labels")
-    return labels is not None and not (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point()
+    if labels is None or (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point():
+        return False
+    return any(bool((each != IGNORED).any()) for each in ([labels] if isinstance(labels, Tensor) else labels))
 
 
 def wilson(right: int, total: int, z: float = 1.959964) -> Share:

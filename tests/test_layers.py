@@ -23,6 +23,7 @@ ORDER = {
         sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
         errors finite seeds networks losses decoder_inputs modes pad_tokens token_positions inputs outputs trials
+        padding_sides
         loss_masks classes precision ensembles noisy graphs values domains counterfactuals causal_models
         samples seen mapping swaps pairs tasks preprocessors data token_meanings token_alignment
         similarity metrics tops sensitivities retries cache padding served asking attention_keys

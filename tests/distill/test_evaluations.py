@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from distill import KD, CausalModel, Labels, Rows, Schedule, evaluate, fit
+import distill
+from distill import KD, CausalModel, DistillError, Labels, Rows, Schedule, evaluate, fit
 from distill.evaluations import evaluate_variables
 from tests.distill.models import QUIET, bert, mlp
 
@@ -61,3 +62,37 @@ def test_a_causal_model_without_classes_or_pairs():
     found = evaluate_variables(doubled, nn.Identity(), (), examples=4)
     assert "the causal model answers no class, and no places are mapped" in str(found)
     assert FALSE not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "problem", "labels", "why"),
+    [
+        (1, None, [5, 1, 2, 1, 0, 3], "no classes"),
+        (1, "regression", [True, False] * 3, "no classes"),
+        (3, "regression", [[5, 1, 2]] * 6, "no classes"),
+        (3, "multi_label_classification", [[1, 0, 1]] * 6, "no classes"),
+        (3, None, [[1, 0, 1]] * 6, "no classes"),
+        (3, None, [-100] * 6, "all labels of the 6 held-out rows are -100"),
+    ],
+)
+def test_what_is_no_class_is_not_counted_and_no_training_is_lost(outputs, problem, labels, why):
+    teacher, student = bert(labels=outputs), bert(2, labels=outputs)
+    for model in (teacher, student):
+        model.config.problem_type = problem
+    rows = {"input_ids": [[5, 6, 7]] * 6, "attention_mask": [[1, 1, 1]] * 6, "labels": labels}
+    result = fit(teacher, student, {}, rows, eval_data=rows, objective=KD(), steps=1, console=QUIET)
+    assert result.evaluation.accuracy is None
+    assert why in result.evaluation.note
+    if outputs == 1:
+        with pytest.raises(DistillError, match="accuracy is of classes, and the model has one output .* a real value"):
+            distill.metrics.accuracy(student, rows)
+
+
+def test_a_measurement_that_fails_does_not_lose_the_training(monkeypatch):
+    def fails(*arguments, **settings):
+        raise DistillError("no token is labelled")
+
+    monkeypatch.setattr("distill.evaluations.accuracy", fails)
+    rows = {"inputs": torch.randn(4, 6), "labels": [0, 1, 2, 0]}
+    result = fit(mlp(), mlp(), {}, rows, eval_data=rows, objective=KD(), steps=1, console=QUIET)
+    assert result.evaluation.note == "nothing was measured: no token is labelled"
