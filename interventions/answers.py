@@ -16,6 +16,7 @@ from typing import Any
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
+from interventions.endings import setting
 from interventions.errors import InterventionError
 
 Answers = str | int | Callable[[Any], Tensor]
@@ -45,11 +46,8 @@ def answering(model: nn.Module, answers: Any) -> Iterator[None]:
     if answers is None:
         yield
         return
-    token = _rules.set({**(_rules.get() or {}), model: checked(answers)})
-    try:
+    with setting(_rules, {**(_rules.get() or {}), model: checked(answers)}):
         yield
-    finally:
-        _rules.reset(token)
 
 
 def rule_of(model: object) -> Answers | None:

@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from interventions.endings import ending
 from interventions.errors import InterventionError
 from interventions.sites import heads_of
 
+M = TypeVar("M", bound=TorchFunctionMode)
 _SOFTMAX = frozenset({functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})
 _STATES = ("query", "key", "value", "attention_mask")
 _PATTERNS = frozenset({"attention_scores", "attention_pattern"})
@@ -62,7 +64,7 @@ def attend(
     if change.sites & _PATTERNS:
         if implementation is not eager:
             attention_mask = _additive(attention_mask, module, query, key, settings)
-        with Softmax(change, keys=key.shape[-2]) as softmax:
+        with _pushed(Softmax(change, keys=key.shape[-2])) as softmax:
             output, weights = eager(module, query, key, value, attention_mask, *rest, **settings)
         softmax.check()
     else:
@@ -141,7 +143,7 @@ class Products(TorchFunctionMode):
     def _attended(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any) -> Tensor:
         query, key, value = _entering(self.change, query, key, value)
         if self.change.sites & _PATTERNS:
-            with Softmax(self.change, keys=key.shape[-2]):
+            with _pushed(Softmax(self.change, keys=key.shape[-2])):
                 output = _eager_product(query, key, value, *args, **settings)
         else:
             output = functional.scaled_dot_product_attention(query, key, value, *args, **settings)
@@ -157,9 +159,22 @@ def tapped(change: Change, *, products: bool) -> Iterator[None]:
     Args:
         products: whether it calls `scaled_dot_product_attention`, else it computes a softmax.
     """
-    with Products(change) if products else Softmax(change, heads=heads_of(change.module)) as mode:
+    mode = Products(change) if products else Softmax(change, heads=heads_of(change.module))
+    with _pushed(mode):
         yield
     mode.check()
+
+
+@contextmanager
+def _pushed(mode: M) -> Iterator[M]:
+    """Inside, torch's functions go through `mode`; after it they do not, also where an interrupt skipped its exit."""
+
+    def end() -> None:
+        while any(torch._C._get_function_stack_at(i) is mode for i in range(torch._C._len_torch_function_stack())):
+            torch._C._pop_torch_function_stack()
+
+    with ending(end), mode:
+        yield mode
 
 
 def store_in_cache(cache: object, name: str, module: nn.Module, old: Tensor, new: Tensor) -> None:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interventions.endings import setting
+
 _shared: ContextVar[dict[tuple, tuple[Tensor, Tensor, Tensor]] | None] = ContextVar("shared frames", default=None)
 
 
@@ -50,11 +52,8 @@ def frame(
 @contextmanager
 def shared_frames() -> Iterator[None]:
     """Inside the block a frame is computed once, however often it is asked for: in it, nothing is trained."""
-    token = _shared.set({})
-    try:
+    with setting(_shared, {}):
         yield
-    finally:
-        _shared.reset(token)
 
 
 def reflections_of(matrix: Float[Tensor, "width k"]) -> tuple[Float[Tensor, "width k"], Float[Tensor, " k"]]:

@@ -1,21 +1,23 @@
 """The one file that touches hooks, `forward` and other attributes of the user's model.
 
 A `Scope` is what one open block does to one model. It acts only in the context (thread, task) that opened it: every
-hook asks a ContextVar first. When it closes, the model is as it was.
+hook asks a ContextVar first. When it closes, the model is as it was, wherever an interrupt struck: what undoes a change
+is noted before the change is made, and may run again.
 """
 
+import copy
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from traceback import walk_stack
 from types import FrameType
 from typing import Any, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +26,14 @@ from torch.utils import checkpoint
 from interventions.architectures import Place, modules_of
 from interventions.attention import attend, store_in_cache, tapped
 from interventions.calls import Call, Generation, Progress, begin, generation_of, named
+from interventions.endings import ending, one_at_a_time, setting
 from interventions.errors import InterventionError
 from interventions.final_norms import AfterBlocks
 from interventions.locations import HEAD_SITES
 from interventions.states import argument_in, at, path_in, with_argument, with_new
 from interventions.wrappers import unwrapped
 
+_lock = threading.RLock()
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
 _CHECKPOINTING = "_gradient_checkpointing_func"
 _checkpointed: ContextVar[bool] = ContextVar("checkpointed", default=False)
@@ -128,77 +132,110 @@ class Scope:
     stores: bool = True
     unsure: str = ""
     progress: dict[int, Progress] = field(default_factory=dict)
-    _closers: list[Callable[[], None]] = field(default_factory=list)
-    _users: int = 0
+    _undos: list[Callable[[], None]] = field(default_factory=list)
+    _users: set[object] = field(default_factory=set)
+    _installed: bool = False
 
-    def acquire(self) -> None:
-        """Put the hooks in place, unless they are."""
-        with _lock:
-            self._users += 1
-            if self._users == 1:
-                self._install()
+    @one_at_a_time(_lock)
+    def acquire(self, user: object) -> None:
+        """Put the hooks in place for a user, unless they are."""
+        self._users.add(user)
+        if not self._installed:
+            self._undo()  # what another thread has not undone yet, after an interrupt
+            self._install()
+            self._installed = True
 
-    def release(self) -> None:
+    @one_at_a_time(_lock)
+    def release(self, user: object) -> None:
         """Take the hooks away when nobody needs them any more."""
-        with _lock:
-            self._users -= 1
-            if self._users == 0:
-                while self._closers:
-                    self._closers.pop()()
+        self._users.discard(user)
+        if not self._users:
+            self._installed = False
+            self._undo()
+
+    def _undo(self) -> None:
+        while self._undos:
+            self._undos[-1]()
+            self._undos.pop()
 
     def _install(self) -> None:
         models = unwrapped(self.model)
         for model in models:
-            self._keep(model.register_forward_pre_hook(self._enter_model, with_kwargs=True, prepend=True))
+            self._before(model, self._enter_model, prepend=True)
         for module in self.watched:
-            self._keep(module.register_forward_hook(self._raw, prepend=True))
+            self._after(module, self._raw, prepend=True)
         for tap in self.taps:
             for block in dict.fromkeys(tap.after.stack.blocks if tap.after is not None else ()):
-                self._keep(block.register_forward_hook(partial(self._note_block, tap), prepend=True))
+                self._after(block, partial(self._note_block, tap), prepend=True)
             if tap.inside_attention:
                 self._install_attention(tap)
             elif tap.io == "input":
-                self._keep(tap.module.register_forward_pre_hook(partial(_on_input, self, tap), with_kwargs=True))
+                self._before(tap.module, partial(_on_input, self, tap))
             else:
-                self._keep(tap.module.register_forward_hook(partial(_on_output, self, tap)))
-                self._closers.append(_captured_last(tap.module))
+                self._after(tap.module, partial(_on_output, self, tap))
+                self._capture_last(tap.module)
         for model in models:
-            self._keep(model.register_forward_hook(self._leave_model, always_call=True))
+            self._after(model, self._leave_model, always_call=True)
             self._install_generation(model)
         for part in modules_of(self.model):
             if part not in models and callable(getattr(type(part), "generate", None)):
-                self._keep(part.register_forward_pre_hook(self._enter_part, with_kwargs=True, prepend=True))
-                self._keep(part.register_forward_hook(self._leave_part, always_call=True))
+                self._before(part, self._enter_part, prepend=True)
+                self._after(part, self._leave_part, always_call=True)
                 self._install_generation(part)
-        self._closers.append(_override(self.model, "__deepcopy__", _refusing_copies))
+        self._override(self.model, "__deepcopy__", partial(_refusing_copies, self.model))
         for module in self.replayed:
-            self._closers.append(_override(module, "forward", partial(_forwarding, module)))
+            self._override(module, "forward", partial(_forwarding, module))
         touched = {*(tap.module for tap in self.taps), *self.watched, *self.replayed, self.model}
         for module in modules_of(self.model):
             compiled = module._compiled_call_impl is not None or (id(module), "_compiled_call_impl") in _overrides
             if compiled and any(inner in touched for inner in modules_of(module)):
-                self._closers.append(_override(module, "_compiled_call_impl", lambda original: None))
+                self._override(module, "_compiled_call_impl", lambda original: None)
             if _CHECKPOINTING in vars(module):
-                self._closers.append(
-                    _override(module, _CHECKPOINTING, lambda original: partial(_checkpointing, original))
-                )
+                self._override(module, _CHECKPOINTING, lambda original: partial(_checkpointing, original))
 
     def _install_generation(self, model: nn.Module) -> None:
         if callable(getattr(model, "generate", None)):
-            self._closers.append(_override(model, "generate", _generating))
+            self._override(model, "generate", _generating)
         if callable(getattr(model, "get_compiled_call", None)):
-            self._closers.append(_override(model, "get_compiled_call", partial(_uncompiled, model)))
+            self._override(model, "get_compiled_call", partial(_uncompiled, model))
 
     def _install_attention(self, tap: Tap) -> None:
-        if tap.kind == "interface":
-            self._closers.append(_override_interface())
-        else:
-            self._closers.append(_override(tap.module, "forward", partial(_forwarding, tap.module)))
-        if tap.io in ("key", "value"):
-            self._keep(tap.module.register_forward_pre_hook(self._note_cache, with_kwargs=True))
+        if tap.kind == "interface":  # a function of ours in front of those that transformers attends with
+            from transformers.modeling_utils import AttentionInterface
 
-    def _keep(self, handle: torch.utils.hooks.RemovableHandle) -> None:
-        self._closers.append(handle.remove)
+            self._override(AttentionInterface, "get_interface", _interfacing)
+        else:
+            self._override(tap.module, "forward", partial(_forwarding, tap.module))
+        if tap.io in ("key", "value"):
+            self._before(tap.module, self._note_cache)
+
+    def _before(self, module: nn.Module, hook: Callable, *, prepend: bool = False) -> None:
+        hooks, others = module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]
+        self._undos.append(partial(_take_off, hook, hooks, others))
+        module.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend)
+
+    def _after(self, module: nn.Module, hook: Callable, *, prepend: bool = False, always_call: bool = False) -> None:
+        others = [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]
+        self._undos.append(partial(_take_off, hook, module._forward_hooks, others))
+        module.register_forward_hook(hook, prepend=prepend, always_call=always_call)
+
+    def _override(self, holder: nn.Module | type, name: str, make: Callable[[Any], object]) -> None:
+        self._undos.append(partial(_restore, holder, name, self))
+        _override(holder, name, self, make)
+
+    def _capture_last(self, module: nn.Module) -> None:
+        """Have transformers note the hidden states of a module after our hooks.
+
+        Its hooks stay on a model that once returned `output_hidden_states`, and would go on to see what was there
+        before.
+        """
+        hooks = cast(OrderedDict, module._forward_hooks)
+        order = list(hooks)
+        capturing = [key for key in order if getattr(hooks[key], "__name__", "") == "output_capturing_hook"]
+        if capturing:
+            self._undos.append(partial(_reorder, hooks, order))
+        for key in capturing:
+            hooks.move_to_end(key)
 
     def has_turn(self, tap: Tap) -> bool:
         """Whether this is the call of its module that a tap is meant for; asked once in each call."""
@@ -209,7 +246,7 @@ class Scope:
     @property
     def is_open(self) -> bool:
         """Whether the scope was opened in this context, and not closed in another one since."""
-        return self._users > 0 and self in _open.get()
+        return bool(self._users) and self in _open.get()
 
     def frames(self) -> Iterator[FrameType]:
         """What the model is in the middle of, the innermost first."""
@@ -277,26 +314,24 @@ def opened(scope: Scope) -> Iterator[Scope]:
             never fire.
     """
     _check_compiled(scope)
-    before = _open.get()
-    try:
-        scope.acquire()
-        _open.set((*before, scope))
+    user = object()
+    with ending(partial(_close, scope, user)):
+        scope.acquire(user)
+        _open.set((*_open.get(), scope))
         yield scope
-    finally:
-        # Not reset(token): a generator may be closed in another context than the one it was started in.
-        _open.set(tuple(other for other in _open.get() if other is not scope))
-        scope.release()
+
+
+def _close(scope: Scope, user: object) -> None:
+    scope.release(user)
+    # Not reset(token): a generator may be closed in another context than the one it was started in.
+    _open.set(tuple(other for other in _open.get() if other is not scope))
 
 
 @contextmanager
 def under(scopes: tuple[Scope, ...]) -> Iterator[None]:
     """Inside the block, these scopes act, and no others."""
-    before = _open.get()
-    _open.set(scopes)
-    try:
+    with setting(_open, scopes):
         yield
-    finally:
-        _open.set(before)
 
 
 @contextmanager
@@ -312,7 +347,7 @@ def until_stopped() -> Iterator[None]:
 
 def acting() -> tuple[Scope, ...]:
     """The scopes of this context that are still open: a context may be copied, and outlive the block."""
-    return tuple(scope for scope in _open.get() if scope._users > 0)
+    return tuple(scope for scope in _open.get() if scope._users)
 
 
 def open_scopes(model: nn.Module) -> tuple[Scope, ...]:
@@ -343,25 +378,19 @@ def recomputes() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _captured_last(module: nn.Module) -> Callable[[], None]:
-    """Have transformers note the hidden states of a module after our hooks; returns what restores the order.
+def _take_off(hook: Callable, hooks: dict[int, Callable], others: list[dict[int, bool]]) -> None:
+    """Remove a hook from a module, by itself: an interrupted registration returned no handle."""
+    for key in [key for key, there in list(hooks.items()) if there is hook]:
+        for other in others:
+            other.pop(key, None)
+        hooks.pop(key, None)
 
-    Its hooks stay on a model that once returned `output_hidden_states`, and would go on to see what was there before.
-    """
-    hooks = cast(OrderedDict, module._forward_hooks)
-    order = list(hooks)
-    capturing = [key for key in order if getattr(hooks[key], "__name__", "") == "output_capturing_hook"]
-    for key in capturing:
-        hooks.move_to_end(key)
 
-    def restore() -> None:
-        for key in order if capturing else ():
-            if key in hooks:
-                hooks.move_to_end(key)
-        for key in [key for key in hooks if key not in order] if capturing else ():
+def _reorder(hooks: OrderedDict, order: list[int]) -> None:
+    """Put hooks back in an order, those that came later after them."""
+    for key in [*order, *(key for key in list(hooks) if key not in order)]:
+        if key in hooks:
             hooks.move_to_end(key)
-
-    return restore
 
 
 def _on_output(scope: Scope, tap: Tap, module: nn.Module, args: tuple, output: object) -> object:
@@ -412,38 +441,62 @@ def check_recomputable(module: nn.Module, scope: Scope) -> None:
         )
 
 
-_lock = threading.RLock()
 _missing = object()
-_overrides: dict[tuple[int, str], list] = {}
 
 
-def _override(holder: nn.Module | type, name: str, make: Callable[[Any], object]) -> Callable[[], None]:
-    """Replace an attribute of a module or a class by `make(original)`; returns what undoes it.
+@dataclass(eq=False)
+class _Override:
+    """An attribute that is replaced while scopes need it.
 
-    Shared by all that need it: the first puts it in place and the last takes it away, in whatever order they end. The
-    original is restored as it stood in `vars(holder)`, because accelerate and others keep their own `forward` there.
+    The first one puts the replacement in place and the last takes it away, in whatever order they end. The original is
+    restored as it stood in `vars(holder)`, because accelerate and others keep their own `forward` there.
     """
-    with _lock:
-        entry = _overrides.setdefault((id(holder), name), [0, vars(holder).get(name, _missing)])
-        entry[0] += 1
-        if entry[0] == 1:
-            _put(holder, name, make(getattr(holder, name, None)))
 
-    def undo() -> None:
-        with _lock:
-            entry[0] -= 1
-            if entry[0] == 0:
-                del _overrides[id(holder), name]
-                _put(holder, name, entry[1])
+    holder: nn.Module | type
+    original: object
+    replacement: object
+    users: WeakSet[Scope] = field(default_factory=WeakSet)
+    is_placed: bool = False
 
-    return undo
+
+_overrides: dict[tuple[int, str], _Override] = {}
+
+
+@one_at_a_time(_lock)
+def _override(holder: nn.Module | type, name: str, user: Scope, make: Callable[[Any], object]) -> None:
+    """Replace an attribute of a module or a class by `make(original)`, until `_restore`."""
+    entry = _overrides.get((id(holder), name))
+    if entry is None:
+        entry = _Override(holder, vars(holder).get(name, _missing), make(getattr(holder, name, None)))
+    entry.users.add(user)
+    _overrides[id(holder), name] = entry
+    if not entry.is_placed:
+        _put(holder, name, entry.replacement)
+        entry.is_placed = True
+
+
+@one_at_a_time(_lock)
+def _restore(holder: nn.Module | type, name: str, user: Scope | None = None) -> None:
+    """Put the original back, unless other scopes need the replacement."""
+    entry = _overrides.get((id(holder), name))
+    if entry is None:
+        return
+    if user is not None:
+        entry.users.discard(user)
+    if not entry.users:
+        entry.is_placed = False
+        _put(holder, name, entry.original)
+        _overrides.pop((id(holder), name), None)
 
 
 def _put(holder: nn.Module | type, name: str, value: object) -> None:
     if isinstance(holder, type):  # vars of a class cannot be written
-        delattr(holder, name) if value is _missing else setattr(holder, name, value)
+        if value is not _missing:
+            setattr(holder, name, value)
+        elif name in vars(holder):
+            delattr(holder, name)
     elif value is _missing:
-        del vars(holder)[name]
+        vars(holder).pop(name, None)
     else:
         vars(holder)[name] = value
 
@@ -485,7 +538,7 @@ class _Change:
 
     def __call__(self, site: str, state: Tensor) -> Tensor:
         for tap, scope in self.taps:
-            new = tap(state, scope) if tap.io == site else None
+            new = tap(state, scope) if tap.io == site and scope.is_open else None
             if new is not None:
                 state = new
                 self.written.update({site} if tap.writes else ())
@@ -498,13 +551,6 @@ class _Change:
         cache = next((cache for cache in caches if cache is not None), None)
         if cache is not None and site in self.written:
             store_in_cache(cache, f"{site}s", self.module, old, new)
-
-
-def _override_interface() -> Callable[[], None]:
-    """Put a function of ours in front of those that transformers attends with; returns what undoes it."""
-    from transformers.modeling_utils import AttentionInterface
-
-    return _override(AttentionInterface, "get_interface", _interfacing)
 
 
 def _interfacing(original: Callable) -> Callable:
@@ -530,14 +576,17 @@ def _generating(original: Callable) -> Callable:
     model = cast(Any, original).__self__
 
     def generate(*args: Any, **kwargs: Any) -> object:
-        with ExitStack() as stack:
-            for scope in acting():
-                if model in modules_of(scope.model):
-                    stack.callback(setattr, scope, "generation", scope.generation)
-                    scope.generation = generation_of(model, args, kwargs)
+        before = [(scope, scope.generation) for scope in acting() if model in modules_of(scope.model)]
+        with ending(partial(_set_generations, before)):
+            _set_generations([(scope, generation_of(model, args, kwargs)) for scope, _ in before])
             return original(*args, **kwargs)
 
     return generate
+
+
+def _set_generations(generations: list[tuple[Scope, Generation | None]]) -> None:
+    for scope, generation in generations:
+        scope.generation = generation
 
 
 def _uncompiled(model: nn.Module, original: Callable) -> Callable:
@@ -550,8 +599,14 @@ def _uncompiled(model: nn.Module, original: Callable) -> Callable:
     return get_compiled_call
 
 
-def _refusing_copies(original: object) -> Callable:
-    def __deepcopy__(memo: object) -> object:
+def _refusing_copies(model: nn.Module, original: object) -> Callable:
+    def __deepcopy__(memo: Any) -> object:
+        scopes = list(_overrides[id(model), "__deepcopy__"].users)
+        if not any(scope._users for scope in scopes):  # they are over, and something kept them from being undone
+            for scope in scopes:
+                scope.release(None)
+            _restore(model, "__deepcopy__")
+            return copy.deepcopy(model, memo)
         raise InterventionError(
             "the model cannot be copied while a block is open on it: the copy would keep its hooks for ever; copy it "
             "before, or after the block."
@@ -568,14 +623,8 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
     states = [(scope, _copied(scope.call), scope.outside, _state(scope.generator)) for scope in scopes]
 
     def again(*args: object, **kwargs: object) -> object:
-        token = _checkpointed.set(True)
-        try:
-            if not recomputes():
-                return function(*args, **kwargs)
-            with _reopened(states):
-                return function(*args, **kwargs)
-        finally:
-            _checkpointed.reset(token)
+        with setting(_checkpointed, True), _reopened(states) if recomputes() else nullcontext():
+            return function(*args, **kwargs)
 
     return original(again, *args, **kwargs)
 
@@ -583,22 +632,25 @@ def _checkpointing(original: Callable, function: Callable, *args: object, **kwar
 @contextmanager
 def _reopened(states: list[tuple[Scope, Call | None, Mapping | None, Tensor | None]]) -> Iterator[None]:
     now = [(scope, scope.call, scope.outside, _state(scope.generator), scope.recomputing) for scope, *_ in states]
-    before = _open.get()
-    for scope, going_on, outside, state in states:
-        scope.acquire()
-        scope.call, scope.outside, scope.recomputing = _copied(going_on), outside, True
-        if scope.generator is not None and state is not None:
-            scope.generator.set_state(state)
-    _open.set(tuple(scope for scope, *_ in states))
-    try:
+    user = object()
+
+    def end() -> None:
+        for scope, going_on, outside, state, again in now:
+            _recall(scope, going_on, outside, state, again=again)
+            scope.release(user)
+
+    with ending(end), setting(_open, tuple(scope for scope, *_ in states)):
+        for scope, going_on, outside, state in states:
+            scope.acquire(user)
+            _recall(scope, _copied(going_on), outside, state, again=True)
         yield
-    finally:
-        _open.set(before)
-        for scope, going_on, outside, state, recomputing in now:
-            scope.call, scope.outside, scope.recomputing = going_on, outside, recomputing
-            if scope.generator is not None and state is not None:
-                scope.generator.set_state(state)
-            scope.release()
+
+
+def _recall(scope: Scope, going_on: Call | None, outside: Mapping | None, state: Tensor | None, *, again: bool) -> None:
+    """Set what a scope knows of a call to what it knew."""
+    scope.call, scope.outside, scope.recomputing = going_on, outside, again
+    if scope.generator is not None and state is not None:
+        scope.generator.set_state(state)
 
 
 def _copied(call: Call | None) -> Call | None:

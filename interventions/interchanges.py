@@ -1,7 +1,7 @@
 """Runs with some of their internals replaced: around ordinary calls, or as the counterfactual of two runs."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -180,12 +180,10 @@ def interchange(
     scope = recorded(model, [*taps, *reads], again)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
     inputs = without_cache(found, inputs)
-    with ExitStack() as stack:
-        if replay is not None:
-            _check_complete(model, inputs)
-            scope.replay, scope.replayed = replay, replay.blocks
-            stack.enter_context(replay.surrounding(scope))
-        stack.enter_context(opened(scope))
+    if replay is not None:
+        _check_complete(model, inputs)
+        scope.replay, scope.replayed = replay, replay.blocks
+    with nullcontext() if replay is None else replay.surrounding(scope), opened(scope):
         output = call(model, inputs)
     check_fired(writes, "the counterfactual run")
     check_ran(activations, "the counterfactual run")

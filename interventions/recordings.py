@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.architectures import Architecture, Place, modules_of
+from interventions.endings import ending
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, Tap, open_scopes, user_hooks
 from interventions.states import hidden
@@ -166,11 +167,9 @@ class Replay:
             yield
             return
         scope.outside = random_states(self.recording.random)
-        set_random_states(self.recording.random)
-        try:
+        with ending(lambda: set_random_states(scope.outside or {})):
+            set_random_states(self.recording.random)
             yield
-        finally:
-            set_random_states(scope.outside)
 
 
 @contextmanager
@@ -180,12 +179,12 @@ def drawing(scope: Scope) -> Iterator[None]:
         yield
         return
     inside = random_states(scope.outside)
-    set_random_states(scope.outside)
-    try:
-        yield
-    finally:
-        scope.outside = random_states(scope.outside)
-        set_random_states(inside)
+    with ending(lambda: set_random_states(inside)):
+        set_random_states(scope.outside)
+        try:
+            yield
+        finally:
+            scope.outside = random_states(scope.outside)
 
 
 def stamp(model: Model) -> int:

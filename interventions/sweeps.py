@@ -13,6 +13,7 @@ from torch import Tensor
 from interventions.architectures import architecture
 from interventions.calls import arguments_of
 from interventions.cells import Cell, Column, cells_of, columns_of
+from interventions.endings import without_gradients
 from interventions.errors import InterventionError
 from interventions.examples import examples_in
 from interventions.grids import Grid
@@ -95,7 +96,7 @@ def sweep(
     if origin is not None:
         check_eval(there)
     read = wholes if origin is None else list(dict.fromkeys(origin.location(location).whole for location in ops))
-    with torch.no_grad():
+    with without_gradients():
         before, first = _base_run(model, base, wholes, metric, remote)
         given, last = _source_run(there, source, read, Summary(metric, shapes_of(before.output)), remote)
         examples = examples_in(before.inputs)

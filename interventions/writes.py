@@ -9,6 +9,7 @@ from torch import Tensor
 from interventions.architectures import Place
 from interventions.axes import axis, from_vectors, to_vectors
 from interventions.calls import Call
+from interventions.endings import without_gradients
 from interventions.errors import InterventionError
 from interventions.frames import shared_frames
 from interventions.hooks import Scope, check_recomputable
@@ -103,7 +104,7 @@ class Write:
         )
 
     def _measure(self, state: Tensor, new: Tensor) -> None:
-        with torch.no_grad():
+        with without_gradients():
             before, after = (_unmasked(each) if self.place.io == "attention_scores" else each for each in (state, new))
             changed, norm = (after - before).float().square().sum(), before.float().square().sum()
         self.changed = changed if self.changed is None else self.changed + changed
@@ -303,7 +304,7 @@ class Write:
             )
 
     def _check_numbers(self, part: Tensor) -> None:
-        with torch.no_grad():
+        with without_gradients():
             wrong = part.isnan() if part.is_floating_point() else None
         if wrong is not None and wrong.any():
             raise InterventionError(
