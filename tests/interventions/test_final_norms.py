@@ -8,7 +8,7 @@ from interventions import InterventionError, Location, Zero, architecture, inter
 from interventions.sites import Missing
 from tests.conformance.building import built, quiet
 
-AT, LOGITS = Location(site="final_norm"), Location(site="logits")
+AT = Location(site="final_norm")
 HEADS = {
     "bart": None, "mbart": "model.decoder.layer_norm", "opt": "model.decoder.final_layer_norm", "prophetnet": None,
     "gpt2": "transformer.ln_f", "gpt_neox": "gpt_neox.final_layer_norm", "llama": "model.norm", "marian": None,
@@ -34,24 +34,14 @@ def with_head(model_type: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("model_type", HEADS)
-def test_the_head_of_the_final_norm_gives_the_logits(model_type):
+def test_where_it_is(model_type):
     with quiet():
-        model = with_head(model_type)
-        ids = torch.randint(3, 40, (2, 6), generator=torch.Generator().manual_seed(0))
-        inputs = {"input_ids": ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})}
-        found = architecture(model)
-        if HEADS[model_type] is None:
-            with pytest.raises(InterventionError, match=r"no normalisation comes after its blocks.*Location\(module="):
-                found.place(AT)
-            return
+        found = architecture(with_head(model_type))
+    if HEADS[model_type] is None:
+        with pytest.raises(InterventionError, match=r"no normalisation comes after its blocks.*Location\(module="):
+            found.place(AT)
+    else:
         assert found.place(AT).path == HEADS[model_type]
-        states = run(model, inputs, [AT, LOGITS]).activations
-        logits = model.get_output_embeddings()(states[AT])
-        cap = 15 if model_type == "nanochat" else 0
-        logits = cap * (logits / cap).tanh() if cap else logits
-        if model_type == "t5" and model.config.tie_word_embeddings:
-            logits = model.lm_head(states[AT] * model.model_dim**-0.5)
-        torch.testing.assert_close(logits, states[LOGITS])
 
 
 class Block(nn.Module):
