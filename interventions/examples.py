@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from interventions.calls import examples_named
@@ -19,6 +21,39 @@ def examples_in(inputs: Any) -> int:
     """
     named = examples_named(inputs) if isinstance(inputs, Mapping) else None
     return named if named is not None else next((len(each) for _, each in _tensors(inputs, "inputs") if each.ndim), 0)
+
+
+def numbers_of(rows: Any, examples: int) -> Int[Tensor, " k"]:
+    """`rows` as numbers from 0 on.
+
+    Args:
+        rows: numbers of examples (a number, a range, a slice, a list or a 1-D tensor, counted from the end where
+            negative), or a mask with an entry for each example.
+
+    Raises:
+        InterventionError: something else, or an example that there is not.
+
+    >>> numbers_of([-1, 0], 3), numbers_of(torch.tensor([True, False, True]), 3)
+    (tensor([2, 0]), tensor([0, 2]))
+    """
+    try:
+        index = torch.arange(examples)[rows] if isinstance(rows, slice) else torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        index = torch.empty(0, 0, dtype=torch.long)
+    fits = index.dtype != torch.bool or index.shape == (examples,)
+    if index.ndim > 1 or index.is_floating_point() or index.is_complex() or not fits:
+        shown = f"{index.dtype} {list(index.shape)}" if isinstance(rows, Tensor) else repr(rows)
+        raise InterventionError(
+            f"rows={shown} names no examples of this run, which has {examples}; give their numbers, run.take([0, 2]), "
+            f"or a boolean mask [{examples}]."
+        )
+    index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long().reshape(-1)
+    wrong = index[(index < -examples) | (index >= examples)]
+    if len(wrong):
+        raise InterventionError(
+            f"example {int(wrong[0])} is not in this run, which has {examples}: 0 to {examples - 1}, or -1, the last."
+        )
+    return index % examples
 
 
 def check_inputs_of(inputs: Any, examples: int) -> None:

@@ -49,11 +49,15 @@ def final_norm(model: nn.Module, stack: Stack, paths: dict[nn.Module, str], bloc
         owner = model.get_submodule(owner_path)
         if not has_forward(owner):
             continue
-        later = list(_after(owner, path.removeprefix(f"{owner_path}.") if owner_path else path, blocks))
+        relative = path.removeprefix(f"{owner_path}.") if owner_path else path
+        later = list(_after(owner, relative, blocks))
         own = takewhile(lambda module: not _holds(module, blocks), later if inner else ())
-        called = next(filter(is_norm, own), None)
-        if called is not None:
-            return called
+        norms = list(dict.fromkeys(filter(is_norm, own)))
+        if len(norms) > 1 and _runs_beside(owner, relative, blocks - set(stack.blocks)):
+            named = ", ".join(repr(paths[norm]) for norm in norms)
+            raise Missing(f"other blocks run beside its own, and which of {named} is theirs cannot be told")
+        if norms:
+            return norms[0]
         first = next(filter(None, (_first(module, blocks) for module in later)), None)
         if first is not None and is_norm(first):
             return first
@@ -80,6 +84,13 @@ def _after(owner: nn.Module, path: str, blocks: Set[nn.Module]) -> Iterator[nn.M
             yield module[-1]  # one for each stage or block, by its number or in a loop
         elif use.is_called or _holds(module, blocks):
             yield module
+
+
+def _runs_beside(owner: nn.Module, path: str, others: Set[nn.Module]) -> bool:
+    """Whether `owner` runs blocks of other stacks before the part at `path` ends: two streams, each with its norm."""
+    found = uses(owner)
+    last = max((i for i, use in enumerate(found) if _leads(use.path, path)), default=-1)
+    return any(_holds(owner.get_submodule(use.path), others) for use in found[:last] if not _leads(use.path, path))
 
 
 def _leads(start: str, path: str) -> bool:

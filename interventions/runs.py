@@ -13,7 +13,7 @@ from interventions.architectures import Architecture, Place, architecture
 from interventions.axes import axis, to_vectors
 from interventions.calls import call, parameters_of
 from interventions.errors import InterventionError
-from interventions.examples import check_inputs_of, check_rows, examples_in
+from interventions.examples import check_inputs_of, check_rows, examples_in, numbers_of
 from interventions.hooks import (
     Scope,
     Stopped,
@@ -131,15 +131,19 @@ class Run:
         kind = ", counterfactual" if self.is_counterfactual else ""
         return f"Run({type(self.model).__name__}, {type(self.output).__name__}{kind}, {self.activations!r})"
 
-    def take(self, rows: Tensor) -> "Run":
-        """The same run for the examples `rows` `[k]`, in that order, e.g. as the source of a shuffled batch.
+    def take(self, rows: Any) -> "Run":
+        """The same run for the examples `rows`, in that order, e.g. as the source of a shuffled batch.
+
+        Args:
+            rows: their numbers, a list or a tensor `[k]`, or a mask of all examples.
 
         Raises:
-            InterventionError: inputs, or an activation when it is asked for, without one row for each example: windows
-                or patches of all of them.
+            InterventionError: an example that there is not; inputs, or an activation when it is asked for, without one
+                row for each example: windows or patches of all of them.
         """
         found, examples = architecture(self.model), examples_in(self.inputs)
         check_inputs_of(self.inputs, examples)
+        rows = numbers_of(rows, examples)
 
         def of_rows(location: Location, state: Tensor) -> Tensor:
             axes = "b" if location.subspace is not None else found.place(location).axes_of(state)

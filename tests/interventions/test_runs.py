@@ -59,6 +59,30 @@ def test_taken_examples_are_the_run_of_those_examples(name):
         assert torch.allclose(taken.activations[place], direct.activations[place], atol=1e-4), place
 
 
+def test_examples_are_taken_by_number_or_by_a_mask():
+    model, at = make("mlp"), places("mlp")[0]
+    done = run(model, batch("mlp"), [at])
+    wanted = done.take(torch.tensor([0, 2]))
+    for rows in (
+        [0, 2],
+        (0, -1),
+        range(0, 3, 2),
+        slice(0, 3, 2),
+        torch.tensor([True, False, True]),
+        [True, False, True],
+    ):
+        taken = done.take(rows)
+        assert torch.equal(taken.activations[at], wanted.activations[at])
+        assert torch.equal(taken.logits, wanted.logits)
+    assert len(done.take(-1).logits) == 1
+    for wrong in ([3], -4, torch.tensor([0, 7])):
+        with pytest.raises(InterventionError, match=r"is not in this run, which has 3: 0 to 2"):
+            done.take(wrong)
+    for wrong in ("a", None, [0.5], [[0]], [True], torch.tensor(1.0), []):
+        with pytest.raises(InterventionError, match=r"names no examples of this run, which has 3; .*take\(\[0, 2\]\)"):
+            done.take(wrong)
+
+
 def test_taken_examples_bring_no_cache_of_the_others():
     model, inputs = make("gpt2"), {**batch("gpt2"), "use_cache": True}
     assert run(model, inputs).output.past_key_values is not None
