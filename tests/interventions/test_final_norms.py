@@ -183,6 +183,43 @@ def test_a_norm_before_the_blocks_is_not_it():
         run(Without(), torch.randn(2, 3, 4), [AT])
 
 
+class Streams(Net):
+    """Two streams side by side: what runs after the blocks of one is the norm of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others, self.theirs = nn.ModuleList(Block() for _ in range(3)), nn.LayerNorm(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for block in self.others:
+            y = block(y)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.theirs(y) + self.after(x))
+
+
+class Following(Streams):
+    """The same parts one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.others:
+            x = block(x)
+        x = self.theirs(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.after(x))
+
+
+def test_the_norm_of_another_stream_is_not_it():
+    with pytest.raises(InterventionError, match="which of 'theirs', 'after' is theirs cannot be told"):
+        architecture(Streams()).place(Location(site="final_norm", stack="blocks"))
+    found = architecture(Following())
+    assert [found.place(Location(site="final_norm", stack=name)).path for name in ("others", "blocks")] == [
+        "theirs", "after",
+    ]  # fmt: skip
+
+
 def test_what_cannot_be_told_from_the_code_is_held_to_the_run():
     model = Hidden().eval()
     assert architecture(model).place(AT).path == "before"
