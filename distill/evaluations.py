@@ -103,14 +103,6 @@ def evaluate(
         return _with_interchange(teacher, student, mapping, rows, measured, positions=positions, pairs=pairs, seed=seed)
 
 
-def evaluate_trained(*arguments: Any, **settings: Any) -> Evaluation:
-    """`evaluate` after a training, which is not lost where it fails: the note says why."""
-    try:
-        return evaluate(*arguments, **settings)
-    except DistillError as nothing:
-        return Evaluation(None, None, f"nothing was measured: {nothing}")
-
-
 def _with_interchange(
     teacher: Model | Served,
     student: nn.Module,

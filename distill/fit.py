@@ -21,7 +21,7 @@ from distill.checkpoints import Checkpoints, deferred_interrupt
 from distill.classes import Ranked, name_classes, real_names
 from distill.data import rows_to_measure, task_of
 from distill.errors import DistillError
-from distill.evaluations import evaluate_trained, evaluate_variables, full_mapping, positions_of
+from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
 from distill.inputs import uncompiled
 from distill.mapping import Pair, Sides
 from distill.metrics import has_classes
@@ -167,7 +167,10 @@ def fit(
     elif tested is not None:
         measured = None if mapping == {} else pairs or full_mapping(teacher, student)
         rule = positions_of(objectives)
-        evaluation = evaluate_trained(teacher, student, measured, tested, positions=rule, answers=answers)
+        try:
+            evaluation = evaluate(teacher, student, measured, tested, positions=rule, answers=answers)
+        except DistillError as nothing:  # the training is not lost
+            evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
     result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, trained_on)
     if folder is not None and PartialState().is_main_process:
         result.save(folder)

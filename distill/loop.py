@@ -33,6 +33,9 @@ from distill.trials import tried
 from distill.weights import Weight
 from interventions import InterventionError, Model
 
+ONE_ROW = "more than 1 value per channel"
+"""What torch says where batch norm is given one row."""
+
 
 def steps(
     teacher: Model | Served | CausalModel | None,
@@ -216,8 +219,15 @@ class _Training:
     ) -> dict[str, Tensor]:
         """The terms of a part; of activations that are no numbers any more, the error of a loss that is none."""
         try:
-            with tried(f"step {number + 1}", given=batch, unless=(InterventionError, torch.OutOfMemoryError)):
-                return self.wrapped(batch, generator, moment)
+            return self.wrapped(batch, generator, moment)
+        except ValueError as error:
+            if ONE_ROW not in str(error):
+                raise
+            rows = len(next(iter(batch.values())))
+            raise DistillError(
+                f"step {number + 1} has {rows} row, and batch norm needs two ({error}); choose a batch_size= that "
+                "leaves no step with one."
+            ) from error
         except InterventionError as error:
             for logits in self._answered(batch):
                 if not logits.isfinite().all():

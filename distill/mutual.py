@@ -20,7 +20,7 @@ from distill.checkpoints import Checkpoints
 from distill.classes import Ranked, check_alike, name_classes, real_names
 from distill.data import rows_to_measure, task_of, training_rows
 from distill.errors import DistillError
-from distill.evaluations import evaluate_trained
+from distill.evaluations import evaluate
 from distill.fit import check_folder, default_schedule, save_model, until_done
 from distill.inputs import TEACHERS, uncompiled
 from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
@@ -148,7 +148,10 @@ def mutual(
         evaluation = Evaluation(None, None)
         if tested is not None:
             with answered(networks, answers):
-                evaluation = evaluate_trained(None, network, None, tested)
+                try:
+                    evaluation = evaluate(None, network, None, tested)
+                except DistillError as nothing:  # the training is not lost
+                    evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
         share = {**learner.weights, **numbered}
         told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
         results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))

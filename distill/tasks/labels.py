@@ -126,8 +126,9 @@ def relabelled(label: Any, numbers: Mapping[Any, int]) -> Any:
     if isinstance(label, list | tuple | np.ndarray) and all(isinstance(each, str) for each in label):
         return [relabelled(each, numbers) for each in label]
     found = torch.as_tensor(label)
-    lookup = torch.tensor([numbers.get(number, number) for number in range(max(map(int, numbers), default=0) + 1)])
-    return torch.where(found >= 0, lookup[found.long().clamp(0, len(lookup) - 1)], found)
+    last = max(map(int, numbers), default=0)
+    lookup = torch.tensor([numbers.get(number, number) for number in range(last + 1)], device=found.device)
+    return torch.where(found >= 0, lookup[found.long().clamp(0, last)], found)
 
 
 def _flat(column: Any) -> Iterable[Any]:

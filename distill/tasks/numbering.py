@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from distill.classes import Ranked, Stated, are_names, check_stated, class_names, matched, placeholders
 from distill.errors import DistillError
@@ -44,10 +43,10 @@ def renumbered(data: Data, numbers: Sequence[int], names: Sequence[str]) -> Data
     if type(told) is type(data.classes) and told == data.classes and list(numbers) == list(range(len(numbers))):
         return data
     if isinstance(data, Task):
-        tests = {name: _renamed(rows, numbers, told) for name, rows in data.tests.items()}
-        train, test = (_renamed(rows, numbers, told) for rows in (data.train, data.test))
+        tests = {name: rows.renumbered(numbers, told) for name, rows in data.tests.items()}
+        train, test = (rows.renumbered(numbers, told) for rows in (data.train, data.test))
         return replace(data, train=train, test=test, tests=tests, classes=told)
-    return _renamed(data, numbers, told)
+    return data.renumbered(numbers, told)
 
 
 def _numbers(
@@ -108,33 +107,3 @@ def _outputs(model: Any, rows: Rows) -> int | None:
     except (DistillError, InterventionError):
         return None
     return logits.shape[-1] if logits.ndim == 2 else None
-
-
-def _renamed(rows: Rows, numbers: Sequence[int], names: tuple[str, ...]) -> Rows:
-    """Rows of other names of classes, each label that counts replaced by its number."""
-    table, labels = dict(rows.table), rows.table.get("labels")
-    if labels is None or _is_floating(labels):
-        return replace(rows, classes=names)
-    source = rows.source
-    if source is not None and source.classes is not None:
-        source = replace(source, classes={label: numbers[number] for label, number in source.classes.items()})
-    lookup = torch.tensor(list(numbers))
-    highest = max(int(each.max()) for each in ([labels] if isinstance(labels, Tensor) else labels) if each.numel())
-    if highest >= len(lookup):
-        raise DistillError(
-            f"the data has label {highest} and names {len(lookup)} classes (0 to {len(lookup) - 1}); name one for each "
-            "number."
-        )
-    table["labels"] = (
-        _looked_up(labels, lookup) if isinstance(labels, Tensor) else [_looked_up(each, lookup) for each in labels]
-    )
-    return replace(rows, table=table, classes=names, source=source)
-
-
-def _looked_up(labels: Tensor, lookup: Tensor) -> Tensor:
-    """Negative labels stay: they do not count."""
-    return torch.where(labels >= 0, lookup.to(labels.device)[labels.long().clamp(min=0)], labels)
-
-
-def _is_floating(labels: Any) -> bool:
-    return (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from distill.classes import ranked, stated
+from distill.classes import Ranked, Stated, folded, matched, ranked, stated
 from distill.errors import DistillError
 from distill.tasks.draws import (
     DRAWN_TWICE,
@@ -109,17 +109,18 @@ class Rows(Dataset[dict[str, Tensor]]):
         Raises DistillError for anything else, naming what it got.
         """
         if isinstance(data, cls):
-            return data if classes is None else replace(data, classes=stated(classes))
+            return data if classes is None else data._restated(stated(classes))
         source = source_of(data)
         columns = {
             name: _listed(each) for name, each in named(_columns(data) if source is None else _read(source)).items()
         }
-        names: tuple[str, ...] | None = None if classes is None else stated(classes)
+        told = None if classes is None else stated(classes)
         labels, known = columns.get("labels"), None
+        names: tuple[str, ...] | None = None
         text = labels is not None and are_text(labels)
-        if names is None and text:
-            names = ranked(texts_of(labels))
-        elif names is None and (found := named_by(data)) is not None and (source is None or source.keeps_labels()):
+        if text:
+            names = told or ranked(texts_of(labels))
+        elif (found := named_by(data)) is not None and (source is None or source.keeps_labels()):
             names, known = found, {number: number for number in range(len(found))}
         if names is not None and labels is not None:
             check_shape(labels, columns.get("input_ids"), names)
@@ -127,7 +128,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             columns["labels"], known = numbered(labels, names)
         table = {name: _column(name, column) for name, column in columns.items()}
         source = None if source is None else replace(source, classes=known)
-        return cls(table, pad_id, padding_side, classes=names, source=source)
+        rows = cls(table, pad_id, padding_side, classes=names, source=source)
+        return rows if told is None or text else rows._restated(told)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -169,6 +171,35 @@ class Rows(Dataset[dict[str, Tensor]]):
             columns["labels"] = [relabelled(each, numbers) for each in columns["labels"]]
         table = {name: _column(name, column) for name, column in columns.items()}
         return replace(self, table=table, source=None).batch(range(len(rows)))
+
+    def renumbered(self, numbers: Sequence[int], names: tuple[str, ...]) -> "Rows":
+        """The rows with class i called number `numbers[i]`, one of the classes `names`; negative labels do not count.
+
+        Raises:
+            DistillError: a label that has no name.
+        """
+        labels = self.table.get("labels")
+        if labels is None or (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point():
+            return replace(self, classes=names)
+        highest = max(int(each.max()) for each in ([labels] if isinstance(labels, Tensor) else labels) if each.numel())
+        if highest >= len(numbers):
+            raise DistillError(
+                f"the data has label {highest} and names {len(numbers)} classes (0 to {len(numbers) - 1}); name one "
+                "for each number."
+            )
+        number = dict(enumerate(numbers))
+        found = relabelled(labels, number) if isinstance(labels, Tensor) else [relabelled(x, number) for x in labels]
+        source = self.source
+        if source is not None and source.classes is not None:
+            source = replace(source, classes={label: number[before] for label, before in source.classes.items()})
+        return replace(self, table={**self.table, "labels": found}, classes=names, source=source)
+
+    def _restated(self, told: Stated) -> "Rows":
+        """The rows with classes in the order that the user states; other words than theirs are of their numbers."""
+        own = set(map(folded, self.classes or ()))
+        if not own or (not own & set(map(folded, told)) and not isinstance(self.classes, Ranked)):
+            return replace(self, classes=told)
+        return self.renumbered(matched(self.classes or (), told, "the names given"), told)
 
     def __len__(self) -> int:
         return len(next(iter(self.table.values())))

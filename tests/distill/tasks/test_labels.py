@@ -74,6 +74,33 @@ def test_names_that_say_nothing_of_the_numbers_are_not_used():
 
 
 @pytest.mark.parametrize(
+    "make",
+    [
+        hugging_face,
+        Folders,
+        lambda: DataLoader(hugging_face(), batch_size=3),
+        lambda: Rows.of(hugging_face()),
+        lambda: Rows.of({"inputs": [1, 2, 3, 4], "labels": [NAMES[label] for label in LABELS]}),
+        lambda: {"inputs": [1, 2, 3, 4], "labels": [NAMES[label] for label in LABELS]},
+    ],
+)
+def test_an_order_that_is_stated_is_one_of_names(make):
+    rows = Rows.of(make(), classes=MODEL)
+    assert rows.table["labels"].tolist() == RIGHT
+    assert rows.drawn([0, 1, 2, 3], 0, 0)["labels"].tolist() == RIGHT
+    with pytest.raises(
+        DistillError, match="neg, neu, pos and the classes of the names given pos, good, bad: neg, neu are"
+    ):
+        Rows.of(make(), classes=("pos", "good", "bad"))
+
+
+def test_other_words_are_of_the_numbers_that_a_data_set_has():
+    assert Rows.of(hugging_face(), classes=("bad", "fair", "good")).table["labels"].tolist() == LABELS
+    with pytest.raises(DistillError, match="neg, neu, pos are none of them"):
+        Rows.of({"inputs": [1, 2, 3], "labels": list(NAMES)}, classes=("bad", "fair", "good"))
+
+
+@pytest.mark.parametrize(
     "column",
     [
         lambda texts: np.array(texts),
