@@ -3,10 +3,10 @@
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -201,7 +201,20 @@ def _quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.formatwarning = _one_line
+    warnings.formatwarning = _once(_one_line)
+
+
+def _once(form: Callable[..., str]) -> Callable[..., str]:
+    """A form of warnings that says nothing of what was said before, as networks are tried several times in a run."""
+    said: set[str] = set()
+
+    def told(*warning: Any, **where: Any) -> str:
+        text = form(*warning, **where)
+        known = text in said
+        said.add(text)
+        return "" if known else text
+
+    return told
 
 
 def _one_line(

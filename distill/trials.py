@@ -220,6 +220,9 @@ def _of_arguments(network: nn.Module, given: Mapping[str, Tensor], error: Except
 
 def _of_decoders(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     config = getattr(network, "config", None)
+    if "<eos> token" in str(error):
+        end = getattr(config, "eos_token_id", None)
+        return f"it answers at the end token {end}, which each text must have; tokenize with it: tokenizer(texts)"
     if getattr(config, "is_encoder_decoder", False) and not DECODERS & given.keys():
         return (
             "this encoder–decoder was given nothing for its decoder; add what it writes, data={…, 'labels': …}, or "

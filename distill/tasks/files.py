@@ -1,4 +1,5 @@
 import csv
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ __all__ = ["SUFFIXES", "held_out", "labelled", "read", "rows_of", "task"]
 
 TEXT_COLUMNS, LABEL_COLUMNS = ("text", "sentence"), ("label", "labels")
 Labels = list[str] | None
+REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+NAME_THEM = "name the column of classes with label=..."
+ROWS_OF_VALUES = "give rows, data={**tokenizer(texts, padding=True), 'labels': [0.5, …]}"
 
 
 def task(
@@ -216,8 +220,9 @@ def _classes(names: list[str], path: str | Path) -> tuple[str, ...]:
             f"all {len(names)} rows of {path} have the label {names[0]!r}; a classifier needs at least two classes"
         )
     if len(found) > max(2, len(names) // 2):
+        real = all(REAL.fullmatch(name) for name in found)
         raise DistillError(
             f"{path} has {len(found)} different labels in {len(names)} rows, e.g. {names[0]!r}; "
-            "name the column of classes with label=..."
+            + ("real values are no classes and not read from a file: " + ROWS_OF_VALUES if real else NAME_THEM)
         )
     return found

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -499,3 +500,19 @@ def test_tasks_whose_teacher_is_no_transformer_say_how():
     assert status == 2
     assert "the teacher of digits is a CNN" in err
     assert "distill.networks.MLP(64)" in err
+
+
+def test_a_warning_is_printed_once(monkeypatch, capsys):
+    """Where filters change in between Python gives it again."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    cli._quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", _shown)
+        for text in ("no padding token", "no padding token", "another"):
+            warnings.warn(text, stacklevel=1)
+    assert capsys.readouterr().err == "distill: no padding token\ndistill: another\n"
+
+
+def _shown(*warning, **where):
+    sys.stderr.write(warnings.formatwarning(*warning[:4]))

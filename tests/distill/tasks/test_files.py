@@ -230,6 +230,12 @@ def test_files_of_the_wrong_kind_or_place(tmp_path, tokenizer):
         load(data=tmp_path / "not.csv.gz", tokenizer=tokenizer)
 
 
+def test_real_values_are_no_classes(tmp_path, tokenizer):
+    path = write(tmp_path / "a.csv", labels=[f"{number / 7:.2f}" for number in range(20)])
+    with pytest.raises(DistillError, match=r"20 different labels in 20 rows.*real values are no classes .*data=\{"):
+        load(data=path, tokenizer=tokenizer)
+
+
 def test_labels_of_both_files_match_whatever_their_case(tmp_path, tokenizer):
     train = write(tmp_path / "a.csv")
     task = load(data=train, eval_data=write(tmp_path / "b.csv", ["a", "b"], ["YES", " No"]), tokenizer=tokenizer)
