@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.asking import shape_of
+from distill.errors import DistillError
 from distill.inputs import real_tokens
 from distill.served import ServedRun
 from interventions import Location, Run, architecture
@@ -30,18 +31,36 @@ def over_keys(
         base, source: runs of one model.
         places: what will be taken from the source.
         batch, other: the columns that base and source were run on, with their masks.
+
+    Raises:
+        DistillError: keys of a served teacher's, in rows of other lengths.
     """
     whole = list(dict.fromkeys(at.whole for at in places))
     kinds = {at: architecture(base.model).place(at).io for at in whole}
-    if isinstance(source, ServedRun) or not any(kind in KEYED for kind in kinds.values()):
+    if not any(kind in KEYED for kind in kinds.values()):
+        return source
+    if isinstance(source, ServedRun):
+        for at in (at for at, kind in kinds.items() if kind in KEYED):
+            _refuse_ragged(base, at, batch, other)
         return source
     states: dict[Location, Tensor] = {at: source.activations[at] for at in whole}
     for at, kind in kinds.items():
         if kind in KEYED:
-            here, there = (_real_keys(each, at, columns) for each, columns in ((base, batch), (source, other)))
+            pairs = ((base, batch), (source, other))
+            here, there = (_real_keys(each, at, columns).to(states[at].device) for each, columns in pairs)
             hidden = 0.0 if kind == "attention_pattern" else torch.finfo(states[at].dtype).min
             states[at] = moved(states[at], there, here, hidden)
     return replace(source, activations=states)
+
+
+def _refuse_ragged(base: Run, at: Location, batch: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
+    """Raise where keys would have to be moved in a run that is elsewhere."""
+    mask = _mask_of_keys(base, at)
+    if mask in batch and not (mask in other and torch.equal(batch[mask], other[mask])):
+        raise DistillError(
+            f"{at} of a served teacher has a column for each key, and base and source differ in length or padding; "
+            "give the model itself as teacher, or rows of one length."
+        )
 
 
 def moved(
@@ -74,7 +93,11 @@ def moved(
 def _real_keys(base: Run, at: Location, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch keys"]:
     """Which keys of a place are no padding: of its own tokens, or of what it attends to."""
     rows, keys = shape_of(base, at)[0], shape_of(base, at)[-1]
-    found = architecture(base.model)
-    mask = found.side_of_keys(found.place(at)).mask
+    mask = _mask_of_keys(base, at)
     fits = mask in batch and batch[mask].shape == (rows, keys)
-    return real_tokens(batch, rows, keys, base.activations[at].device, column=mask if fits else "")
+    return real_tokens(batch, rows, keys, torch.device("cpu"), column=mask if fits else "")
+
+
+def _mask_of_keys(base: Run, at: Location) -> str:
+    found = architecture(base.model)
+    return found.side_of_keys(found.place(at)).mask

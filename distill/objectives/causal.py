@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.asking import answering, grid_of, interchanged, run_to, unit_of
+from distill.attention_keys import over_keys
 from distill.errors import DistillError
 from distill.inputs import decoder_masked, inputs_of, real_tokens, vocabulary_of
 from distill.mapping import Pair
@@ -124,8 +125,7 @@ class DIITO(Objective):
             yield self._with_noise(step, pair)
             return
         drawn = self.pairs.draw(step.batch, vocabulary_of(step.student.model), step.generator)
-        batch = drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in step.batch.items()}
-        written, read = self._positions(step, pair, batch)
+        written, read = self._positions(step, pair, _drawn_from(step.batch, drawn))
         yield self._interchanged(step, pair, drawn, (written, read))
         if isinstance(self.pairs, Crossway) and isinstance(drawn, Tensor):
             back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
@@ -149,10 +149,11 @@ class DIITO(Objective):
         drawn: Tensor | Mapping[str, Tensor],
         positions: tuple[Tensor | None, Tensor | None],
     ) -> tuple[Run, Run]:
+        columns = [decoder_masked(step.student.model, each) for each in (step.batch, _drawn_from(step.batch, drawn))]
         with torch.no_grad():
-            source = _source(step.taught, drawn, pair.teacher)
+            source = over_keys(step.taught, _source(step.taught, drawn, pair.teacher), pair.teacher, *columns)
             teacher = interchanged(step.taught, source, pair.teacher, positions, self._compared_at(step))
-        source = _source(step.student, drawn, pair.student)
+        source = over_keys(step.student, _source(step.student, drawn, pair.student), pair.student, *columns)
         source = source.detach() if self.detach_source else source
         return teacher, interchanged(step.student, source, pair.student, positions, step.reads.student)
 
@@ -220,6 +221,11 @@ class Attended:
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return torch.where(base == 0, base, self.op(base, source, generator))
+
+
+def _drawn_from(batch: Mapping[str, Tensor], drawn: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The columns of the sources: other rows of the batch, or a batch of their own."""
+    return drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in batch.items()}
 
 
 def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:

@@ -6,9 +6,20 @@ from math import prod
 import pytest
 import torch
 
-from distill import DIITO, KD, Crossway, DistillError, InContext, Shuffle, Span, interchange_accuracy, search_alignment
+from distill import (
+    DIITO,
+    KD,
+    Crossway,
+    DistillError,
+    InContext,
+    Served,
+    Shuffle,
+    Span,
+    interchange_accuracy,
+    search_alignment,
+)
 from distill.abstraction import _examples, _uniform
-from distill.attention_keys import moved, over_keys
+from distill.attention_keys import KEYED, moved, over_keys
 from distill.computations import Computation
 from distill.errors import NothingToMeasure
 from distill.inputs import answer_mask, inputs_of, real_tokens
@@ -77,6 +88,9 @@ def by_hand(teacher, student, places, objective, batch):
             after = interchange(model, inputs(model, batch), None, {place: op}, positions=written, resume=False)
         else:
             given = inputs(model, source)
+            if place.site in KEYED:  # in the columns of the base's keys
+                here, there = (run(model, each, [place]) for each in (inputs(model, batch), given))
+                given = over_keys(here, there, [place], batch, source)
             after = interchange(model, inputs(model, batch), given, place, positions=written, source_positions=read)
         logits.append(after.logits)
     mask = answer_mask(student, batch) if logits[0].ndim == 3 else None
@@ -188,6 +202,33 @@ def test_interchange_accuracy_at_heads_is_that_of_single_pairs(family, site):
         )
         assert found.iia == pytest.approx(right / total, abs=1e-12)
         assert found.overall.iia.count == total
+
+
+@pytest.mark.parametrize("site", ["attention_scores", "attention_pattern", "attention_heads"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_diito_is_the_same_whichever_side_is_padded(family, site):
+    """Rows of other lengths: what a source attends to is the token of the same number, wherever it stands."""
+    teacher, student = couple(family)
+    right = FAMILIES[family].data(6).batch(range(6))
+    lengths, width = right["attention_mask"].sum(1), right["attention_mask"].shape[1]
+    shift = (torch.arange(width) - (width - lengths)[:, None]) % width
+    left = {name: column.gather(1, shift) if column.ndim > 1 else column for name, column in right.items()}
+    mapping = {at(family, site): at(family, site, 0)}
+    here, there = (term(teacher, student, mapping, DIITO(positions=Span(1.0)), each) for each in (right, left))
+    assert here.item() == pytest.approx(there.item(), rel=1e-4)
+
+
+def test_keys_of_a_served_teacher_are_not_moved():
+    teacher, student = couple("bert")
+    mapping, rows = {at("bert", "attention_pattern"): at("bert", "attention_pattern", 0)}, FAMILIES["bert"].data
+    even = rows(5, even=True).batch(range(5))
+    found, wanted = (term(each, student, mapping, DIITO(), even) for each in (Served(teacher), teacher))
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+    refused = r"of a served teacher has a column for each key.*give the model itself"
+    with pytest.raises(DistillError, match=refused):
+        term(Served(teacher), student, mapping, DIITO(), rows(5).batch(range(5)))
+    with pytest.raises(DistillError, match=refused):
+        interchange_accuracy(Served(teacher), student, mapping, rows(5), pairs=5, positions=Span(0.5))
 
 
 @pytest.mark.parametrize(
