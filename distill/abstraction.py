@@ -54,7 +54,7 @@ DRAWN = Span(0.3)
 def interchange_accuracy(
     teacher: Model | Served | CausalModel,
     student: Model,
-    mapping: Sides | tuple[Pair, ...],
+    mapping: Sides | tuple[Pair, ...] | str,
     data: Any = None,
     *,
     pairs: int = 2000,
@@ -77,7 +77,7 @@ def interchange_accuracy(
     Args:
         teacher: a network, here or `Served`, or a causal model, which samples its own inputs where there is no `data`.
         student: a network; of a causal model a torch model, else one of nnsight too.
-        mapping: {teacher side: student side}, as for `fit`.
+        mapping: {teacher side: student side}, "full", "middle", "late" or "single", as for `fit`.
         data: a Task, or the name of one (its test rows), or held-out rows in any form that `Rows.of` takes. For a
             causal model {name: tensor} of its inputs; columns of other variables are checked.
         pairs: how many pairs of base and source.
@@ -109,7 +109,7 @@ def interchange_accuracy(
 def _measured(
     teacher: Model | Served | CausalModel,
     student: Model,
-    mapping: Sides | tuple[Pair, ...],
+    mapping: Sides | tuple[Pair, ...] | str,
     data: Any,
     *,
     pairs: int,

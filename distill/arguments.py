@@ -25,7 +25,7 @@ from distill.inputs import (
     to_device,
     vocabulary_of,
 )
-from distill.mapping import Pair, Sides, mapping_of, pairs_of
+from distill.mapping import Pair, Sides, pairs_of
 from distill.metrics import are_classes, evaluating
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.padding_sides import padded_rows, say_if_on_wrong_side
@@ -135,7 +135,7 @@ def mapped(
         return () if not mapping else pairs_of(cast(Sides, mapping), teacher, student, positions)
     if isinstance(mapping, tuple) or mapping == {}:
         return tuple(cast(tuple[Pair, ...], mapping))
-    return pairs_of(mapping_of("full" if mapping is None else mapping, teacher, student), teacher, student)
+    return pairs_of("full" if mapping is None else mapping, teacher, student)
 
 
 def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, processes: int = 1) -> Seen:

@@ -12,7 +12,7 @@ from unicodedata import normalize
 from torch import nn
 
 from distill.errors import DistillError
-from distill.inputs import innermost
+from distill.inputs import Combined, innermost
 
 SHOWN = 30
 WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
@@ -205,7 +205,9 @@ def name_classes(model: Any, names: Sequence[str] | None) -> None:
 
 
 def _network(model: Any) -> nn.Module:
-    """The model that has the configuration, also of one that is compiled."""
+    """The model that has the configuration, also of one that is compiled; what combines others has its own, or none."""
+    if isinstance(model, Combined):
+        return model  # type: ignore[return-value]
     inner: Any = innermost(model)
     return getattr(inner, "_orig_mod", inner)
 

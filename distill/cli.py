@@ -43,6 +43,14 @@ Classes = Annotated[
         "its configuration by default."
     ),
 ]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens at which texts of a file are cut; 128 by default, at most what the model reads."),
+]
+ParamDtype = Annotated[
+    str | None,
+    typer.Option(help="How half-precision weights are trained: float32, the default, or 'as loaded'."),
+]
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -55,6 +63,7 @@ def fit(
     text: Text = None,
     label: Label = None,
     classes: Classes = None,
+    max_length: MaxLength = None,
     teacher: Annotated[
         str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")
     ] = None,
@@ -77,6 +86,7 @@ def fit(
     steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    param_dtype: ParamDtype = None,
     temperature: Annotated[float, typer.Option(help="Of the softened answers.")] = 2.0,
     share: Annotated[float, typer.Option(help="The share of positions that are interchanged.")] = 0.3,
     sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
@@ -98,8 +108,8 @@ def fit(
             commands.resume_fit(resume)
         return
     command = commands.FitCommand(
-        source=commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes),
-        timing=commands.Timing(epochs, steps, batch_size, lr),
+        source=commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length),
+        timing=commands.Timing(epochs, steps, batch_size, lr, param_dtype),
         interchanges=commands.Interchanges(mapping, pairs, share, sigma),
         teacher=teacher,
         student_layers=student_layers,
@@ -121,6 +131,7 @@ def evaluate(
     text: Text = None,
     label: Label = None,
     classes: Classes = None,
+    max_length: MaxLength = None,
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
     student: Annotated[Path | None, typer.Option(help="The folder of a student.")] = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
@@ -132,7 +143,7 @@ def evaluate(
     """Measure accuracy and interchange accuracy of students on held-out pairs."""
     from distill import commands
 
-    source = commands.Source(task, _text(data), _text(eval_data), text, label, classes=classes)
+    source = commands.Source(task, _text(data), _text(eval_data), text, label, classes=classes, max_length=max_length)
     interchanges = commands.Interchanges(mapping, share=share)
     with _stoppable():
         commands.run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
@@ -147,12 +158,14 @@ def teach(
     text: Text = None,
     label: Label = None,
     classes: Classes = None,
+    max_length: MaxLength = None,
     encoder: Annotated[str | None, typer.Option("--from", help="An encoder to fine-tune: folder or hub name.")] = None,
     fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    param_dtype: ParamDtype = None,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in the output folder.")] = False,
     debug: Debug = False,
@@ -160,9 +173,10 @@ def teach(
     """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
     from distill import commands
 
-    source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes)
+    source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length)
+    timing = commands.Timing(epochs, steps, batch_size, lr, param_dtype)
     with _stoppable():
-        commands.run_teach(source, encoder, commands.Timing(epochs, steps, batch_size, lr), seed, output, resume=resume)
+        commands.run_teach(source, encoder, timing, seed, output, resume=resume)
 
 
 @app.command()

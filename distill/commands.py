@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distill.arguments import check, supported
 from distill.checkpoints import Checkpoints
+from distill.data import length_for
 from distill.errors import DistillError
 from distill.evaluations import evaluate
 from distill.fit import Interrupted, fit, read_log, refuse_used
@@ -73,13 +74,15 @@ class Source:
     label: str | None = None
     fraction: float = 1.0
     classes: str | None = None
+    max_length: int | None = None
 
-    def load(self, tokenizer: Any, seed: int) -> Task:
-        """The task; pvr where nothing was named."""
+    def load(self, tokenizer: Any, seed: int, model: nn.Module | None = None) -> Task:
+        """The task; pvr where nothing was named. Texts of a file are cut to what the model reads."""
         name = "pvr" if self.task is None and self.data is None else self.task
         options: dict[str, Any] = {
             "data": self.data, "eval_data": self.eval_data, "text": self.text, "label": self.label,
             "classes": None if self.classes is None else [name.strip() for name in self.classes.split(",")],
+            "max_length": self.max_length if name is not None or model is None else length_for(model, self.max_length),
         }  # fmt: skip
         return load(name, tokenizer=tokenizer, fraction=self.fraction, seed=seed, **options)
 
@@ -97,6 +100,7 @@ class Timing:
     steps: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    param_dtype: str | None = None
 
     def schedule(self, task: Task, seed: int) -> Schedule:
         """Of a student: as the task says, three epochs where its teacher is given; with what was asked for."""
@@ -375,7 +379,7 @@ def _task_and_teacher(
     model = load_classifier(teacher)
     tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
     with _noted(console):
-        task = numbered_as(source.load(tokenizer, seed), model)
+        task = numbered_as(source.load(tokenizer, seed, model), model)
     check(None, model, task.train)
     check(None, model, task.test)
     check_fits(model, task)

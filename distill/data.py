@@ -7,10 +7,12 @@ import torch
 
 from distill.classes import Ranked
 from distill.errors import DistillError
-from distill.inputs import network_of, vocabulary_of
+from distill.inputs import innermost, network_of, vocabulary_of
+from distill.pad_tokens import longest_input
 from distill.preprocessors import preprocessors_of, tokenizer_among
 from distill.tasks import Rows, Task, load, numbered_as
 from distill.tasks.files import is_same_file, rows_of
+from distill.tasks.text import MAX_LENGTH
 
 RANDOM, RANDOM_ROWS, HELD_OUT_SEED = "random", 4096, 2**31 - 1
 
@@ -65,7 +67,7 @@ def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Ro
     if eval_data is None or is_same_file(eval_data, trained_on):
         return None if task is None else task.test
     if _is_file(eval_data):
-        found = rows_of(eval_data, tokenizer_of(models[0]))
+        found = rows_of(eval_data, tokenizer_of(models[0]), length_for(models[0]))
     elif isinstance(eval_data, str) and eval_data == RANDOM:
         return held_out(eval_data, models[0])
     else:
@@ -85,10 +87,17 @@ def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
     if isinstance(data, str) and data == RANDOM:
         return None
     if _is_file(data):
-        return load(data=data, tokenizer=tokenizer or tokenizer_of(model))
+        return load(data=data, tokenizer=tokenizer or tokenizer_of(model), max_length=length_for(model))
     if isinstance(data, str):
         return load(data, tokenizer=tokenizer or tokenizer_of(model))
     return None
+
+
+def length_for(model: Any, asked: int | None = None) -> int:
+    """At how many tokens texts are cut for a model: those that are asked for, as far as it has positions."""
+    wanted = MAX_LENGTH if asked is None else asked
+    most = longest_input(innermost(model))
+    return wanted if most is None else min(wanted, most)
 
 
 def _is_file(data: Any) -> bool:

@@ -15,7 +15,8 @@ from distill.classes import check_alike, real_names
 from distill.errors import DistillError
 from distill.inputs import device_of, inputs_of, vocabulary_of
 from distill.losses.common import widened
-from interventions import run
+from distill.outputs import answered
+from interventions import UnknownAnswer, run
 
 Average = Literal["logits", "probabilities", "geometric"]
 AVERAGES = ("logits", "probabilities", "geometric")
@@ -41,13 +42,14 @@ class Committee(nn.Module, ABC):
 
     Args:
         members: in order.
+        answers: what of the members' outputs is the answer, as for `fit`: one rule for all, or a list of one for each.
 
     Attributes:
         members: by number: `members["0"]`.
         config: what the first member that has a configuration says of its inputs.
     """
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, members: Sequence[nn.Module], answers: Any = None) -> None:
         super().__init__()
         name = type(self).__name__
         if not members:
@@ -58,6 +60,7 @@ class Committee(nn.Module, ABC):
                 f"the members of {name} know {' and '.join(map(str, sorted(known)))} tokens: they read different "
                 "vocabularies; take members of one tokenizer."
             )
+        self.answers = answers
         # Not a ModuleList, which would be taken for a stack of blocks.
         self.members: Any = nn.ModuleDict({str(number): each for number, each in enumerate(members)})
         configs = [each.config for each in members if hasattr(each, "config")]
@@ -72,8 +75,14 @@ class Committee(nn.Module, ABC):
     def forward(self, *inputs: Any, **columns: Any) -> Answer:
         """The answer of all, on the device of the first member."""
         home = device_of(self)
-        logits = [widened(_answered(member, inputs, columns)).to(home) for member in self.members.values()]
+        with answered([self], [self.answers]):
+            logits = [widened(self._answer(number, inputs, columns)).to(home) for number in self.members]
         return Answer(logits=self.combine(logits))
+
+    @property
+    def combines(self) -> tuple[nn.Module, ...]:
+        """The members."""
+        return tuple(self.members.values())
 
     def columns_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The columns of a batch that some member is called with."""
@@ -95,6 +104,23 @@ class Committee(nn.Module, ABC):
         if reader is None:
             raise NotImplementedError(f"no member of {type(self).__name__} says how many tokens it knows")
         return reader.get_input_embeddings()
+
+    def _answer(self, number: str, inputs: tuple[Any, ...], columns: Mapping[str, Any]) -> Tensor:
+        """The logits of a member, run without a cache."""
+        member: Any = self.members[number]
+        given: Any = inputs
+        if not inputs:
+            given = inputs_of(member, {name: column for name, column in columns.items() if isinstance(column, Tensor)})
+        device = device_of(member)
+        if isinstance(given, Mapping):
+            given = {name: column.to(device) for name, column in given.items()}
+        else:
+            given = tuple(each.to(device) if isinstance(each, Tensor) else each for each in given)
+        ran = run(member, given, resumable=False)
+        try:
+            return ran.logits
+        except UnknownAnswer as error:
+            raise DistillError(f"of member {number} of {type(self).__name__}, {error}") from error
 
     @abstractmethod
     def combine(self, logits: list[Tensor]) -> Tensor:
@@ -119,6 +145,7 @@ class Ensemble(Committee):
         average: of what.
         weights: one for each teacher, above 0; they are divided by their sum. None weighs all alike.
         temperature: τ of `average="probabilities"`.
+        answers: what of the teachers' outputs is the answer, as for `fit`: one rule for all, or a list of one for each.
 
     Raises:
         DistillError: no teachers, teachers of other classes, orders of classes or vocabularies, or weights that do not
@@ -136,8 +163,9 @@ class Ensemble(Committee):
         *,
         weights: Sequence[float] | None = None,
         temperature: float = 1.0,
+        answers: Any = None,
     ) -> None:
-        super().__init__(teachers)
+        super().__init__(teachers, answers)
         named = [(number, each) for number, each in enumerate(teachers) if real_names(each) is not None]
         for number, each in named[1:]:
             check_alike(named[0][1], each, (f"member {named[0][0]}", f"member {number}"))
@@ -203,19 +231,6 @@ def _check_classes(committee: Committee, logits: list[Tensor]) -> None:
             f"{type(committee).__name__} cannot average answers of different shapes: member {first} gives {list(one)} "
             f"and member {second} {list(other)}; take members of the same classes."
         )
-
-
-def _answered(member: nn.Module, inputs: tuple[Any, ...], columns: Mapping[str, Any]) -> Tensor:
-    """The logits of a member, run without a cache."""
-    given: Any = inputs
-    if not inputs:
-        given = inputs_of(member, {name: column for name, column in columns.items() if isinstance(column, Tensor)})
-    device = device_of(member)
-    if isinstance(given, Mapping):
-        given = {name: column.to(device) for name, column in given.items()}
-    else:
-        given = tuple(each.to(device) if isinstance(each, Tensor) else each for each in given)
-    return run(member, given, resumable=False).logits
 
 
 def _named(given: tuple[Tensor, ...], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:

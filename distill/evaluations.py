@@ -24,6 +24,7 @@ from distill.seen import Seen
 from distill.served import Served
 from distill.swaps import encoded
 from distill.tasks import Rows
+from distill.trials import translated
 from distill.values import Values
 from distill.variables import drawn, variables_accuracy
 from interventions import InterventionError, Model, run
@@ -50,21 +51,23 @@ def evaluate_variables(
         bases = drawn(model, examples, seed, None if data is None else given(model, data)).base
     except DistillError as nothing:
         return Evaluation(None, None, f"nothing was measured: {nothing}")
-    answered = None if model.classes is None else accuracy_under(model, network, bases)
+    measured = None if model.classes is None else accuracy_under(model, network, bases)
     if not pairs:
-        why = "" if answered else f"nothing was measured: the causal model answers no class, and {NO_PAIR}"
-        return Evaluation(answered, None, why)
+        why = "" if measured else f"nothing was measured: the causal model answers no class, and {NO_PAIR}"
+        return Evaluation(measured, None, why)
     try:
         interchange = variables_accuracy(model, network, pairs, data, pairs=examples, seed=seed, exclude=exclude)
     except DistillError as nothing:
-        return Evaluation(answered, None, f"no interchange accuracy: {nothing}")
-    return Evaluation(answered, interchange)
+        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
+    return Evaluation(measured, interchange)
 
 
-def accuracy_under(model: CausalModel, network: nn.Module, values: Values, *, batch_size: int = 256) -> Share:
+def accuracy_under(
+    model: CausalModel, network: nn.Module, values: Values, *, batch_size: int = 256, answers: Any = None
+) -> Share:
     """The share of examples that a network answers as a causal model does, with its Wilson interval."""
     right, device = 0, device_of(network)
-    with evaluating(network), torch.no_grad():
+    with evaluating(network), torch.no_grad(), answered((network,), answers), translated():
         for chunk in chunks(values, batch_size):
             batch = to_device(chunk, device)
             logits = model.decode(run(network, encoded(model, network, batch), resumable=False).logits, batch)
@@ -76,7 +79,7 @@ def accuracy_under(model: CausalModel, network: nn.Module, values: Values, *, ba
 def evaluate(
     teacher: Model | Served | None,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | None,
+    mapping: Sides | tuple[Pair, ...] | str | None,
     data: Any,
     *,
     positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
@@ -106,7 +109,7 @@ def evaluate(
 def _with_interchange(
     teacher: Model | Served,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...],
+    mapping: Sides | tuple[Pair, ...] | str,
     rows: Rows,
     measured: Share | None,
     **settings: Any,

@@ -28,7 +28,7 @@ from distill.metrics import has_classes
 from distill.objectives import Objective
 from distill.outputs import answered
 from distill.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
-from distill.progress import Plain, shown
+from distill.progress import Plain, bars_of_others_off, shown
 from distill.results import Evaluation, FitResult
 from distill.schedules import Record, Schedule
 from distill.served import Served
@@ -186,7 +186,8 @@ def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
 def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = ()) -> None:
     """Save a model, with what makes its inputs: by `save_pretrained`, else its weights as `model.safetensors`."""
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+        with bars_of_others_off():
+            model.save_pretrained(folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(model, str(folder / "model.safetensors"))

@@ -44,6 +44,16 @@ class Asked(Protocol):
         ...
 
 
+@runtime_checkable
+class Combined(Protocol):
+    """A model that makes its own answer of what others answer, and reads their outputs itself."""
+
+    @property
+    def combines(self) -> tuple[nn.Module, ...]:
+        """Those others, in order."""
+        ...
+
+
 def network_of(model: Any) -> nn.Module:
     """The torch model itself: the one that a model of nnsight traces, or that a served teacher asks."""
     if isinstance(model, nn.Module):

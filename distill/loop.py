@@ -115,6 +115,11 @@ def train(
 
     The arguments are those of `steps`; `left_out` are terms that `weights` may name although they are not there.
     """
+    if torch.is_inference_mode_enabled():
+        raise DistillError(
+            "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
+            "outside of that block: result = distill.fit(…)."
+        )
     lent, accelerator = accelerator, accelerator or Accelerator()
     if accelerator.gradient_accumulation_steps > 1:
         raise DistillError(
@@ -194,7 +199,8 @@ class _Training:
         """Leave the gradients of one step, computed in its parts; returns its terms, those of all processes."""
         accelerator, objectives = self.accelerator, self.computation.objectives
         together: dict[str, Tensor] = {}
-        with drawing(self.schedule.seed, number, accelerator.device, accelerator.process_index) as generator:
+        drawn = drawing(self.schedule.seed, number, accelerator.device, accelerator.process_index)
+        with torch.enable_grad(), drawn as generator:  # whatever the caller's block says
             batch = altered(objectives, batch, generator)
             cut = parts_of(
                 batch, moment, objectives, self.computation.learning[0], accelerator,

@@ -127,11 +127,13 @@ def depth(model: Any) -> int:
     return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
 
 
-def pairs_of(mapping: Sides | tuple[Pair, ...], teacher: Any, student: Any, positions: Any = None) -> tuple[Pair, ...]:
+def pairs_of(
+    mapping: Sides | tuple[Pair, ...] | str, teacher: Any, student: Any, positions: Any = None
+) -> tuple[Pair, ...]:
     """The entries of a mapping, every location checked against its model, and every variable.
 
     Args:
-        mapping: {teacher side: student side}; pairs are returned as they are.
+        mapping: {teacher side: student side}, or as text, e.g. "full"; pairs are returned as they are.
         teacher: whose places, or variables, the first sides are.
         student: whose places the second sides are.
         positions: for a causal model, the tokens of the student's places: one choice for all, or {variable or location:
@@ -144,6 +146,8 @@ def pairs_of(mapping: Sides | tuple[Pair, ...], teacher: Any, student: Any, posi
     """
     if isinstance(mapping, tuple) and mapping and all(isinstance(each, Pair) for each in mapping):
         return mapping
+    if isinstance(mapping, str) and not isinstance(teacher, CausalModel):
+        mapping = mapping_of(mapping, teacher, student)
     if positions is None and isinstance(getattr(mapping, "pairs", None), tuple):  # an Alignment
         return pairs_of(mapping.pairs, teacher, student)  # type: ignore[union-attr]
     if isinstance(teacher, CausalModel) and (not isinstance(mapping, Mapping) or not mapping):

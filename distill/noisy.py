@@ -7,7 +7,8 @@ from torch import nn
 
 from distill.ensembles import Answer
 from distill.losses import LogitNoise
-from interventions import logits_of
+from distill.outputs import answered
+from interventions import logits_of, rule_of
 
 
 class NoisyTeacher(nn.Module):
@@ -25,18 +26,27 @@ class NoisyTeacher(nn.Module):
         generator: of the noise; one that is given goes on from run to run and is not saved, so that a training that is
             resumed draws otherwise. None draws from torch's default generator, as dropout does, which the seed and the
             number of a step decide.
+        answers: what of the teacher's output is the answer, as for `fit`.
     """
 
-    def __init__(self, teacher: nn.Module, noise: LogitNoise, generator: torch.Generator | None = None) -> None:
+    def __init__(
+        self, teacher: nn.Module, noise: LogitNoise, generator: torch.Generator | None = None, *, answers: Any = None
+    ) -> None:
         super().__init__()
-        self.module, self.noise, self.generator = teacher, noise, generator
+        self.module, self.noise, self.generator, self.answers = teacher, noise, generator, answers
         if hasattr(teacher, "config"):
             self.config = teacher.config
 
     def forward(self, *inputs: Any, **columns: Any) -> Answer:
         """The teacher's logits with noise."""
-        output = self.module(*inputs, **columns)
-        return Answer(logits=self.noise(logits_of(output), self.generator))
+        with answered([self], [self.answers]):
+            logits = logits_of(self.module(*inputs, **columns), rule_of(self.module))
+        return Answer(logits=self.noise(logits, self.generator))
+
+    @property
+    def combines(self) -> tuple[nn.Module, ...]:
+        """The teacher."""
+        return (self.module,)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding of the teacher."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.inputs import Asked, network_of
+from distill.inputs import Asked, Combined, network_of
 from interventions import InterventionError, Run, answering, rule_of
 
 T = TypeVar("T")
@@ -23,7 +23,8 @@ def answered(models: Sequence[Any], answers: Any) -> Iterator[None]:
         models: teacher and student, or several networks; what is no network is left out.
         answers: a name, an index or a function of the output, for all of them; or one for each, in a tuple or a list,
             of teacher and student also `{"teacher": …, "student": …}`. None is `output.logits`, the output itself if it
-            is a tensor, or the only tensor in it that is no scalar.
+            is a tensor, or the only tensor in it that is no scalar. Of an Ensemble and other models that combine
+            several, it is about the outputs of these: one for all of them, or one for each in a list of its own.
 
     Raises:
         DistillError: another number of rules than models, what is no rule, or one for a teacher that keeps its answers
@@ -33,8 +34,8 @@ def answered(models: Sequence[Any], answers: Any) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             for model, rule in zip(models, rules, strict=True):
-                if rule is not None and _is_network(model):
-                    stack.enter_context(answering(network_of(model), rule))
+                for network, own in _read(model, rule):
+                    stack.enter_context(answering(network, own))
         except InterventionError as error:
             raise DistillError(str(error)) from error
         yield
@@ -89,10 +90,33 @@ def _rules(models: Sequence[Any], answers: Any) -> list[Any]:
     odd = next((m for m, rule in zip(models, answers, strict=True) if rule is not None and not _is_read(m)), None)
     if odd is not None:
         raise DistillError(
-            f"answers gives a rule for a {type(odd).__name__}, whose answers are kept as logits; leave that side out: "
-            "answers=(None, …)."
+            f"answers gives a rule for a {type(odd).__name__}, which reads its answers itself; leave that side out, "
+            f"answers=(None, …){', and say it where it is made: Served(model, answers=…)' if _is_served(odd) else ''}."
         )
     return list(answers)
+
+
+def _read(model: Any, rule: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """The networks whose outputs are read by a rule: the model itself, or those that it combines."""
+    if rule is None or not _is_network(model):
+        return
+    network = network_of(model)
+    if not isinstance(network, Combined):
+        yield network, rule
+        return
+    inner = network.combines
+    rules = list(rule) if isinstance(rule, tuple | list) else [rule] * len(inner)
+    if len(rules) != len(inner):
+        raise DistillError(
+            f"answers has {len(rules)} rules for the {len(inner)} models of {type(network).__name__}; give one for "
+            f"each, answers={_example(len(inner))}, or one for all, answers='logits'."
+        )
+    for each, own in zip(inner, rules, strict=True):
+        yield from _read(each, own)
+
+
+def _is_served(model: Any) -> bool:
+    return isinstance(model, Asked) and not isinstance(model, nn.Module) and hasattr(model, "answers")
 
 
 def _example(count: int) -> str:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 
+POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
+
 
 def counts_padding(network: nn.Module) -> bool:
     """Whether a model finds padding by its token: to answer at the last other one, or to number the others."""
@@ -28,6 +30,16 @@ def pad_token_of(network: nn.Module) -> int | None:
     """The token that a model takes for padding, by its configuration."""
     pad = getattr(_config_of(network), "pad_token_id", None)
     return pad if isinstance(pad, int) and pad >= 0 else None
+
+
+def longest_input(network: nn.Module) -> int | None:
+    """How many tokens a network has a table of positions for; None where it has no such table, or does not say."""
+    config = _config_of(network)
+    known = [size for name in POSITIONS if isinstance(size := getattr(config, name, None), int) and size > 0]
+    tables = (name for name, module in network.named_modules() if isinstance(module, nn.Embedding))
+    if not known or not any("pos" in name or name.endswith("wpe") for name in tables):
+        return None
+    return min(known) - (1 + (pad_token_of(network) or 0) if numbers_by_padding(network) else 0)
 
 
 @contextmanager

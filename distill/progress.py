@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,6 +37,20 @@ def shown(records: Iterable[Record], title: str, console: Console) -> Iterator[R
     yield from (_bar if console.is_terminal else _lines)(records, printable(title), console)
 
 
+@contextmanager
+def bars_of_others_off() -> Iterator[None]:
+    """Inside the block transformers shows no bars of its own while it saves and loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -62,6 +77,7 @@ def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[
                 f"{title}: step {record.step}/{record.total}  {_terms(record)}  {_clock(left)} left",
                 markup=False,
                 highlight=False,
+                soft_wrap=True,
             )
         yield record
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.precision import PARAM_DTYPES
-from distill.seeds import seed_of
+from distill.seeds import decided, seed_of
 from distill.tasks import Recipe
 from distill.weights import Weight
 
@@ -204,14 +204,13 @@ def order(
 
 @contextmanager
 def drawing(seed: int, step: int, device: torch.device, process: int = 0) -> Iterator[torch.Generator]:
-    """The generator of a step, and default generators for its dropout: decided by seed, step and process alone.
+    """The generator of a step, and default generators for what models draw: decided by seed, step and process alone.
 
     Outside of the block the default generators are as they were.
     """
     ours, theirs = (hash((seed, step, process, kind)) % 2**63 for kind in range(2))
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Not torch.manual_seed, which would also reseed the accelerators that are not forked.
-        torch.default_generator.manual_seed(theirs)
+    # Not torch.manual_seed, which would also reseed the accelerators that are not forked.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), decided(theirs):
         if device.type == "cuda":
             torch.cuda.manual_seed(theirs)
         yield torch.Generator(device).manual_seed(ours)

@@ -20,9 +20,12 @@ from distill.inputs import device_of, to_device
 from distill.mapping import Pair, depth, pairs_of
 from distill.metrics import evaluating
 from distill.outcomes import InterchangeAccuracy, Outcome
+from distill.outputs import answered
 from distill.samples import given
+from distill.schedules import Schedule
 from distill.swaps import encoded
 from distill.tallies import Tally, outcome_of
+from distill.trials import translated
 from distill.variables import drawn, measured, names_of, refuse_ineffective
 from distill.wholes import refuse_wholes
 from interventions import Location, Picture, architecture, as_location, heat_map, printed, run_to
@@ -141,6 +144,7 @@ def search_alignment(
     coldest: float = COLDEST,
     pairs: int = 1000,
     console: Console | None = None,
+    answers: Any = None,
 ) -> Search:
     """The interchange intervention accuracy of every variable at every location and position.
 
@@ -163,6 +167,7 @@ def search_alignment(
         pairs: how many held-out pairs each cell is measured on, the same for all.
         seed: of learning and of the pairs.
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
+        answers: what of the network's output is its answer, as for `fit`.
 
     Raises:
         DistillError: a network in place of the causal model, nothing to search, a variable that does not exist, or a
@@ -171,6 +176,30 @@ def search_alignment(
     Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
     """
     _refuse_networks(causal_model, network)
+    with answered((causal_model, network), answers), translated():
+        return _searched(
+            causal_model, network, variables, at, data, positions=positions, subspace=subspace, weights=weights,
+            schedule=scheduled(steps, batch_size, seed), lr=lr, coldest=coldest, pairs=pairs, console=console,
+        )  # fmt: skip
+
+
+def _searched(
+    causal_model: CausalModel,
+    network: nn.Module,
+    variables: Any,
+    at: Any,
+    data: Any,
+    *,
+    positions: Any,
+    subspace: Callable[[], nn.Module] | None,
+    weights: Mapping[str, float] | None,
+    schedule: Schedule,
+    lr: float | None,
+    coldest: float,
+    pairs: int,
+    console: Console | None,
+) -> Search:
+    """What `search_alignment` returns."""
     names = causal_model.inner if variables is None else _listed(variables)
     places = _places(network) if at is None else [as_location(place) for place in _listed(at)]
     if positions is not None:
@@ -180,8 +209,7 @@ def search_alignment(
             f"subspace={subspace!r} would be shared by all cells; give a function that makes one: "
             "subspace=lambda: Rotation(8)."
         )
-    schedule = scheduled(steps, batch_size, seed)
-    seed = schedule.seed
+    seed, batch_size = schedule.seed, schedule.batch_size
     feed = feed_of(causal_model, data, schedule)
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
     if not names or not places or positions == []:
@@ -215,7 +243,7 @@ def search_alignment(
     )
     settings: dict[str, Any] = {"pairs": pairs, "seed": seed}
     if subspace is not None:
-        settings |= {"subspace": repr(subspace()), "steps": steps, "batch_size": batch_size, "lr": lr}
+        settings |= {"subspace": repr(subspace()), "steps": schedule.steps, "batch_size": batch_size, "lr": lr}
     texts = (tuple(map(_name, names)), tuple(map(str, places)), tuple(map(_text, tokens)))
     return Search(cells, outcomes, *texts, tally, bases.clusters, settings)
 

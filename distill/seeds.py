@@ -1,6 +1,12 @@
 """What decides all draws: a whole number."""
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, SupportsIndex
+
+import numpy as np
+import torch
 
 from distill.errors import DistillError
 
@@ -17,3 +23,22 @@ def seed_of(given: Any) -> int:
     if isinstance(given, bool) or not isinstance(given, SupportsIndex) or not -(2**63) <= given.__index__() < 2**63:
         raise DistillError(f"seed={given!r} is no whole number that 64 bits hold; use e.g. seed=0.")
     return given.__index__()
+
+
+@contextmanager
+def decided(seed: int) -> Iterator[None]:
+    """Inside the block the default generators of Python, NumPy and torch, on the CPU, are decided by the seed.
+
+    Outside of it they are as they were. Models draw from each: dropout from torch's, the masks that wav2vec2, Whisper
+    and SpeechT5 put over their inputs from NumPy's.
+    """
+    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.default_generator.set_state(states[2])

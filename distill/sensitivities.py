@@ -3,6 +3,7 @@
 It goes where the teacher is, so it imports torch alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,16 +31,14 @@ class Seen:
     Args:
         probes: what stands at the places.
         weights: which predictions count.
+        reads: finds the logits in an output.
     """
 
-    def __init__(self, probes: list[Probe], weights: Tensor) -> None:
-        self.probes, self.weights = probes, weights
+    def __init__(self, probes: list[Probe], weights: Tensor, reads: Callable[[Any], Tensor]) -> None:
+        self.probes, self.weights, self.reads = probes, weights, reads
 
     def __call__(self, output: Any) -> list[Tensor] | None:
-        if isinstance(output, Tensor):
-            logits = output
-        else:
-            logits = output["logits"] if hasattr(output, "keys") else output.logits
+        logits = self.reads(output)
         zeros = [probe.zero for probe in self.probes if probe.zero is not None]
         if not logits.requires_grad:
             return None

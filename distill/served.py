@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from distill.padding import Padded
 from distill.retries import Retries, retried
 from distill.sensitivities import Probe, Seen
 from distill.tops import Kept, TopK, dense, nothing
-from interventions import Activations, Location, Model, Run, printed
+from interventions import Activations, Location, Model, Run, UnknownAnswer, logits_of, printed
 
 SAMPLES, COUNTERFACTUALS, SHAPES = "samples", "counterfactuals", "shapes"
 Places = Sequence[Location] | Mapping[Location, Any]
@@ -44,6 +45,7 @@ class Served:
         cache: a folder; None keeps answers in memory, and counterfactuals not at all.
         retries: after how many failures of the network it gives up, or a `Retries`.
         batch_size: the most samples in one request for answers; None is what a step needs.
+        answers: what of the model's output is its answer, as for `fit`, whose own `answers` says nothing of it.
 
     Attributes:
         requests: how many were sent and answered.
@@ -62,12 +64,14 @@ class Served:
         cache: Path | str | None = None,
         retries: Retries | int = 5,
         batch_size: int | None = None,
+        answers: Any = None,
     ) -> None:
         _check(model, remote, {"top_k": top_k, "batch_size": batch_size}, temperature)
         if remote in (False, "local"):
             _load(model)
         self.model, self.remote, self.batch_size = model, remote, batch_size
-        self.keep = TopK(top_k, temperature)
+        self.answers, self._reads = answers, partial(logits_of, answers=answers)
+        self.keep = TopK(top_k, temperature, self._reads)
         self.retries = retries if isinstance(retries, Retries) else Retries(retries)
         self.cache = Cache(None if cache is None else Path(cache), self._facts())
         self.requests = 0
@@ -149,7 +153,7 @@ class Served:
         All of them, with a warning, where the host keeps no graphs.
         """
         inputs, probes = base.inputs, [Probe() for _ in places]
-        pairs, keep = dict(zip(places, probes, strict=True)), Seen(probes, weights.cpu())
+        pairs, keep = dict(zip(places, probes, strict=True)), Seen(probes, weights.cpu(), self._reads)
 
         def request(here: Any) -> Run:
             return interventions.interchange(self.model, here(inputs), None, pairs, keep=keep, **self._where)
@@ -226,6 +230,7 @@ class Served:
             "weights": weights_of(self.network) if self.remote in (False, "local") else None,
             "top_k": self.keep.k,
             "temperature": None if self.keep.k is None else self.keep.temperature,
+            **({} if self.answers is None else {"answers": _rule(self.answers)}),
         }
 
     def _answers(self, batch: Padded) -> list[Kept]:
@@ -262,7 +267,11 @@ class Served:
 
         def ask() -> Run:
             with torch.set_grad_enabled(graded), evaluating(self.model):
-                return request(lambda value: _moved(value, at))
+                try:
+                    return request(lambda value: _moved(value, at))
+                except UnknownAnswer as error:
+                    told = f"{str(error).rstrip('.')}, where it is served: Served(model, answers=…)."
+                    raise DistillError(told) from error
 
         run = retried(ask, self.retries, self._failed)
         self.requests += 1
@@ -324,6 +333,11 @@ class ServedRun(Run):
     """
 
     teacher: Served | None = None
+
+
+def _rule(answers: Any) -> str:
+    """A rule as text; a function by its name."""
+    return repr(answers) if isinstance(answers, str | int) else getattr(answers, "__qualname__", type(answers).__name__)
 
 
 def _kept(run: Run) -> Kept:

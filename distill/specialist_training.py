@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import log
 from typing import Any, Literal
@@ -12,15 +12,15 @@ from jaxtyping import Float, Float64, Int
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill.data import task_of, training_rows
 from distill.errors import DistillError
-from distill.fit import default_schedule, fit
-from distill.inputs import device_of, inputs_of, to_device
+from distill.fit import fit
 from distill.metrics import batches, evaluating
 from distill.objectives import Labels
+from distill.outputs import answered
 from distill.schedules import Schedule
 from distill.tasks import Rows
-from interventions import run
+from distill.trials import answer_of
+from interventions import logits_of, rule_of
 
 Clustering = Literal["kmeans", "online"]
 CLUSTERINGS = ("kmeans", "online")
@@ -37,6 +37,7 @@ class Specialist(nn.Module):
         module: the network.
         classes: those of the specialist.
         count: how many classes there are in all.
+        answers: what of its output is its answer, as for `fit`.
 
     Attributes:
         shift: what is added to the logit of the dustbin, 0 until it is corrected for how the data was drawn.
@@ -48,16 +49,15 @@ class Specialist(nn.Module):
 
     shift: Tensor
 
-    def __init__(self, module: nn.Module, classes: Sequence[int], count: int) -> None:
+    def __init__(self, module: nn.Module, classes: Sequence[int], count: int, answers: Any = None) -> None:
         super().__init__()
-        self.module, self.classes, self.count = module, tuple(classes), count
+        self.module, self.classes, self.count, self.answers = module, tuple(classes), count, answers
         self.register_buffer("shift", torch.zeros(()))
 
     def forward(self, *inputs: Any, **columns: Any) -> Float[Tensor, "batch outputs"]:
         """The logits of its classes, in their order, and of the dustbin."""
-        logits = self.module(*inputs, **columns)
-        if not isinstance(logits, Tensor):
-            logits = logits["logits"] if isinstance(logits, Mapping) else logits.logits
+        with answered([self], [self.answers]):
+            logits = logits_of(self.module(*inputs, **columns), rule_of(self.module))
         if logits.shape[-1] == self.count:
             others = [each for each in range(self.count) if each not in self.classes]
             logits = torch.cat([logits[..., self.classes], logits[..., others].logsumexp(-1, keepdim=True)], -1)
@@ -68,6 +68,11 @@ class Specialist(nn.Module):
             )
         return torch.cat([logits[..., :-1], logits[..., -1:] + self.shift.to(logits.dtype)], -1)
 
+    @property
+    def combines(self) -> tuple[nn.Module, ...]:
+        """The network."""
+        return (self.module,)
+
     def extra_repr(self) -> str:
         """For printing."""
         return f"classes={list(self.classes)}, shift={float(self.shift):.4g}"
@@ -75,9 +80,9 @@ class Specialist(nn.Module):
 
 def confusable_classes(
     probabilities: Float[Tensor, "rows classes"],
-    n: int,
+    n: Any,
     *,
-    size: int | None = None,
+    size: Any = None,
     clustering: str = "kmeans",
     seed: int = 0,
 ) -> tuple[tuple[int, ...], ...]:
@@ -105,10 +110,10 @@ def confusable_classes(
     count = probabilities.shape[-1]
     if clustering not in CLUSTERINGS:
         raise DistillError(f"clustering={clustering!r} does not exist; use 'kmeans', or 'online' as in the paper.")
-    if not 1 <= n <= count or (size is not None and not 1 <= size < count):
+    if not _is_count(n, count) or not (size is None or _is_count(size, count - 1)):
         raise DistillError(
-            f"n={n} specialists of size={size} cannot be made of {count} classes; use n from 1 to {count}, and size "
-            f"from 1 to {count - 1}, or None."
+            f"n={n!r} specialists of size={size!r} cannot be made of {count} classes; use n from 1 to {count}, and "
+            f"size from 1 to {count - 1}, or None."
         )
     if len(probabilities) < 2:
         raise DistillError(f"{len(probabilities)} row has no covariance; give the answers to two rows at least.")
@@ -123,6 +128,10 @@ def confusable_classes(
         return tuple(tuple(each for each in range(count) if labels[each] == number) for number in range(n))
     nearest = torch.cdist(centres, columns).argsort(dim=1, stable=True)[:, :size]
     return tuple(tuple(sorted(row)) for row in nearest.tolist())
+
+
+def _is_count(number: object, most: int) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= most
 
 
 def _clusters(columns: Float64[Tensor, "n d"], n: int, clustering: str, seed: int) -> tuple[Tensor, list[int]]:
@@ -173,42 +182,43 @@ def enriched(
 
 def specialists_of(
     generalist: nn.Module,
-    data: Any,
-    n: int | None = None,
+    rows: Rows,
+    sets: Sequence[tuple[int, ...]],
+    count: int,
+    schedule: Schedule,
     *,
-    size: int | None = None,
     share: float = 0.5,
-    clustering: str = "kmeans",
     network: Network | None = None,
-    schedule: Schedule | None = None,
-    seed: int = 0,
     console: Console | None = None,
+    answers: Any = None,
 ) -> dict[nn.Module, tuple[int, ...]]:
-    """Specialists for the classes that a generalist confuses, as `Specialists.train` says: {network: its classes}."""
-    task = task_of(data, generalist)
-    rows = training_rows(data if task is None else task, generalist)
-    probabilities = predictions(generalist, rows)
-    count = probabilities.shape[-1]
-    labels = _labels(rows, count)
-    sets = confusable_classes(probabilities, max(2, count // 4) if n is None else n, size=size,
-                              clustering=clustering, seed=seed)  # fmt: skip
+    """A specialist trained for each set of classes: {specialist: its classes}.
+
+    Args:
+        sets: of the `count` classes of the generalist.
+        schedule: of the first; the seed of each one after it is one higher.
+
+    The others are those of `Specialists.train`.
+    """
     if any(len(each) == count for each in sets):
         raise DistillError(
             f"one specialist for all {count} classes has nothing for its dustbin; use n=2 or more, or a size below "
             f"{count}."
         )
-    plans = [enriched(labels, each, share=share, seed=seed + number) for number, each in enumerate(sets)]
+    labels = _labels(rows, count)
+    plans = [enriched(labels, each, share=share, seed=schedule.seed + number) for number, each in enumerate(sets)]
     found: dict[nn.Module, tuple[int, ...]] = {}
-    schedule = schedule or default_schedule(task)
     for number, (classes, (chosen, shift)) in enumerate(zip(sets, plans, strict=True)):
-        made = copy.deepcopy(generalist) if network is None else network(generalist, classes)
-        specialist = Specialist(made, classes, count)
+        if network is None:
+            specialist = Specialist(copy.deepcopy(generalist), classes, count, answers)
+        else:
+            specialist = Specialist(network(generalist, classes), classes, count)
         fit(
             None,
             specialist,
             data=_for(rows.take(chosen), labels[chosen], classes),
             objective=Labels(answers="classes"),
-            schedule=replace(schedule, seed=seed + number),
+            schedule=replace(schedule, seed=schedule.seed + number),
             console=console,
             title=f"specialist {number + 1} of {len(sets)}, for {', '.join(map(str, classes))}",
         )
@@ -226,8 +236,8 @@ def predictions(model: nn.Module, rows: Rows, batch_size: int = 128) -> Float64[
     found = []
     with evaluating(model), torch.no_grad():
         for chosen in batches(len(rows), batch_size):
-            batch = to_device(rows.batch(chosen), device_of(model))
-            logits = run(model, inputs_of(model, batch), resumable=False).logits
+            logits = answer_of("the generalist", model, rows.batch(chosen))
+            assert logits is not None
             if logits.ndim != 2 or logits.shape[-1] < 2:
                 raise DistillError(
                     f"specialists are for classes, and the generalist gives {list(logits.shape)} for {len(chosen)} "
@@ -258,4 +268,4 @@ def _for(rows: Rows, labels: Int[Tensor, " rows"], classes: Sequence[int]) -> Ro
     own = torch.full_like(labels, len(classes))
     for place, each in enumerate(classes):
         own[labels == each] = place
-    return replace(rows, table={**rows.table, "labels": own})
+    return replace(rows, table={**rows.table, "labels": own}, classes=None)

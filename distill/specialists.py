@@ -1,7 +1,7 @@
 """A generalist and specialists for some of its classes, as one teacher."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -12,10 +12,15 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill.classes import real_names
+from distill.data import task_of, training_rows
 from distill.ensembles import Committee
 from distill.errors import DistillError
+from distill.fit import default_schedule
+from distill.inputs import uncompiled
+from distill.outputs import answered
 from distill.schedules import Schedule
-from distill.specialist_training import Network, specialists_of
+from distill.seeds import seed_of
+from distill.specialist_training import Network, confusable_classes, predictions, specialists_of
 
 LEAST = 1e-30  # of a probability: one that underflows to 0 would forbid what others hold for sure
 TOLERANCE, ITERATIONS = 1e-9, 200
@@ -52,6 +57,7 @@ class Specialists(Committee):
             it gives there is left out.
         k: how many classes of the generalist choose.
         temperature: τ, which softens all answers before they are combined.
+        answers: what of the members' outputs is the answer, as for `fit`: one rule for all, or a list of one for each.
 
     Members are numbered from the generalist, 0, on.
 
@@ -67,17 +73,15 @@ class Specialists(Committee):
         *,
         k: int = 1,
         temperature: float = 1.0,
+        answers: Any = None,
     ) -> None:
         if not specialists:
             raise DistillError(
                 "Specialists were given none: {}; name at least one with its classes, {network: [3, 5, 8]}, or use the "
                 "generalist itself."
             )
-        super().__init__([generalist, *specialists])
-        if k < 1 or not temperature > 0:
-            raise DistillError(
-                f"Specialists(k={k}, temperature={temperature}): both must be above 0, e.g. k=1, temperature=1.0."
-            )
+        super().__init__([generalist, *specialists], answers)
+        _check_settings(k, temperature)
         self.classes = tuple(tuple(int(each) for each in classes) for classes in specialists.values())
         for number, classes in enumerate(self.classes, 1):
             if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
@@ -94,16 +98,18 @@ class Specialists(Committee):
         cls: "type[Specialists]",
         generalist: nn.Module,
         data: Any,
-        n: int | None = None,
+        n: Any = None,
         *,
-        size: int | None = None,
+        size: Any = None,
         share: float = 0.5,
         clustering: str = "kmeans",
         network: Network | None = None,
         schedule: Schedule | None = None,
-        seed: int = 0,
+        seed: Any = 0,
         console: Console | None = None,
-        **settings: Any,
+        k: int = 1,
+        temperature: float = 1.0,
+        answers: Any = None,
     ) -> "Specialists":
         """Make specialists from a generalist and its training data: a teacher that is ready for `fit`.
 
@@ -127,16 +133,27 @@ class Specialists(Committee):
             schedule: of each specialist; by default what an embedded task says, else `Schedule()`.
             seed: of the clusters, the rows, and the training.
             console: shows the progress; `rich.console.Console(quiet=True)` for none.
-            settings: the others of `Specialists`: k, temperature.
+            k, temperature: as for `Specialists`.
+            answers: what of the generalist's output is its answer, as for `fit`.
 
         Raises:
             DistillError: a generalist that is no classifier, data without its labels, or numbers that do not fit.
         """
+        _check_settings(k, temperature)
+        generalist, seed = uncompiled(generalist), seed_of(seed)
+        task = task_of(data, generalist)
+        rows = training_rows(data if task is None else task, generalist)
+        with answered((generalist,), answers):
+            probabilities = predictions(generalist, rows)
+        count = probabilities.shape[-1]
+        n = max(2, count // 4) if n is None else n
+        sets = confusable_classes(probabilities, n, size=size, clustering=clustering, seed=seed)
+        schedule = replace(schedule or default_schedule(task), seed=seed)
         made = specialists_of(
-            generalist, data, n, size=size, share=share, clustering=clustering, network=network, schedule=schedule,
-            seed=seed, console=console,
-        )  # fmt: skip
-        return cls(generalist, made, **settings)
+            generalist, rows, sets, count, schedule, share=share, network=network, console=console, answers=answers
+        )
+        rules = None if answers is None else [answers, *(None for _ in made)]
+        return cls(generalist, made, k=k, temperature=temperature, answers=rules)
 
     def combine(self, logits: list[Tensor]) -> Tensor:
         """τ log q."""
@@ -165,6 +182,13 @@ class Specialists(Committee):
                     f"specialist {number} gives {list(answer.shape)} and the generalist {list(generalist.shape)}; it "
                     f"needs {len(classes) + 1} outputs: one for each of its classes and, last, one for all others."
                 )
+
+
+def _check_settings(k: int, temperature: float) -> None:
+    if k < 1 or not temperature > 0:
+        raise DistillError(
+            f"Specialists(k={k}, temperature={temperature}): both must be above 0, e.g. k=1, temperature=1.0."
+        )
 
 
 def _check_names(generalist: nn.Module, specialist: nn.Module, classes: Sequence[int], number: int) -> None:

@@ -22,6 +22,7 @@ from distill.fit import Interrupted, fit, save_model
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.preprocessors import preprocessors_of
+from distill.progress import bars_of_others_off
 from distill.results import FitResult
 from distill.schedules import Schedule
 from distill.seeds import seed_of
@@ -198,7 +199,8 @@ def _saved(network: Any, folder: Path) -> Path:
 def _loaded(network: Any, folder: Path) -> nn.Module:
     """The network that was saved in `folder`; one that is not from transformers gets its weights back in place."""
     if hasattr(network, "save_pretrained"):
-        return type(network).from_pretrained(folder)
+        with bars_of_others_off():
+            return type(network).from_pretrained(folder)
     load_weights(network.cpu(), _saved(network, folder), strict=True)
     return network
 

@@ -3,6 +3,7 @@
 It goes where the teacher is, so it imports torch alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -25,6 +26,7 @@ class TopK:
     Args:
         k: how many; None, or as many as there are classes, keeps the logits as they are.
         temperature: τ.
+        reads: finds the logits in an output.
 
     >>> kept = TopK(1)(torch.tensor([[6.0, 3.0, 1.0]]).log())
     >>> dense(kept).softmax(-1)
@@ -33,12 +35,11 @@ class TopK:
 
     k: int | None
     temperature: float = 1.0
+    reads: Callable[[Any], Tensor] | None = None
 
     def __call__(self, output: Any) -> Kept:
         """What is kept of the output of a model."""
-        if not isinstance(output, Tensor):
-            output = output["logits"] if hasattr(output, "keys") else output.logits
-        logits: Tensor = output.detach()
+        logits: Tensor = (output if self.reads is None else self.reads(output)).detach()
         classes = logits.shape[-1]
         if self.k is None or self.k >= classes:
             return {"logits": logits}

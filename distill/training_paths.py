@@ -13,12 +13,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from distill.data import held_out
 from distill.errors import DistillError
-from distill.inputs import device_of, inputs_of, to_device
+from distill.inputs import device_of, inputs_of, to_device, uncompiled
 from distill.metrics import batches, evaluating
+from distill.outputs import answered
 from distill.schedules import Record
 from distill.similarity import representational_similarity
-from distill.tasks import Rows
+from distill.trials import tried
 from interventions import Location, Picture, architecture, as_location, label, printed, run, select
 
 STARTS = 8  # random starts of the scaling, of which the best is kept
@@ -150,26 +152,37 @@ def training_path(
 
 
 def representations(
-    model: nn.Module, data: Rows, at: Location | str, *, positions: int | None = None, batch_size: int = 128
+    model: nn.Module,
+    data: Any,
+    at: Location | str,
+    *,
+    positions: int | None = None,
+    batch_size: int = 128,
+    answers: Any = None,
 ) -> Float[Tensor, "examples dims"]:
     """The activations of `model` at a location, in eval mode: a vector for each row.
 
     Args:
         model: any torch model; it is not changed.
-        data: the rows.
+        data: held-out rows, in any form that `accuracy` takes.
         at: where, as `Location(1)`, "block_output.1" or "logits".
         positions: which token, counted over real tokens; −1 is the last. None takes all positions side by side.
         batch_size: rows at a time.
+        answers: what of the model's output is its answer, as for `fit`; for "logits".
 
     Raises:
-        DistillError: rows of several lengths and no `positions`.
-        InterventionError: a location or position that does not exist.
+        DistillError: rows of several lengths and no `positions`, data that does not fit, or a location or position that
+            does not exist.
     """
+    model = uncompiled(model)
+    rows = held_out(data, model)
     place, found = as_location(at), list[Tensor]()
-    with evaluating(model), torch.no_grad():
-        for rows in batches(len(data), batch_size):
-            batch = to_device(data.batch(rows), device_of(model))
-            vectors = run(model, inputs_of(model, batch), place, resumable=False).vectors(place)
+    with evaluating(model), torch.no_grad(), answered((model,), answers):
+        for chosen in batches(len(rows), batch_size):
+            batch = to_device(rows.batch(chosen), device_of(model))
+            given = inputs_of(model, batch)
+            with tried("the model", model, given):
+                vectors = run(model, given, place, resumable=False).vectors(place)
             found.append(_one_each(vectors, _real(model, place, vectors, batch), positions).cpu())
     if len({each.shape[1] for each in found}) > 1:
         raise _ragged()
@@ -179,11 +192,12 @@ def representations(
 def snapshots(
     records: Iterable[Record],
     model: nn.Module,
-    data: Rows,
+    data: Any,
     at: Location | str,
     *,
     every: int,
     positions: int | None = None,
+    answers: Any = None,
 ) -> list[Float[Tensor, "examples dims"]]:
     """Train, and take the representations of `model` before the first step, after `every` so many, and after the last.
 
@@ -196,17 +210,18 @@ def snapshots(
         data: as for `representations`.
         at: as for `representations`.
         every: how many steps lie between two.
-        positions: as for `representations`.
+        positions, answers: as for `representations`.
 
     Raises:
         DistillError: `every` below 1; what `steps` and `representations` raise.
     """
     if every < 1:
         raise DistillError(f"every={every} steps is no distance; use e.g. every=100.")
-    taken = [representations(model, data, at, positions=positions)]
+    rows = held_out(data, model)
+    taken = [representations(model, rows, at, positions=positions, answers=answers)]
     for record in records:
         if record.step % every == 0 or record.step == record.total:
-            taken.append(representations(model, data, at, positions=positions))
+            taken.append(representations(model, rows, at, positions=positions, answers=answers))
     return taken
 
 

@@ -13,10 +13,10 @@ import interventions
 from distill.errors import DistillError
 from distill.inputs import DECODERS, NEVER, device_of, innermost, inputs_of, network_of, to_device, vocabulary_of
 from distill.outputs import logits_if_any
+from distill.pad_tokens import longest_input
 from interventions import InterventionError, Run
 
 LONGEST = 380  # of a line [characters]
-_POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
 _IMAGES = ("pixel_values", "images", "image")
 
 
@@ -145,17 +145,16 @@ def _of_tokens(network: nn.Module, given: Mapping[str, Tensor], error: Exception
 
 
 def _of_positions(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
-    config = getattr(network, "config", None)
-    known = [getattr(config, name) for name in _POSITIONS if isinstance(getattr(config, name, None), int)]
+    known = longest_input(network)
     widths = {name: column.shape[1] for name, column in given.items() if column.ndim == 2 and _is_whole(column)}
-    if not known or not widths:
+    if known is None or not widths:
         return None
     name, width = max(widths.items(), key=lambda item: item[1])
-    if width <= min(known):
+    if width <= known:
         return None
     return (
-        f"{name!r} has {width} tokens and it has positions for {min(known)}; cut them: tokenizer(texts, "
-        f"truncation=True, max_length={min(known)})"
+        f"{name!r} has {width} tokens and it has positions for {known}; cut them: tokenizer(texts, truncation=True, "
+        f"max_length={known})"
     )
 
 

@@ -33,7 +33,7 @@ STREAM = 2**31 - 1  # pairs that are measured come from another stream than thos
 def variables_accuracy(
     model: CausalModel,
     network: nn.Module,
-    mapping: Sides | tuple[Pair, ...],
+    mapping: Sides | tuple[Pair, ...] | str,
     data: Any = None,
     *,
     positions: Any = None,

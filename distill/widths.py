@@ -33,9 +33,16 @@ def plain(model: Any, asked: str) -> Any:
     """The model itself, from under `torch.compile`, if its weights can be copied part by part.
 
     Raises:
-        DistillError: adapters hold a part of them, or they are quantized.
+        DistillError: adapters hold a part of them, they are quantized, or a part was compiled as a module.
     """
     model = uncompiled(model)
+    compiled = next((path for path, module in model.named_modules() if "_orig_mod" in module._modules), None)
+    if compiled is not None:
+        raise DistillError(
+            f"{asked} copies the weights of a model, and {compiled} of this {type(model).__name__} went through "
+            f"torch.compile(module), which gives them other names; put each original back: model.set_submodule("
+            f"{compiled!r}, model.get_submodule({compiled!r})._orig_mod), or compile in place: module.compile()."
+        )
     kinds = {type(module).__module__.split(".")[0] for module in model.modules()}
     if hasattr(model, "peft_config") or "peft" in kinds:
         raise DistillError(

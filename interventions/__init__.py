@@ -12,7 +12,7 @@
 from typing import TYPE_CHECKING
 
 from interventions import metrics
-from interventions.answers import Answers, answering, logits_of, rule_of, unanswered
+from interventions.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
 from interventions.architectures import Architecture, Place, architecture
 from interventions.averages import mean_of
 from interventions.descriptions import describe
@@ -74,6 +74,7 @@ __all__ = [
     "Stored",
     "Subspace",
     "Swap",
+    "UnknownAnswer",
     "Zero",
     "answering",
     "architecture",

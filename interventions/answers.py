@@ -22,6 +22,11 @@ from interventions.errors import InterventionError
 Answers = str | int | Callable[[Any], Tensor]
 """What of an output is the answer: the name or the number of a part, or a function from the output to a tensor."""
 
+
+class UnknownAnswer(InterventionError):
+    """It is not known which part of an output is the answer."""
+
+
 _NO_ANSWERS = ("hidden", "embedding", "pooler", "features")  # names of what a model without a head returns
 
 _rules: ContextVar[Mapping[nn.Module, Answers] | None] = ContextVar("_rules", default=None)
@@ -78,7 +83,7 @@ def logits_of(output: object, answers: Any = None) -> Tensor:
         answers: the name of the part, its index, or a function of the output; None goes by the rule above.
 
     Raises:
-        InterventionError: there is no such part, or the rule finds none or several.
+        InterventionError: there is no such part, or (UnknownAnswer) the rule finds none or several.
     """
     if answers is not None:
         return _named(output, checked(answers))
@@ -93,7 +98,7 @@ def logits_of(output: object, answers: Any = None) -> Tensor:
         ((name, part),) = tensors.items()
         if isinstance(part, Tensor) and not any(word in str(name) for word in _NO_ANSWERS):
             return part
-    raise InterventionError(f"which part of a {_described(output)} is the answer is not known; {_way_out(parts)}.")
+    raise UnknownAnswer(f"which part of a {_described(output)} is the answer is not known; {_way_out(parts)}.")
 
 
 def unanswered(logits: Shaped[Tensor, "*batch classes"]) -> Bool[Tensor, "*batch"]:
@@ -118,7 +123,7 @@ def _named(output: Any, answers: Answers) -> Tensor:
         if isinstance(output, Tensor):
             raise InterventionError(
                 f"answers={answers!r} asks for a part of an output that is a {_described(output)}, the answer itself; "
-                "leave it out, for one side of two by None: answers=(0, None)."
+                "leave it out, for one model of several by None: answers=(0, None)."
             )
         found = parts.get(answers, getattr(output, answers, None) if isinstance(answers, str) else None)
         if found is None:

@@ -26,7 +26,7 @@ from interventions.sites import (
     kind_of,
 )
 from interventions.stacks import Stack, entries_of, halves_in, names_of, stacks_in
-from interventions.wrappers import Model, module_of
+from interventions.wrappers import Model, compiled_part, module_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,6 +271,13 @@ class Architecture:
     def _stack(self, location: Location) -> Stack:
         names = [stack.name for stack in self.stacks]
         if not self.stacks:
+            compiled = compiled_part(self.model)
+            if compiled:
+                raise InterventionError(
+                    f"{location} needs blocks and those of this {model_name(self.model)} cannot be seen: {compiled} "
+                    f"went through torch.compile(module); compile in place, {_item(compiled)}.compile(), or pass the "
+                    f"original: {_item(compiled)}._orig_mod."
+                )
             halved = halves_in(self.model)
             why = (
                 f"{halved!r} holds the parts of its layers, which no one module computes"
@@ -433,6 +440,15 @@ def model_name(model: nn.Module) -> str:
     return f"{kind!r} model" if kind else f"{type(model).__name__}"
 
 
+def _item(path: str) -> str:
+    """A path as Python writes it.
+
+    >>> _item("encoder.layer.0")
+    'encoder.layer[0]'
+    """
+    return "".join(f"[{name}]" if name.isdecimal() else f".{name}" for name in path.split(".")).removeprefix(".")
+
+
 def _a_path(model: nn.Module) -> str:
-    named = [path for path, module in model.named_modules() if path and not any(module.children())]
+    named = [path for path, module in model.named_modules() if path and not any(True for _ in module.children())]
     return named[len(named) // 2] if named else ""

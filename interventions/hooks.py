@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from traceback import walk_stack
-from types import FrameType
+from types import FrameType, MethodType
 from typing import Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -190,6 +190,9 @@ class Scope:
             compiled = module._compiled_call_impl is not None or (id(module), "_compiled_call_impl") in _overrides
             if compiled and any(inner in touched for inner in modules_of(module)):
                 self._override(module, "_compiled_call_impl", lambda original: None)
+            compiled = _is_compiled(module.forward) or (id(module), "forward") in _overrides
+            if compiled and any(inner in touched for inner in modules_of(module)):
+                self._override(module, "forward", partial(_forwarding, module))
             if _CHECKPOINTING in vars(module):
                 self._override(module, _CHECKPOINTING, lambda original: partial(_checkpointing, original))
 
@@ -502,7 +505,11 @@ def _put(holder: nn.Module | type, name: str, value: object) -> None:
 
 
 def _forwarding(module: nn.Module, original: Callable) -> Callable:
-    """A `forward` that returns what an open scope recorded, if one does, or runs with its attention tapped."""
+    """A `forward` that returns what an open scope recorded, if one does, or runs with its attention tapped.
+
+    One that was compiled, `model.forward = torch.compile(model.forward)`, runs as it was written.
+    """
+    original = _as_written(original)
 
     def forward(*args: object, **kwargs: object) -> object:
         for scope in reversed(acting()):
@@ -512,9 +519,10 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
                 except LookupError:
                     break
         change = _Change.now(module)
-        if not change.sites:
+        kinds = {tap.kind for tap, _ in change.taps}
+        if kinds <= {"interface"}:  # whose taps are put through where transformers attends
             return original(*args, **kwargs)
-        with tapped(change, products=any(tap.kind == "sdpa" for tap, _ in change.taps)):
+        with tapped(change, products="sdpa" in kinds):
             return original(*args, **kwargs)
 
     return forward
@@ -660,6 +668,20 @@ def _copied(call: Call | None) -> Call | None:
 
 def _state(generator: torch.Generator | None) -> Tensor | None:
     return None if generator is None else generator.get_state()
+
+
+def _is_compiled(forward: Callable) -> bool:
+    """Whether `torch.compile` made this function or method, and not one around it, which has the same attributes."""
+    function = getattr(forward, "__func__", forward)
+    return getattr(function, "_torchdynamo_wrapper_id", None) == id(function)
+
+
+def _as_written(forward: Any) -> Callable:
+    """What `torch.compile` was given, if it made this function; of a compiled method, bound as that is."""
+    if not _is_compiled(forward):
+        return forward
+    written = forward._torchdynamo_orig_callable
+    return MethodType(written, forward.__self__) if isinstance(forward, MethodType) else written
 
 
 def _check_compiled(scope: Scope) -> None:

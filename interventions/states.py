@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from interventions.answers import UnknownAnswer, logits_of, rule_of
 from interventions.errors import InterventionError
 from interventions.locations import STATES
 from interventions.sites import kind_of
@@ -128,15 +129,30 @@ def _is_list(value: object) -> bool:
 
 
 def _logits(module: nn.Module, value: Any) -> Path:
-    if isinstance(value, Tensor):
+    try:
+        logits = logits_of(value, rule_of(module))
+    except UnknownAnswer as error:
+        fields = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise UnknownAnswer(
+            f"{type(module).__name__} returned no logits (its output has {fields}); use a model with a head, name the "
+            "module that computes what you mean, Location(module='…'), or say what the answer is: answers='…'."
+        ) from error
+    path = _path_to(logits, value)
+    if path is None:
+        raise InterventionError(
+            f"answers computes the logits of {type(module).__name__} from its output, in which they have no place; "
+            "name the module that computes what you mean: Location(module='…')."
+        )
+    return path
+
+
+def _path_to(tensor: Tensor, value: Any) -> Path | None:
+    """Where a tensor stands in a value; None if it stands nowhere."""
+    if value is tensor:
         return ()
-    if isinstance(value, Mapping) and isinstance(value.get("logits"), Tensor):
-        return ("logits",)
-    fields = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-    raise InterventionError(
-        f"{type(module).__name__} returned no logits (its output has {fields}); use a model with a head, or name the "
-        "module that computes what you mean: Location(module='…')."
-    )
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ()
+    inner = ((key, _path_to(tensor, entry)) for key, entry in entries)
+    return next(((key, *path) for key, path in inner if path is not None), None)
 
 
 def _recurrent(module: nn.Module, io: str, value: Any) -> Path:

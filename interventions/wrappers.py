@@ -30,6 +30,11 @@ def unwrapped(model: nn.Module) -> list[nn.Module]:
         found.append(named)
 
 
+def compiled_part(model: nn.Module) -> str | None:
+    """The path of a part that went through `torch.compile(module)`, inside which hooks never fire; "" is the model."""
+    return next((path for path, module in model.named_modules() if "_orig_mod" in module._modules), None)
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether FSDP shards a part of it: its weights are whole only while a block runs."""
     return any(cls.__name__ in _SHARDED for module in model.modules() for cls in type(module).__mro__)

@@ -63,6 +63,7 @@ def load(
     text: str | None = None,
     label: str | None = None,
     classes: Sequence[str] | None = None,
+    max_length: int | None = None,
 ) -> Task:
     """A task by name, or from a file of one's own.
 
@@ -70,7 +71,8 @@ def load(
     `load(data="my.csv", tokenizer=...)`.
 
     `fraction` keeps a random share of the training rows, drawn by `seed`; the test rows stay. `text` and `label` name
-    the columns of a file, `eval_data` its test file. Text needs the teacher's `tokenizer`.
+    the columns of a file, `eval_data` its test file. Text needs the teacher's `tokenizer`; that of a file is cut at
+    `max_length` tokens, 128 by default, and that is said.
 
     `classes` states the labels of the data in the order of the model's outputs. Left out, `fit` and the measurements
     match them with the names that a model gives to its classes (`config.id2label`).
@@ -80,15 +82,17 @@ def load(
     share(1, fraction, seed)  # raises before anything is read
     if name is None and data is not None:
         return files.task(
-            data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes
-        )
+            data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes,
+            max_length=max_length,
+        )  # fmt: skip
     if name is None:
         raise DistillError(
             f"no task was named and no data given; use load(name) with one of {', '.join(names())}, or load(data=FILE)"
         )
     if name not in names():
         raise DistillError(_unknown(name))
-    _refuse(name, eval_data=eval_data, text=text, label=label, **({"data": data} if name in EMBEDDED else {}))
+    file = {"data": data} if name in EMBEDDED else {}
+    _refuse(name, eval_data=eval_data, text=text, label=label, max_length=max_length, **file)
     if name == "sst2":
         task = sst2.task(data, tokenizer, fraction=fraction, seed=seed)
     else:

@@ -4,10 +4,9 @@ What Python, NumPy and torch draw on the CPU while a row is made is decided by t
 that is resumed sees the same rows, whatever the number of workers.
 """
 
-import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch.utils.data import (
 )
 
 from distill.errors import DistillError
+from distill.seeds import decided
 
 FIRST_READING = -1
 """The epoch, so to say, in which all rows are read in order: for what is measured, and checked before training."""
@@ -238,17 +238,6 @@ def _alike(one: Any, other: Any) -> bool:
     return bool(same.all() if isinstance(same, Tensor | np.ndarray) else same)
 
 
-@contextmanager
-def seeded(*numbers: int) -> Iterator[None]:
-    """Inside the block the default generators of Python, NumPy and torch are decided by these numbers."""
-    seed = hash(numbers) % 2**63
-    states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.default_generator.set_state(states[2])
+def seeded(*numbers: int) -> AbstractContextManager[None]:
+    """A block in which the default generators of Python, NumPy and torch are decided by these numbers."""
+    return decided(hash(numbers) % 2**63)

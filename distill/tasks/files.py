@@ -10,7 +10,7 @@ import torch
 from distill.classes import folded, matched, ranked, stated, whole_numbers
 from distill.errors import DistillError
 from distill.tasks.rows import Rows
-from distill.tasks.tables import SUFFIXES, Quoting, read
+from distill.tasks.tables import SUFFIXES, Quoting, kind_of, read
 from distill.tasks.task import Task, share
 from distill.tasks.text import need_tokenizer, text_task, tokenised
 from interventions import printable
@@ -34,12 +34,14 @@ def task(
     text: str | None = None,
     label: str | None = None,
     classes: Sequence[str] | None = None,
+    max_length: int | None = None,
     test_share: float = 0.2,
 ) -> Task:
     """Text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header; or texts alone.
 
     Tested on `eval_data`, or on a share of each class that is held out. `text` and `label` name the columns; left out,
     they are "text" or "sentence", and "label" or "labels". `test_share` is held out of each class, drawn by `seed`.
+    Texts are cut at `max_length` tokens, 128 by default.
 
     Classes are sorted, whole numbers by value, until a model says how it numbers them (`numbered_as`); `classes` states
     the labels in the order of the model's outputs.
@@ -51,8 +53,7 @@ def task(
     column that does not exist or is there twice, an empty text or label, rows of a single class, labels of `eval_data`
     that the training file lacks, and one file given as both.
     """
-    name = Path(data).name.split(".")[0]
-    need_tokenizer(name, tokenizer)
+    name = _need(data, tokenizer)
     texts, labels = labelled(data, text, label)
     tests = None if eval_data is None else _tested(eval_data, data, texts, text, label)
     names = _names(labels, data, classes, tests, eval_data)
@@ -72,16 +73,25 @@ def task(
         names,
         tokenizer,
         description=f"{kind}, from {Path(data).name}.",
+        max_length=max_length,
     )
 
 
-def rows_of(data: str | Path, tokenizer: Any) -> Rows:
+def rows_of(data: str | Path, tokenizer: Any, max_length: int | None = None) -> Rows:
     """All rows of a file, its classes in sorted order until a model numbers them."""
-    need_tokenizer(Path(data).name.split(".")[0], tokenizer)
+    _need(data, tokenizer)
     texts, labels = labelled(data)
     names = None if labels is None else ranked(labels)
-    rows = tokenised(tokenizer, texts, None if names is None else _numbers(labels, names))
+    rows = tokenised(tokenizer, texts, None if names is None else _numbers(labels, names), max_length)
     return Rows(rows.table, rows.pad_id, rows.padding_side, rows.pads, names)
+
+
+def _need(data: str | Path, tokenizer: Any) -> str:
+    """The name of the task that a file is, if it is there, and a tokenizer that reads it."""
+    kind_of(data)
+    name = Path(data).name.split(".")[0]
+    need_tokenizer(name, tokenizer)
+    return name
 
 
 def labelled(
@@ -201,6 +211,12 @@ def _found(path: str | Path, columns: list[str], what: str, asked: str | None, u
         if name in columns:
             return name
     named = repr(asked) if asked else " or ".join(map(repr, usual))
+    mark = next((mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]), None)
+    if mark is not None:
+        raise DistillError(
+            f"{path} has one column, {columns[0]!r}: it seems to be separated by {mark!r}; save it with commas, or "
+            "with tabs as .tsv"
+        )
     raise DistillError(
         f"{path} has no {what} column {named}: its columns are {', '.join(map(repr, columns))}; "
         f"name one with {what}=..., or --{what} on the command line"

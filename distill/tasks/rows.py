@@ -301,7 +301,8 @@ def _transposed(items: list[Any]) -> dict[str, list[Any]]:
     for i, item in enumerate(items):
         if not isinstance(item, Mapping):
             raise DistillError(
-                f"row {i} of the data is a {type(item).__name__}; make every row a dict, or an (x, y) pair"
+                f"row {i} of the data is a {type(item).__name__}; give columns, data={{'inputs': x, 'labels': y}}, or "
+                "a list of dicts or (x, y) pairs, one a row"
             )
     for i, (item, following) in enumerate(pairwise(items)):
         if set(item) != set(following):

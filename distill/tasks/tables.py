@@ -25,19 +25,7 @@ def read(path: str | Path, *, quoting: Quoting = csv.QUOTE_MINIMAL) -> list[dict
     Raises DistillError for a file that is missing, of another kind, malformed, with two columns of one name, or without
     rows.
     """
-    path = Path(path)
-    kind = next((suffix for suffix in SUFFIXES if path.name.removesuffix(".gz").endswith(suffix)), None)
-    if path.is_dir():
-        raise DistillError(
-            f"{path} is a folder; give a file, or name the task that it belongs to: --task sst2 --data {path}"
-        )
-    if kind is None:
-        raise DistillError(
-            f"{path} is not a kind of file that can be read; "
-            f"give a {', '.join(SUFFIXES)} file, or one of these with .gz"
-        )
-    if not path.is_file():
-        raise DistillError(f"{path} does not exist; give the path of a {kind} file, as --data FILE")
+    path, kind = Path(path), kind_of(path)
     content = _content(path)
     try:
         rows = _rows(kind, content, quoting, path)
@@ -52,6 +40,27 @@ def read(path: str | Path, *, quoting: Quoting = csv.QUOTE_MINIMAL) -> list[dict
             f"{path} has no rows{'' if not rows else ' of named columns'}; give at least two, with a text each"
         )
     return rows
+
+
+def kind_of(path: str | Path) -> str:
+    """How a file is written, by its ending.
+
+    Raises DistillError for a file that is missing, a folder, or of another kind.
+    """
+    path = Path(path)
+    kind = next((suffix for suffix in SUFFIXES if path.name.removesuffix(".gz").endswith(suffix)), None)
+    if path.is_dir():
+        raise DistillError(
+            f"{path} is a folder; give a file, or name the task that it belongs to: --task sst2 --data {path}"
+        )
+    if kind is None:
+        raise DistillError(
+            f"{path} is not a kind of file that can be read; "
+            f"give a {', '.join(SUFFIXES)} file, or one of these with .gz"
+        )
+    if not path.is_file():
+        raise DistillError(f"{path} does not exist; give the path of a {kind} file, as --data FILE")
+    return kind
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 import pytest
 import torch
+import transformers
 
 from distill import DistillError, Rows, tasks
-from distill.data import RANDOM_ROWS, held_out, random_rows, task_of, tokenizer_of, training_rows
+from distill.data import RANDOM_ROWS, held_out, length_for, random_rows, task_of, tokenizer_of, training_rows
 from tests.distill.models import VOCABULARY, bert, gpt2_lm, images, mlp, text, vectors, vit
 
 
@@ -91,3 +92,24 @@ def test_a_list_of_pairs():
     assert rows.columns == ("inputs", "labels")
     assert isinstance(rows, Rows)
     assert len(images(3)) == len(vectors(3)) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "most"),
+    [
+        ("Bert", {}, 24),
+        ("Roberta", {"pad_token_id": 1}, 22),  # numbers tokens from the one after its padding
+        ("GPT2", {"n_positions": 24}, 24),
+        ("T5", {}, None),
+        ("Llama", {}, None),
+    ],
+)
+def test_texts_are_cut_to_the_positions_that_a_model_has(kind, settings, most):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        max_position_embeddings=24, num_labels=2, **settings,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    assert length_for(model) == (most or 128)
+    assert length_for(model, 8) == 8
+    assert length_for(model, 1000) == (most or 1000)

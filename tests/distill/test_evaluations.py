@@ -7,8 +7,20 @@ import torch
 from torch import nn
 
 import distill
-from distill import KD, CausalModel, DistillError, Labels, Rows, Schedule, evaluate, fit
+from distill import (
+    KD,
+    CausalModel,
+    DistillError,
+    Labels,
+    Rows,
+    Schedule,
+    evaluate,
+    fit,
+    interchange_accuracy,
+    layers,
+)
 from distill.evaluations import evaluate_variables
+from interventions import Location
 from tests.distill.models import QUIET, bert, mlp
 
 FALSE = "no held-out data was given"
@@ -96,3 +108,16 @@ def test_a_measurement_that_fails_does_not_lose_the_training(monkeypatch):
     rows = {"inputs": torch.randn(4, 6), "labels": [0, 1, 2, 0]}
     result = fit(mlp(), mlp(), {}, rows, eval_data=rows, objective=KD(), steps=1, console=QUIET)
     assert result.evaluation.note == "nothing was measured: no token is labelled"
+
+
+def test_a_mapping_may_be_text_as_for_fit():
+    teacher, student = bert().eval(), bert(2).eval()
+    for kind in ("full", "late", "block_output.1~block_output.0"):
+        mapping = layers(teacher, student, kind) if "~" not in kind else {Location(1): Location(0)}
+        asked = [interchange_accuracy(teacher, student, each, LABELLED, pairs=8) for each in (kind, mapping)]
+        assert str(asked[0]) == str(asked[1])
+        asked = [evaluate(teacher, student, each, LABELLED, pairs=8) for each in (kind, mapping)]
+        assert str(asked[0]) == str(asked[1])
+        assert "IIA" in str(asked[0])
+    with pytest.raises(DistillError, match="'fulll'"):
+        interchange_accuracy(teacher, student, "fulll", LABELLED)

@@ -8,8 +8,25 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from distill import DIITO, DKD, ICD, KD, PKD, Cosine, DistillError, FitNets, Labels, Schedule, Sobolev
+from distill import (
+    DIITO,
+    DKD,
+    ICD,
+    KD,
+    PKD,
+    Cosine,
+    DistillError,
+    Ensemble,
+    FitNets,
+    Labels,
+    NoisyTeacher,
+    Schedule,
+    Served,
+    Sobolev,
+    Specialists,
+)
 from distill.causal_models import CausalModel
+from distill.losses import LogitNoise
 from interventions import Location, Rotation
 from tests.distill.models import QUIET, bert, mlp, same, text, vectors, weights
 
@@ -61,8 +78,8 @@ def plain() -> tuple[nn.Module, nn.Module]:
     return pair(lambda logits, other: logits)
 
 
-def trained(teacher, student, objective, **settings):
-    data, mapping = vectors(), {(AT,): AT}
+def trained(teacher, student, objective, mapping={(AT,): AT}, **settings):  # noqa: B006
+    data = vectors()
     return distill.fit(
         teacher, student, mapping, data, objective=objective, schedule=SCHEDULE, console=QUIET, **settings
     )
@@ -86,6 +103,73 @@ def test_fit_measures_the_answer():
     assert str(found) == str(measured)
 
 
+def several(make, answers=None):
+    """Each kind of model that reads the outputs of others, of models whose outputs are made by `make`."""
+    (one, two), noise = pair(make), LogitNoise(0.5)
+    three = nn.Linear(6, 3)
+    yield "Ensemble", Ensemble([one, two], **answers_of("members", answers, 2))
+    yield "NoisyTeacher", NoisyTeacher(one, noise, **answers_of("one", answers))
+    yield "of an Ensemble", NoisyTeacher(Ensemble([one, two], **answers_of("members", answers, 2)), noise)
+    rules = [answers, None] if answers is not None else None
+    yield "Specialists", Specialists(one, {three: [0, 1]}, answers=rules)
+    yield "Served", Served(one, answers=answers)
+    yield "Served, top 2", Served(one, top_k=2, answers=answers)
+
+
+def answers_of(kind, answers, count=1):
+    return {} if answers is None else {"answers": [answers] * count if kind == "members" else answers}
+
+
+COMBINED = [name for name, _ in several(lambda logits, other: logits)]
+
+
+@pytest.mark.parametrize("name", COMBINED)
+@pytest.mark.parametrize("kind", KINDS)
+def test_models_that_read_others_read_them_as_they_are_told(kind, name):
+    """At the model itself, where it is made; the student's output is read by what `fit` is told."""
+    make, answers = KINDS[kind]
+    found = [
+        trained(dict(several(make, answers))[name], pair(make)[1], KD(), {}, answers={"student": answers}),
+        trained(dict(several(lambda logits, other: logits))[name], plain()[1], KD(), {}),
+    ]
+    terms = [[record.terms for record in each.records] for each in found]
+    assert terms[0] == terms[1]
+    assert same(*(weights(each.student) for each in found))
+
+
+@pytest.mark.parametrize("name", ["Ensemble", "NoisyTeacher", "of an Ensemble"])
+@pytest.mark.parametrize("kind", ["a tuple", "a dict", "a function"])
+def test_the_rule_of_a_verb_is_that_of_the_models_inside(kind, name):
+    make, answers = KINDS[kind]
+    wanted = trained(dict(several(lambda logits, other: logits))[name], plain()[1], KD(), {})
+    for rule in (answers, {"teacher": answers, "student": answers}):
+        found = trained(dict(several(make))[name], pair(make)[1], KD(), {}, answers=rule)
+        assert [record.terms for record in found.records] == [record.terms for record in wanted.records]
+
+
+def test_each_model_of_an_ensemble_has_its_own_rule():
+    one, two = pair(KINDS["a tuple"][0])[0], pair(KINDS["a dict"][0])[1]
+    wanted = distill.accuracy(Ensemble(plain()), vectors())
+    assert str(distill.accuracy(Ensemble([one, two], answers=[1, "scores"]), vectors())) == str(wanted)
+    assert str(distill.accuracy(Ensemble([one, two]), vectors(), answers=[[1, "scores"]])) == str(wanted)
+    with pytest.raises(DistillError, match=r"answers has 3 rules for the 2 models of Ensemble; give one for each"):
+        distill.accuracy(Ensemble([one, two], answers=[1, "scores", 0]), vectors())
+    with pytest.raises(DistillError, match=r"of member 0 of Ensemble, which part of a tuple .* say which: answers=0"):
+        distill.accuracy(Ensemble([one, two]), vectors())
+
+
+def test_a_served_teacher_says_where_its_rule_is_given(tmp_path):
+    make, answers = KINDS["a tuple"]
+    teacher, student = pair(make)
+    with pytest.raises(DistillError, match=r"say which: .*where it is served: Served\(model, answers=…\)"):
+        trained(Served(teacher), student, KD(), {}, answers=answers)
+    with pytest.raises(DistillError, match=r"leave that side out, .*, and say it where it is made: Served"):
+        trained(Served(teacher), student, KD(), {}, answers=(1, 1))
+    Served(teacher, answers=1, cache=tmp_path / "kept").fetch(vectors())
+    with pytest.raises(DistillError, match="cache"):  # the other part of the output is another teacher's answer
+        Served(teacher, answers=0, cache=tmp_path / "kept")
+
+
 def measures(teacher, student, answers):
     """What each verb says of the models."""
     data, mapping = vectors(), {(AT,): AT}
@@ -99,6 +183,7 @@ def measures(teacher, student, answers):
     yield aligned.accuracy
     yield [each.terms for each in distill.steps(teacher, student, {}, data, objective=KD(), schedule=SCHEDULE,
                                                 answers=answers)]  # fmt: skip
+    yield distill.representations(student, data, "logits", answers=answers)
     settings = {"schedule": SCHEDULE, "console": QUIET, "answers": answers}
     yield [[r.terms for r in each.records] for each in distill.mutual([teacher, student], data, **settings)]
     yield [[r.terms for r in each.records] for each in distill.chain([teacher, student], data, {}, objective=KD(),
@@ -185,6 +270,12 @@ def test_a_network_under_a_causal_model():
     result = distill.fit(model, net, mapping, steps=2, batch_size=8, console=QUIET, answers=1)
     assert result.evaluation.accuracy is not None
     assert distill.interchange_accuracy(model, net, mapping, pairs=8, controls="network", answers=1).overall is not None
+    assert distill.accuracy_under(model, net, model.sample(4, torch.Generator()), answers=1).count == 4
+    for subspace in (None, lambda: Rotation(2)):
+        asked = {"at": list(mapping.values()), "subspace": subspace, "steps": 2, "pairs": 50, "console": QUIET}
+        plain = nn.Sequential(*net)
+        found = distill.search_alignment(model, net, "both", answers=1, **asked)
+        assert torch.equal(found.iia, distill.search_alignment(model, plain, "both", **asked).iia)
 
 
 @pytest.mark.parametrize("seed", ["0", float("nan"), 1.5, True, None, 2**70])
@@ -227,6 +318,17 @@ def test_adapters_are_trained_alone_and_not_cut():
     for cut in (distill.from_layers, distill.from_width):
         with pytest.raises(DistillError, match=r"adapters hold a part of .*; merge them first: .*merge_and_unload\(\)"):
             cut(student, 8 if cut is distill.from_width else 1)
+
+
+@pytest.mark.parametrize("path", ["bert", "bert.encoder.layer.0"])
+def test_models_with_compiled_parts_are_not_cut(path):
+    model = bert(2)
+    model.set_submodule(path, torch.compile(model.get_submodule(path), backend="eager"))
+    for cut in (distill.from_layers, distill.from_width):
+        with pytest.raises(
+            DistillError, match=rf"{path} of this \w+ went through torch\.compile.*set_submodule\('{path}'"
+        ):
+            cut(model, 8 if cut is distill.from_width else 1)
 
 
 @pytest.mark.filterwarnings("ignore")

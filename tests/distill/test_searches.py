@@ -7,7 +7,7 @@ from torch import nn
 
 import distill
 from distill import CausalModel, DistillError
-from interventions import InterventionError, Location, Rotation
+from interventions import Location, Rotation
 from tests.distill.wired import SUM, TOKENS, TWICE, Reader, turned, twice
 
 QUIET = Console(quiet=True)
@@ -91,7 +91,7 @@ def test_what_cannot_be_searched_says_why():
         distill.search_alignment(SUM, deep(), at=["module:0"])
     with pytest.raises(DistillError, match=r"no position 'lst'.*did you mean 'last'"):
         distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], positions=["lst"])
-    with pytest.raises(InterventionError, match=r"module 'hiden'|no module"):
+    with pytest.raises(DistillError, match=r"module 'hiden'|no module"):
         distill.search_alignment(TOKENS, Reader(), at=["module:hiden"])
 
 

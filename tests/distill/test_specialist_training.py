@@ -250,3 +250,63 @@ def test_a_generalist_that_is_no_classifier_or_knows_no_difference():
         confusable_classes(torch.full((9, 4), 0.25), 2)
     with pytest.raises(DistillError, match="1 row has no covariance"):
         confusable_classes(torch.full((1, 4), 0.25), 2)
+
+
+# --- what it takes ----------------------------------------------------------------------------------------------------
+
+
+def named(model, names=("cat", "dog", "cow")):
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}
+    return model
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, vit])
+def test_a_generalist_whose_classes_have_names(make):
+    rows = images() if make is vit else text()
+    teacher = Specialists.train(named(make(2)), rows, 2, **SHORT)
+    assert sorted(each for classes in teacher.classes for each in classes) == [0, 1, 2]
+    student = make(1)
+    result = fit(teacher, student, {}, rows, objective=KD(), eval_data=rows, **SHORT)
+    assert result.evaluation.accuracy is not None
+    assert list(teacher.config.id2label.values()) == ["cat", "dog", "cow"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({"n": 2.5}, r"n=2\.5 specialists of size=None cannot be made of 3 classes"),
+        ({"n": "2"}, r"n='2' specialists"),
+        ({"n": True}, r"n=True specialists"),
+        ({"n": 2, "size": 1.5}, r"size=1\.5 cannot be made"),
+        ({"n": 2, "seed": "0"}, r"seed='0' is no whole number"),
+        ({"n": 2, "k": 0}, r"Specialists\(k=0, temperature=1\.0\): both must be above 0"),
+        ({"n": 2, "temperature": 0.0}, r"temperature=0\.0\): both must be above 0"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused_before_any_training(wrong, match, monkeypatch):
+    monkeypatch.setattr("distill.specialist_training.fit", lambda *args, **settings: pytest.fail("trained"))
+    with pytest.raises(DistillError, match=match):
+        Specialists.train(bert(1), text(), **wrong, **SHORT)
+
+
+def test_data_of_another_kind_is_said_in_one_line():
+    with pytest.raises(
+        DistillError, match=r"the generalist \(BertFor\w+\)|forward takes .* and the data has pixel_values"
+    ):
+        Specialists.train(bert(1), images(), 2, **SHORT)
+
+
+@pytest.mark.parametrize("answers", [1, lambda output: output[1]], ids=["an index", "a function"])
+def test_a_generalist_with_other_outputs(answers):
+    class Wrapped(nn.Sequential):
+        def forward(self, inputs):
+            return inputs, super().forward(inputs)
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).eval()
+    rows = Rows({"inputs": torch.randn(60, 4), "labels": torch.arange(60) % 3})
+    plain = Specialists.train(net, rows, 2, **SHORT)
+    found = Specialists.train(Wrapped(*net), rows, 2, answers=answers, **SHORT)
+    inputs = torch.randn(5, 4)
+    assert torch.equal(found(inputs).logits, plain(inputs).logits)

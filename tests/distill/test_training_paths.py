@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import distill
-from distill import DistillError, Rows
+from distill import DistillError, Record, Rows
 from distill.networks import CNN, MLP, LSTMClassifier, TransformerClassifier
 from distill.similarity import cka, representational_similarity
 from distill.training_paths import representations, snapshots, training_path
@@ -228,3 +230,33 @@ def test_a_student_comes_nearer_to_its_teacher():
     )  # fmt: skip
     apart = path.between("student", "teacher")[:, 0]
     assert apart[-1] < 0.5 * apart[0]
+
+
+FORMS = {
+    "columns": lambda table: table,
+    "rows": lambda table: [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)],
+    "pairs": lambda table: list(zip(table["inputs"], table["labels"], strict=True)),
+    "a data set": lambda table: TensorDataset(table["inputs"], table["labels"]),
+    "a loader": lambda table: DataLoader(TensorDataset(table["inputs"], table["labels"]), batch_size=4),
+    "once": lambda table: iter(FORMS["pairs"](table)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:a .* without length")
+@pytest.mark.parametrize("form", FORMS)
+def test_data_in_any_form(form):
+    torch.manual_seed(0)
+    model, table = (
+        nn.Sequential(nn.Linear(6, 4), nn.Tanh()).eval(),
+        {"inputs": torch.randn(10, 6), "labels": torch.arange(10) % 2},
+    )
+    wanted = representations(model, Rows(table), Location(module="0"))
+    assert torch.equal(representations(model, FORMS[form](table), Location(module="0")), wanted)
+    records = [Record(step, 2, 1.0, {}, 0.1) for step in (1, 2)]
+    taken = snapshots(records, model, FORMS[form](table), Location(module="0"), every=1)
+    assert [torch.equal(each, wanted) for each in taken] == [True] * 3
+
+
+def test_data_that_does_not_fit_is_said_in_one_line():
+    with pytest.raises(DistillError, match=r"the model \(Sequential\) fails on input 0 \[10, 5\] float32"):
+        representations(nn.Sequential(nn.Linear(6, 4)), {"inputs": torch.randn(10, 5)}, Location(module="0"))

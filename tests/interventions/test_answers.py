@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 
-from interventions import InterventionError, Location, answering, interchange, logits_of, run
+from interventions import InterventionError, Location, Zero, answering, interchange, intervene, logits_of, run
 
 LOGITS, OTHER, LOSS = torch.randn(2, 3), torch.randn(2, 5), torch.tensor(0.5)
 
@@ -117,3 +117,52 @@ def test_a_rule_holds_inside_of_its_block_and_in_its_thread():
     assert torch.equal(inside.logits, net(x)[1])
     with pytest.raises(InterventionError, match="answers=0"):
         run(net, x).logits  # noqa: B018
+
+
+class Answering(nn.Module):
+    """Gives an output that holds its answer, a linear function of what it is given."""
+
+    def __init__(self, make) -> None:
+        super().__init__()
+        self.layer, self.make = nn.Linear(4, 3), make
+
+    def forward(self, inputs):
+        return self.make(self.layer(inputs))
+
+
+PLACES = {
+    "logits, None": (lambda logits: (logits, None), None),
+    "an index": (lambda logits: (logits + 1, logits), 1),
+    "an index from the end": (lambda logits: [logits + 1, logits], -1),
+    "a name": (lambda logits: {"other": logits + 1, "scores": logits}, "scores"),
+    "a named tuple": (lambda logits: Named(logits + 1, logits), "loss"),
+    "of transformers": (lambda logits: BaseModelOutputWithPooling(logits + 1, logits), "pooler_output"),
+    "a function": (lambda logits: (logits + 1, (logits, None)), lambda output: output[1][0]),
+}
+
+
+@pytest.mark.parametrize(("make", "answers"), PLACES.values(), ids=PLACES)
+def test_the_site_of_the_logits_is_where_the_answer_is(make, answers):
+    model, inputs, at = Answering(make), torch.randn(2, 4), Location(site="logits")
+    logits = model.layer(inputs)
+    with answering(model, answers):
+        assert torch.equal(run(model, inputs, at).activations[at], logits)
+        with intervene(model, at, op=Zero()):
+            output = model(inputs)
+        written = interchange(model, inputs, None, {at: Zero()})
+    assert type(output) is type(model(inputs))
+    assert torch.equal(logits_of(output, answers), torch.zeros(2, 3))
+    assert torch.equal(written.logits, torch.zeros(2, 3))
+    if isinstance(output, tuple | list) and len(output) == 2 and isinstance(output[0], Tensor) and answers is not None:
+        assert torch.equal(output[0], logits + 1)
+
+
+def test_an_answer_that_is_computed_has_no_place():
+    model, inputs = Answering(lambda logits: (logits, logits)), torch.randn(2, 4)
+    with (
+        answering(model, lambda output: output[0] + output[1]),
+        pytest.raises(InterventionError, match=r"answers computes the logits of Answering .* have no place"),
+    ):
+        run(model, inputs, Location(site="logits"))
+    with pytest.raises(InterventionError, match=r"returned no logits .* or say what the answer is: answers='…'"):
+        run(model, inputs, Location(site="logits"))

@@ -3,7 +3,7 @@
 import sys
 import threading
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 
 import pytest
 import torch
@@ -276,6 +276,67 @@ def test_compiled_blocks_are_written(place):
         assert torch.equal(interchange(model, run(model, inputs), None, {place: Zero()}).logits, expected)
     assert trace(model) == before
     assert all(block._compiled_call_impl is not None for block in model.transformer.h)
+
+
+def _compiled(module: nn.Module, **settings) -> None:
+    module.forward = torch.compile(module.forward, backend="eager", **settings)
+
+
+def _compiled_in_its_class(module: nn.Module) -> None:
+    kind = type(module)
+    forward = torch.compile(kind.forward, backend="eager")
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+
+
+COMPILED = {
+    "forward of the model": lambda model: _compiled(model),
+    "as one graph": lambda model: _compiled(model, fullgraph=True),
+    "forward of each block": lambda model: [_compiled(block) for block in model.transformer.h],
+    "forward of what attends": lambda model: [_compiled(block.attn) for block in model.transformer.h],
+    "forward of a class": lambda model: _compiled_in_its_class(model.transformer.h[1].attn),
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+@pytest.mark.parametrize("site", ["block_output", "attention_pattern", "mlp_activation"])
+def test_a_compiled_forward_runs_as_it_was_written(how, site):
+    model, inputs, place = make("gpt2"), batch("gpt2"), Location(1, site)
+    with torch.no_grad():
+        expected = interchange(model, inputs, None, {place: Zero()}).logits
+        COMPILED[how](model)
+        before = trace(model)
+        with intervene(model, place, op=Zero()):
+            assert torch.equal(answer(model, inputs), expected)
+        assert torch.equal(interchange(model, run(model, inputs), None, {place: Zero()}).logits, expected)
+        assert torch.equal(
+            run(model, inputs, place).activations[place], run(make("gpt2"), inputs, place).activations[place]
+        )
+    assert trace(model) == before
+    assert not _overrides
+
+
+def test_what_is_wrapped_around_a_compiled_forward_still_runs():
+    model, inputs = make("mlp"), batch("mlp")
+    inner = torch.compile(model.forward, backend="eager")
+
+    @wraps(inner)  # as accelerate does, which copies all attributes
+    def forward(*args):
+        return inner(*args) + 1
+
+    expected = model(inputs) + 1
+    model.forward = forward
+    assert torch.equal(run(model, inputs).logits, expected)
+
+
+def test_compiled_blocks_in_a_list_are_named():
+    model = make("gpt2")
+    for number, block in enumerate(model.transformer.h):
+        model.transformer.h[number] = torch.compile(block, backend="eager")
+    with pytest.raises(
+        InterventionError,
+        match=r"transformer\.h\.0 went through torch\.compile\(module\); .* transformer\.h\[0\]\.compile\(\)",
+    ):
+        run(model, batch("gpt2"), Location(1))
 
 
 def test_a_compiled_model_raises():

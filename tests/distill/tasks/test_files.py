@@ -119,8 +119,10 @@ def test_other_column_names(tmp_path, tokenizer):
 
 def test_texts_are_cut_and_padded_as_the_tokenizer_says(tmp_path, tokenizer):
     tokenizer.padding_side = "left"
+    path = write(tmp_path / "my.csv", ["good " * 500, "bad"] * 5, [1, 0] * 5)
     try:
-        task = load(data=write(tmp_path / "my.csv", ["good " * 500, "bad"] * 5, [1, 0] * 5), tokenizer=tokenizer)
+        with pytest.warns(UserWarning, match=r"4 of 8 texts have more than 64 tokens and are cut there; max_length=…"):
+            task = load(data=path, tokenizer=tokenizer)
     finally:
         tokenizer.padding_side = "right"
     batch = task.train.batch(range(len(task.train)))
@@ -177,11 +179,36 @@ def test_texts_without_labels(tmp_path, tokenizer):
     assert "labels" not in both.train.columns
 
 
+def test_texts_are_cut_where_it_is_asked(tmp_path, tokenizer):
+    path = write(tmp_path / "my.csv", ["good " * 30, "bad"] * 5, [1, 0] * 5)
+    with pytest.warns(UserWarning, match=r"4 of 8 texts have more than 16 tokens .*\(--max-length\)"):
+        task = load(data=path, tokenizer=tokenizer, max_length=16)
+    assert task.train.batch(range(8))["input_ids"].shape[1] == 16
+    assert load(data=path, tokenizer=tokenizer).train.batch(range(8))["input_ids"].shape[1] == 30  # and no warning
+    with pytest.raises(DistillError, match=r"max_length=0 leaves nothing of a text"):
+        load(data=path, tokenizer=tokenizer, max_length=0)
+    with pytest.raises(DistillError, match="task 'pvr' takes no max_length"):
+        load("pvr", max_length=16)
+
+
+def test_what_is_wrong_with_a_file_is_said_before_a_tokenizer_is_asked_for(tmp_path):
+    with pytest.raises(DistillError, match=r"none\.csv does not exist"):
+        load(data=tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize("mark", [";", "|", "\t"])
+def test_other_marks_between_columns_are_named(tmp_path, tokenizer, mark):
+    (tmp_path / "my.csv").write_text(f"text{mark}label\ngood{mark}1\nbad{mark}0\n")
+    with pytest.raises(DistillError, match=r"it seems to be separated by .*; save it with commas"):
+        load(data=tmp_path / "my.csv", tokenizer=tokenizer)
+
+
 @pytest.mark.parametrize("name", ["my.csv", "my.tsv"])
 def test_fields_of_any_length(tmp_path, tokenizer, name):
     before = csv.field_size_limit()
     path = write(tmp_path / name, ["good " * 100_000, "bad"] * 5, ["yes", "no"] * 5)
-    assert len(load(data=path, tokenizer=tokenizer).train) == 8
+    with pytest.warns(UserWarning, match="are cut there"):
+        assert len(load(data=path, tokenizer=tokenizer).train) == 8
     assert csv.field_size_limit() == before
 
 
