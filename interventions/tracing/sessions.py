@@ -1,8 +1,9 @@
 """A job as one session of nnsight: here, simulated as remote, or on another machine."""
 
+import linecache
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from interventions.errors import InterventionError
@@ -31,8 +32,9 @@ def perform(model: Any, block: Block, remote: Remote) -> None:
                 f"nnsight finds no examples in these inputs ({', '.join(task.kwargs) or len(task.args)}), so it would "
                 "not run the model; give input_ids, or wrap the plain model: NNsight(module)."
             )
-    with ours(), attached(model, block) as parcel:
-        if remote == "local":
+    rehearsed = remote == "local"
+    with ours(), _sources_dropped() if rehearsed else nullcontext(), attached(model, block) as parcel:
+        if rehearsed:
             parcel.rehearse()
         answer = _session(model, parcel, len(job.tasks), elsewhere)
     try:
@@ -74,6 +76,18 @@ def _elsewhere(model: Any, remote: Remote) -> dict[str, Any]:
             "load it by name: TransformersModel('openai-community/gpt2'), or write remote='local'."
         )
     return {"remote": remote} if remote == "local" else {"backend": backend(model, remote)}
+
+
+@contextmanager
+def _sources_dropped() -> Iterator[None]:
+    """Drop afterwards the sources of edits that arrived here: nnsight keeps each of them, as a host would, for good."""
+    before = set(linecache.cache)
+    try:
+        yield
+    finally:
+        for name in linecache.cache.keys() - before:
+            if name.startswith("<edit-"):
+                linecache.cache.pop(name, None)
 
 
 @contextmanager
