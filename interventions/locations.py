@@ -48,8 +48,10 @@ class Location:
             `module=`.
         site: one of `SITES`:
 
-            - `block_output` and `block_input`: what block `layer` returns and is given.
-            - `attention_input`, `attention_output`: what its (self-)attention is given, and what the output projection
+            - `block_output` and `block_input`: what block `layer` returns and is given: the first tensor of several, so
+              not all of the state where a block hands on two streams, as Reformer's and those of mamba_ssm do.
+            - `attention_input`, `attention_output`: what its (self-)attention is given (all of it, where one tensor is
+              query, key and value), and what the output projection
               of the attention returns, before dropout, normalisation and the residual sum.
             - `query`, `key`, `value`: `[batch, position, head, head_dim]` as they enter the attention, so after rotary
               embedding and normalisation; fewer heads in key and value where these are grouped.
