@@ -10,7 +10,7 @@ from distill.controls import reinitialised
 from distill.ensembles import Ensemble
 from distill.errors import DistillError
 from distill.evaluations import accuracy_under, evaluate
-from distill.fit import Interrupted, fit
+from distill.fit import fit
 from distill.loop import steps
 from distill.mapping import layers
 from distill.metrics import Share, accuracy, calibration
@@ -43,6 +43,7 @@ from distill.pairs import Crossway, InContext, Shuffle, Span
 from distill.probes import linear_probe
 from distill.results import Evaluation, FitResult
 from distill.retries import Retries
+from distill.run_folder import Interrupted
 from distill.schedules import Record, Schedule
 from distill.searches import Search, search_alignment
 from distill.served import Served

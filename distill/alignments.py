@@ -1,17 +1,16 @@
 """Where, and in which directions, a network holds the variables of a causal model: learned, measured, saved."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import load_file, save_file
 from torch import nn
 
 import interventions
 from distill.errors import DistillError
+from distill.files import Damaged, check_folder_whole, new_folder, read_json, write_json
 from distill.mapping import Pair
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy, Outcome
@@ -21,7 +20,9 @@ from interventions import Location, Picture, printed
 
 DESCRIPTION = "alignment.json"
 FORMAT = 1
+PLACES = "places"
 SEEN = "seen.safetensors"
+"""The rows that were trained on, in files of earlier versions."""
 
 
 class Alignment(Mapping):
@@ -85,8 +86,8 @@ class Alignment(Mapping):
             overwrite: replace an alignment that is there.
 
         Raises:
-            DistillError: positions that are functions.
-            InterventionError: a folder that holds something, or a subspace that cannot be saved.
+            DistillError: positions that are functions, or a folder that holds something.
+            InterventionError: a subspace that cannot be saved.
         """
         folder = Path(folder)
         for at, tokens in (each for pair in self.pairs for each in zip(pair.student, pair.positions, strict=True)):
@@ -110,12 +111,12 @@ class Alignment(Mapping):
             "records": [asdict(record) for record in self.records],
             "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
         }
-        text = json.dumps(described, indent=1, default=str)
-        interventions.save(folder / "places", places, model=network, overwrite=overwrite)
-        (folder / SEEN).unlink(missing_ok=True)
-        if self.seen is not None:
-            save_file(dict(self.seen.remembered().marks or {}), folder / SEEN)
-        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        _check_free(folder, overwrite)
+        with new_folder(folder) as partial:
+            interventions.save(partial / PLACES, places, model=network)
+            if self.seen is not None:
+                self.seen.save(partial)
+            write_json(partial / DESCRIPTION, described)
         return folder
 
     @classmethod
@@ -130,7 +131,7 @@ class Alignment(Mapping):
             subspaces: by the text of its location, a module for each that holds code, as for `interventions.load`.
 
         Raises:
-            DistillError: no alignment in the folder, or a newer format.
+            DistillError: no alignment in the folder, a damaged one, or a newer format.
             InterventionError: a network that does not fit.
         """
         path = Path(folder) / DESCRIPTION
@@ -138,28 +139,17 @@ class Alignment(Mapping):
             raise DistillError(
                 f"{folder} holds no alignment: there is no {DESCRIPTION}; write one with save(folder, …)."
             )
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["format"] > FORMAT:
-            raise DistillError(
-                f"{folder} is of format {told['format']} and this version reads up to {FORMAT}; upgrade: pip install "
-                "-U causal-distillation."
-            )
-        places = tuple(interventions.load(Path(folder) / "places", network, subspaces=subspaces).at)
-        pairs = tuple(
-            Pair(
-                tuple(
-                    Location.parse(each["location"]) if isinstance(each, dict) else each for each in entry["variables"]
-                ),
-                tuple(places[number] for number in entry["places"]),
-                tuple(map(_positions, entry["positions"])),
-            )
-            for entry in told["entries"]
-        )
-        records = tuple(Record(**record) for record in told["records"])
-        accuracy = None if told["accuracy"] is None else _accuracy(told["accuracy"])
-        marks = Path(folder) / SEEN
-        seen = Seen(marks=load_file(marks)) if marks.is_file() else None
-        return cls(pairs, accuracy, records, told["settings"], seen)
+        way_out = f"align again, or take another copy of {folder}"
+        told = read_json(path, way_out, FORMAT)
+        check_folder_whole(Path(folder), way_out)
+        places = tuple(interventions.load(Path(folder) / PLACES, network, subspaces=subspaces).at)
+        seen = Seen.load(Path(folder)) or Seen.load(Path(folder), SEEN)
+        try:
+            records = tuple(Record(**record) for record in told["records"])
+            accuracy = None if told["accuracy"] is None else _accuracy(told["accuracy"])
+            return cls(_pairs(told["entries"], places), accuracy, records, told["settings"], seen)
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {way_out}.") from None
 
     @printed
     def __str__(self) -> str:
@@ -173,6 +163,27 @@ class Alignment(Mapping):
 
     def _repr_html_(self) -> str:
         return f"<pre>{escape(str(self))}</pre>"
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / DESCRIPTION).is_file():
+        raise DistillError(f"{folder} holds other things than an alignment; choose a new folder: save('…', network).")
+    if not overwrite:
+        raise DistillError(f"{folder} holds an alignment; choose another folder, or write overwrite=True.")
+
+
+def _pairs(entries: Any, places: tuple[Location, ...]) -> tuple[Pair, ...]:
+    """The entries of a file."""
+    return tuple(
+        Pair(
+            tuple(Location.parse(each["location"]) if isinstance(each, dict) else each for each in entry["variables"]),
+            tuple(places[number] for number in entry["places"]),
+            tuple(map(_positions, entry["positions"])),
+        )
+        for entry in entries
+    )
 
 
 def _written(side: str | Location) -> Any:

@@ -1,16 +1,13 @@
 """Distillation in several steps: each student teaches the next."""
 
 import copy
-import shutil
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from torch import nn
 
-from distill.checkpoints import Checkpoints
 from distill.data import as_read, task_of
 from distill.errors import DistillError
 from distill.fit import fit
@@ -30,7 +27,7 @@ def chain(
     objective: Objective | Sequence[Objective] | None = None,
     schedule: Schedule | Sequence[Schedule] | None = None,
     output_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: Any = False,
     answers: Any = None,
     **settings: Any,
 ) -> tuple[FitResult, ...]:
@@ -47,8 +44,8 @@ def chain(
         objective: as `fit` takes it; every step has a copy of its own.
         schedule: as `fit` takes it; a list has one for each step.
         output_dir: a new folder, with one in it for each step: `1`, `2`, …
-        resume: go on where the chain was stopped. A step that was done goes on from its newest checkpoint too, or is
-            made again where it ended before its first one; the results are those of an uninterrupted chain.
+        resume: go on where the chain was stopped, as `fit` does. A step that was done goes on from its newest
+            checkpoint too; the results are those of an uninterrupted chain.
         answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
         settings: the others of `fit`, the same in every step.
 
@@ -81,7 +78,7 @@ def chain(
             objective=copy.deepcopy(objective),
             schedule=schedules[number],
             output_dir=folder,
-            resume=resume and folder is not None and _goes_on(folder),
+            resume=resume if folder is not None and folder.exists() else False,
             answers=None if answers is None else (rules[number], rules[number + 1]),
             tokenizer=preprocessors_for(given, task, networks[0], student) or None,
             **{"title": f"step {number + 1} of {count}", **settings},
@@ -130,14 +127,3 @@ def _of_each(answers: Any, count: int) -> list[Any]:
             "answers='logits'."
         )
     return list(answers)
-
-
-def _goes_on(folder: Path) -> bool:
-    """Whether a step has a checkpoint to go on from; what is left of one without is removed."""
-    if Checkpoints(folder / "checkpoints").last() is not None:
-        return True
-    if (folder / "settings.json").exists():
-        if PartialState().is_main_process:
-            shutil.rmtree(folder)
-        PartialState().wait_for_everyone()
-    return False

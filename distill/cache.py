@@ -1,13 +1,12 @@
 """Teacher outputs on disk, keyed by sample: what was fetched once is not fetched again."""
 
 import json
-import os
+import warnings
 from collections.abc import Mapping, Set
 from dataclasses import fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.files import CHECKSUM, read_json, write, write_json
 
 FORMAT = 1
 OF_WHOM = "teacher.json"
@@ -24,7 +24,7 @@ class Cache:
     """Named tensors by key, in a folder or, without one, in memory.
 
     In a folder each entry is a file of its own, written beside its place and moved there, so that no other process and
-    no later run sees half of one; a file that is damaged all the same counts as none.
+    no later run sees half of one, with a checksum; one that is damaged all the same counts as none, which is said.
 
     Args:
         folder: a new or empty one, or one of the same teacher.
@@ -44,10 +44,15 @@ class Cache:
         """The entry of a key, None where there is none."""
         if self.folder is None:
             return self._memory.get(key)
+        file = self._file(key)
         try:
-            return load(self._file(key).read_bytes())
-        except (FileNotFoundError, SafetensorError):
+            content = file.read_bytes()
+        except OSError:
             return None
+        entry = _whole(content)
+        if entry is None:
+            warnings.warn(f"{file} is damaged; the answer is fetched again.", stacklevel=2)
+        return entry
 
     def put(self, key: str, entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Keep an entry; returns what was kept."""
@@ -57,7 +62,7 @@ class Cache:
             return kept
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        _write(file, save(kept))
+        write(file, save(kept, metadata={CHECKSUM: digest(kept)}), durable=False)  # else it is fetched again
         return kept
 
     def count(self, kind: str) -> int:
@@ -70,6 +75,16 @@ class Cache:
         kind, _, name = key.partition("/")
         assert self.folder is not None
         return self.folder / kind / name[:2] / f"{name}.safetensors"
+
+
+def _whole(content: bytes) -> dict[str, Tensor] | None:
+    """The tensors of an entry, None where they are not what was written; those of earlier versions have no checksum."""
+    try:
+        entry = load(content)
+        told = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {}).get(CHECKSUM)
+    except (SafetensorError, ValueError, KeyError, AttributeError, TypeError):
+        return None
+    return entry if told is None or told == digest(entry) else None
 
 
 class Unhashable(TypeError):
@@ -139,8 +154,8 @@ def _open(folder: Path, of: Mapping[str, Any]) -> None:
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # what a teacher answered is its owner's
-        _write(told, json.dumps(wanted, indent=1).encode(), replacing=False)
-    there = json.loads(told.read_text(encoding="utf-8"))
+        write_json(told, wanted, replacing=False)
+    there = read_json(told, f"give the cache a new folder: cache={str(folder) + '-2'!r}")
     changed = next((name for name in [*wanted, *there] if there.get(name) != wanted.get(name)), None)
     if changed is not None:
         raise DistillError(
@@ -152,21 +167,3 @@ def _open(folder: Path, of: Mapping[str, Any]) -> None:
 def _is_other(file: Path) -> bool:
     """Whether it is nothing that another process, which opens the same cache now, has just written."""
     return file.name != OF_WHOM and not file.name.startswith(".")
-
-
-def _write(file: Path, content: bytes, *, replacing: bool = True) -> None:
-    """Write beside its place, then move it there in one operation."""
-    partial = file.with_name(f".{uuid4().hex}")
-    try:
-        partial.write_bytes(content)
-        if replacing:
-            os.replace(partial, file)
-            return
-        try:
-            os.link(partial, file)
-        except FileExistsError:
-            pass  # another process was first
-        except OSError:  # a file system without links
-            os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

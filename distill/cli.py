@@ -51,6 +51,10 @@ ParamDtype = Annotated[
     str | None,
     typer.Option(help="How half-precision weights are trained: float32, the default, or 'as loaded'."),
 ]
+SplitSeed = Annotated[
+    int | None,
+    typer.Option(help="Which rows of a file are held out; by default as for the teacher, whatever --seed is."),
+]
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -64,6 +68,7 @@ def fit(
     label: Label = None,
     classes: Classes = None,
     max_length: MaxLength = None,
+    split_seed: SplitSeed = None,
     teacher: Annotated[
         str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")
     ] = None,
@@ -95,6 +100,9 @@ def fit(
     resume: Annotated[
         Path | None, typer.Option(help="The folder of a run that was stopped: go on with it, as it was started.")
     ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Resume although the data, the teacher or a version has changed.")
+    ] = False,
     any_teacher: Annotated[
         bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")
     ] = False,
@@ -105,10 +113,12 @@ def fit(
 
     if resume is not None:
         with _stoppable():
-            commands.resume_fit(resume)
+            commands.resume_fit(resume, anyway=anyway)
         return
     command = commands.FitCommand(
-        source=commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length),
+        source=commands.Source(
+            task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed
+        ),
         timing=commands.Timing(epochs, steps, batch_size, lr, param_dtype),
         interchanges=commands.Interchanges(mapping, pairs, share, sigma),
         teacher=teacher,
@@ -132,6 +142,7 @@ def evaluate(
     label: Label = None,
     classes: Classes = None,
     max_length: MaxLength = None,
+    split_seed: SplitSeed = None,
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
     student: Annotated[Path | None, typer.Option(help="The folder of a student.")] = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
@@ -143,7 +154,9 @@ def evaluate(
     """Measure accuracy and interchange accuracy of students on held-out pairs."""
     from distill import commands
 
-    source = commands.Source(task, _text(data), _text(eval_data), text, label, classes=classes, max_length=max_length)
+    source = commands.Source(
+        task, _text(data), _text(eval_data), text, label, classes=classes, max_length=max_length, split_seed=split_seed
+    )
     interchanges = commands.Interchanges(mapping, share=share)
     with _stoppable():
         commands.run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
@@ -159,6 +172,7 @@ def teach(
     label: Label = None,
     classes: Classes = None,
     max_length: MaxLength = None,
+    split_seed: SplitSeed = None,
     encoder: Annotated[str | None, typer.Option("--from", help="An encoder to fine-tune: folder or hub name.")] = None,
     fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
@@ -168,15 +182,21 @@ def teach(
     param_dtype: ParamDtype = None,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in the output folder.")] = False,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Resume although the data or a version has changed.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
     from distill import commands
 
-    source = commands.Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length)
+    source = commands.Source(
+        task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed
+    )
     timing = commands.Timing(epochs, steps, batch_size, lr, param_dtype)
     with _stoppable():
-        commands.run_teach(source, encoder, timing, seed, output, resume=resume)
+        go_on: Any = "anyway" if resume and anyway else resume
+        commands.run_teach(source, encoder, timing, seed, output, resume=go_on)
 
 
 @app.command()

@@ -1,7 +1,5 @@
 """What the commands of the command line do."""
 
-import json
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +12,13 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill.arguments import check, supported
-from distill.checkpoints import Checkpoints
 from distill.data import length_for
 from distill.errors import DistillError
 from distill.evaluations import evaluate
-from distill.fit import Interrupted, fit, read_log, refuse_used
+from distill.files import check_folder_whole, clear_leftovers, read_json, remove_empty, write_json
+from distill.fit import fit
 from distill.inputs import vocabulary_of
+from distill.locks import claim, locked
 from distill.mapping import Sides, as_mapping, depth, mapping_of, pairs_of
 from distill.objectives import (
     AT,
@@ -41,7 +40,9 @@ from distill.pairs import InContext, Shuffle, Span
 from distill.progress import console_of
 from distill.report import Entry, Report
 from distill.results import Evaluation, FitResult
+from distill.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log, refuse_used
 from distill.schedules import Schedule
+from distill.seen import Seen
 from distill.students import from_layers
 from distill.tasks import Task, load, numbered_as
 from distill.teachers import (
@@ -53,8 +54,10 @@ from distill.teachers import (
     teach,
     teacher_of,
 )
+from distill.trained_on import split_seed_of, without_trained_on
 from interventions import Mixup, Noise
 
+COMMAND = "command.json"
 PAIRS = ("shuffle", "in-context", "mixup", "noise")
 PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
          "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
@@ -75,6 +78,11 @@ class Source:
     fraction: float = 1.0
     classes: str | None = None
     max_length: int | None = None
+    split_seed: int | None = None
+
+    def split_as(self, teacher: Path) -> "Source":
+        """With the split that a teacher was trained by, unless another was asked for."""
+        return self if self.split_seed is not None else replace(self, split_seed=split_seed_of(teacher))
 
     def load(self, tokenizer: Any, seed: int, model: nn.Module | None = None) -> Task:
         """The task; pvr where nothing was named. Texts of a file are cut to what the model reads."""
@@ -84,7 +92,8 @@ class Source:
             "classes": None if self.classes is None else [name.strip() for name in self.classes.split(",")],
             "max_length": self.max_length if name is not None or model is None else length_for(model, self.max_length),
         }  # fmt: skip
-        return load(name, tokenizer=tokenizer, fraction=self.fraction, seed=seed, **options)
+        split = 0 if self.split_seed is None else self.split_seed
+        return load(name, tokenizer=tokenizer, fraction=self.fraction, seed=seed, split_seed=split, **options)
 
     @property
     def name(self) -> str:
@@ -206,22 +215,59 @@ def run_fit(command: FitCommand, output: Path | None = None) -> Path | None:
     """Train the students that were asked for, compare them with the teacher, and write the report; returns its path."""
     for student in command.students:
         command.objectives(student)
-    folder = _new_folder(command.source.name) if output is None else output
-    refuse_used(folder)
-    return _fit(command, folder, resume=False)
+    if output is not None:
+        refuse_used(output)
+    with _claimed(command.source.name) if output is None else _made(output) as folder, locked(folder):
+        refuse_used(folder)
+        return _fit(command, folder, resume=False)
 
 
-def resume_fit(folder: Path) -> Path | None:
-    """Go on with a run that was stopped, as it was started."""
-    told = folder / "command.json"
+def resume_fit(folder: Path, *, anyway: bool = False) -> Path | None:
+    """Go on with a run that was stopped, as it was started; with `anyway` also where its data or teacher changed."""
+    told = folder / COMMAND
     if not told.exists():
         raise DistillError(
             f"{folder} holds no run of distill fit to go on with; start one: distill fit --output {folder}."
         )
-    return _fit(FitCommand.of(json.loads(told.read_text())), folder, resume=True)
+    with locked(folder):
+        clear_leftovers(folder)
+        return _fit(_command_of(folder), folder, resume="anyway" if anyway else True)
 
 
-def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
+def _command_of(folder: Path) -> FitCommand:
+    """What a run was started with."""
+    path = folder / COMMAND
+    told = read_json(path, f"start it anew with the same options: distill fit --output {folder}-2")
+    try:
+        return FitCommand.of(told)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DistillError(
+            f"{path} is none of this version's ({error}); start the run anew: distill fit --output {folder}-2."
+        ) from None
+
+
+@contextmanager
+def _claimed(name: str) -> Iterator[Path]:
+    """`runs/NAME-N` with the first N that is free, made now, so that no other job takes it; gone if nothing is kept."""
+    folder = claim(lambda number: Path("runs") / f"{name}-{number}")
+    try:
+        yield folder
+    finally:
+        remove_empty(folder)
+        remove_empty(folder.parent)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """A folder, made if need be; gone if nothing is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        remove_empty(folder)
+
+
+def _fit(command: FitCommand, folder: Path, *, resume: Resume) -> Path | None:
     console = console_of()
     task, teacher, tokenizer = _task_and_teacher(command.source, command.teacher, command.seed, console, command.check)
     measured = None if command.any_teacher else check_teacher(teacher, task)
@@ -229,8 +275,7 @@ def _fit(command: FitCommand, folder: Path, *, resume: bool) -> Path | None:
     student = _smaller(teacher, command.student_layers)
     mapping = command.interchanges.mapped(teacher, student)
     schedule = command.timing.schedule(task, command.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "command.json").write_text(json.dumps(asdict(command), indent=1) + "\n")
+    write_json(folder / COMMAND, asdict(command))
     entries = [Entry("teacher", depth(teacher), _parameters(teacher), told)]
     for name in command.students:
         result = _student(
@@ -278,25 +323,36 @@ def _trained(
     task: Task,
     *,
     output_dir: Path,
-    resume: bool,
+    resume: Resume,
     **settings: Any,
 ) -> FitResult:
     """Train one student; in a resumed run, one that is finished is read back and one that never began is begun."""
-    if resume and (output_dir / "result.json").exists():
-        saved = load_classifier(output_dir / "student")
-        student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
-        told = json.loads((output_dir / "result.json").read_text())
-        records, nothing = tuple(read_log(output_dir)), Evaluation(None, None)
-        return FitResult(student, records, nothing, told["settings"], told["seconds"], output_dir)
-    if resume and Checkpoints(output_dir / "checkpoints").last() is None:
-        shutil.rmtree(output_dir, ignore_errors=True)
-        resume = False
+    if resume and (output_dir / RESULT).exists():
+        try:
+            return _finished(student, output_dir)
+        except DistillError as error:
+            warnings.warn(f"{error} The student goes on from its last checkpoint.", stacklevel=2)
+    resume = resume if output_dir.exists() else False
     try:
         return fit(teacher, student, mapping, task.train, output_dir=output_dir, resume=resume, **settings)
     except Interrupted as stop:
         raise Interrupted(
             f"{str(stop).split('; go on')[0]}; go on with: distill fit --resume {output_dir.parent}"
         ) from None
+
+
+def _finished(student: nn.Module, folder: Path) -> FitResult:
+    """What a student became that is finished, put back into it.
+
+    Raises:
+        DistillError: a file is damaged.
+    """
+    told, trained_on = read_json(folder / RESULT, "it is made again"), Seen.load(folder / STUDENT)
+    check_folder_whole(folder / STUDENT, "it is made again")
+    saved = load_classifier(folder / STUDENT)
+    student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
+    records, nothing = tuple(read_log(folder)), Evaluation(None, None)
+    return FitResult(student, records, nothing, told["settings"], told["seconds"], folder, trained_on)
 
 
 def run_evaluate(
@@ -311,10 +367,9 @@ def run_evaluate(
     """Measure the students of a run, or one student against its teacher, and print the table."""
     console = console_of()
     if run is not None:
-        told = run / "command.json"
-        if not told.exists():
+        if not (run / COMMAND).exists():
             raise DistillError(f"{run} holds no run of distill fit; name its folder, or give --student and --teacher.")
-        command = FitCommand.of(json.loads(told.read_text()))
+        command = _command_of(run)
         source, teacher, interchanges = command.source, command.teacher, command.interchanges
         found = {NAMES.get(name, name): run / name.replace(",", "+") / "student" for name in command.students}
         first_seed = command.seed
@@ -323,6 +378,8 @@ def run_evaluate(
     else:
         raise DistillError("nothing to evaluate was named: give the folder of a run, or --student FOLDER.")
     task, model, _ = _task_and_teacher(source, teacher, first_seed, console, lambda _, task: interchanges.check(task))
+    for name, folder in found.items():
+        task = _unseen(task, folder, f"student {name}", console)
     entries = [Entry("teacher", depth(model), _parameters(model), _told(model, task))]
     for name, folder in found.items():
         loaded = load_classifier(folder)
@@ -333,7 +390,7 @@ def run_evaluate(
     _show(Report(f"{task.name}: held-out pairs, seed {seed}", task, entries, {}), console, None)
 
 
-def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, output: Path, *, resume: bool) -> None:
+def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, output: Path, *, resume: Resume) -> None:
     """Train a teacher and save it with its tokenizer."""
     console = console_of()
     if not resume:
@@ -356,7 +413,7 @@ def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, ou
     given: dict[str, Any] = {name: value for name, value in asdict(timing).items() if value is not None}
     schedule = replace(Schedule.of(task.recipe, seed), **{**({"steps": None} if "epochs" in given else {}), **given})
     result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
-    save_teacher(network, tokenizer, output)
+    save_teacher(network, tokenizer, output, result.seen, source.split_seed or 0)
     console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)
     console.print(f"teacher: {output}", markup=False, highlight=False, soft_wrap=True)
 
@@ -379,11 +436,20 @@ def _task_and_teacher(
     model = load_classifier(teacher)
     tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
     with _noted(console):
-        task = numbered_as(source.load(tokenizer, seed, model), model)
+        task = numbered_as(source.split_as(Path(teacher)).load(tokenizer, seed, model), model)
+    task = _unseen(task, Path(teacher), "the teacher", console)
     check(None, model, task.train)
     check(None, model, task.test)
     check_fits(model, task)
     return task, model, tokenizer
+
+
+def _unseen(task: Task, folder: Path, whose: str, console: Console) -> Task:
+    """The task without the held-out rows that a saved network was trained on, which are counted."""
+    task, told = without_trained_on(task, folder, whose)
+    if told:
+        console.print(f"note: {told}", markup=False, highlight=False, soft_wrap=True)
+    return task
 
 
 @contextmanager
@@ -428,14 +494,6 @@ def _words(tokenizer: Any) -> Tensor | None:
         i for word, i in tokenizer.get_vocab().items() if i not in special and not word.startswith(("##", "[unused"))
     ]
     return torch.tensor(sorted(words))
-
-
-def _new_folder(name: str) -> Path:
-    """`runs/NAME-N` with the first N that is free."""
-    number = 1
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return folder
 
 
 def _show(report: Report, console: Console, folder: Path | None) -> Path | None:

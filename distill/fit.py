@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader
 from distill import loop
 from distill.arguments import check, fed, mapped, objectives_of, seen
 from distill.causal_models import CausalModel
-from distill.checkpoints import Checkpoints, deferred_interrupt
 from distill.classes import Ranked, name_classes, real_names
 from distill.data import rows_to_measure, task_of
 from distill.errors import DistillError
 from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
+from distill.files import new_folder
+from distill.fingerprints import fingerprints
 from distill.inputs import uncompiled
 from distill.mapping import Pair, Sides
 from distill.metrics import has_classes
@@ -30,16 +31,14 @@ from distill.outputs import answered
 from distill.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
 from distill.progress import Plain, bars_of_others_off, shown
 from distill.results import Evaluation, FitResult
-from distill.schedules import Record, Schedule
+from distill.run_folder import AT_START, FINGERPRINTS, STUDENT, held, refuse_used, run_folder, until_done
+from distill.schedules import Schedule
+from distill.seen import Seen
 from distill.served import Served
 from distill.tasks import Rows, Task, numbered_as
 from distill.tasks.draws import batch_size_of
 from distill.weights import Weight, named
 from interventions import Model
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the state was saved; the message says how to go on."""
 
 
 def fit(
@@ -58,7 +57,7 @@ def fit(
     seed: Any = None,
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: Any = False,
     console: Console | None = None,
     title: str = "fit",
     accelerator: Accelerator | None = None,
@@ -87,7 +86,9 @@ def fit(
         epochs, steps, batch_size, lr, seed: override those of `schedule`.
         schedule: time and speed in full (see `Schedule`); by default what an embedded task says, else `Schedule()`.
         output_dir: a new folder for the student, checkpoints, log and result; None saves nothing.
-        resume: go on from the newest checkpoint in `output_dir`; the result is that of an uninterrupted run.
+        resume: go on from the newest whole checkpoint in `output_dir`, or anew where there is none; the result is that
+            of an uninterrupted run. Data, models, settings and versions must be those that it was started with;
+            `resume="anyway"` goes on with others too, and warns of them.
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
         title: of the progress bar.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
@@ -99,7 +100,8 @@ def fit(
             beside the student; by default that of the task, else what was saved with the teacher.
 
     Raises:
-        DistillError: before the first step, what does not fit together; later, a loss that is not finite.
+        DistillError: before the first step, what does not fit together, or a folder that another run is at work in;
+            later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
@@ -125,13 +127,19 @@ def fit(
     }
     if answers is not None:
         settings["answers"] = json.loads(json.dumps(answers, default=named))
-    folder = None if output_dir is None else Path(output_dir)
-    if folder is not None:
-        check_folder(folder, settings, resume)
-    elif resume:
-        raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
-    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
+    if output_dir is not None and not resume:
+        refuse_used(Path(output_dir))
     rows = fed(teacher, student, data if task is None else task, schedule)
+    if output_dir is not None:
+        settings[FINGERPRINTS] = fingerprints(
+            data=rows,
+            networks={} if causal else {"teacher": teacher} | {f"student {AT_START}": student},
+            tokenizer=None if task is None else task.tokenizer,
+            objectives=objectives,
+            weights=weights,
+        )
+    folder = run_folder(output_dir, settings, resume)
+    place = None if folder is None else folder.path
     tested = None
     if isinstance(rows, Rows):
         tested = rows_to_measure(eval_data, data, task, rows, known, student)
@@ -146,34 +154,35 @@ def fit(
         objective=objectives,
         weights=weights,
         schedule=schedule,
-        checkpoints=checkpoints,
+        checkpoints=None if folder is None else folder.checkpoints,
         accelerator=accelerator,
         answers=answers,
     )
     began = time.monotonic()
-    with closing(running):
-        records = until_done(shown(running, title, console or Plain()), checkpoints, folder, settings)
-    seconds = time.monotonic() - began
-    trained_on = seen(teacher, student, rows, schedule, PartialState().num_processes)
-    if isinstance(rows, Rows):
-        name_classes(student, _names(teacher, rows))
-    if folder is not None and PartialState().is_main_process:
-        save_model(student, folder / "student", preprocessors_for(tokenizer, task, teacher, student))
-    evaluation = Evaluation(None, None)
-    if isinstance(teacher, CausalModel):
-        excluded = None if data is None else trained_on
-        with answered((teacher, student), answers):
-            evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=excluded)
-    elif tested is not None:
-        measured = None if mapping == {} else pairs or full_mapping(teacher, student)
-        rule = positions_of(objectives)
-        try:
-            evaluation = evaluate(teacher, student, measured, tested, positions=rule, answers=answers)
-        except DistillError as nothing:  # the training is not lost
-            evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
-    result = FitResult(student, tuple(records), evaluation, settings, seconds, folder, trained_on)
-    if folder is not None and PartialState().is_main_process:
-        result.save(folder)
+    with held(folder), closing(running):
+        records = until_done(shown(running, title, console or Plain()), folder)
+        seconds = time.monotonic() - began
+        trained_on = seen(teacher, student, rows, schedule, PartialState().num_processes)
+        if isinstance(rows, Rows):
+            name_classes(student, _names(teacher, rows))
+        if place is not None and PartialState().is_main_process:
+            reads = preprocessors_for(tokenizer, task, teacher, student)
+            save_model(student, place / STUDENT, reads, trained_on if isinstance(rows, Rows) else None)
+        evaluation = Evaluation(None, None)
+        if isinstance(teacher, CausalModel):
+            excluded = None if data is None else trained_on
+            with answered((teacher, student), answers):
+                evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=excluded)
+        elif tested is not None:
+            measured = None if mapping == {} else pairs or full_mapping(teacher, student)
+            rule = positions_of(objectives)
+            try:
+                evaluation = evaluate(teacher, student, measured, tested, positions=rule, answers=answers)
+            except DistillError as nothing:  # the training is not lost
+                evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
+        result = FitResult(student, tuple(records), evaluation, settings, seconds, place, trained_on)
+        if place is not None and PartialState().is_main_process:
+            result.save(place)
     return result
 
 
@@ -183,91 +192,31 @@ def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
     return names if names is not None or isinstance(rows.classes, Ranked) else rows.classes
 
 
-def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = ()) -> None:
-    """Save a model, with what makes its inputs: by `save_pretrained`, else its weights as `model.safetensors`."""
+def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: Seen | None = None) -> None:
+    """Save a model in a folder of its own, whole or not at all, with checksums: `save_pretrained`, else its weights.
+
+    Args:
+        model: the network.
+        folder: what was there is replaced.
+        preprocessors: what makes its inputs.
+        seen: the rows that it was trained on, so that it is not measured on them.
+    """
+    with new_folder(folder) as partial:
+        write_model(model, partial, preprocessors, seen)
+
+
+def write_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: Seen | None = None) -> None:
+    """The files of a model, in a folder that is there."""
     if hasattr(model, "save_pretrained"):
         with bars_of_others_off():
             model.save_pretrained(folder)
     else:
-        folder.mkdir(parents=True, exist_ok=True)
         save_weights(model, str(folder / "model.safetensors"))
     save_preprocessors(preprocessors, folder, model)
-
-
-def refuse_used(folder: Path) -> None:
-    """Raise if `folder` holds anything."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DistillError(
-            f"{folder} is not empty: it may hold another run; choose a new folder, or go on from it with "
-            f"resume=True (--resume {folder})."
-        )
+    if seen is not None:
+        seen.save(folder)
 
 
 def default_schedule(task: Task | None) -> Schedule:
     """As an embedded task says; for other data three epochs."""
     return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
-
-
-def check_folder(folder: Path, settings: dict[str, Any], resume: bool) -> None:
-    """See that the folder of a run is a new one, or the one to go on with."""
-    if not resume:
-        return refuse_used(folder)
-    told = folder / "settings.json"
-    if not told.exists():
-        raise DistillError(f"{folder} holds no run to go on with; leave resume out to start one.")
-    before = json.loads(told.read_text())
-    changed = [name for name, value in settings.items() if before.get(name) != value]
-    if changed:
-        raise DistillError(
-            f"{folder} was started with {changed[0]}={before.get(changed[0])} and is asked to go on with "
-            f"{settings[changed[0]]}; use the same settings, or a new folder."
-        )
-
-
-def until_done(
-    records: Iterator[Record], checkpoints: Checkpoints | None, folder: Path | None, settings: dict[str, Any]
-) -> list[Record]:
-    """Run the loop, keep its records and log them; on Ctrl-C save and stop between two steps."""
-    kept: list[Record] = []
-    with deferred_interrupt() as asked:
-        for record in records:
-            if not kept and folder is not None:
-                kept = _begun(folder, settings, record.step)
-            kept.append(record)
-            if folder is not None:
-                _log(folder, record)
-            if asked.is_set() and record.step < record.total:
-                raise Interrupted(_stopped(record, checkpoints))
-    if not kept and folder is not None:  # resumed after its last step
-        kept = read_log(folder)
-    return kept
-
-
-def read_log(folder: Path) -> list[Record]:
-    """The records of a run, from its folder."""
-    return [Record(**json.loads(line)) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def _begun(folder: Path, settings: dict[str, Any], before: int) -> list[Record]:
-    """Make the folder when the first step was made; the records before that step, the log's later ones are dropped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps(settings, indent=1) + "\n")
-    kept = [record for record in read_log(folder) if record.step < before] if before > 1 else []
-    (folder / "log.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in kept))
-    return kept
-
-
-def _log(folder: Path, record: Record) -> None:
-    if PartialState().is_main_process:
-        with (folder / "log.jsonl").open("a") as log:
-            log.write(json.dumps(asdict(record)) + "\n")
-
-
-def _stopped(record: Record, checkpoints: Checkpoints | None) -> str:
-    if checkpoints is None:
-        return (
-            f"stopped after step {record.step} of {record.total}; nothing was saved, because no output_dir was given."
-        )
-    saved = checkpoints.save(record.step)
-    where = f"stopped after step {record.step} of {record.total}; the state is in {saved}"
-    return f"{where}; go on with the same call and resume=True."

@@ -170,12 +170,15 @@ def train(
             optimizer.zero_grad()
             if number + 1 == total:
                 check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
-            if checkpoints is not None and (number + 1) % checkpoints.every == 0:
-                checkpoints.save(number + 1)
             value = loss(terms, progress=moment.progress).item()
             values = {name: term.item() for name, term in terms.items()}
-            accelerator.log({"loss": value, "lr": rate, **values}, step=number + 1)  # to trackers, where there are any
-            yield Record(number + 1, total, value, values, rate)
+            record = Record(number + 1, total, value, values, rate)
+            if checkpoints is not None:
+                checkpoints.note(record)
+                if record.step % checkpoints.every == 0 or record.step == total:
+                    checkpoints.save(record.step)
+            accelerator.log({"loss": value, "lr": rate, **values}, step=record.step)  # to trackers, where there are any
+            yield record
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,12 +16,14 @@ from torch import nn
 
 from distill import loop
 from distill.arguments import check, mapped, objectives_of, seen, supported
-from distill.checkpoints import Checkpoints
+from distill.checkpoints import LOG, lines_of
 from distill.classes import Ranked, check_alike, name_classes, real_names
 from distill.data import rows_to_measure, task_of, training_rows
 from distill.errors import DistillError
 from distill.evaluations import evaluate
-from distill.fit import check_folder, default_schedule, save_model, until_done
+from distill.files import write, write_json
+from distill.fingerprints import fingerprints
+from distill.fit import default_schedule, save_model
 from distill.inputs import TEACHERS, uncompiled
 from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
 from distill.metrics import has_classes
@@ -30,6 +32,7 @@ from distill.outputs import answered, each_answered
 from distill.preprocessors import preprocessors_for, tokenizer_among
 from distill.progress import Plain, shown
 from distill.results import Evaluation, FitResult
+from distill.run_folder import AT_START, FINGERPRINTS, SETTINGS, STUDENT, held, run_folder, until_done
 from distill.schedules import Record, Schedule, weighted
 from distill.tasks import Rows, numbered_as
 from distill.together import Edge, Together
@@ -48,7 +51,7 @@ def mutual(
     eval_data: Any = None,
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
-    resume: bool = False,
+    resume: Any = False,
     console: Console | None = None,
     title: str = "mutual",
     accelerator: Accelerator | None = None,
@@ -79,7 +82,7 @@ def mutual(
         eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
         schedule: as `fit` takes it.
         output_dir: a new folder for checkpoints and log, with one in it for each network: `0`, `1`, …
-        resume: go on from the newest checkpoint in `output_dir`; the result is that of an uninterrupted run.
+        resume: go on from the newest checkpoint in `output_dir`, as `fit` does.
         console, title, accelerator, tokenizer: as `fit` takes them.
         answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
 
@@ -124,40 +127,49 @@ def mutual(
         "weights": {name: named(value) if callable(value) else value for name, value in given.items()},
         "mapping": {f"{j} to {i}": [str(pair) for pair in found] for (j, i), found in pairs.items()},
     }
-    folder = None if output_dir is None else Path(output_dir)
-    if folder is not None:
-        check_folder(folder, settings, resume)
-    elif resume:
-        raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
-    checkpoints = None if folder is None else Checkpoints(folder / "checkpoints", resume=resume)
+    if output_dir is not None:
+        settings[FINGERPRINTS] = fingerprints(
+            data=rows,
+            networks={f"network {number} {AT_START}": each for number, each in enumerate(networks)},
+            tokenizer=None if task is None else task.tokenizer,
+            objectives=[*lessons, *mine],
+            weights=given,
+        )
+    folder = run_folder(output_dir, settings, resume)
     numbered = {name: weight for name, weight in given.items() if _is_numbered(name)}
     gone = [f"{name}.{number}" for name in left_out for number in range(len(networks))]
     running = loop.train(
-        computation, rows, numbered, schedule=schedule, checkpoints=checkpoints, accelerator=accelerator, left_out=gone
+        computation,
+        rows,
+        numbered,
+        schedule=schedule,
+        checkpoints=None if folder is None else folder.checkpoints,
+        accelerator=accelerator,
+        left_out=gone,
     )
     running = each_answered(networks, answers, running)
     began = time.monotonic()
-    with closing(running):
-        records = until_done(shown(running, title, console or Plain()), checkpoints, folder, settings)
-    seconds, processes = time.monotonic() - began, PartialState().num_processes
-    trained_on, results = seen(None, networks[0], rows, schedule, processes), []
-    names = None if isinstance(rows.classes, Ranked) else rows.classes
-    for number, learner in enumerate(computation.objectives):
-        network, place = networks[number], None if folder is None else folder / str(number)
-        name_classes(network, names)
-        evaluation = Evaluation(None, None)
-        if tested is not None:
-            with answered(networks, answers):
-                try:
-                    evaluation = evaluate(None, network, None, tested)
-                except DistillError as nothing:  # the training is not lost
-                    evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
-        share = {**learner.weights, **numbered}
-        told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
-        results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))
-    if PartialState().is_main_process:
-        for result in results:
-            _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
+    with held(folder), closing(running):
+        records = until_done(shown(running, title, console or Plain()), folder)
+        seconds, processes = time.monotonic() - began, PartialState().num_processes
+        trained_on, results = seen(None, networks[0], rows, schedule, processes), []
+        names = None if isinstance(rows.classes, Ranked) else rows.classes
+        for number, learner in enumerate(computation.objectives):
+            network, place = networks[number], None if folder is None else folder.path / str(number)
+            name_classes(network, names)
+            evaluation = Evaluation(None, None)
+            if tested is not None:
+                with answered(networks, answers):
+                    try:
+                        evaluation = evaluate(None, network, None, tested)
+                    except DistillError as nothing:  # the training is not lost
+                        evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
+            share = {**learner.weights, **numbered}
+            told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
+            results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))
+        if PartialState().is_main_process:
+            for result in results:
+                _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
     return tuple(results)
 
 
@@ -254,7 +266,7 @@ def _save(result: FitResult, preprocessors: Sequence[Any]) -> None:
     folder = result.output_dir
     if folder is None:
         return
-    save_model(result.student, folder / "student", preprocessors)
-    (folder / "settings.json").write_text(json.dumps(result.settings, indent=1) + "\n")
-    (folder / "log.jsonl").write_text("".join(json.dumps(asdict(record)) + "\n" for record in result.records))
+    save_model(result.student, folder / STUDENT, preprocessors, result.seen)
+    write_json(folder / SETTINGS, result.settings)
+    write(folder / LOG, lines_of(list(result.records)))
     result.save(folder)

@@ -18,6 +18,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from distill.files import write, write_json
 from distill.metrics import Share
 from distill.outcomes import Outcome
 from distill.results import Evaluation, FitResult, curves
@@ -101,9 +102,9 @@ class Report:
     def save(self, folder: Path) -> Path:
         """Write `result.json` and `report.html`; returns the path of the report."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_json(folder / "result.json", self.to_dict())
         report = folder / "report.html"
-        report.write_text(self.html(), encoding="utf-8")
+        write(report, self.html())
         return report
 
     def html(self) -> str:

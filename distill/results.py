@@ -1,6 +1,5 @@
 """What training and evaluation show: they print, draw and save themselves."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -9,8 +8,11 @@ from typing import Any
 
 from torch import nn
 
+from distill.checkpoints import LOG
+from distill.files import sha256_of, write_json
 from distill.metrics import Share
 from distill.outcomes import InterchangeAccuracy
+from distill.run_folder import RESULT
 from distill.schedules import Record
 from distill.seen import Seen
 from interventions import Picture, printed
@@ -92,8 +94,9 @@ class FitResult:
         }
 
     def save(self, folder: Path) -> None:
-        """Write `result.json` into `folder`."""
-        (folder / "result.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write `result.json` into `folder`, with the checksum of the log there."""
+        log = folder / LOG
+        write_json(folder / RESULT, {**self.to_dict(), **({"log": sha256_of(log)} if log.is_file() else {})})
 
     @printed
     def __str__(self) -> str:

@@ -6,16 +6,20 @@ A row is what it holds without its padding, whatever it is padded with, to which
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from distill.errors import DistillError
 
 CHUNK = 4096
+FILE = "trained_on.safetensors"
 Marks = np.ndarray  # uint64 [rows]
 # Of two rows that differ in these alone, one is seen; `teacher_` and `decoder_` may stand before them.
 IGNORED = ("labels", "special_tokens_mask", "token_type_ids", "position_ids", "attention_mask")
@@ -66,6 +70,29 @@ class Seen:
             self._known[common] = frozenset(number for marks in self._marks(common) for number in _together(marks))
         known = self._known[common]
         return torch.tensor([number in known for number in fingerprints({name: held[name] for name in common})])
+
+    def save(self, folder: Path) -> None:
+        """Keep them in a folder, as numbers alone: nobody reads the rows from these."""
+        save_file(dict(self.remembered().marks or {}), folder / FILE)
+
+    @classmethod
+    def load(cls, folder: Path, name: str = FILE) -> "Seen | None":
+        """Those that `save` kept in a folder; None where there are none.
+
+        Raises:
+            DistillError: the file is damaged.
+        """
+        path = folder / name
+        if not path.is_file():
+            return None
+        try:
+            marks = load_file(path)
+            same = all(each.dtype == np.uint64 and each.ndim == 1 for each in marks.values())
+        except (SafetensorError, OSError, ValueError) as error:
+            raise DistillError(f"{path} is damaged ({error}); delete it, and no row is known as trained on.") from None
+        if not same or len({len(each) for each in marks.values()}) > 1:
+            raise DistillError(f"{path} is damaged (other numbers); delete it, and no row is known as trained on.")
+        return cls(marks=marks)
 
     def remembered(self) -> "Seen":
         """The same rows, each once, kept as numbers alone, as a file holds them."""

@@ -73,7 +73,7 @@ class Served:
         self.answers, self._reads = answers, partial(logits_of, answers=answers)
         self.keep = TopK(top_k, temperature, self._reads)
         self.retries = retries if isinstance(retries, Retries) else Retries(retries)
-        self.cache = Cache(None if cache is None else Path(cache), self._facts())
+        self.cache = Cache(None if cache is None else Path(cache), self.facts())
         self.requests = 0
         self._earlier = self.cache.count(SAMPLES) > 0  # answers of an earlier run, which may be of other weights
         self._mine: set[str] = set()
@@ -218,7 +218,7 @@ class Served:
     def _where(self) -> dict[str, Any]:
         return {"remote": self.remote} if self.remote else {}
 
-    def _facts(self) -> dict[str, Any]:
+    def facts(self) -> dict[str, Any]:
         """What an answer depends on, beside its sample."""
         config = getattr(self.network, "config", None)
         settings = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}

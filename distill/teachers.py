@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,18 +17,22 @@ from rich.console import Console
 from safetensors.torch import load_model as load_weights
 from torch import nn
 
-from distill.checkpoints import Checkpoints
 from distill.classes import class_names, real_names
 from distill.errors import DistillError
-from distill.fit import Interrupted, fit, save_model
+from distill.files import MANIFEST, check_folder_whole, damage, save_into
+from distill.fit import fit, save_model, write_model
+from distill.locks import LOCK, locked
 from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.preprocessors import preprocessors_of
 from distill.progress import bars_of_others_off
 from distill.results import FitResult
+from distill.run_folder import Interrupted
 from distill.schedules import Schedule
 from distill.seeds import seed_of
+from distill.seen import Seen
 from distill.tasks import Task
+from distill.trained_on import save_split
 
 
 def cache_folder() -> Path:
@@ -41,7 +47,7 @@ def teach(
     schedule: Schedule | None = None,
     seed: int = 0,
     output_dir: Path | str | None = None,
-    resume: bool = False,
+    resume: Any = False,
     console: Console | None = None,
 ) -> FitResult:
     """Train `network` in place on the labels of a task, by the recipe of the task unless a schedule is given."""
@@ -61,7 +67,8 @@ def teach(
 def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> nn.Module:
     """The teacher network of an embedded task: from the cache, or trained now and put there.
 
-    The cache is keyed by the task's name, network, recipe and seed, and the versions of torch and of this package.
+    The cache is keyed by the task's name, network, recipe and seed, and the versions of torch and of this package. Two
+    processes that ask for the same teacher train it once: the second waits. One that is damaged is trained again.
 
     Raises:
         DistillError: a task that has no network of its own.
@@ -74,10 +81,16 @@ def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> 
         )
     seed = seed_of(seed)
     network: Any = task.network(seed)
-    folder = cache_folder() / f"{task.name}-{seed}-{_key(task, network, seed)}"
-    if not _saved(network, folder).exists():
-        _train_into(folder, network, task, seed, console)
-    return _loaded(network, folder).eval()
+    cache = cache_folder()
+    folder = cache / f"{task.name}-{seed}-{_key(task, network, seed)}"
+    if _is_whole(network, folder):
+        return _loaded(network, folder).eval()
+    cache.mkdir(parents=True, exist_ok=True)
+    name = f".{folder.name}{LOCK}"
+    with locked(cache, name=name, waiting=partial(_say_waiting, console, task)):
+        if not _is_whole(network, folder):  # nobody made it meanwhile
+            _train_into(folder, network, task, seed, console)
+        return _loaded(network, folder).eval()
 
 
 def load_classifier(name: str | Path) -> nn.Module:
@@ -88,6 +101,9 @@ def load_classifier(name: str | Path) -> nn.Module:
     """
     import transformers
 
+    check_folder_whole(
+        Path(name), f"make it again, or, if you have changed it yourself, delete {Path(name) / MANIFEST}"
+    )
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -148,9 +164,18 @@ def load_tokenizer(name: str | Path) -> Any:
     return tokenizer
 
 
-def save_teacher(teacher: nn.Module, tokenizer: Any, folder: Path) -> None:
-    """Save a teacher so that `load_classifier(folder)` finds it, with its tokenizer or what it was loaded with."""
-    save_model(teacher, folder, preprocessors_of(teacher) if tokenizer is None else (tokenizer,))
+def save_teacher(
+    teacher: nn.Module, tokenizer: Any, folder: Path, seen: Seen | None = None, split_seed: int | None = None
+) -> None:
+    """Save a teacher so that `load_classifier(folder)` finds it, with its tokenizer or what it was loaded with.
+
+    What else is in the folder, as a log of the training, stays. `seen` are the rows that it was trained on, and
+    `split_seed` what held the others out.
+    """
+    with save_into(folder) as partial:
+        write_model(teacher, partial, preprocessors_of(teacher) if tokenizer is None else (tokenizer,), seen)
+        if split_seed is not None:
+            save_split(partial, split_seed)
 
 
 def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
@@ -177,18 +202,35 @@ def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
 def _train_into(folder: Path, network: nn.Module, task: Task, seed: int, console: Console | None) -> None:
     """Train and save a network in `folder`; one that was interrupted goes on where it stopped."""
     training = folder.with_name(f"{folder.name}.training")
-    resume = Checkpoints(training / "checkpoints").last() is not None
-    if not resume:
-        shutil.rmtree(training, ignore_errors=True)
+    begun = training.exists()
     try:
-        teach(network, task, seed=seed, output_dir=training, resume=resume, console=console)
+        teach(network, task, seed=seed, output_dir=training, resume=begun, console=console)
     except Interrupted as stop:
         raise Interrupted(f"the teacher {str(stop).split('; go on')[0]}; go on with the same command.") from None
-    finished = folder.with_name(f"{folder.name}.{os.getpid()}")
-    save_model(network, finished)
-    if not folder.exists():
-        finished.rename(folder)
+    except DistillError as error:
+        if not begun:
+            raise
+        warnings.warn(f"{error} The teacher is trained anew.", stacklevel=3)
+        shutil.rmtree(training)
+        return _train_into(folder, task.network(seed) if task.network else network, task, seed, console)
+    save_model(network, folder)
     shutil.rmtree(training)
+
+
+def _is_whole(network: Any, folder: Path) -> bool:
+    """Whether a network was saved in a folder and is there as it was written; of one that is not, it is said."""
+    if not _saved(network, folder).exists():
+        return False
+    found = damage(folder)
+    if found is not None:
+        warnings.warn(f"{found}; the teacher is trained again.", stacklevel=3)
+    return found is None
+
+
+def _say_waiting(console: Console | None, task: Task, holder: str) -> None:
+    (console or Console()).print(
+        f"teacher of {task.name}: waiting for {holder}, which trains it", markup=False, highlight=False
+    )
 
 
 def _saved(network: Any, folder: Path) -> Path:

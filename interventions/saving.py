@@ -5,15 +5,18 @@ operators (`operators.i.field`), positions and subspaces (`subspaces.i.parameter
 """
 
 import json
+import os
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import safetensors.torch
 from torch import Tensor, nn
 
 from interventions.architectures import architecture
@@ -34,7 +37,7 @@ from interventions.steps import Steps
 from interventions.wrappers import Model, module_of
 
 FORMAT = 1
-DESCRIPTION, TENSORS = "interventions.json", "tensors.safetensors"
+DESCRIPTION, TENSORS, CHECKSUMS = "interventions.json", "tensors.safetensors", "checksums"
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +116,9 @@ def save(
             for i, (location, op) in enumerate(ops.items())
         ],
     }
-    _write(folder, json.dumps(description, indent=2, ensure_ascii=False), tensors)
+    # Copies, as safetensors refuses tensors that share memory.
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    _write(folder, description, safetensors.torch.save(copies))
     return folder
 
 
@@ -131,10 +136,26 @@ def load(folder: str | Path, model: Model, *, subspaces: Mapping[str, nn.Module]
     """
     folder = Path(folder)
     description, tensors = _read(folder)
+    try:
+        return _loaded(folder, description, tensors, model, subspaces or {})
+    except InterventionError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise _damaged(folder / DESCRIPTION, error) from None
+
+
+def _loaded(
+    folder: Path,
+    description: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    model: Model,
+    subspaces: Mapping[str, nn.Module],
+) -> Saved:
+    """What the two files say."""
     entries = description["interventions"]
     places = [Location.parse(entry["location"]) for entry in entries]
     _check_model(description["model"], places, model, folder)
-    modules = _subspaces(description, places, tensors, model, subspaces or {})
+    modules = _subspaces(description, places, tensors, model, subspaces)
     at = [
         place if entry["subspace"] is None else replace(place, subspace=modules[entry["subspace"]])
         for place, entry in zip(places, entries, strict=True)
@@ -237,17 +258,20 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise InterventionError(f"{folder} holds saved interventions; choose another, or write overwrite=True.")
 
 
-def _write(folder: Path, description: str, tensors: Mapping[str, Tensor]) -> None:
+def _write(folder: Path, description: Mapping[str, Any], tensors: bytes) -> None:
     """Both files into a folder beside, which then takes the name: what fails half way leaves the old folder."""
+    checked = {**description, CHECKSUMS: {TENSORS: sha256(tensors).hexdigest(), DESCRIPTION: _checksum(description)}}
+    text = json.dumps(checked, indent=2, ensure_ascii=False)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".saving-") as scratch:
         new, old = Path(scratch) / "new", Path(scratch) / "old"
         new.mkdir()
-        (new / DESCRIPTION).write_text(description + "\n", encoding="utf-8")
-        # Copies, as safetensors refuses tensors that share memory.
-        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        save_file(copies, new / TENSORS)
+        (new / TENSORS).write_bytes(tensors)
+        (new / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        for file in new.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         if folder.exists():
             folder.rename(old)
         try:
@@ -259,20 +283,44 @@ def _write(folder: Path, description: str, tensors: Mapping[str, Tensor]) -> Non
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Both files, compared with their checksums; those of earlier versions have none, which is said."""
     if not (folder / DESCRIPTION).is_file():
         raise InterventionError(
             f"{folder} holds no saved interventions: there is no {DESCRIPTION}; write them with save(folder, …)."
         )
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        number = description["format"]
+        newer = number > FORMAT
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _damaged(folder / DESCRIPTION, error) from None
+    if newer:
         raise InterventionError(
-            f"{folder / DESCRIPTION} is damaged ({error}); save the interventions again."
-        ) from error
-    if description["format"] > FORMAT:
-        raise InterventionError(
-            f"{folder} is of format {description['format']} and this version reads up to {FORMAT}; upgrade: pip "
-            "install -U causal-distillation."
+            f"{folder} is of format {number} and this version reads up to {FORMAT}; upgrade: pip install -U "
+            "causal-distillation."
         )
-    # Copies, as the file may be overwritten while they live.
-    return description, {name: tensor.clone() for name, tensor in load_file(folder / TENSORS).items()}
+    told = description.pop(CHECKSUMS, None)
+    if told is None:
+        warnings.warn(
+            f"{folder / DESCRIPTION} was written by an earlier version, without checksums, and is not checked.",
+            stacklevel=3,
+        )
+    elif not isinstance(told, dict) or told.get(DESCRIPTION) != _checksum(description):
+        raise _damaged(folder / DESCRIPTION, "its content is not what was written: checksum")
+    try:
+        content = (folder / TENSORS).read_bytes()
+        if told is not None and told.get(TENSORS) != sha256(content).hexdigest():
+            raise _damaged(folder / TENSORS, "its content is not what was written: checksum")
+        return description, safetensors.torch.load(content)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise _damaged(folder / TENSORS, error) from None
+
+
+def _damaged(file: Path, why: object) -> InterventionError:
+    told = " ".join(f"{type(why).__name__}: {why}".split()) if isinstance(why, Exception) else why
+    return InterventionError(f"{file} is damaged ({told}); save the interventions again: save(folder, …).")
+
+
+def _checksum(description: Mapping[str, Any]) -> str:
+    plain = {name: value for name, value in description.items() if name != CHECKSUMS}
+    return sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

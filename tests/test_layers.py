@@ -22,14 +22,14 @@ ORDER = {
         steps writes origins recordings plots metrics runs requests interchanges averages descriptions cells grids
         passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
-        errors finite seeds networks losses decoder_inputs modes pad_tokens token_positions inputs outputs trials
-        padding_sides
+        errors finite files locks seeds networks losses decoder_inputs modes pad_tokens token_positions inputs outputs
+        trials padding_sides
         loss_masks classes precision ensembles noisy graphs values domains counterfactuals causal_models
-        samples seen mapping swaps pairs tasks preprocessors data token_meanings token_alignment
+        samples seen mapping swaps pairs tasks trained_on preprocessors data token_meanings token_alignment
         similarity metrics tops sensitivities retries cache padding served asking attention_keys
         penultimate wholes vacuous outcomes tallies controls variables abstraction weights ranks
-        objectives schedules readings widths students probes checkpoints computations arguments loop
-        together training_paths results evaluations progress fit specialist_training specialists
+        objectives fingerprints schedules readings widths students probes checkpoints run_folder computations
+        arguments loop together training_paths results evaluations progress fit specialist_training specialists
         assistants mutual alignments aligning searches teachers compat report catalogue commands cli""".split(),
 }
 LAZILY = {("interventions.runs", "interventions.tracing")}

@@ -64,6 +64,7 @@ def load(
     label: str | None = None,
     classes: Sequence[str] | None = None,
     max_length: int | None = None,
+    split_seed: int = 0,
 ) -> Task:
     """A task by name, or from a file of one's own.
 
@@ -71,8 +72,9 @@ def load(
     `load(data="my.csv", tokenizer=...)`.
 
     `fraction` keeps a random share of the training rows, drawn by `seed`; the test rows stay. `text` and `label` name
-    the columns of a file, `eval_data` its test file. Text needs the teacher's `tokenizer`; that of a file is cut at
-    `max_length` tokens, 128 by default, and that is said.
+    the columns of a file, `eval_data` its test file; without one a fifth is held out, drawn by `split_seed` whatever
+    `seed` is, so that runs of other seeds are measured on the same rows. Text needs the teacher's `tokenizer`; that of
+    a file is cut at `max_length` tokens, 128 by default, and that is said.
 
     `classes` states the labels of the data in the order of the model's outputs. Left out, `fit` and the measurements
     match them with the names that a model gives to its classes (`config.id2label`).
@@ -84,6 +86,7 @@ def load(
         return files.task(
             data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes,
             max_length=max_length,
+            split_seed=split_seed,
         )  # fmt: skip
     if name is None:
         raise DistillError(

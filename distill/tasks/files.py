@@ -36,11 +36,13 @@ def task(
     classes: Sequence[str] | None = None,
     max_length: int | None = None,
     test_share: float = 0.2,
+    split_seed: int = 0,
 ) -> Task:
     """Text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header; or texts alone.
 
     Tested on `eval_data`, or on a share of each class that is held out. `text` and `label` name the columns; left out,
-    they are "text" or "sentence", and "label" or "labels". `test_share` is held out of each class, drawn by `seed`.
+    they are "text" or "sentence", and "label" or "labels". `test_share` is held out of each class, drawn by
+    `split_seed`; `fraction` of the others is kept, drawn by `seed`.
     Texts are cut at `max_length` tokens, 128 by default.
 
     Classes are sorted, whole numbers by value, until a model says how it numbers them (`numbered_as`); `classes` states
@@ -59,7 +61,7 @@ def task(
     names = _names(labels, data, classes, tests, eval_data)
     numbers = _numbers(labels, names)
     if tests is None:
-        train, test = held_out(numbers or [0] * len(texts), test_share, seed)
+        train, test = held_out(numbers or [0] * len(texts), test_share, split_seed)
         held = ([texts[i] for i in test], _at(numbers, test))
     else:
         train = list(range(len(texts)))

@@ -55,7 +55,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     network = Wired()
     alignment = Alignment(pairs_of({"inner": Location(module="hidden", dims=0)}, SUM, network))
     alignment.save(tmp_path / "a", network)
-    with pytest.raises(InterventionError, match=r"holds saved interventions; choose another, or write overwrite=True"):
+    with pytest.raises(DistillError, match=r"holds an alignment; choose another folder, or write overwrite=True"):
         alignment.save(tmp_path / "a", network)
     alignment.save(tmp_path / "a", network, overwrite=True)
     with pytest.raises(InterventionError, match=r"does not fit this model: .* type is 'Wired', and that of this one i"):

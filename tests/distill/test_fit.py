@@ -2,6 +2,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,12 @@ from distill import (
     fit,
     from_layers,
     layers,
+    run_folder,
 )
 from distill.checkpoints import Checkpoints
 from distill.evaluations import positions_of
+from distill.files import read_json
+from distill.run_folder import read_log
 from distill.tasks import Task
 from interventions import Location
 from tests.distill.models import CNN, LSTM, QUIET, bert, gpt2_lm, images, mlp, same, spread, text, vectors, vit, weights
@@ -65,10 +69,10 @@ def test_what_a_run_leaves(tmp_path):
     assert told["steps"] == 6
     assert told["evaluation"]["accuracy"]["value"] == result.accuracy
     assert told["evaluation"]["interchange"]["overall"]["iia"]["value"] == result.iia
-    assert told["settings"] == json.loads((folder / "settings.json").read_text())
+    assert told["settings"] == read_json(folder / "settings.json", "")
     assert told["settings"]["mapping"] == ["block_output.2 ↔ block_output.0"]
     assert told["settings"]["schedule"]["lr"] == 1e-2
-    assert fitting.read_log(folder) == list(result.records)
+    assert read_log(folder) == list(result.records)
     assert "6 steps in" in str(result)
     assert "IIA" in str(result) or "no interchange" in str(result)
     assert result._repr_html_().startswith("<pre>6 steps in")
@@ -221,20 +225,19 @@ def test_ctrl_c_ends_after_the_step_and_going_on_changes_nothing(at, tmp_path):
         )
     assert signal.getsignal(signal.SIGINT) is handler
     assert not student.training
-    settings = tmp_path / "r" / "settings.json"
-    settings.write_text(settings.read_text().replace("Interrupting(", "KD("))
     torch.rand(3)
-    result = fit(
-        teacher,
-        again,
-        None,
-        text(),
-        objective=objectives(KD()),
-        eval_data=text(12),
-        output_dir=tmp_path / "r",
-        resume=True,
-        **SETTINGS,
-    )
+    with pytest.warns(UserWarning, match="was started with objective=.*goes on all the same, as resume='anyway'"):
+        result = fit(
+            teacher,
+            again,
+            None,
+            text(),
+            objective=objectives(KD()),
+            eval_data=text(12),
+            output_dir=tmp_path / "r",
+            resume="anyway",
+            **SETTINGS,
+        )
     assert same(weights(whole), weights(again))
     assert result.records == expected.records
     assert result.evaluation == expected.evaluation
@@ -250,7 +253,7 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_saved():
 
 
 def test_going_on_after_the_last_step_gives_the_result_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "Checkpoints", partial(Checkpoints, every=3))
+    monkeypatch.setattr(run_folder, "Checkpoints", partial(Checkpoints, every=3))
     teacher, student = couple()
     folder = tmp_path / "r"
     expected = fit(teacher, student, None, text(), output_dir=folder, eval_data=text(12), **SETTINGS)
@@ -268,7 +271,10 @@ def test_resuming_what_is_not_there(tmp_path):
     with pytest.raises(DistillError, match=r"holds no run to go on with; leave resume out to start one"):
         fit(teacher, student, None, text(), output_dir=tmp_path / "r", resume=True, **SETTINGS)
     fit(teacher, student, None, text(), output_dir=tmp_path / "r", **SETTINGS)
-    with pytest.raises(DistillError, match=r"was started with schedule=.*; use the same settings, or a new folder"):
+    with pytest.raises(
+        DistillError,
+        match=r"was started with schedule=.*; use the same, .* or go on all the same: resume='anyway'",
+    ):
         fit(teacher, student, None, text(), output_dir=tmp_path / "r", resume=True, **{**SETTINGS, "lr": 1.0})
     with pytest.raises(DistillError, match=r"was started with objective="):
         fit(
@@ -281,8 +287,12 @@ def test_resuming_what_is_not_there(tmp_path):
             resume=True,
             **SETTINGS,
         )
-    with pytest.raises(DistillError, match=r"there is no checkpoint in"):
+    shutil.rmtree(tmp_path / "r" / "checkpoints")
+    with pytest.raises(DistillError, match=r"was started with another student as it was at the start"):
         fit(teacher, student, None, text(), output_dir=tmp_path / "r", resume=True, **SETTINGS)
+    with pytest.warns(UserWarning, match=r"no checkpoint: the run ended before its first, and starts anew"):
+        again = fit(teacher, couple()[1], None, text(), output_dir=tmp_path / "r", resume=True, **SETTINGS)
+    assert list(again.records) == read_log(tmp_path / "r")
 
 
 BF16 = """

@@ -1,5 +1,6 @@
 import itertools
 import math
+import shutil
 
 import pytest
 import torch
@@ -185,6 +186,7 @@ def test_tied_weights_are_resumed(make, tmp_path):
     whole, again = from_layers(teacher, 2), from_layers(teacher, 2)
     running = steps(teacher, whole, None, rows, schedule=SHORT, checkpoints=Checkpoints(tmp_path, every=4))
     expected = list(running)
+    shutil.rmtree(tmp_path / "step-0000006")
     rest = list(
         steps(teacher, again, None, rows, schedule=SHORT, checkpoints=Checkpoints(tmp_path, every=4, resume=True))
     )

@@ -25,9 +25,9 @@ from distill import (
     mutual,
 )
 from distill.checkpoints import Checkpoints
-from distill.fit import read_log
 from distill.losses import cross_entropy, kd
 from distill.objectives import Moment
+from distill.run_folder import read_log
 from distill.together import Together
 from interventions import Location
 from tests.distill.models import CLASSES, QUIET, bert, mlp, same, spread, text, vectors, weights
@@ -220,11 +220,11 @@ class PowerCut(Objective):
 
     def __init__(self):
         super().__init__()
-        self.calls, self.at = 0, math.inf
+        self.calls, self._at = 0, math.inf
 
     def forward(self, step):
         self.calls += torch.is_grad_enabled()
-        if self.calls == self.at:
+        if self.calls == self._at:
             raise RuntimeError("power cut")
         return KD(1.0)(step)
 
@@ -237,11 +237,11 @@ def test_resumed_as_if_uninterrupted(tmp_path, monkeypatch):
     whole, again = make(), make()
     settings = dict(schedule=Schedule(steps=7, batch_size=5, lr=1e-2), console=QUIET)
     expected = mutual(whole, text(), objective=[PowerCut(), DIITO()], **settings)
-    module = importlib.import_module("distill.mutual")  # distill.mutual is the function
+    module = importlib.import_module("distill.run_folder")
     monkeypatch.setattr(module, "Checkpoints", partial(Checkpoints, every=2))
     settings["output_dir"] = tmp_path / "run"
     cut = PowerCut()
-    cut.at = 11
+    cut._at = 11
     with pytest.raises(RuntimeError, match="power cut"):
         mutual(make(), text(), objective=[cut, DIITO()], **settings)
     torch.rand(3)

@@ -22,6 +22,7 @@ from interventions import (
     Zero,
     interchange,
     intervene,
+    saving,
 )
 from interventions.saving import DESCRIPTION, TENSORS, load, save
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder
@@ -79,8 +80,10 @@ def coder(seed: int = 0, **settings) -> SparseCoder:
 
 
 def edited(folder, change) -> None:
+    """The description as another version could have written it."""
     description = json.loads((folder / DESCRIPTION).read_text())
     change(description)
+    description["checksums"][DESCRIPTION] = saving._checksum(description)
     (folder / DESCRIPTION).write_text(json.dumps(description))
 
 
@@ -203,7 +206,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(model, tmp_path, 
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr("interventions.saving.save_file", fail)
+    monkeypatch.setattr("interventions.saving.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         save(tmp_path / "a", {Location(2): Zero()}, model=model, overwrite=True)
     monkeypatch.undo()

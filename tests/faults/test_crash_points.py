@@ -1,0 +1,193 @@
+"""A run that is killed at any of its file operations goes on to the same bits, or starts anew by itself."""
+
+import contextlib
+import importlib
+import os
+import signal
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import distill
+from distill import KD, Interrupted, fit
+from distill.checkpoints import Checkpoints
+from distill.files import read_json
+from distill.run_folder import read_log
+from tests.distill.conftest import save_bert, sentences, write_csv
+from tests.distill.models import QUIET, mlp, same, spread, vectors, weights
+from tests.faults.crashing import killed, operations
+
+SETTINGS = dict(steps=5, batch_size=4, lr=1e-2, console=QUIET, objective=KD())
+SAMPLE = 9
+"""Of so many points one is tried in the default tier."""
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    """A checkpoint every second step, and quick measurements."""
+    monkeypatch.setattr(distill.run_folder, "Checkpoints", partial(Checkpoints, every=2))
+    fitting = importlib.import_module("distill.fit")
+    monkeypatch.setattr(fitting, "evaluate", partial(distill.evaluate, pairs=20))
+
+
+def work(folder: Path, resume: bool = False):
+    """A whole run, as a job script makes it."""
+    student = spread(mlp(), 1)
+    result = fit(spread(mlp()), student, None, vectors(), eval_data=vectors(8, seed=3), output_dir=folder,
+                 resume=resume, **SETTINGS)  # fmt: skip
+    return student, result
+
+
+def listed(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def check(folder: Path, expected, whole: Path) -> None:
+    """Go on in a folder, and compare with the run that nothing happened to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        student, result = work(folder, resume=folder.exists())
+    assert same(weights(student), weights(expected[0]))
+    assert result.records == expected[1].records
+    assert result.evaluation == expected[1].evaluation
+    assert read_log(folder) == list(expected[1].records) == read_log(whole)
+    assert listed(folder) == listed(whole)
+    assert read_json(folder / "result.json", "")["steps"] == 5
+
+
+def points(root: Path):
+    count = operations(root, lambda: work(root / "counted"))
+    return [(at, during) for at in range(1, count + 1) for during in (False, True)]
+
+
+def attack(tmp_path: Path, every: int) -> tuple[int, int]:
+    whole = tmp_path / "whole"
+    expected = work(whole)
+    tried = 0
+    chosen = points(tmp_path)[::every]
+    for number, (at, during) in enumerate(chosen):
+        root = tmp_path / str(number)
+        root.mkdir()
+        assert killed(root, lambda root=root: work(root / "run"), at, during=during)
+        check(root / "run", expected, whole)
+        tried += 1
+    return tried, len(chosen)
+
+
+def test_killed_at_some_operations(tmp_path):
+    tried, _ = attack(tmp_path, SAMPLE)
+    assert tried > 5
+
+
+@pytest.mark.slow
+def test_killed_at_every_operation(tmp_path):
+    tried, _ = attack(tmp_path, 1)
+    print(f"crash points of fit: {tried} tried, {tried} went on or began anew to the same bits, 0 lost")
+    assert tried > 60
+
+
+def test_killed_again_while_it_goes_on(tmp_path):
+    """The second attempt is killed too, at every fifth operation of its own."""
+    whole = tmp_path / "whole"
+    expected = work(whole)
+    root = tmp_path / "again"
+    root.mkdir()
+    assert killed(root, lambda: work(root / "run"), 30, during=False)
+    for at in range(3, 40, 9):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            killed(root, lambda: work(root / "run", resume=True), at, during=bool(at % 2))
+    check(root / "run", expected, whole)
+
+
+def test_a_second_signal_during_the_checkpoint_of_the_first_loses_nothing(tmp_path, monkeypatch):
+    """Ctrl-C comes while the checkpoint of step 2 is saved, and again while that of the stop is."""
+    saving, presses = Checkpoints.save, []
+
+    def pressed(self, step):
+        with monkeypatch.context() as patched:
+            once = self.accelerator.save_state
+
+            def save_state(*args, **kwargs):
+                presses.append(step)
+                os.kill(os.getpid(), signal.SIGINT)
+                return once(*args, **kwargs)
+
+            patched.setattr(self.accelerator, "save_state", save_state)
+            return saving(self, step)
+
+    whole, student = spread(mlp(), 1), spread(mlp(), 1)
+    expected = fit(spread(mlp()), whole, None, vectors(), **SETTINGS)
+    before, asked = signal.getsignal(signal.SIGINT), {**SETTINGS, "output_dir": tmp_path / "run"}
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", pressed)
+        with pytest.raises(Interrupted, match="stopped after step 2 of 5"):
+            fit(spread(mlp()), student, None, vectors(), **asked)
+    assert presses == [2, 2]
+    assert signal.getsignal(signal.SIGINT) is before
+    again = spread(mlp(), 1)
+    result = fit(spread(mlp()), again, None, vectors(), resume=True, **asked)
+    assert same(weights(again), weights(whole))
+    assert result.records == expected.records
+
+
+@pytest.fixture
+def asked(tmp_path, monkeypatch):
+    """What the command line is asked for: a saved classifier, a file of rows, and quick measurements."""
+    commands = importlib.import_module("distill.commands")
+    monkeypatch.setattr(commands, "evaluate", partial(distill.evaluate, pairs=10))
+    teacher = save_bert(tmp_path / "teacher", classifier=True, layers=2)
+    return commands.FitCommand(
+        source=commands.Source(data=str(write_csv(tmp_path / "films.csv", sentences(30)))),
+        timing=commands.Timing(steps=3, batch_size=4),
+        teacher=str(teacher),
+        student_layers=1,
+        objective="kd",
+        any_teacher=True,
+    )
+
+
+def commanded(folder: Path, asked) -> dict:
+    """What a user does, who sees a folder with or without a run; returns the figures."""
+    from distill import commands
+
+    with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        warnings.simplefilter("ignore", UserWarning)
+        if (folder / "command.json").exists():
+            commands.resume_fit(folder)
+        else:
+            commands.run_fit(asked, folder)
+    told = read_json(folder / "result.json", "")
+    return {name: [told["models"][i][name] for i in range(2)] for name in ("accuracy", "interchange", "parameters")}
+
+
+def attack_commands(tmp_path: Path, asked, every: int) -> int:
+    whole = tmp_path / "whole"
+    expected, tried = commanded(whole, asked), 0
+    count = operations(tmp_path, lambda: commanded(tmp_path / "counted", asked))
+    chosen = [(at, during) for at in range(1, count + 1) for during in (False, True)][::every]
+    for number, (at, during) in enumerate(chosen):
+        root = tmp_path / str(number)
+        root.mkdir()
+        assert killed(root, lambda root=root: commanded(root / "run", asked), at, during=during)
+        assert commanded(root / "run", asked) == expected
+        assert listed(root / "run") == listed(whole)
+        assert same(
+            load_file(root / "run/kd/student/model.safetensors"), load_file(whole / "kd/student/model.safetensors")
+        )
+        tried += 1
+    return tried
+
+
+def test_the_command_line_killed_at_some_operations(tmp_path, asked):
+    assert attack_commands(tmp_path, asked, 25) > 3
+
+
+@pytest.mark.slow
+def test_the_command_line_killed_at_many_operations(tmp_path, asked):
+    tried = attack_commands(tmp_path, asked, 4)
+    print(f"crash points of distill fit: {tried} tried, {tried} went on or began anew to the same bits, 0 lost")
+    assert tried > 20
