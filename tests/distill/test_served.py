@@ -1,6 +1,5 @@
 """A served teacher: what is fetched, kept, asked again, and refused. Models are torch models here."""
 
-import json
 import subprocess
 import sys
 import textwrap
@@ -29,7 +28,7 @@ from distill import (
     from_layers,
 )
 from distill.errors import Unreachable
-from distill.files import read_json
+from distill.files import read_json, write_json
 from distill.padding import Padded
 from distill.served import SAMPLES
 from distill.tops import TopK, dense
@@ -248,7 +247,7 @@ def test_a_host_whose_weights_changed_is_found_out_by_its_answers(tmp_path):
             parameter.add_(torch.randn_like(parameter))
     (folder / "teacher.json").unlink()
     other = Served(teacher, cache=tmp_path / "other")
-    (folder / "teacher.json").write_text(json.dumps({**told, "weights": other.facts()["weights"]}))
+    write_json(folder / "teacher.json", {**told, "weights": other.facts()["weights"]})
     with pytest.raises(DistillError, match="to one of its samples, this one answers otherwise"):
         Served(teacher, cache=folder).fetch(text(24))
 
@@ -260,7 +259,7 @@ def test_it_is_found_out_before_a_new_counterfactual_too(tmp_path):
     with torch.no_grad():
         teacher.classifier.weight.neg_()
     now = Served(teacher).facts()["weights"]
-    (tmp_path / "answers" / "teacher.json").write_text(json.dumps({**told, "weights": now}))
+    write_json(tmp_path / "answers" / "teacher.json", {**told, "weights": now})
     served = Served(teacher, cache=tmp_path / "answers")
     with pytest.raises(DistillError, match="this one answers otherwise"):
         trained(served, couple()[1], text(8), seed=1)  # all samples are there, other sources are drawn
