@@ -229,6 +229,11 @@ class _Training:
         """The terms of a part; of activations that are no numbers any more, the error of a loss that is none."""
         try:
             return self.wrapped(batch, generator, moment)
+        except InterventionError as error:
+            for logits in self._answered(batch):
+                if not logits.isfinite().all():
+                    _check_finite(logits.sum() * float("nan"), {}, number + 1, self.checkpoints)
+            raise DistillError(" ".join(str(error).split())) from error
         except ValueError as error:
             if ONE_ROW not in str(error):
                 raise
@@ -237,11 +242,6 @@ class _Training:
                 f"step {number + 1} has {rows} row, and batch norm needs two ({error}); choose a batch_size= that "
                 "leaves no step with one."
             ) from error
-        except InterventionError as error:
-            for logits in self._answered(batch):
-                if not logits.isfinite().all():
-                    _check_finite(logits.sum() * float("nan"), {}, number + 1, self.checkpoints)
-            raise DistillError(" ".join(str(error).split())) from error
 
     def _answered(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """What is answered on a batch, by those networks that have logits."""
