@@ -99,7 +99,11 @@ def interchange_accuracy(
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
     teacher, student = uncompiled(teacher), uncompiled(student)
-    with answered((teacher, student), answers), translated():
+    with (
+        answered((teacher, student), answers),
+        translated(),
+        torch.inference_mode(False),
+    ):  # what is seen is told by gradients
         return _measured(
             teacher, student, mapping, data, pairs=pairs, sources=sources, positions=positions, seed=seed_of(seed),
             batch_size=batch_size, controls=controls, seen=seen_of(exclude),

@@ -101,7 +101,7 @@ def align(
     learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "accelerator": accelerator}
     learning |= {"console": console}
     measuring: dict[str, Any] = {"pairs": pairs, "controls": controls, "eval_data": eval_data}
-    with answered((causal_model, network), answers), translated():
+    with answered((causal_model, network), answers), translated(), torch.inference_mode(False):  # it learns
         if isinstance(causal_model, CausalModel):
             return _of_variables(causal_model, network, entries, data, schedule=schedule, **measuring, **learning)
         return _between(

@@ -14,7 +14,7 @@ from distill.data import held_out
 from distill.errors import DistillError
 from distill.finite import check_answers
 from distill.inputs import answer_mask, device_of, evaluating, following, innermost, students, to_device, uncompiled
-from distill.loss_masks import IGNORED, answer_labels, label_place
+from distill.loss_masks import IGNORED, answer_labels, answers_by_decoder, label_place, labelled
 from distill.losses import cross_entropy
 from distill.outputs import answered
 from distill.similarity import cka, representational_similarity
@@ -292,9 +292,10 @@ def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
 
 
 def perplexity(model: nn.Module, data: Any, *, batch_size: int = 32, answers: Any = None) -> float:
-    """Exp of the mean cross-entropy [nats] of each next token under a causal language model.
+    """Exp of the mean cross-entropy [nats] of each next token under a language model.
 
     Counted are the tokens that follow another, padding left out; with a column `labels`, those of it that are not −100.
+    An encoder–decoder writes the labels, or else what its decoder reads.
     `data` and `answers` are those of `accuracy`.
 
     Raises:
@@ -307,26 +308,41 @@ def perplexity(model: nn.Module, data: Any, *, batch_size: int = 32, answers: An
 
 
 def _perplexity(model: nn.Module, data: Rows, batch_size: int) -> float:
-    if "input_ids" not in data.columns:
-        raise DistillError(f"perplexity needs a column 'input_ids' and the data has {', '.join(data.columns)}.")
     total = count = 0.0
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
-            logits, labels = _logits(model, batch), following(batch)
-            if logits.shape[:2] != batch["input_ids"].shape:
-                raise DistillError(
-                    f"perplexity needs a model that answers at every token, [batch, token, vocabulary], and it answers "
-                    f"{list(logits.shape)}; use accuracy for classifiers."
-                )
+            logits, labels = _next(model, batch)
             known = int((labels != -100).sum())
             if known:
-                check_answers(logits[:, :-1][labels != -100], "perplexity")
-                total += float(cross_entropy(logits[:, :-1], labels)) * known
+                check_answers(logits[labels != -100], "perplexity")
+                total += float(cross_entropy(logits, labels)) * known
                 count += known
     if not count:
         raise DistillError(f"perplexity needs a token that follows another, and none of the {len(data)} rows has one.")
     return exp(total / count)
+
+
+def _next(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The answers of a language model and, in their shape, the tokens that they are for; −100 where none counts."""
+    logits, decodes = _logits(model, batch), answers_by_decoder(model, batch)
+    if decodes and "labels" in batch:
+        counts = labelled(model, batch, "here")
+        labels = batch["labels"] if counts is None else batch["labels"].masked_fill(~counts, -100)
+    else:
+        names = {"decoder_input_ids": "input_ids", "decoder_attention_mask": "attention_mask"} if decodes else None
+        read = batch if names is None else {names[name]: x for name, x in batch.items() if name in names}
+        if "input_ids" not in read:
+            raise DistillError(f"perplexity needs a column 'input_ids' and the data has {', '.join(batch)}.")
+        if logits.ndim == 3 and logits.shape[1] == read["input_ids"].shape[1]:
+            logits = logits[:, :-1]
+        labels = following(read)
+    if logits.ndim != 3 or logits.shape[:2] != labels.shape:
+        raise DistillError(
+            f"perplexity needs a model that answers at every token, [batch, token, vocabulary], and it answers "
+            f"{list(logits.shape)}; use accuracy for classifiers."
+        )
+    return logits, labels
 
 
 def check_labels(labels: Tensor, classes: int, what: str) -> None:

@@ -176,7 +176,7 @@ def search_alignment(
     Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
     """
     _refuse_networks(causal_model, network)
-    with answered((causal_model, network), answers), translated():
+    with answered((causal_model, network), answers), translated(), torch.inference_mode(False):  # it learns
         return _searched(
             causal_model, network, variables, at, data, positions=positions, subspace=subspace, weights=weights,
             schedule=scheduled(steps, batch_size, seed), lr=lr, coldest=coldest, pairs=pairs, console=console,

@@ -138,6 +138,11 @@ def origin_of(
 def taken_for_inputs(given: object, model: Model) -> Iterator[None]:
     """Raise in one line where a model cannot be called with what was given as a source and looks like an activation."""
     shown = f"a tensor {list(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else "a dict of locations"
+    if isinstance(given, int | float) or (hasattr(given, "__array__") and not isinstance(given, Tensor)):
+        raise InterventionError(
+            f"the source is a {type(given).__name__}, and no inputs of this {type(model).__name__}; give inputs as for "
+            "the base, a Run, or Stored({Location(3): tensor}) of a tensor, torch.as_tensor(…)."
+        )
     way = "an activation that was kept is a source as Stored: source=Stored({Location(3): tensor})."
     takes = list(parameters_of(unwrapped(module_of(model))[-1]))
     is_named = isinstance(given, Mapping) and any(_is_place(key) for key in given if key not in takes)
@@ -159,7 +164,7 @@ def taken_for_inputs(given: object, model: Model) -> Iterator[None]:
 
 def _is_place(key: object) -> bool:
     if not isinstance(key, str):
-        return False
+        return isinstance(key, Location)
     try:
         Location.parse(key)
     except InterventionError:

@@ -1,6 +1,7 @@
 """Encoder–decoders that are given labels alone: their decoders read what their own forward makes of the labels."""
 
 from inspect import signature
+from math import log
 
 import pytest
 import torch
@@ -80,6 +81,37 @@ def test_the_logits_are_those_of_the_model_that_is_given_labels(model_type):
         others = run(model, inputs_of(model, {**inputs, "labels": labels.roll(1, 1).where(labels >= 0, -100)})).logits
         assert not any(torch.equal(others, each) for each in wanted)
     assert torch.equal(labels, kept)
+
+
+OWN_LOSS = {"prophetnet"}  # over several tokens ahead, smoothed
+
+
+@pytest.mark.parametrize("width", ["as the inputs", 5])
+@pytest.mark.parametrize("model_type", sorted(set(WRITERS) - OWN_LOSS))
+def test_losses_and_perplexity_are_those_of_the_models_themselves(model_type, width):
+    model, inputs = writer(model_type)
+    model.train = lambda mode=True: model  # no dropout: the losses are to be the same
+    wide = inputs["input_ids"].shape[1] if "input_ids" in inputs else 7
+    data = {**inputs, "labels": written(inputs, wide if width != 5 else 5)}
+    with quiet():
+        wanted = model.eval()(**inputs, labels=data["labels"].clone()).loss.item()
+        assert log(distill.metrics.perplexity(model, Rows.of(data))) == pytest.approx(wanted, abs=2e-4)
+        for objective in (Labels(), CausalLM()):
+            schedule = Schedule(steps=1, batch_size=len(data["labels"]), lr=1e-12)
+            found = list(distill.steps(None, model, None, Rows.of(data), objective=objective, schedule=schedule))
+            assert found[0].loss == pytest.approx(wanted, abs=2e-4)
+
+
+@pytest.mark.parametrize("model_type", ["bart", "t5"])
+def test_the_perplexity_of_what_a_decoder_reads(model_type):
+    """Whatever the encoder reads, of the same width too."""
+    model, inputs = writer(model_type)
+    ids = torch.randint(3, 12, inputs["input_ids"].shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        logits = model.eval()(**inputs, decoder_input_ids=ids).logits[:, :-1]
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).item()
+    found = distill.metrics.perplexity(model, Rows.of({**inputs, "decoder_input_ids": ids}))
+    assert log(found) == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize("model_type", FEW)

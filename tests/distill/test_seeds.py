@@ -11,7 +11,7 @@ import distill
 from distill import KD, DistillError, Labels, Schedule
 from distill.checkpoints import Checkpoints
 from distill.schedules import drawing
-from tests.distill.models import mlp, same, vectors, weights
+from tests.distill.models import bert, mlp, same, spread, text, vectors, weights
 
 # Dropout draws from torch's generator, the masks that wav2vec2, Whisper and SpeechT5 put over inputs from NumPy's,
 # the layers that some models drop from Python's.
@@ -88,3 +88,16 @@ def test_a_training_has_gradients_whatever_the_caller_says():
         pytest.raises(DistillError, match=r"inside torch\.inference_mode\(\).*outside"),
     ):
         distill.fit(mlp(), mlp(), {}, vectors(), objective=KD(), steps=1)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_measurements_are_the_same_whatever_the_caller_says(mode):
+    teacher, student, rows = spread(bert(3)), spread(bert(2), 1), text()
+    measured = {
+        "interchange_accuracy": lambda: distill.interchange_accuracy(teacher, student, "full", rows, pairs=16),
+        "accuracy": lambda: distill.accuracy(student, rows),
+        "evaluate": lambda: distill.evaluate(teacher, student, "full", rows, pairs=16),
+    }
+    outside = {name: str(call()) for name, call in measured.items()}
+    with mode():
+        assert {name: str(call()) for name, call in measured.items()} == outside

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -262,6 +263,31 @@ def test_an_activation_given_as_inputs_names_the_way_out(name):
             raise AssertionError("the block was opened")
     with pytest.raises(InterventionError, match=way):
         sweep(model, base, state, place, metric=lambda output: 0.0, positions=None)
+
+
+@pytest.mark.parametrize("source", [3, 0.5, np.zeros((3, 5, 16))], ids=["int", "float", "numpy"])
+@pytest.mark.parametrize("name", ["bert", "mlp", "cnn"])
+def test_what_can_be_no_source_names_what_can(name, source):
+    model, base, place = make(name), batch(name), middle(name)
+    calls = (
+        lambda: interchange(model, base, source, place),
+        lambda: interchange(model, base, {place: source}, place),
+        lambda: sweep(model, base, source, place, metric=lambda output: 0.0, positions=None),
+        lambda: intervene(model, place, source=source).__enter__(),
+    )
+    for call in calls:
+        with pytest.raises(
+            InterventionError, match=r"source is a \w+, and no inputs .*; give inputs .* a Run, or Stored\("
+        ):
+            call()
+
+
+def test_activations_of_a_run_given_to_a_sweep():
+    model, base, place = make("bert"), batch("bert"), Location(1)
+    kept = run(model, base, place).activations
+    for source in (kept, {place: kept[place]}):
+        with pytest.raises(InterventionError, match=r"source is a dict of locations.*source=Stored\("):
+            sweep(model, base, source, place, metric=lambda output: 0.0, positions=None)
 
 
 def test_what_makes_no_sense_is_one_line():
