@@ -194,6 +194,11 @@ class Architecture:
         return side_of(self.model, place.path, sided=self._has_sides, block=around, io="key")
 
     def _place(self, module: nn.Module, io: str, block: nn.Module | None, attention: Attention | None) -> Place:
+        if module not in self.paths:
+            raise InterventionError(
+                f"the run is older than the model: a {type(module).__name__} took the place of another module since; "
+                "run it again: run(model, inputs)."
+            )
         path = self.paths[module]
         heads = attention.heads if attention is not None and io not in HEAD_SITES else None
         kind = attention.kind if attention is not None else ""

@@ -234,7 +234,7 @@ class Scope:
         """
         hooks = cast(OrderedDict, module._forward_hooks)
         order = list(hooks)
-        capturing = [key for key in order if getattr(hooks[key], "__name__", "") == "output_capturing_hook"]
+        capturing = [key for key in order if _captures(hooks[key])]
         if capturing:
             self._undos.append(partial(_reorder, hooks, order))
         for key in capturing:
@@ -367,13 +367,25 @@ def user_hooks(model: nn.Module) -> tuple[int, ...]:
         for module in modules_of(model)
         for hooks in (module._forward_pre_hooks, module._forward_hooks)
         for hook in list(hooks.values())  # at once: other threads add theirs
-        if not _is_ours(hook)
+        if not _is_ours(hook) and not _captures(hook)
     )
+
+
+def own_forward(module: nn.Module) -> object:
+    """The `forward` that somebody else gave to the module itself, past its class; None if nobody did."""
+    replaced = _overrides.get((id(module), "forward"))
+    own = vars(module).get("forward", _missing) if replaced is None else replaced.original
+    return None if own is _missing or type(own).__module__.split(".")[0] == "nnsight" else own
 
 
 def _is_ours(hook: Callable) -> bool:
     function = getattr(hook, "func", hook)
     return function in (_on_input, _on_output) or isinstance(getattr(function, "__self__", None), Scope)
+
+
+def _captures(hook: Callable) -> bool:
+    """Whether it is transformers' own, which notes the hidden states that a model is to return and then stays on it."""
+    return getattr(hook, "__name__", "") == "output_capturing_hook"
 
 
 def recomputes() -> bool:

@@ -35,6 +35,7 @@ from interventions.runs import (
     without_cache,
     without_past,
 )
+from interventions.stamps import Stamp
 from interventions.steps import Steps, parse_steps
 from interventions.wrappers import Model, module_of
 from interventions.writes import Source, Write
@@ -187,11 +188,12 @@ def interchange(
         output = call(model, inputs)
     check_fired(writes, "the counterfactual run")
     check_ran(activations, "the counterfactual run")
-    activations._fetch = fetcher(model, inputs, again, is_counterfactual=True)
+    activations._fetch = fetcher(model, inputs, again, made=None)
     output = output if scope.stores else without_past(output)
     output = output if keep is None else keep(output)
     answers = base.answers if isinstance(base, Run) else None
-    return Run(model, inputs, output, activations, again, is_counterfactual=True, answers=answers)
+    made = base._stamp if isinstance(base, Run) and recording is not None else Stamp.of(model)
+    return Run(model, inputs, output, activations, again, is_counterfactual=True, answers=answers, _stamp=made)
 
 
 def _listen(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:

@@ -13,7 +13,6 @@ from interventions.endings import ending
 from interventions.errors import InterventionError
 from interventions.hooks import Scope, Tap, open_scopes, user_hooks
 from interventions.states import hidden
-from interventions.wrappers import Model, module_of
 
 
 @dataclass(eq=False)
@@ -185,13 +184,6 @@ def drawing(scope: Scope) -> Iterator[None]:
             yield
         finally:
             scope.outside = random_states(scope.outside)
-
-
-def stamp(model: Model) -> int:
-    """What changes when weights are updated or a module goes from train to eval mode."""
-    modules = modules_of(module_of(model))
-    parameters = (parameter for module in modules for parameter in module._parameters.values())
-    return hash((_versions(*parameters), tuple(module.training for module in modules)))
 
 
 def random_states(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:

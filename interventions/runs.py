@@ -24,10 +24,12 @@ from interventions.hooks import (
     opened,
     under,
     until_stopped,
+    user_hooks,
 )
 from interventions.locations import Location, as_location
 from interventions.names import printed
-from interventions.recordings import Recording, detached, stamp
+from interventions.recordings import Recording, detached
+from interventions.stamps import Stamp
 from interventions.wrappers import Model, is_sharded, is_traced, module_of, unwrapped
 from interventions.writes import part_of
 
@@ -102,15 +104,15 @@ class Run:
     recording: Recording | None = field(default=None, repr=False)
     is_counterfactual: bool = False
     answers: Answers | None = field(default=None, repr=False)
-    _stamp: int = field(default=0, repr=False)
+    _stamp: Stamp = field(default=None, repr=False)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        self._stamp = self._stamp or stamp(self.model)
+        self._stamp = self._stamp or Stamp.of(self.model)
         if self.answers is None:
             self.answers = rule_of(module_of(self.model))
 
     def check_fresh(self) -> None:
-        """Raise if the weights or the mode of the model changed since the run."""
+        """Raise if the model changed since the run, see `interventions.stamps`."""
         check_fresh(self.model, self._stamp)
 
     @property
@@ -217,8 +219,9 @@ def run(
     if recording is not None:
         recording.close()
     check_ran(activations, "this run")
-    activations._fetch = fetcher(model, inputs, recording, store=_storing(detach, device))
-    return Run(model, inputs, output, activations, recording, answers=answers)
+    made = Stamp.of(model)
+    activations._fetch = fetcher(model, inputs, recording, made=made, store=_storing(detach, device))
+    return Run(model, inputs, output, activations, recording, answers=answers, _stamp=made)
 
 
 def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = False) -> Run:
@@ -389,15 +392,18 @@ def fetcher(
     inputs: Inputs,
     recording: Recording | None,
     *,
-    is_counterfactual: bool = False,
+    made: Stamp | None,
     store: Callable[[Tensor], Tensor] = lambda state: state,
 ) -> Fetch:
     """What gets an activation that was not asked for.
 
+    Args:
+        made: of the model when it ran; None for a counterfactual run, which cannot run again.
+
     It holds the parts of a run and not the run, which holds it: a cycle would keep activations until the next garbage
     collection.
     """
-    found, made, scopes = architecture(model), stamp(model), open_scopes(model)
+    found, scopes, hooks = architecture(model), open_scopes(model), user_hooks(model)
 
     def fetch(location: Location, kept: Activations) -> Tensor:
         place, whole = found.place(location), location.whole
@@ -405,8 +411,14 @@ def fetcher(
         if state is None and whole is not location and whole in kept:
             state = kept[whole]
         if state is None:
-            check_repeatable(location, is_counterfactual=is_counterfactual, training=model.training)
-            check_fresh(model, made)
+            check_repeatable(location, is_counterfactual=made is None, training=model.training)
+            if made is not None:
+                check_fresh(model, made)
+            if hooks != user_hooks(model):
+                raise InterventionError(
+                    f"{location} was not recorded, and the hooks on the model are not those of the run; ask for it: "
+                    f"run(model, inputs, at=[{location!r}])."
+                )
             if set(scopes) - set(acting()):
                 raise InterventionError(
                     f"{location} was not recorded, and the run was made inside a block of interventions that is "
@@ -434,12 +446,12 @@ def check_repeatable(location: Location, *, is_counterfactual: bool, training: b
         )
 
 
-def check_fresh(model: Model, made: object) -> None:
-    """Raise if the weights or the mode of the model changed since `made`, its stamp at the time of a run."""
-    if made != stamp(model):
+def check_fresh(model: Model, made: Stamp) -> None:
+    """Raise if the model changed since `made`, its stamp at the time of a run."""
+    if not made.is_of(model):
         raise InterventionError(
-            "the run is older than the model: its weights or its train/eval mode changed since; run it again: "
-            "run(model, inputs)."
+            "the run is older than the model: its weights, buffers, adapters, settings or its train/eval mode changed "
+            "since; run it again: run(model, inputs)."
         )
 
 

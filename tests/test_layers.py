@@ -19,8 +19,8 @@ ORDER = {
     "interventions": """
         names errors endings answers wrappers frames subspaces locations axes positions operators exceptions
         calls examples forward_order sites stacks final_norms sides padding architectures states attention hooks
-        steps writes origins recordings plots metrics runs requests interchanges averages descriptions cells grids
-        passes sweeps paths encodings saving tracing __main__""".split(),
+        steps writes origins stamps recordings plots metrics runs requests interchanges averages descriptions cells
+        grids passes sweeps paths encodings saving tracing __main__""".split(),
     "distill": """
         errors finite files locks seeds networks losses decoder_inputs modes pad_tokens token_positions inputs outputs
         trials padding_sides

@@ -11,9 +11,9 @@ from interventions.architectures import Place, architecture
 from interventions.errors import InterventionError
 from interventions.locations import Location
 from interventions.operators import Operator
-from interventions.recordings import stamp
 from interventions.requests import Handle, Listen, check_fired, of_run, writes_of
 from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable, without_past
+from interventions.stamps import Stamp
 from interventions.steps import parse_steps
 from interventions.tracing import engines
 from interventions.tracing.edits import Block, attached, ran_here, surroundings, tapped
@@ -171,7 +171,7 @@ def _activations(task: Task, device: torch.device | str | None) -> Activations:
 
 def _fetcher(model: Any, inputs: Inputs, remote: Remote, *, is_counterfactual: bool = False) -> Any:
     """What runs again for an activation that was not asked for."""
-    found, made, around = architecture(model), stamp(model), surroundings(model)
+    found, made, around = architecture(model), Stamp.of(model), surroundings(model)
 
     def fetch(location: Location, kept: Mapping[Location, Tensor]) -> Tensor:
         whole_one = location.whole

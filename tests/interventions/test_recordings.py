@@ -246,7 +246,7 @@ def test_a_step_of_the_optimizer_makes_runs_stale(optimizer):
     base, step = run(model, batch("bert")), optimizer(model.parameters(), lr=0.1)
     base.logits.sum().backward()
     step.step()
-    with pytest.raises(InterventionError, match=r"its weights .* changed since; run it again: run"):
+    with pytest.raises(InterventionError, match=r"its weights.* changed since; run it again: run"):
         interchange(model, base, batch("bert"), Location(1))
     with pytest.raises(InterventionError, match=r"older than the model"):
         interchange(model, batch("bert"), base, Location(1))
