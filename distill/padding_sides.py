@@ -57,9 +57,10 @@ def say_if_on_wrong_side(
     off = _off(here, alone)
     if off is None or not off > CHANGED:
         return
+    before = torch.get_rng_state()
     drawn = _off(answers(lambda column: column[:, real], real[real]), alone)
-    if drawn is None or drawn > off / 20:  # its answers are drawn anew each time, as those of a NoisyTeacher
-        return
+    if drawn is None or drawn > off / 20 or not torch.equal(before, torch.get_rng_state()):
+        return  # its answers are drawn anew each time, as those of a NoisyTeacher
     there = _off(answers(lambda column: column.roll(shift, 1), real.roll(shift)), alone)
     if there is not None and there < off / 20:
         warnings.warn(

@@ -49,8 +49,12 @@ def teach(
     output_dir: Path | str | None = None,
     resume: Any = False,
     console: Console | None = None,
+    answers: Any = None,
 ) -> FitResult:
-    """Train `network` in place on the labels of a task, by the recipe of the task unless a schedule is given."""
+    """Train `network` in place on the labels of a task, by the recipe of the task unless a schedule is given.
+
+    `answers` says what of its output is its answer, as for `fit`.
+    """
     return fit(
         None,
         network,
@@ -61,6 +65,7 @@ def teach(
         resume=resume,
         console=console,
         title="teacher",
+        answers=answers,
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 import transformers
 
-from distill import KD, Rows, fit
+from distill import KD, NoisyTeacher, Rows, fit
 from distill.arguments import check
+from distill.losses import LogitNoise
 from tests.distill.models import QUIET, bert, gpt2, gpt2_lm, llama, masked_lm, mlp, spread
 
 SIZES = dict(
@@ -78,3 +79,15 @@ def test_teachers_are_tried_too_and_texts_of_one_length_are_not():
         fit(spread(bert()), spread(bert(2)), {}, rows, objective=KD(), steps=1, console=QUIET)
     assert not said(spread(bert()), rows.take([0, 3]))
     assert not said(mlp(), Rows.of({"inputs": torch.randn(4, 6)}))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_teacher_whose_answers_are_drawn_is_not_blamed_on_its_padding(share):
+    ids = [torch.arange(5, 8), torch.arange(5, 11)]
+    rows = Rows({"input_ids": ids, "attention_mask": [torch.ones_like(row) for row in ids]})
+    teacher = NoisyTeacher(spread(gpt2(2)), LogitNoise(3.0, share=share))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for seed in range(20):
+            torch.manual_seed(seed)
+            check(teacher, spread(gpt2(2)), rows)
