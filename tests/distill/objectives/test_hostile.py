@@ -329,7 +329,7 @@ def test_very_high_temperatures_are_exact():
 
 
 def test_calibration_is_of_classes():
-    with pytest.raises(DistillError, match="label 2 and the model has 1 classes"):
+    with pytest.raises(DistillError, match="calibration is of classes, and the model has one output"):
         calibration(torch.nn.Linear(6, 1), vectors())
 
 
