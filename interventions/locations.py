@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
+from urllib.parse import quote, unquote
 
 from interventions.errors import InterventionError
 
@@ -157,8 +158,8 @@ class Location:
         operation = "" if self.source is None else f"#{self.source}"
         if self.module is not None:
             explicit = self.io != "output" or re.search(rf"@({'|'.join(IOS)})$|\]$", self.module)
-            return f"module:{self.module}{operation}{'@' + self.io if explicit else ''}{units}"
-        stack = "" if self.stack is None else f"{self.stack}/"
+            return f"module:{_quoted(self.module)}{operation}{'@' + self.io if explicit else ''}{units}"
+        stack = "" if self.stack is None else f"{_quoted(self.stack, '/:[]@')}/"
         side = f"@{self.io}" if self.io != "output" else ""
         if _in_model(self):
             return f"model{operation}{side}{units}"
@@ -195,12 +196,20 @@ class Location:
             )
         units = _parse_units(match["units"] or match["module_units"], text)
         if match["module"]:
-            return cls(module=match["module"], io=match["io"] or "output", source=match["source"], **units)
+            return cls(module=unquote(match["module"]), io=match["io"] or "output", source=match["source"], **units)
         layer = None if match["layer"] is None else int(match["layer"])
         side, operation = match["side"] or "output", match["operation"]
         if match["site"] == "model" and operation is not None:
             return cls(io=side, source=operation, **units)
-        return cls(layer, match["site"], stack=match["stack"], io=side, source=operation, **units)
+        stack = None if match["stack"] is None else unquote(match["stack"])
+        return cls(layer, match["site"], stack=stack, io=side, source=operation, **units)
+
+
+def _quoted(path: str, more: str = "") -> str:
+    """A path in which what would be read otherwise (#, %, controls, spaces at its end) stands as %23 and the like."""
+    return re.sub(
+        rf"[%#\x00-\x1f\x7f-\x9f\u2028\u2029{re.escape(more)}]|^\s+|\s+$", lambda found: quote(found[0], safe=""), path
+    )
 
 
 def as_location(place: Location | str) -> Location:

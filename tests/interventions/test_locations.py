@@ -189,3 +189,24 @@ def test_fields_that_do_not_go_together_raise(fields, match):
 def test_bad_texts_raise(text, match):
     with pytest.raises(InterventionError, match=match):
         Location.parse(text)
+
+
+ODD = [
+    "a", "0", "a b", "x@output", "x@input", "y#z", "m[dims=1]", "q]", "(s)", "m(Rotation)", "é", "a/b", "module:", "=",
+    "@", "#", "%", "%23", "100%", "[", "]", "x#relu_0@input", "head[heads=1]", " lead", "trail ", "\u2003", "new\nline",
+    "a\tb", "\x00", "\u2028", "model", "1e5", "-1", "'q'", '"d"', "{", "\\",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("io", ["output", "input"])
+@pytest.mark.parametrize("units", [{}, {"dims": (1, 2)}])
+def test_every_name_that_a_module_can_have_comes_back(io, units):
+    """torch allows any name without a dot."""
+    for path in [*ODD, *(f"{one}.{other}" for one in ODD for other in ODD)]:
+        for more in ({}, {"source": "relu_0"}):
+            location = Location(module=path, io=io, **units, **more)
+            assert Location.parse(str(location)) == location
+    for stack in ODD:
+        if io == "output":
+            location = Location(2, stack=stack, **units)
+            assert Location.parse(str(location)) == location
