@@ -1,6 +1,7 @@
 """Saving a training run so that it can go on as if nothing had happened, and leaving it on Ctrl-C between two steps."""
 
 import json
+import random
 import shutil
 import signal
 import threading
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
+import torch
 from accelerate import Accelerator
 
 from distill.errors import DistillError
@@ -52,10 +55,13 @@ class Checkpoints:
         """
         self.accelerator, self.records = accelerator, []
         whole = self._newest_whole() if self.resume else None
+        if accelerator.is_main_process:
+            self._remove_old()
         if whole is None:
             return 0
         try:
-            accelerator.load_state(str(whole))
+            with generators_kept():  # the draws of a step are decided by its seed, and the caller's are the caller's
+                accelerator.load_state(str(whole))
         except (RuntimeError, ValueError, KeyError) as error:
             raise DistillError(
                 f"the checkpoint {whole} does not fit this model or version ({str(error).splitlines()[0]}); delete "
@@ -83,8 +89,7 @@ class Checkpoints:
                 write(partial / LOG, lines_of(self.records))
                 seal(partial)
                 take_place(partial, target)
-                for old in self._all()[:-2]:
-                    shutil.rmtree(old)
+                self._remove_old()
             self.accelerator.wait_for_everyone()
         return target
 
@@ -98,8 +103,14 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{step:07d}", ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
+    def _remove_old(self) -> None:
+        """Leave the newest two; more are there where a run was killed while it removed one."""
+        for old in self._all()[:-2]:
+            shutil.rmtree(old)
+
     def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step-*"), key=_number)
+        found = [each for each in self.folder.glob("step-*") if each.name.removeprefix("step-").isdecimal()]
+        return sorted(found, key=_number)
 
     def _newest_whole(self) -> Path | None:
         """The newest checkpoint that is as it was written; those that are not are removed, which is said."""
@@ -126,6 +137,18 @@ class Checkpoints:
             f"{self.folder} holds no checkpoint: the run ended before its first, and starts anew.", stacklevel=2
         )
         return None
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Leave the global generators of Python, NumPy and torch as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 def records_of(log: Path, until: int | None = None) -> list[Record]:

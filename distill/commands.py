@@ -174,6 +174,9 @@ class FitCommand:
     def of(cls, told: dict[str, Any]) -> "FitCommand":
         """As `asdict` wrote it."""
         parts = {"source": Source, "timing": Timing, "interchanges": Interchanges}
+        lacking = next((name for name in parts if name not in told), None)
+        if lacking is not None:
+            raise KeyError(lacking)
         return cls(**{name: parts[name](**value) if name in parts else value for name, value in told.items()})
 
     @property
@@ -329,7 +332,9 @@ def _trained(
     """Train one student; in a resumed run, one that is finished is read back and one that never began is begun."""
     if resume and (output_dir / RESULT).exists():
         try:
-            return _finished(student, output_dir)
+            with locked(output_dir):
+                clear_leftovers(output_dir)
+                return _finished(student, output_dir)
         except DistillError as error:
             warnings.warn(f"{error} The student goes on from its last checkpoint.", stacklevel=2)
     resume = resume if output_dir.exists() else False

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from rich.console import Console
 from safetensors.torch import save_model as save_weights
 from torch import nn
@@ -30,8 +30,9 @@ from distill.objectives import Objective
 from distill.outputs import answered
 from distill.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
 from distill.progress import Plain, bars_of_others_off, shown
+from distill.ranks import process_state
 from distill.results import Evaluation, FitResult
-from distill.run_folder import AT_START, FINGERPRINTS, STUDENT, held, refuse_used, run_folder, until_done
+from distill.run_folder import AT_START, FINGERPRINTS, SAVE_STEPS, STUDENT, held, refuse_used, run_folder, until_done
 from distill.schedules import Schedule
 from distill.seen import Seen
 from distill.served import Served
@@ -58,6 +59,7 @@ def fit(
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
     resume: Any = False,
+    save_steps: Any = SAVE_STEPS,
     console: Console | None = None,
     title: str = "fit",
     accelerator: Accelerator | None = None,
@@ -89,6 +91,7 @@ def fit(
         resume: go on from the newest whole checkpoint in `output_dir`, or anew where there is none; the result is that
             of an uninterrupted run. Data, models, settings and versions must be those that it was started with;
             `resume="anyway"` goes on with others too, and warns of them.
+        save_steps: steps between two checkpoints, of which the newest two are kept; the last step has one too.
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
         title: of the progress bar.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
@@ -138,7 +141,7 @@ def fit(
             objectives=objectives,
             weights=weights,
         )
-    folder = run_folder(output_dir, settings, resume)
+    folder = run_folder(output_dir, settings, resume, save_steps)
     place = None if folder is None else folder.path
     tested = None
     if isinstance(rows, Rows):
@@ -162,10 +165,10 @@ def fit(
     with held(folder), closing(running):
         records = until_done(shown(running, title, console or Plain()), folder)
         seconds = time.monotonic() - began
-        trained_on = seen(teacher, student, rows, schedule, PartialState().num_processes)
+        trained_on = seen(teacher, student, rows, schedule, process_state().num_processes)
         if isinstance(rows, Rows):
             name_classes(student, _names(teacher, rows))
-        if place is not None and PartialState().is_main_process:
+        if place is not None and process_state().is_main_process:
             reads = preprocessors_for(tokenizer, task, teacher, student)
             save_model(student, place / STUDENT, reads, trained_on if isinstance(rows, Rows) else None)
         evaluation = Evaluation(None, None)
@@ -181,7 +184,7 @@ def fit(
             except DistillError as nothing:  # the training is not lost
                 evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
         result = FitResult(student, tuple(records), evaluation, settings, seconds, place, trained_on)
-        if place is not None and PartialState().is_main_process:
+        if place is not None and process_state().is_main_process:
             result.save(place)
     return result
 

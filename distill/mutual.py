@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
@@ -31,8 +31,9 @@ from distill.objectives import KD, Labels, Moment, Objective
 from distill.outputs import answered, each_answered
 from distill.preprocessors import preprocessors_for, tokenizer_among
 from distill.progress import Plain, shown
+from distill.ranks import process_state
 from distill.results import Evaluation, FitResult
-from distill.run_folder import AT_START, FINGERPRINTS, SETTINGS, STUDENT, held, run_folder, until_done
+from distill.run_folder import AT_START, FINGERPRINTS, SAVE_STEPS, SETTINGS, STUDENT, held, run_folder, until_done
 from distill.schedules import Record, Schedule, weighted
 from distill.tasks import Rows, numbered_as
 from distill.together import Edge, Together
@@ -52,6 +53,7 @@ def mutual(
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
     resume: Any = False,
+    save_steps: Any = SAVE_STEPS,
     console: Console | None = None,
     title: str = "mutual",
     accelerator: Accelerator | None = None,
@@ -83,6 +85,7 @@ def mutual(
         schedule: as `fit` takes it.
         output_dir: a new folder for checkpoints and log, with one in it for each network: `0`, `1`, …
         resume: go on from the newest checkpoint in `output_dir`, as `fit` does.
+        save_steps: steps between two checkpoints, as for `fit`.
         console, title, accelerator, tokenizer: as `fit` takes them.
         answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
 
@@ -135,7 +138,7 @@ def mutual(
             objectives=[*lessons, *mine],
             weights=given,
         )
-    folder = run_folder(output_dir, settings, resume)
+    folder = run_folder(output_dir, settings, resume, save_steps)
     numbered = {name: weight for name, weight in given.items() if _is_numbered(name)}
     gone = [f"{name}.{number}" for name in left_out for number in range(len(networks))]
     running = loop.train(
@@ -151,7 +154,7 @@ def mutual(
     began = time.monotonic()
     with held(folder), closing(running):
         records = until_done(shown(running, title, console or Plain()), folder)
-        seconds, processes = time.monotonic() - began, PartialState().num_processes
+        seconds, processes = time.monotonic() - began, process_state().num_processes
         trained_on, results = seen(None, networks[0], rows, schedule, processes), []
         names = None if isinstance(rows.classes, Ranked) else rows.classes
         for number, learner in enumerate(computation.objectives):
@@ -167,7 +170,7 @@ def mutual(
             share = {**learner.weights, **numbered}
             told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
             results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             for result in results:
                 _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
     return tuple(results)

@@ -1,8 +1,15 @@
 """What the processes of one training hold, together."""
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from jaxtyping import Shaped
 from torch import Tensor, distributed
+
+
+def process_state() -> PartialState:
+    """Which of the processes of a run this is, as an `Accelerator` made now would find it."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def processes() -> int:

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import PartialState
-
 from distill.checkpoints import LOG, Checkpoints, deferred_interrupt, lines_of, records_of
 from distill.errors import DistillError
 from distill.files import Damaged, clear_leftovers, is_leftover, read_json, remove_empty, sha256_of, write, write_json
 from distill.locks import LOCK, locked
+from distill.ranks import process_state
 from distill.schedules import Record
 
 SETTINGS, RESULT, STUDENT, CHECKPOINTS = "settings.json", "result.json", "student", "checkpoints"
@@ -21,6 +20,7 @@ FINGERPRINTS = "fingerprints"
 AT_START = "as it was at the start"
 """Ends the names of fingerprints of what is trained: it counts where a run starts anew."""
 ANYWAY = "anyway"
+SAVE_STEPS = 200
 Resume = bool | Literal["anyway"]
 
 
@@ -36,11 +36,13 @@ class RunFolder:
         path: the folder.
         settings: what the run was asked for, and in "fingerprints" what it is made of.
         resume: go on; "anyway" also where something differs from what the run was started with.
+        save_steps: steps between two checkpoints.
     """
 
     path: Path
     settings: Mapping[str, Any]
-    resume: Resume = False
+    resume: Any = False
+    save_steps: Any = SAVE_STEPS
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,7 +51,12 @@ class RunFolder:
                 f"resume={self.resume!r} is none of True, False and 'anyway'; resume=True goes on where nothing has "
                 "changed, resume='anyway' all the same."
             )
-        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, resume=bool(self.resume))
+        if isinstance(self.save_steps, bool) or not isinstance(self.save_steps, int) or self.save_steps < 1:
+            raise DistillError(
+                f"save_steps={self.save_steps!r} is no number of steps between two checkpoints; give one of 1 or more: "
+                f"save_steps={SAVE_STEPS}."
+            )
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self.save_steps, resume=bool(self.resume))
         if not self.resume:
             refuse_used(self.path)
         else:
@@ -62,7 +69,7 @@ class RunFolder:
         Raises:
             DistillError: another run is at work there.
         """
-        if not PartialState().is_main_process:
+        if not process_state().is_main_process:
             yield
             return
         missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
@@ -84,7 +91,7 @@ class RunFolder:
     def begin(self) -> list[Record]:
         """Write the settings, and the log up to the checkpoint that is gone on from; returns its records."""
         kept = self.checkpoints.records[:-1]  # the last is that of the step that has just been made
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / SETTINGS, self.settings)
             write(self.path / LOG, lines_of(kept))
@@ -92,7 +99,7 @@ class RunFolder:
 
     def log(self, record: Record) -> None:
         """Add a record to the log."""
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             with (self.path / LOG).open("a") as log:
                 log.write(json.dumps(asdict(record)) + "\n")
 
@@ -155,14 +162,16 @@ def _said(name: str, before: str | None, now: str | None) -> str:
     return f"another {name} (fingerprint {before}, now {now})"
 
 
-def run_folder(output_dir: str | Path | None, settings: Mapping[str, Any], resume: Resume) -> RunFolder | None:
+def run_folder(
+    output_dir: str | Path | None, settings: Mapping[str, Any], resume: Resume, save_steps: Any = SAVE_STEPS
+) -> RunFolder | None:
     """The folder of a run that saves, None of one that does not.
 
     Raises:
         DistillError: a folder that holds something else, or a run that was started otherwise.
     """
     if output_dir is not None:
-        return RunFolder(Path(output_dir), settings, resume)
+        return RunFolder(Path(output_dir), settings, resume, save_steps)
     if resume:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
     return None

@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from safetensors.torch import load_model as load_weights
 from torch import nn
@@ -26,6 +28,7 @@ from distill.metrics import Share, accuracy
 from distill.objectives import Labels
 from distill.preprocessors import preprocessors_of
 from distill.progress import bars_of_others_off
+from distill.ranks import process_state
 from distill.results import FitResult
 from distill.run_folder import Interrupted
 from distill.schedules import Schedule
@@ -36,8 +39,19 @@ from distill.trained_on import save_split
 
 
 def cache_folder() -> Path:
-    """Where teachers that were trained on first use are kept: `DISTILL_CACHE`, else `~/.cache/causal-distillation`."""
-    return Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "causal-distillation"))
+    """Where teachers that were trained on first use are kept: `DISTILL_CACHE`, else `~/.cache/causal-distillation`.
+
+    Raises:
+        DistillError: there is no home directory, and nobody said where else.
+    """
+    if "DISTILL_CACHE" in os.environ:
+        return Path(os.environ["DISTILL_CACHE"])
+    try:
+        return Path.home() / ".cache" / "causal-distillation"
+    except RuntimeError:
+        raise DistillError(
+            "teachers are kept in the home directory and there is none; say where: DISTILL_CACHE=/path/of/a/folder."
+        ) from None
 
 
 def teach(
@@ -90,11 +104,16 @@ def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> 
     folder = cache / f"{task.name}-{seed}-{_key(task, network, seed)}"
     if _is_whole(network, folder):
         return _loaded(network, folder).eval()
-    cache.mkdir(parents=True, exist_ok=True)
-    name = f".{folder.name}{LOCK}"
-    with locked(cache, name=name, waiting=partial(_say_waiting, console, task)):
-        if not _is_whole(network, folder):  # nobody made it meanwhile
-            _train_into(folder, network, task, seed, console)
+    state, name = process_state(), f".{folder.name}{LOCK}"
+    _made(cache)
+    # Several processes of one run train it together: the first holds the lock for all, and says what is there.
+    waiting = locked(cache, name=name, waiting=partial(_say_waiting, console, task))
+    with waiting if state.is_main_process else nullcontext():
+        there = [_is_whole(network, folder), _training(folder).exists()]  # somebody may have made it meanwhile
+        whole, begun = broadcast_object_list(there) if state.num_processes > 1 else there
+        if not whole:
+            _train_into(folder, network, task, seed, console, begun=begun)
+        state.wait_for_everyone()
         return _loaded(network, folder).eval()
 
 
@@ -204,10 +223,24 @@ def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
     return measured
 
 
-def _train_into(folder: Path, network: nn.Module, task: Task, seed: int, console: Console | None) -> None:
-    """Train and save a network in `folder`; one that was interrupted goes on where it stopped."""
-    training = folder.with_name(f"{folder.name}.training")
-    begun = training.exists()
+def _made(cache: Path) -> None:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DistillError(
+            f"teachers cannot be kept in {cache} ({error.strerror}); say where: DISTILL_CACHE=/path/of/a/folder."
+        ) from None
+
+
+def _training(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.training")
+
+
+def _train_into(
+    folder: Path, network: nn.Module, task: Task, seed: int, console: Console | None, *, begun: bool
+) -> None:
+    """Train and save a network in `folder`; one that was begun goes on where it stopped."""
+    training, state = _training(folder), process_state()
     try:
         teach(network, task, seed=seed, output_dir=training, resume=begun, console=console)
     except Interrupted as stop:
@@ -216,10 +249,15 @@ def _train_into(folder: Path, network: nn.Module, task: Task, seed: int, console
         if not begun:
             raise
         warnings.warn(f"{error} The teacher is trained anew.", stacklevel=3)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            shutil.rmtree(training)
+        state.wait_for_everyone()
+        made = task.network(seed) if task.network else network
+        return _train_into(folder, made, task, seed, console, begun=False)
+    if state.is_main_process:
+        save_model(network, folder)
         shutil.rmtree(training)
-        return _train_into(folder, task.network(seed) if task.network else network, task, seed, console)
-    save_model(network, folder)
-    shutil.rmtree(training)
 
 
 def _is_whole(network: Any, folder: Path) -> bool:
