@@ -27,9 +27,7 @@ from distill import (
     fit,
     from_layers,
     layers,
-    run_folder,
 )
-from distill.checkpoints import Checkpoints
 from distill.evaluations import positions_of
 from distill.files import read_json
 from distill.run_folder import read_log
@@ -252,11 +250,10 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_saved():
     assert not student.training
 
 
-def test_going_on_after_the_last_step_gives_the_result_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_folder, "Checkpoints", partial(Checkpoints, every=3))
+def test_going_on_after_the_last_step_gives_the_result_again(tmp_path):
     teacher, student = couple()
     folder = tmp_path / "r"
-    expected = fit(teacher, student, None, text(), output_dir=folder, eval_data=text(12), **SETTINGS)
+    expected = fit(teacher, student, None, text(), output_dir=folder, eval_data=text(12), save_steps=3, **SETTINGS)
     again = from_layers(teacher, 2)
     result = fit(teacher, again, None, text(), output_dir=folder, eval_data=text(12), resume=True, **SETTINGS)
     assert result.records == expected.records

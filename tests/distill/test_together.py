@@ -1,8 +1,6 @@
 import copy
-import importlib
 import itertools
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -24,7 +22,6 @@ from distill import (
     fit,
     mutual,
 )
-from distill.checkpoints import Checkpoints
 from distill.losses import cross_entropy, kd
 from distill.objectives import Moment
 from distill.run_folder import read_log
@@ -232,14 +229,12 @@ class PowerCut(Objective):
         return "like KD"
 
 
-def test_resumed_as_if_uninterrupted(tmp_path, monkeypatch):
+def test_resumed_as_if_uninterrupted(tmp_path):
     make = lambda: [spread(bert(2, dropout=0.2), seed) for seed in range(2)]  # noqa: E731
     whole, again = make(), make()
     settings = dict(schedule=Schedule(steps=7, batch_size=5, lr=1e-2), console=QUIET)
     expected = mutual(whole, text(), objective=[PowerCut(), DIITO()], **settings)
-    module = importlib.import_module("distill.run_folder")
-    monkeypatch.setattr(module, "Checkpoints", partial(Checkpoints, every=2))
-    settings["output_dir"] = tmp_path / "run"
+    settings |= {"output_dir": tmp_path / "run", "save_steps": 2}
     cut = PowerCut()
     cut._at = 11
     with pytest.raises(RuntimeError, match="power cut"):

@@ -171,7 +171,7 @@ def attack(kind: str, tmp_path: Path, count: int, every: int) -> Tally:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setattr(distill.run_folder, "Checkpoints", partial(Checkpoints, every=2))
+    monkeypatch.setattr(distill.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume))
 
 
 @pytest.mark.parametrize("kind", KEPT)

@@ -28,7 +28,7 @@ SAMPLE = 9
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """A checkpoint every second step, and quick measurements."""
-    monkeypatch.setattr(distill.run_folder, "Checkpoints", partial(Checkpoints, every=2))
+    monkeypatch.setattr(distill.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume))
     fitting = importlib.import_module("distill.fit")
     monkeypatch.setattr(fitting, "evaluate", partial(distill.evaluate, pairs=20))
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,7 +57,7 @@ def in_a_fork(work) -> int:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_another_run_in_the_folder_is_told_who_is_there(resume, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill.run_folder, "Checkpoints", partial(Checkpoints, every=1))
+    monkeypatch.setattr(distill.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 1, resume))
     folder, statuses = tmp_path / "run", []
 
     def another():
