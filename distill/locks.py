@@ -34,7 +34,8 @@ def locked(folder: Path, *, name: str = LOCK, waiting: Callable[[str], None] | N
     except Timeout:
         if waiting is None:
             raise DistillError(
-                f"{folder} is in use by {_holder(path)}; wait for it, or choose another folder: output_dir='…'."
+                f"{folder} is in use by {_holder(path)}; wait for it, or choose another folder: output_dir='…' "
+                "(--output …)."
             ) from None
         waiting(_holder(path))
         lock.acquire()

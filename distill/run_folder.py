@@ -143,7 +143,7 @@ class RunFolder:
         if self.resume != ANYWAY:
             raise DistillError(
                 f"{self.path} was started with {changed[0]}{more}; use the same, start anew in a new folder, or go on "
-                "all the same: resume='anyway'."
+                "all the same: resume='anyway' (--anyway)."
             )
         warnings.warn(
             f"{self.path} was started with {'; '.join(changed)}; it goes on all the same, as resume='anyway' says.",
