@@ -16,6 +16,7 @@ from distill.checkpoints import Checkpoints
 from distill.locks import claim, locked
 from distill.run_folder import read_log
 from tests.distill.models import QUIET, mlp, same, spread, vectors, weights
+from tests.distill.test_processes import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = dict(steps=4, batch_size=4, lr=1e-2, console=QUIET)
@@ -154,11 +155,14 @@ print(sum(value.double().sum().item() for value in weights(teacher).values()))
 
 
 @pytest.mark.slow
-def test_two_first_uses_of_an_embedded_teacher_train_it_once(tmp_path):
+@pytest.mark.parametrize("together", [False, True], ids=["two runs", "two processes of one run"])
+def test_two_first_uses_of_an_embedded_teacher_train_it_once(together, tmp_path):
     environment = {**os.environ, "DISTILL_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
+    run = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true"}
+    ranks = [{**run, "RANK": str(rank), "LOCAL_RANK": str(rank)} if together else {} for rank in range(2)]
     both = [
-        subprocess.Popen([sys.executable, "-c", TWICE], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
+        subprocess.Popen([sys.executable, "-c", TWICE], env={**environment, **rank}, stdout=subprocess.PIPE, text=True)
+        for rank in ranks
     ]
     told = [each.communicate()[0] for each in both]
     assert [each.returncode for each in both] == [0, 0]
