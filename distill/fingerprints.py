@@ -4,6 +4,7 @@ import inspect
 import platform
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import blake2b
@@ -92,9 +93,13 @@ def of_value(value: Any) -> str:
     return _short(value)
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide what a step computes."""
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Of Python and of packages, by default those that decide what a step computes; a checkout may not be installed."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _short(value: Any) -> str:

@@ -3,12 +3,10 @@
 import base64
 import io
 import json
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.files import write, write_json
+from distill.fingerprints import versions
 from distill.metrics import Share
 from distill.outcomes import Outcome
 from distill.results import Evaluation, FitResult, curves
@@ -96,7 +95,7 @@ class Report:
                 }
                 for entry in self.entries
             ],
-            "versions": versions(),
+            "versions": environment(),
         }
 
     def save(self, folder: Path) -> Path:
@@ -127,7 +126,7 @@ class Report:
             ),
             "<h2>Settings</h2>",
             f"<pre>{escape(json.dumps(self.settings, indent=1, default=str))}</pre>",
-            f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in versions().items()))}</p>",
+            f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in environment().items()))}</p>",
         ]
         return printable(PAGE.format(policy=POLICY, style=STYLE, title=escape(self.title), body="\n".join(parts)))
 
@@ -147,15 +146,9 @@ def _common(task: Task) -> str:
     return " without labels" if task.majority is None else f"; the most common class is {task.majority:.1%} of them"
 
 
-def versions() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Of what the figures depend on."""
-    found = {"python": platform.python_version(), "device": _device()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"device": _device(), **versions(PACKAGES)}
 
 
 def embedded(figure: Figure) -> str:

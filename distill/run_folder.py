@@ -84,10 +84,6 @@ class RunFolder:
             for each in missing:
                 remove_empty(each)
 
-    def until_done(self, records: Iterator[Record]) -> list[Record]:
-        """Run the loop and log its records; on Ctrl-C save and stop between two steps."""
-        return until_done(records, self)
-
     def begin(self) -> list[Record]:
         """Write the settings, and the log up to the checkpoint that is gone on from; returns its records."""
         kept = self.checkpoints.records[:-1]  # the last is that of the step that has just been made

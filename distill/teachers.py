@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 from distill.classes import class_names, real_names
 from distill.errors import DistillError
 from distill.files import MANIFEST, check_folder_whole, damage, save_into
+from distill.fingerprints import versions
 from distill.fit import fit, save_model, write_model
 from distill.locks import LOCK, locked
 from distill.metrics import Share, accuracy
@@ -292,7 +292,7 @@ def _loaded(network: Any, folder: Path) -> nn.Module:
 
 def _key(task: Task, network: Any, seed: int) -> str:
     config = network.config.to_dict() if hasattr(network, "config") else str(network)
-    facts = [task.name, asdict(task.recipe), config, seed, torch.__version__, version("causal-distillation")]
+    facts = [task.name, asdict(task.recipe), config, seed, torch.__version__, versions().get("causal-distillation")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from distill import DIITO, KD, Evaluation, FitResult, InterchangeAccuracy, Outcome, Record, Share
-from distill.report import HEADINGS, Entry, Report, versions
+from distill.report import HEADINGS, Entry, Report, environment
 from distill.results import curves
 from distill.tasks import Task
 from tests.distill.models import mlp, vectors
@@ -60,7 +60,7 @@ def test_result_json(tmp_path):
     assert told["task"]["majority"] == report().task.majority
     assert told["settings"]["seed"] == 0
     assert told["versions"].keys() >= {"python", "torch", "causal-distillation", "device"}
-    assert versions() == told["versions"]
+    assert environment() == told["versions"]
 
 
 class Reader(HTMLParser):
