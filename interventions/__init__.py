@@ -11,13 +11,16 @@
 
 from typing import TYPE_CHECKING
 
+from interventions import exceptions as exceptions
 from interventions import metrics
-from interventions.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
-from interventions.architectures import Architecture, Place, architecture
-from interventions.averages import mean_of
-from interventions.descriptions import describe
+from interventions.analysis.averages import mean_of
+from interventions.analysis.grids import Grid
+from interventions.analysis.paths import path_patch
+from interventions.analysis.sweeps import sweep
+from interventions.describe import describe
 from interventions.errors import InterventionError
-from interventions.grids import Grid
+from interventions.execution.origins import Stored
+from interventions.execution.requests import Handle
 from interventions.interchanges import interchange, intervene
 from interventions.locations import SITES, Location, as_location
 from interventions.metrics import (
@@ -28,21 +31,19 @@ from interventions.metrics import (
     normalised,
     probability,
 )
+from interventions.models.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
+from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.stacks import Stack
+from interventions.models.wrappers import Model
 from interventions.names import label, printable, printed
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
-from interventions.origins import Stored
-from interventions.paths import path_patch
 from interventions.positions import Selection, select
-from interventions.requests import Handle
 from interventions.runs import Activations, Run, record, run, run_to
-from interventions.saving import Saved, load, save
-from interventions.stacks import Stack
+from interventions.saving.saving import Saved, load, save
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
-from interventions.sweeps import sweep
-from interventions.wrappers import Model
 
 if TYPE_CHECKING:
-    from interventions.plots import Picture, heat_map
+    from interventions.analysis.plots import Picture, heat_map
 
 __all__ = [
     "PCA",
@@ -110,7 +111,7 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """What draws when it is asked for: matplotlib takes half a second to import."""
     if name in ("Picture", "heat_map"):
-        from interventions import plots
+        from interventions.analysis import plots
 
         return getattr(plots, name)
     raise AttributeError(f"module 'interventions' has no attribute {name!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from interventions.descriptions import describe
+from interventions.describe import describe
 from interventions.errors import InterventionError
 
 

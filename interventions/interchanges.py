@@ -9,16 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interventions.architectures import Place, architecture
-from interventions.calls import arguments_of, call
 from interventions.errors import InterventionError
-from interventions.hooks import Scope, Tap, acting, opened
+from interventions.execution.origins import Stored, origin_of, taken_for_inputs
+from interventions.execution.recordings import Recording, Replay, drawing
+from interventions.execution.requests import Handle, check_fired, held_by, of_run, pairs_of, writes_of
+from interventions.execution.stamps import Stamp
+from interventions.execution.writes import Source, Write
+from interventions.hooks.hooks import Scope, Tap, acting, opened
 from interventions.locations import Location
+from interventions.models.architectures import Place, architecture
+from interventions.models.calls import arguments_of, call
+from interventions.models.wrappers import Model, module_of
 from interventions.operators import Operator
-from interventions.origins import Stored, origin_of, taken_for_inputs
 from interventions.positions import Positions
-from interventions.recordings import Recording, Replay, drawing
-from interventions.requests import Handle, check_fired, held_by, of_run, pairs_of, writes_of
 from interventions.runs import (
     Inputs,
     Keep,
@@ -35,10 +38,7 @@ from interventions.runs import (
     without_cache,
     without_past,
 )
-from interventions.stamps import Stamp
 from interventions.steps import Steps, parse_steps
-from interventions.wrappers import Model, module_of
-from interventions.writes import Source, Write
 
 
 @contextmanager

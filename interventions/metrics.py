@@ -18,8 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from interventions.answers import logits_of, unanswered
 from interventions.errors import InterventionError
+from interventions.models.answers import logits_of, unanswered
 from interventions.positions import select
 
 Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor

@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interventions.answers import Answers, checked, logits_of, rule_of
-from interventions.architectures import Architecture, Place, architecture
-from interventions.axes import axis, to_vectors
-from interventions.calls import call, parameters_of
 from interventions.errors import InterventionError
-from interventions.examples import check_inputs_of, check_rows, examples_in, numbers_of
-from interventions.hooks import (
+from interventions.execution.examples import check_inputs_of, check_rows, examples_in, numbers_of
+from interventions.execution.recordings import Recording, detached
+from interventions.execution.stamps import Stamp
+from interventions.execution.writes import part_of
+from interventions.hooks.hooks import (
     Scope,
     Stopped,
     Tap,
@@ -27,11 +26,12 @@ from interventions.hooks import (
     user_hooks,
 )
 from interventions.locations import Location, as_location
+from interventions.models.answers import Answers, checked, logits_of, rule_of
+from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.axes import axis, to_vectors
+from interventions.models.calls import call, parameters_of
+from interventions.models.wrappers import Model, is_sharded, is_traced, module_of, unwrapped
 from interventions.names import printed
-from interventions.recordings import Recording, detached
-from interventions.stamps import Stamp
-from interventions.wrappers import Model, is_sharded, is_traced, module_of, unwrapped
-from interventions.writes import part_of
 
 Inputs = (
     object  # a mapping (keywords), a tuple or list (positional arguments) or one tensor: what the model is called with
@@ -112,7 +112,7 @@ class Run:
             self.answers = rule_of(module_of(self.model))
 
     def check_fresh(self) -> None:
-        """Raise if the model changed since the run, see `interventions.stamps`."""
+        """Raise if the model changed since the run, see `interventions.execution.stamps`."""
         check_fresh(self.model, self._stamp)
 
     @property

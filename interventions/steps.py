@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interventions.architectures import Place
-from interventions.calls import Call
 from interventions.errors import InterventionError
+from interventions.models.architectures import Place
+from interventions.models.calls import Call
 from interventions.positions import Positions, Selection, is_mask, select
 
 _MASK = re.compile("mask(?!ed)|padding", re.I)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from interventions.errors import InterventionError
-from interventions.frames import frame, random_reflections, reflections_of
+from interventions.subspaces.frames import frame, random_reflections, reflections_of
 from interventions.subspaces.masks import SoftChoice
 from interventions.subspaces.subspace import Learned, check_dims, difference, precision, unbuilt
 

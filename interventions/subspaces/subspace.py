@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from interventions.errors import InterventionError
-from interventions.frames import full_precision
+from interventions.subspaces.frames import full_precision
 
 
 class Subspace(nn.Module, ABC):

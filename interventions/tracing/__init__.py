@@ -5,10 +5,10 @@ What is done in a run stands on the model as edits of nnsight, so that the user'
 and data (`parcels`). Nothing here is imported until a model of nnsight is passed.
 """
 
-from interventions.tracing.grids import measured
 from interventions.tracing.hosts import backend
 from interventions.tracing.inputs import load
 from interventions.tracing.operations import operations_listed
+from interventions.tracing.sweeps import measured
 from interventions.tracing.verbs import interchange, intervene, record, run, run_to
 
 __all__ = ["backend", "interchange", "intervene", "load", "measured", "operations_listed", "record", "run", "run_to"]

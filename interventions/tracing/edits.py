@@ -8,16 +8,16 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from interventions.architectures import Architecture, Place, architecture
 from interventions.errors import InterventionError
-from interventions.hooks import Tap
+from interventions.execution.writes import Write
+from interventions.hooks.hooks import Tap
 from interventions.locations import HEAD_SITES, Location
-from interventions.tracing.doors import Computation, Door, Function, Operation, Side
+from interventions.models.architectures import Architecture, Place, architecture
+from interventions.tracing.hook_points import Computation, Door, Function, Operation, Side
 from interventions.tracing.jobs import Job
 from interventions.tracing.operations import check_operation, close, opened_modules, operations_of
-from interventions.tracing.parcels import Parcel
+from interventions.tracing.packing import Parcel
 from interventions.tracing.visits import Runs, Visit, Visits, grouped
-from interventions.writes import Write
 
 
 @dataclass(eq=False)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from interventions.runs import Inputs, check_inputs
-from interventions.tracing import engines
+from interventions.tracing import vllm
 
 
 def prepared(model: Any, inputs: Any) -> Inputs:
@@ -31,5 +31,5 @@ def called_with(inputs: Any) -> tuple[tuple, dict[str, Any]]:
 
 def load(model: Any) -> None:
     """Load the weights of a model that has none yet, so that it is in the mode in which it will run."""
-    if getattr(model, "dispatched", True) is False and not engines.is_engine(model):
+    if getattr(model, "dispatched", True) is False and not vllm.is_engine(model):
         model.dispatch()

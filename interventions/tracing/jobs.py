@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interventions.architectures import Place
+from interventions.execution.recordings import mapped
+from interventions.execution.writes import Source, Write, part_of
 from interventions.locations import Location
-from interventions.recordings import mapped
-from interventions.writes import Source, Write, part_of
+from interventions.models.architectures import Place
 
 
 @dataclass(eq=False)

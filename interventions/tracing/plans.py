@@ -6,16 +6,16 @@ from typing import Any
 
 import torch
 
-from interventions.architectures import Architecture, Place, architecture
-from interventions.hooks import Tap
+from interventions.execution.writes import Write
+from interventions.hooks.hooks import Tap
 from interventions.locations import Location
+from interventions.models.architectures import Architecture, Place, architecture
 from interventions.runs import Inputs, without_cache
 from interventions.tracing.edits import Block, tapped
 from interventions.tracing.inputs import called_with
 from interventions.tracing.jobs import During, Job, Read, Stop, Task
 from interventions.tracing.operations import runs_once
 from interventions.tracing.sessions import Remote, perform
-from interventions.writes import Write
 
 Taps = list[tuple[Location, Place, Tap]]
 

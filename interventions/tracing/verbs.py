@@ -7,21 +7,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interventions.architectures import Place, architecture
 from interventions.errors import InterventionError
+from interventions.execution.requests import Handle, Listen, check_fired, of_run, writes_of
+from interventions.execution.stamps import Stamp
+from interventions.execution.writes import Source, part_of
 from interventions.locations import Location
+from interventions.models.architectures import Place, architecture
 from interventions.operators import Operator
-from interventions.requests import Handle, Listen, check_fired, of_run, writes_of
 from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable, without_past
-from interventions.stamps import Stamp
 from interventions.steps import parse_steps
-from interventions.tracing import engines
+from interventions.tracing import vllm
 from interventions.tracing.edits import Block, attached, ran_here, surroundings, tapped
 from interventions.tracing.inputs import prepared
 from interventions.tracing.jobs import Read, Task
 from interventions.tracing.plans import Plan
 from interventions.tracing.sessions import Remote, ours
-from interventions.writes import Source, part_of
 
 
 def run(
@@ -35,8 +35,8 @@ def run(
     remote: Remote = False,
 ) -> Run:
     """`interventions.run`: one trace. Only the output, without its cache, and the activations asked for come back."""
-    if engines.is_engine(model):
-        return engines.run(model, inputs, at, detach=detach, device=device, keep=keep, remote=remote)
+    if vllm.is_engine(model):
+        return vllm.run(model, inputs, at, detach=detach, device=device, keep=keep, remote=remote)
     inputs = prepared(model, inputs)
     plan = Plan.of(model)
     task = plan.task(inputs, without_past if keep is None else keep)
@@ -51,8 +51,8 @@ def run(
 
 def run_to(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote = False) -> Run:
     """`interventions.run_to`: one trace that stops."""
-    if engines.is_engine(model):
-        return engines.run(model, inputs, at, remote=remote)
+    if vllm.is_engine(model):
+        return vllm.run(model, inputs, at, remote=remote)
     inputs, found = prepared(model, inputs), architecture(model)
     activations = read(model, inputs, list(dict.fromkeys(location.whole for location in at)), remote=remote)
     activations._fetch = lambda location, kept: part_of(kept[location.whole], location, found.place(location))
@@ -75,7 +75,7 @@ def record(
     model: Any, at: Sequence[Location], *, detach: bool = False, device: torch.device | str | None = None
 ) -> Iterator[Activations]:
     """`interventions.record`: of the user's own traces inside the block, on this machine."""
-    engines.refuse(model, "record")
+    vllm.refuse(model, "record")
     found, activations = architecture(model), Activations(at)
     reads = [Read(location, found.place(location), detach) for location in at]
     for each in reads:
@@ -104,8 +104,8 @@ def intervene(
     remote: Remote = False,
 ) -> Iterator[Handle]:
     """`interventions.intervene`: in the user's own traces inside the block, wherever they run. Sources run first."""
-    if engines.is_engine(model):
-        with engines.intervene(model, pairs, source, where, generator, remote=remote) as handle:
+    if vllm.is_engine(model):
+        with vllm.intervene(model, pairs, source, where, generator, remote=remote) as handle:
             yield handle
         return
     plan = Plan.of(model)
@@ -132,7 +132,7 @@ def interchange(
     remote: Remote = False,
 ) -> Run:
     """`interventions.interchange`: sources and base as one job, of which only the counterfactual comes back."""
-    engines.refuse(model, "interchange")
+    vllm.refuse(model, "interchange")
     plan = Plan.of(model, generator)
     inputs = base.inputs if isinstance(base, Run) else prepared(model, base)
     listen = _listening(plan, False)

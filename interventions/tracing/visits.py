@@ -6,13 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from interventions.hooks import Tap
-from interventions.requests import check_fired
-from interventions.tracing.doors import Door
+from interventions.execution.requests import check_fired
+from interventions.execution.writes import Write
+from interventions.hooks.hooks import Tap
+from interventions.tracing.current_call import Moment
+from interventions.tracing.hook_points import Door
 from interventions.tracing.jobs import During, Job
-from interventions.tracing.moments import Moment
 from interventions.tracing.operations import close, opened_modules
-from interventions.writes import Write
 
 
 @dataclass(eq=False)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from interventions import InterventionError, Location, Run, interchange, run
-from interventions.architectures import architecture
-from interventions.stacks import Stack
+from interventions.models.architectures import architecture
+from interventions.models.stacks import Stack
 from tests.conformance.building import Subject, tensors
 
 MAIN = ("logits", "class_queries_logits", "last_hidden_state", "transformer_decoder_last_hidden_state", "pred_masks")

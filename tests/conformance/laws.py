@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from interventions import InterventionError, Location, interchange, run
-from interventions.architectures import architecture
-from interventions.axes import axis
 from interventions.locations import BLOCK_SITES
-from interventions.sites import Missing, is_norm, kind_of
-from interventions.stacks import Stack
+from interventions.models.architectures import architecture
+from interventions.models.axes import axis
+from interventions.models.sites import Missing, is_norm, kind_of
+from interventions.models.stacks import Stack
 from tests.conformance.building import Subject, tensors
 from tests.conformance.cases import Case, away, same, seeded
 from tests.conformance.plans import SIZE
 from tests.conformance.positions import positions
-from tests.interventions.models import trace
+from tests.interventions.tiny_models import trace
 
 ATTENTION = re.compile("attention|attn", re.I)
 SAME = "both inputs give the same output"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from interventions import InterventionError, Location, intervene, record
-from interventions.architectures import architecture
-from interventions.axes import to_vectors
-from interventions.sweeps import real_tokens
+from interventions.analysis.sweeps import real_tokens
+from interventions.models.architectures import architecture
+from interventions.models.axes import to_vectors
 from tests.conformance.cases import Case, seeded
 
 PADDED = 2  # tokens of the first example, where the law is about padding
@@ -110,7 +110,7 @@ def padded(case: Case, places: list[Location]) -> str | None:
     """Padding of the text counts where a stack is given the text token by token, and nowhere else."""
     ids, mask = (case.base.get(name) for name in ("input_ids", "attention_mask"))
     if len(places) < 2:
-        return None  # one stack: `tests/interventions/test_writes.py` is about its padding
+        return None  # one stack: `tests/interventions/execution/test_writes.py` is about its padding
     if not isinstance(ids, Tensor) or not isinstance(mask, Tensor) or ids.ndim != 2 or mask.shape != ids.shape:
         return None
     given = {**case.base, "attention_mask": mask.clone()}

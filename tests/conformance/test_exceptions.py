@@ -3,8 +3,8 @@
 import pytest
 from torch import nn
 
-from interventions.architectures import architecture
-from interventions.exceptions import EXCEPTIONS, register
+from interventions.models.architectures import architecture
+from interventions.models.overrides import EXCEPTIONS, register
 
 
 class Net(nn.Module):

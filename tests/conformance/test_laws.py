@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 from torch import nn
 
-from interventions import architectures
-from interventions.exceptions import EXCEPTIONS, Blocks
+from interventions.models import architectures
+from interventions.models.overrides import EXCEPTIONS, Blocks
 from tests.conformance.building import quiet, subject
 from tests.conformance.cases import Case
 from tests.conformance.laws import LAWS

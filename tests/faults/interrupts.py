@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 import interventions
-from interventions import Location, Zero, hooks, interchange, intervene, record, run
-from tests.interventions.models import MIDDLE, answer, batch, make
+from interventions import Location, Zero, interchange, intervene, record, run
+from interventions.hooks import hooks
 from tests.interventions.promises.attentions import net, traces
+from tests.interventions.tiny_models import MIDDLE, answer, batch, make
 
 PACKAGE = str(Path(interventions.__file__).parent)
 TOUCHING = ("hooks.py", "endings.py", "attention.py", "recordings.py", "frames.py", "answers.py")

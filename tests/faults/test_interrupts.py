@@ -8,10 +8,11 @@ from contextlib import suppress
 import pytest
 import torch
 
-from interventions import Location, Zero, hooks, intervene
-from interventions.architectures import architecture
-from interventions.hooks import Scope, Tap
-from tests.interventions.models import answer, batch, make
+from interventions import Location, Zero, intervene
+from interventions.hooks import hooks
+from interventions.hooks.hooks import Scope, Tap
+from interventions.models.architectures import architecture
+from tests.interventions.tiny_models import answer, batch, make
 
 from .interrupts import SUBJECTS, leftovers, lines_of, points, state
 

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrize, prune, vector_to_parameters
 
-from interventions import InterventionError, Location, Zero, interchange, intervene, record, run, stamps
-from tests.interventions.models import INNER, OTHERS, TRANSFORMERS, answer, batch, make, middle
+from interventions import InterventionError, Location, Zero, interchange, intervene, record, run
+from interventions.execution import stamps
+from tests.interventions.tiny_models import INNER, OTHERS, TRANSFORMERS, answer, batch, make, middle
 
 KINDS = [*TRANSFORMERS, *OTHERS]
 

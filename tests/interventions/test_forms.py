@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from interventions import Add, InterventionError, Location, Swap, interchange, intervene, run
-from tests.interventions.models import answer, batch, make
+from tests.interventions.tiny_models import answer, batch, make
 
 Pair = namedtuple("Pair", "count state")
 

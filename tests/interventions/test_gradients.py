@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interventions import Location, architecture, interchange, run
-from tests.interventions.models import OTHERS, TRANSFORMERS, answer, batch, make, middle
+from tests.interventions.tiny_models import OTHERS, TRANSFORMERS, answer, batch, make, middle
 
 EVERY = [*TRANSFORMERS, *OTHERS]
 

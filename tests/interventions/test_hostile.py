@@ -18,8 +18,7 @@ from interventions import (
     run,
     save,
 )
-
-from .models import VOCABULARY, batch, make
+from tests.interventions.tiny_models import VOCABULARY, batch, make
 
 SIZES = dict(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
 

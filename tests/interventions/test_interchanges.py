@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interventions import InterventionError, Location, Mixup, Swap, Zero, interchange, intervene, run, run_to
-from tests.interventions.models import OTHERS, TRANSFORMERS, answer, batch, make, middle, places
+from tests.interventions.tiny_models import OTHERS, TRANSFORMERS, answer, batch, make, middle, places
 
 EVERY = [*TRANSFORMERS, *OTHERS]
 EVERYTHING = {  # all that reaches the output

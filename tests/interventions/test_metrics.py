@@ -7,7 +7,6 @@ import torch
 from torch.distributions import Categorical, kl_divergence
 
 from interventions import InterventionError, run
-from interventions.answers import logits_of
 from interventions.metrics import (
     accuracy,
     agreement,
@@ -18,7 +17,8 @@ from interventions.metrics import (
     normalised,
     probability,
 )
-from tests.interventions.models import batch, make
+from interventions.models.answers import logits_of
+from tests.interventions.tiny_models import batch, make
 
 LOGITS = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
 LEFT = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 1, 1, 1, 1]])

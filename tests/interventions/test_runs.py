@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from interventions import InterventionError, Location, Mixup, interchange, record, run, run_to
-from tests.interventions.models import LAYERS, OTHERS, TRANSFORMERS, answer, batch, make, places
+from tests.interventions.tiny_models import LAYERS, OTHERS, TRANSFORMERS, answer, batch, make, places
 
 EVERY = [*TRANSFORMERS, *OTHERS]
 

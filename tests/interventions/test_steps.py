@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from interventions import Add, InterventionError, Location, Swap, intervene, run
-
-from .models import VOCABULARY, WIDTH, make, trace
+from tests.interventions.tiny_models import VOCABULARY, WIDTH, make, trace
 
 NEW, LENGTH = 5, 4
 PUSH = Add(torch.linspace(-3, 3, WIDTH))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions import Location
-from tests.interventions.models import batch, make
+from tests.interventions.tiny_models import batch, make
 
 SIGMA, SEED = 0.5, 3  # of the noise
 

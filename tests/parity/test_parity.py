@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock
 
 from interventions import Noise, Swap, Zero, interchange, run
-from tests.interventions.models import TRANSFORMERS
+from tests.interventions.tiny_models import TRANSFORMERS
 from tests.parity.cases import CASES, PLACES, SEED, SIGMA, gradients, loss, question
 
 REPOSITORY = Path(__file__).parents[2]

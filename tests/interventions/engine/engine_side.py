@@ -31,7 +31,7 @@ from interventions import (
     sweep,
 )
 from tests.interventions.engine import stand_in
-from tests.interventions.models import VOCABULARY, WIDTH, make
+from tests.interventions.tiny_models import VOCABULARY, WIDTH, make
 
 PROMPTS = ([3, 4, 5, 6, 7, 8, 9], [11, 12, 13], [21, 22, 23, 24, 25])
 SOURCE = [14, 15, 16, 17, 18, 19, 20]

@@ -8,9 +8,9 @@ from torch.nn import functional
 from transformers.modeling_utils import AttentionInterface
 
 from interventions import Location
-from interventions.hooks import _open, _overrides
+from interventions.hooks.hooks import _open, _overrides
 from interventions.locations import BLOCK_SITES, HEAD_SITES
-from tests.interventions.models import VOCABULARY, WIDTH, make, trace
+from tests.interventions.tiny_models import VOCABULARY, WIDTH, make, trace
 
 PATTERNS = ("attention_scores", "attention_pattern")
 WRITTEN_OUT = ("attention_scores", "attention_pattern", "attention_heads")  # where an attention has products of its own

@@ -7,7 +7,7 @@ import torch
 
 from interventions import Add, InterventionError, Location, Zero, interchange, intervene, run
 from interventions.locations import BLOCK_SITES
-from tests.interventions.models import answer, batch, make
+from tests.interventions.tiny_models import answer, batch, make
 
 from .attentions import PATTERNS, at, traces
 

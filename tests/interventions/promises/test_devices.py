@@ -5,7 +5,7 @@ import torch
 
 from interventions import Zero, interchange, intervene, run
 from interventions.locations import BLOCK_SITES
-from tests.interventions.models import LAYERS, answer, batch, make
+from tests.interventions.tiny_models import LAYERS, answer, batch, make
 
 from .attentions import PATTERNS, at, traces
 

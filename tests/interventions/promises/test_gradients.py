@@ -8,7 +8,7 @@ from torch import nn
 
 from interventions import InterventionError, Mixup, Noise, Zero, interchange, intervene, run
 from interventions.locations import BLOCK_SITES
-from tests.interventions.models import answer, batch, make
+from tests.interventions.tiny_models import answer, batch, make
 
 from .attentions import KINDS, PATTERNS, at, sites_of
 

@@ -9,7 +9,7 @@ import torch
 from transformers.modeling_utils import AttentionInterface
 
 from interventions import InterventionError, Location, Zero, interchange, intervene
-from tests.interventions.models import answer, batch, make
+from tests.interventions.tiny_models import answer, batch, make
 
 from .attentions import at, sites_of, traces
 

@@ -6,10 +6,10 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 
 from interventions import Add, InterventionError, Location, Zero, interchange, intervene, record, run
-from interventions.architectures import architecture
-from interventions.exceptions import EXCEPTIONS, register
 from interventions.locations import HEAD_SITES
-from tests.interventions.models import VOCABULARY, batch, make
+from interventions.models.architectures import architecture
+from interventions.models.overrides import EXCEPTIONS, register
+from tests.interventions.tiny_models import VOCABULARY, batch, make
 
 from .attentions import PATTERNS, at
 

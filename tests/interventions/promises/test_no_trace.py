@@ -5,7 +5,7 @@ import torch
 
 from interventions import InterventionError, Zero, interchange, intervene, record, run
 from interventions.locations import HEAD_SITES
-from tests.interventions.models import answer, batch
+from tests.interventions.tiny_models import answer, batch
 
 from .attentions import KINDS, at, sites_of, traces
 

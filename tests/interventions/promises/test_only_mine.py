@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from interventions import Add, Zero, interchange, intervene
-from tests.interventions.models import answer, batch, make
+from tests.interventions.tiny_models import answer, batch, make
 
 from .attentions import KINDS, at, traces
 

@@ -12,7 +12,7 @@ import torch
 from torch import distributed, nn
 
 from interventions import InterventionError, Location, interchange, intervene, run
-from tests.interventions.models import batch, make
+from tests.interventions.tiny_models import batch, make
 
 ROOT = Path(__file__).parents[3]
 SITES = ("block_output", "attention_pattern", "mlp_output")

@@ -5,7 +5,7 @@ import torch
 
 from interventions import Add, Location, Mixup, Noise, Zero, interchange, intervene, run
 from interventions.locations import BLOCK_SITES
-from tests.interventions.models import VOCABULARY, answer, batch, make
+from tests.interventions.tiny_models import VOCABULARY, answer, batch, make
 
 from .attentions import at
 

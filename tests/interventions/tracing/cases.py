@@ -8,7 +8,7 @@ import torch
 
 from interventions import Add, Interpolate, Location, Mean, Mixup, Swap, Zero
 from interventions.locations import HEAD_SITES, SITES
-from tests.interventions.models import INNER, MODULES, WIDTH
+from tests.interventions.tiny_models import INNER, MODULES, WIDTH
 from tests.interventions.tracing.programs import (
     OPERATORS,
     SUBSPACES,

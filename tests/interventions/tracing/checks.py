@@ -24,7 +24,7 @@ from interventions import (
     record,
     run,
 )
-from tests.interventions.models import batch, trace
+from tests.interventions.tiny_models import batch, trace
 from tests.interventions.tracing.programs import doubled, site, vector
 from tests.interventions.tracing.subjects import Subject, loaded, made, plain, tokenizer, wrapped
 

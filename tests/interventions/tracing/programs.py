@@ -41,7 +41,7 @@ from interventions import (
     sweep,
 )
 from interventions.locations import BLOCK_SITES
-from tests.interventions.models import WIDTH
+from tests.interventions.tiny_models import WIDTH
 from tests.interventions.tracing.subjects import Subject
 
 Answer = dict[str, Tensor | str]

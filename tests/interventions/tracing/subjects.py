@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.interventions.models import OTHERS, TRANSFORMERS, VOCABULARY, WIDTH, answer, batch, make
 from tests.interventions.promises.attentions import net
+from tests.interventions.tiny_models import OTHERS, TRANSFORMERS, VOCABULARY, WIDTH, answer, batch, make
 
 WIDE = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 4,
         "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": None}  # fmt: skip

@@ -1,0 +1,1 @@
+"""Sweeps, path patching, means of activations, grids and pictures."""

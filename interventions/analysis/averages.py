@@ -1,0 +1,91 @@
+"""Means of activations over a data set, for mean ablation and as the centre of a subspace."""
+
+from collections.abc import Iterable, Mapping
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from interventions.errors import InterventionError
+from interventions.locations import Location
+from interventions.models.architectures import Place, architecture
+from interventions.models.axes import to_vectors
+from interventions.models.calls import arguments_of
+from interventions.models.wrappers import Model, module_of
+from interventions.operators import Mean
+from interventions.positions import Positions, select
+from interventions.runs import Inputs, Where, locations_of, run_to, traced
+from interventions.steps import span_of
+
+
+@torch.no_grad()
+def mean_of(
+    model: Model,
+    at: Where,
+    batches: Iterable[Inputs] | Inputs,
+    *,
+    positions: Positions = None,
+    remote: bool | str = False,
+) -> Mapping[Location, Mean]:
+    """The mean activation at each location over the real tokens of a data set, as operators that write it.
+
+    Args:
+        batches: what the model is called with, batch by batch: mappings, tuples or tensors.
+        positions: which tokens to average over; None is all real ones.
+        remote: of a model of nnsight, where it runs, see `run`; the activations of one batch come back at a time.
+
+    Returns:
+        {location: Mean(value)}, ready for `intervene(model, …)`; the value is `[dims]`, or `[head, dims]` at sites with
+        heads. It is summed in float64, so that neither the order nor the size of the batches shows.
+
+    Raises:
+        InterventionError: no batches; a place that does not exist or has no fixed width; the model is in train mode.
+
+    >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU()).eval()
+    >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
+    {Location(module='0'): Mean(value=tensor([2., 4.]))}
+    """
+    if (elsewhere := traced(model, remote)) is not None and not remote:
+        elsewhere.load(model)
+    if not remote and module_of(model).training:
+        raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
+    if isinstance(batches, Mapping | Tensor):
+        raise InterventionError(
+            f"batches is one {type(batches).__name__}, and several of what the model is called with were asked for; "
+            "write [inputs]."
+        )
+    locations, found = locations_of(at), architecture(model)
+    pattern = next((at for at in locations if found.place(at).io in ("attention_scores", "attention_pattern")), None)
+    if pattern is not None:
+        raise InterventionError(
+            f"{pattern} is as wide as each batch is long, so it has no mean over batches; use attention_heads."
+        )
+    sums: dict[Location, Tensor] = {}
+    counts = dict.fromkeys(locations, 0)
+    dtypes: dict[Location, torch.dtype] = {}
+    for inputs in cast(Iterable[Inputs], batches):
+        taken = run_to(model, inputs, locations, remote=remote)
+        arguments = arguments_of(model, taken.inputs)
+        for location in locations:
+            place, state = found.place(location), taken.activations[location]
+            vectors = state if location.subspace is not None else to_vectors(state, place.axes_of(state))
+            chosen = _chosen(vectors, place, arguments, positions)
+            sums[location] = sums.get(location, 0) + chosen.double().sum(0)
+            counts[location] += len(chosen)
+            dtypes[location] = vectors.dtype
+    if not sums:
+        raise InterventionError(
+            "no batches were given, so there is no mean; pass an iterable of inputs, and not a spent one."
+        )
+    return {at: Mean((sums[at] / counts[at]).to(dtypes[at])) for at in locations}
+
+
+def _chosen(vectors: Tensor, place: Place, arguments: Mapping[str, object], positions: Positions) -> Tensor:
+    """The vectors to average, `[n, …, dims]`."""
+    if vectors.ndim < 3:
+        return vectors
+    real = span_of(vectors, place, None, [arguments], slice(None) if positions is None else positions).real
+    if positions is None:
+        return vectors[real.to(vectors.device)]
+    chosen = select(positions, real).to(vectors.device)
+    return vectors[chosen.rows, chosen.columns]

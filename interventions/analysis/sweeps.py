@@ -1,0 +1,307 @@
+"""A grid of interchanges: one counterfactual for each location and position, in few passes of the model."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from interventions.analysis.grids import Grid
+from interventions.analysis.passes import Passes, Summary, cells_a_pass, shapes_of
+from interventions.endings import without_gradients
+from interventions.errors import InterventionError
+from interventions.execution.cells import Cell, Column, cells_of, columns_of
+from interventions.execution.examples import examples_in
+from interventions.execution.origins import Origin, Stored, origin_of, taken_for_inputs
+from interventions.locations import Location, as_location
+from interventions.metrics import Metric, Normalised, name_of
+from interventions.models.architectures import architecture
+from interventions.models.calls import arguments_of
+from interventions.models.wrappers import Model, is_traced
+from interventions.operators import Operator, Swap
+from interventions.positions import select
+from interventions.runs import Inputs, Run, as_run, check_eval, run, traced
+from interventions.steps import span_of
+
+
+def sweep(
+    model: Model,
+    base: Inputs | Run,
+    source: Inputs | Run | Stored | None,
+    at: object,
+    *,
+    metric: Callable[[Any], Tensor],
+    positions: object = "each",
+    source_positions: object = None,
+    source_model: Any = None,
+    source_at: Location | str | Mapping[Location, Location] | None = None,
+    op: Operator | Mapping[Location, Operator] | None = None,
+    batch_size: int | None = None,
+    generator: torch.Generator | None = None,
+    remote: bool | str = False,
+) -> Grid:
+    """One counterfactual for each location and position, and what the metric says of it: activation patching.
+
+    The source and the base run once. Every counterfactual resumes from the base run, and the positions of a location
+    share passes, for which the base runs once more with its examples repeated: (rows of the grid) ×
+    ⌈columns / (batch_size // examples)⌉ passes in all. Runs without gradients.
+
+    Args:
+        base: inputs, or a Run.
+        source: inputs or a Run with as many examples; None for operators that need none.
+        at: the rows: a location, a list of locations or of tuples of locations written together, or
+            {label: location or list of locations written together}.
+        metric: a function of the model's output that gives `[batch]`, or one number for all examples. It is called for
+            one counterfactual at a time, with the examples of the base.
+        positions: the columns. "each" is every real token of the longest example (every pixel of a feature map); None
+            is one column, all tokens at once. Or a list, each entry an int or anything else that
+            `interventions.select` takes; or {label: such an entry}. Examples that lack the token of an "each" or int
+            column count as NaN.
+        source_positions: which tokens of the source to take: None is those of the column; an int for all columns, or
+            a list with one entry for each column.
+        source_model, source_at: as in `intervene`: another model that the source is a run of, and where it is read.
+        op: the operator, `Swap()` by default, or {Location: operator}, e.g. what `mean_of` gives. It sees one
+            counterfactual at a time.
+        batch_size: the most rows of one pass, at least those of the base, which is then one counterfactual a pass; by
+            default 64, or fewer that keep 2²⁸ numbers. Where inputs or output hold something that is not one entry an
+            example, such as a loss, every counterfactual has its own pass; by default also where the output for an
+            example is another among more of them, as CLIP's, which compares all images with all texts.
+        generator: for operators that draw.
+        remote: of a model of nnsight, where it runs, see `run`: base, source, and then all counterfactuals as one job
+            of which the metric alone comes back.
+
+    Raises:
+        InterventionError: a model in train mode; nothing to write, places or positions that do not exist; base and
+            source of different sizes; a metric of another shape, not finite, or that reads padding; and as
+            `interchange`.
+
+    Meng et al. 2022 (arXiv:2202.05262), section 2.1; Heimersheim and Nanda 2024 (arXiv:2404.15255).
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
+    >>> base, source = torch.zeros(4, 2), torch.ones(4, 2)
+    >>> grid = sweep(net, base, source, ["module:0", "module:2"], positions=None, metric=lambda logits: logits[:, 0])
+    >>> torch.equal(grid.values, net(source).mean().expand(2, 1))
+    True
+    """
+    check_eval(model, remote)
+    rows = _labelled(at)
+    ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
+    wholes = list(dict.fromkeys(location.whole for locations in rows.values() for location in locations))
+    origin = origin_of(model, source, source_model, source_at, ops)
+    there = model if origin is None else origin.model
+    if origin is not None:
+        check_eval(there)
+    read = wholes if origin is None else list(dict.fromkeys(origin.location(location).whole for location in ops))
+    with without_gradients():
+        before, first = _base_run(model, base, wholes, metric, remote)
+        given, last = _source_run(there, source, read, Summary(metric, shapes_of(before.output)), remote)
+        examples = examples_in(before.inputs)
+        _check_sizes(ops, examples, given)
+        _check_reads_real(metric, before)
+        baseline = _checked(first, examples, "the base run")
+        columns, cells = _cells(
+            list(rows.values()), positions, source_positions, base=before, source=given, ops=ops, origin=origin
+        )
+        values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
+        most = cells_a_pass(before, batch_size)
+        passes = Passes(before, given, ops, generator, most, metric, origin, parts=batch_size is None)
+        elsewhere = traced(model, remote)
+        measured = passes if elsewhere is None else partial(elsewhere.measured, passes, remote)
+        for row, cell, value in measured(list(rows.values()), cells):
+            at_row = " + ".join(map(str, list(rows.values())[row]))
+            what = f"the counterfactual at {at_row}, position {columns[cell.column].label}"
+            values[row, cell.column] = _of_present(_checked(value, examples, what), cell)
+        level = None if last is None else _checked(last, examples, "the source run")
+    positions_of_grid = tuple(column.label for column in columns)
+    return Grid(values, rows, positions_of_grid, baseline, level, name_of(metric), getattr(metric, "is_signed", False))
+
+
+def _labelled(at: Any) -> dict[str, tuple[Location, ...]]:
+    """The rows of the grid: label → locations written together."""
+    if isinstance(at, Mapping) and not all(isinstance(label, str) for label in at):
+        raise InterventionError(
+            "the keys of at= are the labels of a sweep; write {'a label': Location(3)}, and the operator as op=…."
+        )
+    if isinstance(at, Mapping):
+        rows = [(label, _together(place)) for label, place in at.items()]
+    else:
+        places = [at] if isinstance(at, str) or not isinstance(at, Iterable) else at
+        rows = [(" + ".join(map(str, locations)), locations) for locations in map(_together, places)]
+    labels = [label for label, _ in rows]
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise InterventionError(f"two rows are called {twice}; name each once, or label them: at={{'a label': …}}.")
+    if not rows or not all(locations for _, locations in rows):
+        raise InterventionError("no location was given, or none in one of the rows; write at=[Location(3)].")
+    return dict(rows)
+
+
+def _together(place: Any) -> tuple[Location, ...]:
+    several = isinstance(place, tuple | list)
+    return tuple(dict.fromkeys(map(as_location, place if several else [place])))
+
+
+def _operators(op: Any, locations: Iterable[Location], source: object) -> dict[Location, Operator]:
+    """The operator of each location."""
+    if op is None and source is None:
+        raise InterventionError("no operator was given; write op=Zero(), or source=… to swap.")
+    given = {as_location(at): each for at, each in op.items()} if isinstance(op, Mapping) else None
+    ops: dict[Location, Operator] = {}
+    for at in locations:
+        each = op if given is None else given.get(at)
+        if each is None and given is not None:
+            raise InterventionError(f"no operator was given for {at}; add it to op={{Location: operator}}.")
+        ops[at] = Swap() if each is None else each
+        _check_operator(ops[at], source)
+    return ops
+
+
+def _check_operator(op: Any, source: object) -> None:
+    if not callable(op) or isinstance(op, type):
+        raise InterventionError(f"{op!r} is not an operator; write Swap(), Zero(), or a function.")
+    if getattr(op, "needs_source", source is not None) and source is None:
+        raise InterventionError(f"{type(op).__name__} takes from a source and none was given; pass source=….")
+    if source is not None and not getattr(op, "needs_source", True):
+        raise InterventionError(f"a source was given and {type(op).__name__} takes none; leave it out: source=None.")
+
+
+def _base_run(
+    model: Model, base: Inputs | Run, at: list[Location], metric: Callable[[Any], Tensor], remote: bool | str
+) -> tuple[Run, Any]:
+    """The base run, and what the metric says of it."""
+    if is_traced(model) and not isinstance(base, Run):
+        return _summed_up(model, base, at, Summary(metric), remote)
+    before = as_run(model, base, at, remote=remote)
+    if before.output is None or before.is_counterfactual:
+        raise InterventionError(
+            "the base stopped early or is itself a counterfactual run; pass a run of the model itself, or inputs."
+        )
+    return before, metric(before.output)
+
+
+def _source_run(
+    model: Model, source: Inputs | Run | Stored | None, at: list[Location], summary: Summary, remote: bool | str
+) -> tuple[Run | None, Any]:
+    """The source run, and what the metric says of it; None for an output of another shape."""
+    if source is None:
+        return None, None
+    if is_traced(model) and not isinstance(source, Run):
+        return _summed_up(model, source, at, summary, remote)
+    if isinstance(source, Stored):
+        raise InterventionError(
+            "a sweep repeats the examples of its source, and Stored activations have no run; give inputs or a Run, or "
+            "write one place at a time: interchange(model, base, source=Stored(…), at=Location(3))."
+        )
+    with taken_for_inputs(source, model):
+        given = as_run(model, source, at, resumable=False, remote=remote)
+    return given, summary.measure(given.output) if shapes_of(given.output) == summary.like else None
+
+
+def _summed_up(
+    model: Model, inputs: Inputs, at: list[Location], summary: Summary, remote: bool | str
+) -> tuple[Run, Any]:
+    """A run where the model is, of which the shapes come back, and what the metric says of it."""
+    ran = run(model, inputs, at, device="meta", keep=summary, remote=remote)
+    kept: Any = ran.output
+    return replace(ran, output=kept["output"]), kept["value"]
+
+
+def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
+    pools = all(getattr(op, "pools_source", False) for op in ops.values())
+    if source is None or pools or examples_in(source.inputs) == examples:
+        return
+    raise InterventionError(
+        f"the base has {examples} examples and the source {examples_in(source.inputs)}; give one source an example."
+    )
+
+
+def _cells(
+    rows: list[tuple[Location, ...]],
+    positions: Any,
+    source_positions: Any,
+    *,
+    base: Run,
+    source: Run | None,
+    ops: Mapping[Location, Operator],
+    origin: Origin | None,
+) -> tuple[list[Column], list[list[Cell]]]:
+    """The columns, and the cells of each row."""
+    if source_positions is not None and source is None:
+        raise InterventionError("source_positions was given with no source; leave it out.")
+    if positions is None:
+        columns = columns_of(None, source_positions, 0)
+        return columns, [cells_of(columns, {}, None, aligned=True) for _ in rows]
+    real = [{location: real_tokens(base, location) for location in locations} for locations in rows]
+    reads = {at: at if origin is None else origin.location(at) for row in rows for at in row}
+    given = [None if source is None else {at: real_tokens(source, reads[at]) for at in row} for row in real]
+    longest = max(int(mask.sum(1).max()) for row in real for mask in row.values())
+    columns = columns_of(positions, source_positions, longest)
+    aligned = not all(getattr(op, "pools_source", False) for op in ops.values())
+    cells = [cells_of(columns, mine, its, aligned=aligned) for mine, its in zip(real, given, strict=True)]
+    empty = set(range(len(columns))) - {cell.column for row in cells for cell in row}
+    if empty and not isinstance(positions, str):
+        raise InterventionError(
+            f"positions={columns[min(empty)].label} is a token of no example at any location, in base and source; the "
+            f"longest has {longest}."
+        )
+    return columns, cells
+
+
+def real_tokens(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
+    """Which tokens are real at a location of a run: the columns of `positions="each"`.
+
+    Raises:
+        InterventionError: a place without tokens, or one whose padding cannot be told.
+    """
+    vectors = given.vectors(location.whole)
+    if vectors.ndim < 3:
+        raise InterventionError(
+            f"{location} has no positions: its shape is {list(vectors.shape)}, [batch, dims]; write positions=None."
+        )
+    place = architecture(given.model).place(location)
+    return span_of(vectors, place, None, [arguments_of(given.model, given.inputs)], slice(None)).real
+
+
+def _checked(value: Any, examples: int, what: str) -> Tensor:
+    """What the metric says, `[examples]` or `[1]`, on the CPU."""
+    if not isinstance(value, Tensor | int | float):
+        raise InterventionError(f"the metric returned {type(value).__name__} for {what}; return a tensor [batch].")
+    value = torch.as_tensor(value).detach().cpu()
+    if value.shape not in ((), (examples,)):
+        raise InterventionError(
+            f"the metric returned shape {list(value.shape)} for {what}; return [{examples}], one number for each "
+            "example, or one for all."
+        )
+    if not value.isfinite().all():
+        raise InterventionError(f"the metric is not finite for {what}; use one that is, e.g. a difference.")
+    return value.to(torch.promote_types(value.dtype, torch.float32)).reshape(-1)
+
+
+def _of_present(values: Tensor, cell: Cell) -> Tensor:
+    """NaN for examples that lack the tokens, and for a number for all examples where one lacks them."""
+    if cell.present is None:
+        return values
+    present = cell.present if len(values) == len(cell.present) else cell.present.all()
+    return values.masked_fill(~present, math.nan)
+
+
+def _check_reads_real(metric: object, base: Run) -> None:
+    """Raise for a metric made here that would read padding, because it was not told the mask."""
+    metric = metric.metric if isinstance(metric, Normalised) else metric
+    name = architecture(base.model).place(Location(site="logits")).mask
+    mask = arguments_of(base.model, base.inputs).get(name)
+    if not isinstance(metric, Metric) or metric.mask is not None or not isinstance(mask, Tensor):
+        return
+    if mask.shape != base.logits.shape[:-1]:
+        return
+    real = mask.bool()
+    wrong = select(metric.position, real).columns != select(metric.position, torch.ones_like(real)).columns
+    if wrong.any():
+        raise InterventionError(
+            f"the metric ({metric.name}) reads position {metric.position} without a mask, which is another token than "
+            f"that of the real ones in {int(wrong.sum())} of {len(mask)} examples; pass mask=inputs[{name!r}]."
+        )

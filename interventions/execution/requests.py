@@ -1,0 +1,252 @@
+"""What is asked for, as writes: which operator at which place, on which tokens, with what of which source."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from types import FunctionType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interventions.errors import InterventionError
+from interventions.execution.origins import Origin, Stored
+from interventions.execution.writes import Source, Write
+from interventions.locations import Location, as_location
+from interventions.models.architectures import Architecture, Place
+from interventions.models.calls import arguments_of, signature_of
+from interventions.models.wrappers import Model
+from interventions.names import printed
+from interventions.operators import Operator, Swap
+from interventions.positions import Positions
+from interventions.runs import Activations, Inputs, Run, locations_of
+from interventions.steps import steps_text
+
+
+@dataclass(eq=False, repr=False)
+class Handle:
+    """What an open `intervene` block did so far.
+
+    Attributes:
+        writes: its writes.
+        is_elsewhere: whether all runs inside were made on another machine. There an intervention that never ran
+            raises, and nothing is counted here.
+    """
+
+    writes: tuple[Write, ...]
+    is_elsewhere: Callable[[], bool] = lambda: False
+
+    @property
+    def firings(self) -> dict[Location, int]:
+        """How often each location was written.
+
+        Raises:
+            InterventionError: the runs were made on another machine.
+        """
+        self._check_here()
+        return {write.location: write.firings for write in self.writes}
+
+    @property
+    def change(self) -> dict[Location, float]:
+        """Root mean square of what was changed at each location, relative to that of what was there.
+
+        Raises:
+            InterventionError: the runs were made on another machine.
+        """
+        self._check_here()
+        return {write.location: write.change for write in self.writes}
+
+    def _check_here(self) -> None:
+        if self.is_elsewhere():
+            raise InterventionError(
+                "what this block did was done on another machine, which raises where nothing is written, and counts "
+                "nothing here; for counts open a trace on this machine: with model.trace(…)."
+            )
+
+    @printed
+    def __repr__(self) -> str:
+        if self.is_elsewhere():
+            return f"Handle({', '.join(str(write.location) for write in self.writes)}: written on another machine)"
+        done = (f"{write.location}: written {write.firings} times, change {write.change:.3g}" for write in self.writes)
+        return f"Handle({'; '.join(done)})"
+
+
+def pairs_of(at: Any, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:
+    """Each location with its operator, from `at` or from the fields of one location.
+
+    Raises:
+        InterventionError: no place, no operator, or more than one way to say so.
+    """
+    if (at is None) == (not fields):
+        raise InterventionError(
+            "give one place: intervene(model, Location(3), op=Zero()) or intervene(model, layer=3, op=Zero())"
+            + ("." if at is None else f"; both at={at!r} and {fields} were given.")
+        )
+    if isinstance(at, Mapping):
+        if op is not None:
+            raise InterventionError(f"op={op!r} and {{location: operator}} were both given; leave op out.")
+        return _checked({as_location(place): operator for place, operator in at.items()})
+    if op is None and source is None:
+        raise InterventionError("no operator was given; write op=Zero(), or source=… to swap.")
+    locations = [_from_fields(fields)] if at is None else locations_of(at)
+    return _checked(dict.fromkeys(locations, Swap() if op is None else op))
+
+
+def _from_fields(fields: dict) -> Location:
+    try:
+        return Location(**fields)
+    except TypeError as error:
+        raise InterventionError(
+            f"{error}; the keywords of a location are layer, site, heads, dims, subspace, stack, module and io."
+        ) from error
+
+
+def _checked(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
+    if not pairs:
+        raise InterventionError("no location was given; write at=Location(3).")
+    for location, operator in pairs.items():
+        if not callable(operator) or isinstance(operator, type):
+            raise InterventionError(
+                f"{operator!r} at {location} is not an operator; write Swap(), Zero(), or a function (base, source, "
+                "generator)."
+            )
+        _check_signature(operator, location)
+    return pairs
+
+
+def _check_signature(operator: Operator, location: Location) -> None:
+    try:
+        method: Any = type(operator).__call__
+        takes = signature_of(MethodType(method, operator)) if isinstance(method, FunctionType) else signature(operator)
+    except (TypeError, ValueError):
+        return  # built-in functions need not tell
+    try:
+        takes.bind(None, None, None)
+    except TypeError:
+        raise InterventionError(
+            f"the operator at {location} takes {takes} and is called with (base, source, generator); write e.g. "
+            "lambda base, source, generator: -base."
+        ) from None
+
+
+Listen = Callable[[Inputs | Run, dict[Location, Place]], dict[Location, Source]]
+"""From inputs, or a Run, and places of which all is wanted to what a run has there."""
+
+
+def writes_of(
+    found: Architecture,
+    pairs: dict[Location, Operator],
+    source: object,
+    where: tuple[object, object, slice | frozenset[int] | None],
+    generator: torch.Generator | None,
+    *,
+    listen: Listen,
+    origin: Origin | None = None,
+) -> list[Write]:
+    """The writes at the locations of `pairs`; `where` holds positions, source positions and steps.
+
+    Args:
+        listen: hears the sources: of the model of `origin`, if there is one.
+        origin: where sources are read; None is where they are written.
+    """
+    positions, source_positions, steps = where
+    places = {location: found.place(location) for location in pairs}
+    chosen, source_chosen = _of(positions, pairs), _of(source_positions, pairs)
+    sources = _sources(pairs, places, source, listen, origin)
+    return [
+        Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator, steps)
+        for at, op in pairs.items()
+    ]
+
+
+def _of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Positions]:
+    """The positions of each location, from {Location: positions} or one choice for all."""
+    if not isinstance(choice, Mapping):
+        return dict.fromkeys(pairs, choice)
+    named = {as_location(place): positions for place, positions in choice.items()}
+    unused = [location for location in named if location not in pairs]
+    if unused:
+        raise InterventionError(f"positions for {unused[0]} were given and nothing is written there; add it to at.")
+    return {location: named.get(location) for location in pairs}
+
+
+def _sources(
+    pairs: dict[Location, Operator], places: dict[Location, Place], source: Any, listen: Listen, origin: Origin | None
+) -> dict[Location, Source]:
+    """The states that the operators take from, one forward for each distinct source."""
+    by_location = source if _is_by_location(source) else dict.fromkeys(pairs, source)
+    by_location = {as_location(place): value for place, value in by_location.items()}
+    # An operator that does not say whether it needs a source takes one that is given.
+    needing = [at for at, op in pairs.items() if getattr(op, "needs_source", by_location.get(at) is not None)]
+    absent = [location for location in needing if by_location.get(location) is None]
+    if absent:
+        raise InterventionError(
+            f"{type(pairs[absent[0]]).__name__} at {absent[0]} takes from a source and none was given; pass "
+            "source=inputs or a Run."
+        )
+    unused = [location for location in by_location if location not in pairs]
+    if unused:
+        raise InterventionError(f"a source for {unused[0]} was given and nothing is written there; add it to at.")
+    if source is not None and not needing:
+        names = ", ".join(dict.fromkeys(type(op).__name__ for op in pairs.values()))
+        raise InterventionError(f"a source was given and {names} takes none; leave it out: source=None.")
+    result: dict[Location, Source] = {}
+    for given in {id(by_location[location]): by_location[location] for location in needing}.values():
+        mine = [location for location in needing if by_location[location] is given]
+        result |= _held(given, {location: places[location] for location in mine}, listen, origin)
+    return result
+
+
+def _held(given: Any, places: dict[Location, Place], listen: Listen, origin: Origin | None) -> dict[Location, Source]:
+    """What one source has for each of the locations."""
+    reads = {at: at if origin is None else origin.location(at) for at in places}
+    there = places if origin is None else {at: origin.place(at) for at in places}
+    wanted = {read.whole: there[at] for at, read in reads.items()}
+    held = given.held(wanted) if isinstance(given, Stored) else listen(given, wanted)
+    if origin is None:
+        return {at: held[read.whole] for at, read in reads.items()}
+    return {at: replace(held[read.whole], location=read, place=there[at]) for at, read in reads.items()}
+
+
+def _is_by_location(source: object) -> bool:
+    return isinstance(source, Mapping) and any(isinstance(key, Location) for key in source)
+
+
+def of_run(given: Run, model: Model, places: Mapping[Location, Place]) -> dict[Location, Source]:
+    """What a run of `model` has at the places.
+
+    Raises:
+        InterventionError: a run of another model, or older than its weights.
+    """
+    if given.model is not model:
+        raise InterventionError(
+            f"the source is a run of another model ({type(given.model).__name__}); run it on this one: run(model, "
+            "inputs), or say that activations are taken from that one: source_model=other."
+        )
+    given.check_fresh()
+    return held_by(given.activations, arguments_of(model, given.inputs), places)
+
+
+def held_by(
+    states: Mapping, arguments: Mapping[str, object], places: Mapping[Location, Place]
+) -> dict[Location, Source]:
+    """The activations at the places as sources, with the padding of the arguments that they were made with."""
+    result = {}
+    for location, place in places.items():
+        mask = arguments.get(place.mask)
+        kept = states.calls(location) if isinstance(states, Activations) else [states[location]]
+        result[location] = Source(list(kept), mask if isinstance(mask, Tensor) else None)
+    return result
+
+
+def check_fired(writes: Sequence[Write], where: str) -> None:
+    """Raise for a write that never was made, or only of nothing."""
+    for write in writes:
+        if write.firings == 0 and write.calls:
+            raise InterventionError(
+                f"{write.location} ran {write.calls} time{'s' * (write.calls > 1)} and nothing was written there: no "
+                f"call read the tokens of steps={steps_text(write.steps)} and positions={write.positions!r}; generate "
+                "as far as that, or name others."
+            )
+        if write.firings == 0:
+            raise InterventionError(f"{write.location} never ran inside {where}; describe(model) lists what runs.")

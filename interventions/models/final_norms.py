@@ -1,0 +1,117 @@
+"""Which normalisation comes after the blocks of a stack: in the order of computation, not of registration."""
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from itertools import takewhile
+
+from torch import nn
+
+from interventions.models.calls import Progress
+from interventions.models.forward_order import Use, has_forward, uses
+from interventions.models.sites import Missing, has_attention, is_norm
+from interventions.models.stacks import Stack
+
+
+@dataclass(frozen=True, eq=False)
+class AfterBlocks:
+    """What each run is held to: a call of a norm is the one after a stack where the last of its blocks has just run."""
+
+    stack: Stack
+
+    def note(self, block: nn.Module, progress: Progress) -> None:
+        """A block has run."""
+        blocks = self.stack.blocks
+        shared = len(set(blocks)) < len(blocks)
+        progress.latest = (progress.latest + 1) % len(blocks) if shared else blocks.index(block)
+
+    def is_now(self, progress: Progress) -> bool:
+        """Whether the last block has just run."""
+        return progress.latest == len(self.stack.blocks) - 1
+
+
+def final_norm(model: nn.Module, stack: Stack, paths: dict[nn.Module, str], blocks: Set[nn.Module]) -> nn.Module:
+    """The normalisation after the last block of `stack`, as the code of the forwards says.
+
+    It is one that the module which runs the blocks calls after them; or the first thing with weights that is computed
+    after that. Each run is held to it: see `AfterBlocks`.
+
+    Args:
+        paths: of the modules of `model`.
+        blocks: of all stacks of the model.
+
+    Raises:
+        Missing: there is none.
+    """
+    path, inner = paths[stack.blocks[-1]], True
+    owner_path = path
+    while owner_path:
+        owner_path = owner_path.rpartition(".")[0]
+        owner = model.get_submodule(owner_path)
+        if not has_forward(owner):
+            continue
+        relative = path.removeprefix(f"{owner_path}.") if owner_path else path
+        later = list(_after(owner, relative, blocks))
+        own = takewhile(lambda module: not _holds(module, blocks), later if inner else ())
+        norms = list(dict.fromkeys(filter(is_norm, own)))
+        if len(norms) > 1 and _runs_beside(owner, relative, blocks - set(stack.blocks)):
+            named = ", ".join(repr(paths[norm]) for norm in norms)
+            raise Missing(f"other blocks run beside its own, and which of {named} is theirs cannot be told")
+        if norms:
+            return norms[0]
+        first = next(filter(None, (_first(module, blocks) for module in later)), None)
+        if first is not None and is_norm(first):
+            return first
+        if first is not None:
+            what = f"{paths[first]!r} ({type(first).__name__})"
+            raise Missing(f"no normalisation comes after its blocks: what does is {what}")
+        inner = inner and isinstance(owner, nn.Sequential)
+    raise Missing("no normalisation comes after its blocks")
+
+
+def _after(owner: nn.Module, path: str, blocks: Set[nn.Module]) -> Iterator[nn.Module]:
+    """The parts that the forward of `owner` uses after the part at `path` or what contains it, in order."""
+    found = uses(owner)
+    mine = [i for i, use in enumerate(found) if _leads(use.path, path)]
+    called = [i for i in mine if found[i].is_called]
+    if mine:
+        later = [use for use in found[(called or mine)[-1] + 1 :] if not _leads(use.path, path)]
+    else:  # it is not named there: the order in which the parts were registered is all that is known
+        names = [name for name, _ in owner.named_children()]
+        later = [Use(name, True) for name in names[names.index(path.partition(".")[0]) + 1 :]]
+    for use in later:
+        module = owner.get_submodule(use.path)
+        if isinstance(module, nn.ModuleList) and len(module) and all(map(is_norm, module)):
+            yield module[-1]  # one for each stage or block, by its number or in a loop
+        elif use.is_called or _holds(module, blocks):
+            yield module
+
+
+def _runs_beside(owner: nn.Module, path: str, others: Set[nn.Module]) -> bool:
+    """Whether `owner` runs blocks of other stacks before the part at `path` ends: two streams, each with its norm."""
+    found = uses(owner)
+    last = max((i for i, use in enumerate(found) if _leads(use.path, path)), default=-1)
+    return any(_holds(owner.get_submodule(use.path), others) for use in found[:last] if not _leads(use.path, path))
+
+
+def _leads(start: str, path: str) -> bool:
+    return f"{path}.".startswith(f"{start}.")
+
+
+def _holds(module: nn.Module, blocks: Set[nn.Module]) -> bool:
+    return any(part in blocks for part in module.modules())
+
+
+def _first(module: nn.Module, blocks: Set[nn.Module]) -> nn.Module | None:
+    """The first thing with weights that runs inside `module`, as far as that can be told; None if nothing has any."""
+    if is_norm(module):
+        return module
+    if not any(True for _ in module.parameters()):
+        return None
+    own = any(True for _ in module.parameters(recurse=False))
+    if own or _holds(module, blocks) or has_attention(module):
+        return module
+    for use in uses(module):
+        first = _first(module.get_submodule(use.path), blocks) if use.is_called else None
+        if first is not None:
+            return first
+    return module

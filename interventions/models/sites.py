@@ -1,0 +1,390 @@
+"""Where the sites inside a block are: its attention, its feed-forward part and their projections, by structure."""
+
+import dis
+import re
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType
+from typing import Any, cast
+
+from torch import nn
+
+from interventions.models.forward_order import has_forward
+
+_HEADS = (
+    "num_heads",
+    "num_attention_heads",
+    "n_heads",
+    "n_head",
+    "num_head",
+    "heads",
+    "nhead",
+    "num_attn_heads",
+    "encoder_attention_heads",
+    "conf_num_attention_heads",
+)
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads")
+_HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size", "dim_head", "d_head", "dim_per_head")
+_OUT = re.compile(
+    r"w?o|dense|proj|projection|output|final_linear|transform|.*out.*|(c|o)_proj|o_lin|.*_o|lin_o|post(_proj)?", re.I
+)
+_IN = re.compile(
+    r"w?(q|k|v|qkv)|.*(query|key|value|qkv|q_|k_|v_|_q|_k|_v|c_attn|in_proj|pos(?!t)|gate|rel|bias|dt).*", re.I
+)
+_STATES = (  # the parts of an attention that make its queries, keys and values
+    re.compile(r"(w?q|query)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
+    re.compile(r"(w?k|key)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
+    re.compile(r"(w?v|value)(_?(proj|lin|layer|head))?|qkv.*|query_?key_?value.*|c_attn", re.I),
+)
+_SCALES = re.compile("scale|gamma|gain|alpha", re.I)
+CROSS = re.compile(r"cross|enc_?dec|encoder_attn|src_attn|multi_?head_attention_2", re.I)
+_NO_MLP = re.compile(r"mixer|mamba|ssm|conv|recurrent|rglru|time|delta|rwkv|lstm|hyena|pool", re.I)
+_MLP = re.compile(
+    r"mlp|ffn?\d?$|^ffn?_|ffw|feed_?forward|intermediate|^output$|fc_?\d|linear_?\d|lin\d|dense_?\d|densere|moe|expert|^wi|^wo"
+    r"|^w[123]$|4h|ff_?layer|fully|channel_mix|_proj$|positionwise|boom",
+    re.I,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """The attention of a block.
+
+    Attributes:
+        module: what computes it; `path` inside the block.
+        kind: how: "interface" (the attention functions of transformers), "sdpa" (it calls
+            scaled_dot_product_attention), "torch" (it leaves all, the output projection included, to torch's
+            multi-head attention) or "own" (products and a softmax of its own, or another way to its heads).
+        projection: its output projection, None if it has none of its own.
+    """
+
+    module: nn.Module
+    path: str
+    kind: str
+    projection: nn.Module | None
+
+    @property
+    def heads(self) -> int | None:
+        """How many query heads it says it has."""
+        return heads_of(self.module)
+
+    @property
+    def key_heads(self) -> int | None:
+        """How many key and value heads it says it has."""
+        groups = getattr(self.module, "num_key_value_groups", None)
+        if isinstance(groups, int) and groups and self.heads:
+            return self.heads // groups
+        return count(self.module, _KEY_HEADS) or self.heads
+
+    @property
+    def head_dim(self) -> int | None:
+        """The width of a head, as it says or as the projection implies."""
+        width = width_in(self.projection) if self.projection is not None else None
+        return width // self.heads if width and self.heads else count(self.module, _HEAD_DIM)
+
+    @property
+    def match_dim(self) -> int | None:
+        """The width of queries and keys, which may differ from that of the values."""
+        return count(self.module, ("qk_head_dim",)) or self.head_dim
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """The feed-forward part of a block: what takes its input, what its last projection is (None: experts, several)."""
+
+    input: nn.Module
+    output: nn.Module
+    down: nn.Module | None
+
+
+class Missing(LookupError):
+    """Why a block has no such site."""
+
+
+def attention_of(block: nn.Module) -> Attention:
+    """The self-attention of a block: the first module that computes attention and is no cross-attention.
+
+    Raises:
+        Missing: it has none.
+    """
+    found = _attentions(block)
+    if not found:
+        mixers = [type(child).__name__ for name, child in block.named_children() if not is_norm(child)]
+        raise Missing(f"no attention was found in {type(block).__name__} ({', '.join(mixers) or 'no parts'})")
+    mine = next((each for each in found if not CROSS.search(each[0])), found[0])
+    path, module = mine
+    return Attention(module, path, kind_of(module) or "own", _projection(block, path))
+
+
+def attention_at(module: nn.Module) -> Attention:
+    """`module` as an attention.
+
+    Raises:
+        Missing: it computes none, as far as its code tells.
+    """
+    kind = kind_of(module)
+    if kind is None:
+        inside = [path for path, _ in _attentions(module) if path]
+        elsewhere = f"; its part {inside[0]!r} does" if inside else ""
+        raise Missing(f"{type(module).__name__} computes no attention itself{elsewhere}")
+    return Attention(module, "", kind, _projection(module, ""))
+
+
+def feed_forward_of(block: nn.Module) -> FeedForward:
+    """The feed-forward part of a block.
+
+    Raises:
+        Missing: it has none, or several.
+    """
+    areas = _attention_areas(block)
+    outside = {path: module for path, module in block.named_modules() if path and not _inside(path, areas)}
+    experts = [path for path, module in outside.items() if path.split(".")[-1] == "experts" and list(module.modules())]
+    if experts:
+        path = experts[0].rpartition(".")[0]
+        if not path:
+            raise Missing(f"the experts of {type(block).__name__} lie in no module of their own")
+        return FeedForward(outside[path], outside[path], None)
+    linear = {path: module for path, module in _linears(block) if path in outside and _looks_feed_forward(block, path)}
+    if not linear:
+        raise Missing(f"no feed-forward part was found in {type(block).__name__}")
+    downs = _downs(linear)
+    if len(downs) != 1:
+        raise Missing(
+            f"{type(block).__name__} has {len(downs) or 'no'} projections that could end its feed-forward part"
+            + (f" ({', '.join(downs)}); name one by its path" if downs else "")
+        )
+    down = downs[0]
+    ups = [path for path in linear if path != down]
+    common = _ancestor([*ups, down])
+    if common and has_forward(outside[common]) and not any(_inside(area, [common]) for area in areas):
+        return FeedForward(outside[common], linear[down], linear[down])
+    if len(ups) != 1:
+        raise Missing(f"the feed-forward part of {type(block).__name__} lies in no module of its own")
+    return FeedForward(linear[ups[0]], linear[down], linear[down])
+
+
+def kind_of(module: nn.Module) -> str | None:
+    """How a module computes attention itself, or None if it does not."""
+    if isinstance(module, nn.MultiheadAttention):
+        return "torch"
+    return _kind(cast(Hashable, type(module))) or ("own" if _has_parts(module) else None)
+
+
+@cache
+def _kind(cls: Any) -> str | None:
+    names = set(_names_in(cls))
+    if "get_interface" in names:
+        return "interface"
+    if "scaled_dot_product_attention" in names:
+        return "sdpa"
+    if "multi_head_attention_forward" in names:
+        return "torch"
+    if "eager_attention_forward" in names:
+        return "own"
+    attends = re.search("att", cls.__name__, re.I) and names & {"softmax", "Softmax", "stable_softmax"}
+    return "own" if attends and names & {"matmul", "bmm", "einsum", "baddbmm"} | _uses_at(cls) else None
+
+
+def _has_parts(module: nn.Module) -> bool:
+    """Whether it has the parts of an attention, though it computes no softmax over keys: hashed, deformable."""
+    if not re.search("att", type(module).__name__, re.I) or count(module, _HEADS) is None:
+        return False
+    children = dict(module.named_children())
+    if all(any(map(pattern.fullmatch, children)) for pattern in _STATES):
+        return True
+    counted = any(isinstance(getattr(module, name, None), int) for name in _HEADS)
+    return counted and any(is_linear(child) and _is_out(name) for name, child in children.items())
+
+
+def _uses_at(cls: type) -> set[str]:
+    return {"matmul"} if any(_has_at(code) for code in _codes(cls)) else set()
+
+
+def _has_at(code: CodeType) -> bool:
+    return any(step.opname == "BINARY_OP" and step.argrepr in ("@", "@=") for step in dis.get_instructions(code))
+
+
+def _names_in(cls: type) -> Iterator[str]:
+    for code in _codes(cls):
+        yield from code.co_names
+
+
+def _codes(cls: type) -> Iterator[CodeType]:
+    """The code of the methods of a class, those of torch itself left out, with the functions nested in it."""
+    for base in cls.__mro__:
+        if base.__module__.startswith("torch.") or base is object:
+            continue
+        for value in vars(base).values():
+            while hasattr(value, "__wrapped__"):
+                value = value.__wrapped__
+            code = getattr(value, "__code__", None)
+            if isinstance(code, CodeType):
+                yield from _nested(code)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a normalisation: called so, and no more inside it than such."""
+    return "norm" in type(module).__name__.lower() and all(map(is_norm, module.children()))
+
+
+def has_attention(module: nn.Module) -> bool:
+    """Whether a module or anything in it computes attention."""
+    return any(kind_of(part) for part in module.modules())
+
+
+def only_attends(module: nn.Module) -> bool:
+    """Whether a module is an attention and nothing else: all weights are its own, its projection's, norms or scales."""
+    areas = _attention_areas(module)
+    holders = (
+        (path, part) for path, part in module.named_modules() if any(True for _ in part.parameters(recurse=False))
+    )
+    return bool(areas) and all(_inside(path, areas) or is_norm(part) or is_scale(part) for path, part in holders)
+
+
+def is_scale(module: nn.Module) -> bool:
+    """Whether all weights that a module itself has are scales of a residual sum."""
+    return all(map(_SCALES.search, module._parameters))
+
+
+def has_feed_forward(block: nn.Module) -> bool:
+    """Whether a feed-forward part of a block is found."""
+    try:
+        feed_forward_of(block)
+    except Missing:
+        return False
+    return True
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a matrix product: `nn.Linear`, quantised or adapted ones, and the `Conv1D` of transformers."""
+    return width_in(module) is not None and width_out(module) is not None
+
+
+def width_in(module: nn.Module) -> int | None:
+    """How wide what a linear module is given is."""
+    width = getattr(module, "in_features", None)
+    return width if isinstance(width, int) else getattr(module, "nx", None)
+
+
+def width_out(module: nn.Module) -> int | None:
+    """How wide what a linear module returns is."""
+    width = getattr(module, "out_features", None)
+    return width if isinstance(width, int) else getattr(module, "nf", None)
+
+
+def heads_of(module: nn.Module) -> int | None:
+    """How many query heads an attention module says it has."""
+    return count(module, _HEADS)
+
+
+def count(module: nn.Module, names: tuple[str, ...]) -> int | None:
+    """The first number that a module, or its configuration, has under one of `names`."""
+    for holder in (module, getattr(module, "config", None)):
+        for name in names:
+            number = getattr(holder, name, None)
+            if isinstance(number, int) and not isinstance(number, bool) and number > 0:
+                return number
+    return None
+
+
+def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The innermost modules that compute attention, in order."""
+    found = [(path, module) for path, module in block.named_modules() if kind_of(module)]
+    # A wrapper is left out where what it wraps computes the attention through the interface.
+    return [
+        (path, module)
+        for path, module in found
+        if not any(other != path and _inside(other, [path]) for other, _ in found)
+    ]
+
+
+def _projection(block: nn.Module, path: str) -> nn.Module | None:
+    """The output projection of the attention at `path`: a part of it, or what follows it in what contains it."""
+    own = block.get_submodule(path)
+    if isinstance(own, nn.MultiheadAttention):
+        return None
+    last = [(name, module) for name, module in _linears(own) if name and _is_out(name)]
+    if last:
+        return last[-1][1]
+    while path:
+        path, _, name = path.rpartition(".")
+        children = list(block.get_submodule(path).named_children())
+        later = children[[child for child, _ in children].index(name) + 1 :]
+        for child_name, child in later:
+            for inner, module in _linears(child, child_name):
+                if _is_out(inner):
+                    return module
+        if path == "":
+            break
+    return None
+
+
+def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The linear modules inside one, but not those of which an adapter makes another."""
+    if is_linear(module):
+        yield prefix, module
+        return
+    for name, child in module.named_children():
+        yield from _linears(child, f"{prefix}.{name}" if prefix else name)
+
+
+def _is_out(path: str) -> bool:
+    parts = [part for part in path.split(".") if not part.isdigit() and part != "base_layer"]
+    name = parts[-2] if parts[-1] == "linear" and len(parts) > 1 else parts[-1]
+    return bool(_OUT.fullmatch(name)) and not _IN.fullmatch(name)
+
+
+def _attention_areas(block: nn.Module) -> list[str]:
+    """The paths of the attention modules with their projections."""
+    paths = {module: path for path, module in block.named_modules()}
+    areas = []
+    for path, _ in _attentions(block):
+        projection = _projection(block, path)
+        areas.append(path)
+        if projection is not None:
+            common = _ancestor([path, paths[projection]], leaf=True)
+            areas.append(common or paths[projection])
+    return areas
+
+
+def _inside(path: str, areas: list[str]) -> bool:
+    return any(f"{path}.".startswith(f"{area}.") if area else True for area in areas)
+
+
+def _ancestor(paths: list[str], leaf: bool = False) -> str:
+    """The path that is the start of all of them; "" for the block itself."""
+    parts = [path.split(".") if leaf else path.split(".")[:-1] for path in paths]
+    common = []
+    for steps in zip(*parts, strict=False):
+        if len(set(steps)) > 1:
+            break
+        common.append(steps[0])
+    return ".".join(common)
+
+
+def _looks_feed_forward(block: nn.Module, path: str) -> bool:
+    names, module, classes = path.split("."), block, []
+    for name in names[:-1]:
+        module = module.get_submodule(name)
+        classes.append(type(module).__name__)
+    words = [*names, *classes]
+    return not any(map(_NO_MLP.search, words)) and any(map(_MLP.search, words))
+
+
+def _downs(linear: dict[str, nn.Module]) -> list[str]:
+    """Which of the projections may be the last one: as wide as what the first is given, and no gate."""
+    paths = list(linear)
+    width = width_in(linear[paths[0]])
+    if len(paths) < 2:
+        return []
+    back = [path for path in paths[1:] if width_out(linear[path]) == width and not re.search("gate|up_", path)]
+    wide = [path for path in back if width_in(linear[path]) != width]
+    return wide or back[-1:]

@@ -1,0 +1,1 @@
+"""Interventions in files: JSON and safetensors."""

@@ -1,0 +1,71 @@
+"""The counterfactuals of a sweep over a traced model, as one job of which only what is measured comes back."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from interventions.analysis.passes import Each, OneByOne, Passes, chunks_of, positions_of, taken, written
+from interventions.execution.cells import Cell
+from interventions.execution.examples import examples_in
+from interventions.execution.requests import Listen, of_run, writes_of
+from interventions.execution.writes import Source
+from interventions.locations import Location
+from interventions.models.architectures import Place, architecture
+from interventions.runs import Run, rows_of
+from interventions.tracing import vllm
+from interventions.tracing.jobs import Task
+from interventions.tracing.plans import Plan
+from interventions.tracing.sessions import Remote
+
+
+def measured(
+    passes: Passes, remote: Remote, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
+) -> Iterator[tuple[int, Cell, Any]]:
+    """Each cell of each row, with what is measured of its counterfactual."""
+    vllm.refuse(passes.base.model, "sweep")
+    model, examples = passes.base.model, examples_in(passes.base.inputs)
+    plan, sources = Plan.of(model, passes.generator), dict[int, Task]()
+    asked: list[tuple[int, Sequence[Cell], Task]] = []
+    for row, locations, chunk in chunks_of(rows, cells, passes.most):
+        pairs = {location: OneByOne.of(passes.ops[location], chunk, location) for location in locations}
+        to = {location: positions_of(written(chunk, location)) for location in locations}
+        of = {location: positions_of(taken(chunk, location)) for location in locations}
+        listen = _listening(plan, sources, len(chunk))
+        where = (to, of, None)
+        writes = writes_of(architecture(model), pairs, passes.source, where, passes.generator, listen=listen)
+        inputs = rows_of(passes.base.inputs, torch.arange(examples).repeat(len(chunk)))
+        task = plan.task(inputs, Each(passes.measure, len(chunk), examples))
+        plan.write(task, writes)
+        asked.append((row, chunk, task))
+    plan.run(remote)
+    for row, chunk, task in asked:
+        for cell, value in zip(chunk, task.output, strict=True):
+            yield row, cell, value
+
+
+def _listening(plan: Plan, sources: dict[int, Task], times: int) -> Listen:
+    """The source with its examples repeated: run once for each number of times, if its activations are not here."""
+
+    def listen(given: Any, places: dict[Location, Place]) -> dict[Location, Source]:
+        again = torch.arange(examples_in(given.inputs)).repeat(times)
+        if not _is_summary(given):
+            return of_run(given if times == 1 else given.take(again), plan.model, places)
+        if times not in sources:
+            sources[times] = plan.task(rows_of(given.inputs, again), None)
+        task = sources[times]
+        known = {read.location for read in task.reads}
+        plan.reads(task, [location for location in places if location not in known], is_wanted=False)
+        return {read.location: read.source for read in task.reads if read.location in places}
+
+    return listen
+
+
+def _is_summary(given: Run) -> bool:
+    """Whether only the shapes of its activations are here."""
+    return all(state.is_meta for location in given.activations for state in _calls(given, location))
+
+
+def _calls(given: Run, location: Location) -> list[Any]:
+    kept: Any = given.activations
+    return kept.calls(location) if hasattr(kept, "calls") else [kept[location]]
