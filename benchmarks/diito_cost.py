@@ -20,10 +20,10 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import distill
-from distill.computations import Computation
-from distill.inputs import inputs_of
+from distill.interchange.mapping import pairs_of
 from distill.losses import kd
-from distill.mapping import pairs_of
+from distill.models.inputs import inputs_of
+from distill.training.computation import Computation
 from interventions import Run, interchange, run
 
 

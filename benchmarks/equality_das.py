@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import distill
-from distill.tasks.equality import hierarchical_equality
+from distill.tasks.causal.equality import hierarchical_equality
 from interventions import Location, Rotation, interchange, run_to
 
 MODEL = hierarchical_equality(entities=None)

@@ -29,10 +29,10 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 import distill
-from distill.metrics import calibration
+from distill.evaluation.metrics import calibration
+from distill.evaluation.training_path import TrainingPath, snapshots, training_path
 from distill.networks import CNN, MLP, LSTMClassifier, TransformerClassifier
 from distill.tasks import agreement, load
-from distill.training_paths import TrainingPath, snapshots, training_path
 from interventions import Location
 
 TEMPERATURE = 5.0

@@ -28,7 +28,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import distill
-from distill.tasks.mqnli import INPUTS, LABELS, NODES, multiply_quantified, rows, vocabulary
+from distill.tasks.causal.mqnli import INPUTS, LABELS, NODES, multiply_quantified, rows, vocabulary
 from interventions import Location
 
 WIDTH, BLOCKS = 64, 6

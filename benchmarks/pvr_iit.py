@@ -20,8 +20,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import distill
+from distill.tasks.causal.pointers import TILES, pointer_values
 from distill.tasks.mnist import mnist
-from distill.tasks.pointers import TILES, pointer_values
 from interventions import Location
 
 DENSE = 3  # the block of the dense layer

@@ -25,7 +25,7 @@ from torch import nn
 
 import distill
 from distill.networks import MLP
-from distill.specialist_training import predictions
+from distill.specialists.training import predictions
 from distill.tasks import Rows, load
 
 QUIET = Console(quiet=True)

@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 import distill
 from distill import CausalModel, InterchangeAccuracy
-from distill.tasks.verb_number import BETWEEN, verb_number
+from distill.tasks.causal.verb_number import BETWEEN, verb_number
 from interventions import Location, Picture, Rotation
 
 QUIET = Console(quiet=True)

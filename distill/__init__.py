@@ -1,21 +1,25 @@
 """Train a student to compute like its teacher, and measure how far it does."""
 
-from distill import losses, metrics, networks, objectives, tasks
-from distill.abstraction import interchange_accuracy
-from distill.aligning import align
-from distill.alignments import Alignment
-from distill.assistants import chain
-from distill.causal_models import CausalModel
-from distill.controls import reinitialised
-from distill.ensembles import Ensemble
+from distill import losses, networks, objectives, tasks
+from distill.alignment.align import align
+from distill.alignment.alignment import Alignment
+from distill.alignment.search import Search, search_alignment
+from distill.causal.model import CausalModel
+from distill.chain import chain
+from distill.data.token_alignment import TokenAlignment
 from distill.errors import DistillError
-from distill.evaluations import accuracy_under, evaluate
+from distill.evaluation import metrics
+from distill.evaluation.controls import reinitialised
+from distill.evaluation.evaluate import accuracy_under, evaluate
+from distill.evaluation.interchange_accuracy import interchange_accuracy
+from distill.evaluation.linear_probe import linear_probe
+from distill.evaluation.metrics import Share, accuracy, calibration
+from distill.evaluation.outcome import InterchangeAccuracy, Outcome
+from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
 from distill.fit import fit
-from distill.loop import steps
-from distill.mapping import layers
-from distill.metrics import Share, accuracy, calibration
+from distill.interchange.mapping import layers
+from distill.interchange.sources import Crossway, InContext, Shuffle, Span
 from distill.mutual import mutual
-from distill.noisy import NoisyTeacher
 from distill.objectives import (
     AT,
     BSS,
@@ -38,23 +42,20 @@ from distill.objectives import (
     SpanKD,
     TinyBERT,
 )
-from distill.outcomes import InterchangeAccuracy, Outcome
-from distill.pairs import Crossway, InContext, Shuffle, Span
-from distill.probes import linear_probe
+from distill.objectives.term_weights import Ramp
 from distill.results import Evaluation, FitResult
-from distill.retries import Retries
-from distill.run_folder import Interrupted
-from distill.schedules import Record, Schedule
-from distill.searches import Search, search_alignment
-from distill.served import Served
-from distill.specialists import Specialists
-from distill.students import from_layers
+from distill.specialists.specialists import Specialists
+from distill.students.from_layers import from_layers
+from distill.students.from_width import from_width
 from distill.tasks import Rows, Task
-from distill.teachers import teach, teacher_of
-from distill.token_alignment import TokenAlignment
-from distill.training_paths import TrainingPath, representations, snapshots, training_path
-from distill.weights import Ramp
-from distill.widths import from_width
+from distill.teach import teach, teacher_of
+from distill.teachers.ensemble import Ensemble
+from distill.teachers.noisy import NoisyTeacher
+from distill.teachers.retries import Retries
+from distill.teachers.served import Served
+from distill.training.loop import steps
+from distill.training.run_folder import Interrupted
+from distill.training.schedule import Record, Schedule
 
 __all__ = [
     "AT",

@@ -14,31 +14,42 @@ from safetensors.torch import save_model as save_weights
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distill import loop
-from distill.arguments import check, fed, mapped, objectives_of, seen
-from distill.causal_models import CausalModel
-from distill.classes import Ranked, name_classes, real_names
-from distill.data import rows_to_measure, task_of
+from distill.causal.model import CausalModel
+from distill.data.classes import Ranked, name_classes, real_names
+from distill.data.draws import batch_size_of
+from distill.data.rows import Rows
+from distill.data.seen_rows import Seen
+from distill.data.task import Task
 from distill.errors import DistillError
-from distill.evaluations import evaluate, evaluate_variables, full_mapping, positions_of
-from distill.files import new_folder
-from distill.fingerprints import fingerprints
-from distill.inputs import uncompiled
-from distill.mapping import Pair, Sides
-from distill.metrics import has_classes
+from distill.evaluation.evaluate import evaluate, evaluate_variables, full_mapping, positions_of
+from distill.evaluation.metrics import has_classes
+from distill.interchange.mapping import Pair, Sides
+from distill.models.inputs import uncompiled
+from distill.models.numbering import numbered_as
+from distill.models.outputs import answered
+from distill.models.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
 from distill.objectives import Objective
-from distill.outputs import answered
-from distill.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
-from distill.progress import Plain, bars_of_others_off, shown
-from distill.ranks import process_state
+from distill.objectives.processes import process_state
+from distill.objectives.term_weights import Weight, named
 from distill.results import Evaluation, FitResult
-from distill.run_folder import AT_START, FINGERPRINTS, SAVE_STEPS, STUDENT, held, refuse_used, run_folder, until_done
-from distill.schedules import Schedule
-from distill.seen import Seen
-from distill.served import Served
-from distill.tasks import Rows, Task, numbered_as
-from distill.tasks.draws import batch_size_of
-from distill.weights import Weight, named
+from distill.storage.files import new_folder
+from distill.tasks.loading import rows_to_measure, task_of
+from distill.teachers.served import Served
+from distill.training import loop
+from distill.training.fingerprints import fingerprints
+from distill.training.progress import Plain, bars_of_others_off, shown
+from distill.training.resolve import check, fed, mapped, objectives_of, seen
+from distill.training.run_folder import (
+    AT_START,
+    FINGERPRINTS,
+    SAVE_STEPS,
+    STUDENT,
+    held,
+    refuse_used,
+    run_folder,
+    until_done,
+)
+from distill.training.schedule import Schedule
 from interventions import Model
 
 

@@ -14,30 +14,40 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
-from distill import loop
-from distill.arguments import check, mapped, objectives_of, seen, supported
-from distill.checkpoints import LOG, lines_of
-from distill.classes import Ranked, check_alike, name_classes, real_names
-from distill.data import rows_to_measure, task_of, training_rows
+from distill.data.classes import Ranked, check_alike, name_classes, real_names
+from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.evaluations import evaluate
-from distill.files import write, write_json
-from distill.fingerprints import fingerprints
+from distill.evaluation.evaluate import evaluate
+from distill.evaluation.metrics import has_classes
 from distill.fit import default_schedule, save_model
-from distill.inputs import TEACHERS, uncompiled
-from distill.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
-from distill.metrics import has_classes
+from distill.interchange.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
+from distill.models.inputs import TEACHERS, uncompiled
+from distill.models.numbering import numbered_as
+from distill.models.outputs import answered, each_answered
+from distill.models.preprocessors import preprocessors_for, tokenizer_among
 from distill.objectives import KD, Labels, Moment, Objective
-from distill.outputs import answered, each_answered
-from distill.preprocessors import preprocessors_for, tokenizer_among
-from distill.progress import Plain, shown
-from distill.ranks import process_state
+from distill.objectives.processes import process_state
+from distill.objectives.term_weights import Weight, named
 from distill.results import Evaluation, FitResult
-from distill.run_folder import AT_START, FINGERPRINTS, SAVE_STEPS, SETTINGS, STUDENT, held, run_folder, until_done
-from distill.schedules import Record, Schedule, weighted
-from distill.tasks import Rows, numbered_as
-from distill.together import Edge, Together
-from distill.weights import Weight, named
+from distill.storage.files import write, write_json
+from distill.tasks.loading import rows_to_measure, task_of, training_rows
+from distill.training import loop
+from distill.training.checkpoints import LOG, lines_of
+from distill.training.fingerprints import fingerprints
+from distill.training.mutual_computation import Edge, Together
+from distill.training.progress import Plain, shown
+from distill.training.resolve import check, mapped, objectives_of, seen, supported
+from distill.training.run_folder import (
+    AT_START,
+    FINGERPRINTS,
+    SAVE_STEPS,
+    SETTINGS,
+    STUDENT,
+    held,
+    run_folder,
+    until_done,
+)
+from distill.training.schedule import Record, Schedule, weighted
 
 
 def mutual(

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from distill.checkpoints import LOG
-from distill.files import sha256_of, write_json
-from distill.metrics import Share
-from distill.outcomes import InterchangeAccuracy
-from distill.run_folder import RESULT
-from distill.schedules import Record
-from distill.seen import Seen
+from distill.data.seen_rows import Seen
+from distill.evaluation.metrics import Share
+from distill.evaluation.outcome import InterchangeAccuracy
+from distill.storage.files import sha256_of, write_json
+from distill.training.checkpoints import LOG
+from distill.training.run_folder import RESULT
+from distill.training.schedule import Record
 from interventions import Picture, printed
 from interventions import label as written
 

@@ -28,11 +28,11 @@ from rich.console import Console
 from torch import nn
 
 import distill
-from distill.alignments import Alignment
-from distill.checkpoints import Checkpoints
+from distill.alignment.alignment import Alignment
+from distill.cli.report import Entry, Report
 from distill.errors import DistillError
-from distill.report import Entry, Report
 from distill.tasks import Rows, Task
+from distill.training.checkpoints import Checkpoints
 from interventions import (
     Location,
     Rotation,

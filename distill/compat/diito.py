@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.alignments import Alignment
+from distill.alignment.alignment import Alignment
 from distill.compat.binarized import binarized_rows, token_probabilities
 from distill.compat.flags import flag, ignored, left_unused, parsed
 from distill.compat.launch import Tracking, accelerator_of, formula, say, send, start
@@ -19,13 +19,13 @@ from distill.compat.neurons import neuron_pairs
 from distill.compat.terms import AT_EMBEDDING, CountedMaskedLM, MaskedKD, Spliced, SquaredLogits
 from distill.errors import DistillError
 from distill.fit import fit
-from distill.mapping import Pair, depth
+from distill.interchange.mapping import Pair, depth
+from distill.interchange.sources import Crossway, Shuffle, Span
 from distill.objectives import DIITO, KD, Cosine, Objective
 from distill.objectives.language import CausalLM
-from distill.pairs import Crossway, Shuffle, Span
-from distill.progress import console_of
-from distill.schedules import Schedule
-from distill.teachers import load_tokenizer
+from distill.teach import load_tokenizer
+from distill.training.progress import console_of
+from distill.training.schedule import Schedule
 
 PROGRAM = "distill.compat.diito"
 PROJECT = "Causal-BERT-Distillation"

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from distill.classes import are_names, matched
+from distill.data.classes import are_names, matched
+from distill.data.tables import fields_of_any_length
+from distill.data.task import fine_tuning
 from distill.errors import DistillError
+from distill.models.numbering import renumbered
 from distill.tasks import Rows, Task
-from distill.tasks.numbering import renumbered
-from distill.tasks.tables import fields_of_any_length
-from distill.tasks.task import fine_tuning
 
 NO_ENTAILMENT = ("entailment", "not_entailment")
 

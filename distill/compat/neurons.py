@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from distill.errors import DistillError
-from distill.mapping import KINDS, Pair, depth, mapping_of, pairs_of
+from distill.interchange.mapping import KINDS, Pair, depth, mapping_of, pairs_of
 from interventions import Location
 
 NAME = re.compile(r"\$L:(?:(\d+)|\[(\d+):(\d+)\])\$H:(?:(\d+)|\[(\d+):(\d+)\])\$\[(\d+):(\d+)\]")

@@ -8,11 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import MASKED
+from distill.interchange.mapping import Pair
+from distill.interchange.sources import Span
 from distill.losses import cross_entropy, hint, kd, squared_error
-from distill.mapping import Pair
+from distill.models.inputs import MASKED
 from distill.objectives import Objective, Reads, Step
-from distill.pairs import Span
 from interventions import Location
 
 AT_EMBEDDING = (Pair((Location(site="embedding"),), (Location(site="embedding"),)),)

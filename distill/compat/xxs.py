@@ -9,23 +9,23 @@ from typing import Any
 
 from torch import nn
 
-from distill.alignments import Alignment
+from distill.alignment.alignment import Alignment
 from distill.compat.flags import flag, ignored, left_unused, parsed
 from distill.compat.glue import glue_task, layout_of
 from distill.compat.launch import Tracking, accelerator_of, formula, next_run, say, send, start
 from distill.compat.neurons import neuron_pairs
 from distill.compat.terms import AT_EMBEDDING, Patience, Spliced
 from distill.errors import DistillError
-from distill.evaluations import evaluate
+from distill.evaluation.evaluate import evaluate
 from distill.fit import fit
-from distill.mapping import depth
+from distill.interchange.mapping import depth
+from distill.interchange.sources import Span
 from distill.objectives import DIITO, KD, PKD, Labels, Objective
-from distill.pairs import Span
-from distill.progress import console_of
-from distill.schedules import Schedule
-from distill.students import from_layers
+from distill.students.from_layers import from_layers
 from distill.tasks import Task
-from distill.teachers import load_classifier, load_tokenizer, new_classifier
+from distill.teach import load_classifier, load_tokenizer, new_classifier
+from distill.training.progress import console_of
+from distill.training.schedule import Schedule
 from interventions import Location
 
 PROGRAM = "distill.compat.xxs"

@@ -2,10 +2,10 @@
 
 from distill.objectives.bert import DistilBERT, TinyBERT
 from distill.objectives.boundary import BSS
-from distill.objectives.causal import DIITO
 from distill.objectives.contrastive import CRD, ICD
 from distill.objectives.das import DAS
 from distill.objectives.derivatives import Sobolev
+from distill.objectives.diito import DIITO
 from distill.objectives.features import AT, PKD, Cosine, FitNets
 from distill.objectives.iit import IIT
 from distill.objectives.language import CausalLM, MaskedLM

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import innermost
+from distill.models.inputs import innermost
 from distill.objectives.objective import Step
 
 Answers = Literal["classes", "labels", "values"]

@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.loss_masks import checked_tokens
+from distill.interchange.mapping import Pair, depth
 from distill.losses import hint, soft_cross_entropy
 from distill.losses.common import widened
-from distill.mapping import Pair, depth
+from distill.models.loss_masks import checked_tokens
 from distill.objectives.features import Cosine, Layers, matched, refuse_nowhere, regressed, regressors_for, shown
 from distill.objectives.language import MaskedLM
 from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing

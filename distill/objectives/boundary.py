@@ -13,7 +13,7 @@ from distill.losses.boundary import STOPS, Bounds
 from distill.losses.common import counted, widened
 from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
-from distill.weights import Ramp, Weight
+from distill.objectives.term_weights import Ramp, Weight
 
 
 class BSS(Objective):

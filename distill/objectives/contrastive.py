@@ -9,19 +9,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from distill.asking import refuse_elsewhere
 from distill.errors import DistillError
-from distill.loss_masks import checked_tokens
+from distill.interchange.mapping import Pair
 from distill.losses import Divergence, contrast, forward_kl, invariance, nce
 from distill.losses.common import widened
-from distill.mapping import Pair
+from distill.models.head import penultimate
+from distill.models.loss_masks import checked_tokens
 from distill.objectives.memories import Classes, Memory
 from distill.objectives.objective import About, Objective, Reads, Step, nothing
 from distill.objectives.points import Places, of_both
+from distill.objectives.processes import gathered, processes
 from distill.objectives.projections import linear
-from distill.penultimate import penultimate
-from distill.ranks import gathered, processes
-from distill.weights import named
+from distill.objectives.term_weights import named
+from distill.teachers.verbs import refuse_elsewhere
 from interventions import Location, Run
 
 COLDEST = 0.02

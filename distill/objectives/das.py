@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.mapping import Pair
+from distill.interchange.mapping import Pair
+from distill.interchange.swap import Ran, encoded, places_of, source_of, swapped
 from distill.objectives.iit import compared, on_cpu
 from distill.objectives.objective import About, Objective, Reads, Step
-from distill.swaps import Ran, encoded, places_of, source_of, swapped
 
 
 class DAS(Objective):

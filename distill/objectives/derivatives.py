@@ -7,9 +7,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import answer_mask, students
-from distill.loss_masks import checked_tokens
 from distill.losses import sobolev_terms
+from distill.models.inputs import answer_mask, students
+from distill.models.loss_masks import checked_tokens
 from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
 

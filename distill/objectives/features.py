@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.loss_masks import SOURCE, checked_tokens
+from distill.interchange.mapping import Pair, depth
 from distill.losses import attention_transfer, cosine, hint, patient
-from distill.mapping import Pair, depth
+from distill.models.loss_masks import SOURCE, checked_tokens
 from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing
 from distill.objectives.projections import linear
 from interventions import InterventionError, Location, Model, Run, architecture

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.causal_models import CausalModel
+from distill.causal.model import CausalModel
+from distill.causal.values import Values, as_answers
+from distill.interchange.mapping import Pair
+from distill.interchange.swap import Ran, source_of, swapped
 from distill.losses import cross_entropy
-from distill.mapping import Pair
 from distill.objectives.objective import About, Objective, Reads, Step
-from distill.swaps import Ran, source_of, swapped
-from distill.values import Values, as_answers
 from interventions import Location, Run, as_location
 
 

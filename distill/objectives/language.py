@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import MASKED, TEACHERS, following, writes_labels
-from distill.loss_masks import LABELS
 from distill.losses import cross_entropy
+from distill.models.inputs import MASKED, TEACHERS, following, writes_labels
+from distill.models.loss_masks import LABELS
 from distill.objectives.objective import About, Objective, Step, nothing
 
 FOLLOWING = "next_tokens"

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from distill.ranks import gathered
-from distill.tasks import Rows
+from distill.data.rows import Rows
+from distill.objectives.processes import gathered
 
 HIGHEST = 2**62
 

@@ -10,10 +10,13 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from distill.causal_models import CausalModel
+from distill.causal.feed import Feed
+from distill.causal.model import CausalModel
+from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.inputs import answer_mask, reads_apart, teachers
-from distill.loss_masks import (
+from distill.interchange.mapping import Pair
+from distill.models.inputs import answer_mask, reads_apart, teachers
+from distill.models.loss_masks import (
     ALL,
     IGNORED,
     SOURCE,
@@ -26,11 +29,8 @@ from distill.loss_masks import (
     labelled,
     loss_masks,
 )
-from distill.mapping import Pair
-from distill.outputs import logits_if_any
-from distill.samples import Feed
-from distill.tasks import Rows
-from distill.weights import Weight
+from distill.models.outputs import logits_if_any
+from distill.objectives.term_weights import Weight
 from interventions import Location, Run, architecture
 
 
@@ -67,9 +67,9 @@ class Moment:
         rows: the numbers of the rows in the data, `[batch]`; None where the data has no numbers.
         epoch, epochs: passes over the data that are done, and how many there will be.
         part: the number of this part of the step.
-        shares: of each kind of mean ("examples", "tokens" and the others of `distill.loss_masks`, or as an objective
-            counts), what a mean over these rows is times to add up to the mean over the whole step; 1 where a step is
-            computed in one part.
+        shares: of each kind of mean ("examples", "tokens" and the others of `distill.models.loss_masks`, or as an
+            objective counts), what a mean over these rows is times to add up to the mean over the whole step; 1 where a
+            step is computed in one part.
     """
 
     rows: Tensor | None = None
@@ -204,7 +204,7 @@ class Step:
         Args:
             value: the mean, a scalar.
             over: the mask of the tokens that it is over, None for a mean over examples, or a kind that is counted: one
-                of `distill.loss_masks`, or of the objective's own.
+                of `distill.models.loss_masks`, or of the objective's own.
         """
         kind = over if isinstance(over, str) else "examples" if over is None else self._kind_of(over)
         share = self.moment.shares.get(kind, 1.0)

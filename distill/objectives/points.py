@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distill.asking import refuse_elsewhere
 from distill.errors import DistillError
-from distill.inputs import in_dtype_of, inputs_of, students, teachers
+from distill.models.inputs import in_dtype_of, inputs_of, students, teachers
 from distill.objectives.objective import Step
+from distill.teachers.verbs import refuse_elsewhere
 from interventions import Location, interchange, run, run_to
 
 Places = Location | tuple[Location, Location]

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.inputs import TEACHERS, inputs_of
-from distill.loss_masks import LABELS, TOKENS, checked_tokens
 from distill.losses import (
     Divergence,
     LogitNoise,
@@ -23,9 +21,11 @@ from distill.losses import (
     multi_label_kd,
     squared_error,
 )
+from distill.models.inputs import TEACHERS, inputs_of
+from distill.models.loss_masks import LABELS, TOKENS, checked_tokens
 from distill.objectives.answers import Answers, answers_of, checked, decided
 from distill.objectives.objective import About, Objective, Step, averaged, nothing
-from distill.weights import named
+from distill.objectives.term_weights import named
 from interventions import run
 
 

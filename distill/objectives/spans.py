@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from distill.data.token_alignment import Spans, TokenAlignment, span_kd
 from distill.errors import DistillError
-from distill.inputs import mask_of
-from distill.loss_masks import IGNORED, answer_labels, checked_tokens
 from distill.losses import Divergence, forward_kl
+from distill.models.inputs import mask_of
+from distill.models.loss_masks import IGNORED, answer_labels, checked_tokens
 from distill.objectives.objective import About, Objective, Step, nothing
-from distill.token_alignment import Spans, TokenAlignment, span_kd
-from distill.weights import named
+from distill.objectives.term_weights import named
 
 
 class SpanKD(Objective):

@@ -4,23 +4,24 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from distill.classes import matched, stated
+from distill.data import files
+from distill.data.classes import matched, stated
+from distill.data.rows import Rows
+from distill.data.task import Recipe, Task, share
 from distill.errors import DistillError
-from distill.tasks import agreement, files, pvr, sst2
-from distill.tasks.arithmetic import addition
+from distill.models.numbering import numbered_as, renumbered
+from distill.tasks import agreement, pvr, sst2
+from distill.tasks.causal.arithmetic import addition
+from distill.tasks.causal.equality import hierarchical_equality
+from distill.tasks.causal.indirect_object import indirect_object
+from distill.tasks.causal.mqnli import multiply_quantified
+from distill.tasks.causal.pointers import pointer_values
+from distill.tasks.causal.prompts import Prompts
+from distill.tasks.causal.trees import boolean_tree
+from distill.tasks.causal.verb_number import verb_number
 from distill.tasks.digits import digits
-from distill.tasks.equality import hierarchical_equality
-from distill.tasks.indirect_object import indirect_object
 from distill.tasks.minimal_pairs import MinimalPairs, minimal_pairs
 from distill.tasks.mnist import mnist, mnist_digits
-from distill.tasks.mqnli import multiply_quantified
-from distill.tasks.numbering import numbered_as, renumbered
-from distill.tasks.pointers import pointer_values
-from distill.tasks.prompts import Prompts
-from distill.tasks.rows import Rows
-from distill.tasks.task import Recipe, Task, share
-from distill.tasks.trees import boolean_tree
-from distill.tasks.verb_number import verb_number
 
 __all__ = [
     "MinimalPairs",

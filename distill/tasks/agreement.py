@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from distill.tasks.rows import Rows
-from distill.tasks.task import Recipe, Task, seeded
+from distill.data.rows import Rows
+from distill.data.task import Recipe, Task, seeded
 
 TRAIN_ROWS, TEST_ROWS = 20_000, 2_000
 CLASSES = ("singular", "plural")

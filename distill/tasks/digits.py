@@ -6,10 +6,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, pad
 
+from distill.data.rows import Rows
+from distill.data.task import Recipe, Task, seeded
 from distill.networks import CNN
 from distill.tasks.pvr import images_and_digits, split
-from distill.tasks.rows import Rows
-from distill.tasks.task import Recipe, Task, seeded
 
 CLASSES = tuple("0123456789")
 BACKGROUND = -1.0

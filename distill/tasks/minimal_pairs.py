@@ -9,9 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from distill.data.rows import Rows
+from distill.data.text import tokenised
 from distill.errors import DistillError
-from distill.tasks.rows import Rows
-from distill.tasks.text import tokenised
 
 SENTENCES = (("good", "bad"), ("sentence_good", "sentence_bad"))
 GROUPS = ("test", "UID")

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.data.task import Task
 from distill.errors import DistillError
 from distill.tasks.digits import digit_task
-from distill.tasks.task import Task
 
 FILE = "mnist.npz"
 

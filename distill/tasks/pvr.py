@@ -6,8 +6,8 @@ from jaxtyping import Float, Int
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from distill.tasks.rows import Rows
-from distill.tasks.task import Recipe, Task, seeded
+from distill.data.rows import Rows
+from distill.data.task import Recipe, Task, seeded
 
 TRAIN_ROWS, TEST_ROWS = 40_000, 4_000
 CLASSES = tuple("0123456789")

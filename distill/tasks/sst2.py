@@ -2,10 +2,10 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from distill.data.files import labelled
+from distill.data.task import Task, share
+from distill.data.text import need_tokenizer, text_task
 from distill.errors import DistillError
-from distill.tasks.files import labelled
-from distill.tasks.task import Task, share
-from distill.tasks.text import need_tokenizer, text_task
 
 CLASSES = ("negative", "positive")
 

@@ -9,7 +9,7 @@ from torch import nn
 from distill import Rows
 from interventions import Location
 from interventions.locations import BLOCK_SITES, MODEL_SITES
-from tests.distill.models import VOCABULARY, WIDTH, bert, gpt2_lm, images, llama, text, vit
+from tests.distill.tiny_models import VOCABULARY, WIDTH, bert, gpt2_lm, images, llama, text, vit
 
 
 def distilbert(layers: int = 4) -> nn.Module:

@@ -18,18 +18,18 @@ from distill import (
     interchange_accuracy,
     search_alignment,
 )
-from distill.abstraction import _examples, _uniform
-from distill.attention_keys import KEYED, moved, over_keys
-from distill.computations import Computation
 from distill.errors import NothingToMeasure
-from distill.inputs import answer_mask, inputs_of, real_tokens
+from distill.evaluation.interchange_accuracy import _examples, _uniform
+from distill.interchange.attention_keys import KEYED, moved, over_keys
+from distill.interchange.mapping import pairs_of
 from distill.losses import kd
-from distill.mapping import pairs_of
-from distill.objectives.causal import Attended, narrowed
+from distill.models.inputs import answer_mask, inputs_of, real_tokens
+from distill.objectives.diito import Attended, narrowed
+from distill.training.computation import Computation
 from interventions import Location, Mixup, Noise, Rotation, architecture, interchange, run
 from interventions.locations import HEAD_SITES
 from tests.distill.every_site import FAMILIES, SITES, at, exists
-from tests.distill.models import VOCABULARY, bert, gpt2_lm, llama, spread, text
+from tests.distill.tiny_models import VOCABULARY, bert, gpt2_lm, llama, spread, text
 
 WHOLE = ("block_input", "block_output", "embedding", "final_norm", "logits")
 SMALL = {family: of.make(2) for family, of in FAMILIES.items()}

@@ -28,12 +28,26 @@ from distill import (
     from_layers,
     layers,
 )
-from distill.evaluations import positions_of
-from distill.files import read_json
-from distill.run_folder import read_log
+from distill.evaluation.evaluate import positions_of
+from distill.storage.files import read_json
 from distill.tasks import Task
+from distill.training.run_folder import read_log
 from interventions import Location
-from tests.distill.models import CNN, LSTM, QUIET, bert, gpt2_lm, images, mlp, same, spread, text, vectors, vit, weights
+from tests.distill.tiny_models import (
+    CNN,
+    LSTM,
+    QUIET,
+    bert,
+    gpt2_lm,
+    images,
+    mlp,
+    same,
+    spread,
+    text,
+    vectors,
+    vit,
+    weights,
+)
 
 SETTINGS = dict(steps=6, batch_size=5, lr=1e-2, console=QUIET)
 fitting = importlib.import_module("distill.fit")  # distill.fit is the function
@@ -97,7 +111,7 @@ def test_a_task_is_trained_and_tested_on_its_own_rows():
 
 @pytest.mark.parametrize("make", [bert, vit])
 def test_random_data(make, monkeypatch):
-    monkeypatch.setattr("distill.data.RANDOM_ROWS", 20)
+    monkeypatch.setattr("distill.tasks.loading.RANDOM_ROWS", 20)
     teacher = spread(make(3))
     result = fit(teacher, from_layers(teacher, 2), None, "random", **SETTINGS)
     assert len(result.records) == 6
@@ -296,7 +310,7 @@ BF16 = """
     import torch
     from accelerate import Accelerator
     from distill import fit, from_layers
-    from tests.distill.models import QUIET, bert, spread, text
+    from tests.distill.tiny_models import QUIET, bert, spread, text
 
     teacher = spread(bert(4))
     states = []

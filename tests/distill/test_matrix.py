@@ -9,7 +9,7 @@ import torch
 import distill
 from distill import DistillError, Objective, Rows, Schedule, objectives, steps
 from interventions import Location
-from tests.distill.models import CNN, bert, gpt2_lm, images, masked_lm, same, spread, text, weights
+from tests.distill.tiny_models import CNN, bert, gpt2_lm, images, masked_lm, same, spread, text, weights
 from tests.distill.words import Words
 
 AT = Location(0)

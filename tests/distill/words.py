@@ -1,6 +1,6 @@
 """A tokenizer as `MaskedLM` needs it, for the vocabulary of the tiny models."""
 
-from tests.distill.models import VOCABULARY
+from tests.distill.tiny_models import VOCABULARY
 
 
 class Words:

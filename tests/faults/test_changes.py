@@ -9,10 +9,10 @@ import torch
 
 import distill
 from distill import AT, CRD, DIITO, DKD, ICD, KD, PKD, Cosine, DistilBERT, DistillError, FitNets, Labels, Rows, Sobolev
-from distill.files import read_json, write_json
-from distill.fingerprints import of_objective
+from distill.storage.files import read_json, write_json
+from distill.training.fingerprints import of_objective
 from interventions import Mixup
-from tests.distill.models import CLASSES, QUIET, bert, mlp, spread, text, vectors
+from tests.distill.tiny_models import CLASSES, QUIET, bert, mlp, spread, text, vectors
 
 SETTINGS: dict[str, Any] = dict(steps=3, batch_size=4, lr=1e-2, console=QUIET)
 

@@ -16,16 +16,16 @@ import torch
 import distill
 import interventions
 from distill import KD, Alignment, DistillError, Served, fit
-from distill.checkpoints import Checkpoints
-from distill.commands import FitCommand, _command_of
-from distill.files import write_json
+from distill.cli.commands import FitCommand, _command_of
+from distill.data.seen_rows import Seen
 from distill.fit import save_model
-from distill.run_folder import read_log
-from distill.seen import Seen
-from distill.teachers import load_classifier
+from distill.storage.files import write_json
+from distill.teach import load_classifier
+from distill.training.checkpoints import Checkpoints
+from distill.training.run_folder import read_log
 from interventions import Add, InterventionError, Location, Rotation
 from tests.distill.conftest import save_bert
-from tests.distill.models import QUIET, bert, mlp, spread, text, vectors
+from tests.distill.tiny_models import QUIET, bert, mlp, spread, text, vectors
 from tests.distill.wired import SUM, Wired
 from tests.faults.damaging import damages
 
@@ -171,7 +171,9 @@ def attack(kind: str, tmp_path: Path, count: int, every: int) -> Tally:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setattr(distill.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume))
+    monkeypatch.setattr(
+        distill.training.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume)
+    )
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -208,8 +210,8 @@ def test_files_of_an_earlier_version_load_with_a_note(tmp_path):
 
 
 def test_a_damaged_teacher_in_the_cache_is_trained_again(tmp_path, monkeypatch):
-    from distill.teachers import teacher_of
-    from tests.distill.test_teachers import task
+    from distill.teach import teacher_of
+    from tests.distill.test_teach import task
 
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
     expected = plain(teacher_of(task(), console=QUIET).state_dict())

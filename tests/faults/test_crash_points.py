@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 import distill
 from distill import KD, Interrupted, fit
-from distill.checkpoints import Checkpoints
-from distill.files import read_json
-from distill.run_folder import read_log
+from distill.storage.files import read_json
+from distill.training.checkpoints import Checkpoints
+from distill.training.run_folder import read_log
 from tests.distill.conftest import save_bert, sentences, write_csv
-from tests.distill.models import QUIET, mlp, same, spread, vectors, weights
+from tests.distill.tiny_models import QUIET, mlp, same, spread, vectors, weights
 from tests.faults.crashing import killed, operations
 
 SETTINGS = dict(steps=5, batch_size=4, lr=1e-2, console=QUIET, objective=KD())
@@ -28,7 +28,9 @@ SAMPLE = 9
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """A checkpoint every second step, and quick measurements."""
-    monkeypatch.setattr(distill.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume))
+    monkeypatch.setattr(
+        distill.training.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume)
+    )
     fitting = importlib.import_module("distill.fit")
     monkeypatch.setattr(fitting, "evaluate", partial(distill.evaluate, pairs=20))
 
@@ -137,7 +139,7 @@ def test_a_second_signal_during_the_checkpoint_of_the_first_loses_nothing(tmp_pa
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     """What the command line is asked for: a saved classifier, a file of rows, and quick measurements."""
-    commands = importlib.import_module("distill.commands")
+    commands = importlib.import_module("distill.cli.commands")
     monkeypatch.setattr(commands, "evaluate", partial(distill.evaluate, pairs=10))
     teacher = save_bert(tmp_path / "teacher", classifier=True, layers=2)
     return commands.FitCommand(
@@ -152,7 +154,7 @@ def asked(tmp_path, monkeypatch):
 
 def commanded(folder: Path, asked) -> dict:
     """What a user does, who sees a folder with or without a run; returns the figures."""
-    from distill import commands
+    from distill.cli import commands
 
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore", UserWarning)

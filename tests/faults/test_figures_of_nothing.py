@@ -6,10 +6,10 @@ from torch import nn
 
 import distill
 from distill import metrics
-from distill.checkpoints import Checkpoints
 from distill.errors import DistillError
-from distill.probes import linear_probe
-from distill.schedules import Schedule
+from distill.evaluation.linear_probe import linear_probe
+from distill.training.checkpoints import Checkpoints
+from distill.training.schedule import Schedule
 from interventions import InterventionError, Location
 from interventions import metrics as measures
 

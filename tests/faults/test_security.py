@@ -21,20 +21,20 @@ from torch import nn
 
 import distill
 import interventions
-from distill import cli
-from distill.alignments import Alignment
-from distill.cache import Cache
+from distill.alignment.alignment import Alignment
+from distill.cli import main
+from distill.cli.report import Entry, Report
 from distill.errors import DistillError
-from distill.mapping import Pair
-from distill.metrics import wilson
-from distill.outcomes import InterchangeAccuracy, Outcome
-from distill.preprocessors import preprocessors_of
-from distill.progress import Plain, shown
-from distill.report import Entry, Report
+from distill.evaluation.metrics import wilson
+from distill.evaluation.outcome import InterchangeAccuracy, Outcome
+from distill.interchange.mapping import Pair
+from distill.models.preprocessors import preprocessors_of
 from distill.results import Evaluation, FitResult, curves
-from distill.schedules import Record
 from distill.tasks import Rows, Task
-from distill.teachers import load_classifier, load_tokenizer
+from distill.teach import load_classifier, load_tokenizer
+from distill.teachers.cache import Cache
+from distill.training.progress import Plain, shown
+from distill.training.schedule import Record
 from interventions import InterventionError, Location, heat_map, printable
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\x9b31m\rb\x08\u202ec\u2066[red]d[/red]<script>alert(1)</script>$x$\udcff\n"
@@ -154,7 +154,7 @@ def test_the_command_line_says_one_line_that_is_printable(arguments, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["distill", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        cli.main()
+        main.main()
     out, err = capsys.readouterr()
     assert stopped.value.code == 2
     assert not OBEYED.search(out + err)
@@ -269,7 +269,7 @@ def made(what: str, folder: Path):
     """A folder of a kind, and what reads it."""
     net = Student()
     if what == "checkpoint":
-        from distill.checkpoints import Checkpoints
+        from distill.training.checkpoints import Checkpoints
 
         schedule = distill.Schedule(steps=2, batch_size=8)
         kept = Checkpoints(folder / "checkpoints", every=1)

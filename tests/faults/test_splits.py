@@ -9,19 +9,19 @@ import torch
 
 import distill
 from distill import DistillError
-from distill.seen import Seen
+from distill.data.seen_rows import Seen
+from distill.data.trained_on import save_split, split_seed_of, without_trained_on
 from distill.tasks import load
-from distill.trained_on import save_split, split_seed_of, without_trained_on
+from tests.distill.cli.test_main import distill as command
 from tests.distill.conftest import save_bert, sentences, write_csv
-from tests.distill.models import vectors
-from tests.distill.test_cli import distill as command
+from tests.distill.tiny_models import vectors
 
 FILE = "films.csv"
 
 
 @pytest.fixture
 def film_data(tmp_path, monkeypatch):
-    commands = importlib.import_module("distill.commands")
+    commands = importlib.import_module("distill.cli.commands")
     monkeypatch.setattr(commands, "evaluate", partial(distill.evaluate, pairs=20))
     monkeypatch.chdir(tmp_path)
     return write_csv(tmp_path / FILE, sentences(60))

@@ -1,5 +1,6 @@
 """Two at once in one folder: one is at work, the other waits or is told who is there; locks of the dead are free."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -12,11 +13,11 @@ import torch
 
 import distill
 from distill import KD, DistillError, fit
-from distill.checkpoints import Checkpoints
-from distill.locks import claim, locked
-from distill.run_folder import read_log
-from tests.distill.models import QUIET, mlp, same, spread, vectors, weights
-from tests.distill.test_processes import free_port
+from distill.storage.locks import claim, locked
+from distill.training.checkpoints import Checkpoints
+from distill.training.run_folder import read_log
+from tests.distill.tiny_models import QUIET, mlp, same, spread, vectors, weights
+from tests.distill.training.test_processes import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 SETTINGS = dict(steps=4, batch_size=4, lr=1e-2, console=QUIET)
@@ -58,7 +59,9 @@ def in_a_fork(work) -> int:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_another_run_in_the_folder_is_told_who_is_there(resume, tmp_path, monkeypatch):
-    monkeypatch.setattr(distill.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 1, resume))
+    monkeypatch.setattr(
+        distill.training.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 1, resume)
+    )
     folder, statuses = tmp_path / "run", []
 
     def another():
@@ -76,8 +79,8 @@ def test_another_run_in_the_folder_is_told_who_is_there(resume, tmp_path, monkey
 def test_of_two_that_begin_at_once_one_goes_on(tmp_path):
     """Both have seen an empty folder."""
     folder, statuses = tmp_path / "run", []
-    first = distill.run_folder.RunFolder(folder, {})
-    second = distill.run_folder.RunFolder(folder, {})
+    first = distill.training.run_folder.RunFolder(folder, {})
+    second = distill.training.run_folder.RunFolder(folder, {})
     with first.held():
         (folder / "settings.json").touch()
         with pytest.raises(DistillError, match=rf"is in use by process {os.getpid()} on .* since 20.*; wait for it"):
@@ -146,9 +149,9 @@ def test_a_run_that_fails_leaves_no_folder_and_no_lock(tmp_path):
 TWICE = """
 import sys
 from rich.console import Console
-from distill.teachers import teacher_of
-from tests.distill.test_teachers import task
-from tests.distill.models import weights
+from distill.teach import teacher_of
+from tests.distill.test_teach import task
+from tests.distill.tiny_models import weights
 teacher = teacher_of(task(), console=Console(width=200))
 print(sum(value.double().sum().item() for value in weights(teacher).values()))
 """
@@ -171,11 +174,10 @@ def test_two_first_uses_of_an_embedded_teacher_train_it_once(together, tmp_path)
 
 
 def test_a_teacher_that_another_made_meanwhile_is_taken(tmp_path, monkeypatch):
-    from distill import teachers
-    from tests.distill.test_teachers import task
+    from tests.distill.test_teach import task
 
     monkeypatch.setenv("DISTILL_CACHE", str(tmp_path / "cache"))
-    made = []
+    made, teachers = [], importlib.import_module("distill.teach")
     teach = teachers.teach
     monkeypatch.setattr(teachers, "teach", lambda *args, **kwargs: made.append(1) or teach(*args, **kwargs))
     found, threads = [], []

@@ -11,12 +11,12 @@ from distill.compat import diito, xxs
 from distill.compat.flags import parsed
 from distill.compat.neurons import neuron_pairs, places, read_entries
 from distill.compat.terms import CountedMaskedLM, MaskedKD, Patience, Spliced, SquaredLogits
-from distill.mapping import Pair
+from distill.interchange.mapping import Pair
+from distill.interchange.sources import Crossway
 from distill.objectives.language import CausalLM
-from distill.pairs import Crossway
 from interventions import Location
 from tests.distill.compat import test_flags
-from tests.distill.models import bert, masked_lm
+from tests.distill.tiny_models import bert, masked_lm
 
 README, LM = test_flags.xxs(), test_flags.diito()
 

@@ -8,12 +8,12 @@ import torch
 
 from distill import DIITO, KD, DistillError, Rows, Span
 from distill.compat.terms import CountedMaskedLM, MaskedKD, Patience, Spliced, SquaredLogits
-from distill.inputs import MASKED
+from distill.interchange.mapping import Pair
 from distill.losses import kd
-from distill.mapping import Pair
+from distill.models.inputs import MASKED
 from distill.objectives import Moment, Step
 from interventions import Location, run
-from tests.distill.models import VOCABULARY, bert, masked_lm, spread, text
+from tests.distill.tiny_models import VOCABULARY, bert, masked_lm, spread, text
 
 HERE = (Location(site="embedding"),)
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from distill import DIITO, KD, DistillError, Interrupted, Labels, Schedule, Span, fit
 from distill.compat import launch, xxs
 from distill.compat.glue import LAYOUTS, glue_task, layout_of
-from distill.schedules import Record
-from distill.students import from_layers
-from distill.teachers import load_classifier, load_tokenizer
+from distill.students.from_layers import from_layers
+from distill.teach import load_classifier, load_tokenizer
+from distill.training.schedule import Record
 from tests.distill.conftest import save_bert, sentences
 
 COMMAND = (
@@ -260,7 +260,7 @@ class Remembered(GeneralTracker):
 
 
 def finished_run():
-    from distill.metrics import Share
+    from distill.evaluation.metrics import Share
     from distill.results import Evaluation, FitResult
 
     records = tuple(Record(n, 5, 3.0, {"kd": 1.0, "labels": 2.0, "kd_cf": 0.5}, 1e-3) for n in range(1, 6))

@@ -6,7 +6,7 @@ import distill
 from distill import DistillError, Rows
 from distill.networks import CNN, MLP
 from interventions import Location, Zero, interchange, intervene, run
-from tests.distill.models import QUIET
+from tests.distill.tiny_models import QUIET
 
 SMALL = {"cnn": lambda: CNN((4, 6, 6), 5), "mlp": lambda: MLP(64, (12, 8), 5)}
 

@@ -5,10 +5,10 @@ import torch
 
 import distill
 from distill import DistillError, Rows
-from distill.inputs import vocabulary_of
+from distill.models.inputs import vocabulary_of
 from distill.networks import LSTMClassifier, LSTMLanguageModel, TransformerClassifier, TransformerLanguageModel
 from interventions import Location, Zero, architecture, interchange, intervene, run
-from tests.distill.models import CLASSES, QUIET, VOCABULARY, text
+from tests.distill.tiny_models import CLASSES, QUIET, VOCABULARY, text
 
 CLASSIFIERS = {
     "lstm": lambda: LSTMClassifier(VOCABULARY, CLASSES, width=16),

@@ -3,11 +3,11 @@ import torch
 from torch.nn import functional
 
 from distill import DistilBERT, DistillError, Schedule, TinyBERT, from_layers, steps
-from distill.computations import Computation
-from distill.inputs import inputs_of
+from distill.models.inputs import inputs_of
 from distill.tasks import Rows
+from distill.training.computation import Computation
 from interventions import Location, run
-from tests.distill.models import bert, gpt2, masked_lm, same, spread, text, weights
+from tests.distill.tiny_models import bert, gpt2, masked_lm, same, spread, text, weights
 from tests.distill.words import Words
 
 SHORT = Schedule(steps=2, batch_size=6)

@@ -7,12 +7,26 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from distill import BSS, KD, DistillError, Labels, Ramp, Rows, Schedule, fit, steps
-from distill.computations import Computation
 from distill.losses import boundary, kd
 from distill.objectives import Moment
+from distill.training.computation import Computation
 from interventions import Location
-from tests.distill.models import CLASSES, CNN, LSTM, QUIET, bert, gpt2, images, mlp, same, spread, text, vectors, vit
-from tests.distill.models import weights as weights_of
+from tests.distill.tiny_models import (
+    CLASSES,
+    CNN,
+    LSTM,
+    QUIET,
+    bert,
+    gpt2,
+    images,
+    mlp,
+    same,
+    spread,
+    text,
+    vectors,
+    vit,
+)
+from tests.distill.tiny_models import weights as weights_of
 
 SHORT = Schedule(steps=2, batch_size=12, lr=1e-2)
 KINDS = {

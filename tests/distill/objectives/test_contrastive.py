@@ -16,16 +16,16 @@ from torch import distributed
 from torch.nn.functional import normalize
 
 from distill import CRD, DIITO, ICD, KD, DistillError, Rows, Schedule, fit, steps
-from distill.checkpoints import Checkpoints
-from distill.computations import Computation
-from distill.inputs import inputs_of
 from distill.losses import contrast, invariance
+from distill.models.inputs import inputs_of
 from distill.objectives import Moment
 from distill.objectives.contrastive import pooled
 from distill.objectives.memories import Classes, Memory
-from distill.ranks import gathered
+from distill.objectives.processes import gathered
+from distill.training.checkpoints import Checkpoints
+from distill.training.computation import Computation
 from interventions import Location, run
-from tests.distill.models import CNN, QUIET, bert, gpt2, images, mlp, same, spread, text, vectors, vit, weights
+from tests.distill.tiny_models import CNN, QUIET, bert, gpt2, images, mlp, same, spread, text, vectors, vit, weights
 
 ROOT = Path(__file__).parents[3]
 SHORT = Schedule(steps=6, batch_size=5, lr=1e-2)

@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional
 
 from distill import Sobolev
-from distill.computations import Computation
 from distill.objectives.derivatives import _drawn_token
-from tests.distill.models import gpt2_lm, masked_lm, spread, text
+from distill.training.computation import Computation
+from tests.distill.tiny_models import gpt2_lm, masked_lm, spread, text
 
 
 def step_of(batch, seed=0, make=masked_lm):

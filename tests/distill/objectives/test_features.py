@@ -3,13 +3,13 @@ import torch
 from torch.nn import functional
 
 from distill import AT, DIITO, KD, PKD, Cosine, DistillError, FitNets, Schedule, layers, steps
-from distill.computations import Computation
-from distill.inputs import inputs_of
+from distill.interchange.mapping import pairs_of
 from distill.losses import attention_transfer
-from distill.mapping import pairs_of
+from distill.models.inputs import inputs_of
 from distill.tasks import Rows
+from distill.training.computation import Computation
 from interventions import Location, run
-from tests.distill.models import CNN, LSTM, bert, gpt2, images, llama, mlp, spread, t5, text, vectors, vit
+from tests.distill.tiny_models import CNN, LSTM, bert, gpt2, images, llama, mlp, spread, t5, text, vectors, vit
 
 SHORT = Schedule(steps=2, batch_size=6)
 

@@ -34,12 +34,12 @@ from distill import (
     fit,
     steps,
 )
-from distill.computations import Computation
+from distill.evaluation.metrics import calibration
+from distill.interchange.mapping import pairs_of
 from distill.losses import LogitNoise, jensen_shannon, kd
-from distill.mapping import pairs_of
-from distill.metrics import calibration
+from distill.training.computation import Computation
 from interventions import Location, run
-from tests.distill.models import QUIET, bert, masked_lm, mlp, same, spread, t5, text, vectors, weights
+from tests.distill.tiny_models import QUIET, bert, masked_lm, mlp, same, spread, t5, text, vectors, weights
 from tests.distill.words import Words
 
 SHORT = Schedule(steps=2, batch_size=6)

@@ -9,9 +9,9 @@ from torch import nn
 
 import distill
 from distill import IIT, CausalModel, DistillError
-from distill.mapping import pairs_of
+from distill.causal.feed import Samples
+from distill.interchange.mapping import pairs_of
 from distill.objectives import Step
-from distill.samples import Samples
 from interventions import Location, run
 from tests.distill.wired import SUM, Wired
 

@@ -3,8 +3,8 @@ import torch
 from torch.nn import functional
 
 from distill import DIITO, KD, CausalLM, DistillError, Labels, MaskedLM, Rows, Schedule, Span, steps
-from distill.computations import Computation
-from tests.distill.models import CNN, bert, gpt2_lm, images, llama, masked_lm, same, spread, t5, text, weights
+from distill.training.computation import Computation
+from tests.distill.tiny_models import CNN, bert, gpt2_lm, images, llama, masked_lm, same, spread, t5, text, weights
 from tests.distill.words import Words
 
 SHORT = Schedule(steps=2, batch_size=6)
@@ -205,7 +205,7 @@ def test_half_precision():
 
 
 def test_resumed_training_masks_as_an_uninterrupted_one(tmp_path):
-    from distill.checkpoints import Checkpoints
+    from distill.training.checkpoints import Checkpoints
 
     def run(student, number=None, **settings):
         running = steps(None, student, data=text(12, labels=False), objective=MaskedLM(Words()),

@@ -29,17 +29,17 @@ from distill import (
     TinyBERT,
     interchange_accuracy,
 )
-from distill.abstraction import _Study
-from distill.computations import Computation
-from distill.loss_masks import label_place
-from distill.mapping import layers, pairs_of
+from distill.data.token_alignment import TokenAlignment
+from distill.evaluation.interchange_accuracy import _Study
+from distill.interchange.mapping import layers, pairs_of
+from distill.models.loss_masks import label_place
 from distill.objectives import Moment, Objective, Step
 from distill.objectives.derivatives import _drawn_token
-from distill.token_alignment import TokenAlignment
+from distill.training.computation import Computation
 from interventions import Location, Run, run
-from tests.distill.models import VOCABULARY, gpt2_lm, llama, masked_lm, spread, t5, text
+from tests.distill.data.test_token_alignment import TEXTS, pieces
 from tests.distill.objectives.test_spans import language_model
-from tests.distill.test_token_alignment import TEXTS, pieces
+from tests.distill.tiny_models import VOCABULARY, gpt2_lm, llama, masked_lm, spread, t5, text
 
 ROWS = 5
 

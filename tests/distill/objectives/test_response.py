@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from distill import DIITO, DKD, KD, DistillError, Labels, Rows, Schedule, steps
-from distill.computations import Computation
 from distill.losses import LogitNoise, dkd, reverse_kl, squared_error
 from distill.objectives import Moment
-from tests.distill.models import CLASSES, bert, gpt2_lm, masked_lm, mlp, same, spread, text, vectors, weights
+from distill.training.computation import Computation
+from tests.distill.tiny_models import CLASSES, bert, gpt2_lm, masked_lm, mlp, same, spread, text, vectors, weights
 
 SHORT = Schedule(steps=2, batch_size=6)
 

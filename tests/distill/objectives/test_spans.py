@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from distill import KD, DistillError, Schedule, fit, steps
-from distill.computations import Computation
+from distill.data.token_alignment import TokenAlignment, span_kd
 from distill.objectives.spans import SpanKD
-from distill.token_alignment import TokenAlignment, span_kd
-from tests.distill.models import QUIET, bert, same, spread, weights
-from tests.distill.test_token_alignment import MERGES, TEXTS, byte_level, pieces, words
+from distill.training.computation import Computation
+from tests.distill.data.test_token_alignment import MERGES, TEXTS, byte_level, pieces, words
+from tests.distill.tiny_models import QUIET, bert, same, spread, weights
 
 
 def language_model(tokenizer, layers=2, seed=0, width=16):

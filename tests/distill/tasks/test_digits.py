@@ -5,7 +5,7 @@ import distill
 from distill.tasks import digits, load
 from distill.tasks.digits import scaled, shifted
 from distill.tasks.pvr import images_and_digits, split
-from tests.distill.models import QUIET
+from tests.distill.tiny_models import QUIET
 
 
 @pytest.fixture(scope="module")

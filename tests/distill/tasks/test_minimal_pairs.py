@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from distill import DistillError, Rows, metrics
-from distill.metrics import preferences
+from distill.evaluation.metrics import preferences
 from distill.networks import LSTMClassifier, LSTMLanguageModel, TransformerLanguageModel
 from distill.tasks import MinimalPairs, minimal_pairs
-from tests.distill.models import VOCABULARY
+from tests.distill.tiny_models import VOCABULARY
 
 WORDS = "[PAD] [UNK] [BOS] the a key keys is are near cabinet cabinets old".split()
 LINES = [

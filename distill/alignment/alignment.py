@@ -1,0 +1,221 @@
+"""Where, and in which directions, a network holds the variables of a causal model: learned, measured, saved."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import interventions
+from distill.data.seen_rows import Seen
+from distill.errors import DistillError
+from distill.evaluation.metrics import Share
+from distill.evaluation.outcome import InterchangeAccuracy, Outcome
+from distill.interchange.mapping import Pair
+from distill.storage.files import Damaged, check_folder_whole, new_folder, read_json, write_json
+from distill.training.schedule import Record
+from interventions import Location, Picture, printed
+
+DESCRIPTION = "alignment.json"
+FORMAT = 1
+PLACES = "places"
+SEEN = "seen.safetensors"
+"""The rows that were trained on, in files of earlier versions."""
+
+
+class Alignment(Mapping):
+    """Variables → the places that hold them, with their subspaces; it is a mapping wherever one is asked for.
+
+    `interchange_accuracy(causal_model, network, alignment)` measures it on new pairs, `save` writes it.
+
+    Attributes:
+        pairs: its entries.
+        accuracy: the interchange accuracy after learning; None if it was not measured.
+        records: one for each step of learning.
+        settings: what was asked for.
+        seen: the rows that it was learned on; `interchange_accuracy(…, exclude=alignment)` refuses them.
+    """
+
+    def __init__(
+        self,
+        pairs: tuple[Pair, ...],
+        accuracy: InterchangeAccuracy | None = None,
+        records: tuple[Record, ...] = (),
+        settings: Mapping[str, Any] | None = None,
+        seen: Seen | None = None,
+    ) -> None:
+        self.pairs, self.accuracy, self.records, self.seen = pairs, accuracy, records, seen
+        self.settings = dict(settings or {})
+
+    def __getitem__(self, variable: Any) -> tuple[Location, ...]:
+        names = (variable,) if isinstance(variable, str | Location) else variable
+        return {pair.teacher: pair.student for pair in self.pairs}[names]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (pair.teacher[0] if len(pair.teacher) == 1 else pair.teacher for pair in self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def positions(self) -> dict[Location, Any]:
+        """The tokens of each place; None is all of them. Of one place with several, `pairs` has each."""
+        return {at: tokens for pair in self.pairs for at, tokens in zip(pair.student, pair.positions, strict=True)}
+
+    @property
+    def iia(self) -> float | None:
+        """The interchange intervention accuracy that was measured after learning."""
+        return None if self.accuracy is None else self.accuracy.iia
+
+    def plot(self) -> Picture:
+        """Bars of the accuracy of each variable, with both baselines and the controls."""
+        if self.accuracy is None:
+            raise DistillError(
+                "this alignment was not measured; write interchange_accuracy(causal_model, network, alignment).plot()."
+            )
+        return self.accuracy.plot()
+
+    def save(self, folder: str | Path, network: nn.Module, *, overwrite: bool = False) -> Path:
+        """Write `alignment.json`, the places with their subspaces, and which rows were learned on: no pickle, no code.
+
+        Args:
+            folder: a new one.
+            network: the network that was aligned; what is saved fits models like it.
+            overwrite: replace an alignment that is there.
+
+        Raises:
+            DistillError: positions that are functions, or a folder that holds something.
+            InterventionError: a subspace that cannot be saved.
+        """
+        folder = Path(folder)
+        for at, tokens in (each for pair in self.pairs for each in zip(pair.student, pair.positions, strict=True)):
+            if callable(tokens):
+                raise DistillError(
+                    f"the positions of {at} are a function, and files hold no code; give them a name: CausalModel(…, "
+                    "positions={'name': function}), and align with positions='name'."
+                )
+        places = list(dict.fromkeys(at for pair in self.pairs for at in pair.student))
+        described = {
+            "format": FORMAT,
+            "entries": [
+                {
+                    "variables": [_written(each) for each in pair.teacher],
+                    "places": [places.index(at) for at in pair.student],
+                    "positions": list(map(_plain, pair.positions)),
+                }
+                for pair in self.pairs
+            ],
+            "settings": self.settings,
+            "records": [asdict(record) for record in self.records],
+            "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
+        }
+        _check_free(folder, overwrite)
+        with new_folder(folder) as partial:
+            interventions.save(partial / PLACES, places, model=network)
+            if self.seen is not None:
+                self.seen.save(partial)
+            write_json(partial / DESCRIPTION, described)
+        return folder
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, network: nn.Module, subspaces: Mapping[str, nn.Module] | None = None
+    ) -> "Alignment":
+        """An alignment that `save` wrote, for a network like the one that it was learned on.
+
+        Args:
+            folder: what `save` was given.
+            network: the network.
+            subspaces: by the text of its location, a module for each that holds code, as for `interventions.load`.
+
+        Raises:
+            DistillError: no alignment in the folder, a damaged one, or a newer format.
+            InterventionError: a network that does not fit.
+        """
+        path = Path(folder) / DESCRIPTION
+        if not path.is_file():
+            raise DistillError(
+                f"{folder} holds no alignment: there is no {DESCRIPTION}; write one with save(folder, …)."
+            )
+        way_out = f"align again, or take another copy of {folder}"
+        told = read_json(path, way_out, FORMAT)
+        check_folder_whole(Path(folder), way_out)
+        places = tuple(interventions.load(Path(folder) / PLACES, network, subspaces=subspaces).at)
+        seen = Seen.load(Path(folder)) or Seen.load(Path(folder), SEEN)
+        try:
+            records = tuple(Record(**record) for record in told["records"])
+            accuracy = None if told["accuracy"] is None else _accuracy(told["accuracy"])
+            return cls(_pairs(told["entries"], places), accuracy, records, told["settings"], seen)
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+            raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {way_out}.") from None
+
+    @printed
+    def __str__(self) -> str:
+        lines = [str(pair) for pair in self.pairs]
+        return "\n".join(["Alignment", *lines, "" if self.accuracy is None else f"\n{self.accuracy}"]).rstrip()
+
+    @printed
+    def __repr__(self) -> str:
+        iia = "" if self.iia is None else f", iia={self.iia:.3f}"
+        return f"Alignment({'; '.join(map(str, self.pairs))}{iia})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / DESCRIPTION).is_file():
+        raise DistillError(f"{folder} holds other things than an alignment; choose a new folder: save('…', network).")
+    if not overwrite:
+        raise DistillError(f"{folder} holds an alignment; choose another folder, or write overwrite=True.")
+
+
+def _pairs(entries: Any, places: tuple[Location, ...]) -> tuple[Pair, ...]:
+    """The entries of a file."""
+    return tuple(
+        Pair(
+            tuple(Location.parse(each["location"]) if isinstance(each, dict) else each for each in entry["variables"]),
+            tuple(places[number] for number in entry["places"]),
+            tuple(map(_positions, entry["positions"])),
+        )
+        for entry in entries
+    )
+
+
+def _written(side: str | Location) -> Any:
+    """A variable, or a location of a teacher network, as JSON."""
+    if isinstance(side, str):
+        return side
+    if side.subspace is not None:
+        raise DistillError(f"{side} is the teacher's place with a subspace, which no file holds; give it dims=….")
+    return {"location": str(side)}
+
+
+def _plain(positions: Any) -> Any:
+    """Positions as JSON."""
+    if isinstance(positions, slice):
+        return {"slice": [positions.start, positions.stop, positions.step]}
+    if hasattr(positions, "tolist"):
+        return positions.tolist()
+    return list(positions) if isinstance(positions, range | tuple) else positions
+
+
+def _positions(told: Any) -> Any:
+    return slice(*told["slice"]) if isinstance(told, dict) else told
+
+
+def _accuracy(told: dict[str, Any]) -> InterchangeAccuracy:
+    def outcome(each: dict[str, Any]) -> Outcome:
+        return Outcome(**{**each, "iia": None if each["iia"] is None else Share(**each["iia"])})
+
+    return InterchangeAccuracy(
+        outcome(told["overall"]),
+        {name: outcome(each) for name, each in told["per_pair"].items()},
+        told["settings"],
+        {name: outcome(each) for name, each in told["controls"].items()},
+        told["overlap"],
+    )

@@ -1,0 +1,321 @@
+"""`search_alignment`: how well each layer and token holds each variable."""
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from html import escape
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from rich.console import Console
+from torch import Tensor, nn
+
+from distill.alignment.align import COLDEST, learn, scheduled
+from distill.alignment.alignment import Alignment
+from distill.causal.feed import given
+from distill.causal.model import CausalModel
+from distill.errors import DistillError
+from distill.evaluation.outcome import InterchangeAccuracy, Outcome
+from distill.evaluation.tallies import Tally, outcome_of
+from distill.evaluation.variable_accuracy import drawn, measured, names_of, refuse_ineffective
+from distill.interchange.mapping import Pair, depth, pairs_of
+from distill.interchange.swap import encoded
+from distill.interchange.whole_state import refuse_wholes
+from distill.models.inputs import device_of, evaluating, to_device
+from distill.models.outputs import answered
+from distill.models.trials import translated
+from distill.training.resolve import feed_of
+from distill.training.schedule import Schedule
+from interventions import Location, Picture, architecture, as_location, heat_map, printed, run_to
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """How well each place holds each variable. It prints as a table and shows in notebooks as a heat map.
+
+    Attributes:
+        pairs: one entry for each variable, location and position, in this order.
+        outcomes: the figures of each.
+        tally: what they come from; `clusters` says which pairs of examples share their base.
+        variables, locations, positions: what was searched, as text; positions are [""] without any.
+        settings: what was asked for.
+    """
+
+    pairs: tuple[Pair, ...]
+    outcomes: tuple[Outcome, ...]
+    variables: tuple[str, ...]
+    locations: tuple[str, ...]
+    positions: tuple[str, ...]
+    tally: Tally = field(repr=False)
+    clusters: Int[Tensor, " examples"] = field(repr=False)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def iia(self) -> Float[Tensor, "variables locations positions"]:
+        """Interchange intervention accuracy of every cell; NaN for real-valued answers, which have an error."""
+        return self._grid([None if each.iia is None else each.iia.value for each in self.outcomes])
+
+    @property
+    def error(self) -> Float[Tensor, "variables locations positions"]:
+        """For real-valued answers, the mean absolute error of every cell; else NaN."""
+        return self._grid([each.error for each in self.outcomes])
+
+    @property
+    def values(self) -> Float[Tensor, "variables locations positions"]:
+        """What is shown: the accuracy, or the error."""
+        return self.error if bool(self.iia.isnan().all()) else self.iia
+
+    def _grid(self, figures: list[float | None]) -> Tensor:
+        numbers = torch.tensor([float("nan") if each is None else each for each in figures])
+        return numbers.reshape(len(self.variables), len(self.locations), len(self.positions))
+
+    @property
+    def best(self) -> Alignment:
+        """The place of each variable with the highest accuracy or lowest error (the first of several), aligned."""
+        per_variable = len(self.locations) * len(self.positions)
+        regression = bool(self.iia.isnan().all())
+        score = -self.error if regression else self.iia
+        chosen = [int(cells.argmax()) + i * per_variable for i, cells in enumerate(score.flatten(1))]
+        tally = Tally(self.tally.sums[:, chosen])
+        overall = outcome_of(tally, clusters=self.clusters, seed=self.settings["seed"], regression=regression)
+        found = dict(
+            zip(names_of(tuple(self.pairs[i] for i in chosen)), (self.outcomes[i] for i in chosen), strict=True)
+        )
+        accuracy = InterchangeAccuracy(overall, found, self.settings)
+        return Alignment(tuple(self.pairs[i] for i in chosen), accuracy, settings=self.settings)
+
+    def plot(self, variable: str | None = None) -> Picture:
+        """A heat map of the accuracies: locations down, positions across, variable by variable (or of one)."""
+        chosen = self.variables if variable is None else (variable,)
+        unknown = [name for name in chosen if name not in self.variables]
+        if unknown:
+            raise DistillError(f"{unknown[0]!r} was not searched; plot one of {', '.join(self.variables)}.")
+        columns = [_label(name, token, len(chosen) > 1) for name in chosen for token in self.positions]
+        values = torch.cat([self.values[self.variables.index(name)] for name in chosen], 1)
+        kind = "mean absolute error" if bool(self.iia.isnan().all()) else "IIA"
+        what = kind + (f" of {chosen[0]}" if len(chosen) == 1 else "")
+        return heat_map(values, list(self.locations), columns, label=what)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "variables": list(self.variables),
+            "locations": list(self.locations),
+            "positions": list(self.positions),
+            "iia": self.iia.tolist(),
+            "outcomes": [asdict(outcome) for outcome in self.outcomes],
+            "settings": self.settings,
+        }
+
+    @printed
+    def __str__(self) -> str:
+        blocks = []
+        for name, values in zip(self.variables, self.values.tolist(), strict=True):
+            width = max(map(len, (*self.locations, name)))
+            head = [name.ljust(width), *(f"{token[:9] or 'IIA':>9}" for token in self.positions)]
+            lines = [
+                "  ".join([place.ljust(width), *(f"{value:9.3f}" for value in row)])
+                for place, row in zip(self.locations, values, strict=True)
+            ]
+            blocks.append("\n".join(["  ".join(head), *lines]))
+        return "\n\n".join(blocks)
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(self.plot()._repr_png_()).decode()
+        return f'<img src="data:image/png;base64,{picture}"><pre>{escape(str(self))}</pre>'
+
+
+def search_alignment(
+    causal_model: CausalModel | Any,
+    network: nn.Module | Any,
+    variables: Any = None,
+    at: Any = None,
+    data: Any = None,
+    *,
+    positions: Any = None,
+    subspace: Callable[[], nn.Module] | None = None,
+    weights: Mapping[str, float] | None = None,
+    steps: int = 300,
+    batch_size: int = 256,
+    lr: float | None = None,
+    seed: Any = 0,
+    coldest: float = COLDEST,
+    pairs: int = 1000,
+    console: Console | None = None,
+    answers: Any = None,
+) -> Search:
+    """The interchange intervention accuracy of every variable at every location and position.
+
+    The runs on base and source are shared by all cells, and every counterfactual resumes from that of the base. With a
+    subspace, each cell has one of its own, learned as `align` would learn it alone; the cells of one location are
+    learned together.
+
+    Args:
+        causal_model: what the network is thought to compute.
+        network: any torch model; it is not changed.
+        variables: which; by default the inner ones.
+        at: the locations; by default the output of every block.
+        data: {name: tensor} of the causal model's inputs; by default it samples them.
+        positions: the tokens, each a name, a number or what else `CausalModel.select` takes. By default the named
+            positions of the causal model; without any, every token of the shortest example. [None] is all tokens at
+            once.
+        subspace: makes the subspace of a cell, as `lambda: Rotation(8)`, which all start alike (`Rotation(8, seed=1)`
+            is another start); None swaps whole vectors.
+        weights, steps, batch_size, lr, coldest: of learning, as for `align`.
+        pairs: how many held-out pairs each cell is measured on, the same for all.
+        seed: of learning and of the pairs.
+        console: shows the progress; `rich.console.Console(quiet=True)` for none.
+        answers: what of the network's output is its answer, as for `fit`.
+
+    Raises:
+        DistillError: a network in place of the causal model, nothing to search, a variable that does not exist, or a
+            cell that is all that the network computes with.
+
+    Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
+    """
+    _refuse_networks(causal_model, network)
+    with answered((causal_model, network), answers), translated(), torch.inference_mode(False):  # it learns
+        return _searched(
+            causal_model, network, variables, at, data, positions=positions, subspace=subspace, weights=weights,
+            schedule=scheduled(steps, batch_size, seed), lr=lr, coldest=coldest, pairs=pairs, console=console,
+        )  # fmt: skip
+
+
+def _searched(
+    causal_model: CausalModel,
+    network: nn.Module,
+    variables: Any,
+    at: Any,
+    data: Any,
+    *,
+    positions: Any,
+    subspace: Callable[[], nn.Module] | None,
+    weights: Mapping[str, float] | None,
+    schedule: Schedule,
+    lr: float | None,
+    coldest: float,
+    pairs: int,
+    console: Console | None,
+) -> Search:
+    """What `search_alignment` returns."""
+    names = causal_model.inner if variables is None else _listed(variables)
+    places = _places(network) if at is None else [as_location(place) for place in _listed(at)]
+    if positions is not None:
+        positions = _listed(positions)
+    if subspace is not None and (isinstance(subspace, nn.Module) or not callable(subspace)):
+        raise DistillError(
+            f"subspace={subspace!r} would be shared by all cells; give a function that makes one: "
+            "subspace=lambda: Rotation(8)."
+        )
+    seed, batch_size = schedule.seed, schedule.batch_size
+    feed = feed_of(causal_model, data, schedule)
+    few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
+    if not names or not places or positions == []:
+        raise DistillError(
+            f"there is nothing to search: {len(names)} variables × {len(places)} locations, positions={positions}; "
+            "name some, as search_alignment(causal_model, network, 'left', at=[Location(0), Location(1)])."
+        )
+    tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
+    cells = tuple(
+        pairs_of({name: made(place, subspace)}, causal_model, network, token)[0]
+        for name in names
+        for place in places
+        for token in tokens
+    )
+    if subspace is None:
+        others = feed.sources(_rows(few), torch.Generator().manual_seed(seed), device_of(network))
+        refuse_wholes(causal_model, network, cells, few, others)
+    else:
+        _check_apart(cells)
+        learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "console": console}
+        for row, place in enumerate(places):  # the cells of one place share their runs
+            mine = tuple(cell for i, cell in enumerate(cells) if i // len(tokens) % len(places) == row)
+            learn(causal_model, network, mine, feed, schedule, **learning, title=f"search {place}")
+    bases = drawn(causal_model, pairs, seed, None if data is None else given(causal_model, data))
+    tally = measured(causal_model, network, cells, bases, batch_size=batch_size)
+    regression = causal_model.classes is None
+    if not regression:
+        refuse_ineffective(tally, cells, has_rows=data is not None)
+    outcomes = tuple(
+        outcome_of(tally.of(i), clusters=bases.clusters, seed=seed, regression=regression) for i in range(len(cells))
+    )
+    settings: dict[str, Any] = {"pairs": pairs, "seed": seed}
+    if subspace is not None:
+        settings |= {"subspace": repr(subspace()), "steps": schedule.steps, "batch_size": batch_size, "lr": lr}
+    texts = (tuple(map(_name, names)), tuple(map(str, places)), tuple(map(_text, tokens)))
+    return Search(cells, outcomes, *texts, tally, bases.clusters, settings)
+
+
+def _refuse_networks(causal_model: Any, network: Any) -> None:
+    """Raise for a teacher that is no causal model: a network has no variables."""
+    if isinstance(network, CausalModel):
+        raise DistillError(
+            f"search_alignment(causal_model, network) was given a {type(causal_model).__name__} and then the causal "
+            "model; give the causal model first: search_alignment(causal_model, network)."
+        )
+    if not isinstance(causal_model, CausalModel):
+        raise DistillError(
+            f"search_alignment looks for the variables of a causal model, and {type(causal_model).__name__} is none; "
+            "of two networks search_mapping, which is not built yet, will rank the pairs of places; today measure them "
+            "one by one: {(i, j): interchange_accuracy(teacher, student, {Location(i): Location(j)}, data).iia for i "
+            "in range(4) for j in range(2)}."
+        )
+
+
+def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
+    """The place with a subspace of its own."""
+    return place if subspace is None else replace(place, subspace=subspace())
+
+
+def _listed(given: Any) -> list[Any]:
+    """One or several as a list."""
+    alone = isinstance(given, str | Location | int | slice) or callable(given)
+    return [given] if alone else list(given)
+
+
+def _places(network: nn.Module) -> list[Location]:
+    """The output of every block of the stack that locations refer to by default."""
+    found = architecture(network)
+    if not found.stacks:
+        raise DistillError(
+            f"{type(network).__name__} has no blocks that repeat; name the places: at=[Location(module='2')]."
+        )
+    return [Location(i) for i in range(depth(network))]
+
+
+def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few: dict[str, Tensor]) -> list[Any]:
+    """The positions to search where none are named."""
+    if model.positions:
+        return list(model.positions)
+    with evaluating(network), torch.no_grad():
+        inputs = encoded(model, network, few)
+        vectors = run_to(network, inputs, places[:1]).vectors(places[0].whole)
+    if vectors.ndim < 3:
+        return [None]
+    mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    return list(range(vectors.shape[1] if mask is None else int(mask.sum(1).min())))
+
+
+def _check_apart(cells: tuple[Pair, ...]) -> None:
+    subspaces = {id(cell.student[0].subspace) for cell in cells}
+    if len(subspaces) < len(cells):
+        raise DistillError("subspace=… gave one object twice; make a new one in each call: lambda: Rotation(8).")
+
+
+def _rows(values: Mapping[str, Tensor]) -> int:
+    return len(next(iter(values.values())))
+
+
+def _name(variables: Any) -> str:
+    return variables if isinstance(variables, str) else "+".join(variables)
+
+
+def _text(positions: Any) -> str:
+    if positions is None:
+        return ""
+    return getattr(positions, "__name__", "function") if callable(positions) else str(positions)
+
+
+def _label(variable: str, token: str, several: bool) -> str:
+    return " @ ".join(part for part in (variable if several else "", token) if part) or variable

@@ -1,0 +1,1 @@
+"""Causal models: variables, domains, mechanisms, counterfactual pairs."""

@@ -1,0 +1,129 @@
+"""Distillation in several steps: each student teaches the next."""
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from distill.errors import DistillError
+from distill.fit import fit
+from distill.interchange.mapping import Sides
+from distill.models.inputs import uncompiled
+from distill.models.preprocessors import preprocessors_for, tokenizer_among
+from distill.objectives import Objective
+from distill.results import FitResult
+from distill.tasks.loading import as_read, task_of
+from distill.training.schedule import Schedule
+
+
+def chain(
+    networks: Sequence[Any],
+    data: Any = None,
+    mapping: Sides | str | Sequence[Sides | str | None] | None = None,
+    *,
+    objective: Objective | Sequence[Objective] | None = None,
+    schedule: Schedule | Sequence[Schedule] | None = None,
+    output_dir: str | Path | None = None,
+    resume: Any = False,
+    answers: Any = None,
+    **settings: Any,
+) -> tuple[FitResult, ...]:
+    """Distil a teacher into an assistant, that into the next, and the last into the student, each in place.
+
+    `chain([teacher, student], data)` is `fit(teacher, student, data=data)`, bit for bit.
+
+    Mirzadeh et al. 2019 (teacher assistants, arXiv:1902.03393), section 3; with several assistants section 4.3.
+
+    Args:
+        networks: from the teacher to the student; each step leaves its teacher as it was.
+        data: as `fit` takes it.
+        mapping: as `fit` takes it; a list has one for each step.
+        objective: as `fit` takes it; every step has a copy of its own.
+        schedule: as `fit` takes it; a list has one for each step.
+        output_dir: a new folder, with one in it for each step: `1`, `2`, …
+        resume: go on where the chain was stopped, as `fit` does. A step that was done goes on from its newest
+            checkpoint too; the results are those of an uninterrupted chain.
+        answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
+        settings: the others of `fit`, the same in every step.
+
+    Returns:
+        The result of each step.
+
+    Raises:
+        DistillError: fewer than two networks, one twice, or a list of another length; and as `fit`.
+    """
+    _check(networks)
+    count = len(networks) - 1
+    networks = [uncompiled(each) for each in networks]
+    rules = _of_each(answers, len(networks))
+    mappings = _each(mapping, count, "mapping")
+    schedules = _each(schedule, count, "schedule")
+    if resume and output_dir is None:
+        raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
+    given = settings.pop("tokenizer", None)
+    reads = tokenizer_among(given if isinstance(given, list | tuple) else [given])
+    task = None if data is None else task_of(data, networks[0], reads)  # read once, with the tokenizer of the teacher
+    read = as_read(data) if task is None else task
+    results = []
+    for number, (teacher, student) in enumerate(pairwise(networks)):
+        folder = None if output_dir is None else Path(output_dir) / str(number + 1)
+        result = fit(
+            teacher,
+            student,
+            mappings[number],
+            read,
+            objective=copy.deepcopy(objective),
+            schedule=schedules[number],
+            output_dir=folder,
+            resume=resume if folder is not None and folder.exists() else False,
+            answers=None if answers is None else (rules[number], rules[number + 1]),
+            tokenizer=preprocessors_for(given, task, networks[0], student) or None,
+            **{"title": f"step {number + 1} of {count}", **settings},
+        )
+        results.append(result)
+    return tuple(results)
+
+
+def _check(networks: Sequence[Any]) -> None:
+    wrong = next((each for each in networks if not isinstance(each, nn.Module)), None)
+    if wrong is not None:
+        raise DistillError(
+            f"chain was given {type(wrong).__name__}, which is no network; give torch modules. A causal model is the "
+            "teacher of fit."
+        )
+    if len(networks) < 2:
+        raise DistillError(
+            f"chain has {len(networks)} network{'s' * (len(networks) != 1)}; give a teacher and a student at least, "
+            "chain([teacher, assistant, student], data)."
+        )
+    if len({id(each) for each in networks}) < len(networks):
+        raise DistillError(
+            "chain has one network twice, which would teach itself; make another, e.g. copy.deepcopy(network)."
+        )
+
+
+def _each(given: Any, count: int, name: str) -> list[Any]:
+    """One for each step."""
+    if not isinstance(given, list | tuple):
+        return [given] * count
+    if len(given) != count:
+        raise DistillError(
+            f"{name} is a list of {len(given)} and the chain has {count} step{'s' * (count != 1)}; give one for each, "
+            "or one for all."
+        )
+    return list(given)
+
+
+def _of_each(answers: Any, count: int) -> list[Any]:
+    """What is said of the answers of each network."""
+    if not isinstance(answers, list | tuple):
+        return [answers] * count
+    if len(answers) != count:
+        raise DistillError(
+            f"answers has {len(answers)} rules and the chain {count} networks; give one for each, or one for all: "
+            "answers='logits'."
+        )
+    return list(answers)

@@ -1,0 +1,207 @@
+"""What a run leaves: one table, `result.json`, and one self-contained HTML page."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from distill.data.task import Task
+from distill.evaluation.metrics import Share
+from distill.evaluation.outcome import Outcome
+from distill.results import Evaluation, FitResult, curves
+from distill.storage.files import write, write_json
+from distill.training.fingerprints import versions
+from interventions import printable
+
+PACKAGES = ("causal-distillation", "torch", "transformers", "accelerate", "numpy")
+HEADINGS = (
+    "layers",
+    "parameters",
+    "accuracy",
+    "IIA",
+    "effective",
+    "effect rate",
+    "do nothing",
+    "replace all",
+    "seconds",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One model of a comparison."""
+
+    name: str
+    layers: int
+    parameters: int
+    evaluation: Evaluation
+    seconds: float | None = None
+    fit: FitResult | None = None
+
+    def cells(self) -> tuple[str, ...]:
+        """Its figures, under `HEADINGS`."""
+        interchange = self.evaluation.interchange
+        outcome = None if interchange is None else interchange.overall
+        figures = [""] * 5 if outcome is None else _figures(outcome)
+        seconds = "" if self.seconds is None else f"{self.seconds:.1f}"
+        return (str(self.layers), f"{self.parameters:,}", _share(self.evaluation.accuracy), *figures, seconds)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A comparison of a teacher with its students."""
+
+    title: str
+    task: Task
+    entries: Sequence[Entry]
+    settings: dict[str, Any]
+
+    def table(self) -> Table:
+        """For the terminal: a column for each model, which fits into 80 characters."""
+        title = Text(printable(self.title), "table.title")  # of a plain text, tags would be Rich's own
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+        table.add_column("")
+        for entry in self.entries:
+            table.add_column(Text(printable(entry.name)), justify="right", no_wrap=True)
+        for heading, *cells in zip(HEADINGS, *(entry.cells() for entry in self.entries), strict=True):
+            table.add_row(heading, *cells)
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "title": self.title,
+            "task": {"name": self.task.name, "classes": list(self.task.classes), "majority": self.task.majority},
+            "settings": self.settings,
+            "models": [
+                {
+                    "name": entry.name,
+                    "layers": entry.layers,
+                    "parameters": entry.parameters,
+                    "seconds": entry.seconds,
+                    **entry.evaluation.to_dict(),
+                    **({} if entry.fit is None else {"fit": entry.fit.to_dict()}),
+                }
+                for entry in self.entries
+            ],
+            "versions": environment(),
+        }
+
+    def save(self, folder: Path) -> Path:
+        """Write `result.json` and `report.html`; returns the path of the report."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", self.to_dict())
+        report = folder / "report.html"
+        write(report, self.html())
+        return report
+
+    def html(self) -> str:
+        """The page, with its pictures inside."""
+        head = "".join(f"<th>{escape(heading)}</th>" for heading in ("", *HEADINGS))
+        cells = [(entry.name, *entry.cells()) for entry in self.entries]
+        rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
+        parts = [
+            f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
+            f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out{_common(self.task)}.</p>",
+            f"<table><tr>{head}</tr>{rows}</table>",
+            f"<p class=note>{escape(LEGEND)}</p>",
+            *self._pictures(),
+            "<h2>Interchange accuracy for each mapped pair</h2>",
+            *(_per_pair(entry) for entry in self.entries if entry.evaluation.interchange is not None),
+            *(
+                f"<p class=note>{escape(entry.name)}: {escape(entry.evaluation.note)}</p>"
+                for entry in self.entries
+                if entry.evaluation.note
+            ),
+            "<h2>Settings</h2>",
+            f"<pre>{escape(json.dumps(self.settings, indent=1, default=str))}</pre>",
+            f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in environment().items()))}</p>",
+        ]
+        return printable(PAGE.format(policy=POLICY, style=STYLE, title=escape(self.title), body="\n".join(parts)))
+
+    def _pictures(self) -> list[str]:
+        trained = {
+            entry.name: entry.fit.records for entry in self.entries if entry.fit is not None and entry.fit.records
+        }
+        measured = [(entry.name, entry.evaluation.interchange) for entry in self.entries]
+        pictures = [] if not trained else ["<h2>Training</h2>" + embedded(curves(trained))]
+        for name, interchange in measured:
+            if interchange is not None:
+                pictures.append(f"<h2>{escape(name)}</h2>" + embedded(interchange.plot()))
+        return pictures
+
+
+def _common(task: Task) -> str:
+    return " without labels" if task.majority is None else f"; the most common class is {task.majority:.1%} of them"
+
+
+def environment() -> dict[str, str]:
+    """Of what the figures depend on."""
+    return {"device": _device(), **versions(PACKAGES)}
+
+
+def embedded(figure: Figure) -> str:
+    """A figure as an `<img>` that needs no other file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+
+
+def _share(share: Share | None) -> str:
+    return "" if share is None else str(share)
+
+
+def _figures(outcome: Outcome) -> list[str]:
+    rates = (outcome.effective_iia, outcome.effect_rate, outcome.do_nothing, outcome.replace_all)
+    return [_share(outcome.iia), *("–" if rate is None else f"{rate:.3f}" for rate in rates)]
+
+
+def _per_pair(entry: Entry) -> str:
+    table, *notes = str(entry.evaluation.interchange).split("\n\n")
+    return f"<h3>{escape(entry.name)}</h3><pre>{escape(table)}</pre>" + "".join(
+        f"<p class=note>{escape(note)}</p>" for note in notes
+    )
+
+
+LEGEND = (
+    "IIA: share of held-out interchanges after which the student answers as the teacher does, with its 95 % "
+    "interval; effective: on "
+    "those alone that change the teacher's answer, which are the effect rate; do nothing and replace all: what a "
+    "student would reach "
+    "that ignores the interchange, or runs the source instead."
+)
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
+th, td { padding: .3em .6em; font-size: 14px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
+th:first-child, td:first-child { text-align: left }
+pre { background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: 12.5px }
+img { max-width: 100% }
+.note { color: #666; font-size: 13px }
+"""
+POLICY = (
+    "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
+    f"style-src 'sha256-{base64.b64encode(sha256(STYLE.encode()).digest()).decode()}'"
+)
+"""What a browser may do for the page: show its pictures, and this style; no script, and nothing from elsewhere."""
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title><style>{style}</style></head><body>
+{body}
+</body></html>
+"""

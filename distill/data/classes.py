@@ -1,0 +1,275 @@
+"""Which output of a model each class of a data set is: by the names that both give to their classes.
+
+A data set numbers its classes in one order and a model its outputs in another; `config.id2label` says which. Labels are
+matched with those names exactly, else whatever their case, else as whole numbers, which are the model's own indices.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from unicodedata import normalize
+
+from torch import nn
+
+from distill.errors import DistillError
+from distill.models.inputs import Combined, innermost
+
+SHOWN = 30
+WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
+PLACEHOLDER = re.compile(r"(?:(?:label|class)[ _-]?)?(\d+)", re.IGNORECASE)
+
+
+class Ranked(tuple[str, ...]):
+    """The names of classes that are numbered by their place in sorted order alone, as the labels of a file are."""
+
+    __slots__ = ()
+
+
+class Stated(tuple[str, ...]):
+    """The names of classes in the order of a model's outputs, as the user stated it."""
+
+    __slots__ = ()
+
+
+def stated(classes: Sequence[str]) -> Stated:
+    """The names that a user gave, in the order of a model's outputs.
+
+    Raises:
+        DistillError: fewer than two, one twice, or text in place of a list.
+    """
+    found = Stated() if isinstance(classes, str) else Stated(str(each) for each in classes)
+    if len(found) < 2 or len(set(found)) < len(found):
+        raise DistillError(
+            f"classes={classes!r} does not say which class is which; give each name once, in the order of the model's "
+            "outputs, e.g. classes=('negative', 'positive'), or --classes negative,positive."
+        )
+    return found
+
+
+def ranked(labels: Iterable[str]) -> Ranked:
+    """The labels of a data set, each once, in sorted order; whole numbers by value, also those of LABEL_0, LABEL_1, ….
+
+    >>> ranked(["10", "9", "9"]), ranked(["b", "10", "a"]), ranked(["class 10", "class 9"])
+    (('9', '10'), ('10', 'a', 'b'), ('class 9', 'class 10'))
+    """
+    found = sorted(set(labels))
+    numbers = placeholders(found)
+    return Ranked(found if numbers is None else sorted(found, key=dict(zip(found, numbers, strict=True)).__getitem__))
+
+
+def class_names(model: Any) -> tuple[str, ...] | None:
+    """What a classifier calls its classes, in the order of its outputs; None where it has no configuration that says.
+
+    Raises:
+        DistillError: its configuration does not number them from 0, or numbers them in two ways.
+    """
+    inner = _network(model)
+    config: Any = getattr(inner, "config", None)
+    id2label = getattr(config, "id2label", None)
+    if not isinstance(id2label, Mapping) or not id2label or not _is_classifier(inner):
+        return None
+    names = _in_order(id2label, type(inner).__name__)
+    label2id = getattr(config, "label2id", None)
+    if not isinstance(label2id, Mapping) or sorted(map(str, label2id.values())) != sorted(map(str, range(len(names)))):
+        return names
+    inverse = _in_order({number: name for name, number in label2id.items()}, type(inner).__name__)
+    if are_names(names) and are_names(inverse) and inverse != names:
+        raise DistillError(
+            f"the configuration of {type(inner).__name__} numbers its classes in two ways: id2label {_listed(names)} "
+            f"and label2id {_listed(inverse)}; correct one: model.config.label2id = {{name: i for i, name in "
+            "model.config.id2label.items()}."
+        )
+    return names if are_names(names) else inverse
+
+
+def real_names(model: Any) -> tuple[str, ...] | None:
+    """`class_names`, where they say anything: None for LABEL_0, LABEL_1, …, and for bare numbers."""
+    names = class_names(model)
+    return names if names is not None and are_names(names) else None
+
+
+def are_names(names: Sequence[str]) -> bool:
+    """Whether the names of classes say more than their numbers.
+
+    >>> are_names(["LABEL_0", "LABEL_1"]), are_names(["0", "1"]), are_names(["1", "0"]), are_names(["no", "yes"])
+    (False, False, True, True)
+    """
+    found = [PLACEHOLDER.fullmatch(name.strip()) for name in names]
+    return any(match is None or int(match[1]) != number for number, match in enumerate(found))
+
+
+def whole_numbers(labels: Sequence[str]) -> list[int] | None:
+    """The labels as whole numbers; None if one is not.
+
+    >>> whole_numbers(["01", "2.0"]), whole_numbers(["1", "one"])
+    ([1, 2], None)
+    """
+    found = [WHOLE.fullmatch(label.strip()) for label in labels]
+    return None if not all(found) else [int(match[1]) for match in found if match is not None]
+
+
+def placeholders(labels: Sequence[str]) -> list[int] | None:
+    """The whole numbers that the labels are or hold where that is all they say; None if one says more.
+
+    >>> placeholders(["LABEL_1", "label_0"]), placeholders(["2", "-1"]), placeholders(["LABEL_0", "good"])
+    ([1, 0], [2, -1], None)
+    """
+    numbers = whole_numbers(labels)
+    if numbers is not None:
+        return numbers
+    found = [PLACEHOLDER.fullmatch(label.strip()) for label in labels]
+    return None if not all(found) else [int(match[1]) for match in found if match is not None]
+
+
+def matched(labels: Sequence[str], names: Sequence[str], whose: str = "the model") -> tuple[int, ...]:
+    """For each label its number among the names: as it is written, whatever its case, or as the number that it is.
+
+    Args:
+        labels: of a data set, each once.
+        names: of the classes of a model, in the order of its outputs.
+        whose: whose names they are, for errors.
+
+    Raises:
+        DistillError: a label that is none of them, or may be several.
+
+    >>> matched(["positive", "negative"], ["NEGATIVE", "POSITIVE"]), matched(["2", "0"], ["a", "b", "c"])
+    ((1, 0), (2, 0))
+    """
+    known: set[str] = set()
+    for form in (str, folded, _number):
+        places: dict[str, list[int]] = {}
+        for number, name in enumerate(names):
+            places.setdefault(form(name), []).append(number)
+        found = [places.get(form(label), []) for label in labels]
+        if all(found):
+            _refuse_several(labels, names, found, whose)
+            return tuple(each[0] for each in found)
+        known |= {label for label, each in zip(labels, found, strict=True) if each}
+    numbers = whole_numbers(labels)
+    if numbers is None or known:
+        lost = [label for label in labels if label not in known]
+        raise DistillError(_unmatched(labels, names, whose, f"{_listed(lost)} {_is(lost)} none of them"))
+    outside = [number for number in numbers if not 0 <= number < len(names)]
+    if outside:
+        why = f"{outside[0]} is neither a name nor an index (0 to {len(names) - 1})"
+        raise DistillError(_unmatched(labels, names, whose, why))
+    if _are_numbered_otherwise(names):
+        why = "as indices they are not the numbers in the names"
+        raise DistillError(_unmatched(labels, names, whose, why))
+    return tuple(numbers)
+
+
+def check_stated(classes: Stated, names: Sequence[str]) -> None:
+    """That the order which a user stated does not contradict the names of a model.
+
+    Raises:
+        DistillError: another number of classes, or a name that the model has at another place.
+    """
+    theirs = {folded(name): number for number, name in enumerate(names)}
+    moved = [each for i, each in enumerate(classes) if are_names(names) and theirs.get(folded(each), i) != i]
+    if len(classes) != len(names) or moved:
+        why = f"{moved[0]!r} has another number there" if moved else f"{len(classes)} and {len(names)} classes"
+        raise DistillError(
+            f"classes={_listed(classes)} was given and the classes of the model are {_listed(names)}: {why}; leave "
+            "classes out, or name them in the order of the model's outputs."
+        )
+
+
+def check_alike(one: Any, other: Any, whose: tuple[str, str] = ("the teacher", "the student")) -> None:
+    """That two classifiers that both name their classes number them alike.
+
+    Raises:
+        DistillError: the same number of classes, and another name for one of them.
+    """
+    names, others = real_names(one), real_names(other)
+    if names is None or others is None or len(names) != len(others):
+        return
+    if list(map(folded, names)) != list(map(folded, others)):
+        kind = "order" if sorted(map(folded, names)) == sorted(map(folded, others)) else "names"
+        raise DistillError(
+            f"the classes of {whose[0]} are {_listed(names)} and those of {whose[1]} {_listed(others)}: other {kind}, "
+            "and their answers are compared output by output; build one from the other, distill.from_layers(teacher, "
+            "3), or, if the second is not trained yet, give it the same: student.config.id2label, "
+            "student.config.label2id = teacher.config.id2label, teacher.config.label2id."
+        )
+
+
+def name_classes(model: Any, names: Sequence[str] | None) -> None:
+    """Give a transformers classifier the names of the classes that it was trained on, where it has none of its own."""
+    inner, before = _network(model), class_names(model)
+    if names is None or before is None or are_names(before) or not are_names(names) or len(before) != len(names):
+        return
+    config: Any = inner.config
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: number for number, name in enumerate(names)}
+
+
+def _network(model: Any) -> nn.Module:
+    """The model that has the configuration, also of one that is compiled; what combines others has its own, or none."""
+    if isinstance(model, Combined):
+        return model  # type: ignore[return-value]
+    inner: Any = innermost(model)
+    return getattr(inner, "_orig_mod", inner)
+
+
+def _is_classifier(inner: nn.Module) -> bool:
+    """Not every transformers model with names of classes in its configuration, as all have them, answers with them."""
+    kinds = [kind for kind in type(inner).__mro__ if kind.__module__.startswith("transformers.models.")]
+    return not kinds or any("Classification" in kind.__name__ for kind in kinds)
+
+
+def _in_order(id2label: Mapping[Any, Any], model: str) -> tuple[str, ...]:
+    """The names by their numbers, which files may keep as text."""
+    try:
+        named = {int(number): str(name) for number, name in id2label.items()}
+    except (TypeError, ValueError):
+        named = {}
+    if sorted(named) != list(range(len(id2label))):
+        raise DistillError(
+            f"the configuration of {model} numbers its classes {', '.join(map(repr, id2label))}; number them from 0: "
+            "model.config.id2label = dict(enumerate(names))."
+        )
+    return tuple(named[number] for number in range(len(named)))
+
+
+def folded(name: str) -> str:
+    """A name whatever its case and the spaces around it."""
+    return normalize("NFKC", name).strip().casefold()
+
+
+def _number(name: str) -> str:
+    """A whole number in one spelling, so that "01" and "1" are one class; other text as it is folded."""
+    numbers = whole_numbers([name])
+    return folded(name) if numbers is None else str(numbers[0])
+
+
+def _are_numbered_otherwise(names: Sequence[str]) -> bool:
+    """Whether each name holds a number which is not its place, as in "1 star", "2 stars" and so on."""
+    found = [re.findall(r"\d+", name) for name in names]
+    numbers = [int(each[0]) for each in found if len(each) == 1]
+    return len(set(numbers)) == len(names) and numbers != list(range(len(names)))
+
+
+def _refuse_several(labels: Sequence[str], names: Sequence[str], found: Sequence[Sequence[int]], whose: str) -> None:
+    several = next(((label, each) for label, each in zip(labels, found, strict=True) if len(each) > 1), None)
+    if several is not None:
+        label, places = several
+        why = f"{label!r} may be each of {' and '.join(map(str, places))}"
+        raise DistillError(_unmatched(labels, names, whose, why))
+
+
+def _unmatched(labels: Sequence[str], names: Sequence[str], whose: str, why: str) -> str:
+    return (
+        f"the labels of the data are {_listed(labels)} and the classes of {whose} {_listed(names)}: {why}; rename one "
+        "side (model.config.id2label), or name the labels in the order of the model's outputs: "
+        "distill.tasks.load(…, classes=[…]), Rows.of(…, classes=[…]) or --classes a,b."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f", … ({len(names)})" if len(names) > SHOWN else ""
+    return ", ".join(map(str, names[:SHOWN])) + more
+
+
+def _is(labels: Sequence[str]) -> str:
+    return "is" if len(labels) == 1 else "are"

@@ -1,0 +1,246 @@
+import csv
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.data.classes import folded, matched, ranked, stated, whole_numbers
+from distill.data.rows import Rows
+from distill.data.tables import SUFFIXES, Quoting, kind_of, read
+from distill.data.task import Task, share
+from distill.data.text import need_tokenizer, text_task, tokenised
+from distill.errors import DistillError
+from interventions import printable
+
+__all__ = ["SUFFIXES", "held_out", "labelled", "read", "rows_of", "task"]
+
+TEXT_COLUMNS, LABEL_COLUMNS = ("text", "sentence"), ("label", "labels")
+Labels = list[str] | None
+REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+NAME_THEM = "name the column of classes with label=..."
+ROWS_OF_VALUES = "give rows, data={**tokenizer(texts, padding=True), 'labels': [0.5, …]}"
+
+
+def task(
+    data: str | Path,
+    tokenizer: Any,
+    *,
+    eval_data: str | Path | None = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+    text: str | None = None,
+    label: str | None = None,
+    classes: Sequence[str] | None = None,
+    max_length: int | None = None,
+    test_share: float = 0.2,
+    split_seed: int = 0,
+) -> Task:
+    """Text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header; or texts alone.
+
+    Tested on `eval_data`, or on a share of each class that is held out. `text` and `label` name the columns; left out,
+    they are "text" or "sentence", and "label" or "labels". `test_share` is held out of each class, drawn by
+    `split_seed`; `fraction` of the others is kept, drawn by `seed`.
+    Texts are cut at `max_length` tokens, 128 by default.
+
+    Classes are sorted, whole numbers by value, until a model says how it numbers them (`numbered_as`); `classes` states
+    the labels in the order of the model's outputs.
+
+    A file without a column of labels, and a .txt file, which has a text a line, gives a task without classes: for what
+    a teacher alone teaches.
+
+    Raises DistillError without a tokenizer, for a file that is missing, empty, of another kind, or not parsable, a
+    column that does not exist or is there twice, an empty text or label, rows of a single class, labels of `eval_data`
+    that the training file lacks, and one file given as both.
+    """
+    name = _need(data, tokenizer)
+    texts, labels = labelled(data, text, label)
+    tests = None if eval_data is None else _tested(eval_data, data, texts, text, label)
+    names = _names(labels, data, classes, tests, eval_data)
+    numbers = _numbers(labels, names)
+    if tests is None:
+        train, test = held_out(numbers or [0] * len(texts), test_share, split_seed)
+        held = ([texts[i] for i in test], _at(numbers, test))
+    else:
+        train = list(range(len(texts)))
+        held = (tests[0], _numbers(tests[1], names))
+    chosen = [train[i] for i in share(len(train), fraction, seed).tolist()]
+    kind = f"Text classification, {len(names)} classes" if names else "Texts without labels"
+    return text_task(
+        name,
+        ([texts[i] for i in chosen], _at(numbers, chosen)),
+        held,
+        names,
+        tokenizer,
+        description=f"{kind}, from {Path(data).name}.",
+        max_length=max_length,
+    )
+
+
+def rows_of(data: str | Path, tokenizer: Any, max_length: int | None = None) -> Rows:
+    """All rows of a file, its classes in sorted order until a model numbers them."""
+    _need(data, tokenizer)
+    texts, labels = labelled(data)
+    names = None if labels is None else ranked(labels)
+    rows = tokenised(tokenizer, texts, None if names is None else _numbers(labels, names), max_length)
+    return Rows(rows.table, rows.pad_id, rows.padding_side, rows.pads, names)
+
+
+def _need(data: str | Path, tokenizer: Any) -> str:
+    """The name of the task that a file is, if it is there, and a tokenizer that reads it."""
+    kind_of(data)
+    name = Path(data).name.split(".")[0]
+    need_tokenizer(name, tokenizer)
+    return name
+
+
+def labelled(
+    path: str | Path, text: str | None = None, label: str | None = None, *, quoting: Quoting = csv.QUOTE_MINIMAL
+) -> tuple[list[str], Labels]:
+    """The texts and labels of a file, both as strings; None for the labels where there is no column of them.
+
+    Raises DistillError for a column that was named and is missing, and for an empty text or label.
+    """
+    rows = read(path, quoting=quoting)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = _found(path, columns, "text", text, TEXT_COLUMNS)
+    if label is None and not set(columns) & set(LABEL_COLUMNS):
+        others = [name for name in columns if name not in (text, "")]
+        if others:
+            warnings.warn(
+                f"{printable(str(path))} has no label column 'label' or 'labels' (beside {text!r} it has "
+                f"{', '.join(map(repr, others))}), so its texts are used without labels; name one with label=..., or "
+                "--label on the command line",
+                stacklevel=4,
+            )
+        return _filled(path, rows, "text", text), None
+    label = _found(path, columns, "label", label, LABEL_COLUMNS)
+    return _filled(path, rows, "text", text), _spelled([each.strip() for each in _filled(path, rows, "label", label)])
+
+
+def held_out(labels: Sequence[int], test_share: float, seed: int) -> tuple[list[int], list[int]]:
+    """Indices, ascending, of training and test rows: about `test_share` of each class, and at least one, tests.
+
+    At least one is left for training, so a class with one row stays in training. Raises DistillError if no class has
+    two.
+    """
+    classes = torch.tensor(labels)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    test: list[int] = []
+    for name in classes.unique():
+        members = order[classes[order] == name].tolist()
+        test += members[: min(max(1, round(len(members) * test_share)), len(members) - 1)]
+    if not test:
+        raise DistillError(
+            f"no class has two rows ({len(labels)} rows in all), so none can be held out for testing; "
+            "give eval_data=FILE or more rows"
+        )
+    return sorted(set(range(len(labels))) - set(test)), sorted(test)
+
+
+def _tested(
+    eval_data: str | Path, data: str | Path, texts: list[str], text: str | None, label: str | None
+) -> tuple[list[str], Labels]:
+    """The rows to test on, which should not be those to train on."""
+    if is_same_file(eval_data, data):
+        raise DistillError(
+            f"eval_data is {eval_data}, the file that is trained on, so nothing would be held out; leave eval_data out "
+            "(--eval-data), and a fifth is held out, or give another file"
+        )
+    found = labelled(eval_data, text, label)
+    known = set(texts)
+    if shared := sum(each in known for each in found[0]):
+        warnings.warn(
+            printable(
+                f"{shared} of the {len(found[0])} texts of {eval_data} are also in {data}, so what is measured on them "
+                "was trained on; remove them from one of the files"
+            ),
+            stacklevel=4,
+        )
+    return found
+
+
+def is_same_file(one: Any, other: Any) -> bool:
+    """Whether two paths name one file."""
+    both = isinstance(one, str | Path) and isinstance(other, str | Path)
+    return both and Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other)
+
+
+def _names(
+    labels: Labels, data: Any, classes: Sequence[str] | None, tests: tuple[list[str], Labels] | None, eval_data: Any
+) -> tuple[str, ...]:
+    """The classes: as they were stated, else the sorted labels of the training file, else of that to test on."""
+    found = None if tests is None else tests[1]
+    if classes is not None:
+        return stated(classes)
+    if labels is None:
+        return () if found is None else _classes(found, eval_data)
+    names = _classes(labels, data)
+    known = set(map(folded, names))
+    if unknown := sorted(each for each in set(found or ()) if folded(each) not in known):
+        raise DistillError(
+            f"{eval_data} has labels that {data} lacks: {', '.join(unknown)}; known are {', '.join(names)}"
+        )
+    return names
+
+
+def _numbers(labels: Labels, names: Sequence[str]) -> list[int] | None:
+    if labels is None:
+        return None
+    found = list(dict.fromkeys(labels))
+    number = dict(zip(found, matched(found, names, "the names given"), strict=True))
+    return [number[each] for each in labels]
+
+
+def _at(numbers: list[int] | None, places: Sequence[int]) -> list[int] | None:
+    return None if numbers is None else [numbers[i] for i in places]
+
+
+def _filled(path: str | Path, rows: list[dict[str, Any]], what: str, name: str) -> list[str]:
+    """A column, which has a value in every row."""
+    for number, row in enumerate(rows, 1):
+        if row.get(name) is None or not str(row[name]).strip():
+            raise DistillError(
+                f"row {number} of {path} has an empty {what} (column {name!r}); fill it in, or remove the row"
+            )
+    return [str(row[name]) for row in rows]
+
+
+def _found(path: str | Path, columns: list[str], what: str, asked: str | None, usual: tuple[str, ...]) -> str:
+    for name in (asked,) if asked else usual:
+        if name in columns:
+            return name
+    named = repr(asked) if asked else " or ".join(map(repr, usual))
+    mark = next((mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]), None)
+    if mark is not None:
+        raise DistillError(
+            f"{path} has one column, {columns[0]!r}: it seems to be separated by {mark!r}; save it with commas, or "
+            "with tabs as .tsv"
+        )
+    raise DistillError(
+        f"{path} has no {what} column {named}: its columns are {', '.join(map(repr, columns))}; "
+        f"name one with {what}=..., or --{what} on the command line"
+    )
+
+
+def _spelled(names: list[str]) -> list[str]:
+    """Whole numbers in one spelling, so that "01", "1" and "1.0" are one class."""
+    numbers = whole_numbers(names)
+    return names if numbers is None else list(map(str, numbers))
+
+
+def _classes(names: list[str], path: str | Path) -> tuple[str, ...]:
+    found = ranked(names)
+    if len(found) == 1:
+        raise DistillError(
+            f"all {len(names)} rows of {path} have the label {names[0]!r}; a classifier needs at least two classes"
+        )
+    if len(found) > max(2, len(names) // 2):
+        real = all(REAL.fullmatch(name) for name in found)
+        raise DistillError(
+            f"{path} has {len(found)} different labels in {len(names)} rows, e.g. {names[0]!r}; "
+            + ("real values are no classes and not read from a file: " + ROWS_OF_VALUES if real else NAME_THEM)
+        )
+    return found

@@ -1,0 +1,117 @@
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from distill.data.rows import Rows
+from distill.errors import DistillError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a teacher is trained on a task, with AdamW.
+
+    The learning rate rises linearly over the first `warmup` share of the steps, then falls linearly to 0.
+    """
+
+    steps: int = 600
+    batch_size: int = 32
+    lr: float = 5e-5
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A data set with what is needed to teach it.
+
+    `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by
+    which its students are distilled, that of the teacher if None. `description` is one sentence for reports; `show`
+    turns one row into text for `example`. `tests` holds more rows to test on, by what is different about them.
+    `classes` are the names of the labels 0, 1, …, which its rows know too. `tokenizer` is what its texts were read
+    with, saved beside what is trained on it.
+    """
+
+    name: str
+    train: Rows
+    test: Rows
+    classes: tuple[str, ...]
+    network: Callable[[int], nn.Module] | None = None
+    recipe: Recipe = Recipe()
+    student: Recipe | None = None
+    description: str = ""
+    show: Callable[[dict[str, Tensor]], str] | None = None
+    tests: Mapping[str, Rows] = field(default_factory=dict)
+    tokenizer: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("train", "test"):
+            object.__setattr__(self, name, self._named(getattr(self, name)))
+        object.__setattr__(self, "tests", {name: self._named(rows) for name, rows in self.tests.items()})
+
+    def _named(self, rows: Rows) -> Rows:
+        """The rows, knowing the names of the classes."""
+        if rows.classes is not None and rows.classes != self.classes and set(rows.classes) == set(self.classes):
+            raise DistillError(
+                f"task {self.name!r} has the classes {', '.join(self.classes)} and its rows {', '.join(rows.classes)}; "
+                "give both one order."
+            )
+        is_same = not self.classes or (rows.classes == self.classes and type(rows.classes) is type(self.classes))
+        return rows if is_same else replace(rows, classes=self.classes)
+
+    @property
+    def majority(self) -> float | None:
+        """The share of the most common class among the labels of the test rows: the accuracy of a constant answer.
+
+        None where they have no labels.
+        """
+        if "labels" not in self.test.columns:
+            return None
+        column = self.test.table["labels"]
+        labels = column if isinstance(column, Tensor) else torch.cat(list(column))
+        counts = labels[labels >= 0].bincount()
+        return counts.max().item() / counts.sum().item()
+
+    def example(self, i: int = 0) -> str:
+        """Test row `i` and its class, readable. Raises DistillError for a task that cannot show its rows."""
+        if self.show is None:
+            raise DistillError(f"task {self.name!r} cannot show its rows as text; look at task.test[{i}]")
+        row = self.test[i]
+        return f"{self.show(row)} → {self.classes[int(row['labels'])]}"
+
+
+def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
+    """`build()` under a seeded generator: its weights depend on `seed` alone, and no later draw depends on it."""
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        # Not torch.manual_seed, which would also reseed the accelerators, and those are not forked.
+        torch.default_generator.manual_seed(seed)
+        return build()
+
+
+def share(rows: int, fraction: float, seed: int) -> Int[Tensor, " chosen"]:
+    """Indices, ascending, of a random `fraction` of `rows` rows, at least one; smaller fractions are subsets of larger.
+
+    Raises DistillError unless 0 < fraction <= 1.
+
+    >>> share(4, 1.0, seed=0)
+    tensor([0, 1, 2, 3])
+    """
+    if not 0 < fraction <= 1:
+        raise DistillError(
+            f"fraction={fraction} is not a share of the training rows; "
+            "use a number above 0 and up to 1, e.g. fraction=0.1"
+        )
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return order[: max(1, round(rows * fraction))].sort().values
+
+
+def fine_tuning(rows: int) -> Recipe:
+    """How to fine-tune a pretrained encoder: one pass over `rows` rows in batches of 32, and at least 200 steps.
+
+    A much shorter run can leave the encoder near the majority class.
+    """
+    return Recipe(steps=max(200, ceil(rows / 32)), batch_size=32, lr=1e-4, warmup=0.06, weight_decay=0.01)

@@ -1,0 +1,1 @@
+"""Accuracy, interchange accuracy with its controls and intervals, probes, similarity, training paths."""

@@ -1,0 +1,151 @@
+"""How well a trained network answers, and how far it computes like its teacher."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.causal.feed import chunks, given
+from distill.causal.model import CausalModel
+from distill.causal.values import Values
+from distill.data.rows import Rows
+from distill.data.seeds import seed_of
+from distill.data.seen_rows import Seen
+from distill.errors import DistillError
+from distill.evaluation.interchange_accuracy import interchange_accuracy
+from distill.evaluation.metrics import Share, accuracy, are_classes, few_answers, has_classes, wilson
+from distill.evaluation.variable_accuracy import drawn, variables_accuracy
+from distill.interchange.mapping import Pair, Sides, layers
+from distill.interchange.sources import Span
+from distill.interchange.swap import encoded
+from distill.models.finite import check_answers
+from distill.models.inputs import device_of, evaluating, to_device, uncompiled
+from distill.models.outputs import answered
+from distill.models.trials import translated
+from distill.objectives import DIITO, Objective
+from distill.results import Evaluation
+from distill.tasks.loading import held_out
+from distill.teachers.served import Served
+from interventions import InterventionError, Model, run
+
+NO_TEACHER = "there is no teacher to compute like"
+NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
+
+
+def evaluate_variables(
+    model: CausalModel,
+    network: nn.Module,
+    pairs: tuple[Pair, ...],
+    data: Any = None,
+    *,
+    examples: int = 2000,
+    seed: int = 0,
+    exclude: Seen | None = None,
+) -> Evaluation:
+    """Accuracy of a network on what a causal model answers, and its interchange accuracy under a mapping.
+
+    Both are measured on rows of `data`, or on what the causal model samples.
+    """
+    try:
+        bases = drawn(model, examples, seed, None if data is None else given(model, data)).base
+    except DistillError as nothing:
+        return Evaluation(None, None, f"nothing was measured: {nothing}")
+    measured = None if model.classes is None else accuracy_under(model, network, bases)
+    if not pairs:
+        why = "" if measured else f"nothing was measured: the causal model answers no class, and {NO_PAIR}"
+        return Evaluation(measured, None, why)
+    try:
+        interchange = variables_accuracy(model, network, pairs, data, pairs=examples, seed=seed, exclude=exclude)
+    except DistillError as nothing:
+        return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
+    return Evaluation(measured, interchange)
+
+
+def accuracy_under(
+    model: CausalModel, network: nn.Module, values: Values, *, batch_size: int = 256, answers: Any = None
+) -> Share:
+    """The share of examples that a network answers as a causal model does, with its Wilson interval."""
+    right, device = 0, device_of(network)
+    with evaluating(network), torch.no_grad(), answered((network,), answers), translated():
+        for chunk in chunks(values, batch_size):
+            batch = to_device(chunk, device)
+            logits = model.decode(run(network, encoded(model, network, batch), resumable=False).logits, batch)
+            check_answers(logits, "accuracy")
+            right += int((logits.argmax(-1) == model.answers(batch)).sum())
+    return wilson(right, len(next(iter(values.values()))))
+
+
+def evaluate(
+    teacher: Model | Served | None,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | str | None,
+    data: Any,
+    *,
+    positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+    pairs: int = 2000,
+    seed: Any = 0,
+    answers: Any = None,
+) -> Evaluation:
+    """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
+
+    What cannot be measured is None. The note of the evaluation says why where that is the interchange accuracy of a
+    mapping, the accuracy on rows without labels, or all. `data` and `answers` are those of `fit`.
+    """
+    teacher, student, seed = uncompiled(teacher), uncompiled(student), seed_of(seed)
+    rows = held_out(data, student if teacher is None else teacher, student)
+    with answered((teacher, student), answers):
+        logits = few_answers(student, rows) if has_classes(rows) else None
+        mute = has_classes(rows) and logits is None
+        measured = accuracy(student, rows) if logits is not None and are_classes(student, logits, rows) else None
+        if teacher is None or not mapping or mute:
+            unmapped = NO_TEACHER if teacher is None else NO_PAIR
+            why = f"{_unanswered(rows)}, and {unmapped}"
+            why = f"{type(student).__name__} has no logits" if mute else why
+            return Evaluation(measured, None, "" if measured else f"nothing was measured: {why}")
+        return _with_interchange(teacher, student, mapping, rows, measured, positions=positions, pairs=pairs, seed=seed)
+
+
+def _with_interchange(
+    teacher: Model | Served,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | str,
+    rows: Rows,
+    measured: Share | None,
+    **settings: Any,
+) -> Evaluation:
+    unmeasured = "" if "labels" in rows.columns else f"no accuracy: {_unanswered(rows)}."
+    try:
+        interchange = interchange_accuracy(teacher, student, mapping, rows, **settings)
+    except (DistillError, InterventionError) as nothing:
+        return Evaluation(measured, None, f"{unmeasured} no interchange accuracy: {nothing}".lstrip())
+    return Evaluation(measured, interchange, unmeasured)
+
+
+def _unanswered(rows: Any) -> str:
+    """Why no accuracy is measured on held-out rows."""
+    columns = getattr(rows, "table", {})
+    if "labels" not in columns:
+        found = f"{len(rows)} held-out rows have no labels (columns: {', '.join(columns)}); add a column labels"
+        return f"the {found}"
+    if has_classes(rows):
+        return f"the answers to the {len(rows)} held-out rows are no classes, one of several for each label"
+    labels = columns["labels"]
+    if not (labels if isinstance(labels, torch.Tensor) else labels[0]).is_floating_point():
+        return f"all labels of the {len(rows)} held-out rows are -100 and count for nothing"
+    return f"the labels of the {len(rows)} held-out rows are numbers and no classes"
+
+
+def positions_of(objectives: Sequence[Objective]) -> Span | None:
+    """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
+    return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
+
+
+def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | None:
+    """The full layer mapping, where both models have layers."""
+    if teacher is None:
+        return None
+    try:
+        return layers(teacher, student, "full")
+    except DistillError:
+        return None

@@ -1,0 +1,156 @@
+"""What a measurement of interchange accuracy shows: figures, their table and their picture."""
+
+from dataclasses import asdict, dataclass, field
+from html import escape
+from typing import Any
+
+from distill.evaluation.metrics import Share
+from interventions import Picture, label, printed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What interchanges of one pair of the mapping, or of all, showed.
+
+    Attributes:
+        iia: share of counterfactuals on which the student answers as the teacher does, with its 95 % interval from a
+            bootstrap over base examples. None for regression.
+        effect_rate: share on which the teacher's answer is another than on the base.
+        effective_iia: `iia` on those alone; None if there are none.
+        do_nothing: what a student that ignores interchanges would reach: its answers on the base.
+        replace_all: what a student that runs the source would reach: its answers on the source.
+        kl: KL(teacher ‖ student) of the counterfactual answers [nats]; None for regression.
+        error: for regression, the mean absolute difference of the counterfactual predictions.
+        count: how many counterfactuals were counted.
+        left_out: how many were not: they replace all that the output can see, or nothing that it can see.
+        as_source: under a causal model, the share after which all that the network answers is what it answers to the
+            source.
+    """
+
+    iia: Share | None
+    effect_rate: float | None
+    effective_iia: float | None
+    do_nothing: float | None
+    replace_all: float | None
+    kl: float | None
+    error: float | None
+    count: int
+    left_out: int
+    as_source: float | None = None
+
+
+@dataclass(frozen=True)
+class InterchangeAccuracy:
+    """Interchange intervention accuracy of a student under a mapping: overall, and for each mapped pair.
+
+    `print` shows the table; `plot` draws it.
+    """
+
+    overall: Outcome
+    per_pair: dict[str, Outcome]
+    settings: dict[str, Any]
+    controls: dict[str, Outcome] = field(default_factory=dict)
+    """Overall figures of `subspace` (a random one of the same size), `labels` (the causal model, or the teacher, told
+    of other sources) and `network` (with new weights)."""
+    overlap: float | None = None
+    """The share of the bases that were trained on, where that was asked for."""
+
+    @property
+    def iia(self) -> float | None:
+        """The headline figure."""
+        return None if self.overall.iia is None else self.overall.iia.value
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of `iia`."""
+        share = self.overall.iia
+        return None if share is None else (share.low, share.high)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the figures must know."""
+        notes = []
+        for name, outcome in self.per_pair.items():
+            if outcome.left_out:
+                total = outcome.left_out + outcome.count
+                notes.append(
+                    f"{name}: {outcome.left_out} of {total} counterfactuals replace all that an output can see, or "
+                    "nothing that "
+                    "it can see; they say nothing about computation and are left out."
+                )
+            if outcome.as_source == 1.0:
+                notes.append(
+                    f"{name}: every swap gave what the network answers to the source, so the answers depend on nothing "
+                    "else there; any variable that decides the answer would fit."
+                )
+        if self.overlap is not None:
+            notes.append(f"{self.overlap:.1%} of the bases were trained on.")
+        return tuple(notes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return asdict(self) | {"notes": list(self.notes)}
+
+    def _rows(self) -> list[tuple[str, Outcome]]:
+        controls = [(f"control: {name}", outcome) for name, outcome in self.controls.items()]
+        return [*self.per_pair.items(), ("overall", self.overall), *controls]
+
+    def plot(self) -> Picture:
+        """Bars of the accuracy of each mapped pair, and of the controls, with both baselines."""
+        rows = [(name, each, each.iia) for name, each in self._rows() if each.iia is not None]
+        if not rows:
+            return self._errors()
+        figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for y, (name, outcome, share) in enumerate(rows):
+            colour = "#bbbbbb" if name.startswith("control") else "#4477aa"
+            axes.barh(y, share.value, color=colour, height=0.6, label="IIA" if y == 0 else None)
+            axes.plot([share.low, share.high], [y, y], color="black", label="95 % interval" if y == 0 else None)
+            axes.plot([outcome.do_nothing or 0], [y], "o", color="#ee6677", label="do nothing" if y == 0 else None)
+            axes.plot([outcome.replace_all or 0], [y], "s", color="#ccbb44", label="replace all" if y == 0 else None)
+        axes.set(
+            yticks=range(len(rows)),
+            yticklabels=[label(name) for name, *_ in rows],
+            xlim=(0, 1),
+            xlabel="share of counterfactuals",
+        )
+        axes.invert_yaxis()
+        figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize="small")
+        return figure
+
+    def _errors(self) -> Picture:
+        """Bars of the errors of real-valued answers."""
+        rows = [(name, each.error) for name, each in self._rows() if each.error is not None]
+        figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(rows)), [error for _, error in rows], color="#4477aa", height=0.6)
+        axes.set(yticks=range(len(rows)), yticklabels=[label(name) for name, _ in rows], xlabel="mean absolute error")
+        axes.invert_yaxis()
+        return figure
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(str(self))}</pre>"
+
+    @printed
+    def __str__(self) -> str:
+        rows = self._rows()
+        if self.overall.iia is None:
+            return "\n".join([*(f"{name}: {_error(o)}" for name, o in rows), *self.notes])
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{'':{width}}  IIA                   effect  effective  do nothing  replace all  KL"]
+        for name, o in rows:
+            if o.iia is None:
+                lines.append(f"{name:{width}}  left out")
+                continue
+            effective = "   –   " if o.effective_iia is None else f"{o.effective_iia:.3f}"
+            lines.append(
+                f"{name:{width}}  {o.iia!s:20}  {o.effect_rate:.3f}   {effective:9}  {o.do_nothing:.3f}       "
+                f"{o.replace_all:.3f}        {o.kl:.3f}"
+            )
+        return "\n\n".join(["\n".join(lines), *self.notes])
+
+
+def _error(outcome: Outcome) -> str:
+    if outcome.error is None:
+        return "left out"
+    return f"mean absolute error {outcome.error:.4g} ({outcome.count} counterfactuals)"

@@ -1,0 +1,302 @@
+"""Which locations of the teacher correspond to which of the student: {teacher side: student side}."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.causal.graph import near
+from distill.causal.model import CausalModel
+from distill.errors import DistillError
+from distill.models.inputs import network_of
+from interventions import InterventionError, Location, Place, architecture, as_location
+
+Side = Location | str | tuple[Location | str, ...]
+Sides = Mapping[Any, Side]
+"""{teacher side: student side}. The keys are sides too, but a Mapping is invariant in its keys."""
+KINDS = ("full", "middle", "late", "single")
+REMAINDERS = ("spread", "first")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One entry of a mapping: what is interchanged together in the teacher, and the locations in the student.
+
+    Attributes:
+        teacher: locations; of a causal model the names of variables.
+        positions: of a causal model, which tokens of each location of the student: what `CausalModel.select` takes.
+            None is all of them.
+    """
+
+    teacher: tuple[Any, ...]
+    student: tuple[Location, ...]
+    positions: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "positions", self.positions or (None,) * len(self.student))
+
+    def __str__(self) -> str:
+        return f"{_text(self.teacher)} ↔ {_text(self.student)}"
+
+
+def layers(
+    teacher: Any, student: Any, kind: str = "full", *, remainder: str = "spread"
+) -> dict[tuple[Location, ...], Location]:
+    """The usual mappings between block outputs of two models of different depth.
+
+    With L_t and L_s layers, counted from 0:
+
+    - `"full"`: every student layer i ↔ teacher layers ⌊i·L_t/L_s⌋ … ⌊(i+1)·L_t/L_s⌋ − 1;
+    - `"middle"`: one pair, teacher L_t // 2 ↔ student L_s // 2;
+    - `"late"`: two pairs, teacher L_t − 3 ↔ student L_s − 3 and L_t − 2 ↔ L_s − 2;
+    - `"single"`: the second pair of `"late"` alone: the last one below the final block.
+
+    Wu et al. 2021 (DIITO, arXiv:2112.02505), section 3, for L_t = 12 and L_s = 3, 6 or 9. Their program's file for 12 →
+    9 (multiple_single_multilayer_layer_9.nm at b1948ce) gives two teacher layers each to the first three student layers
+    and one to the others: that is `remainder="first"`. At 3 and 6, which divide 12, both are the same.
+
+    Args:
+        remainder: of "full", where L_t / L_s is no whole number, which student layers have one teacher layer more:
+            "spread" over the depth, as above, or the "first" L_t mod L_s of them.
+
+    Raises:
+        DistillError: an unknown kind or remainder, a student deeper than the teacher, or too few layers for the kind.
+    """
+    deep, shallow = depth(teacher), depth(student)
+    if remainder not in REMAINDERS or (remainder != "spread" and kind != "full"):
+        raise DistillError(
+            f"layers(…, {kind!r}, remainder={remainder!r}) is no mapping: only 'full' has one, 'spread' or 'first'; "
+            "write layers(teacher, student, 'full', remainder='first')."
+        )
+    if kind not in KINDS:
+        raise DistillError(f"mapping {kind!r} does not exist: choose one of {', '.join(KINDS)}, or give a dict.")
+    if shallow > deep:
+        raise DistillError(
+            f"the student has {shallow} layers and the teacher {deep}, so no layer mapping is defined; "
+            "give a dict, e.g. {Location(1): Location(2)}."
+        )
+    numbers = _numbers(kind, deep, shallow, remainder)
+    if not numbers:
+        raise DistillError(
+            f"mapping {kind!r} needs a block below the last one, and the student has {shallow} layer; use "
+            "mapping='full'."
+        )
+    return {tuple(Location(layer) for layer in above): Location(below) for above, below in numbers}
+
+
+def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]:
+    """A mapping written as text: `teacher~student` entries with spaces between, `+` between locations of one side.
+
+    >>> parse_mapping("block_output.2+block_output.3~block_output.1")
+    {(Location(2), Location(3)): (Location(1),)}
+
+    Raises:
+        DistillError: an entry without exactly one `~`.
+        InterventionError: a side that is not a location.
+    """
+    mapping = {}
+    for entry in text.split():
+        sides = entry.split("~")
+        if len(sides) != 2:
+            raise DistillError(
+                f"mapping {text!r} is neither one of {', '.join(KINDS)} nor entries such as "
+                "block_output.3~block_output.1 "
+                "(teacher~student), with spaces between entries and + between locations of a side."
+            )
+        above, below = (tuple(Location.parse(place) for place in side.split("+")) for side in sides)
+        mapping[above] = below
+    return mapping
+
+
+def mapping_of(mapping: Sides | str, teacher: Any, student: Any) -> Sides:
+    """A mapping given as itself, as a kind of `layers`, or as text."""
+    if not isinstance(mapping, str):
+        return mapping
+    return parse_mapping(mapping) if "~" in mapping else layers(teacher, student, mapping)
+
+
+def depth(model: Any) -> int:
+    """How many blocks `model` has in the stack that locations refer to by default."""
+    found = architecture(network_of(model))
+    try:
+        last = found.place(Location(-1)).block
+    except InterventionError as error:
+        raise DistillError(f"layers cannot be counted: {error}") from error
+    return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
+
+
+def pairs_of(
+    mapping: Sides | tuple[Pair, ...] | str, teacher: Any, student: Any, positions: Any = None
+) -> tuple[Pair, ...]:
+    """The entries of a mapping, every location checked against its model, and every variable.
+
+    Args:
+        mapping: {teacher side: student side}, or as text, e.g. "full"; pairs are returned as they are.
+        teacher: whose places, or variables, the first sides are.
+        student: whose places the second sides are.
+        positions: for a causal model, the tokens of the student's places: one choice for all, or {variable or location:
+            choice}, as `CausalModel.select` takes them. None is all tokens.
+
+    Raises:
+        DistillError: an empty mapping, a variable that does not exist, a side that names a place twice, or a place that
+            two variables share.
+        InterventionError: a place that does not exist.
+    """
+    if isinstance(mapping, tuple) and mapping and all(isinstance(each, Pair) for each in mapping):
+        return mapping
+    if isinstance(mapping, str) and not isinstance(teacher, CausalModel):
+        mapping = mapping_of(mapping, teacher, student)
+    if positions is None and isinstance(getattr(mapping, "pairs", None), tuple):  # an Alignment
+        return pairs_of(mapping.pairs, teacher, student)  # type: ignore[union-attr]
+    if isinstance(teacher, CausalModel) and (not isinstance(mapping, Mapping) or not mapping):
+        raise DistillError(
+            f"mapping={mapping!r} names no variable of the causal model; give a dict, as "
+            f"{{{(teacher.inner or teacher.inputs)[0]!r}: Location(1, dims=range(0, 16))}}."
+        )
+    if not isinstance(mapping, Mapping) or not mapping:
+        raise DistillError(
+            f"mapping={mapping!r} names no pair; use distill.layers(teacher, student, 'full') or "
+            "{Location(2): Location(1)} (teacher side: student side)."
+        )
+    if isinstance(teacher, CausalModel):
+        return _aligned(mapping, teacher, student, positions)
+    pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
+    for side, model in (("teacher", teacher), ("student", student)):
+        found = architecture(network_of(model))
+        for pair in pairs:
+            places = [found.place(location) for location in getattr(pair, side)]
+            keys = {
+                (place.path, place.io, at.heads, at.dims, at.subspace)
+                for place, at in zip(places, getattr(pair, side), strict=True)
+            }
+            if len(keys) < len(places):
+                raise DistillError(f"mapping entry {pair} names a place of the {side} twice; name each once.")
+    return pairs
+
+
+def _aligned(mapping: Sides, model: CausalModel, student: nn.Module, positions: Any) -> tuple[Pair, ...]:
+    """Variables of a causal model with the places that hold them, no place for two."""
+    found, pairs = architecture(student), list[Pair]()
+    held: list[tuple[Location, Any, Place, str]] = []
+    for names, side in mapping.items():
+        variables = (names,) if isinstance(names, str) else names
+        if not isinstance(variables, tuple) or not all(isinstance(name, str) for name in variables):
+            raise DistillError(
+                f"the mapping has {names!r} where the causal model has variables; name one, or a tuple of them: "
+                f"{', '.join(model.variables)}."
+            )
+        unknown = next((name for name in variables if name not in model.variables), None)
+        if unknown is not None:
+            raise DistillError(
+                f"the mapping names {unknown!r}, which is no variable of the causal model"
+                f"{near(str(unknown), model.variables)}; it has {', '.join(model.variables)}."
+            )
+        pair = Pair(variables, _side(side))
+        pair = replace(pair, positions=tuple(_position(pair, at, positions, model) for at in pair.student))
+        for at, tokens in zip(pair.student, pair.positions, strict=True):
+            mine = (at, tokens, found.place(at), "+".join(variables))
+            other = next((each for each in held if _meet(mine, each)), None)
+            if other is not None:
+                raise DistillError(
+                    f"the mapping gives {at} to {mine[-1]} and {other[-1]}; give each variable a place of its own, "
+                    "e.g. other dims."
+                )
+            held.append(mine)
+        pairs.append(pair)
+    _check_used(positions, pairs)
+    return tuple(pairs)
+
+
+def _position(pair: Pair, at: Location, positions: Any, model: CausalModel) -> Any:
+    """Which tokens of a location hold a variable; None is all of them."""
+    chosen = positions
+    if isinstance(positions, Mapping):
+        keys = (at, str(at) if at.subspace is None else at, pair.teacher, *pair.teacher[: len(pair.teacher) == 1])
+        chosen = next((positions[key] for key in keys if key in positions), None)
+    if _is_of_each_row(chosen):
+        raise DistillError(
+            f"the positions of {'+'.join(pair.teacher)} are those of each row, and bases and sources are drawn in an "
+            "order of their own; give a function of the inputs: positions=lambda values: values['…'] + 1, or a name."
+        )
+    for name in [chosen] if isinstance(chosen, str) else chosen if isinstance(chosen, list | tuple) else ():
+        if isinstance(name, str) and name not in model.positions:
+            model.select(name, {})  # raises, and names those that there are
+    return chosen
+
+
+def _is_of_each_row(positions: Any) -> bool:
+    if isinstance(positions, Tensor):
+        return positions.ndim > 1 or positions.dtype == torch.bool
+    return isinstance(positions, list | tuple) and any(isinstance(each, list | tuple | Tensor) for each in positions)
+
+
+def _check_used(positions: Any, pairs: list[Pair]) -> None:
+    """Raise for positions of something that the mapping does not name."""
+    if not isinstance(positions, Mapping):
+        return
+    known = {key for pair in pairs for key in (pair.teacher, *pair.teacher[: len(pair.teacher) == 1], *pair.student)}
+    texts = {str(key) for key in known if isinstance(key, Location) and key.subspace is None}
+    unused = next((key for key in positions if key not in known and key not in texts), None)
+    if unused is not None:
+        raise DistillError(
+            f"positions are given for {unused!r}, which the mapping does not name; it names "
+            f"{', '.join('+'.join(pair.teacher) for pair in pairs)}."
+        )
+
+
+def _meet(first: tuple[Location, Any, Place, str], second: tuple[Location, Any, Place, str]) -> bool:
+    """Whether two places share something. Two subspaces of one place may be orthogonal."""
+    (a, tokens, here, _), (b, others, there, _) = first, second
+    if (here.path, here.io) != (there.path, there.io):
+        return False
+    if tokens is not None and others is not None and not _may_meet(tokens, others):
+        return False
+    if a.subspace is not None and b.subspace is not None and a.subspace is not b.subspace:
+        return False
+    return all(
+        mine is None or others is None or not set(mine).isdisjoint(others)
+        for mine, others in ((a.heads, b.heads), (a.dims, b.dims))
+    )
+
+
+def _may_meet(tokens: Any, others: Any) -> bool:
+    """Whether two choices of tokens name the same one, as far as can be told without data."""
+    sets = [
+        set(each) if isinstance(each, list | tuple | range) else {each} for each in map(_hashable, (tokens, others))
+    ]
+    return not sets[0].isdisjoint(sets[1])
+
+
+def _hashable(tokens: Any) -> Any:
+    return tokens.tolist() if isinstance(tokens, Tensor) else str(tokens) if isinstance(tokens, slice) else tokens
+
+
+def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Any, ...], tuple[Location, ...]]:
+    """Pairs as a mapping again."""
+    return {pair.teacher: pair.student for pair in pairs}
+
+
+def _numbers(kind: str, deep: int, shallow: int, remainder: str) -> list[tuple[range, int]]:
+    if kind == "full" and remainder == "first":
+        size, more = divmod(deep, shallow)
+        starts = [i * size + min(i, more) for i in range(shallow + 1)]
+        return [(range(starts[i], starts[i + 1]), i) for i in range(shallow)]
+    if kind == "full":
+        return [(range(i * deep // shallow, (i + 1) * deep // shallow), i) for i in range(shallow)]
+    if kind == "middle":
+        return [(range(deep // 2, deep // 2 + 1), shallow // 2)]
+    offsets = (3, 2) if kind == "late" else (2,)
+    return [(range(deep - o, deep - o + 1), shallow - o) for o in offsets if shallow >= o]
+
+
+def _side(side: Side) -> tuple[Location, ...]:
+    places = side if isinstance(side, tuple | list) else (side,)
+    if not places:
+        raise DistillError("a side of the mapping is empty; name at least one location, e.g. (Location(3),).")
+    return tuple(as_location(place) for place in places)
+
+
+def _text(side: tuple[Any, ...]) -> str:
+    return " + ".join(map(str, side))

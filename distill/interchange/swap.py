@@ -1,0 +1,81 @@
+"""The interchange of a variable in a network: what a causal model's interchange is compared with."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.causal.model import CausalModel
+from distill.causal.values import Values
+from distill.errors import DistillError
+from distill.interchange.mapping import Pair
+from distill.models.inputs import in_dtype_of, mask_of
+from interventions import Location, Run, interchange, run_to
+
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """Values of a causal model, and what a network does with what they encode.
+
+    Attributes:
+        values: of the inputs, or of all variables.
+        run: of the network, or what it is called with.
+    """
+
+    values: Values
+    run: Run | object
+
+
+def encoded(model: CausalModel, network: nn.Module, values: Values) -> Any:
+    """What a network is called with for these values, numbers in the type of its weights."""
+    return in_dtype_of(network, model.encode(values))
+
+
+def source_of(model: CausalModel, network: nn.Module, values: Values, pairs: tuple[Pair, ...]) -> Ran:
+    """The network on these values, up to the last place of the pairs."""
+    return Ran(values, run_to(network, encoded(model, network, values), places_of(pairs)))
+
+
+def places_of(pairs: tuple[Pair, ...]) -> list[Location]:
+    """The places of the network, each once."""
+    return list(dict.fromkeys(at for pair in pairs for at in pair.student))
+
+
+def swapped(model: CausalModel, network: nn.Module, pair: Pair, base: Ran, source: Ran) -> Run:
+    """The network on the base, with the places of a pair taken from the source.
+
+    Raises:
+        DistillError: all tokens of rows of different lengths.
+    """
+    if any(tokens is None for tokens in pair.positions):
+        _refuse_ragged(model, pair, base, source)
+    return interchange(
+        network,
+        base.run,
+        source.run,
+        pair.student,
+        positions=_tokens(model, pair, base.values),
+        source_positions=_tokens(model, pair, source.values),
+    )
+
+
+def _refuse_ragged(model: CausalModel, pair: Pair, base: Ran, source: Ran) -> None:
+    """Raise where tokens of the one row would be swapped with padding of the other."""
+    assert isinstance(source.run, Run)
+    masks = [mask_of(each.run.inputs if isinstance(each.run, Run) else each.run) for each in (base, source)]
+    if masks[0] is None or masks[1] is None or torch.equal(masks[0], masks[1]):
+        return
+    for at, tokens in zip(pair.student, pair.positions, strict=True):
+        if tokens is None and source.run.vectors(at.whole).shape[:2] == masks[1].shape:
+            raise DistillError(
+                f"{'+'.join(pair.teacher)} at {at} is taken from every token, and bases and sources differ in length; "
+                f"say which: positions=-1, a name ({', '.join(model.positions) or 'CausalModel(…, positions={…})'}), "
+                "or a function of the inputs."
+            )
+
+
+def _tokens(model: CausalModel, pair: Pair, values: Values) -> dict[Location, Any] | None:
+    if all(positions is None for positions in pair.positions):
+        return None
+    return {at: model.select(tokens, values) for at, tokens in zip(pair.student, pair.positions, strict=True)}

@@ -1,0 +1,193 @@
+"""Interchanges that say nothing about computation: of all that an output can see, or of nothing that it can see.
+
+After the first the network answers what it would to the source, or to any base; after the second what it answers to the
+base. What happens decides: a place is all that a network computes with if a swap of it, at every position, gives the
+answers to the source. So the output of a block is, and that of its feed-forward part is not, which the residual stream
+goes past.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from distill.teachers.served import ServedRun
+from distill.teachers.verbs import interchanged
+from distill.teachers.visible_positions import mixed, nonzero
+from interventions import Add, Location, Run, architecture, intervene, run
+
+Places = tuple[Location, ...]
+CLOSE = 1e-4
+"""Below this share of the way from the base's answers to the source's, two answers are one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What one model answers to a base, to its source, and after an interchange of the two.
+
+    Attributes:
+        base, source, after: the runs.
+        columns: of token models, for each token of the base the column of the source's token of the same number, and
+            −1 where it has none; None for one answer an example.
+        counted: which predictions count, `[batch]` or `[batch, token]`.
+    """
+
+    base: Run
+    source: Run
+    after: Run
+    columns: Int[Tensor, "batch token"] | None
+    counted: Bool[Tensor, "batch ..."]
+
+    def changed(self) -> Bool[Tensor, " batch"]:
+        """Whether the interchange changed any bit of what counts."""
+        return _any((self.after.logits != self.base.logits).any(-1) & self.counted)
+
+    def are_the_sources(self) -> Bool[Tensor, " batch"]:
+        """Whether all that counts is what the model answers to the source, and not what it does to the base."""
+        after, base, source = (each.logits for each in (self.after, self.base, self.source))
+        if self.columns is None:
+            return arrived(after, base, source)
+        known = self.columns.clamp(min=0)
+        right = (after.argmax(-1) == source.argmax(-1).gather(1, known)) & (self.columns >= 0)
+        found = ~_any(~right & self.counted) & _any(self.counted)
+        rows = found.nonzero()[:, 0]  # few, if any: their logits may be wide
+        if len(rows):
+            wide = rearrange(known[rows], "row token -> row token 1").expand(-1, -1, source.shape[-1])
+            counted = self.counted[rows]
+            found[rows] = arrived(after[rows], base[rows], source[rows].gather(1, wide), counted)
+        return found
+
+
+def arrived(
+    after: Float[Tensor, "batch ... classes"],
+    base: Float[Tensor, "batch ... classes"],
+    source: Float[Tensor, "batch ... classes"],
+    counted: Bool[Tensor, "batch ..."] | None = None,
+) -> Bool[Tensor, " batch"]:
+    """Whether answers are those to the source, up to rounding, where those to the base are others."""
+
+    def largest(values: Tensor) -> Tensor:
+        values = values.abs().float().amax(-1)
+        return (values if counted is None else values.masked_fill(~counted, 0)).flatten(1).amax(1)
+
+    after, base, source = (each if each.ndim > 2 else each[:, None] for each in (after, base, source))
+    way = largest(base - source)
+    allowed = CLOSE * way + 4 * torch.finfo(source.dtype).eps * largest(source)
+    return (largest(after - source) <= allowed) & (way > allowed)
+
+
+@dataclass(eq=False)
+class Whole:
+    """Which places of a model are all that it computes with, found on a few examples when it is asked.
+
+    Attributes:
+        base, source: runs on examples without padding, so that nothing but the place tells them apart.
+    """
+
+    base: Run
+    source: Run
+    _found: dict[Places, bool] = field(default_factory=dict)
+
+    def holds(self, places: Places) -> bool:
+        """Whether a swap of these places, at every position, gives the answers to the source."""
+        if places not in self._found:
+            self._found[places] = self._swapped(places)
+        return self._found[places]
+
+    def _swapped(self, places: Places) -> bool:
+        base, source = self.base.logits, self.source.logits
+        if base.shape != source.shape:
+            return False
+        after = interchanged(self.base, self.source, places).logits
+        there, moved = arrived(after, base, source), (base != source).flatten(1).any(1)
+        return bool(there.any()) and bool((there | ~moved).all())
+
+    def replaced(
+        self, places: Places, seen: Mapping[Location, Tensor], chosen: Bool[Tensor, "batch position"] | None
+    ) -> Bool[Tensor, " batch"]:
+        """Whether a write leaves nothing of the base that the output can see.
+
+        Args:
+            places: what is written together.
+            seen: for each, the positions that the output depends on, as `visible` finds them.
+            chosen: the positions written, None for all of them.
+        """
+        groups = self._modules(places)
+        full = []
+        for group in groups:
+            mask = torch.stack([seen[at] for at in group]).any(0)
+            full.append(~(mask & ~chosen.to(mask.device)).any(1) if chosen is not None else torch.ones_like(mask[:, 0]))
+        found = torch.zeros_like(full[0])
+        for group, rows in zip(groups, full, strict=True):
+            if bool(rows.any()) and self.holds(group):
+                found = found | rows
+        together = torch.stack(full).all(0) & ~found
+        if len(groups) > 1 and bool(together.any()) and self.holds(places):
+            found = found | together
+        return found
+
+    def _modules(self, places: Places) -> list[Places]:
+        """The places of each module together: they may be parts that are all of it."""
+        groups: dict[tuple[str, str], Places] = {}
+        for at in places:
+            place = architecture(self.base.model).place(at)
+            key = (place.path, place.io) if not place.operations else (str(at.whole), "")
+            groups[key] = (*groups.get(key, ()), at)
+        return list(groups.values())
+
+
+def unpadded(*batches: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The batches with their columns of tokens cut to the shortest row of all, so that none has padding."""
+    names = [name for name, mask in batches[0].items() if name.endswith("attention_mask") and mask.ndim == 2]
+    cut = [dict(batch) for batch in batches]
+    for name in names:
+        masks = [batch[name].bool() for batch in batches]
+        length, prefix = min(int(mask.sum(1).min()) for mask in masks), name.removesuffix("attention_mask")
+        if not length or all(bool(mask.all()) and mask.shape[1] == length for mask in masks):
+            continue
+        if all(bool(mask[:, :length].all()) for mask in masks):
+            part = slice(0, length)
+        elif all(bool(mask[:, -length:].all()) for mask in masks):
+            part = slice(-length, None)
+        else:
+            continue
+        for batch, columns, mask in zip(batches, cut, masks, strict=True):
+            mine = (each for each, column in batch.items() if column.shape[:2] == mask.shape)
+            columns |= {each: batch[each][:, part] for each in mine if _side(each, names) == prefix}
+    return cut
+
+
+def _side(column: str, masks: Sequence[str]) -> str:
+    """To which of the masks a column belongs, by the beginning of its name."""
+    sides = [mask.removesuffix("attention_mask") for mask in masks]
+    return max((side for side in sides if column.startswith(side)), key=len, default="")
+
+
+def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Location, Bool[Tensor, "batch _"]]:
+    """Which positions of each place the output depends on, `[batch, position]` (or `[batch, 1]` without positions).
+
+    A position that the output cannot see has a gradient of exactly 0. `weights` says which predictions count.
+    """
+    if isinstance(base, ServedRun) and base.teacher is not None:
+        return dict(zip(places, base.teacher.seen(base, places, weights), strict=True))
+    probes = {at: torch.zeros_like(base.vectors(at)).requires_grad_() for at in places}
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
+            logits = run(base.model, base.inputs, resumable=False).logits
+        gradients = torch.autograd.grad(mixed(logits, weights), list(probes.values()), allow_unused=True)
+    return {at: nonzero(probe, gradient) for (at, probe), gradient in zip(probes.items(), gradients, strict=True)}
+
+
+def touched(
+    places: Places, seen: Mapping[Location, Tensor], chosen: Bool[Tensor, "batch position"] | None
+) -> Bool[Tensor, " batch"]:
+    """Whether a write reaches a position that the output depends on."""
+    masks = [seen[at] if chosen is None else seen[at] & chosen.to(seen[at].device) for at in places]
+    return torch.stack([mask.any(1) for mask in masks]).any(0)
+
+
+def _any(mask: Bool[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
+    return mask if mask.ndim == 1 else mask.flatten(1).any(1)

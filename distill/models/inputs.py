@@ -1,0 +1,233 @@
+"""Which columns of a batch a model is called with, and which of its tokens are real."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.models.decoder_inputs import decoder_inputs, shifts_labels
+from distill.models.modes import in_eval_mode
+from distill.models.pad_tokens import pad_token_named, padded_as_known
+from distill.models.token_positions import placed, starts
+from interventions import architecture
+
+NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
+MASKED = "mlm_labels"
+"""The column of the tokens that were masked in this step, −100 elsewhere."""
+DECODERS = frozenset({"decoder_input_ids", "decoder_inputs_embeds"})
+"""The columns that say what a decoder reads; without them it may be made of the labels."""
+TEACHERS = "teacher_"
+"""Before the names of columns that the teacher alone is called with, where it reads other inputs than the student."""
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """A model that says itself which columns it is called with, as one that is made of several must."""
+
+    def columns_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The columns of a batch that it is called with, by name."""
+        ...
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """A teacher that is asked for its answers, wherever it runs: a `Served`."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The torch model that answers, or what is known of it here."""
+        ...
+
+
+@runtime_checkable
+class Combined(Protocol):
+    """A model that makes its own answer of what others answer, and reads their outputs itself."""
+
+    @property
+    def combines(self) -> tuple[nn.Module, ...]:
+        """Those others, in order."""
+        ...
+
+
+def network_of(model: Any) -> nn.Module:
+    """The torch model itself: the one that a model of nnsight traces, or that a served teacher asks."""
+    if isinstance(model, nn.Module):
+        return model
+    return model.network if isinstance(model, Asked) else architecture(model).model
+
+
+def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor]:
+    """What `model` is called with: the columns that its `forward` names, labels left out.
+
+    An encoder–decoder that is given labels and no `decoder_input_ids` gets the labels shifted by one, as it shifts
+    them itself.
+
+    Raises:
+        DistillError: no column fits.
+    """
+    inner = innermost(model)
+    if isinstance(inner, Chooses):
+        return inner.columns_of(batch)
+    parameters = signature(inner.forward).parameters
+    named = {name: batch[name] for name in parameters if name in batch and name not in NEVER}
+    if named and not DECODERS & named.keys() and writes_labels(model, batch):
+        named = {**decoder_inputs(inner, batch["labels"]), **named}
+    if named:
+        return in_dtype_of(model, placed(inner, padded_as_known(inner, named), batch))
+    rest = [name for name in batch if name not in NEVER]
+    if len(rest) == 1 and any(
+        p.kind in (Parameter.POSITIONAL_OR_KEYWORD, Parameter.VAR_POSITIONAL) for p in parameters.values()
+    ):
+        return in_dtype_of(model, (batch[rest[0]],))
+    raise DistillError(
+        f"{type(model).__name__}.forward takes {', '.join(parameters)} and the data has {', '.join(batch)}; "
+        "rename a column, e.g. data={'inputs': x, 'labels': y}."
+    )
+
+
+def in_dtype_of(model: Any, inputs: Any) -> Any:
+    """Inputs with their floating-point tensors in the type of the model's weights, as a linear layer needs them."""
+    dtype = next((p.dtype for p in network_of(model).parameters() if p.is_floating_point() and p.itemsize > 1), None)
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    if dtype is None:
+        return inputs
+    if isinstance(inputs, Mapping):
+        return {name: cast(value) for name, value in inputs.items()}
+    return tuple(map(cast, inputs)) if isinstance(inputs, tuple) else cast(inputs)
+
+
+def real_tokens(
+    batch: Mapping[str, Tensor], rows: int, width: int, device: torch.device, *, column: str = "attention_mask"
+) -> Bool[Tensor, "rows width"]:
+    """Which of `width` positions of each example are no padding: those of its mask, or all where the batch has none."""
+    mask = batch.get(column)
+    if mask is None or (mask.shape != (rows, width) and bool(mask.bool().all())):
+        return torch.ones(rows, width, dtype=torch.bool, device=device)
+    if mask.shape != (rows, width):
+        raise DistillError(
+            f"{column} has shape {list(mask.shape)} and the mapped locations have {width} positions; map locations "
+            "of the token "
+            "axis, or leave the mask out."
+        )
+    return mask.bool().to(device)
+
+
+def mask_of(inputs: object) -> Tensor | None:
+    """Which tokens are no padding, where the inputs say so."""
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def answer_mask(model: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
+    """Which positions of the answers of `model` are no padding, `[batch, token]`: of its decoder where it has one."""
+    if "decoder_input_ids" in batch:
+        return mask_of({"attention_mask": batch.get("decoder_attention_mask")})
+    return batch["labels"] != -100 if writes_labels(model, batch) else mask_of(batch)
+
+
+def decoder_masked(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The batch with a mask of the decoder's tokens where the decoder writes the labels: those that are not −100."""
+    if "decoder_attention_mask" in batch or not writes_labels(model, batch):
+        return batch
+    return {**batch, "decoder_attention_mask": (batch["labels"] != -100).long()}
+
+
+def writes_labels(model: Any, batch: Mapping[str, Tensor]) -> bool:
+    """Whether `model` is an encoder–decoder that is to write the labels, `[batch, token]`."""
+    labels = batch.get("labels")
+    if DECODERS & batch.keys() or labels is None or labels.ndim != 2 or labels.is_floating_point():
+        return False
+    return shifts_labels(innermost(model))
+
+
+def teachers(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The columns for the teacher: those that are named `teacher_…`, without that, if it has inputs of its own."""
+    if not reads_apart(batch):
+        return batch
+    return {name.removeprefix(TEACHERS): column for name, column in batch.items() if name.startswith(TEACHERS)}
+
+
+def reads_apart(columns: Iterable[str]) -> bool:
+    """Whether the teacher has inputs of its own: a column `teacher_x` beside `x`."""
+    names = set(columns)
+    return any(name.startswith(TEACHERS) and name.removeprefix(TEACHERS) in names for name in names)
+
+
+def students(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The columns for the student: all but the teacher's own."""
+    return {name: column for name, column in batch.items() if not name.startswith(TEACHERS)}
+
+
+def following(batch: Mapping[str, Tensor]) -> Tensor:
+    """The token after each but the last, `[batch, token − 1]`; −100 where it does not count.
+
+    Padding does not, nor does the first token of the next document of a packed row.
+    """
+    tokens, mask = batch.get("labels", batch["input_ids"]), batch.get("attention_mask")
+    if tokens.shape != batch["input_ids"].shape:
+        tokens = batch["input_ids"]
+    after = tokens[:, 1:]
+    if "position_ids" in batch and batch["position_ids"].shape == tokens.shape:
+        after = after.masked_fill(starts(batch)[:, 1:], -100)
+    return after if mask is None else after.masked_fill(~(mask[:, 1:].bool() & mask[:, :-1].bool()), -100)
+
+
+def vocabulary_of(model: Any) -> int | None:
+    """How many token ids `model` knows; None if it reads no tokens."""
+    embeddings = getattr(network_of(model), "get_input_embeddings", lambda: None)
+    try:
+        table = embeddings()
+    except NotImplementedError:
+        return None
+    return table.num_embeddings if isinstance(table, nn.Embedding) else None
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The batch on `device`.
+
+    Raises:
+        DistillError: a column that holds no values, on the device "meta".
+    """
+    empty = next((name for name, column in batch.items() if column.is_meta), None)
+    if empty is not None and device.type != "meta":
+        raise DistillError(
+            f"the column {empty!r} is on the device 'meta', which holds no values, and the model on {str(device)!r}; "
+            f"make it there: data[{empty!r}] = torch.randn({list(batch[empty].shape)}).to({str(device)!r})."
+        )
+    return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+
+
+def device_of(model: Any) -> torch.device:
+    """Where the first parameter of `model` is; the CPU for a model without parameters, or that is asked elsewhere."""
+    parameter = next(network_of(model).parameters(), None)
+    is_elsewhere = parameter is not None and parameter.is_meta and not isinstance(model, nn.Module)
+    return torch.device("cpu") if parameter is None or is_elsewhere else parameter.device
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Eval mode inside the block, and a padding token for a classifier that knows none; afterwards all is as before."""
+    with in_eval_mode(network_of(model)), pad_token_named(innermost(model)):
+        yield
+
+
+def uncompiled(model: Any) -> Any:
+    """The model that `torch.compile` was given, of which hooks fire; any other is itself."""
+    inner = getattr(model, "_orig_mod", None) if isinstance(model, nn.Module) else None
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def innermost(model: Any) -> nn.Module:
+    """The model whose `forward` names its arguments: adapters and parallel wrappers take `*args, **kwargs`."""
+    network: Any = network_of(model)
+    if hasattr(network, "get_base_model"):
+        return innermost(network.get_base_model())
+    return innermost(network.module) if isinstance(getattr(network, "module", None), nn.Module) else network

@@ -1,0 +1,131 @@
+"""What of the outputs of teacher and student is their answer, where that was said: `fit(…, answers=…)`."""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.models.inputs import Asked, Combined, network_of
+from interventions import InterventionError, Run, answering, rule_of
+
+T = TypeVar("T")
+
+TEACHER, STUDENT = "teacher", "student"
+
+
+@contextmanager
+def answered(models: Sequence[Any], answers: Any) -> Iterator[None]:
+    """Inside the block the runs of the models are read as `answers` says.
+
+    Args:
+        models: teacher and student, or several networks; what is no network is left out.
+        answers: a name, an index or a function of the output, for all of them; or one for each, in a tuple or a list,
+            of teacher and student also `{"teacher": …, "student": …}`. None is `output.logits`, the output itself if it
+            is a tensor, or the only tensor in it that is no scalar. Of an Ensemble and other models that combine
+            several, it is about the outputs of these: one for all of them, or one for each in a list of its own.
+
+    Raises:
+        DistillError: another number of rules than models, what is no rule, or one for a teacher that keeps its answers
+            itself.
+    """
+    rules = _rules(models, answers)
+    with ExitStack() as stack:
+        try:
+            for model, rule in zip(models, rules, strict=True):
+                for network, own in _read(model, rule):
+                    stack.enter_context(answering(network, own))
+        except InterventionError as error:
+            raise DistillError(str(error)) from error
+        yield
+
+
+def each_answered(models: Sequence[Any], answers: Any, records: Generator[T, None, None]) -> Generator[T, None, None]:
+    """The records, each made inside of such a block; the body of the caller's loop is outside of it."""
+    try:
+        while True:
+            with answered(models, answers):
+                try:
+                    record = next(records)
+                except StopIteration:
+                    return
+            yield record
+    finally:
+        with answered(models, answers):
+            records.close()
+
+
+def logits_if_any(run: Run) -> Tensor | None:
+    """The logits of a run; None for a model without, as one that embeds, unless somebody said where they are."""
+    try:
+        return run.logits
+    except InterventionError:
+        if run.answers is not None:
+            raise
+        return None
+
+
+def same_answers(new: nn.Module, network: Any) -> Any:
+    """A block in which the runs of a network that was made after another are read as those of that."""
+    return answering(new, rule_of(network_of(network)))
+
+
+def _rules(models: Sequence[Any], answers: Any) -> list[Any]:
+    if isinstance(answers, Mapping):
+        if len(models) != 2 or set(answers) - {TEACHER, STUDENT}:
+            raise DistillError(
+                f"answers={{{', '.join(map(repr, answers))}: …}} names other sides than 'teacher' and 'student'; give "
+                "answers={'teacher': 'logits', 'student': 0}, or one rule for all."
+            )
+        answers = (answers.get(TEACHER), answers.get(STUDENT))
+    if not isinstance(answers, tuple | list):
+        # A teacher that keeps its own answers, or a causal one, has no output to be read.
+        return [None if isinstance(model, Asked) and not isinstance(model, nn.Module) else answers for model in models]
+    if len(answers) != len(models):
+        raise DistillError(
+            f"answers has {len(answers)} rules for {len(models)} model{'s' * (len(models) != 1)}; give one for each, "
+            f"answers={_example(len(models))}, or one for all, answers='logits'."
+        )
+    odd = next((m for m, rule in zip(models, answers, strict=True) if rule is not None and not _is_read(m)), None)
+    if odd is not None:
+        raise DistillError(
+            f"answers gives a rule for a {type(odd).__name__}, which reads its answers itself; leave that side out, "
+            f"answers=(None, …){', and say it where it is made: Served(model, answers=…)' if _is_served(odd) else ''}."
+        )
+    return list(answers)
+
+
+def _read(model: Any, rule: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """The networks whose outputs are read by a rule: the model itself, or those that it combines."""
+    if rule is None or not _is_network(model):
+        return
+    network = network_of(model)
+    if not isinstance(network, Combined):
+        yield network, rule
+        return
+    inner = network.combines
+    rules = list(rule) if isinstance(rule, tuple | list) else [rule] * len(inner)
+    if len(rules) != len(inner):
+        raise DistillError(
+            f"answers has {len(rules)} rules for the {len(inner)} models of {type(network).__name__}; give one for "
+            f"each, answers={_example(len(inner))}, or one for all, answers='logits'."
+        )
+    for each, own in zip(inner, rules, strict=True):
+        yield from _read(each, own)
+
+
+def _is_served(model: Any) -> bool:
+    return isinstance(model, Asked) and not isinstance(model, nn.Module) and hasattr(model, "answers")
+
+
+def _example(count: int) -> str:
+    return "('logits', 0)" if count == 2 else f"[{', '.join(['0'] * count)}]"
+
+
+def _is_network(model: Any) -> bool:
+    return isinstance(model, nn.Module) or (hasattr(model, "_module") and isinstance(model._module, nn.Module))
+
+
+def _is_read(model: Any) -> bool:
+    return model is None or _is_network(model)

@@ -1,0 +1,275 @@
+"""What fails when a model is tried on data, said in one line: what was asked, why it fails, the value, the way out."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import interventions
+from distill.errors import DistillError
+from distill.models.inputs import DECODERS, NEVER, device_of, innermost, inputs_of, network_of, to_device, vocabulary_of
+from distill.models.outputs import logits_if_any
+from distill.models.pad_tokens import longest_input
+from interventions import InterventionError, Run
+
+LONGEST = 380  # of a line [characters]
+_IMAGES = ("pixel_values", "images", "image")
+
+
+@contextmanager
+def tried(asked: str, model: Any = None, given: Any = None, unless: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Raise what fails inside of the block as a DistillError of one line, the error itself as its cause.
+
+    Args:
+        asked: what is tried, e.g. "the teacher".
+        model: what is run there, if it is one model.
+        given: what it is called with, or the columns of the batch.
+
+    Raises:
+        DistillError: as above. Errors of ours keep their words.
+    """
+    try:
+        yield
+    except (DistillError, InterventionError) as error:
+        if isinstance(error, DistillError) and "\n" not in str(error):
+            raise
+        raise DistillError(" ".join(str(error).split())) from error
+    except Exception as error:
+        raise DistillError(_line(asked, model, given, error)) from error
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raise an error of `interventions` inside of the block as one of ours: of one line, the error as its cause."""
+    try:
+        yield
+    except InterventionError as error:
+        raise DistillError(" ".join(str(error).split())) from error
+
+
+def answer_of(
+    name: str,
+    model: Any,
+    columns: Mapping[str, Tensor],
+    run: Callable[..., Run] = interventions.run,
+    *,
+    needed: bool = True,
+) -> Tensor | None:
+    """What a model answers on a batch; what fails is said in one line.
+
+    Args:
+        name: what to call it, e.g. "the teacher".
+        model: the model, in the mode that it is to be tried in.
+        columns: of the batch.
+        run: what runs it.
+        needed: whether it must have logits; else None stands for those of a model that only embeds.
+
+    Raises:
+        DistillError: it has no logits, does not run on these columns, or gives no answer for each row.
+    """
+    with tried(name):
+        batch = to_device(columns, device_of(model))
+        given = inputs_of(model, batch)
+    # Those that are given by position have names for who reads the error.
+    named = given if isinstance(given, Mapping) else {key: x for key, x in batch.items() if any(x is y for y in given)}
+    with tried(name, model, named):
+        ran = run(model, given, resumable=False)
+        logits = ran.logits if needed else logits_if_any(ran)
+    check_rows(name, logits, len(next(iter(batch.values()))))
+    return logits
+
+
+def check_rows(asked: str, answer: Any, rows: int) -> None:
+    """Raise where a model does not give an answer a row: it took the rows for something else.
+
+    Raises:
+        DistillError: as above.
+    """
+    if not isinstance(answer, Tensor):
+        return
+    if answer.ndim < 2 or len(answer) != rows:
+        raise DistillError(
+            f"{asked} answers {list(answer.shape)} on {rows} rows, and [rows, classes] or [rows, token, classes] is "
+            "read; make it so: answers=lambda output: output.reshape(rows, -1), or give the data an axis of channels: "
+            "x[:, None]."
+        )
+
+
+def _line(asked: str, model: Any, given: Any, error: Exception) -> str:
+    named = _by_name(given)
+    objective = _objective_of(error)
+    subject = f"{objective} fails on {asked}" if objective else f"{asked} fails"
+    if model is not None and not objective:
+        subject = f"{asked} ({type(network_of(model)).__name__}) fails"
+    why = f"{type(error).__name__}: {_first_line(error)}"
+    way_out = _way_out(model, named, error) or (
+        "see the error above it; look at what a step is given, e.g. distill.Rows.of(data).batch([0, 1])"
+    )
+    told = f" on {_shown(named)}" if named else ""
+    room = max(60, LONGEST - len(subject) - len(told) - len(way_out) - 6)
+    return f"{subject}{told}: {_cut(why, room)}; {way_out}."
+
+
+def _way_out(model: Any, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    """What to change, as code, where that can be told."""
+    labels = given.get("labels")
+    if model is None:
+        told = labels is not None and isinstance(error, RuntimeError | ValueError | IndexError | TypeError)
+        return _of_labels(labels, error) if told and labels is not None else None
+    network, given = innermost(model), {name: x for name, x in given.items() if name not in NEVER}
+    checks = (_of_tokens, _of_positions, _of_devices, _of_dtypes, _of_pictures, _of_arguments, _of_decoders)
+    return next((found for check in checks if (found := check(network, given, error)) is not None), None)
+
+
+def _of_tokens(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    size = vocabulary_of(network)
+    if size is None:
+        tables = [module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding)]
+        size = tables[0] if tables else None
+    for name, column in given.items():
+        if size is None or not _is_whole(column) or not ("ids" in name or isinstance(error, IndexError)):
+            continue
+        if column.is_meta or name in ("attention_mask", "token_type_ids", "position_ids", "labels"):
+            continue
+        wrong = column[(column < 0) | (column >= size)]
+        if len(wrong):
+            return (
+                f"{name!r} holds token {int(wrong[0])} and it knows 0 to {size - 1}; tokenize with its own tokenizer: "
+                "AutoTokenizer.from_pretrained(…)"
+            )
+    return None
+
+
+def _of_positions(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    known = longest_input(network)
+    widths = {name: column.shape[1] for name, column in given.items() if column.ndim == 2 and _is_whole(column)}
+    if known is None or not widths:
+        return None
+    name, width = max(widths.items(), key=lambda item: item[1])
+    if width <= known:
+        return None
+    return (
+        f"{name!r} has {width} tokens and it has positions for {known}; cut them: tokenizer(texts, truncation=True, "
+        f"max_length={known})"
+    )
+
+
+def _of_devices(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    home = device_of(network)
+    for name, column in given.items():
+        if column.device != home:
+            return f"{name!r} is on {column.device} and it on {home}; move it: data[{name!r}] = data[{name!r}].cpu()"
+    devices = {parameter.device for parameter in network.parameters()}
+    if len(devices) > 1:
+        return f"its parameters are on {' and '.join(sorted(map(str, devices)))}; put it in one place: model.to('cpu')"
+    return None
+
+
+def _of_dtypes(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    wanted = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+    reads_ids = any(isinstance(module, nn.Embedding) for module in network.modules())
+    for name, column in given.items():
+        if "mask" in name or wanted is None:
+            continue
+        way = f"data[{name!r}] = data[{name!r}]"
+        floats = column.is_floating_point()
+        if floats and column.dtype == torch.float32 and wanted in (torch.float16, torch.bfloat16):
+            return f"{name!r} is {column.dtype} and its weights are {wanted}; give it single precision: model.float()"
+        if floats and column.dtype != wanted:
+            return f"{name!r} is {column.dtype} and its weights are {wanted}; {way}.to({wanted})"
+        if not floats and column.dtype == torch.uint8 and (column.ndim > 2 or not reads_ids):
+            return f"{name!r} is {column.dtype} and its weights are {wanted}; {way}.float() / 255"
+        if not floats and not reads_ids:
+            return f"{name!r} is {column.dtype} and its weights are {wanted}; {way}.to({wanted})"
+        if floats and column.ndim == 2 and reads_ids and ("ids" in name or len(given) == 1):
+            return f"{name!r} is {column.dtype} and token ids are whole numbers; {way}.long()"
+    return None
+
+
+def _of_pictures(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    name = next((name for name, x in given.items() if x.is_floating_point() and x.ndim in (3, 4)), None)
+    if first is None or name is None:
+        return None
+    column, way = given[name], f"data[{name!r}] = data[{name!r}]"
+    if column.ndim == 3:
+        return f"{name!r} is [rows, height, width] and pictures have channels; {way}[:, None]"
+    if column.shape[1] != first.in_channels and column.shape[-1] == first.in_channels:
+        return f"{name!r} has its channels last and [rows, channels, height, width] is read; {way}.permute(0, 3, 1, 2)"
+    if column.shape[1] != first.in_channels and column.shape[1] == 1:
+        count = first.in_channels
+        return f"{name!r} has 1 channel and it reads {count}; {way}.repeat(1, {count}, 1, 1)"
+    return None
+
+
+def _of_arguments(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    missing = re.search(r"missing \d+ required \w+ arguments?: (.*)", str(error))
+    if isinstance(error, TypeError) and missing is not None:
+        names = re.findall(r"'(\w+)'", missing[1])
+        return f"add a column for each argument without a default: data={{…, {names[0]!r}: …}}" if names else None
+    parameters = signature(network.forward).parameters.values()
+    needed = [p.name for p in parameters if p.default is Parameter.empty and p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    lacking = [name for name in needed if name not in given]
+    return f"add a column: data={{…, {lacking[0]!r}: …}}" if lacking and len(given) > 1 else None
+
+
+def _of_decoders(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+    config = getattr(network, "config", None)
+    if "<eos> token" in str(error):
+        end = getattr(config, "eos_token_id", None)
+        return f"it answers at the end token {end}, which each text must have; tokenize with it: tokenizer(texts)"
+    if getattr(config, "is_encoder_decoder", False) and not DECODERS & given.keys():
+        return (
+            "this encoder–decoder was given nothing for its decoder; add what it writes, data={…, 'labels': …}, or "
+            "what it reads, data={…, 'decoder_input_ids': …}"
+        )
+    return None
+
+
+def _of_labels(labels: Tensor, error: Exception) -> str | None:
+    if labels.is_floating_point():
+        return (
+            f"the labels are {labels.dtype} {list(labels.shape)}; for classes give data['labels'].long(), for values "
+            "a model of one output"
+        )
+    return f"the labels are {labels.dtype} {list(labels.shape)}; give a class a row, data['labels'] = […].long()"
+
+
+def _is_whole(column: Tensor) -> bool:
+    return not column.is_floating_point() and column.dtype != torch.bool
+
+
+def _by_name(given: Any) -> dict[str, Tensor]:
+    if isinstance(given, Mapping):
+        return {name: column for name, column in given.items() if isinstance(column, Tensor)}
+    columns: Sequence[Any] = given if isinstance(given, tuple | list) else (given,)
+    return {f"input {number}": column for number, column in enumerate(columns) if isinstance(column, Tensor)}
+
+
+def _shown(named: Mapping[str, Tensor]) -> str:
+    told = [f"{name} {list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for name, x in named.items()]
+    return _cut(", ".join(told), 120)
+
+
+def _objective_of(error: BaseException) -> str | None:
+    """The name of the objective in whose code an error was raised, if it was in one."""
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, nn.Module) and hasattr(type(owner), "compares_runs"):
+            return f"{type(owner).__name__}()"
+        trace = trace.tb_next
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".;") if lines else "no message"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1].rstrip()}…"

@@ -1,0 +1,257 @@
+"""Causal objectives: the same interchange on both sides must have the same effect."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.interchange.attention_keys import over_keys
+from distill.interchange.mapping import Pair
+from distill.interchange.sources import Crossway, Pairs, Shuffle, Span
+from distill.models.inputs import decoder_masked, inputs_of, real_tokens, vocabulary_of
+from distill.objectives.objective import About, Objective, Reads, Step, terms_of
+from distill.objectives.response import KD
+from distill.teachers.served import ServedRun
+from distill.teachers.verbs import answering, grid_of, interchanged, run_to, unit_of
+from interventions import Location, Mixup, Noise, Run, Swap, architecture
+
+Operator = Swap | Mixup | Noise
+
+
+class DIITO(Objective):
+    """Distillation by interchange interventions. Terms: those of `match`, with `_cf` behind the name, e.g. `kd_cf`.
+
+    Every step draws one pair of the mapping, interchanges it in teacher and student with the same sources and
+    positions, and
+    compares the two counterfactual runs. Gradients flow through the student's base and source runs.
+
+    Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.00826); for InContext and Mixup "Two
+    Improvements to Causal Distillation".
+
+    The random vector of a position at a site with heads is that of all its heads, one after the other.
+
+    Args:
+        pairs: where sources come from: `Shuffle()` (the default), `Crossway()`, `InContext(0.3)`, or None for an
+            operator without a source.
+        op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every
+            location of both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
+        positions: the rule that draws positions, the same in both models; None is all of them.
+        match: what is compared of the counterfactual runs: one objective or several, e.g. `[KD(2.0), Cosine()]`.
+        detach_source: cut the student's source run off from the graph.
+
+    Raises:
+        DistillError: pairs for an operator without a source.
+    """
+
+    about = About(
+        ("kd_cf",),
+        "KD(M_s(b; L_s ← M_s(s)), M_t(b; L_t ← M_t(s))), one mapped pair of layers drawn a step",
+        "Wu et al. 2021, arXiv:2112.02505",
+        "both: a resumed counterfactual run; in-context sources: a run up to the swap too",
+    )
+
+    compares_runs = False
+
+    def __init__(
+        self,
+        pairs: Pairs | None = None,
+        *,
+        op: Operator | None = None,
+        positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+        match: Objective | Sequence[Objective] | None = None,
+        detach_source: bool = False,
+    ) -> None:
+        super().__init__()
+        self.op = Swap() if op is None else op
+        if pairs is not None and not self.op.needs_source:
+            raise DistillError(f"{self.op} needs no source, and pairs={pairs} was given; leave pairs out.")
+        self.pairs = Shuffle() if pairs is None and self.op.needs_source else pairs
+        self.positions, self.detach_source = positions, detach_source
+        match = KD() if match is None else match
+        matched = [match] if isinstance(match, Objective) else list(match)
+        odd = next((each for each in matched if not isinstance(each, Objective) or not each.compares_runs), None)
+        if odd is not None or not matched:
+            raise DistillError(
+                f"DIITO(match={match!r}) compares counterfactual runs, and {odd if matched else 'nothing'} does not "
+                "compare the runs that it is given; use e.g. match=[KD(2.0), Cosine()]."
+            )
+        self.match: Any = nn.ModuleList(matched)
+
+    @property
+    def interchanges(self) -> bool:
+        """True: its counterfactual runs resume from the base runs."""
+        return True
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Those of what is matched."""
+        return {f"{name}_cf": weight for each in self.match for name, weight in each.weights.items()}
+
+    def reads(self, mapping: Sequence[Pair]) -> Reads:
+        """What `match` compares, and the mapped places that are no block outputs, which runs keep anyway."""
+        matched = [objective.reads(mapping) for objective in self.match]
+        return Reads(
+            tuple(dict.fromkeys([*_inner(mapping, "teacher"), *(at for r in matched for at in r.teacher)])),
+            tuple(dict.fromkeys([*_inner(mapping, "student"), *(at for r in matched for at in r.student)])),
+        )
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """The terms of `match` on the two counterfactual runs of one drawn pair of the mapping."""
+        found = [self._compared(step, *runs) for runs in self._directions(step, self.draw_pair(step))]
+        return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}
+
+    def extra_repr(self) -> str:
+        """For printing."""
+        settings = f"op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
+        return f"{self.pairs}, {settings}, match={list(self.match)}"
+
+    def draw_pair(self, step: Step) -> Pair:
+        """One entry of the mapping, uniformly."""
+        if not step.mapping:
+            raise DistillError(
+                "DIITO needs a mapping; give mapping='full' or distill.layers(teacher, student, 'full')."
+            )
+        drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
+        return step.mapping[int(drawn)]
+
+    def _directions(self, step: Step, pair: Pair) -> Iterator[tuple[Run, Run]]:
+        """The counterfactual runs of teacher and student; with crossway pairs those of the other direction too."""
+        if self.pairs is None:
+            yield self._with_noise(step, pair)
+            return
+        drawn = self.pairs.draw(step.batch, vocabulary_of(step.student.model), step.generator)
+        written, read = self._positions(step, pair, _drawn_from(step.batch, drawn))
+        yield self._interchanged(step, pair, drawn, (written, read))
+        if isinstance(self.pairs, Crossway) and isinstance(drawn, Tensor):
+            back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
+            turned = [None if mask is None else mask[back.to(mask.device)] for mask in (read, written)]
+            yield self._interchanged(step, pair, back, (turned[0], turned[1]))
+
+    def _compared_at(self, step: Step) -> tuple[Location, ...]:
+        """What is compared of the teacher's counterfactual run."""
+        if isinstance(step.taught.model, nn.Module) and not isinstance(step.taught, ServedRun):
+            return step.reads.teacher
+        return tuple(dict.fromkeys(at for each in self.match for at in each.reads(step.mapping).teacher))
+
+    def _compared(self, step: Step, teacher: Run, student: Run) -> dict[str, Tensor]:
+        counterfactual = replace(step, teacher=teacher, base=lambda: student)
+        return {f"{name}_cf": term for name, term in terms_of(self.match, counterfactual).items()}
+
+    def _interchanged(
+        self,
+        step: Step,
+        pair: Pair,
+        drawn: Tensor | Mapping[str, Tensor],
+        positions: tuple[Tensor | None, Tensor | None],
+    ) -> tuple[Run, Run]:
+        columns = [decoder_masked(step.student.model, each) for each in (step.batch, _drawn_from(step.batch, drawn))]
+        with torch.no_grad():
+            source = over_keys(step.taught, _source(step.taught, drawn, pair.teacher), pair.teacher, *columns)
+            teacher = interchanged(step.taught, source, pair.teacher, positions, self._compared_at(step))
+        source = over_keys(step.student, _source(step.student, drawn, pair.student), pair.student, *columns)
+        source = source.detach() if self.detach_source else source
+        return teacher, interchanged(step.student, source, pair.student, positions, step.reads.student)
+
+    def _positions(self, step: Step, pair: Pair, source: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        """Masks over the positions of base and source, or None where all are written."""
+        grid = _grid(step, pair)
+        if self.positions is None or len(grid) < 2:
+            return None, None
+        rows, width = grid
+        device = step.generator.device
+        column = architecture(step.student.model).place(pair.student[0]).mask
+        eligible = [
+            self.positions.eligible(masked, real_tokens(masked, rows, width, device, column=column))
+            for masked in (decoder_masked(step.student.model, batch) for batch in (step.batch, source))
+        ]
+        uniform = torch.rand(rows, 2, width, generator=step.generator, device=device)
+        aligned = self.pairs is None or self.pairs.aligned
+        return self.positions.draw(eligible[0], eligible[1], uniform, aligned=aligned)
+
+    def _with_noise(self, step: Step, pair: Pair) -> tuple[Run, Run]:
+        chosen, _ = self._positions(step, pair, step.batch)
+        sides = ((step.taught, pair.teacher), (step.student, pair.student))
+        units = {(id(run), place): unit_of(run, place) for run, places in sides for place in places}
+        vectors = _grid(step, pair) if chosen is None else (int(chosen.sum()),)
+        widest, device = max(map(prod, units.values())), step.generator.device
+        normal = torch.randn(*vectors, widest, generator=step.generator, device=device)
+
+        def written(run: Run, locations: tuple[Location, ...], record: tuple[Location, ...]) -> Run:
+            at = {place: self._drawn(normal, units[id(run), place], run, place) for place in locations}
+            return interchanged(run, None, at, (chosen, None), record)
+
+        with torch.no_grad():
+            teacher = written(step.taught, pair.teacher, self._compared_at(step))
+        return teacher, written(step.student, pair.student, step.reads.student)
+
+    def _drawn(self, normal: Tensor, unit: tuple[int, ...], run: Run, place: Location) -> Any:
+        """The operator of a place with its draws, `[…, *unit]`, from those of all places, `[…, dims]`."""
+        if isinstance(self.op, Swap):
+            raise DistillError("Swap() draws nothing; this is an error in DIITO.")
+        mine = narrowed(normal, prod(unit)).reshape(*normal.shape[:-1], *unit)
+        op = replace(self.op, normal=mine)
+        return Attended(op) if is_pattern(run, place) else op
+
+
+def narrowed(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*batch narrow"]:
+    """Standard normal vectors in fewer dims, by a fixed semi-orthogonal map, so that they stay standard normal."""
+    wide = normal.shape[-1]
+    if wide == width:
+        return normal
+    gaussian = torch.randn(wide, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return normal @ torch.linalg.qr(gaussian).Q.to(normal)
+
+
+def is_pattern(run: Run, place: Location) -> bool:
+    """Whether a place holds what attention weighs its keys with."""
+    return architecture(run.model).place(place).io == "attention_pattern"
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """An operator on attention patterns that lets nothing be attended to that is hidden: what is 0 stays 0."""
+
+    op: Mixup | Noise
+    needs_source: ClassVar[bool] = False
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        return torch.where(base == 0, base, self.op(base, source, generator))
+
+
+def _drawn_from(batch: Mapping[str, Tensor], drawn: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The columns of the sources: other rows of the batch, or a batch of their own."""
+    return drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in batch.items()}
+
+
+def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:
+    """The source run: other rows of the base run, or a run of new inputs up to the last location read."""
+    if isinstance(drawn, Tensor):
+        return run.take(drawn)
+    return run_to(answering(run), inputs_of(run.model, drawn), [location.whole for location in locations])
+
+
+def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
+    """`(batch, positions)` of the mapped locations, `(batch,)` where there are no positions; the same on both sides."""
+    grids = [
+        grid_of(run, place)
+        for run, places in ((step.taught, pair.teacher), (step.student, pair.student))
+        for place in places
+    ]
+    if len(set(grids)) > 1:
+        raise DistillError(
+            f"the locations of {pair} have different positions: [batch, position] = {grids[0]} and "
+            f"{next(grid for grid in grids if grid != grids[0])}; map places of the same grid, or use models of one "
+            "tokenizer."
+        )
+    return grids[0]
+
+
+def _inner(mapping: Sequence[Pair], side: str) -> list[Location]:
+    """The mapped places that are no block outputs, whole."""
+    places = [place.whole for pair in mapping for place in getattr(pair, side)]
+    return [place for place in places if place.module is not None or place.site != "block_output"]

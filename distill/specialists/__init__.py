@@ -1,0 +1,1 @@
+"""A generalist with specialists for some of its classes, and how they are trained."""

@@ -1,0 +1,312 @@
+"""A smaller model from a teacher's layers."""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.models.inputs import evaluating
+from distill.students.from_width import plain
+from interventions import InterventionError, Location, Stack, architecture, run
+
+_COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "encoder_layers", "decoder_layers")
+_SIDES = {
+    "encoder": ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers"),
+    "decoder": ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers"),
+}
+# Settings that say something of each layer: as many entries as layers, or the numbers of some of them.
+_PER_LAYER = re.compile(r"layer|_types?$|pattern$|windows?$|^intermediate_size$|_heads$|_theta$")
+_NUMBERS = re.compile(r"layers?$|idxs?$|ind(ic|ex)es$|layer_ids$|attn_layer")
+# What may differ between a layer and its copy: its number, and T5's relative positions, which its first layer holds.
+_OWN = re.compile(r"training|has_relative_attention_bias|(.*_)?(layer|block)_?(idx|id|index|number|num)|idx|index")
+
+
+def spread(count: int, of: int) -> tuple[int, ...]:
+    """`count` layers of a teacher with `of`, evenly spread from the first to the last.
+
+    >>> spread(6, 12)  # as DistilBERT: Sanh et al. 2019 (arXiv:1910.01108)
+    (0, 2, 4, 7, 9, 11)
+    """
+    return tuple(round(i * (of - 1) / max(count - 1, 1)) for i in range(count))
+
+
+def from_layers(
+    teacher: nn.Module, layers: int | Sequence[int], *, stack: str | None = None, inputs: object = None
+) -> nn.Module:
+    """A student like the teacher with some of its layers, and the teacher's weights in them and everywhere else.
+
+    The usual choices: `6` for six evenly spread (DistilBERT, Sanh et al. 2019, arXiv:1910.01108); `range(6)` for the
+    first six (PKD, Sun et al. 2019, arXiv:1908.09355, section 4.1); `range(0, 12, 2)` for every other one; any list.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> sizes = dict(vocab_size=20, hidden_size=8, num_attention_heads=2, intermediate_size=8)
+    >>> teacher = BertModel(BertConfig(num_hidden_layers=12, **sizes))
+    >>> [from_layers(teacher, each).config.num_hidden_layers for each in (6, range(3), range(0, 12, 2), (0, 5, -1))]
+    [6, 3, 6, 3]
+
+    Args:
+        teacher: a transformers model, or any module with a list of repeated blocks.
+        layers: which of its layers, in order, −1 is the last; or how many, spread evenly from the first to the last.
+        stack: which of several lists of blocks, as `Location(stack=…)` takes it; None is the decoder of an
+            encoder–decoder. For both: `from_layers(from_layers(teacher, 6), 6, stack="encoder")`.
+        inputs: what the model is called with, as `interventions.run` takes it, to try the student out. Needed for a
+            module without a transformers configuration whose blocks differ in shape.
+
+    Returns:
+        A model of the same class, in the mode of the teacher, on its device; nothing is shared with the teacher.
+
+    Raises:
+        DistillError: a layer that does not exist, or layers that cannot be taken out of this model.
+    """
+    teacher = plain(teacher, "from_layers")
+    whole = _stack_of(teacher, stack)
+    chosen = _chosen(layers, len(whole.blocks))
+    if hasattr(teacher, "config") and hasattr(teacher, "save_pretrained"):
+        student = _built(teacher, whole, chosen)
+    else:
+        student = _cut(teacher, whole, chosen, is_tried=inputs is not None)
+    if inputs is not None:
+        _try_out(student, inputs, chosen)
+    return student
+
+
+def _stack_of(model: nn.Module, name: str | None) -> Stack:
+    found = architecture(model)
+    try:
+        block = found.place(Location(0, stack=name)).block
+    except InterventionError as error:
+        raise DistillError(f"layers cannot be counted: {error}") from error
+    return next(each for each in found.stacks if (each.name == name or name is None) and block in each.blocks)
+
+
+def _chosen(layers: int | Sequence[int], deep: int) -> tuple[int, ...]:
+    if isinstance(layers, int):
+        if not 1 <= layers <= deep:
+            raise DistillError(
+                f"a student of {layers} layers cannot be made from a teacher of {deep}; choose 1 to {deep}."
+            )
+        return spread(layers, deep)
+    wrong = [layer for layer in layers if not -deep <= layer < deep]
+    if wrong or not layers:
+        raise DistillError(
+            f"layers={list(layers)} cannot be taken from a teacher of {deep} layers (0 to {deep - 1}); name at "
+            "least one that exists."
+        )
+    return tuple(layer % deep for layer in layers)
+
+
+# --- transformers models: built from a smaller configuration ----------------------------------------------------------
+
+
+def _built(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> nn.Module:
+    parameter = next(teacher.parameters())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            student = type(teacher)(_smaller(teacher, stack, chosen)).to(parameter.device, parameter.dtype)
+    except (AssertionError, IndexError, NotImplementedError, TypeError, ValueError) as error:
+        if isinstance(error, DistillError):
+            raise
+        raise DistillError(
+            f"no {type(teacher).__name__} of layers {list(chosen)} can be configured ({error}); build the student "
+            "yourself and pass it to distill.fit(teacher, student, ...)."
+        ) from error
+    _check_alike(teacher, student, stack, chosen)
+    _copy(teacher, student, stack, chosen)
+    for name in ("task_specific_params", "generation_config"):
+        if getattr(teacher, name, None) is not None:
+            setattr(student, name, copy.deepcopy(getattr(teacher, name)))
+    return student.train(teacher.training)
+
+
+def _smaller(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> Any:
+    """The configuration of the student: the count of its layers, and what is said of each."""
+    whole = copy.deepcopy(teacher.config)
+    part, deep = _part_of(teacher, whole, stack.path), len(stack.blocks)
+    names = _SIDES.get(stack.name, ()) if getattr(part, "is_encoder_decoder", False) else ()
+    name = next((each for each in (*names, *_COUNTS) if getattr(part, each, None) == deep), None)
+    if name is None:
+        raise DistillError(
+            f"the configuration of {type(teacher).__name__} does not decide its number of layers (no setting is "
+            f"{deep}); build the student yourself and pass it to distill.fit(teacher, student, ...)."
+        )
+    for setting, value in list(vars(part).items()):
+        if isinstance(value, list | tuple) and (kept := _of_layers(setting, list(value), deep, chosen)) is not None:
+            setattr(part, setting, type(value)(kept))
+    if isinstance(getattr(part, "attention_types", None), list) and hasattr(part, "attention_layers"):
+        part.attention_types = [[list(part.attention_layers), 1]]  # GPT-Neo's short form of the same list
+    setattr(part, name, len(chosen))
+    return whole
+
+
+def _part_of(teacher: Any, whole: Any, path: str) -> Any:
+    """The part of the copied configuration that the stack at `path` was built from."""
+    names = [name for name in getattr(teacher.config, "sub_configs", {}) if getattr(teacher.config, name, None)]
+    while path:
+        path = path.rpartition(".")[0]
+        mine = getattr(teacher.get_submodule(path), "config", None)
+        for name in names:
+            if mine is getattr(teacher.config, name):
+                return getattr(whole, name)
+    return whole
+
+
+def _of_layers(name: str, values: list[Any], deep: int, chosen: tuple[int, ...]) -> list[Any] | None:
+    """What is left of a setting that says something of each layer, or names some by number; None for any other."""
+    numbers = all(type(value) is int and 0 <= value < deep for value in values) and values == sorted(set(values))
+    if values and numbers and _NUMBERS.search(name):
+        return [new for new, old in enumerate(chosen) if old in values]
+    if len(values) == deep and _PER_LAYER.search(name):
+        return [values[layer] for layer in chosen]
+    return None
+
+
+def _check_alike(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> None:
+    """Raise unless the blocks that were built are like those chosen, down to every number that their modules keep."""
+    blocks = next((each.blocks for each in architecture(student).stacks if each.path == stack.path), ())
+    name = type(teacher).__name__
+    if len(blocks) != len(chosen):
+        raise DistillError(
+            f"the configuration of {name} does not decide its number of layers ({len(blocks)} were built, "
+            f"{len(chosen)} asked for); build the student yourself and pass it to distill.fit(teacher, student, ...)."
+        )
+    others = {each.path: len(each.blocks) for each in architecture(student).stacks}
+    for each in architecture(teacher).stacks:
+        if each.path != stack.path and others.get(each.path) != len(each.blocks):
+            raise DistillError(
+                f"the configuration of {name} counts the blocks {each.path!r} with those of {stack.path!r}, so these "
+                "cannot be cut alone; build the student yourself and pass it to distill.fit(teacher, student, ...)."
+            )
+    for new, (old, block) in enumerate(zip(chosen, blocks, strict=True)):
+        difference = next(_differences(stack.blocks[old], block), None)
+        if difference is not None:
+            raise DistillError(
+                f"layer {old} of {name} cannot be layer {new} of a student: its {difference} would differ, because it "
+                "depends on the number of the layer; choose layers of the same kinds in the same order, e.g. "
+                f"range({len(chosen)})."
+            )
+
+
+def _differences(old: nn.Module, new: nn.Module) -> Iterator[str]:
+    modules = dict(new.named_modules())
+    kept = set(old.state_dict())
+    buffers = dict(new.named_buffers())
+    for path, module in old.named_modules():
+        if type(modules.get(path)) is not type(module):
+            yield path or "class"
+            continue
+        for name, value in vars(module).items():
+            other = vars(modules[path]).get(name)
+            if isinstance(value, bool | int | float | str) and value != other and not _OWN.fullmatch(name):
+                yield f"{path}.{name}".lstrip(".")
+    for name, buffer in old.named_buffers():
+        if name not in kept and (name not in buffers or not _equal(buffer, buffers[name])):
+            yield name
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other.to(one))
+
+
+def _copy(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> None:
+    sources = _sources(teacher, student, stack, chosen)
+    # Buffers that are not saved go along: a teacher in half precision has rounded ones.
+    given = dict(teacher.named_buffers()) | teacher.state_dict()
+    with torch.no_grad():
+        for name, target in (dict(student.named_buffers()) | student.state_dict()).items():
+            path = next((each for each in sources if name.startswith(f"{each}.")), None)
+            source = name if path is None else sources[path] + name.removeprefix(path)
+            if source not in given and "relative_attention_bias" in name:
+                source = name  # T5 has it in its first layer alone: the first of the student gets it
+            if source not in given or given[source].shape != target.shape:
+                raise DistillError(
+                    f"{name!r} of the student has no counterpart of its shape among the weights of "
+                    f"{type(teacher).__name__}, so these layers cannot be taken out of it; build the student yourself "
+                    "and pass it to distill.fit(teacher, student, ...)."
+                )
+            target.copy_(given[source])
+
+
+def _sources(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> dict[str, str]:
+    """{path of a part of the student: path of its source}, for the blocks and for what else there is one of a layer."""
+    old, new = architecture(teacher), architecture(student)
+    built = next(each for each in new.stacks if each.path == stack.path)
+    sources: dict[str, str] = {}
+    for block, layer in zip(built.blocks, chosen, strict=True):
+        source = old.paths[stack.blocks[layer]]
+        if sources.setdefault(new.paths[block], source) != source:
+            raise DistillError(
+                f"layers of {type(teacher).__name__} share their weights in groups, and {list(chosen)} would tear them "
+                f"apart; choose as many of each group, in order: range({len(chosen)})."
+            )
+    for path in _beside(teacher, stack):
+        if len(list(student.get_submodule(path).children())) == len(chosen):
+            sources |= {f"{path}.{i}": f"{path}.{layer}" for i, layer in enumerate(chosen)}
+    return sources
+
+
+def _beside(model: nn.Module, stack: Stack) -> list[str]:
+    """Paths of other lists that have an entry for each block: those beside the stack, in the same module."""
+    parent = stack.path.rpartition(".")[0]
+    children = model.get_submodule(parent).named_children()
+    paths = ((f"{parent}.{name}" if parent else name, child) for name, child in children)
+    others = {each.path for each in architecture(model).stacks if each.path != stack.path and each.name}
+    return [
+        path
+        for path, child in paths
+        if isinstance(child, nn.ModuleList | nn.ParameterList)
+        and path != stack.path
+        and path not in others
+        and len(child) == len(stack.blocks)
+    ]
+
+
+# --- other modules: a copy with some of its blocks --------------------------------------------------------------------
+
+
+def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried: bool) -> nn.Module:
+    name, deep = type(teacher).__name__, len(stack.blocks)
+    container: Any = teacher.get_submodule(stack.path)
+    held = tuple(container)
+    if held != stack.blocks or len(set(held)) < deep:
+        raise DistillError(f"the blocks of {name} do not lie in one list; build the student yourself.")
+    beside = _beside(teacher, stack)
+    if beside:
+        raise DistillError(
+            f"{name} has {beside[0]!r} beside its blocks {stack.path!r}, with as many entries, and may count on that; "
+            "build the student yourself and pass it to distill.fit(teacher, student, ...)."
+        )
+    if not is_tried and len({tuple(p.shape for p in block.parameters()) for block in held}) > 1:
+        raise DistillError(
+            f"the blocks {stack.path!r} of {name} differ in shape, so not every choice of them fits together; let the "
+            "student be tried out: from_layers(teacher, layers, inputs=…)."
+        )
+    student = copy.deepcopy(teacher)
+    container = student.get_submodule(stack.path)
+    blocks = [copy.deepcopy(block) for block in (list(container.children())[layer] for layer in chosen)]
+    for key in [key for key, _ in container.named_children()]:
+        delattr(container, key)
+    for key, block in enumerate(blocks):
+        container.add_module(str(key), block)
+    path = stack.path
+    while path:  # those around it may count its blocks
+        path = path.rpartition(".")[0]
+        module = student.get_submodule(path)
+        for count in ("num_blocks", "n_blocks", *_COUNTS):
+            if type(vars(module).get(count)) is int and vars(module)[count] == deep:
+                setattr(module, count, len(chosen))
+    return student
+
+
+def _try_out(student: nn.Module, inputs: Any, chosen: tuple[int, ...]) -> None:
+    try:
+        with evaluating(student), torch.no_grad():
+            run(student, inputs, resumable=False)
+    except (RuntimeError, IndexError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DistillError(
+            f"a {type(student).__name__} of its layers {list(chosen)} does not run on these inputs ({error}); choose "
+            "others, or build the student yourself and pass it to distill.fit(teacher, student, ...)."
+        ) from error

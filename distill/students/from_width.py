@@ -1,0 +1,227 @@
+"""A narrower model from a teacher's units: part of its residual stream, of its heads and of its feed-forward units."""
+
+import copy
+import re
+from math import gcd
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from distill.errors import DistillError
+from distill.models.inputs import uncompiled
+
+_HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "num_heads")
+_KEY_HEADS = ("num_key_value_heads",)
+_UNITS = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff", "ffn_dim", "hidden_dim")
+_STREAM = ("hidden_size", "word_embed_proj_dim", "embedding_size", "pooler_output_size")
+_HEAD_DIM = ("head_dim", "d_kv")
+# Projections that are several in one, one after the other: queries, keys, values; gates and values.
+_QUERIES_KEYS_VALUES = re.compile(r"(^|\.)(c_attn|qkv_proj|Wqkv)\.(weight|bias)$")
+_GATES_AND_VALUES = re.compile(r"(^|\.)(gate_up_proj|Wi)\.(weight|bias)$")
+# Those whose slices the tests check against their teachers. In others the order of what is merged may differ, or what
+# a head computes may depend on how many there are, as with ALiBi.
+KNOWN = frozenset(
+    """bart bert camembert deit distilbert electra gpt2 gpt_neox granite llama marian mbart
+    ministral mistral modernbert mpnet mt5 opt pegasus phi3 qwen2 qwen3 roberta smollm3 starcoder2 t5 umt5 vit
+    xlm-roberta""".split()
+)
+
+
+def plain(model: Any, asked: str) -> Any:
+    """The model itself, from under `torch.compile`, if its weights can be copied part by part.
+
+    Raises:
+        DistillError: adapters hold a part of them, they are quantized, or a part was compiled as a module.
+    """
+    model = uncompiled(model)
+    compiled = next((path for path, module in model.named_modules() if "_orig_mod" in module._modules), None)
+    if compiled is not None:
+        raise DistillError(
+            f"{asked} copies the weights of a model, and {compiled} of this {type(model).__name__} went through "
+            f"torch.compile(module), which gives them other names; put each original back: model.set_submodule("
+            f"{compiled!r}, model.get_submodule({compiled!r})._orig_mod), or compile in place: module.compile()."
+        )
+    kinds = {type(module).__module__.split(".")[0] for module in model.modules()}
+    if hasattr(model, "peft_config") or "peft" in kinds:
+        raise DistillError(
+            f"{asked} copies the weights of a model, and adapters hold a part of those of this {type(model).__name__}; "
+            f"merge them first: {asked}(model.merge_and_unload(), …)."
+        )
+    settings = getattr(getattr(model, "config", None), "quantization_config", None)
+    odd = next((each for each in model.modules() if _is_quantized(each)), None)
+    if getattr(model, "is_quantized", False) or settings or odd is not None:
+        name = type(odd if odd is not None else model).__name__
+        raise DistillError(
+            f"{asked} copies the weights of a model part by part, and those of this {type(model).__name__} are "
+            f"quantized ({name}); take them from the model as it was: {asked}(…from_pretrained(name), …)."
+        )
+    return model
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    kinds = (type(module), *(type(parameter) for parameter in module.parameters(recurse=False)))
+    words = ("quantized", "bitsandbytes", "torchao", "quanto", "gptq", "awq")
+    return any(word in part for kind in kinds for part in kind.__module__.split(".") for word in words)
+
+
+def from_width(
+    teacher: nn.Module, width: int | None = None, *, heads: int | None = None, intermediate: int | None = None
+) -> nn.Module:
+    """A student like the teacher but narrower, with the leading part of the teacher's weights, as deep as it.
+
+    What is kept: of the residual stream the first `width` dimensions; of every attention the first heads, whole, and
+    the first key and value heads in the same share; of every feed-forward part the first units. Embeddings, positions
+    and the head of the model lose the columns that the stream loses.
+
+    Args:
+        teacher: a transformers model of one of the types in `distill.students.from_width.KNOWN`.
+        width: of the residual stream. Heads and feed-forward units shrink in the same share unless they are given; the
+            width of a head stays.
+        heads: how many query heads of each layer. Without a width only for models whose configuration states the width
+            of a head (T5, Llama): elsewhere it would change.
+        intermediate: how many feed-forward units of each layer.
+
+    Returns:
+        A model of the same class, in the mode of the teacher, on its device; nothing is shared with the teacher. For
+        fewer layers too: `from_layers(from_width(teacher, 384), 6)`.
+
+    Raises:
+        DistillError: a model without a transformers configuration or of another type, or sizes that do not fit.
+    """
+    teacher = plain(teacher, "from_width")
+    config = _narrower(teacher, width, heads, intermediate)
+    parameter = next(teacher.parameters())
+    with torch.random.fork_rng(devices=[]):
+        student = type(teacher)(config).to(parameter.device, parameter.dtype)
+    weights = teacher.state_dict()
+    sizes = _sizes(teacher.config), _sizes(config)
+    with torch.no_grad():
+        for name, target in student.state_dict().items():
+            target.copy_(_part(name, weights[name], target.shape, sizes))
+    if getattr(teacher, "generation_config", None) is not None:
+        student.generation_config = copy.deepcopy(teacher.generation_config)
+    return student.train(teacher.training)
+
+
+def _narrower(teacher: nn.Module, width: int | None, heads: int | None, intermediate: int | None) -> Any:
+    """The configuration of the student."""
+    old, name = getattr(teacher, "config", None), type(teacher).__name__
+    kind = getattr(old, "model_type", None)
+    if old is None or not hasattr(teacher, "save_pretrained"):
+        raise DistillError(
+            f"{name} has no transformers configuration to build a narrower model from; build the student yourself and "
+            "pass it to distill.fit(teacher, student, ...)."
+        )
+    if kind not in KNOWN:
+        raise DistillError(
+            f"how the weights of a {kind!r} model are divided into heads and units was not checked (known: "
+            f"{', '.join(sorted(KNOWN))}); build the student yourself: {name}(config) with a smaller configuration."
+        )
+    if width is None and heads is None and intermediate is None:
+        raise DistillError(
+            f"from_width needs what to cut; e.g. from_width(teacher, {old.hidden_size // 2}), or intermediate=…."
+        )
+    config, dim = copy.deepcopy(old), _head_dim(old)
+    wide, many = old.hidden_size, old.num_attention_heads
+    width = wide if width is None else width
+    _refuse_larger(kind, "width", width, wide)
+    if width < wide and getattr(old, "scale_embedding", False):
+        raise DistillError(
+            f"this {kind!r} model multiplies its embeddings by √{wide}, and one of width {width} would by √{width}; "
+            "keep the width and cut its units: from_width(teacher, intermediate=…), or layers: from_layers(teacher, 6)."
+        )
+    if heads is None:
+        heads = _whole(many * width, wide, f"width={width} leaves no whole number of the {many} heads", _fits(old))
+    _refuse_larger(kind, "heads", heads, many)
+    stated = any(isinstance(getattr(old, each, None), int) for each in _HEAD_DIM)
+    if not stated and heads * dim != width:
+        raise DistillError(
+            f"heads={heads} with width={width} would give heads of width {width / heads:g} and those of this {kind!r} "
+            f"model have {dim}: its configuration states no width of a head; cut the width too: "
+            f"from_width(teacher, {heads * dim})."
+        )
+    for each in _HEADS:
+        if isinstance(found := getattr(old, each, None), int):
+            if found != many:
+                raise DistillError(
+                    f"this {kind!r} model has {many} heads in one stack and {found} in the other; build the student "
+                    "yourself."
+                )
+            setattr(config, each, heads)
+    for each in _KEY_HEADS:
+        if isinstance(found := getattr(old, each, None), int):
+            problem = f"{heads} of {many} heads leave no whole number of the {found} key and value heads"
+            setattr(config, each, _whole(found * heads, many, problem, _fits(old)))
+    for each in _STREAM:
+        if getattr(old, each, None) == wide:
+            setattr(config, each, width)
+    for each in _UNITS:
+        if isinstance(found := getattr(old, each, None), int):
+            _refuse_larger(kind, "intermediate", found if intermediate is None else intermediate, found)
+            problem = f"width={width} leaves no whole number of the {found} feed-forward units"
+            way_out = f"give their number, e.g. intermediate={found * width // wide}"
+            setattr(config, each, intermediate or _whole(found * width, wide, problem, way_out))
+    if getattr(old, "n_inner", 0) is None and intermediate is not None:  # GPT-2's 4 · width
+        _refuse_larger(kind, "intermediate", intermediate, 4 * wide)
+        config.n_inner = intermediate
+    return config
+
+
+def _refuse_larger(kind: str, what: str, asked: int, of: int) -> None:
+    if not 1 <= asked <= of:
+        raise DistillError(
+            f"{what}={asked} cannot be taken from this {kind!r} model, which has {of}; choose 1 to {of}."
+        )
+
+
+def _whole(count: int, by: int, problem: str, way_out: str) -> int:
+    if count % by or not count:
+        raise DistillError(f"{problem}; {way_out}.")
+    return count // by
+
+
+def _fits(config: Any) -> str:
+    """Which widths leave whole heads, and whole key and value heads."""
+    many = config.num_attention_heads
+    group = many // gcd(many, getattr(config, "num_key_value_heads", None) or many)
+    return f"use a multiple of {group * config.hidden_size // many}"
+
+
+def _head_dim(config: Any) -> int:
+    stated = (getattr(config, name, None) for name in _HEAD_DIM)
+    return next((dim for dim in stated if isinstance(dim, int)), config.hidden_size // config.num_attention_heads)
+
+
+def _sizes(config: Any) -> dict[str, tuple[int, ...]]:
+    """How long the parts of merged projections are."""
+    dim, heads = _head_dim(config), config.num_attention_heads
+    keys = (getattr(config, "num_key_value_heads", None) or heads) * dim
+    units = next((n for name in _UNITS if isinstance(n := getattr(config, name, None), int)), 4 * config.hidden_size)
+    return {"qkv": (heads * dim, keys, keys), "gates": (units, units)}
+
+
+def _part(
+    name: str, weight: Tensor, shape: torch.Size, sizes: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
+) -> Tensor:
+    """The part of a weight of the teacher that the student has."""
+    kind = "qkv" if _QUERIES_KEYS_VALUES.search(name) else "gates" if _GATES_AND_VALUES.search(name) else None
+    for axis, (long, short) in enumerate(zip(weight.shape, shape, strict=True)):
+        if long == short:
+            continue
+        index = torch.arange(short)
+        if kind is not None and (long, short) == (sum(sizes[0][kind]), sum(sizes[1][kind])):
+            index = _leading(sizes[0][kind], sizes[1][kind])
+        weight = weight.index_select(axis, index.to(weight.device))
+    return weight
+
+
+def _leading(old: tuple[int, ...], new: tuple[int, ...]) -> Int[Tensor, " kept"]:
+    """The first entries of each of the parts that lie one after the other.
+
+    >>> _leading((4, 2, 2), (2, 1, 1))
+    tensor([0, 1, 4, 6])
+    """
+    starts = [sum(old[:i]) for i in range(len(old))]
+    return torch.cat([start + torch.arange(size) for start, size in zip(starts, new, strict=True)])

@@ -1,0 +1,1 @@
+"""Embedded causal models, whose variables a network may be trained to compute."""

@@ -1,0 +1,138 @@
+"""What `data=` may be: a task, the name of one, a file, rows in any form, or "random"."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.data.classes import Ranked
+from distill.data.files import is_same_file, rows_of
+from distill.data.rows import Rows
+from distill.data.task import Task
+from distill.data.text import MAX_LENGTH
+from distill.errors import DistillError
+from distill.models.inputs import innermost, network_of, vocabulary_of
+from distill.models.numbering import numbered_as
+from distill.models.pad_tokens import longest_input
+from distill.models.preprocessors import preprocessors_of, tokenizer_among
+from distill.tasks import load
+
+RANDOM, RANDOM_ROWS, HELD_OUT_SEED = "random", 4096, 2**31 - 1
+
+
+def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
+    """The rows to train on, their labels numbered as the model numbers its classes.
+
+    Args:
+        data: a Task or its name, a path to a file of one's own, rows in any form that `Rows.of` takes, or "random".
+        model: knows the tokenizer of a task given by name, what random inputs look like, and what its classes are.
+        seed: of random data.
+        others: models that are trained with it; the first that names its classes decides.
+
+    Raises:
+        DistillError: no data, or data that cannot be used.
+    """
+    if data is None:
+        raise DistillError(
+            "networks were given and no data; pass data='pvr' (any of distill.tasks.names(), a Task, a file or "
+            "rows), or "
+            "data='random' for a data-free run."
+        )
+    if isinstance(data, str) and data == RANDOM:
+        return random_rows(model, RANDOM_ROWS, seed)
+    task = task_of(data, model)
+    return numbered_as(Rows.of(data) if task is None else task.train, model, *others)
+
+
+def as_read(data: Any) -> Any:
+    """Data that can be used again: what is read once is read now, as rows; names, files and tasks stay."""
+    return data if data is None or isinstance(data, str | Path | Task) else Rows.of(data)
+
+
+def held_out(data: Any, model: Any, *others: Any) -> Rows:
+    """The rows to measure on, labels as for training: the test rows of a task, else the rows themselves."""
+    if isinstance(data, str) and data == RANDOM:
+        return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
+    task = task_of(data, model)
+    return numbered_as(Rows.of(data) if task is None else task.test, model, *others)
+
+
+def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Rows, *models: Any) -> Rows | None:
+    """What `fit` measures on: all rows of a file, else as `held_out`; without any the test rows of its task.
+
+    Args:
+        eval_data: what `fit` was given.
+        trained_on: its data.
+        task: what these are or name, if that is a task.
+        rows: those that are trained on; they name the classes where no model does.
+        models: the first knows the tokenizer of a file.
+    """
+    if eval_data is None or is_same_file(eval_data, trained_on):
+        return None if task is None else task.test
+    if _is_file(eval_data):
+        found = rows_of(eval_data, tokenizer_of(models[0]), length_for(models[0]))
+    elif isinstance(eval_data, str) and eval_data == RANDOM:
+        return held_out(eval_data, models[0])
+    else:
+        other = task_of(eval_data, models[0])
+        found = Rows.of(eval_data) if other is None else other.test
+    names = None if isinstance(rows.classes, Ranked) else rows.classes
+    return numbered_as(found, *models, names=names)
+
+
+def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
+    """The task that `data` is or names, its classes as they are; None for rows and "random".
+
+    Text is read with the model's own tokenizer where none is given.
+    """
+    if isinstance(data, Task):
+        return data
+    if isinstance(data, str) and data == RANDOM:
+        return None
+    if _is_file(data):
+        return load(data=data, tokenizer=tokenizer or tokenizer_of(model), max_length=length_for(model))
+    if isinstance(data, str):
+        return load(data, tokenizer=tokenizer or tokenizer_of(model))
+    return None
+
+
+def length_for(model: Any, asked: int | None = None) -> int:
+    """At how many tokens texts are cut for a model: those that are asked for, as far as it has positions."""
+    wanted = MAX_LENGTH if asked is None else asked
+    most = longest_input(innermost(model))
+    return wanted if most is None else min(wanted, most)
+
+
+def _is_file(data: Any) -> bool:
+    return isinstance(data, Path) or (isinstance(data, str) and Path(data).suffix != "")
+
+
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer saved with a transformers model, None where there is none."""
+    return tokenizer_among(preprocessors_of(model))
+
+
+def random_rows(model: Any, count: int, seed: int) -> Rows:
+    """Random inputs without labels: uniform token ids of random lengths, or standard normal pixels.
+
+    Raises:
+        DistillError: a model that says neither how many tokens it knows nor how large its images are.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, config = vocabulary_of(model), getattr(network_of(model), "config", None)
+    if vocabulary is not None:
+        longest = min(64, getattr(config, "max_position_embeddings", 64) or 64)
+        lengths = torch.randint(2, longest + 1, (count,), generator=generator).tolist()
+        tokens = [torch.randint(vocabulary, (length,), generator=generator) for length in lengths]
+        table = {"input_ids": tokens, "attention_mask": [torch.ones_like(t) for t in tokens]}
+        if getattr(config, "is_encoder_decoder", False):
+            table |= {"decoder_input_ids": tokens, "decoder_attention_mask": table["attention_mask"]}
+        return Rows(table)
+    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
+    if size is None or channels is None:
+        raise DistillError(
+            f"data='random' does not know the inputs of {type(network_of(model)).__name__}; make them yourself: "
+            "data={'inputs': torch.randn(4096, width)}."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return Rows({"pixel_values": torch.randn(count, channels, height, width, generator=generator)})

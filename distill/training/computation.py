@@ -1,0 +1,231 @@
+"""All runs of one step in one `forward`, and the parts in which a step is computed."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.causal.feed import Feed
+from distill.data.rows import Rows
+from distill.interchange.mapping import Pair
+from distill.interchange.swap import encoded
+from distill.models.inputs import inputs_of, students, teachers
+from distill.models.loss_masks import LabelPlace, counts_of, label_place
+from distill.models.outputs import logits_if_any
+from distill.objectives import Moment, Objective, Reads, Step
+from distill.objectives.objective import terms_of
+from distill.objectives.term_weights import Weight
+from distill.teachers.served import Served
+from distill.teachers.verbs import run_of
+from distill.training.schedule import Schedule
+from interventions import Location, Model, Run, run
+
+NOW = Moment()
+
+
+class Computation(nn.Module):
+    """All runs of one step in one `forward`, so that DDP and FSDP see one forward and one backward.
+
+    Args:
+        teacher: a network, here or elsewhere; None where there is none, or a causal one.
+        student: the network that answers.
+        pairs: the mapping.
+        objectives: compared are the runs of one step by all of them.
+        feed: of a causal teacher.
+        trained: what is trained in place of the student, e.g. the subspaces of the mapping.
+
+    Attributes:
+        label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
+    """
+
+    label_place: LabelPlace | None = None
+
+    def __init__(
+        self,
+        teacher: Model | Served | None,
+        student: nn.Module,
+        pairs: tuple[Pair, ...],
+        objectives: Sequence[Objective],
+        *,
+        feed: Feed | None = None,
+        trained: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.pairs, self.feed = pairs, feed
+        self.trained = student if trained is None else trained
+        self.objectives: Any = nn.ModuleList(objectives)
+        # In a tuple: what is not trained is not saved or wrapped either, and what is may be replaced by its wrapper.
+        self._frozen = (teacher, None if trained is None else student)
+        # A run of a traced model keeps only what it is asked for; a torch model's keeps what every block returned.
+        is_traced = teacher is not None and not isinstance(teacher, nn.Module | Served)
+        self._sources = _union(at.teacher for at in pairs) if is_traced else ()
+
+    def forward(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
+    ) -> dict[str, Tensor]:
+        """The terms of all objectives on a batch."""
+        return terms_of(self.objectives, self.step(batch, generator, moment))
+
+    def step(
+        self,
+        batch: Mapping[str, Tensor],
+        generator: torch.Generator,
+        moment: Moment = NOW,
+        reads: Reads | None = None,
+    ) -> Step:
+        """What the objectives see: the teacher has run, the student runs once it is asked for.
+
+        Args:
+            reads: what is recorded; None is all that the objectives ask for.
+        """
+        if reads is None:
+            wanted = [objective.reads(self.pairs) for objective in self.objectives]
+            reads = Reads(_union(each.teacher for each in wanted), _union(each.student for each in wanted))
+        resumable = any(objective.interchanges for objective in self.objectives)
+        teacher, (student,) = self._frozen[0], self.learning
+        inputs = self.inputs(batch)
+
+        def base() -> Run:
+            return run(student, inputs, reads.student, resumable=resumable)
+
+        taught = None
+        if teacher is not None:
+            with torch.no_grad():
+                places = _union([reads.teacher, (at.whole for at in self._sources if resumable)])
+                taught = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
+        return Step(
+            batch, student, base, taught, self.pairs, generator, reads, self.feed, moment, label_place=self.label_place
+        )
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> Any:
+        """What the student is called with."""
+        network = self.learning[0]
+        return inputs_of(network, students(batch)) if self.feed is None else encoded(self.feed.model, network, batch)
+
+    def prepare(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, rows: Rows | Feed, moment: Moment = NOW
+    ) -> None:
+        """Let the objectives make what depends on the models and the data."""
+        with torch.no_grad():
+            trial = self.step(batch, generator, moment, reads=Reads())
+            if self.feed is None and "labels" in batch:
+                table = rows.table if isinstance(rows, Rows) else None
+                self.label_place = label_place(self.learning[0], logits_if_any(trial.student), batch, table)
+            step = replace(trial, data=rows if isinstance(rows, Rows) else None, label_place=self.label_place)
+            for objective in within(self.objectives):
+                objective.prepare(step, len(rows))
+
+    @property
+    def still(self) -> tuple[Any, ...]:
+        """The models that are run and not trained."""
+        return tuple(model for model in self._frozen if model is not None)
+
+    @property
+    def learning(self) -> tuple[nn.Module, ...]:
+        """The networks whose answers are trained; the first says which positions answer."""
+        return (self.trained if self._frozen[1] is None else self._frozen[1],)
+
+    @property
+    def clipped(self) -> tuple[nn.Module, ...]:
+        """Modules whose gradients are clipped apart; none: all are clipped together."""
+        return ()
+
+    def answers(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """What is answered on a batch, by each network that learns."""
+        with torch.no_grad():
+            yield run(self.learning[0], self.inputs(batch), resumable=False).logits
+
+
+def within(objectives: nn.Module) -> Iterator[Objective]:
+    """All objectives, those inside of others too, each once."""
+    return (each for each in objectives.modules() if isinstance(each, Objective))
+
+
+def weights_of(objectives: Iterable[Objective]) -> dict[str, Weight]:
+    """The weights that the objectives give their terms."""
+    return {name: weight for each in objectives for name, weight in each.weights.items()}
+
+
+def altered(objectives: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
+    """The batch as the objectives want it."""
+    for objective in within(objectives):
+        batch = objective.alter(batch, generator)
+    return batch
+
+
+def parts_of(
+    batch: Mapping[str, Tensor],
+    moment: Moment,
+    objectives: nn.Module,
+    student: nn.Module,
+    accelerator: Any,
+    *,
+    parts: int,
+    empty: bool = False,
+    place: LabelPlace | None = None,
+) -> Iterator[tuple[Mapping[str, Tensor], Moment]]:
+    """The parts of a batch, each with its shares of the means over the whole step, of all processes.
+
+    The gradients of the parts are added, those of the processes averaged: shares are times their numbers.
+
+    Args:
+        batch: the rows of this process.
+        moment: of the whole step.
+        objectives: count what their means are over.
+        student: says which of its positions answer.
+        accelerator: knows the other processes.
+        parts: into how many the rows are divided; if there are fewer rows, so many, or where other processes make as
+            many parts, with parts that do not count.
+        empty: the rows do not count: this process has none.
+        place: where the labels of tokens stand; None: no token has one.
+    """
+    rows = len(next(iter(batch.values())))
+    alone = accelerator.num_processes == 1
+    split = torch.arange(rows).tensor_split(min(parts, rows) if alone else parts)  # all processes make as many parts
+    if len(split) == 1 and alone:
+        yield batch, moment
+        return
+    device = next(iter(batch.values())).device
+    cuts = [cut if len(cut) else torch.zeros(1, dtype=torch.int64) for cut in split]
+    pieces = [{name: column[cut.to(device)] for name, column in batch.items()} for cut in cuts]
+    counts = [counted(objectives, piece, student, place) for piece in pieces]
+    kinds = sorted({kind for each in counts for kind in each})
+    table = torch.tensor([[each.get(kind, 0) for kind in kinds] for each in counts], device=device)
+    table = table * torch.tensor([[bool(len(cut)) and not empty] for cut in split], device=device)
+    whole = accelerator.reduce(table.sum(0), "sum").clamp(min=1).cpu().double()
+    shares = table.cpu() * len(cuts) * accelerator.num_processes / whole
+    for number, (cut, piece, share) in enumerate(zip(cuts, pieces, shares.tolist(), strict=True)):
+        numbers = None if moment.rows is None else moment.rows[cut.to(moment.rows.device)]
+        by_kind = dict(zip(kinds, share, strict=True))
+        yield piece, Moment(numbers, moment.epoch, moment.epochs, number, by_kind)
+
+
+def counted(
+    objectives: nn.Module, batch: Mapping[str, Tensor], student: nn.Module, place: LabelPlace | None = None
+) -> dict[str, int]:
+    """Over how many values the means of a batch are, by kind."""
+    counts = counts_of(student, batch, place or "none")
+    for objective in within(objectives):
+        counts |= objective.counts(batch)
+    return counts
+
+
+def groups_of(computation: Any, schedule: Schedule) -> list[dict[str, Any]]:
+    """The parameters in groups of one learning rate; `scale` is that rate in units of the schedule's.
+
+    An objective's own rate holds for its parameters and those of the objectives inside it.
+    """
+    rates = {id(p): (schedule.lr, p) for p in computation.parameters()}
+    for each in within(computation.objectives):
+        if each.lr is not None:
+            rates |= {id(p): (each.lr, p) for p in each.parameters()}
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for rate, parameter in rates.values():
+        by_rate.setdefault(rate, []).append(parameter)
+    return [{"params": found, "scale": rate / schedule.lr} for rate, found in by_rate.items()]
+
+
+def _union(groups: Iterable[Iterable[Location]]) -> tuple[Location, ...]:
+    return tuple(dict.fromkeys(at for group in groups for at in group))

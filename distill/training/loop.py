@@ -1,0 +1,288 @@
+"""The training loop: one record a step."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from math import isfinite
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from distill.causal.feed import Feed
+from distill.causal.model import CausalModel
+from distill.data.rows import Rows
+from distill.errors import DistillError, Unreachable
+from distill.interchange.mapping import Pair, Sides
+from distill.models.finite import check_weights
+from distill.models.inputs import device_of, evaluating, innermost, network_of, to_device, uncompiled
+from distill.models.outputs import each_answered
+from distill.models.pad_tokens import keep_pad_token
+from distill.models.precision import upcast
+from distill.models.trials import tried
+from distill.objectives import Moment, Objective
+from distill.objectives.term_weights import Weight
+from distill.teachers.served import Served
+from distill.training.checkpoints import Checkpoints
+from distill.training.computation import Computation, altered, groups_of, parts_of, weights_of
+from distill.training.readings import readings
+from distill.training.resolve import check, check_softening, fed, mapped, objectives_of, supported
+from distill.training.schedule import Record, Schedule, drawing, order, weighted
+from interventions import InterventionError, Model
+
+ONE_ROW = "more than 1 value per channel"
+"""What torch says where batch norm is given one row."""
+
+
+def steps(
+    teacher: Model | Served | CausalModel | None,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | str | None = None,
+    data: Any = None,
+    *,
+    objective: Objective | Sequence[Objective] | None = None,
+    weights: Mapping[str, Weight] | None = None,
+    schedule: Schedule | None = None,
+    checkpoints: Checkpoints | None = None,
+    accelerator: Accelerator | None = None,
+    trained: nn.Module | None = None,
+    answers: Any = None,
+) -> Generator[Record, None, None]:
+    """Train `student` in place; the body of the caller's loop over the records is the callback.
+
+    The arguments are those of `fit`; `schedule` holds its settings of time and speed. `teacher=None` trains on labels
+    alone. `trained` is what is trained in place of the student, e.g. the subspaces of the mapping; the student is then
+    in eval mode.
+
+    Raises:
+        DistillError: before the first step, what does not fit together; later, a loss that is not finite.
+    """
+    teacher, student = uncompiled(teacher), uncompiled(student)
+    running = _steps(
+        teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
+        checkpoints=checkpoints, accelerator=accelerator, trained=trained,
+    )  # fmt: skip
+    yield from each_answered((teacher, student), answers, running)
+
+
+def _steps(
+    teacher: Model | Served | CausalModel | None,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | str | None,
+    data: Any,
+    *,
+    objective: Objective | Sequence[Objective] | None,
+    weights: Mapping[str, Weight] | None,
+    schedule: Schedule,
+    trained: nn.Module | None,
+    **loop: Any,
+) -> Generator[Record, None, None]:
+    if not isinstance(student, nn.Module):
+        raise DistillError(
+            f"a {type(student).__name__} of nnsight is traced and not trained; give the torch model itself as student: "
+            "interventions.architecture(model).model."
+        )
+    rows = fed(teacher, student, data, schedule)
+    objectives, left_out = supported(objectives_of(objective, teacher), rows)
+    pairs = mapped(teacher, student, mapping, objectives)
+    check(teacher, student, rows, pairs)
+    network = None if isinstance(teacher, CausalModel) else teacher
+    feed = rows if not isinstance(rows, Rows) else None
+    if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
+        raise DistillError(
+            "the student has no parameter that is trained, as all have requires_grad=False; set it where it shall "
+            "learn: student.requires_grad_(True)."
+        )
+    check_softening(teacher, objectives)
+    computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
+    yield from train(computation, rows, weights, schedule=schedule, left_out=left_out, **loop)
+
+
+def train(
+    computation: Any,
+    rows: Rows | Feed,
+    weights: Mapping[str, Weight] | None = None,
+    *,
+    schedule: Schedule,
+    checkpoints: Checkpoints | None = None,
+    accelerator: Accelerator | None = None,
+    left_out: Sequence[str] = (),
+) -> Generator[Record, None, None]:
+    """Train what a computation holds, in place: a `Computation`, or another with its attributes.
+
+    The arguments are those of `steps`; `left_out` are terms that `weights` may name although they are not there.
+    """
+    if torch.is_inference_mode_enabled():
+        raise DistillError(
+            "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
+            "outside of that block: result = distill.fit(…)."
+        )
+    lent, accelerator = accelerator, accelerator or Accelerator()
+    if accelerator.gradient_accumulation_steps > 1:
+        raise DistillError(
+            f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here: "
+            "batch_size is what one step sees; leave it out, and say in how many parts a step is computed: "
+            f"schedule=Schedule(accumulate={accelerator.gradient_accumulation_steps})."
+        )
+    processes, device = accelerator.num_processes, accelerator.device
+    total, per_epoch = schedule.total(len(rows), processes), schedule.per_epoch(len(rows), processes)
+    begun: list[nn.Module] = []
+    loss = partial(weighted, weights=weights, default=weights_of(computation.objectives), left_out=left_out)
+    with ExitStack() as modes:
+        modes.callback(_keep_pad_tokens, begun)
+        for model in (*computation.still, *computation.learning):
+            modes.enter_context(evaluating(model))
+        _on(device, computation)
+        with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
+            _try_out(computation, rows, total / per_epoch, schedule.seed, loss)
+            optimizer = schedule.optimizes(groups_of(computation, schedule))
+            wrapped, optimizer = accelerator.prepare(computation, optimizer)
+            optimizer.zero_grad()  # what the caller left on the student is no part of the first step
+            modes.callback(optimizer.zero_grad)
+            if lent is not None:
+                modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
+            training = _Training(computation, wrapped, loss, schedule, accelerator, checkpoints)
+            done = 0 if checkpoints is None else checkpoints.begin(accelerator)
+        begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
+        wrapped.train()
+        numbers = range(done, total)
+        mine = order(len(rows), schedule, numbers, accelerator.process_index, processes)
+        for number, read in zip(numbers, readings(rows, mine, schedule, done, per_epoch), strict=True):
+            rate = schedule.rate(number, total)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["scale"]
+            batch = to_device(read.batch, device)
+            numbered = read.rows.to(device) if isinstance(rows, Rows) else None
+            moment = Moment(numbered, number / per_epoch, total / per_epoch)
+            try:
+                terms = training.backward(batch, moment, number, empty=read.empty)
+            except Unreachable:
+                if checkpoints is not None and done < number and processes == 1:  # others do not know of it
+                    checkpoints.save(number)
+                raise
+            if schedule.clip is not None:
+                for each in computation.clipped or (wrapped,):
+                    accelerator.clip_grad_norm_(each.parameters(), schedule.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            if number + 1 == total:
+                check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
+            value = loss(terms, progress=moment.progress).item()
+            values = {name: term.item() for name, term in terms.items()}
+            record = Record(number + 1, total, value, values, rate)
+            if checkpoints is not None:
+                checkpoints.note(record)
+                if record.step % checkpoints.every == 0 or record.step == total:
+                    checkpoints.save(record.step)
+            accelerator.log({"loss": value, "lr": rate, **values}, step=record.step)  # to trackers, where there are any
+            yield record
+
+
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """What is the same in every step.
+
+    Attributes:
+        computation: as it was made.
+        wrapped: as accelerate wrapped it.
+        loss: of the terms.
+    """
+
+    computation: Any
+    wrapped: Any
+    loss: Callable[..., Tensor]
+    schedule: Schedule
+    accelerator: Accelerator
+    checkpoints: Checkpoints | None
+
+    def backward(self, batch: Mapping[str, Tensor], moment: Moment, number: int, *, empty: bool) -> dict[str, Tensor]:
+        """Leave the gradients of one step, computed in its parts; returns its terms, those of all processes."""
+        accelerator, objectives = self.accelerator, self.computation.objectives
+        together: dict[str, Tensor] = {}
+        drawn = drawing(self.schedule.seed, number, accelerator.device, accelerator.process_index)
+        with torch.enable_grad(), drawn as generator:  # whatever the caller's block says
+            batch = altered(objectives, batch, generator)
+            cut = parts_of(
+                batch, moment, objectives, self.computation.learning[0], accelerator,
+                parts=self.schedule.accumulate, empty=empty, place=self.computation.label_place,
+            )  # fmt: skip
+            parts = list(cut)
+            for place, (part, when) in enumerate(parts, 1):
+                with nullcontext() if place == len(parts) else accelerator.no_sync(self.wrapped):
+                    terms = self.terms(part, generator, when, number)
+                    loss = self.loss(terms, progress=moment.progress)
+                    _check_finite(loss, terms, number + 1, self.checkpoints)
+                    accelerator.backward(loss / len(parts) if len(parts) > 1 else loss)
+                for name, term in terms.items():
+                    together[name] = together.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
+        if accelerator.num_processes == 1:
+            return together
+        reduced: Any = accelerator.reduce(together, "mean")
+        return reduced
+
+    def terms(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment, number: int
+    ) -> dict[str, Tensor]:
+        """The terms of a part; of activations that are no numbers any more, the error of a loss that is none."""
+        try:
+            return self.wrapped(batch, generator, moment)
+        except InterventionError as error:
+            for logits in self._answered(batch):
+                if not logits.isfinite().all():
+                    _check_finite(logits.sum() * float("nan"), {}, number + 1, self.checkpoints)
+            raise DistillError(" ".join(str(error).split())) from error
+        except ValueError as error:
+            if ONE_ROW not in str(error):
+                raise
+            rows = len(next(iter(batch.values())))
+            raise DistillError(
+                f"step {number + 1} has {rows} row, and batch norm needs two ({error}); choose a batch_size= that "
+                "leaves no step with one."
+            ) from error
+
+    def _answered(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """What is answered on a batch, by those networks that have logits."""
+        try:
+            return list(self.computation.answers(batch))
+        except InterventionError:
+            return []
+
+
+def _keep_pad_tokens(trained: Sequence[nn.Module]) -> None:
+    for model in trained:
+        keep_pad_token(innermost(model))
+
+
+def _on(device: torch.device, computation: Any) -> None:
+    """Move the models that are on other devices; a quantised one is where it is, and so is one that is served."""
+    for model in (*computation.still, computation):
+        if not isinstance(model, Served) and device_of(model) != device:
+            network_of(model).to(device)
+
+
+def _try_out(computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss: Callable[..., Tensor]) -> None:
+    """Let the objectives prepare, then one step that changes nothing, so that what does not fit is said at once."""
+    few, device = torch.arange(min(2, len(rows))), device_of(computation)
+    batch: Mapping[str, Tensor] = to_device(rows.batch(few), device)
+    moment = Moment(few.to(device) if isinstance(rows, Rows) else None, epochs=epochs)
+    trial = tried("the trial step", given=batch)
+    with trial, evaluating(computation), torch.no_grad(), drawing(seed, -1, device) as generator:
+        batch = altered(computation.objectives, batch, generator)
+        computation.prepare(batch, generator, rows, moment)
+        computation.objectives.to(device)
+        loss(computation(batch, generator, moment))
+
+
+def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:
+    if isfinite(loss.item()):
+        return
+    if checkpoints is not None:
+        checkpoints.discard(step - 1)  # holds the weights that gave this loss; those before gave finite ones
+    last = None if checkpoints is None else checkpoints.last()
+    values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items()) or "what it computes are no numbers"
+    where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
+    raise DistillError(
+        f"the loss is {loss.item()} at step {step} ({values}); {where}; lower the learning rate (lr=…) and run again."
+    )

@@ -1,0 +1,237 @@
+"""The computation of networks that learn together: all runs of one step."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.causal.feed import Feed
+from distill.data.rows import Rows
+from distill.errors import DistillError
+from distill.interchange.mapping import Pair
+from distill.models.inputs import inputs_of
+from distill.models.loss_masks import LabelPlace, label_place
+from distill.models.outputs import logits_if_any
+from distill.objectives import Moment, Objective, Reads, Step
+from distill.objectives.objective import terms_of
+from distill.objectives.term_weights import Weight
+from distill.training.computation import NOW, within
+from interventions import Location, Run, run
+
+Edge = tuple[int, int]
+"""Who teaches whom, by number: (teacher, student)."""
+
+
+class Learner(nn.Module):
+    """One network among others, with what it is trained on.
+
+    Args:
+        number: of the network.
+        network: it.
+        own: objectives without a teacher.
+        lessons: for each teacher by number, objectives that compare with it.
+        pairs: for each teacher, the mapping.
+        weights: of terms, above what their methods say.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        network: nn.Module,
+        own: Sequence[Objective],
+        *,
+        lessons: Mapping[int, Sequence[Objective]],
+        pairs: Mapping[int, tuple[Pair, ...]],
+        weights: Mapping[str, Weight],
+    ) -> None:
+        super().__init__()
+        self.number, self.network, self.given = number, network, dict(weights)
+        self.own: Any = nn.ModuleList(own)
+        self.lessons: Any = nn.ModuleDict({str(teacher): nn.ModuleList(each) for teacher, each in lessons.items()})
+        self.pairs = dict(pairs)
+
+    @property
+    def weights(self) -> dict[str, Weight]:
+        """Of the terms of this network, which carry its number."""
+        groups = [self.own, *self.lessons.values()]
+        said = {name: weight for group in groups for each in group for name, weight in each.weights.items()}
+        return {f"{name}.{self.number}": weight for name, weight in {**said, **self.given}.items()}
+
+    def reads(self, teacher: int | None) -> Reads:
+        """What is compared with a teacher; None: of its own."""
+        pairs = () if teacher is None else self.pairs[teacher]
+        wanted = [each.reads(pairs) for each in self.objectives(teacher)]
+        return Reads(
+            tuple(dict.fromkeys(at for each in wanted for at in each.teacher)),
+            tuple(dict.fromkeys(at for each in wanted for at in each.student)),
+        )
+
+    def objectives(self, teacher: int | None) -> Any:
+        """Those that compare with a teacher; None: its own."""
+        return self.own if teacher is None else self.lessons[str(teacher)]
+
+    @property
+    def teachers(self) -> list[int]:
+        """Their numbers."""
+        return [int(name) for name in self.lessons]
+
+
+class Together(nn.Module):
+    """All runs of one step of networks that learn together, as `distill.training.loop.train` wants a computation.
+
+    Args:
+        networks: the networks.
+        lessons: objectives that compare with a teacher.
+        own: objectives without one.
+        pairs: for each edge (teacher, student), the mapping.
+        weights: of terms in all networks.
+
+    Attributes:
+        objectives: the learners, each with its network and its objectives.
+        label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
+    """
+
+    label_place: LabelPlace | None = None
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        lessons: Sequence[Objective],
+        own: Sequence[Objective],
+        pairs: Mapping[Edge, tuple[Pair, ...]],
+        weights: Mapping[str, Weight],
+    ) -> None:
+        super().__init__()
+        self.given = dict(weights)
+        learners = []
+        for number, network in enumerate(networks):
+            teachers = [teacher for teacher, student in pairs if student == number]
+            learners.append(
+                Learner(
+                    number,
+                    network,
+                    _copies(own),
+                    lessons={teacher: _copies(lessons) for teacher in teachers},
+                    pairs={teacher: pairs[teacher, number] for teacher in teachers},
+                    weights=weights,
+                )
+            )
+        self.objectives: Any = nn.ModuleList(learners)
+
+    def forward(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
+    ) -> dict[str, Tensor]:
+        """The terms of all networks, their numbers behind the names."""
+        runs = self._runs(batch, record=True)
+        terms: dict[str, Tensor] = {}
+        for number, learner in enumerate(self.objectives):
+            mine = terms_of(learner.own, self._step(batch, generator, moment, runs, (None, number)))
+            taught: dict[str, Tensor] = {}
+            for teacher in learner.teachers:
+                step = self._step(batch, generator, moment, runs, (teacher, number))
+                for name, term in terms_of(learner.lessons[str(teacher)], step).items():
+                    part = term / len(learner.teachers) if len(learner.teachers) > 1 else term
+                    taught[name] = taught[name] + part if name in taught else part
+            twice = mine.keys() & taught.keys()
+            if twice:
+                raise DistillError(
+                    f"objective and own both return the term {min(twice)!r}; leave it out of one of them."
+                )
+            terms |= {f"{name}.{number}": term for name, term in {**mine, **taught}.items()}
+        return terms
+
+    def prepare(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator, rows: Rows | Feed, moment: Moment = NOW
+    ) -> None:
+        """Let the objectives make what depends on the networks and the data, and check the names of the weights."""
+        with torch.no_grad():
+            runs = self._runs(batch, record=False)
+            if "labels" in batch:
+                table = rows.table if isinstance(rows, Rows) else None
+                self.label_place = label_place(self.learning[0], logits_if_any(runs[0]), batch, table)
+            for number, learner in enumerate(self.objectives):
+                for teacher in (None, *learner.teachers):
+                    step = self._step(batch, generator, moment, runs, (teacher, number), record=False)
+                    step = replace(step, data=rows if isinstance(rows, Rows) else None)
+                    for objective in within(learner.objectives(teacher)):
+                        objective.prepare(step, len(rows))
+            self.objectives.to(next(iter(batch.values())).device)
+            names = dict.fromkeys(name.rpartition(".")[0] for name in self(batch, generator, moment))
+        unknown = self.given.keys() - names.keys()
+        if unknown:
+            raise DistillError(
+                f"weights names {min(unknown)!r} and the terms are {', '.join(names)}; correct the name, or give one "
+                f"for a single network, as {next(iter(names))}.0."
+            )
+
+    @property
+    def still(self) -> tuple[nn.Module, ...]:
+        """None: all are trained."""
+        return ()
+
+    @property
+    def learning(self) -> tuple[nn.Module, ...]:
+        """The networks."""
+        return tuple(learner.network for learner in self.objectives)
+
+    @property
+    def clipped(self) -> tuple[nn.Module, ...]:
+        """Each network with its objectives, as if it were trained alone."""
+        return tuple(self.objectives)
+
+    def answers(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """What each network answers on a batch."""
+        with torch.no_grad():
+            for network in self.learning:
+                yield run(network, inputs_of(network, batch), resumable=False).logits
+
+    def _runs(self, batch: Mapping[str, Tensor], *, record: bool) -> list[Run]:
+        """One run of each network, with all that is compared of it, as that of a student and of a teacher."""
+        wanted: list[dict[Location, None]] = [{} for _ in self.objectives]
+        resumable = [False for _ in self.objectives]
+        for number, learner in enumerate(self.objectives):
+            for teacher in (None, *learner.teachers):
+                reads = learner.reads(teacher) if record else Reads()
+                interchanges = any(each.interchanges for each in learner.objectives(teacher))
+                for one, places in ((number, reads.student), (teacher, reads.teacher)):
+                    if one is not None:
+                        wanted[one] |= dict.fromkeys(places)
+                        resumable[one] = resumable[one] or interchanges
+        return [
+            run(network, inputs_of(network, batch), list(at), resumable=resumes)
+            for network, at, resumes in zip(self.learning, wanted, resumable, strict=True)
+        ]
+
+    def _step(
+        self,
+        batch: Mapping[str, Tensor],
+        generator: torch.Generator,
+        moment: Moment,
+        runs: list[Run],
+        edge: tuple[int | None, int],
+        *,
+        record: bool = True,
+    ) -> Step:
+        """What the objectives of an edge see; from None: those without a teacher."""
+        teacher, student = edge
+        learner = self.objectives[student]
+        taught = None if teacher is None else runs[teacher].detach()
+        pairs = () if teacher is None else learner.pairs[teacher]
+        reads = learner.reads(teacher) if record else Reads()
+        return Step(
+            batch, learner.network, lambda: runs[student], taught, pairs, generator, reads=reads, moment=moment,
+            label_place=self.label_place,
+        )  # fmt: skip
+
+
+def _copies(objectives: Sequence[Objective]) -> list[Objective]:
+    """The objectives, copies of those that hold something of the models or the data they are used with."""
+    return [copy.deepcopy(each) if _holds_something(each) else each for each in objectives]
+
+
+def _holds_something(objective: Objective) -> bool:
+    prepares = any(type(each).prepare is not Objective.prepare for each in within(objective))
+    return prepares or any(True for _ in (*objective.parameters(), *objective.buffers()))

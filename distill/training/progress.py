@@ -1,0 +1,92 @@
+"""Showing how far a run is: a bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from distill.training.schedule import Record
+from interventions import printable
+
+LINES = 10
+
+
+class Plain(Console):
+    """A console that shows what names of classes, files and tasks hold, and obeys none of it."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """What is rendered, its text printable."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+def console_of() -> Console:
+    """A console; where it is no terminal, wide enough for the table and without control characters."""
+    console = Plain()
+    return console if console.is_terminal else Plain(width=120, no_color=True)
+
+
+def shown(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
+    """The records, passed on, with the step, the loss, its terms and the time left on the console.
+
+    Where the console is no terminal, `LINES` plain lines without control characters.
+    """
+    yield from (_bar if console.is_terminal else _lines)(records, printable(title), console)
+
+
+@contextmanager
+def bars_of_others_off() -> Iterator[None]:
+    """Inside the block transformers shows no bars of its own while it saves and loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[terms]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        line = bar.add_task(title, total=None, terms="")
+        for record in records:
+            bar.update(line, total=record.total, completed=record.step, terms=_terms(record))
+            yield record
+
+
+def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
+    began, first = time.monotonic(), None
+    for record in records:
+        first = record.step - 1 if first is None else first
+        due = record.step * LINES // record.total > (record.step - 1) * LINES // record.total
+        if due or record.step == record.total:
+            left = (time.monotonic() - began) / (record.step - first) * (record.total - record.step)
+            console.print(
+                f"{title}: step {record.step}/{record.total}  {_terms(record)}  {_clock(left)} left",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+        yield record
+
+
+def _terms(record: Record) -> str:
+    terms = (f"{name} {value:.4f}" for name, value in record.terms.items())
+    return printable("  ".join([f"loss {record.loss:.4f}", *terms]))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

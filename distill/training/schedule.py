@@ -1,0 +1,216 @@
+"""How long and how fast to train, in what order, and how much each term weighs."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import ceil, cos, inf, isfinite, pi
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from distill.data.seeds import decided, seed_of
+from distill.data.task import Recipe
+from distill.errors import DistillError
+from distill.models.precision import PARAM_DTYPES
+from distill.objectives.term_weights import Weight
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
+DECAYS = ("linear", "cosine", "constant")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training step: its number from 1, how many there are, the loss, its unweighted terms, the learning rate."""
+
+    step: int
+    total: int
+    loss: float
+    terms: dict[str, float]
+    lr: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train: the optimizer, warm-up and decay of its learning rate, clipped gradients.
+
+    Attributes:
+        epochs, steps: how long; `steps` wins where it is given.
+        batch_size: rows of a step, in each process.
+        warmup: the share of the steps over which the learning rate rises.
+        clip: the largest norm of the gradient; None leaves it as it is.
+        seed: of the order of the rows, the draws of the objectives, and dropout.
+        accumulate: the parts in which a step is computed, one after the other, for less memory. Means are those of the
+            whole step, whatever their number; what compares the rows of a batch with each other (sources that are
+            shuffled, contrastive negatives, batch norm) sees one part at a time, what draws (noise, pairs of a mapping)
+            draws for each, and BSS, which knows late how many rows it moves, averages over the parts.
+        optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
+        decay: how the learning rate falls after the warm-up: "linear" or "cosine" to 0, "constant", or the shares of
+            the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
+        param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, in which they are
+            handed back and saved too; "as loaded" trains them as they are, where most steps are rounded away.
+        workers: processes that read the rows of a data set that is drawn anew; at least as many as its DataLoader says.
+    """
+
+    epochs: float = 3
+    steps: Any = None
+    batch_size: Any = 32
+    lr: float = 5e-5
+    warmup: float = 0.06
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    seed: Any = 0
+    accumulate: Any = 1
+    optimizer: str = "adamw"
+    decay: Any = "linear"
+    param_dtype: str = "float32"
+    workers: Any = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", seed_of(self.seed))
+        if (self.steps is not None and self.steps < 1) or self.epochs <= 0:
+            raise DistillError(
+                f"epochs={self.epochs}, steps={self.steps} train nothing; use e.g. epochs=3 or steps=1000."
+            )
+        if self.batch_size < 1 or not 0 < self.lr < inf:
+            raise DistillError(
+                f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0 and finite, e.g. batch_size=32, "
+                "lr=5e-5."
+            )
+        whole = {"batch_size": self.batch_size, "accumulate": self.accumulate, "steps": self.steps}
+        odd = [name for name, each in whole.items() if each is not None and not _is_whole(each)]
+        if odd or not isfinite(self.epochs):
+            name = odd[0] if odd else "epochs"
+            raise DistillError(f"{name}={getattr(self, name)!r} must be a whole number{'' if odd else ', or finite'}.")
+        if not 0 <= self.warmup <= 1:
+            raise DistillError(
+                f"warmup={self.warmup} is no share of the steps; use 0 to 1, e.g. warmup=0.06; for k of n steps k / n."
+            )
+        if self.clip is not None and not self.clip > 0:
+            raise DistillError(f"clip={self.clip} leaves no gradient; use a norm above 0, e.g. clip=1.0, or None.")
+        if not 1 <= self.accumulate <= self.batch_size:
+            raise DistillError(
+                f"accumulate={self.accumulate} parts cannot be made of batch_size={self.batch_size} rows; use 1 to "
+                f"{self.batch_size}: batch_size is what one step of the optimizer sees."
+            )
+        if self.optimizer not in OPTIMIZERS:
+            raise DistillError(f"optimizer={self.optimizer!r} is none of {', '.join(OPTIMIZERS)}; choose one.")
+        if not _is_whole(self.workers) or self.workers < 0:
+            raise DistillError(f"workers={self.workers!r} must be a whole number, 0 or more.")
+        if self.param_dtype not in PARAM_DTYPES:
+            raise DistillError(
+                f"param_dtype={self.param_dtype!r} is none of {', '.join(map(repr, PARAM_DTYPES))}; choose one."
+            )
+        if isinstance(self.decay, str):
+            if self.decay not in DECAYS:
+                raise DistillError(
+                    f"decay={self.decay!r} is none of {', '.join(DECAYS)}; choose one, or shares of the training, "
+                    "as decay=(0.5, 0.75)."
+                )
+        elif not isinstance(self.decay, tuple) or not self.decay or not all(0 < share < 1 for share in self.decay):
+            raise DistillError(f"decay={self.decay} must be shares of the training, between 0 and 1, as (0.5, 0.75).")
+
+    @classmethod
+    def of(cls, recipe: Recipe, seed: int = 0) -> "Schedule":
+        """The schedule that the recipe of a task stands for."""
+        return cls(**asdict(recipe), seed=seed)
+
+    def per_epoch(self, rows: int, processes: int = 1) -> int:
+        """The number of steps of one pass over so many rows."""
+        return ceil(rows / (self.batch_size * processes))
+
+    def total(self, rows: int, processes: int = 1) -> int:
+        """The number of steps on so many rows."""
+        return self.steps or max(1, ceil(self.epochs * self.per_epoch(rows, processes)))
+
+    def rate(self, step: int, total: int) -> float:
+        """The learning rate of a step counted from 0."""
+        rise = max(1, round(self.warmup * total))
+        return self.lr * min((step + 1) / rise, self._left(step, total, rise), 1.0)
+
+    def _left(self, step: int, total: int, rise: int) -> float:
+        if not isinstance(self.decay, str):
+            return 0.1 ** sum(step >= share * total for share in self.decay)
+        if self.decay == "constant":
+            return 1.0
+        left = (total - step) / max(1, total - rise)
+        return left if self.decay == "linear" else (1 - cos(pi * min(left, 1.0))) / 2
+
+    def optimizes(self, groups: Iterable[Mapping[str, object]]) -> torch.optim.Optimizer:
+        """The optimizer of these groups of parameters."""
+        return OPTIMIZERS[self.optimizer](groups, lr=self.lr, weight_decay=self.weight_decay)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def weighted(
+    terms: Mapping[str, Tensor],
+    weights: Mapping[str, Weight] | None,
+    progress: float = 0.0,
+    *,
+    default: Mapping[str, Weight] | None = None,
+    left_out: Iterable[str] = (),
+) -> Tensor:
+    """The loss: the sum of the terms times their weights.
+
+    Args:
+        terms: by name.
+        weights: by name, numbers or functions of the share of the training that is done.
+        progress: that share.
+        default: of terms that `weights` does not name; 1 where this does not either.
+        left_out: terms that may be named, although they are not there.
+    """
+    given = {**(default or {}), **(weights or {})}
+    unknown = set(weights or ()) - terms.keys() - set(left_out)
+    if unknown:
+        raise DistillError(f"weights names {min(unknown)!r} and the terms are {', '.join(terms)}; correct the name.")
+
+    def weight(name: str) -> float:
+        value = given.get(name, 1.0)
+        return value(progress) if callable(value) else value
+
+    return sum(
+        (term * weight(name) for name, term in terms.items()), start=torch.zeros(()).to(next(iter(terms.values())))
+    )
+
+
+def order(
+    rows: int, schedule: Schedule, numbers: range, process: int = 0, processes: int = 1
+) -> Iterator[Int[Tensor, " batch"]]:
+    """The rows of each step for a process: every epoch in an order of its own, decided by the seed alone.
+
+    The last step of an epoch may have fewer rows than there are processes, and none for some of them.
+    """
+    size = schedule.batch_size * processes
+    per_epoch = schedule.per_epoch(rows, processes)
+    shuffled, of = torch.empty(0), -1
+    for number in numbers:
+        epoch, place = divmod(number, per_epoch)
+        if epoch != of:
+            generator = torch.Generator().manual_seed(hash((schedule.seed, epoch)) % 2**63)
+            shuffled, of = torch.randperm(rows, generator=generator), epoch
+        together = shuffled[place * size : (place + 1) * size]
+        yield together[process::processes]
+
+
+@contextmanager
+def drawing(seed: int, step: int, device: torch.device, process: int = 0) -> Iterator[torch.Generator]:
+    """The generator of a step, and default generators for what models draw: decided by seed, step and process alone.
+
+    Outside of the block the default generators are as they were.
+    """
+    ours, theirs = (hash((seed, step, process, kind)) % 2**63 for kind in range(2))
+    # Not torch.manual_seed, which would also reseed the accelerators that are not forked.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), decided(theirs):
+        if device.type == "cuda":
+            torch.cuda.manual_seed(theirs)
+        yield torch.Generator(device).manual_seed(ours)

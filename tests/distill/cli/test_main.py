@@ -1,0 +1,519 @@
+"""The command line, end to end on tiny models: what it writes, what it refuses, and how it stops."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from distill import tasks
+from distill.cli import main
+from distill.tasks import Recipe
+from tests.distill.conftest import save_bert, sentences, write_csv
+
+commands = importlib.import_module("distill.cli.commands")
+REPOSITORY = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    """Measured on 40 pairs, in a folder of one's own; CUDA or not, no colour asked for."""
+    monkeypatch.setattr(commands, "evaluate", partial(commands.evaluate, pairs=40))
+    # The command line sets these before transformers is imported; here it was imported long ago.
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def distill(*arguments, monkeypatch=None):
+    """Exit status, standard output and error of the command line."""
+    out, err, before = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["distill", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main.main()
+                status = 0
+            except SystemExit as stop:
+                status = stop.code or 0
+    finally:
+        sys.argv = before
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory, encoder):
+    """A classifier of the sentences, fine-tuned by `distill teach`."""
+    folder = tmp_path_factory.mktemp("teacher")
+    data = write_csv(folder / "films.csv", sentences(60))
+    arguments = [
+        "teach",
+        "--data",
+        data,
+        "--from",
+        encoder,
+        "--output",
+        folder / "t",
+        "--steps",
+        60,
+        "--lr",
+        0.01,
+        "--batch-size",
+        16,
+    ]
+    status, _out, err = distill(*arguments)
+    assert status == 0, err
+    return folder / "t"
+
+
+def test_teach_saves_a_classifier_with_its_tokenizer(teacher):
+    told = json.loads((teacher / "result.json").read_text())
+    assert told["steps"] == 60
+    assert (teacher / "tokenizer.json").exists()
+    model = commands.load_classifier(teacher)
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert told["evaluation"]["accuracy"]["value"] > 0.7
+
+
+FIT = ["--steps", "5", "--batch-size", "8", "--student-layers", "2"]
+
+
+def test_fit_then_evaluate(teacher, csv, tmp_path):
+    run = tmp_path / "run"
+    status, out, err = distill("fit", "--data", csv, "--teacher", teacher, "--output", run, *FIT)
+    assert (status, err) == (0, "")
+    assert not set("\x1b\r") & set(out)
+    assert out.splitlines()[0].startswith("KD: step 1/5  loss")
+    assert re.search(r"teacher\s+KD\s+KD \+ interchange", out)
+    assert out.rstrip().endswith(f"report: {run / 'report.html'}")
+    told = json.loads((run / "result.json").read_text())
+    assert [model["name"] for model in told["models"]] == ["teacher", "KD", "KD + interchange"]
+    page = (run / "report.html").read_text()
+    assert not re.search(r"https?://|src=\"(?!data:)", page)
+    for name, terms in (("kd", {"kd"}), ("diito", {"kd", "kd_cf"})):
+        assert (run / name / "student" / "tokenizer.json").exists()
+        last = json.loads((run / name / "log.jsonl").read_text().splitlines()[-1])
+        assert last["terms"].keys() == terms
+    status, again, err = distill("evaluate", run, "--pairs", 40)
+    assert (status, err) == (0, "")
+    iia = [model["interchange"]["overall"]["iia"] for model in told["models"][1:]]
+    for share in iia:
+        assert f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}]" in again
+    one = ["evaluate", "--student", run / "kd" / "student", "--teacher", teacher, "--data", csv, "--pairs", 40]
+    status, alone, err = distill(*one)
+    assert (status, err) == (0, "")
+    assert f"{iia[0]['value']:.3f}" in alone
+
+
+def test_every_student_is_measured_by_the_same_rule(teacher, csv, tmp_path):
+    distill("fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", "--share", 0.6, *FIT)
+    told = json.loads((tmp_path / "r" / "result.json").read_text())
+    rules = {model["interchange"]["settings"]["positions"] for model in told["models"][1:]}
+    assert len(rules) == 1
+    assert rules.pop().startswith("Span(share=0.6")
+
+
+@pytest.mark.parametrize("pairs", ["in-context", "mixup", "noise"])
+def test_pairs(pairs, teacher, csv, tmp_path):
+    arguments = ["--objective", "diito,labels", "--pairs", pairs, "--mapping", "single", "--sigma", 0.5]
+    status, _out, err = distill(
+        "fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", *arguments, *FIT
+    )
+    assert (status, err) == (0, "")
+    last = json.loads((tmp_path / "r" / "diito+labels" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["terms"].keys() == {"kd", "kd_cf", "labels"}
+
+
+def test_a_finished_run_resumed_gives_the_same_figures(teacher, csv, tmp_path):
+    distill("fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", "--share", 0.5, *FIT)
+    before = json.loads((tmp_path / "r" / "result.json").read_text())
+    status, _out, err = distill("fit", "--resume", tmp_path / "r")
+    assert (status, err) == (0, "")
+    after = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert [m["interchange"] for m in after["models"]] == [m["interchange"] for m in before["models"]]
+    assert [m["accuracy"] for m in after["models"]] == [m["accuracy"] for m in before["models"]]
+
+
+@pytest.fixture
+def small_pvr(cache, monkeypatch):
+    """The embedded task with few rows and a teacher of three steps."""
+    from distill.tasks import pvr
+
+    monkeypatch.setattr(pvr, "TRAIN_ROWS", 64)
+    monkeypatch.setattr(pvr, "TEST_ROWS", 40)
+    make = pvr.task
+
+    def task():
+        from dataclasses import replace
+
+        return replace(make(), recipe=Recipe(steps=3, batch_size=16, lr=1e-3), student=None)
+
+    monkeypatch.setitem(tasks.EMBEDDED, "pvr", task)
+    return cache
+
+
+def test_without_an_argument_the_embedded_task_runs(small_pvr, tmp_path):
+    status, out, err = distill("fit", "--steps", 5, "--any-teacher", "--batch-size", 8)
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0].startswith("teacher: step 1/3")
+    assert "report: runs/pvr-1/report.html" in out
+    assert (tmp_path / "runs" / "pvr-1" / "report.html").exists()
+    status, out, err = distill("fit", "--steps", 2, "--any-teacher", "--batch-size", 8, "--objective", "kd")
+    assert "teacher: step" not in out  # cached
+    assert "report: runs/pvr-2/report.html" in out
+
+
+def relabelled(folder, teacher, names):
+    """The teacher with its outputs in the order of `names`, or, if these are others, called so."""
+    model = commands.load_classifier(teacher)
+    if set(names) == {"negative", "positive"}:
+        places = torch.tensor([["negative", "positive"].index(name) for name in names])
+        with torch.no_grad():
+            for parameter in model.classifier.parameters():
+                parameter.copy_(parameter[places])
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: i for i, name in enumerate(names)}
+    commands.save_teacher(model, commands.load_tokenizer(teacher), folder)
+    return folder
+
+
+def accuracies(run):
+    return [model["accuracy"] for model in json.loads((run / "result.json").read_text())["models"]]
+
+
+def test_classes_are_those_that_the_teacher_names(teacher, csv, tmp_path):
+    one = ["--objective", "labels,kd", *FIT]
+    status, _out, err = distill("fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "a", *one)
+    assert (status, err) == (0, "")
+    other = relabelled(tmp_path / "t", teacher, ("positive", "negative"))
+    upper = write_csv(tmp_path / "upper.csv", [(text, name.upper()) for text, name in sentences(60)])
+    status, out, err = distill("fit", "--data", upper, "--teacher", other, "--output", tmp_path / "b", *one)
+    assert (status, err, "note:" in out) == (0, "", False)
+    assert accuracies(tmp_path / "b") == accuracies(tmp_path / "a")
+    assert json.loads((tmp_path / "b" / "result.json").read_text())["task"]["classes"] == ["positive", "negative"]
+    student = commands.load_classifier(tmp_path / "b" / "labels+kd" / "student")
+    assert student.config.id2label == {0: "positive", 1: "negative"}
+    status, _out, err = distill("evaluate", "--student", teacher, "--teacher", other, "--data", csv, "--pairs", 4)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "other order, and their answers are compared output by output" in err
+
+
+def test_classes_without_names_are_taken_in_sorted_order_or_as_told(teacher, csv, tmp_path):
+    unnamed = relabelled(tmp_path / "t", teacher, ("LABEL_0", "LABEL_1"))
+    arguments = ["fit", "--data", csv, "--teacher", unnamed, "--objective", "kd", *FIT]
+    status, out, err = distill(*arguments, "--output", tmp_path / "a")
+    assert (status, err) == (0, "")
+    assert out.count("note: the model does not say what its classes are called") == 1
+    status, out, err = distill(*arguments, "--output", tmp_path / "b", "--classes", "negative,positive")
+    assert (status, err, "note:" in out) == (0, "", False)
+    assert accuracies(tmp_path / "a") == accuracies(tmp_path / "b")
+    status, _out, err = distill(*arguments, "--output", tmp_path / "c", "--classes", "positive,negative")
+    assert status == 2
+    assert "or say in which order its classes are: --classes positive,negative" in err
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.csv", "x.jsonl"])
+def test_texts_without_labels(name, teacher, tmp_path):
+    texts = [text for text, _ in sentences(40, seed=7)]  # others than the teacher's
+    lines = {"x.txt": texts, "x.csv": ["text", *texts], "x.jsonl": [json.dumps({"text": text}) for text in texts]}
+    (tmp_path / name).write_text("\n".join(lines[name]) + "\n")
+    arguments = ["fit", "--data", tmp_path / name, "--teacher", teacher, "--output", tmp_path / "r"]
+    status, out, err = distill(*arguments, *FIT)
+    assert (status, err) == (0, "")
+    assert out.count("no accuracy: the 8 held-out rows have no labels") == 1
+    told = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert [model["accuracy"] for model in told["models"]] == [None] * 3
+    assert told["task"] == {"name": "x", "classes": [], "majority": None}
+    assert all(model["interchange"]["overall"]["count"] for model in told["models"][1:])
+    status, out, err = distill("evaluate", tmp_path / "r", "--pairs", 40)
+    assert (status, err) == (0, "")
+    status, _out, err = distill("teach", "--data", tmp_path / name, "--from", teacher, "--output", tmp_path / "t")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "'x' has no labels to teach; add a column of them" in err
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def bad(case, tmp_path, teacher, csv):
+    """The arguments of each bad input."""
+    data = ["--data", csv, "--teacher", teacher]
+    if case == "three labels":
+        return [
+            "--data",
+            write_csv(tmp_path / "x.csv", [*sentences(30), *[("the cat", "unsure")] * 30]),
+            "--teacher",
+            teacher,
+        ]
+    if case == "two columns":
+        return ["--data", write_csv(tmp_path / "x.csv", sentences(30), header="text,text"), "--teacher", teacher]
+    if case == "no labels":
+        (tmp_path / "x.txt").write_text("the cat\na dog\n" * 5)
+        return ["--data", tmp_path / "x.txt", "--teacher", teacher, "--objective", "labels"]
+    if case == "empty":
+        return ["--data", write_csv(tmp_path / "x.csv", []), "--teacher", teacher]
+    if case == "used":
+        (tmp_path / "used").mkdir()
+        (tmp_path / "used" / "result.json").touch()
+        return [*data, "--output", tmp_path / "used"]
+    return {
+        "task": ["--task", "pwr"],
+        "task and data": ["--task", "nonsense", "--data", csv],
+        "column": [*data, "--label", "verdict"],
+        "eval_data": [*data, "--eval-data", csv],
+        "classes": [*data, "--classes", "negative"],
+        "classes moved": [*data, "--classes", "positive,negative"],
+        "no file": ["--data", tmp_path / "nothing.csv", "--teacher", teacher],
+        "fraction": [*data, "--fraction", 0],
+        "mapping layer": [*data, "--mapping", "block_output.9~block_output.0"],
+        "mapping kind": [*data, "--mapping", "fulll"],
+        "layers": [*data, "--student-layers", 9],
+        "objective": [*data, "--objective", "kdd"],
+        "pairs": [*data, "--pairs", "shufle"],
+        "share": [*data, "--share", 1.5],
+        "steps": [*data, "--steps", 0],
+        "lr": [*data, "--lr", -1],
+        "temperature": [*data, "--temperature", 0],
+        "teacher": ["--data", csv, "--teacher", tmp_path / "nowhere"],
+        "no teacher": ["--data", csv],
+        "sst2": ["--task", "sst2"],
+        "resume": ["--resume", tmp_path / "nowhere"],
+    }[case]
+
+
+MESSAGES = {
+    "task": "there is no task 'pwr'; did you mean 'pvr'",
+    "task and data": "there is no task 'nonsense'",
+    "column": "has no label column 'verdict': its columns are 'text', 'label'; name one with",
+    "empty": "has no rows",
+    "no file": "nothing.csv does not exist",
+    "three labels": "are negative, positive, unsure and the classes of the model negative, positive: unsure is none of",
+    "two columns": "has 2 columns called 'text', and which is meant is not known",
+    "eval_data": "eval_data is .*films.csv, the file that is trained on, so nothing would be held out; leave eval_data",
+    "no labels": r"Labels\(\) needs a column 'labels' and the data has input_ids",
+    "classes": "classes=.* does not say which class is which",
+    "classes moved": "'positive' has another number there; leave classes out",
+    "fraction": "fraction=0.0 is not a share of the training rows; use a number above 0",
+    "mapping layer": r"Location\(layer=9\) is out of range: this 'bert' model has 3 layers",
+    "mapping kind": "mapping 'fulll' does not exist: choose one of full, middle, late, single",
+    "layers": "a student of 9 layers cannot be made from a teacher of 3; choose 1 to 3",
+    "objective": "--objective kdd does not exist: choose of kd, diito, labels",
+    "pairs": "--pairs shufle does not exist: choose one of shuffle",
+    "share": r"Span\(share=1.5\) is not a share",
+    "steps": "steps=0 train nothing; use e.g.",
+    "lr": "lr=-1.0: both must be above 0",
+    "temperature": "softens nothing; use a temperature above 0",
+    "used": "is not empty: it may hold another run; choose a new folder",
+    "teacher": "teacher '.*nowhere' cannot be loaded",
+    "no teacher": "has no teacher of its own; give a classifier .*distill teach --data",
+    "sst2": "--task sst2 has no teacher of its own; .*distill teach --task sst2",
+    "resume": "holds no run of distill fit to go on with; start one",
+}
+
+
+@pytest.mark.parametrize("case", MESSAGES)
+def test_bad_input_is_one_line_and_status_2_before_any_training(case, tmp_path, teacher, csv, monkeypatch):
+    def trained(*args, **kwargs):
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(commands, "fit", trained)
+    monkeypatch.setattr(importlib.import_module("distill.teach"), "fit", trained)
+    arguments = bad(case, tmp_path, teacher, csv)
+    output = [] if {"--output", "--resume"} & set(arguments) else ["--output", tmp_path / "r"]
+    status, out, err = distill("fit", *arguments, *output)
+    assert status == 2
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("distill: ")
+    assert re.search(MESSAGES[case], err), err
+    assert not (tmp_path / "r").exists()
+
+
+def test_mistakes_are_found_before_an_embedded_teacher_is_trained(small_pvr):
+    for arguments in (
+        ["--mapping", "block_output.9~block_output.0"],
+        ["--student-layers", 9],
+        ["--pairs", "in-context"],
+        ["--steps", 0],
+        ["--mapping", "fulll"],
+    ):
+        status, out, err = distill("fit", *arguments)
+        assert (status, out) == (2, ""), err
+        assert err.count("\n") == 1
+    assert not small_pvr.exists()
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    from distill import DistillError
+
+    with pytest.raises(DistillError, match="there is no task 'pwr'"):
+        distill("fit", "--task", "pwr", "--debug")
+
+
+def test_a_teacher_with_other_classes_or_another_vocabulary(tmp_path, teacher, csv):
+    other = save_bert(tmp_path / "other", classifier=True, labels=5)
+    arguments = ["evaluate", "--teacher", teacher, "--data", csv, "--student", other]
+    status, _out, err = distill(*arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the teacher has 2 classes and the student 5" in err
+
+
+def test_a_teacher_no_better_than_the_majority_is_refused_unless_asked_for(tmp_path, csv):
+    untrained = save_bert(tmp_path / "untrained", classifier=True)
+    arguments = ["fit", "--data", csv, "--teacher", untrained, "--output", tmp_path / "r", *FIT]
+    status, _, err = distill(*arguments)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "there is nothing to learn from it; train it (distill teach), or pass --any-teacher" in err
+    assert not (tmp_path / "r").exists()
+    status, _out, err = distill(*arguments, "--any-teacher", "--objective", "kd")
+    assert (status, err) == (0, "")
+
+
+def test_an_encoder_is_no_teacher(encoder, csv, tmp_path):
+    status, _, err = distill("fit", "--data", csv, "--teacher", encoder)
+    assert status == 2
+    assert "has no classifier; fine-tune one first: distill teach" in err
+    status, _, err = distill("teach", "--data", csv, "--output", tmp_path / "t")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--from" in err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    status, _, err = distill("teach", "--data", csv, "--from", encoder, "--output", tmp_path / "full")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is not empty" in err
+    status, _, err = distill("evaluate")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "nothing to evaluate was named" in err
+
+
+def test_nan_stops_with_status_2(teacher, csv, tmp_path):
+    status, _, err = distill(
+        "fit",
+        "--data",
+        csv,
+        "--teacher",
+        teacher,
+        "--output",
+        tmp_path / "r",
+        "--objective",
+        "kd",
+        "--lr",
+        1e30,
+        "--steps",
+        30,
+        "--student-layers",
+        2,
+    )
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.search(r"the loss is (nan|inf) at step \d+ \(kd=(nan|inf)\); no checkpoint was saved yet", err)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_ctrl_c_leaves_a_checkpoint_and_going_on_gives_the_same_student(teacher, csv, tmp_path):
+    arguments = [
+        "--data",
+        csv,
+        "--teacher",
+        teacher,
+        "--objective",
+        "diito",
+        "--batch-size",
+        8,
+        "--student-layers",
+        2,
+        "--steps",
+        100,
+    ]
+    status, _, err = distill("fit", *arguments, "--output", tmp_path / "whole")
+    assert status == 0, err
+    command = [
+        sys.executable,
+        "-c",
+        "from distill.cli.main import main; main()",
+        "fit",
+        *map(str, arguments),
+        "--output",
+        "r",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    log = tmp_path / "r" / "diito" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while (
+        not (log.exists() and log.read_text().count("\n") >= 3)
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert re.search(
+        r"stopped after step \d+ of 100; the state is in r/diito/checkpoints/step-\d+; "
+        r"go on with: distill fit --resume r\n",
+        err,
+    )
+    assert "Traceback" not in err
+    assert not set("\x1b\r") & set(out)
+    status, _, err = distill("fit", "--resume", tmp_path / "r")
+    assert (status, err) == (0, "")
+    students = [commands.load_classifier(tmp_path / name / "diito" / "student") for name in ("whole", "r")]
+    assert all(torch.equal(a, b) for a, b in zip(*(s.state_dict().values() for s in students), strict=True))
+    logs = [(tmp_path / name / "diito" / "log.jsonl").read_text() for name in ("whole", "r")]
+    assert logs[0] == logs[1]
+
+
+def test_help_names_the_commands():
+    status, out, _err = distill("--help")
+    assert status == 0
+    assert {"fit", "evaluate", "teach"} <= set(re.findall(r"\w+", out))
+
+
+def test_objectives_are_listed():
+    status, out, err = distill("objectives")
+    assert (status, err) == (0, "")
+    assert "DIITO  kd_cf" in out
+    assert "formula    min(epoch / warmup, 1)" in out
+
+
+def test_tasks_whose_teacher_is_no_transformer_say_how():
+    status, _, err = distill("fit", "--task", "digits")
+    assert status == 2
+    assert "the teacher of digits is a CNN" in err
+    assert "distill.networks.MLP(64)" in err
+
+
+def test_a_warning_is_printed_once(monkeypatch, capsys):
+    """Where filters change in between Python gives it again."""
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    main._quiet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", _shown)
+        for text in ("no padding token", "no padding token", "another"):
+            warnings.warn(text, stacklevel=1)
+    assert capsys.readouterr().err == "distill: no padding token\ndistill: another\n"
+
+
+def _shown(*warning, **where):
+    sys.stderr.write(warnings.formatwarning(*warning[:4]))

@@ -1,0 +1,106 @@
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from distill.training.checkpoints import Checkpoints, deferred_interrupt
+from tests.distill.tiny_models import gpt2_lm, mlp, same, weights
+
+
+def prepared(folder, model=None, **settings):
+    accelerator = Accelerator()
+    model = mlp() if model is None else model
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=0.1))
+    return model, optimizer, Checkpoints(folder, **settings), accelerator
+
+
+def train(model, optimizer):
+    model(torch.ones(2, 6)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_weights_and_optimizer_go_on_as_if_nothing_had_happened(tmp_path):
+    model, optimizer, checkpoints, accelerator = prepared(tmp_path)
+    assert checkpoints.begin(accelerator) == 0
+    train(model, optimizer)
+    assert checkpoints.save(1) == tmp_path / "step-0000001"
+    train(model, optimizer)
+    other, optimizer, checkpoints, accelerator = prepared(tmp_path, resume=True)
+    assert checkpoints.begin(accelerator) == 1
+    train(other, optimizer)
+    assert same(weights(model), weights(other))
+
+
+def test_the_newest_two_are_kept_by_number(tmp_path):
+    *_, checkpoints, accelerator = prepared(tmp_path)
+    checkpoints.begin(accelerator)
+    assert checkpoints.last() is None
+    for step in (5, 100, 9_999_999, 10_000_000):
+        checkpoints.save(step)
+        assert checkpoints.last().name == f"step-{step:07d}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10000000", "step-9999999"]
+
+
+def test_saving_a_step_again_and_discarding_it(tmp_path):
+    *_, checkpoints, accelerator = prepared(tmp_path)
+    checkpoints.begin(accelerator)
+    for step in (1, 2, 2):
+        checkpoints.save(step)
+    checkpoints.discard(2)
+    checkpoints.discard(7)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
+
+
+def test_an_unfinished_checkpoint_is_none(tmp_path):
+    *_, checkpoints, accelerator = prepared(tmp_path)
+    checkpoints.begin(accelerator)
+    (tmp_path / "unfinished").mkdir(parents=True)
+    (tmp_path / "unfinished" / "rubbish").touch()
+    assert checkpoints.last() is None
+    saved = checkpoints.save(3)
+    assert not (saved / "rubbish").exists()
+
+
+def test_nothing_to_go_on_from(tmp_path):
+    *_, checkpoints, accelerator = prepared(tmp_path, resume=True)
+    with pytest.warns(UserWarning, match=r"holds no checkpoint: the run ended before its first, and starts anew"):
+        assert checkpoints.begin(accelerator) == 0
+
+
+def test_tied_weights(tmp_path):
+    model, _, checkpoints, accelerator = prepared(tmp_path, gpt2_lm(2))
+    checkpoints.begin(accelerator)
+    checkpoints.save(1)
+    other, _, checkpoints, accelerator = prepared(tmp_path, gpt2_lm(2), resume=True)
+    assert not same(weights(model), weights(other))
+    checkpoints.begin(accelerator)
+    assert same(weights(model), weights(other))
+    assert other.lm_head.weight is other.transformer.wte.weight
+
+
+def test_ctrl_c_is_noted_and_a_second_one_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with deferred_interrupt() as asked:
+        assert not asked.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.wait(5)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_leave_signals_alone():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work():
+        with deferred_interrupt() as asked:
+            seen.append((asked.is_set(), signal.getsignal(signal.SIGINT) is before))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, True)]

@@ -1,0 +1,42 @@
+"""Trains a tiny student in as many processes as it is started in, and prints what the first of them ends with.
+
+Run by `test_processes.py`: python -m tests.distill.training.two_processes BATCH_SIZE ACCUMULATE NAME.
+"""
+
+import sys
+
+import torch
+from accelerate import Accelerator
+
+from distill import CRD, DKD, KD, CausalLM, Cosine, Labels, Rows, Schedule, from_layers, steps
+from tests.distill.tiny_models import bert, gpt2_lm, spread, text
+
+CASES = {
+    "tokens": (gpt2_lm, lambda: text(15, labels=False), lambda: [KD(), CausalLM(), Cosine()]),
+    "examples": (bert, lambda: text(15), lambda: [KD(), Labels(), DKD(warmup=0)]),
+    "memories": (bert, lambda: text(15), lambda: [KD(), CRD(8, 16)]),
+}
+
+
+def main(batch_size: int, accumulate: int, name: str) -> None:
+    make, data, objectives = CASES[name]
+    teacher = spread(make(4))
+    student = spread(from_layers(teacher, 2), 1)
+    rows: Rows = data()
+    schedule = Schedule(epochs=2, batch_size=batch_size, lr=0.01, optimizer="sgd", clip=0.5, accumulate=accumulate)
+    accelerator = Accelerator(cpu=True)
+    chosen = objectives()
+    for record in steps(
+        teacher.double(), student.double(), data=rows, objective=chosen, schedule=schedule, accelerator=accelerator
+    ):
+        if accelerator.is_main_process:
+            print("record", record.step, *(f"{value:.12f}" for value in record.terms.values()), flush=True)
+    total = sum(float(p.double().abs().sum()) for p in student.parameters())
+    banks = [float(buffer.double().sum()) for each in chosen for buffer in each.buffers()]
+    print("weights", accelerator.process_index, f"{total:.10f}", *(f"{bank:.8f}" for bank in banks), flush=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
