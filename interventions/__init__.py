@@ -21,16 +21,10 @@ from interventions.describe import describe
 from interventions.errors import InterventionError
 from interventions.execution.origins import Stored
 from interventions.execution.requests import Handle
+from interventions.execution.run import Activations, Run
 from interventions.interchanges import interchange, intervene
 from interventions.locations import SITES, Location, as_location
-from interventions.metrics import (
-    Metric,
-    kl,
-    log_probability,
-    logit_difference,
-    normalised,
-    probability,
-)
+from interventions.metrics import Metric, kl, log_probability, logit_difference, normalised, probability
 from interventions.models.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
 from interventions.models.architectures import Architecture, Place, architecture
 from interventions.models.stacks import Stack
@@ -38,7 +32,7 @@ from interventions.models.wrappers import Model
 from interventions.names import label, printable, printed
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.positions import Selection, select
-from interventions.runs import Activations, Run, record, run, run_to
+from interventions.runs import record, run, run_to
 from interventions.saving.saving import Saved, load, save
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
 

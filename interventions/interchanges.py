@@ -1,43 +1,48 @@
 """Runs with some of their internals replaced: around ordinary calls, or as the counterfactual of two runs."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from interventions.errors import InterventionError
-from interventions.execution.origins import Stored, origin_of, taken_for_inputs
-from interventions.execution.recordings import Recording, Replay, drawing
-from interventions.execution.requests import Handle, check_fired, held_by, of_run, pairs_of, writes_of
-from interventions.execution.stamps import Stamp
-from interventions.execution.writes import Source, Write
-from interventions.hooks.hooks import Scope, Tap, acting, opened
-from interventions.locations import Location
-from interventions.models.architectures import Place, architecture
-from interventions.models.calls import arguments_of, call
-from interventions.models.wrappers import Model, module_of
-from interventions.operators import Operator
-from interventions.positions import Positions
-from interventions.runs import (
+from interventions.execution.hooked import (
+    check_complete,
+    drawing_write,
+    fetcher,
+    listening,
+    reading,
+    recorded,
+    recording_of,
+    shifted_tap,
+    tap_of,
+)
+from interventions.execution.origins import Stored, origin_of
+from interventions.execution.recordings import Recording, Replay
+from interventions.execution.requests import Handle, check_fired, pairs_of, writes_of
+from interventions.execution.run import (
     Inputs,
     Keep,
     Run,
     Where,
     check_inputs,
     check_ran,
-    fetcher,
     locations_of,
-    read,
-    reading,
-    recorded,
-    traced,
     without_cache,
     without_past,
 )
+from interventions.execution.stamps import Stamp
+from interventions.hooks.hooks import Scope, acting, opened
+from interventions.locations import Location
+from interventions.models.architectures import architecture
+from interventions.models.calls import arguments_of, call
+from interventions.models.wrappers import Model, module_of
+from interventions.operators import Operator
+from interventions.positions import Positions
+from interventions.runs import traced
 from interventions.steps import Steps, parse_steps
 
 
@@ -104,9 +109,9 @@ def intervene(
             yield handle
         return
     model = module_of(model)
-    listen = partial(_listen, model if origin is None else origin.model)
+    listen = partial(listening, model if origin is None else origin.model)
     writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
-    scope = Scope(model, [_tap(write, write) for write in writes], generator=generator)
+    scope = Scope(model, [tap_of(write, write) for write in writes], generator=generator)
     with opened(scope):
         yield Handle(tuple(writes))
     check_fired(writes, "this intervene block; call the model inside the block")
@@ -161,28 +166,28 @@ def interchange(
         )
         return replace(there, answers=base.answers if isinstance(base, Run) else there.answers)
     model, found = module_of(model), architecture(model)
-    listen, where = partial(_listen, model if origin is None else origin.model), (positions, source_positions, None)
+    listen, where = partial(listening, model if origin is None else origin.model), (positions, source_positions, None)
     writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
     recording = None
     if isinstance(base, Run) and resume:
-        recording = _resumable(base)
+        recording = recording_of(base)
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
     kept = locations_of(record)
     activations, reads = reading(found, kept)
     count = 0 if recording is None else recording.reusable([w.place for w in writes], [found.place(at) for at in kept])
     replay = Replay(recording, count) if recording is not None and count else None
-    taps = [_tap(write, write if replay is None else _drawing(write)) for write in writes]
+    taps = [tap_of(write, write if replay is None else drawing_write(write)) for write in writes]
     if replay is not None:
         places = [*(write.place for write in writes), *(found.place(at) for at in kept)]
-        shifted = [_shifted(tap, place, replay) for tap, place in zip([*taps, *reads], places, strict=True)]
+        shifted = [shifted_tap(tap, place, replay) for tap, place in zip([*taps, *reads], places, strict=True)]
         taps, reads = shifted[: len(taps)], shifted[len(taps) :]
     again = Recording.begin(found) if found.stacks else None
     scope = recorded(model, [*taps, *reads], again)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
     inputs = without_cache(found, inputs)
     if replay is not None:
-        _check_complete(model, inputs)
+        check_complete(model, inputs)
         scope.replay, scope.replayed = replay, replay.blocks
     with nullcontext() if replay is None else replay.surrounding(scope), opened(scope):
         output = call(model, inputs)
@@ -194,39 +199,6 @@ def interchange(
     answers = base.answers if isinstance(base, Run) else None
     made = base._stamp if isinstance(base, Run) and recording is not None else Stamp.of(model)
     return Run(model, inputs, output, activations, again, is_counterfactual=True, answers=answers, _stamp=made)
-
-
-def _listen(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
-    """What a source run has at the places: of a Run, or of one that stops after the last of them."""
-    if isinstance(given, Run):
-        return of_run(given, model, places)
-    check_inputs(given)
-    with taken_for_inputs(given, model):
-        return held_by(read(model, given, list(places)), arguments_of(model, given), places)
-
-
-def _tap(write: Write, function: Callable[[Tensor, Scope], Tensor | None]) -> Tap:
-    return Tap.at(write.place, function)
-
-
-def _shifted(tap: Tap, place: Place, replay: Replay) -> Tap:
-    """The same tap where the first calls of its block do not run: inside, they are not there to be counted."""
-    if tap.turn is None or place.module is place.block:
-        return tap
-    return replace(tap, turn=tap.turn - replay.blocks_called.count(place.block))
-
-
-def _drawing(write: Write) -> Callable[[Tensor, Scope], Tensor | None]:
-    def written(state: Tensor, scope: Scope) -> Tensor | None:
-        with drawing(scope):
-            return write(state, scope)
-
-    return written
-
-
-def _resumable(base: Run) -> Recording | None:
-    base.check_fresh()
-    return base.recording
 
 
 def _check_base(base: Run, model: Model) -> None:
@@ -245,13 +217,3 @@ def _check_base(base: Run, model: Model) -> None:
             "the base is a run made inside a block of interventions that is closed, so it cannot be run again; open "
             "the block around this call too, and make the base inside it."
         )
-
-
-def _check_complete(model: nn.Module, inputs: Inputs) -> None:
-    """Raise for outputs that skipped blocks leave incomplete."""
-    given = arguments_of(model, inputs)
-    config = getattr(model, "config", None)
-    if given.get("output_attentions", getattr(config, "output_attentions", False)):
-        raise InterventionError("output_attentions=True is incomplete where blocks are skipped; pass resume=False.")
-    if given.get("use_cache"):
-        raise InterventionError("use_cache=True leaves the cache of skipped blocks empty; pass resume=False.")

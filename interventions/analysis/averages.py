@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InterventionError
+from interventions.execution.run import Inputs, Where, locations_of
 from interventions.locations import Location
 from interventions.models.architectures import Place, architecture
 from interventions.models.axes import to_vectors
@@ -14,7 +15,7 @@ from interventions.models.calls import arguments_of
 from interventions.models.wrappers import Model, module_of
 from interventions.operators import Mean
 from interventions.positions import Positions, select
-from interventions.runs import Inputs, Where, locations_of, run_to, traced
+from interventions.runs import run_to, traced
 from interventions.steps import span_of
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from torch import nn
 
 from interventions.errors import InterventionError
+from interventions.execution.run import Inputs, Run, Where, locations_of
 from interventions.interchanges import interchange
 from interventions.locations import BLOCK_SITES, Location, as_location
 from interventions.models.architectures import Architecture, architecture, model_name
@@ -13,7 +14,7 @@ from interventions.models.sites import kind_of
 from interventions.models.stacks import Stack
 from interventions.models.wrappers import Model
 from interventions.positions import Positions
-from interventions.runs import Inputs, Run, Where, as_run, check_eval, locations_of, run_to
+from interventions.runs import as_run, check_eval, run_to
 
 COMPONENTS = ("attention_output", "mlp_output")  # what writes into the residual stream
 Stage = tuple[int, int]  # block, and place in the order of BLOCK_SITES

@@ -11,12 +11,14 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from interventions.analysis.grids import Grid
-from interventions.analysis.passes import Passes, Summary, cells_a_pass, shapes_of
+from interventions.analysis.passes import Passes, cells_a_pass
 from interventions.endings import without_gradients
 from interventions.errors import InterventionError
 from interventions.execution.cells import Cell, Column, cells_of, columns_of
 from interventions.execution.examples import examples_in
 from interventions.execution.origins import Origin, Stored, origin_of, taken_for_inputs
+from interventions.execution.run import Inputs, Run
+from interventions.execution.stacking import Stacked, Summary, shapes_of
 from interventions.locations import Location, as_location
 from interventions.metrics import Metric, Normalised, name_of
 from interventions.models.architectures import architecture
@@ -24,7 +26,7 @@ from interventions.models.calls import arguments_of
 from interventions.models.wrappers import Model, is_traced
 from interventions.operators import Operator, Swap
 from interventions.positions import select
-from interventions.runs import Inputs, Run, as_run, check_eval, run, traced
+from interventions.runs import as_run, check_eval, run, traced
 from interventions.steps import span_of
 
 
@@ -108,9 +110,10 @@ def sweep(
         )
         values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
         most = cells_a_pass(before, batch_size)
-        passes = Passes(before, given, ops, generator, most, metric, origin, parts=batch_size is None)
+        stacked = Stacked(before, given, ops, generator, most, metric, origin)
         elsewhere = traced(model, remote)
-        measured = passes if elsewhere is None else partial(elsewhere.measured, passes, remote)
+        here = Passes(stacked, parts=batch_size is None)
+        measured = here if elsewhere is None else partial(elsewhere.measured, stacked, remote)
         for row, cell, value in measured(list(rows.values()), cells):
             at_row = " + ".join(map(str, list(rows.values())[row]))
             what = f"the counterfactual at {at_row}, position {columns[cell.column].label}"

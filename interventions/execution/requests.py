@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.execution.origins import Origin, Stored
+from interventions.execution.run import Activations, Inputs, Run, locations_of
 from interventions.execution.writes import Source, Write
 from interventions.locations import Location, as_location
 from interventions.models.architectures import Architecture, Place
@@ -19,7 +20,6 @@ from interventions.models.wrappers import Model
 from interventions.names import printed
 from interventions.operators import Operator, Swap
 from interventions.positions import Positions
-from interventions.runs import Activations, Inputs, Run, locations_of
 from interventions.steps import steps_text
 
 

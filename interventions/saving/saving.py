@@ -20,12 +20,12 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from interventions.errors import InterventionError
+from interventions.execution.run import locations_of
 from interventions.locations import Location, as_location
 from interventions.models.architectures import architecture
 from interventions.models.wrappers import Model, module_of
 from interventions.operators import Operator
 from interventions.positions import Positions
-from interventions.runs import locations_of
 from interventions.saving.encodings import (
     decoded,
     decoded_operator,

@@ -10,7 +10,7 @@ from torch import nn
 from interventions.models.calls import Call, Generation, begin, named, tokens_in
 
 
-class Moment:
+class CurrentCall:
     """What is known of the run of a traced model that is going on; taps and writes take it for a scope of hooks.
 
     A run is one trace: all its calls of the model are those of one generation.
@@ -29,7 +29,7 @@ class Moment:
         self.begin()
 
     def __reduce__(self) -> tuple:
-        return Moment, ()  # what goes on here is of no interest elsewhere
+        return CurrentCall, ()  # what goes on here is of no interest elsewhere
 
     def begin(self) -> None:
         """A run begins."""

@@ -13,14 +13,14 @@ from interventions.errors import InterventionError
 from interventions.hooks.attention import attend, store_in_cache, tapped
 from interventions.hooks.hooks import Tap
 from interventions.hooks.states import argument_in, at, path_in, with_argument, with_new
-from interventions.tracing.current_call import Moment, cache_in
+from interventions.tracing.current_call import CurrentCall, cache_in
 
 
 @runtime_checkable
 class Door(Protocol):
     """A way into a module of a traced model."""
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
+    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
         """Wait until the model comes by once more, and put what is there through the taps, one after the other.
 
         Args:
@@ -39,7 +39,7 @@ class Side:
 
     io: str
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
+    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
         passed(envoy, self.io, envoy._module, taps, moment)
 
 
@@ -55,7 +55,7 @@ class Operation:
     names: tuple[str, ...]
     io: str
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
+    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
         operation = opened(envoy, self.names)
         try:
             passed(operation, self.io, envoy._module, taps, moment)
@@ -76,7 +76,7 @@ class Function:
     name: str
     chooser: str
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
+    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
         if not kept or kept["cache"] is not None:
             kept["cache"] = cache_in(*envoy.inputs)
         if "eager" not in kept:  # it may be called several times in one call of the module, and is chosen once
@@ -95,7 +95,7 @@ class Function:
 class Computation:
     """All that an attention computes, where it does so by products and a softmax of its own."""
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: Moment, kept: dict[str, Any]) -> None:
+    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
         from nnsight.intervention.source import STATE, run_body
 
         args, kwargs = envoy.inputs
@@ -113,13 +113,13 @@ class Changing:
 
     module: nn.Module
     taps: tuple[Tap, ...]
-    moment: Moment
+    moment: CurrentCall
     cache: object
     sites: frozenset[str]
     written: set[str] = field(default_factory=set)
 
     @classmethod
-    def now(cls, module: nn.Module, taps: Sequence[Tap], moment: Moment, cache: object) -> Changing:
+    def now(cls, module: nn.Module, taps: Sequence[Tap], moment: CurrentCall, cache: object) -> Changing:
         """For the call that begins."""
         mine = tuple(tap for tap in taps if has_turn(tap, moment))
         return cls(module, mine, moment, cache, frozenset(tap.io for tap in mine))
@@ -138,7 +138,7 @@ class Changing:
             store_in_cache(self.cache, f"{site}s", self.module, old, new)
 
 
-def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: Moment) -> None:
+def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: CurrentCall) -> None:
     """Put what a module or an operation returns, or is given, through the taps."""
     if io == "input":
         given = view.inputs
@@ -152,7 +152,7 @@ def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: M
         view.output = new
 
 
-def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: Moment) -> Any:
+def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: CurrentCall) -> Any:
     """What `module` returned, put through the taps; itself where none writes."""
     for tap in taps:
         if has_turn(tap, moment):
@@ -168,7 +168,7 @@ def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: Moment
     return value
 
 
-def of_arguments(module: nn.Module, given: tuple, taps: Sequence[Tap], moment: Moment) -> tuple:
+def of_arguments(module: nn.Module, given: tuple, taps: Sequence[Tap], moment: CurrentCall) -> tuple:
     """What `module` was given, put through the taps; itself where none writes."""
     for tap in taps:
         if not has_turn(tap, moment):
@@ -181,7 +181,7 @@ def of_arguments(module: nn.Module, given: tuple, taps: Sequence[Tap], moment: M
     return given
 
 
-def has_turn(tap: Tap, moment: Moment) -> bool:
+def has_turn(tap: Tap, moment: CurrentCall) -> bool:
     """Whether this is the call of its module that a tap is meant for; asked once in each call."""
     if tap.turn is None:
         return True

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from interventions.runs import Inputs, check_inputs
+from interventions.execution.run import Inputs, check_inputs
 from interventions.tracing import vllm
 
 

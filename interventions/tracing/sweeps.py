@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from interventions.analysis.passes import Each, OneByOne, Passes, chunks_of, positions_of, taken, written
 from interventions.execution.cells import Cell
 from interventions.execution.examples import examples_in
 from interventions.execution.requests import Listen, of_run, writes_of
+from interventions.execution.run import Run, rows_of
+from interventions.execution.stacking import Each, OneByOne, Stacked, chunks_of, positions_of, taken, written
 from interventions.execution.writes import Source
 from interventions.locations import Location
 from interventions.models.architectures import Place, architecture
-from interventions.runs import Run, rows_of
 from interventions.tracing import vllm
 from interventions.tracing.jobs import Task
 from interventions.tracing.plans import Plan
@@ -20,22 +20,22 @@ from interventions.tracing.sessions import Remote
 
 
 def measured(
-    passes: Passes, remote: Remote, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
+    stacked: Stacked, remote: Remote, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
 ) -> Iterator[tuple[int, Cell, Any]]:
     """Each cell of each row, with what is measured of its counterfactual."""
-    vllm.refuse(passes.base.model, "sweep")
-    model, examples = passes.base.model, examples_in(passes.base.inputs)
-    plan, sources = Plan.of(model, passes.generator), dict[int, Task]()
+    vllm.refuse(stacked.base.model, "sweep")
+    model, examples = stacked.base.model, examples_in(stacked.base.inputs)
+    plan, sources = Plan.of(model, stacked.generator), dict[int, Task]()
     asked: list[tuple[int, Sequence[Cell], Task]] = []
-    for row, locations, chunk in chunks_of(rows, cells, passes.most):
-        pairs = {location: OneByOne.of(passes.ops[location], chunk, location) for location in locations}
+    for row, locations, chunk in chunks_of(rows, cells, stacked.most):
+        pairs = {location: OneByOne.of(stacked.ops[location], chunk, location) for location in locations}
         to = {location: positions_of(written(chunk, location)) for location in locations}
         of = {location: positions_of(taken(chunk, location)) for location in locations}
         listen = _listening(plan, sources, len(chunk))
         where = (to, of, None)
-        writes = writes_of(architecture(model), pairs, passes.source, where, passes.generator, listen=listen)
-        inputs = rows_of(passes.base.inputs, torch.arange(examples).repeat(len(chunk)))
-        task = plan.task(inputs, Each(passes.measure, len(chunk), examples))
+        writes = writes_of(architecture(model), pairs, stacked.source, where, stacked.generator, listen=listen)
+        inputs = rows_of(stacked.base.inputs, torch.arange(examples).repeat(len(chunk)))
+        task = plan.task(inputs, Each(stacked.measure, len(chunk), examples))
         plan.write(task, writes)
         asked.append((row, chunk, task))
     plan.run(remote)

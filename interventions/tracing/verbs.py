@@ -9,12 +9,21 @@ from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.execution.requests import Handle, Listen, check_fired, of_run, writes_of
+from interventions.execution.run import (
+    Activations,
+    Inputs,
+    Keep,
+    Run,
+    check_fresh,
+    check_ran,
+    check_repeatable,
+    without_past,
+)
 from interventions.execution.stamps import Stamp
 from interventions.execution.writes import Source, part_of
 from interventions.locations import Location
 from interventions.models.architectures import Place, architecture
 from interventions.operators import Operator
-from interventions.runs import Activations, Inputs, Keep, Run, check_fresh, check_ran, check_repeatable, without_past
 from interventions.steps import parse_steps
 from interventions.tracing import vllm
 from interventions.tracing.edits import Block, attached, ran_here, surroundings, tapped

@@ -9,7 +9,7 @@ from typing import Any
 from interventions.execution.requests import check_fired
 from interventions.execution.writes import Write
 from interventions.hooks.hooks import Tap
-from interventions.tracing.current_call import Moment
+from interventions.tracing.current_call import CurrentCall
 from interventions.tracing.hook_points import Door
 from interventions.tracing.jobs import During, Job
 from interventions.tracing.operations import close, opened_modules
@@ -55,7 +55,7 @@ class Visits:
     encoders: tuple[Any, ...] = ()
     writes: tuple[Write, ...] = ()
     job: Job | None = None
-    moment: Moment = field(default_factory=Moment)
+    moment: CurrentCall = field(default_factory=CurrentCall)
     mine: Callable[[], Collection[int]] | None = None
     away: bool = False
     is_over: bool = False

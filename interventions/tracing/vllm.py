@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from interventions.errors import InterventionError
 from interventions.execution.requests import Handle, check_fired, held_by, writes_of
+from interventions.execution.run import Activations, Inputs, Keep, Run, check_ran
 from interventions.execution.writes import Source, Write
 from interventions.locations import HEAD_SITES, SIDES, Location
 from interventions.models.architectures import Architecture, Place, architecture
@@ -27,7 +28,6 @@ from interventions.models.calls import arguments_of
 from interventions.models.sites import Missing
 from interventions.models.wrappers import is_traced
 from interventions.operators import Operator
-from interventions.runs import Activations, Inputs, Keep, Run, check_ran
 from interventions.tracing.packing import Parcel
 from interventions.tracing.sessions import Remote, ours
 from interventions.tracing.vllm_requests import Draws, Post
@@ -73,7 +73,7 @@ def run(
     """
     check_engine(model, remote)
     _check_settings(model, counts=True)
-    found, prompt, activations = Served.of(model), _prompt(inputs), Activations(at)
+    found, prompt, activations = EngineArchitecture.of(model), _prompt(inputs), Activations(at)
     states: list[list[Tensor]] = [[] for _ in at]
     posts = [_post(model, found, location) for location in at]
     with ours(), _standing(model, posts, lambda number, report: states[number].extend(report.get("states", ()))):
@@ -99,7 +99,7 @@ def intervene(
 ) -> Iterator[Handle]:
     """`interventions.intervene`: in all requests that the engine begins inside the block, whoever makes them."""
     check_engine(model, remote)
-    found = Served.of(model)
+    found = EngineArchitecture.of(model)
     writes = tuple(writes_of(found, pairs, source, where, None, listen=_listening(model)))
     settings = [each for write in writes for each in (write.positions, write.steps, write.source)]
     _check_settings(model, counts=any(each is not None for each in settings))
@@ -170,11 +170,11 @@ def _core(model: Any) -> Any:
     return getattr(model.vllm_entrypoint, "llm_engine", model.vllm_entrypoint)
 
 
-class Served(Architecture):
+class EngineArchitecture(Architecture):
     """What can be addressed in a model as vLLM writes it: blocks, their attention and feed-forward part, modules."""
 
     @classmethod
-    def of(cls, model: Any) -> "Served":
+    def of(cls, model: Any) -> "EngineArchitecture":
         """Of an engine."""
         found = architecture(model)
         return cls(found.model, found.stacks, found.paths)
@@ -246,7 +246,7 @@ def _is_row(module: nn.Module) -> bool:
 
 
 def _post(
-    model: Any, found: Served, location: Location, write: Write | None = None, draws: Draws | None = None
+    model: Any, found: EngineArchitecture, location: Location, write: Write | None = None, draws: Draws | None = None
 ) -> Post:
     place = found.place(location)
     view = next(each for each in model.modules() if each._module is place.module)

@@ -19,7 +19,7 @@ from interventions.hooks.states import at, path_in, with_new
 from interventions.locations import Location
 from interventions.models.architectures import Place
 from interventions.models.calls import Call, Generation, named
-from interventions.tracing.current_call import Moment
+from interventions.tracing.current_call import CurrentCall
 from interventions.tracing.visits import forever
 
 
@@ -87,7 +87,7 @@ class Request:
     """
 
     def __init__(self, post: Post, model: Any, number: int) -> None:
-        self.post, self.model, self.moment = post, model, Moment()
+        self.post, self.model, self.moment = post, model, CurrentCall()
         self.generator = None if post.draws is None else post.draws.of_request(number)
         self.began = None if self.generator is None else self.generator.get_state()
         self.write = None if post.write is None else replace(post.write, generator=self.generator)

@@ -1,0 +1,207 @@
+"""How a torch model is run by hooks: what is read, written, recorded and resumed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from interventions.errors import InterventionError
+from interventions.execution.origins import taken_for_inputs
+from interventions.execution.recordings import Recording, Replay, drawing
+from interventions.execution.requests import held_by, of_run
+from interventions.execution.run import (
+    Activations,
+    Fetch,
+    Inputs,
+    Run,
+    check_fresh,
+    check_inputs,
+    check_ran,
+    check_repeatable,
+    without_cache,
+)
+from interventions.execution.stamps import Stamp
+from interventions.execution.writes import Source, Write, part_of
+from interventions.hooks.hooks import (
+    Scope,
+    Stopped,
+    Tap,
+    acting,
+    check_graded,
+    open_scopes,
+    opened,
+    under,
+    until_stopped,
+    user_hooks,
+)
+from interventions.locations import Location
+from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.calls import arguments_of, call
+from interventions.models.wrappers import is_sharded
+
+
+def storing(detach: bool, device: torch.device | str | None) -> Callable[[Tensor], Tensor]:
+    """What is kept of an activation: cut off from the graph or not, and on which device."""
+
+    def store(state: Tensor) -> Tensor:
+        state = state.detach() if detach else state
+        return state if device is None else state.to(device)
+
+    return store
+
+
+def reading(
+    found: Architecture, locations: list[Location], *, detach: bool = False, device: torch.device | str | None = None
+) -> tuple[Activations, list[Tap]]:
+    """Empty activations, and the taps that fill them."""
+    activations, store = Activations(locations), storing(detach, device)
+
+    def read(location: Location, place: Place) -> Tap:
+        def keep(state: Tensor, scope: Scope) -> Tensor | None:
+            if scope.recomputing:
+                return None
+            if not detach:
+                check_graded(place.module, scope)
+            part = part_of(state, location, place)
+            activations._states[location].append(store(part))
+            # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
+            return state.clone() if part is state else None
+
+        return Tap.at(place, keep, writes=False)
+
+    return activations, [read(location, found.place(location)) for location in locations]
+
+
+def recorded(model: nn.Module, taps: list[Tap], recording: Recording | None) -> Scope:
+    """What records the taps, and what the blocks return if there is a recording."""
+    if recording is None:
+        return Scope(model, taps)
+    # The writes come first: what a block is recorded to return is what the next one is given.
+    return Scope(model, [*taps, *recording.taps()], watched=recording.found.blocks, raw_outputs=recording.raw_output)
+
+
+def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: bool = True) -> Activations:
+    """The activations of a run that stops after the last of them, or does not because some may run again.
+
+    Inside a block it stops when that has returned: its parts may run more than once.
+    """
+    found = architecture(model)
+    activations, taps = reading(found, locations)
+    missing = set(locations)
+    early = early and not is_sharded(model)  # FSDP must see each block return
+
+    def stop(state: Tensor, scope: Scope) -> None:
+        if early and not missing:
+            raise Stopped
+
+    def stopping(location: Location, tap: Tap, place: Place) -> Tap:
+        def keep(state: Tensor, scope: Scope) -> Tensor | None:
+            going_on = tap.function(state, scope)
+            missing.discard(location)
+            if place.block in (None, place.module):
+                stop(state, scope)
+            return going_on
+
+        return replace(tap, function=keep)
+
+    places = [found.place(location) for location in locations]
+    stopped = [stopping(*each) for each in zip(locations, taps, places, strict=True)]
+    around = dict.fromkeys(place.block for place in places if place.block not in (None, place.module))
+    ends = [Tap(block, "output", stop, writes=False) for block in around if block is not None]
+    with until_stopped(), opened(Scope(model, [*stopped, *ends])):
+        call(model, without_cache(found, inputs))
+    check_ran(activations, "the source run")
+    return activations
+
+
+def fetcher(
+    model: nn.Module,
+    inputs: Inputs,
+    recording: Recording | None,
+    *,
+    made: Stamp | None,
+    store: Callable[[Tensor], Tensor] = lambda state: state,
+) -> Fetch:
+    """What gets an activation that was not asked for.
+
+    Args:
+        made: of the model when it ran; None for a counterfactual run, which cannot run again.
+
+    It holds the parts of a run and not the run, which holds it: a cycle would keep activations until the next garbage
+    collection.
+    """
+    found, scopes, hooks = architecture(model), open_scopes(model), user_hooks(model)
+
+    def fetch(location: Location, kept: Activations) -> Tensor:
+        place, whole = found.place(location), location.whole
+        state = None if recording is None else recording.state(place)
+        if state is None and whole is not location and whole in kept:
+            state = kept[whole]
+        if state is None:
+            check_repeatable(location, is_counterfactual=made is None, training=model.training)
+            if made is not None:
+                check_fresh(model, made)
+            if hooks != user_hooks(model):
+                raise InterventionError(
+                    f"{location} was not recorded, and the hooks on the model are not those of the run; ask for it: "
+                    f"run(model, inputs, at=[{location!r}])."
+                )
+            if set(scopes) - set(acting()):
+                raise InterventionError(
+                    f"{location} was not recorded, and the run was made inside a block of interventions that is "
+                    f"closed; ask for it there: run(model, inputs, at=[{location!r}])."
+                )
+            early = recording is not None and recording.runs_once(place)
+            with under(scopes):
+                state = read(model, inputs, [whole], early=early)[whole]
+        return store(part_of(state, location, place))
+
+    return fetch
+
+
+def listening(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
+    """What a source run has at the places: of a Run, or of one that stops after the last of them."""
+    if isinstance(given, Run):
+        return of_run(given, model, places)
+    check_inputs(given)
+    with taken_for_inputs(given, model):
+        return held_by(read(model, given, list(places)), arguments_of(model, given), places)
+
+
+def tap_of(write: Write, function: Callable[[Tensor, Scope], Tensor | None]) -> Tap:
+    """A tap at the place of a write."""
+    return Tap.at(write.place, function)
+
+
+def shifted_tap(tap: Tap, place: Place, replay: Replay) -> Tap:
+    """The same tap where the first calls of its block do not run: inside, they are not there to be counted."""
+    if tap.turn is None or place.module is place.block:
+        return tap
+    return replace(tap, turn=tap.turn - replay.blocks_called.count(place.block))
+
+
+def drawing_write(write: Write) -> Callable[[Tensor, Scope], Tensor | None]:
+    """The write in a resumed run: its operator draws as it would had every block run."""
+
+    def written(state: Tensor, scope: Scope) -> Tensor | None:
+        with drawing(scope):
+            return write(state, scope)
+
+    return written
+
+
+def recording_of(base: Run) -> Recording | None:
+    """What a base run recorded; raise if the model changed since."""
+    base.check_fresh()
+    return base.recording
+
+
+def check_complete(model: nn.Module, inputs: Inputs) -> None:
+    """Raise for outputs that skipped blocks leave incomplete."""
+    given = arguments_of(model, inputs)
+    config = getattr(model, "config", None)
+    if given.get("output_attentions", getattr(config, "output_attentions", False)):
+        raise InterventionError("output_attentions=True is incomplete where blocks are skipped; pass resume=False.")
+    if given.get("use_cache"):
+        raise InterventionError("use_cache=True leaves the cache of skipped blocks empty; pass resume=False.")

@@ -1,0 +1,240 @@
+"""What a run is, whoever made it: inputs, output, activations; and what inputs and runs must be."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from interventions.errors import InterventionError
+from interventions.execution.examples import check_inputs_of, check_rows, examples_in, numbers_of
+from interventions.execution.recordings import Recording, detached
+from interventions.execution.stamps import Stamp
+from interventions.locations import Location, as_location
+from interventions.models.answers import Answers, logits_of, rule_of
+from interventions.models.architectures import Architecture, architecture
+from interventions.models.axes import axis, to_vectors
+from interventions.models.calls import parameters_of
+from interventions.models.wrappers import Model, module_of, unwrapped
+from interventions.names import printed
+
+Inputs = (
+    object  # a mapping (keywords), a tuple or list (positional arguments) or one tensor: what the model is called with
+)
+Keep = Callable[[Any], Any]  # from the output of a model to what is kept of it
+Where = Location | str | Iterable[Location | str] | Mapping[Location | str, object]
+
+
+class Activations(Mapping):
+    """Location → activation, for the places that were asked for and, fetched on demand, for others of the same run."""
+
+    def __init__(self, locations: Iterable[Location], fetch: "Fetch | None" = None) -> None:
+        self._fetch = fetch
+        self._states: dict[Location, list[Tensor]] = {location: [] for location in locations}
+
+    def __getitem__(self, location: Location | str) -> Tensor:
+        location = as_location(location)
+        if location not in self._states:
+            if self._fetch is None:
+                raise InterventionError(f"{location} was not recorded; ask for it: record(model, [{location!r}]).")
+            self._states[location] = [self._fetch(location, self)]
+        states = self._states[location]
+        if len(states) != 1:
+            raise InterventionError(
+                f"{location} ran {len(states)} times, so there is no one activation; take "
+                f"activations.calls({location!r}), a list in the order of the calls."
+            )
+        return states[0]
+
+    def __contains__(self, location: object) -> bool:
+        return location in self._states  # Mapping's own would fetch
+
+    def __iter__(self) -> Iterator[Location]:
+        return iter(self._states)
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def calls(self, location: Location | str) -> list[Tensor]:
+        """Every activation at `location`, in the order of the calls."""
+        location = as_location(location)
+        return list(self._states[location]) if location in self._states else [self[location]]
+
+    @printed
+    def __repr__(self) -> str:
+        shapes = (f"{key}: {[list(state.shape) for state in states]}" for key, states in self._states.items())
+        return f"Activations({', '.join(shapes)})"
+
+
+Fetch = Callable[[Location, Activations], Tensor]
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of a model.
+
+    Attributes:
+        model: the one that it was given to: a torch model, or one of nnsight.
+        inputs: what the model was called with.
+        output: what it returned.
+        activations: Location → activation. One that was not asked for is fetched: from what the blocks returned if the
+            run kept that, else by running again.
+        answers: what of the output is the answer, where that was said: by `run(…, answers=…)` or `answering`.
+    """
+
+    model: Any
+    inputs: Inputs
+    output: object
+    activations: Activations | Mapping[Location, Tensor] = field(repr=False)
+    recording: Recording | None = field(default=None, repr=False)
+    is_counterfactual: bool = False
+    answers: Answers | None = field(default=None, repr=False)
+    _stamp: Stamp = field(default=None, repr=False)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self._stamp = self._stamp or Stamp.of(self.model)
+        if self.answers is None:
+            self.answers = rule_of(module_of(self.model))
+
+    def check_fresh(self) -> None:
+        """Raise if the model changed since the run, see `interventions.execution.stamps`."""
+        check_fresh(self.model, self._stamp)
+
+    @property
+    def logits(self) -> Tensor:
+        """What `answers` says, else `output.logits`, or the only tensor of the output; see `logits_of`."""
+        return logits_of(self.output, self.answers)
+
+    def vectors(self, location: Location | str) -> Tensor:
+        """The activation as `[batch, position, dims]`, `[batch, position, head, dims]` or `[batch, dims]`."""
+        location = as_location(location)
+        state = self.activations[location]
+        if location.subspace is not None:
+            return state
+        return to_vectors(state, architecture(self.model).place(location).axes_of(state))
+
+    @printed
+    def __repr__(self) -> str:
+        kind = ", counterfactual" if self.is_counterfactual else ""
+        return f"Run({type(self.model).__name__}, {type(self.output).__name__}{kind}, {self.activations!r})"
+
+    def take(self, rows: Any) -> "Run":
+        """The same run for the examples `rows`, in that order, e.g. as the source of a shuffled batch.
+
+        Args:
+            rows: their numbers, a list or a tensor `[k]`, or a mask of all examples.
+
+        Raises:
+            InterventionError: an example that there is not; inputs, or an activation when it is asked for, without one
+                row for each example: windows or patches of all of them.
+        """
+        found, examples = architecture(self.model), examples_in(self.inputs)
+        check_inputs_of(self.inputs, examples)
+        rows = numbers_of(rows, examples)
+
+        def of_rows(location: Location, state: Tensor) -> Tensor:
+            axes = "b" if location.subspace is not None else found.place(location).axes_of(state)
+            check_rows(location, state.shape[axis(axes, "b")], examples)
+            return state.index_select(axis(axes, "b"), rows.to(state.device))
+
+        taken, output = _Taken(self.activations, of_rows), rows_of(without_past(self.output), rows, examples)
+        inputs = rows_of(self.inputs, rows, examples)
+        return replace(self, inputs=inputs, output=output, activations=taken, recording=None)
+
+    def detach(self) -> "Run":
+        """The same run, cut off from the graph."""
+        cut = _Taken(self.activations, lambda location, state: state.detach())
+        recording = None if self.recording is None else self.recording.detach()
+        return replace(self, output=detached(self.output), activations=cut, recording=recording)
+
+
+class _Taken(Activations):
+    """The activations of another run, each put through a function of location and state when it is asked for."""
+
+    def __init__(self, whole: Mapping[Location, Tensor], change: Callable[[Location, Tensor], Tensor]) -> None:
+        super().__init__((), lambda location, _: change(location, whole[location]))
+
+
+def check_repeatable(location: Location, *, is_counterfactual: bool, training: bool) -> None:
+    """Raise for a run that would not be the same again."""
+    if is_counterfactual:
+        raise InterventionError(
+            f"{location} was not recorded in this counterfactual run; ask for it: interchange(…, "
+            f"record=[{location!r}])."
+        )
+    if training:
+        raise InterventionError(
+            f"{location} was not recorded, and a model in train mode would draw other dropout when it runs again; ask "
+            f"for it: run(model, inputs, at=[{location!r}])."
+        )
+
+
+def check_fresh(model: Model, made: Stamp) -> None:
+    """Raise if the model changed since `made`, its stamp at the time of a run."""
+    if not made.is_of(model):
+        raise InterventionError(
+            "the run is older than the model: its weights, buffers, adapters, settings or its train/eval mode changed "
+            "since; run it again: run(model, inputs)."
+        )
+
+
+def locations_of(at: Where) -> list[Location]:
+    """One or several places as distinct locations."""
+    places = [at] if isinstance(at, Location | str) or not isinstance(at, Iterable) else list(at)
+    return list(dict.fromkeys(as_location(place) for place in places))
+
+
+def check_inputs(inputs: Inputs) -> None:
+    """Raise for inputs that are none, and for those that a run changes, so that they cannot be run twice."""
+    texts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else [inputs]
+    if inputs is None or any(isinstance(each, str) for each in texts):
+        raise InterventionError(
+            f"inputs={repr(inputs)[:60]} holds no tensors; tokenise text: tokenizer(text, return_tensors='pt')."
+        )
+    if isinstance(inputs, Mapping) and inputs.get("past_key_values") is not None:
+        raise InterventionError(
+            "the inputs hold past_key_values, which a run changes, so they cannot be run twice; pass the whole "
+            "sequence instead."
+        )
+
+
+def check_ran(activations: Activations, where: str) -> None:
+    """Raise for a location that never ran."""
+    for location in activations:
+        if not activations.calls(location):
+            raise InterventionError(f"{location} never ran in {where}; look at describe(model) for what runs.")
+
+
+def without_cache(found: Architecture, inputs: Inputs) -> Inputs:
+    """Inputs for a run of which nobody goes on: without a cache, unless they ask for one.
+
+    Runs are compared with each other, and a resumed one can have none; some caches change the precision of values.
+    """
+    model, config = found.model, getattr(found.model, "config", None)
+    takes = {"use_cache", "kwargs"} & set(parameters_of(unwrapped(model)[-1]))
+    if not found.resumes or not takes or not isinstance(inputs, Mapping) or "use_cache" in inputs:
+        return inputs
+    return {**inputs, "use_cache": False} if getattr(config, "use_cache", False) else inputs
+
+
+def without_past(output: object) -> object:
+    """The output without its cache, which is incomplete or of other rows."""
+    if isinstance(output, Mapping) and output.get("past_key_values") is not None:
+        return type(output)(**{key: value for key, value in output.items() if key != "past_key_values"})
+    return output
+
+
+def rows_of(value: Any, rows: Tensor, examples: int | None = None) -> Any:
+    """`value` for some examples: tensors are indexed along their first axis; what is no tensor or a scalar is kept.
+
+    Args:
+        examples: how many there are: of tensors with other rows, one row is kept, and the others left out as None.
+    """
+    if isinstance(value, Tensor):
+        if not value.ndim or (examples is not None and len(value) == 1 != examples):
+            return value
+        return None if examples is not None and len(value) != examples else value[rows.to(value.device)]
+    if isinstance(value, Mapping):
+        taken = {key: rows_of(entry, rows, examples) for key, entry in value.items()}
+        return type(value)(**taken) if hasattr(value, "to_tuple") else taken
+    return type(value)(rows_of(entry, rows, examples) for entry in value) if type(value) in (tuple, list) else value
