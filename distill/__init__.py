@@ -9,16 +9,18 @@ from distill.chain import chain
 from distill.data.token_alignment import TokenAlignment
 from distill.errors import DistillError
 from distill.evaluation import metrics
-from distill.evaluation.controls import reinitialised
-from distill.evaluation.evaluate import accuracy_under, evaluate
+from distill.evaluation.evaluate import Evaluation, accuracy_under, evaluate
 from distill.evaluation.interchange_accuracy import interchange_accuracy
+from distill.evaluation.intervals import Share
 from distill.evaluation.linear_probe import linear_probe
-from distill.evaluation.metrics import Share, accuracy, calibration
+from distill.evaluation.metrics import accuracy, calibration
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome
 from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
 from distill.fit import fit
 from distill.interchange.mapping import layers
-from distill.interchange.sources import Crossway, InContext, Shuffle, Span
+from distill.interchange.positions import Span
+from distill.interchange.sources import Crossway, InContext, Shuffle
+from distill.models.reinitialised import reinitialised
 from distill.mutual import mutual
 from distill.objectives import (
     AT,
@@ -43,7 +45,7 @@ from distill.objectives import (
     TinyBERT,
 )
 from distill.objectives.term_weights import Ramp
-from distill.results import Evaluation, FitResult
+from distill.results import FitResult
 from distill.specialists.specialists import Specialists
 from distill.students.from_layers import from_layers
 from distill.students.from_width import from_width
@@ -54,8 +56,9 @@ from distill.teachers.noisy import NoisyTeacher
 from distill.teachers.retries import Retries
 from distill.teachers.served import Served
 from distill.training.loop import steps
+from distill.training.progress import Record
 from distill.training.run_folder import Interrupted
-from distill.training.schedule import Record, Schedule
+from distill.training.schedule import Schedule
 
 __all__ = [
     "AT",

@@ -1,5 +1,8 @@
 """The one exception type of `distill`."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 from interventions import printed
 
 
@@ -15,3 +18,9 @@ class NothingToMeasure(DistillError):
 
 class Unreachable(DistillError):
     """A teacher that runs elsewhere did not answer, however often it was asked."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that names the nearest of what is known, or nothing; it stands behind a name that is not."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

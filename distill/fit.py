@@ -10,35 +10,36 @@ from typing import Any
 
 from accelerate import Accelerator
 from rich.console import Console
-from safetensors.torch import save_model as save_weights
 from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.causal.model import CausalModel
-from distill.data.classes import Ranked, name_classes, real_names
+from distill.data.classes import Ranked
 from distill.data.draws import batch_size_of
 from distill.data.rows import Rows
-from distill.data.seen_rows import Seen
 from distill.data.task import Task
 from distill.errors import DistillError
-from distill.evaluation.evaluate import evaluate, evaluate_variables, full_mapping, positions_of
-from distill.evaluation.metrics import has_classes
-from distill.interchange.mapping import Pair, Sides
+from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_variables
+from distill.interchange.mapping import Pair, Sides, layers
+from distill.interchange.positions import Span
+from distill.models.class_labels import has_classes
+from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import uncompiled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
-from distill.models.preprocessors import preprocessors_for, save_preprocessors, tokenizer_among
-from distill.objectives import Objective
+from distill.models.preprocessors import preprocessors_for, tokenizer_among
+from distill.models.pretrained import save_model
+from distill.objectives import DIITO, Objective
 from distill.objectives.processes import process_state
 from distill.objectives.term_weights import Weight, named
-from distill.results import Evaluation, FitResult
-from distill.storage.files import new_folder
+from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
 from distill.training import loop
+from distill.training.checks import check
 from distill.training.fingerprints import fingerprints
-from distill.training.progress import Plain, bars_of_others_off, shown
-from distill.training.resolve import check, fed, mapped, objectives_of, seen
+from distill.training.progress import Plain, shown
+from distill.training.resolve import fed, mapped, objectives_of, seen
 from distill.training.run_folder import (
     AT_START,
     FINGERPRINTS,
@@ -206,31 +207,21 @@ def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
     return names if names is not None or isinstance(rows.classes, Ranked) else rows.classes
 
 
-def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: Seen | None = None) -> None:
-    """Save a model in a folder of its own, whole or not at all, with checksums: `save_pretrained`, else its weights.
-
-    Args:
-        model: the network.
-        folder: what was there is replaced.
-        preprocessors: what makes its inputs.
-        seen: the rows that it was trained on, so that it is not measured on them.
-    """
-    with new_folder(folder) as partial:
-        write_model(model, partial, preprocessors, seen)
-
-
-def write_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: Seen | None = None) -> None:
-    """The files of a model, in a folder that is there."""
-    if hasattr(model, "save_pretrained"):
-        with bars_of_others_off():
-            model.save_pretrained(folder)
-    else:
-        save_weights(model, str(folder / "model.safetensors"))
-    save_preprocessors(preprocessors, folder, model)
-    if seen is not None:
-        seen.save(folder)
-
-
 def default_schedule(task: Task | None) -> Schedule:
     """As an embedded task says; for other data three epochs."""
     return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
+
+
+def positions_of(objectives: Sequence[Objective]) -> Span | None:
+    """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
+    return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
+
+
+def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | None:
+    """The full layer mapping, where both models have layers."""
+    if teacher is None:
+        return None
+    try:
+        return layers(teacher, student, "full")
+    except DistillError:
+        return None

@@ -14,29 +14,32 @@ from accelerate import Accelerator
 from rich.console import Console
 from torch import nn
 
-from distill.data.classes import Ranked, check_alike, name_classes, real_names
+from distill.data.classes import Ranked
 from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.evaluation.evaluate import evaluate
-from distill.evaluation.metrics import has_classes
-from distill.fit import default_schedule, save_model
+from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.fit import default_schedule
 from distill.interchange.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
+from distill.models.class_labels import has_classes
+from distill.models.class_names import check_alike, name_classes, real_names
 from distill.models.inputs import TEACHERS, uncompiled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered, each_answered
 from distill.models.preprocessors import preprocessors_for, tokenizer_among
+from distill.models.pretrained import save_model
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.objectives.processes import process_state
 from distill.objectives.term_weights import Weight, named
-from distill.results import Evaluation, FitResult
+from distill.results import FitResult
 from distill.storage.files import write, write_json
 from distill.tasks.loading import rows_to_measure, task_of, training_rows
 from distill.training import loop
 from distill.training.checkpoints import LOG, lines_of
+from distill.training.checks import check
 from distill.training.fingerprints import fingerprints
 from distill.training.mutual_computation import Edge, Together
-from distill.training.progress import Plain, shown
-from distill.training.resolve import check, mapped, objectives_of, seen, supported
+from distill.training.progress import Plain, Record, shown
+from distill.training.resolve import mapped, objectives_of, seen, supported
 from distill.training.run_folder import (
     AT_START,
     FINGERPRINTS,
@@ -47,7 +50,7 @@ from distill.training.run_folder import (
     run_folder,
     until_done,
 )
-from distill.training.schedule import Record, Schedule, weighted
+from distill.training.schedule import Schedule, weighted
 
 
 def mutual(

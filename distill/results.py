@@ -8,43 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from distill.data.seen_rows import Seen
-from distill.evaluation.metrics import Share
-from distill.evaluation.outcome import InterchangeAccuracy
+from distill.data.seen_rows import SeenRows
+from distill.evaluation.evaluate import Evaluation
 from distill.storage.files import sha256_of, write_json
 from distill.training.checkpoints import LOG
+from distill.training.progress import Record
 from distill.training.run_folder import RESULT
-from distill.training.schedule import Record
 from interventions import Picture, printed
 from interventions import label as written
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured.
-
-    `note` says why there is no interchange accuracy, where one was asked for, and why nothing was measured, where there
-    was held-out data.
-    """
-
-    accuracy: Share | None
-    interchange: InterchangeAccuracy | None
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return {
-            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
-            "interchange": None if self.interchange is None else self.interchange.to_dict(),
-            "note": self.note,
-        }
-
-    @printed
-    def __str__(self) -> str:
-        parts = [] if self.accuracy is None else [f"accuracy {self.accuracy}"]
-        parts += [] if self.interchange is None else [str(self.interchange)]
-        parts += [self.note] if self.note else []
-        return "\n".join(parts) or "nothing was measured: no held-out data was given"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -67,7 +38,7 @@ class FitResult:
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     output_dir: Path | None = None
-    seen: Seen | None = field(default=None, repr=False)
+    seen: SeenRows | None = field(default=None, repr=False)
 
     @property
     def iia(self) -> float | None:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -18,22 +17,20 @@ from rich.console import Console
 from safetensors.torch import load_model as load_weights
 from torch import nn
 
-from distill.data.classes import class_names, real_names
 from distill.data.seeds import seed_of
-from distill.data.seen_rows import Seen
 from distill.data.task import Task
-from distill.data.trained_on import save_split
 from distill.errors import DistillError
-from distill.evaluation.metrics import Share, accuracy
-from distill.fit import fit, save_model, write_model
-from distill.models.preprocessors import preprocessors_of
+from distill.evaluation.intervals import Share
+from distill.evaluation.metrics import accuracy
+from distill.fit import fit
+from distill.models.class_names import class_names, real_names
+from distill.models.pretrained import bars_of_others_off, save_model
 from distill.objectives import Labels
 from distill.objectives.processes import process_state
 from distill.results import FitResult
-from distill.storage.files import MANIFEST, check_folder_whole, damage, save_into
+from distill.storage.files import damage
 from distill.storage.locks import LOCK, locked
 from distill.training.fingerprints import versions
-from distill.training.progress import bars_of_others_off
 from distill.training.run_folder import Interrupted
 from distill.training.schedule import Schedule
 
@@ -115,91 +112,6 @@ def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> 
             _train_into(folder, network, task, seed, console, begun=begun)
         state.wait_for_everyone()
         return _loaded(network, folder).eval()
-
-
-def load_classifier(name: str | Path) -> nn.Module:
-    """A classifier saved by transformers: a folder, or a name on the hub.
-
-    Raises:
-        DistillError: nothing there, or a model without a trained classifier.
-    """
-    import transformers
-
-    check_folder_whole(
-        Path(name), f"make it again, or, if you have changed it yourself, delete {Path(name) / MANIFEST}"
-    )
-    try:
-        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DistillError(
-            f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}; give a folder made by save_pretrained, "
-            "e.g. by distill teach."
-        ) from error
-    kinds: Sequence[str] = config.architectures or ()
-    kind = next((each for each in kinds if "Classification" in each), None)
-    if kind is None:
-        raise DistillError(
-            f"{str(name)!r} holds {kinds[0] if kinds else 'a model'}, which has no classifier; fine-tune one first: "
-            f"distill teach --task sst2 --from {name} --output teacher."
-        )
-    try:
-        return getattr(transformers, kind).from_pretrained(name).eval()
-    except (OSError, ValueError) as error:
-        raise DistillError(f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}.") from error
-
-
-def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
-    """An encoder with a new, untrained classifier for the classes of a task."""
-    import transformers
-
-    kinds = {"pixel_values": transformers.AutoModelForImageClassification}
-    kind = next(
-        (k for column, k in kinds.items() if column in task.train.columns),
-        transformers.AutoModelForSequenceClassification,
-    )
-    labels = dict(enumerate(task.classes))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            numbers = {name: i for i, name in labels.items()}
-            return kind.from_pretrained(encoder, id2label=labels, label2id=numbers, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise DistillError(
-            f"encoder {str(encoder)!r} cannot be loaded: {_first_line(error)}; give a folder or a name on the hub."
-        ) from error
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer saved beside a model."""
-    import transformers
-
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise DistillError(
-            f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: "
-            "tokenizer.save_pretrained(…)."
-        ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made from the configuration alone, without its file of words
-        raise DistillError(
-            f"no tokenizer is saved with {str(name)!r}: it would know no words; save it there: "
-            "tokenizer.save_pretrained(…)."
-        )
-    return tokenizer
-
-
-def save_teacher(
-    teacher: nn.Module, tokenizer: Any, folder: Path, seen: Seen | None = None, split_seed: int | None = None
-) -> None:
-    """Save a teacher so that `load_classifier(folder)` finds it, with its tokenizer or what it was loaded with.
-
-    What else is in the folder, as a log of the training, stays. `seen` are the rows that it was trained on, and
-    `split_seed` what held the others out.
-    """
-    with save_into(folder) as partial:
-        write_model(teacher, partial, preprocessors_of(teacher) if tokenizer is None else (tokenizer,), seen)
-        if split_seed is not None:
-            save_split(partial, split_seed)
 
 
 def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
@@ -294,7 +206,3 @@ def _key(task: Task, network: Any, seed: int) -> str:
     config = network.config.to_dict() if hasattr(network, "config") else str(network)
     facts = [task.name, asdict(task.recipe), config, seed, torch.__version__, versions().get("causal-distillation")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

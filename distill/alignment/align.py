@@ -19,7 +19,7 @@ from distill.errors import DistillError
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.variable_accuracy import variables_accuracy
 from distill.interchange.mapping import Pair, Sides, pairs_of
-from distill.interchange.sources import Span
+from distill.interchange.positions import Span
 from distill.interchange.swap import encoded, places_of
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, to_device, uncompiled
@@ -28,10 +28,11 @@ from distill.models.trials import translated
 from distill.objectives import DAS, DIITO, Objective
 from distill.tasks.loading import task_of, training_rows
 from distill.training import loop
-from distill.training.progress import Plain, shown
-from distill.training.resolve import check, feed_of
+from distill.training.checks import check
+from distill.training.progress import Plain, Record, shown
+from distill.training.resolve import feed_of
 from distill.training.resolve import seen as seen_of
-from distill.training.schedule import Record, Schedule
+from distill.training.schedule import Schedule
 from interventions import PCA, InterventionError, Location, Subspace, intervene, run
 
 TURN = 0.2  # how far a step turns a direction [radians], about

@@ -9,13 +9,13 @@ from typing import Any
 from torch import nn
 
 import interventions
-from distill.data.seen_rows import Seen
+from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
-from distill.evaluation.metrics import Share
+from distill.evaluation.intervals import Share
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome
 from distill.interchange.mapping import Pair
 from distill.storage.files import Damaged, check_folder_whole, new_folder, read_json, write_json
-from distill.training.schedule import Record
+from distill.training.progress import Record
 from interventions import Location, Picture, printed
 
 DESCRIPTION = "alignment.json"
@@ -44,7 +44,7 @@ class Alignment(Mapping):
         accuracy: InterchangeAccuracy | None = None,
         records: tuple[Record, ...] = (),
         settings: Mapping[str, Any] | None = None,
-        seen: Seen | None = None,
+        seen: SeenRows | None = None,
     ) -> None:
         self.pairs, self.accuracy, self.records, self.seen = pairs, accuracy, records, seen
         self.settings = dict(settings or {})
@@ -143,7 +143,7 @@ class Alignment(Mapping):
         told = read_json(path, way_out, FORMAT)
         check_folder_whole(Path(folder), way_out)
         places = tuple(interventions.load(Path(folder) / PLACES, network, subspaces=subspaces).at)
-        seen = Seen.load(Path(folder)) or Seen.load(Path(folder), SEEN)
+        seen = SeenRows.load(Path(folder)) or SeenRows.load(Path(folder), SEEN)
         try:
             records = tuple(Record(**record) for record in told["records"])
             accuracy = None if told["accuracy"] is None else _accuracy(told["accuracy"])

@@ -16,8 +16,7 @@ from distill.alignment.alignment import Alignment
 from distill.causal.feed import given
 from distill.causal.model import CausalModel
 from distill.errors import DistillError
-from distill.evaluation.outcome import InterchangeAccuracy, Outcome
-from distill.evaluation.tallies import Tally, outcome_of
+from distill.evaluation.outcome import InterchangeAccuracy, Outcome, Tally, outcome_of
 from distill.evaluation.variable_accuracy import drawn, measured, names_of, refuse_ineffective
 from distill.interchange.mapping import Pair, depth, pairs_of
 from distill.interchange.swap import encoded

@@ -1,7 +1,6 @@
 """Graphs of variables: the parents that functions name, the order of computation, what depends on what, a picture."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from graphlib import CycleError, TopologicalSorter
 from inspect import Parameter, signature
 from itertools import pairwise
@@ -13,7 +12,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
 
-from distill.errors import DistillError
+from distill.errors import DistillError, did_you_mean
 from interventions import Picture
 
 Parents = Mapping[str, Sequence[str]]
@@ -47,8 +46,8 @@ def parents_of(inputs: Iterable[str], mechanisms: Mapping[str, Callable[..., Any
             if each.name not in known:
                 raise DistillError(
                     f"the mechanism of {name!r} has the parameter {each.name!r}, which is no "
-                    f"variable{near(each.name, known)}; add it to inputs or mechanisms, or give it a default, as "
-                    f"{each.name}=... ."
+                    f"variable{did_you_mean(each.name, known)}; add it to inputs or mechanisms, or give it a default, "
+                    f"as {each.name}=... ."
                 )
         if not named:
             raise DistillError(
@@ -57,12 +56,6 @@ def parents_of(inputs: Iterable[str], mechanisms: Mapping[str, Callable[..., Any
             )
         parents[name] = tuple(each.name for each in named)
     return parents
-
-
-def near(name: str, known: Iterable[str]) -> str:
-    """A question that names the nearest of what is known, or nothing; it stands behind a name that is not."""
-    close = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def in_order(parents: Parents) -> tuple[str, ...]:

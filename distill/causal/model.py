@@ -9,9 +9,9 @@ from torch import Tensor
 
 from distill.causal.counterfactuals import Counterfactuals, collected
 from distill.causal.domains import Domain, domain_of, first_outside
-from distill.causal.graph import descendants, in_order, near, parents_of, picture
+from distill.causal.graph import descendants, in_order, parents_of, picture
 from distill.causal.values import Values, called, described, one_batch, rows_in
-from distill.errors import DistillError
+from distill.errors import DistillError, did_you_mean
 from interventions import Picture, label, printed
 
 
@@ -92,14 +92,14 @@ class CausalModel:
         order = in_order(parents)
         if output not in mechanisms:
             raise DistillError(
-                f"output={output!r} is no variable with a mechanism{near(output, mechanisms)}; name one of "
+                f"output={output!r} is no variable with a mechanism{did_you_mean(output, mechanisms)}; name one of "
                 f"{', '.join(mechanisms)}."
             )
         for name in domains or {}:
             if name not in mechanisms:
                 raise DistillError(
-                    f"domains has {name!r}, which is no variable with a mechanism{near(name, mechanisms)}; inputs "
-                    f"take their domain in inputs={{...}}, and others are {', '.join(mechanisms)}."
+                    f"domains has {name!r}, which is no variable with a mechanism{did_you_mean(name, mechanisms)}; "
+                    f"inputs take their domain in inputs={{...}}, and others are {', '.join(mechanisms)}."
                 )
         given = {name: domain for name, domain in {**inputs, **(domains or {})}.items() if domain is not None}
         vars(self).update(
@@ -227,7 +227,8 @@ class CausalModel:
             if positions not in self.positions:
                 known = ", ".join(self.positions) or "none"
                 raise DistillError(
-                    f"the causal model has no position {positions!r}{near(positions, self.positions)}; it has {known}. "
+                    f"the causal model has no position {positions!r}{did_you_mean(positions, self.positions)}; it has "
+                    f"{known}. "
                     "Name it, as CausalModel(…, positions={'end': lambda values: …}), or give numbers of tokens."
                 )
             return self._found(f"the position {positions!r}", self.positions[positions], values)
@@ -324,7 +325,7 @@ class CausalModel:
         for name in names:
             if name not in self.variables:
                 raise DistillError(
-                    f"the causal model has no variable {name!r}{near(str(name), self.variables)}; it has "
+                    f"the causal model has no variable {name!r}{did_you_mean(str(name), self.variables)}; it has "
                     f"{', '.join(self.variables)}."
                 )
         return names

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from distill.causal.graph import near
-from distill.errors import DistillError
+from distill.errors import DistillError, did_you_mean
 
 Values = Mapping[str, Tensor]
 """A value `[batch]` or `[batch, ...]` of each of some variables."""
@@ -70,7 +69,7 @@ def one_batch(values: Any, names: tuple[str, ...], variables: tuple[str, ...], w
         if name not in names:
             way_out = f"fix it with interchange(base, {{{name!r}: source}})"
             raise DistillError(
-                f"{what} {name!r}, which is none of {', '.join(names)}{near(str(name), names)}; "
+                f"{what} {name!r}, which is none of {', '.join(names)}{did_you_mean(str(name), names)}; "
                 f"{way_out if name in variables else 'leave it out'}."
             )
     for name in names:

@@ -12,16 +12,18 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill.cli.report import Entry, Report
-from distill.data.seen_rows import Seen
+from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.data.trained_on import split_seed_of, without_trained_on
 from distill.errors import DistillError
-from distill.evaluation.evaluate import evaluate
+from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import fit
 from distill.interchange.mapping import Sides, as_mapping, depth, mapping_of, pairs_of
-from distill.interchange.sources import InContext, Shuffle, Span
+from distill.interchange.positions import Span
+from distill.interchange.sources import InContext, Shuffle
 from distill.models.inputs import vocabulary_of
 from distill.models.numbering import numbered_as
+from distill.models.pretrained import load_classifier, load_tokenizer, new_classifier, save_teacher
 from distill.objectives import (
     AT,
     BSS,
@@ -38,23 +40,16 @@ from distill.objectives import (
     Sobolev,
     TinyBERT,
 )
-from distill.results import Evaluation, FitResult
+from distill.results import FitResult
 from distill.storage.files import check_folder_whole, clear_leftovers, read_json, remove_empty, write_json
 from distill.storage.locks import claim, locked
 from distill.students.from_layers import from_layers
 from distill.tasks import load
 from distill.tasks.loading import length_for
-from distill.teach import (
-    check_teacher,
-    load_classifier,
-    load_tokenizer,
-    new_classifier,
-    save_teacher,
-    teach,
-    teacher_of,
-)
+from distill.teach import check_teacher, teach, teacher_of
+from distill.training.checks import check
 from distill.training.progress import console_of
-from distill.training.resolve import check, supported
+from distill.training.resolve import supported
 from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log, refuse_used
 from distill.training.schedule import Schedule
 from interventions import Mixup, Noise
@@ -354,7 +349,7 @@ def _finished(student: nn.Module, folder: Path) -> FitResult:
     Raises:
         DistillError: a file is damaged.
     """
-    told, trained_on = read_json(folder / RESULT, "it is made again"), Seen.load(folder / STUDENT)
+    told, trained_on = read_json(folder / RESULT, "it is made again"), SeenRows.load(folder / STUDENT)
     check_folder_whole(folder / STUDENT, "it is made again")
     saved = load_classifier(folder / STUDENT)
     student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())

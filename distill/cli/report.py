@@ -17,9 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.data.task import Task
-from distill.evaluation.metrics import Share
+from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.intervals import Share
 from distill.evaluation.outcome import Outcome
-from distill.results import Evaluation, FitResult, curves
+from distill.results import FitResult, curves
 from distill.storage.files import write, write_json
 from distill.training.fingerprints import versions
 from interventions import printable

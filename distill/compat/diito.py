@@ -20,10 +20,11 @@ from distill.compat.terms import AT_EMBEDDING, CountedMaskedLM, MaskedKD, Splice
 from distill.errors import DistillError
 from distill.fit import fit
 from distill.interchange.mapping import Pair, depth
-from distill.interchange.sources import Crossway, Shuffle, Span
+from distill.interchange.positions import Span
+from distill.interchange.sources import Crossway, Shuffle
+from distill.models.pretrained import load_tokenizer
 from distill.objectives import DIITO, KD, Cosine, Objective
 from distill.objectives.language import CausalLM
-from distill.teach import load_tokenizer
 from distill.training.progress import console_of
 from distill.training.schedule import Schedule
 

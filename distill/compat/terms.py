@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.interchange.mapping import Pair
-from distill.interchange.sources import Span
+from distill.interchange.positions import Span
 from distill.losses import cross_entropy, hint, kd, squared_error
 from distill.models.inputs import MASKED
 from distill.objectives import Objective, Reads, Step

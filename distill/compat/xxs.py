@@ -19,11 +19,11 @@ from distill.errors import DistillError
 from distill.evaluation.evaluate import evaluate
 from distill.fit import fit
 from distill.interchange.mapping import depth
-from distill.interchange.sources import Span
+from distill.interchange.positions import Span
+from distill.models.pretrained import load_classifier, load_tokenizer, new_classifier
 from distill.objectives import DIITO, KD, PKD, Labels, Objective
 from distill.students.from_layers import from_layers
 from distill.tasks import Task
-from distill.teach import load_classifier, load_tokenizer, new_classifier
 from distill.training.progress import console_of
 from distill.training.schedule import Schedule
 from interventions import Location

@@ -5,14 +5,10 @@ matched with those names exactly, else whatever their case, else as whole number
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 from unicodedata import normalize
 
-from torch import nn
-
 from distill.errors import DistillError
-from distill.models.inputs import Combined, innermost
 
 SHOWN = 30
 WHOLE = re.compile(r"([+-]?\d+)(\.0*)?")
@@ -55,37 +51,6 @@ def ranked(labels: Iterable[str]) -> Ranked:
     found = sorted(set(labels))
     numbers = placeholders(found)
     return Ranked(found if numbers is None else sorted(found, key=dict(zip(found, numbers, strict=True)).__getitem__))
-
-
-def class_names(model: Any) -> tuple[str, ...] | None:
-    """What a classifier calls its classes, in the order of its outputs; None where it has no configuration that says.
-
-    Raises:
-        DistillError: its configuration does not number them from 0, or numbers them in two ways.
-    """
-    inner = _network(model)
-    config: Any = getattr(inner, "config", None)
-    id2label = getattr(config, "id2label", None)
-    if not isinstance(id2label, Mapping) or not id2label or not _is_classifier(inner):
-        return None
-    names = _in_order(id2label, type(inner).__name__)
-    label2id = getattr(config, "label2id", None)
-    if not isinstance(label2id, Mapping) or sorted(map(str, label2id.values())) != sorted(map(str, range(len(names)))):
-        return names
-    inverse = _in_order({number: name for name, number in label2id.items()}, type(inner).__name__)
-    if are_names(names) and are_names(inverse) and inverse != names:
-        raise DistillError(
-            f"the configuration of {type(inner).__name__} numbers its classes in two ways: id2label {_listed(names)} "
-            f"and label2id {_listed(inverse)}; correct one: model.config.label2id = {{name: i for i, name in "
-            "model.config.id2label.items()}."
-        )
-    return names if are_names(names) else inverse
-
-
-def real_names(model: Any) -> tuple[str, ...] | None:
-    """`class_names`, where they say anything: None for LABEL_0, LABEL_1, …, and for bare numbers."""
-    names = class_names(model)
-    return names if names is not None and are_names(names) else None
 
 
 def are_names(names: Sequence[str]) -> bool:
@@ -148,7 +113,7 @@ def matched(labels: Sequence[str], names: Sequence[str], whose: str = "the model
     numbers = whole_numbers(labels)
     if numbers is None or known:
         lost = [label for label in labels if label not in known]
-        raise DistillError(_unmatched(labels, names, whose, f"{_listed(lost)} {_is(lost)} none of them"))
+        raise DistillError(_unmatched(labels, names, whose, f"{listed(lost)} {_is(lost)} none of them"))
     outside = [number for number in numbers if not 0 <= number < len(names)]
     if outside:
         why = f"{outside[0]} is neither a name nor an index (0 to {len(names) - 1})"
@@ -170,66 +135,9 @@ def check_stated(classes: Stated, names: Sequence[str]) -> None:
     if len(classes) != len(names) or moved:
         why = f"{moved[0]!r} has another number there" if moved else f"{len(classes)} and {len(names)} classes"
         raise DistillError(
-            f"classes={_listed(classes)} was given and the classes of the model are {_listed(names)}: {why}; leave "
+            f"classes={listed(classes)} was given and the classes of the model are {listed(names)}: {why}; leave "
             "classes out, or name them in the order of the model's outputs."
         )
-
-
-def check_alike(one: Any, other: Any, whose: tuple[str, str] = ("the teacher", "the student")) -> None:
-    """That two classifiers that both name their classes number them alike.
-
-    Raises:
-        DistillError: the same number of classes, and another name for one of them.
-    """
-    names, others = real_names(one), real_names(other)
-    if names is None or others is None or len(names) != len(others):
-        return
-    if list(map(folded, names)) != list(map(folded, others)):
-        kind = "order" if sorted(map(folded, names)) == sorted(map(folded, others)) else "names"
-        raise DistillError(
-            f"the classes of {whose[0]} are {_listed(names)} and those of {whose[1]} {_listed(others)}: other {kind}, "
-            "and their answers are compared output by output; build one from the other, distill.from_layers(teacher, "
-            "3), or, if the second is not trained yet, give it the same: student.config.id2label, "
-            "student.config.label2id = teacher.config.id2label, teacher.config.label2id."
-        )
-
-
-def name_classes(model: Any, names: Sequence[str] | None) -> None:
-    """Give a transformers classifier the names of the classes that it was trained on, where it has none of its own."""
-    inner, before = _network(model), class_names(model)
-    if names is None or before is None or are_names(before) or not are_names(names) or len(before) != len(names):
-        return
-    config: Any = inner.config
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
-
-
-def _network(model: Any) -> nn.Module:
-    """The model that has the configuration, also of one that is compiled; what combines others has its own, or none."""
-    if isinstance(model, Combined):
-        return model  # type: ignore[return-value]
-    inner: Any = innermost(model)
-    return getattr(inner, "_orig_mod", inner)
-
-
-def _is_classifier(inner: nn.Module) -> bool:
-    """Not every transformers model with names of classes in its configuration, as all have them, answers with them."""
-    kinds = [kind for kind in type(inner).__mro__ if kind.__module__.startswith("transformers.models.")]
-    return not kinds or any("Classification" in kind.__name__ for kind in kinds)
-
-
-def _in_order(id2label: Mapping[Any, Any], model: str) -> tuple[str, ...]:
-    """The names by their numbers, which files may keep as text."""
-    try:
-        named = {int(number): str(name) for number, name in id2label.items()}
-    except (TypeError, ValueError):
-        named = {}
-    if sorted(named) != list(range(len(id2label))):
-        raise DistillError(
-            f"the configuration of {model} numbers its classes {', '.join(map(repr, id2label))}; number them from 0: "
-            "model.config.id2label = dict(enumerate(names))."
-        )
-    return tuple(named[number] for number in range(len(named)))
 
 
 def folded(name: str) -> str:
@@ -260,13 +168,14 @@ def _refuse_several(labels: Sequence[str], names: Sequence[str], found: Sequence
 
 def _unmatched(labels: Sequence[str], names: Sequence[str], whose: str, why: str) -> str:
     return (
-        f"the labels of the data are {_listed(labels)} and the classes of {whose} {_listed(names)}: {why}; rename one "
+        f"the labels of the data are {listed(labels)} and the classes of {whose} {listed(names)}: {why}; rename one "
         "side (model.config.id2label), or name the labels in the order of the model's outputs: "
         "distill.tasks.load(…, classes=[…]), Rows.of(…, classes=[…]) or --classes a,b."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The names one after the other, the first of many."""
     more = f", … ({len(names)})" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
 

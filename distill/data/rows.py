@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -341,3 +342,14 @@ def _plain(name: str, values: Tensor) -> Tensor:
     if values.dtype == torch.float64:
         return values.float()
     return values.long() if name == "labels" and not values.is_floating_point() else values
+
+
+def batches(count: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
+    """The numbers from 0 to count − 1, in order, `size` at a time.
+
+    Raises:
+        DistillError: a size below 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise DistillError(f"batch_size={size!r} measures nothing; use a whole number above 0, e.g. batch_size=128.")
+    yield from torch.arange(count).split(size)

@@ -27,7 +27,7 @@ MASK = "attention_mask"
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class SeenRows:
     """Rows that were trained on, known by what they held.
 
     Attributes:
@@ -41,7 +41,7 @@ class Seen:
     _known: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, table: Mapping[str, Any], read: Iterable[str] | None = None) -> "Seen":
+    def of(cls, table: Mapping[str, Any], read: Iterable[str] | None = None) -> "SeenRows":
         """The rows of a table as they are now, whatever becomes of it or of the file that it was read from.
 
         Args:
@@ -76,7 +76,7 @@ class Seen:
         save_file(dict(self.remembered().marks or {}), folder / FILE)
 
     @classmethod
-    def load(cls, folder: Path, name: str = FILE) -> "Seen | None":
+    def load(cls, folder: Path, name: str = FILE) -> "SeenRows | None":
         """Those that `save` kept in a folder; None where there are none.
 
         Raises:
@@ -94,12 +94,12 @@ class Seen:
             raise DistillError(f"{path} is damaged (other numbers); delete it, and no row is known as trained on.")
         return cls(marks=marks)
 
-    def remembered(self) -> "Seen":
+    def remembered(self) -> "SeenRows":
         """The same rows, each once, kept as numbers alone, as a file holds them."""
         names = tuple(self.marks if self.marks is not None else _held(next(iter(self.batches()), {})))
         parts = list(self._marks(names)) if names else []
         rows = np.unique(np.concatenate([np.stack([part[name] for name in names], 1) for part in parts]), axis=0)
-        return Seen(marks={name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(names)})
+        return SeenRows(marks={name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(names)})
 
     def _marks(self, names: tuple[str, ...]) -> Iterator[Mapping[str, Marks]]:
         """The numbers of these columns, as remembered, or batch by batch."""
@@ -110,7 +110,7 @@ class Seen:
             yield {name: marks_of(batch[name]) for name in names}
 
 
-def seen_of(exclude: Any) -> Seen | None:
+def seen_of(exclude: Any) -> SeenRows | None:
     """What a result of `fit` or `align` was trained on.
 
     Raises:
@@ -118,13 +118,13 @@ def seen_of(exclude: Any) -> Seen | None:
     """
     if exclude is None:
         return None
-    seen = getattr(exclude, "seen", None) if not isinstance(exclude, Seen) else exclude
+    seen = getattr(exclude, "seen", None) if not isinstance(exclude, SeenRows) else exclude
     if seen is None and hasattr(exclude, "seen"):
         raise DistillError(
             f"exclude={exclude!r} does not know which rows it was trained on, as it was made or saved without them; "
             "pass the result that fit or align returned, or leave out the rows yourself: rows.take(…)."
         )
-    if not isinstance(seen, Seen):
+    if not isinstance(seen, SeenRows):
         raise DistillError(f"exclude={exclude!r} is no result of fit or align; pass exclude=result.")
     return seen
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.data.rows import Rows
-from distill.data.seen_rows import Seen
+from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.errors import DistillError
 from distill.storage.files import read_json, write_json
@@ -39,7 +39,7 @@ def without_trained_on(task: Task, folder: Path, whose: str) -> tuple[Task, str]
     Raises:
         DistillError: none is left.
     """
-    seen = Seen.load(folder)
+    seen = SeenRows.load(folder)
     if seen is None or seen.marks is None or not set(seen.marks) & set(task.test.columns):
         return task, ""
     known = seen.among(task.test.table)

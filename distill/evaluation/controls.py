@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,35 +40,6 @@ def random_parts(pairs: tuple[Pair, ...], ran: Run, seed: int) -> tuple[Pair, ..
     if any(at == at.whole for pair in pairs for at in pair.student):
         return None
     return tuple(replace(pair, student=tuple(_redrawn(at, ran, generator) for at in pair.student)) for pair in pairs)
-
-
-def reinitialised(network: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy of a network with new weights, drawn as those of a new one.
-
-    A model of transformers is built again from its config; of any other, each module that has `reset_parameters` does
-    that, and parameters that none of them owns are drawn from a normal of the mean and deviation that they have.
-    """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.default_generator.manual_seed(seed)
-        config = getattr(network, "config", None)
-        first = next(network.parameters(), None)
-        if first is not None and hasattr(network, "init_weights") and config is not None:
-            new = type(network)(deepcopy(config)).to(first.device, first.dtype).train(network.training)
-            if _shapes(new) == _shapes(network):  # else a part was replaced since
-                return new
-        copy, drawn = deepcopy(network).cpu(), set[int]()
-        for module in copy.modules():
-            if hasattr(module, "reset_parameters"):
-                cast(Any, module).reset_parameters()
-                drawn |= {id(parameter) for parameter in module.parameters()}
-        for parameter in copy.parameters():
-            if id(parameter) not in drawn and parameter.is_floating_point():
-                parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
-        return copy if first is None else copy.to(first.device)
-
-
-def _shapes(network: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in network.state_dict().items()}
 
 
 def _redrawn(at: Location, ran: Run, generator: torch.Generator) -> Location:

@@ -1,6 +1,6 @@
 """How well a trained network answers, and how far it computes like its teacher."""
 
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,26 +11,55 @@ from distill.causal.model import CausalModel
 from distill.causal.values import Values
 from distill.data.rows import Rows
 from distill.data.seeds import seed_of
-from distill.data.seen_rows import Seen
+from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.interchange_accuracy import interchange_accuracy
-from distill.evaluation.metrics import Share, accuracy, are_classes, few_answers, has_classes, wilson
+from distill.evaluation.intervals import Share, wilson
+from distill.evaluation.metrics import accuracy, few_answers
+from distill.evaluation.outcome import InterchangeAccuracy
 from distill.evaluation.variable_accuracy import drawn, variables_accuracy
-from distill.interchange.mapping import Pair, Sides, layers
-from distill.interchange.sources import Span
+from distill.interchange.mapping import Pair, Sides
+from distill.interchange.positions import Span
 from distill.interchange.swap import encoded
+from distill.models.class_labels import are_classes, has_classes
 from distill.models.finite import check_answers
 from distill.models.inputs import device_of, evaluating, to_device, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
-from distill.objectives import DIITO, Objective
-from distill.results import Evaluation
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
-from interventions import InterventionError, Model, run
+from interventions import InterventionError, Model, printed, run
 
 NO_TEACHER = "there is no teacher to compute like"
 NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured.
+
+    `note` says why there is no interchange accuracy, where one was asked for, and why nothing was measured, where there
+    was held-out data.
+    """
+
+    accuracy: Share | None
+    interchange: InterchangeAccuracy | None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON."""
+        return {
+            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "interchange": None if self.interchange is None else self.interchange.to_dict(),
+            "note": self.note,
+        }
+
+    @printed
+    def __str__(self) -> str:
+        parts = [] if self.accuracy is None else [f"accuracy {self.accuracy}"]
+        parts += [] if self.interchange is None else [str(self.interchange)]
+        parts += [self.note] if self.note else []
+        return "\n".join(parts) or "nothing was measured: no held-out data was given"
 
 
 def evaluate_variables(
@@ -41,7 +70,7 @@ def evaluate_variables(
     *,
     examples: int = 2000,
     seed: int = 0,
-    exclude: Seen | None = None,
+    exclude: SeenRows | None = None,
 ) -> Evaluation:
     """Accuracy of a network on what a causal model answers, and its interchange accuracy under a mapping.
 
@@ -134,18 +163,3 @@ def _unanswered(rows: Any) -> str:
     if not (labels if isinstance(labels, torch.Tensor) else labels[0]).is_floating_point():
         return f"all labels of the {len(rows)} held-out rows are -100 and count for nothing"
     return f"the labels of the {len(rows)} held-out rows are numbers and no classes"
-
-
-def positions_of(objectives: Sequence[Objective]) -> Span | None:
-    """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
-    return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
-
-
-def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | None:
-    """The full layer mapping, where both models have layers."""
-    if teacher is None:
-        return None
-    try:
-        return layers(teacher, student, "full")
-    except DistillError:
-        return None

@@ -11,21 +11,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.causal.model import CausalModel
-from distill.data.classes import check_alike
-from distill.data.rows import Rows
+from distill.data.rows import Rows, batches
 from distill.data.seeds import seed_of
-from distill.data.seen_rows import Seen, seen_of
+from distill.data.seen_rows import SeenRows, seen_of
 from distill.errors import DistillError, NothingToMeasure
-from distill.evaluation.controls import ANOTHER, controls_of, random_parts, reinitialised
-from distill.evaluation.metrics import batches
-from distill.evaluation.outcome import InterchangeAccuracy
-from distill.evaluation.tallies import Tally, outcome_of
+from distill.evaluation.controls import ANOTHER, controls_of, random_parts
+from distill.evaluation.outcome import InterchangeAccuracy, Tally, outcome_of
 from distill.evaluation.variable_accuracy import variables_accuracy
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Pair, Sides, pairs_of
-from distill.interchange.sources import Pairs, Shuffle, Span
+from distill.interchange.positions import Span
+from distill.interchange.sources import Pairs, Shuffle
 from distill.interchange.vacuous import Answers, Whole, touched, unpadded, visible
 from distill.losses import kd
+from distill.models.class_names import check_alike
 from distill.models.finite import check_answers
 from distill.models.inputs import (
     decoder_masked,
@@ -42,6 +41,7 @@ from distill.models.inputs import (
 )
 from distill.models.loss_masks import TOKENS, LabelPlace, label_place, loss_masks
 from distill.models.outputs import answered, same_answers
+from distill.models.reinitialised import reinitialised
 from distill.models.trials import answer_of, translated
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served, ServedRun
@@ -123,7 +123,7 @@ def _measured(
     seed: int,
     batch_size: int,
     controls: str | Sequence[str],
-    seen: Seen | None,
+    seen: SeenRows | None,
 ) -> InterchangeAccuracy:
     """What `interchange_accuracy` returns."""
     if isinstance(teacher, CausalModel):
@@ -179,7 +179,7 @@ def _measured(
     return InterchangeAccuracy(outcome(tally), per_pair, settings, compared, overlap)
 
 
-def _refuse_seen(rows: Rows, seen: Seen) -> float:
+def _refuse_seen(rows: Rows, seen: SeenRows) -> float:
     found = seen.among(rows.table)
     if bool(found.any()):
         raise DistillError(

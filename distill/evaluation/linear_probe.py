@@ -8,9 +8,9 @@ from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.data.rows import Rows
+from distill.data.rows import Rows, batches
 from distill.errors import DistillError
-from distill.evaluation.metrics import Share, batches, wilson
+from distill.evaluation.intervals import Share, wilson
 from distill.models.head import penultimate
 from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, students, to_device, uncompiled
 from distill.models.numbering import numbered_as

@@ -2,29 +2,22 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import exp, sqrt
+from math import exp
 from typing import Any
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from distill.data.rows import Rows
+from distill.data.rows import Rows, batches
 from distill.errors import DistillError
+from distill.evaluation.intervals import Share, bootstrap, wilson
 from distill.evaluation.similarity import cka, representational_similarity
 from distill.losses import cross_entropy
+from distill.models.class_labels import has_classes
 from distill.models.finite import check_answers
-from distill.models.inputs import (
-    answer_mask,
-    device_of,
-    evaluating,
-    following,
-    innermost,
-    students,
-    to_device,
-    uncompiled,
-)
+from distill.models.inputs import answer_mask, device_of, evaluating, following, students, to_device, uncompiled
 from distill.models.loss_masks import IGNORED, answer_labels, answers_by_decoder, label_place, labelled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
@@ -48,25 +41,6 @@ __all__ = [
     "representational_similarity",
     "wilson",
 ]
-
-RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share of `count` examples with its 95 % interval.
-
-    >>> print(Share(0.9, 0.88, 0.92, 1000))
-    0.900 [0.880, 0.920]
-    """
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def accuracy(model: nn.Module, data: Any, *, batch_size: int = 128, answers: Any = None) -> Share:
@@ -226,17 +200,6 @@ def few_answers(model: nn.Module, data: Rows) -> Tensor | None:
         return answer_of("the model", model, few, needed=False)
 
 
-def are_classes(model: Any, logits: Tensor, data: Rows) -> bool:
-    """Whether logits say which class of several a row or token is, and not real values, or yes or no for each class.
-
-    `problem_type` of a transformers configuration decides; else one logit, and labels as many as the logits, are none.
-    """
-    config = getattr(innermost(model), "config", None)
-    labels = data.batch([0])["labels"]
-    other = getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
-    return not other and logits.shape[-1] > 1 and not (logits.ndim == 2 and labels.shape[1:] == logits.shape[1:])
-
-
 def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The logits of a model on a batch; what fails is said in one line."""
     logits = answer_of("the model", model, batch)
@@ -371,60 +334,3 @@ def check_labels(labels: Tensor, classes: int, what: str) -> None:
             f"{classes - 1}), so no answer is right; map the labels to its classes, or give −100 to rows that do not "
             "count."
         )
-
-
-def has_classes(data: Rows) -> bool:
-    """Whether rows have labels that are classes, not numbers to regress on, and any of them counts."""
-    labels = data.table.get("labels")
-    if labels is None or (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point():
-        return False
-    return any(bool((each != IGNORED).any()) for each in ([labels] if isinstance(labels, Tensor) else labels))
-
-
-def wilson(right: int, total: int, z: float = 1.959964) -> Share:
-    """A share with its Wilson score interval (Wilson 1927, JASA 22).
-
-    >>> print(wilson(90, 100))
-    0.900 [0.826, 0.945]
-    """
-    share = right / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half), total)
-
-
-def bootstrap(
-    right: Float[Tensor, " examples"], total: Float[Tensor, " examples"], clusters: Int[Tensor, " examples"], seed: int
-) -> Share:
-    """A share with its percentile bootstrap interval, whole clusters drawn with replacement.
-
-    Args:
-        right, total: sums of each example.
-        clusters: which examples belong together, from 0, e.g. because they share their base.
-
-    Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
-    """
-    size = int(clusters.max()) + 1
-    sums = torch.zeros(2, size, dtype=torch.float64)
-    sums[0].index_add_(0, clusters, right.double())
-    sums[1].index_add_(0, clusters, total.double())
-    sums = sums[:, sums[1] > 0]
-    generator = torch.Generator().manual_seed(seed)
-    shares = []
-    for _ in range(RESAMPLES):
-        drawn = sums[:, torch.randint(sums.shape[1], (sums.shape[1],), generator=generator)].sum(1)
-        shares.append(drawn[0] / drawn[1])
-    low, high = torch.stack(shares).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    value = float(sums[0].sum() / sums[1].sum())
-    return Share(value, low, high, round(float(total.sum())))
-
-
-def batches(count: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
-    """The numbers from 0 to count − 1, in order, `size` at a time.
-
-    Raises:
-        DistillError: a size below 1.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise DistillError(f"batch_size={size!r} measures nothing; use a whole number above 0, e.g. batch_size=128.")
-    yield from torch.arange(count).split(size)

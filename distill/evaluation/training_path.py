@@ -13,14 +13,14 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from distill.data.rows import batches
 from distill.errors import DistillError
-from distill.evaluation.metrics import batches
 from distill.evaluation.similarity import representational_similarity
 from distill.models.inputs import device_of, evaluating, inputs_of, to_device, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import tried
 from distill.tasks.loading import held_out
-from distill.training.schedule import Record
+from distill.training.progress import Record
 from interventions import Location, Picture, architecture, as_location, label, printed, run, select
 
 STARTS = 8  # random starts of the scaling, of which the best is kept

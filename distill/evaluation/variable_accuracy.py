@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from distill.causal.feed import Given, given
 from distill.causal.model import CausalModel
 from distill.causal.values import Values, as_answers
-from distill.data.seen_rows import Seen, fingerprints
+from distill.data.rows import batches
+from distill.data.seen_rows import SeenRows, fingerprints
 from distill.errors import DistillError
-from distill.evaluation.controls import ANOTHER, controls_of, random_parts, reinitialised
-from distill.evaluation.metrics import batches
-from distill.evaluation.outcome import InterchangeAccuracy
-from distill.evaluation.tallies import Tally, outcome_of
+from distill.evaluation.controls import ANOTHER, controls_of, random_parts
+from distill.evaluation.outcome import InterchangeAccuracy, Tally, outcome_of
 from distill.interchange.mapping import Pair, Sides, pairs_of
 from distill.interchange.swap import Ran, encoded, places_of, swapped
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.finite import check_answers
 from distill.models.inputs import device_of, evaluating, to_device
 from distill.models.outputs import same_answers
+from distill.models.reinitialised import reinitialised
 from interventions import run
 
 STREAM = 2**31 - 1  # pairs that are measured come from another stream than those that are trained on
@@ -41,7 +41,7 @@ def variables_accuracy(
     seed: int = 0,
     batch_size: int = 256,
     controls: str | Sequence[str] = (),
-    exclude: Seen | None = None,
+    exclude: SeenRows | None = None,
 ) -> InterchangeAccuracy:
     """How often a network answers as the causal model does under the same interchange, for each entry of the mapping.
 
@@ -98,7 +98,7 @@ def names_of(entries: tuple[Pair, ...]) -> list[str]:
     ]
 
 
-def overlapping(bases: "Bases", exclude: Seen, *, refuse: bool) -> float:
+def overlapping(bases: "Bases", exclude: SeenRows, *, refuse: bool) -> float:
     """The share of the bases that were trained on.
 
     Raises:
@@ -207,7 +207,7 @@ def measured(
 def _sums(
     model: CausalModel, network: nn.Module, entries: tuple[Pair, ...], high: tuple[Values, Values, Values]
 ) -> Tensor:
-    """The sums of these pairs, `[pairs, entries, sums]`, by the names in `distill.evaluation.tallies.SUMS`."""
+    """The sums of these pairs, `[pairs, entries, sums]`, by the names in `distill.evaluation.outcome.SUMS`."""
     places = places_of(entries)
     runs = [run(network, encoded(model, network, values), places) for values in high[:2]]
     low = [Ran(values, ran) for values, ran in zip(high, runs, strict=False)]

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.causal.graph import near
 from distill.causal.model import CausalModel
-from distill.errors import DistillError
+from distill.errors import DistillError, did_you_mean
 from distill.models.inputs import network_of
 from interventions import InterventionError, Location, Place, architecture, as_location
 
@@ -191,7 +190,7 @@ def _aligned(mapping: Sides, model: CausalModel, student: nn.Module, positions: 
         if unknown is not None:
             raise DistillError(
                 f"the mapping names {unknown!r}, which is no variable of the causal model"
-                f"{near(str(unknown), model.variables)}; it has {', '.join(model.variables)}."
+                f"{did_you_mean(str(unknown), model.variables)}; it has {', '.join(model.variables)}."
             )
         pair = Pair(variables, _side(side))
         pair = replace(pair, positions=tuple(_position(pair, at, positions, model) for at in pair.student))

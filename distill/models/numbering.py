@@ -5,10 +5,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from distill.data.classes import Ranked, Stated, are_names, check_stated, class_names, matched, placeholders
+from distill.data.classes import Ranked, Stated, are_names, check_stated, matched, placeholders
 from distill.data.rows import Rows
 from distill.data.task import Task
 from distill.errors import DistillError
+from distill.models.class_names import class_names
 from distill.models.inputs import device_of, evaluating, inputs_of, network_of, teachers, to_device
 from interventions import InterventionError, printable, run
 

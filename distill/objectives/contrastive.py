@@ -16,10 +16,9 @@ from distill.losses.common import widened
 from distill.models.head import penultimate
 from distill.models.loss_masks import checked_tokens
 from distill.objectives.memories import Classes, Memory
-from distill.objectives.objective import About, Objective, Reads, Step, nothing
+from distill.objectives.objective import About, Objective, Reads, Step, linear, nothing
 from distill.objectives.points import Places, of_both
 from distill.objectives.processes import gathered, processes
-from distill.objectives.projections import linear
 from distill.objectives.term_weights import named
 from distill.teachers.verbs import refuse_elsewhere
 from interventions import Location, Run

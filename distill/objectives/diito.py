@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Pair
-from distill.interchange.sources import Crossway, Pairs, Shuffle, Span
+from distill.interchange.positions import Span
+from distill.interchange.sources import Crossway, Pairs, Shuffle
 from distill.models.inputs import decoder_masked, inputs_of, real_tokens, vocabulary_of
 from distill.objectives.objective import About, Objective, Reads, Step, terms_of
 from distill.objectives.response import KD

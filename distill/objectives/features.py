@@ -12,8 +12,7 @@ from distill.errors import DistillError
 from distill.interchange.mapping import Pair, depth
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.models.loss_masks import SOURCE, checked_tokens
-from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing
-from distill.objectives.projections import linear
+from distill.objectives.objective import About, Objective, Reads, Step, averaged, linear, nothing
 from interventions import InterventionError, Location, Model, Run, architecture
 
 Layers = Mapping[Location, Location]

@@ -8,6 +8,7 @@ from typing import ClassVar
 from zlib import crc32
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor, nn
 
 from distill.causal.feed import Feed
@@ -328,3 +329,11 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The terms of this step by name, each a scalar, not weighted."""
+
+
+def linear(width_in: int, width_out: int, like: Shaped[Tensor, "..."]) -> nn.Linear:
+    """A new linear layer, in single precision at least, where `like` is, drawn by the default generator of the CPU.
+
+    So are its weights the same on every device. Call it in `Objective.prepare`, where that generator is seeded.
+    """
+    return nn.Linear(width_in, width_out).to(like.device, torch.promote_types(like.dtype, torch.float32))

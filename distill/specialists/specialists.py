@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float, Float64
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill.data.classes import real_names
 from distill.data.seeds import seed_of
 from distill.errors import DistillError
 from distill.fit import default_schedule
+from distill.models.class_names import real_names
 from distill.models.inputs import uncompiled
 from distill.models.outputs import answered
 from distill.specialists.training import Network, confusable_classes, predictions, specialists_of

@@ -12,9 +12,8 @@ from jaxtyping import Float, Float64, Int
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill.data.rows import Rows
+from distill.data.rows import Rows, batches
 from distill.errors import DistillError
-from distill.evaluation.metrics import batches
 from distill.fit import fit
 from distill.models.inputs import evaluating
 from distill.models.outputs import answered

@@ -11,9 +11,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.data.classes import check_alike, real_names
 from distill.errors import DistillError
 from distill.losses.common import widened
+from distill.models.class_names import check_alike, real_names
 from distill.models.inputs import device_of, inputs_of, vocabulary_of
 from distill.models.outputs import answered
 from interventions import UnknownAnswer, run

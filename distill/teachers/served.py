@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import interventions
+from distill.data.rows import batches
 from distill.errors import DistillError, Unreachable
-from distill.evaluation.metrics import batches
 from distill.models.inputs import device_of, evaluating, inputs_of, network_of, teachers
 from distill.tasks.loading import training_rows
 from distill.teachers.cache import Cache, Unhashable, digest, weights_of
 from distill.teachers.padding import Padded
 from distill.teachers.retries import Retries, retried
 from distill.teachers.top_k import Kept, TopK, dense, nothing
-from distill.teachers.visible_positions import Probe, Seen
+from distill.teachers.visible_positions import Probe, VisiblePositions
 from interventions import Activations, Location, Model, Run, UnknownAnswer, logits_of, printed
 
 SAMPLES, COUNTERFACTUALS, SHAPES = "samples", "counterfactuals", "shapes"
@@ -153,7 +153,7 @@ class Served:
         All of them, with a warning, where the host keeps no graphs.
         """
         inputs, probes = base.inputs, [Probe() for _ in places]
-        pairs, keep = dict(zip(places, probes, strict=True)), Seen(probes, weights.cpu(), self._reads)
+        pairs, keep = dict(zip(places, probes, strict=True)), VisiblePositions(probes, weights.cpu(), self._reads)
 
         def request(here: Any) -> Run:
             return interventions.interchange(self.model, here(inputs), None, pairs, keep=keep, **self._where)

@@ -23,7 +23,7 @@ class Probe:
         return base + self.zero
 
 
-class Seen:
+class VisiblePositions:
     """From an output to one mask `[batch, position]` (`[batch, 1]` without positions) for each probe.
 
     A position that the output cannot see has a gradient of exactly 0. None where the output has no graph.

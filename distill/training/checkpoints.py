@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from distill.errors import DistillError
 from distill.models.finite import check_weights
 from distill.storage.files import MANIFEST, damage, seal, take_place, write
-from distill.training.schedule import Record
+from distill.training.progress import Record
 
 LOG = "log.jsonl"
 

@@ -26,10 +26,12 @@ from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints
+from distill.training.checks import check, check_softening
 from distill.training.computation import Computation, altered, groups_of, parts_of, weights_of
+from distill.training.progress import Record
 from distill.training.readings import readings
-from distill.training.resolve import check, check_softening, fed, mapped, objectives_of, supported
-from distill.training.schedule import Record, Schedule, drawing, order, weighted
+from distill.training.resolve import fed, mapped, objectives_of, supported
+from distill.training.schedule import Schedule, drawing, order, weighted
 from interventions import InterventionError, Model
 
 ONE_ROW = "more than 1 value per channel"

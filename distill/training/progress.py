@@ -2,16 +2,26 @@
 
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
-from distill.training.schedule import Record
 from interventions import printable
 
 LINES = 10
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training step: its number from 1, how many there are, the loss, its unweighted terms, the learning rate."""
+
+    step: int
+    total: int
+    loss: float
+    terms: dict[str, float]
+    lr: float
 
 
 class Plain(Console):
@@ -35,20 +45,6 @@ def shown(records: Iterable[Record], title: str, console: Console) -> Iterator[R
     Where the console is no terminal, `LINES` plain lines without control characters.
     """
     yield from (_bar if console.is_terminal else _lines)(records, printable(title), console)
-
-
-@contextmanager
-def bars_of_others_off() -> Iterator[None]:
-    """Inside the block transformers shows no bars of its own while it saves and loads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:

@@ -1,45 +1,24 @@
 """What a training is given, in its checked form: rows, objectives, pairs; and that they belong together."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.causal.feed import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.causal.model import CausalModel
-from distill.causal.values import as_answers
-from distill.data.classes import check_alike, real_names
 from distill.data.rows import Rows
-from distill.data.seen_rows import Seen
+from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
-from distill.evaluation.metrics import are_classes
 from distill.interchange.mapping import Pair, Sides, pairs_of
-from distill.interchange.swap import encoded
-from distill.interchange.whole_state import refuse_wholes
-from distill.models.inputs import (
-    NEVER,
-    TEACHERS,
-    device_of,
-    evaluating,
-    innermost,
-    inputs_of,
-    network_of,
-    reads_apart,
-    students,
-    teachers,
-    to_device,
-    vocabulary_of,
-)
-from distill.models.padding_sides import padded_rows, say_if_on_wrong_side
-from distill.models.trials import answer_of, tried
+from distill.models.inputs import NEVER, device_of, inputs_of, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.tasks.loading import training_rows
 from distill.teachers.served import Served
-from distill.teachers.verbs import run_of
+from distill.training.checks import name_of
 from distill.training.schedule import Schedule, order
-from interventions import Model, run
+from interventions import Model
 
 
 def objectives_of(
@@ -88,22 +67,18 @@ def supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[
     for objective, missing in lacking.items():
         if not missing:
             continue
-        name = _name(objective)
+        name = name_of(objective)
         if missing != ["labels"] or not kept:
             raise DistillError(
                 f"{name}() needs a column {missing[0]!r} and the data has {', '.join(rows.columns)}; add it, or use "
                 "objective=[KD()], which needs the teacher alone."
             )
         warnings.warn(
-            f"the data has no labels, so {name}() is left out; what remains: {', '.join(map(_name, kept))}.",
+            f"the data has no labels, so {name}() is left out; what remains: {', '.join(map(name_of, kept))}.",
             stacklevel=2,
         )
     dropped = [each.about.terms for each in objectives if lacking[each] and each.about is not None]
     return kept, tuple(term for terms in dropped for term in terms)
-
-
-def _name(objective: Objective) -> str:
-    return type(objective).__name__
 
 
 def fed(teacher: Model | Served | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Feed:
@@ -139,13 +114,13 @@ def mapped(
     return pairs_of("full" if mapping is None else mapping, teacher, student)
 
 
-def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, processes: int = 1) -> Seen:
+def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, processes: int = 1) -> SeenRows:
     """What `steps` trains on: all rows of data as they are now, or of what a causal model samples the bases drawn."""
     rows = fed(teacher, student, data, schedule)
     if isinstance(rows, Rows):
-        return Seen.of(rows.table, _read(student, rows))
+        return SeenRows.of(rows.table, _read(student, rows))
     if isinstance(rows, Given):
-        return Seen.of(rows.batch(range(len(rows))))
+        return SeenRows.of(rows.batch(range(len(rows))))
 
     def batches() -> Iterator[Mapping[str, Any]]:
         numbers = range(schedule.total(len(rows), processes))
@@ -153,7 +128,7 @@ def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, proces
             for chosen in order(len(rows), schedule, numbers, process, processes):
                 yield rows.batch(chosen)
 
-    return Seen(batches)
+    return SeenRows(batches)
 
 
 def _read(student: nn.Module, rows: Rows) -> list[str] | None:
@@ -164,123 +139,3 @@ def _read(student: nn.Module, rows: Rows) -> list[str] | None:
     except DistillError:
         return None
     return list(given) if isinstance(given, Mapping) else [name for name in batch if name not in NEVER]
-
-
-def check(
-    teacher: Model | Served | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
-) -> None:
-    """That teacher, student and data belong together, from one forward of two rows.
-
-    Raises:
-        DistillError: vocabularies, classes or labels that differ; or a variable that is aligned with everything.
-    """
-    if not isinstance(rows, Rows):
-        return _check_answers(rows, student, pairs)
-    models = [model for model in (teacher, student) if model is not None and not isinstance(model, CausalModel)]
-    _refuse_shared(models)
-    known = [size for model in models if (size := vocabulary_of(model)) is not None]
-    apart = reads_apart(rows.columns)
-    if len(set(known)) > 1 and not apart:
-        raise DistillError(
-            f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; "
-            "build the student from the teacher, distill.from_layers(teacher, 3), or give each its own tokens: "
-            "data=distill.TokenAlignment(teacher_tokenizer, student_tokenizer).rows(texts)."
-        )
-    if len(models) > 1:
-        check_alike(models[0], models[1])
-    chosen, classes, tokens, counted = few_of(rows), [], False, "labels" in rows.columns
-    for model in models:
-        name = "the teacher" if model is teacher else "the student"
-        columns = (teachers if model is teacher else students)(rows.batch(chosen))
-        with evaluating(model), torch.no_grad():
-            logits = answer_of(name, model, columns, run_of, needed=False)
-            if "attention_mask" in columns and isinstance(model, nn.Module):
-                _say_side(name, model, rows, teachers if model is teacher else students)
-        if logits is None:
-            continue
-        classes.append(logits.shape[-1])
-        counted = counted and are_classes(model, logits, rows)
-        tokens = logits.ndim > 2
-        names = real_names(model)
-        if names is not None and len(names) != classes[-1]:
-            raise DistillError(
-                f"{type(network_of(model)).__name__} answers with {classes[-1]} classes and its configuration names "
-                f"{len(names)}: {', '.join(names[:30])}; name each: model.config.id2label = {{0: …}}."
-            )
-    if len(set(classes)) > 1 and not (apart and tokens):
-        raise DistillError(
-            f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student "
-            f"num_labels={classes[0]}."
-        )
-    if not classes or not counted:
-        return
-    labels = rows.table["labels"]
-    values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
-    if not values.is_floating_point():
-        wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
-        if len(wrong):
-            raise DistillError(
-                f"the data has label {int(wrong[0])} and the {'teacher' if teacher is not None else 'network'} "
-                f"{classes[0]} classes "
-                f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
-            )
-
-
-def _say_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> None:
-    """Warn where a model answers otherwise because of the side on which the rows are padded."""
-    own = TEACHERS if columns_of is teachers and reads_apart(rows.columns) else ""
-    chosen = padded_rows(rows.table[f"{own}attention_mask"])
-    if chosen:
-        kind = f"{name} ({type(innermost(model)).__name__})"
-        say_if_on_wrong_side(
-            kind, columns_of(rows.batch(chosen)), lambda few: answer_of(name, model, few, run_of, needed=False)
-        )
-
-
-def few_of(rows: Rows) -> list[int]:
-    """The first two rows, and the longest where rows differ in length: what fails on one fails on it."""
-    ragged = next((column for column in rows.table.values() if not isinstance(column, Tensor)), None)
-    few = range(min(2, len(rows)))
-    return list(few) if ragged is None else sorted({*few, max(range(len(rows)), key=lambda row: len(ragged[row]))})
-
-
-def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
-    """Say where the largest logits of a served teacher are softened otherwise than they are kept for."""
-    if not isinstance(teacher, Served) or teacher.keep.k is None:
-        return
-    kept = teacher.keep.temperature
-    for part in (part for each in objectives for part in each.modules()):
-        temperature = getattr(part, "temperature", None)
-        if isinstance(part, Objective) and temperature not in (None, kept):
-            warnings.warn(
-                f"{_name(part)}(temperature={temperature}) softens a teacher of which the {teacher.keep.k} largest "
-                f"logits are kept for temperature {kept}: it sees another share of the other classes together; use "
-                f"Served(…, temperature={temperature}).",
-                stacklevel=2,
-            )
-
-
-def _refuse_shared(models: list[Any]) -> None:
-    """Refuse a student that would change the teacher; frozen parts, as below an adapter, may be shared."""
-    if len(models) < 2:
-        return
-    theirs = {id(parameter) for parameter in network_of(models[0]).parameters()}
-    shared = [name for name, p in models[1].named_parameters() if id(p) in theirs and p.requires_grad]
-    if shared:
-        raise DistillError(
-            f"the student shares {len(shared)} of its parameters with the teacher ({shared[0]!r}, …), and training "
-            "would change the teacher; give it a copy: copy.deepcopy(…)."
-        )
-
-
-def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> None:
-    """That the network has one logit for each answer of the causal model, and the pairs name parts of it."""
-    model, device = feed.model, device_of(student)
-    values = to_device(feed.batch(range(2)), device)
-    inputs = encoded(model, student, values)
-    with tried("the network", student, inputs), evaluating(student), torch.no_grad():
-        logits = model.decode(run(student, inputs, resumable=False).logits, values)
-    if model.classes is None:
-        as_answers(logits, model.answers(values))
-    bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))
-    refuse_wholes(model, student, pairs, bases, sources)

@@ -22,7 +22,7 @@ from distill.storage.files import (
 )
 from distill.storage.locks import LOCK, locked
 from distill.training.checkpoints import LOG, Checkpoints, deferred_interrupt, lines_of, records_of
-from distill.training.schedule import Record
+from distill.training.progress import Record
 
 SETTINGS, RESULT, STUDENT, CHECKPOINTS = "settings.json", "result.json", "student", "checkpoints"
 FINGERPRINTS = "fingerprints"

@@ -27,17 +27,6 @@ DECAYS = ("linear", "cosine", "constant")
 
 
 @dataclass(frozen=True)
-class Record:
-    """One training step: its number from 1, how many there are, the loss, its unweighted terms, the learning rate."""
-
-    step: int
-    total: int
-    loss: float
-    terms: dict[str, float]
-    lr: float
-
-
-@dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train: the optimizer, warm-up and decay of its learning rate, clipped gradients.
 

@@ -28,7 +28,7 @@ from distill import (
     from_layers,
     layers,
 )
-from distill.evaluation.evaluate import positions_of
+from distill.fit import positions_of
 from distill.storage.files import read_json
 from distill.tasks import Task
 from distill.training.run_folder import read_log

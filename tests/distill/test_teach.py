@@ -6,9 +6,10 @@ import torch
 
 from distill import DistillError, Schedule, teach, teacher_of
 from distill.data.task import seeded
+from distill.models.pretrained import load_classifier, load_tokenizer, new_classifier, save_teacher
 from distill.networks import CNN
 from distill.tasks import Recipe, Task
-from distill.teach import cache_folder, check_teacher, load_classifier, load_tokenizer, new_classifier, save_teacher
+from distill.teach import cache_folder, check_teacher
 from tests.distill.conftest import save_bert
 from tests.distill.tiny_models import QUIET, bert, images, same, spread, text, vit, weights
 

@@ -17,10 +17,9 @@ import distill
 import interventions
 from distill import KD, Alignment, DistillError, Served, fit
 from distill.cli.commands import FitCommand, _command_of
-from distill.data.seen_rows import Seen
-from distill.fit import save_model
+from distill.data.seen_rows import SeenRows
+from distill.models.pretrained import load_classifier, save_model
 from distill.storage.files import write_json
-from distill.teach import load_classifier
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log
 from interventions import Add, InterventionError, Location, Rotation
@@ -101,12 +100,12 @@ def commanded(folder: Path):
 
 def trained_on(folder: Path):
     folder.mkdir()
-    Seen.of(vectors().table).save(folder)
+    SeenRows.of(vectors().table).save(folder)
 
 
 def classifier(folder: Path):
     made = save_bert(folder.with_name("source"), classifier=True, layers=1)
-    save_model(load_classifier(made), folder, (), Seen.of(vectors().table))
+    save_model(load_classifier(made), folder, (), SeenRows.of(vectors().table))
 
 
 KEPT = {

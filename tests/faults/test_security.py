@@ -25,16 +25,16 @@ from distill.alignment.alignment import Alignment
 from distill.cli import main
 from distill.cli.report import Entry, Report
 from distill.errors import DistillError
-from distill.evaluation.metrics import wilson
+from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.intervals import wilson
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome
 from distill.interchange.mapping import Pair
 from distill.models.preprocessors import preprocessors_of
-from distill.results import Evaluation, FitResult, curves
+from distill.models.pretrained import load_classifier, load_tokenizer
+from distill.results import FitResult, curves
 from distill.tasks import Rows, Task
-from distill.teach import load_classifier, load_tokenizer
 from distill.teachers.cache import Cache
-from distill.training.progress import Plain, shown
-from distill.training.schedule import Record
+from distill.training.progress import Plain, Record, shown
 from interventions import InterventionError, Location, heat_map, printable
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\x9b31m\rb\x08\u202ec\u2066[red]d[/red]<script>alert(1)</script>$x$\udcff\n"

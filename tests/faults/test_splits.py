@@ -9,7 +9,7 @@ import torch
 
 import distill
 from distill import DistillError
-from distill.data.seen_rows import Seen
+from distill.data.seen_rows import SeenRows
 from distill.data.trained_on import save_split, split_seed_of, without_trained_on
 from distill.tasks import load
 from tests.distill.cli.test_main import distill as command
@@ -85,7 +85,7 @@ def test_rows_that_the_teacher_was_trained_on_are_left_out_and_counted(film_data
 
 def test_nothing_is_measured_on_rows_that_were_all_trained_on(tmp_path):
     rows = vectors()
-    Seen.of(rows.table).save(tmp_path)
+    SeenRows.of(rows.table).save(tmp_path)
     task = distill.tasks.Task("t", rows, rows, ("a", "b", "c"))
     with pytest.raises(DistillError, match=r"was trained on all 24 held-out rows of t, .* give others: --eval-data"):
         without_trained_on(task, tmp_path, "the teacher")
@@ -94,7 +94,7 @@ def test_nothing_is_measured_on_rows_that_were_all_trained_on(tmp_path):
     half = distill.tasks.Task("t", rows, distill.Rows(both), ("a", "b", "c"))
     kept, told = without_trained_on(half, tmp_path, "the teacher")
     assert told == "24 of 30 held-out rows are left out, as the teacher was trained on them"
-    assert not Seen.of(rows.table).among(kept.test.table).any()
+    assert not SeenRows.of(rows.table).among(kept.test.table).any()
     assert without_trained_on(half, tmp_path / "nowhere", "the teacher") == (half, "")
     assert torch.equal(kept.test.table["inputs"], others.table["inputs"])
 

@@ -18,9 +18,9 @@ import pytest
 import torch
 import transformers
 
-from distill import tasks
 from distill.cli import main
 from distill.tasks import Recipe
+from distill.tasks.loading import EMBEDDED
 from tests.distill.conftest import save_bert, sentences, write_csv
 
 commands = importlib.import_module("distill.cli.commands")
@@ -162,7 +162,7 @@ def small_pvr(cache, monkeypatch):
 
         return replace(make(), recipe=Recipe(steps=3, batch_size=16, lr=1e-3), student=None)
 
-    monkeypatch.setitem(tasks.EMBEDDED, "pvr", task)
+    monkeypatch.setitem(EMBEDDED, "pvr", task)
     return cache
 
 

@@ -12,7 +12,7 @@ import transformers
 from distill.compat import diito
 from distill.compat.flags import parsed
 from distill.compat.models import freeze, language_model, new_student, take_weights
-from distill.teach import load_tokenizer
+from distill.models.pretrained import load_tokenizer
 from tests.distill.compat.test_xxs import command
 from tests.distill.conftest import WORDS, save_bert, sentences
 

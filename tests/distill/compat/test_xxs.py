@@ -18,9 +18,9 @@ from rich.console import Console
 from distill import DIITO, KD, DistillError, Interrupted, Labels, Schedule, Span, fit
 from distill.compat import launch, xxs
 from distill.compat.glue import LAYOUTS, glue_task, layout_of
+from distill.models.pretrained import load_classifier, load_tokenizer
 from distill.students.from_layers import from_layers
-from distill.teach import load_classifier, load_tokenizer
-from distill.training.schedule import Record
+from distill.training.progress import Record
 from tests.distill.conftest import save_bert, sentences
 
 COMMAND = (
@@ -260,8 +260,9 @@ class Remembered(GeneralTracker):
 
 
 def finished_run():
-    from distill.evaluation.metrics import Share
-    from distill.results import Evaluation, FitResult
+    from distill.evaluation.evaluate import Evaluation
+    from distill.evaluation.intervals import Share
+    from distill.results import FitResult
 
     records = tuple(Record(n, 5, 3.0, {"kd": 1.0, "labels": 2.0, "kd_cf": 0.5}, 1e-3) for n in range(1, 6))
     return FitResult(torch.nn.Linear(1, 1), records, Evaluation(Share(0.9, 0.8, 0.95, 10), None))

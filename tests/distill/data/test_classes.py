@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassificatio
 
 import distill
 from distill import DistillError, Ensemble, Labels, NoisyTeacher, Rows, Served, Specialists, Task
-from distill.data.classes import are_names, check_alike, class_names, matched, name_classes, ranked, real_names, stated
+from distill.data.classes import are_names, matched, ranked, stated
 from distill.losses import LogitNoise
+from distill.models.class_names import check_alike, class_names, name_classes, real_names
 from distill.tasks import load, numbered_as
 from tests.distill.conftest import WORDS, save_bert, write_csv
 from tests.distill.tiny_models import QUIET, bert, gpt2_lm

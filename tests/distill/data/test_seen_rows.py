@@ -7,7 +7,7 @@ from transformers import BertForSequenceClassification
 
 import distill
 from distill import KD, Alignment, DistillError, Labels
-from distill.data.seen_rows import Seen, fingerprints, marks_of, seen_of
+from distill.data.seen_rows import SeenRows, fingerprints, marks_of, seen_of
 from distill.tasks import load
 from interventions import Location, Rotation
 from tests.distill.conftest import save_bert, sentences, write_csv
@@ -98,16 +98,16 @@ def test_a_row_is_itself_however_it_is_padded(before):
     forms = [{f"{before}{name}": column for name, column in form.items()} for form in forms]
     for one in forms:
         for other in forms:
-            assert Seen.of(one).among(other).all()
-            assert Seen.of(one).remembered().among(other).all()
-            assert Seen(lambda table=one: [table]).among(other).all()
+            assert SeenRows.of(one).among(other).all()
+            assert SeenRows.of(one).remembered().among(other).all()
+            assert SeenRows(lambda table=one: [table]).among(other).all()
     changed = {name: column.clone() for name, column in forms[0].items()}
     changed[f"{before}input_ids"][:, 0] += 20
-    assert not Seen.of(forms[-1]).among(changed).any()
+    assert not SeenRows.of(forms[-1]).among(changed).any()
 
 
 def test_a_text_and_its_beginning_are_two_rows():
-    seen = Seen.of({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])})
+    seen = SeenRows.of({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 0]])})
     assert seen.among({"input_ids": torch.tensor([[5, 6, 0]]), "attention_mask": torch.tensor([[1, 1, 1]])}).sum() == 0
     assert seen.among({"input_ids": torch.tensor([[5, 6, 9]]), "attention_mask": torch.tensor([[1, 1, 0]])}).all()
 
@@ -154,7 +154,7 @@ def test_what_is_remembered_is_what_is_made_anew():
     table = {
         "x": torch.randint(3, (50, 2)), "labels": torch.zeros(50), "y": [torch.arange(n % 3 + 1) for n in range(50)],
     }  # fmt: skip
-    one, other = Seen.of(table), Seen(lambda: [table])
+    one, other = SeenRows.of(table), SeenRows(lambda: [table])
     probe = {"x": torch.randint(3, (40, 2)), "y": [torch.arange(n % 4 + 1) for n in range(40)]}
     for part in (probe, {"x": probe["x"]}, {"y": probe["y"]}):
         assert torch.equal(one.among(part), other.among(part))

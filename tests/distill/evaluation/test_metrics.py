@@ -4,15 +4,10 @@ import pytest
 import torch
 
 from distill import DistillError, Rows, accuracy
-from distill.evaluation.metrics import (
-    batches,
-    bootstrap,
-    calibration,
-    expected_calibration_error,
-    has_classes,
-    perplexity,
-    wilson,
-)
+from distill.data.rows import batches
+from distill.evaluation.intervals import bootstrap, wilson
+from distill.evaluation.metrics import calibration, expected_calibration_error, perplexity
+from distill.models.class_labels import has_classes
 from distill.models.inputs import evaluating
 from tests.distill.tiny_models import CNN, bert, gpt2_lm, images, masked_lm, mlp, same, spread, text, vectors, weights
 

@@ -7,7 +7,7 @@ from torch import nn
 
 import distill
 from distill import CausalModel, DistillError
-from distill.data.seen_rows import Seen, fingerprints
+from distill.data.seen_rows import SeenRows, fingerprints
 from distill.evaluation.controls import ANOTHER, random_parts
 from distill.interchange.mapping import pairs_of
 from interventions import PCA, Location, Mask, Rotation, SparseCoder, interchange, run
@@ -143,7 +143,7 @@ def test_fingerprints_know_what_is_equal():
         fingerprints({"x": [torch.tensor([1, 2]), torch.tensor([1])]})[0] != fingerprints({"x": [torch.tensor([1])]})[0]
     )
     with pytest.raises(DistillError, match=r"trained on have a and those to measure on b, so they cannot be compared"):
-        Seen(lambda: [{"a": torch.ones(1)}]).among({"b": torch.ones(1)})
+        SeenRows(lambda: [{"a": torch.ones(1)}]).among({"b": torch.ones(1)})
 
 
 def test_real_answers_are_measured_by_their_error():
@@ -295,10 +295,10 @@ def test_positions_of_each_row_are_refused():
 
 
 def test_rows_are_known_in_any_dtype():
-    seen = Seen(lambda: [{"a": torch.tensor([1, 2, 0])}])
+    seen = SeenRows(lambda: [{"a": torch.tensor([1, 2, 0])}])
     assert seen.among({"a": torch.tensor([1.0, 3.0, -0.0])}).tolist() == [True, False, True]
     assert seen.among({"a": torch.tensor([2], dtype=torch.int8)}).tolist() == [True]
-    floats = Seen(lambda: [{"a": torch.tensor([0.1])}])
+    floats = SeenRows(lambda: [{"a": torch.tensor([0.1])}])
     assert floats.among({"a": torch.tensor([0.1], dtype=torch.float64)}).tolist() == [True]
 
 

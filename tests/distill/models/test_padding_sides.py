@@ -8,7 +8,7 @@ import transformers
 
 from distill import KD, NoisyTeacher, Rows, fit
 from distill.losses import LogitNoise
-from distill.training.resolve import check
+from distill.training.checks import check
 from tests.distill.tiny_models import QUIET, bert, gpt2, gpt2_lm, llama, masked_lm, mlp, spread
 
 SIZES = dict(

@@ -1,0 +1,65 @@
+"""Shares with their intervals."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of `count` examples with its 95 % interval.
+
+    >>> print(Share(0.9, 0.88, 0.92, 1000))
+    0.900 [0.880, 0.920]
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def wilson(right: int, total: int, z: float = 1.959964) -> Share:
+    """A share with its Wilson score interval (Wilson 1927, JASA 22).
+
+    >>> print(wilson(90, 100))
+    0.900 [0.826, 0.945]
+    """
+    share = right / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return Share(share, max(0.0, centre - half), min(1.0, centre + half), total)
+
+
+def bootstrap(
+    right: Float[Tensor, " examples"], total: Float[Tensor, " examples"], clusters: Int[Tensor, " examples"], seed: int
+) -> Share:
+    """A share with its percentile bootstrap interval, whole clusters drawn with replacement.
+
+    Args:
+        right, total: sums of each example.
+        clusters: which examples belong together, from 0, e.g. because they share their base.
+
+    Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+    """
+    size = int(clusters.max()) + 1
+    sums = torch.zeros(2, size, dtype=torch.float64)
+    sums[0].index_add_(0, clusters, right.double())
+    sums[1].index_add_(0, clusters, total.double())
+    sums = sums[:, sums[1] > 0]
+    generator = torch.Generator().manual_seed(seed)
+    shares = []
+    for _ in range(RESAMPLES):
+        drawn = sums[:, torch.randint(sums.shape[1], (sums.shape[1],), generator=generator)].sum(1)
+        shares.append(drawn[0] / drawn[1])
+    low, high = torch.stack(shares).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    value = float(sums[0].sum() / sums[1].sum())
+    return Share(value, low, high, round(float(total.sum())))

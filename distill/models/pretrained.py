@@ -1,0 +1,145 @@
+"""Models, encoders and tokenizers in folders and on the hub: loaded and saved."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model as save_weights
+from torch import nn
+
+from distill.data.seen_rows import SeenRows
+from distill.data.task import Task
+from distill.data.trained_on import save_split
+from distill.errors import DistillError
+from distill.models.preprocessors import preprocessors_of, save_preprocessors
+from distill.storage.files import MANIFEST, check_folder_whole, new_folder, save_into
+
+
+@contextmanager
+def bars_of_others_off() -> Iterator[None]:
+    """Inside the block transformers shows no bars of its own while it saves and loads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: SeenRows | None = None) -> None:
+    """Save a model in a folder of its own, whole or not at all, with checksums: `save_pretrained`, else its weights.
+
+    Args:
+        model: the network.
+        folder: what was there is replaced.
+        preprocessors: what makes its inputs.
+        seen: the rows that it was trained on, so that it is not measured on them.
+    """
+    with new_folder(folder) as partial:
+        write_model(model, partial, preprocessors, seen)
+
+
+def write_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: SeenRows | None = None) -> None:
+    """The files of a model, in a folder that is there."""
+    if hasattr(model, "save_pretrained"):
+        with bars_of_others_off():
+            model.save_pretrained(folder)
+    else:
+        save_weights(model, str(folder / "model.safetensors"))
+    save_preprocessors(preprocessors, folder, model)
+    if seen is not None:
+        seen.save(folder)
+
+
+def load_classifier(name: str | Path) -> nn.Module:
+    """A classifier saved by transformers: a folder, or a name on the hub.
+
+    Raises:
+        DistillError: nothing there, or a model without a trained classifier.
+    """
+    import transformers
+
+    check_folder_whole(
+        Path(name), f"make it again, or, if you have changed it yourself, delete {Path(name) / MANIFEST}"
+    )
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DistillError(
+            f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}; give a folder made by save_pretrained, "
+            "e.g. by distill teach."
+        ) from error
+    kinds: Sequence[str] = config.architectures or ()
+    kind = next((each for each in kinds if "Classification" in each), None)
+    if kind is None:
+        raise DistillError(
+            f"{str(name)!r} holds {kinds[0] if kinds else 'a model'}, which has no classifier; fine-tune one first: "
+            f"distill teach --task sst2 --from {name} --output teacher."
+        )
+    try:
+        return getattr(transformers, kind).from_pretrained(name).eval()
+    except (OSError, ValueError) as error:
+        raise DistillError(f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}.") from error
+
+
+def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
+    """An encoder with a new, untrained classifier for the classes of a task."""
+    import transformers
+
+    kinds = {"pixel_values": transformers.AutoModelForImageClassification}
+    kind = next(
+        (k for column, k in kinds.items() if column in task.train.columns),
+        transformers.AutoModelForSequenceClassification,
+    )
+    labels = dict(enumerate(task.classes))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            numbers = {name: i for i, name in labels.items()}
+            return kind.from_pretrained(encoder, id2label=labels, label2id=numbers, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise DistillError(
+            f"encoder {str(encoder)!r} cannot be loaded: {_first_line(error)}; give a folder or a name on the hub."
+        ) from error
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer saved beside a model."""
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise DistillError(
+            f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: "
+            "tokenizer.save_pretrained(…)."
+        ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made from the configuration alone, without its file of words
+        raise DistillError(
+            f"no tokenizer is saved with {str(name)!r}: it would know no words; save it there: "
+            "tokenizer.save_pretrained(…)."
+        )
+    return tokenizer
+
+
+def save_teacher(
+    teacher: nn.Module, tokenizer: Any, folder: Path, seen: SeenRows | None = None, split_seed: int | None = None
+) -> None:
+    """Save a teacher so that `load_classifier(folder)` finds it, with its tokenizer or what it was loaded with.
+
+    What else is in the folder, as a log of the training, stays. `seen` are the rows that it was trained on, and
+    `split_seed` what held the others out.
+    """
+    with save_into(folder) as partial:
+        write_model(teacher, partial, preprocessors_of(teacher) if tokenizer is None else (tokenizer,), seen)
+        if split_seed is not None:
+            save_split(partial, split_seed)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

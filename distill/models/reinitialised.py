@@ -1,0 +1,36 @@
+"""A copy of a network with new weights."""
+
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+
+def reinitialised(network: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy of a network with new weights, drawn as those of a new one.
+
+    A model of transformers is built again from its config; of any other, each module that has `reset_parameters` does
+    that, and parameters that none of them owns are drawn from a normal of the mean and deviation that they have.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.default_generator.manual_seed(seed)
+        config = getattr(network, "config", None)
+        first = next(network.parameters(), None)
+        if first is not None and hasattr(network, "init_weights") and config is not None:
+            new = type(network)(deepcopy(config)).to(first.device, first.dtype).train(network.training)
+            if _shapes(new) == _shapes(network):  # else a part was replaced since
+                return new
+        copy, drawn = deepcopy(network).cpu(), set[int]()
+        for module in copy.modules():
+            if hasattr(module, "reset_parameters"):
+                cast(Any, module).reset_parameters()
+                drawn |= {id(parameter) for parameter in module.parameters()}
+        for parameter in copy.parameters():
+            if id(parameter) not in drawn and parameter.is_floating_point():
+                parameter.normal_(float(parameter.mean()), float(parameter.std(correction=0)))
+        return copy if first is None else copy.to(first.device)
+
+
+def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in network.state_dict().items()}

@@ -1,0 +1,162 @@
+"""That teacher, student and data belong together, tried on a few rows before the first step."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.causal.feed import Feed
+from distill.causal.model import CausalModel
+from distill.causal.values import as_answers
+from distill.data.rows import Rows
+from distill.errors import DistillError
+from distill.interchange.mapping import Pair
+from distill.interchange.swap import encoded
+from distill.interchange.whole_state import refuse_wholes
+from distill.models.class_labels import are_classes
+from distill.models.class_names import check_alike, real_names
+from distill.models.inputs import (
+    TEACHERS,
+    device_of,
+    evaluating,
+    innermost,
+    network_of,
+    reads_apart,
+    students,
+    teachers,
+    to_device,
+    vocabulary_of,
+)
+from distill.models.padding_sides import padded_rows, say_if_on_wrong_side
+from distill.models.trials import answer_of, tried
+from distill.objectives import Objective
+from distill.teachers.served import Served
+from distill.teachers.verbs import run_of
+from interventions import Model, run
+
+
+def name_of(objective: Objective) -> str:
+    """What an objective is called in errors."""
+    return type(objective).__name__
+
+
+def check(
+    teacher: Model | Served | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
+) -> None:
+    """That teacher, student and data belong together, from one forward of two rows.
+
+    Raises:
+        DistillError: vocabularies, classes or labels that differ; or a variable that is aligned with everything.
+    """
+    if not isinstance(rows, Rows):
+        return _check_answers(rows, student, pairs)
+    models = [model for model in (teacher, student) if model is not None and not isinstance(model, CausalModel)]
+    _refuse_shared(models)
+    known = [size for model in models if (size := vocabulary_of(model)) is not None]
+    apart = reads_apart(rows.columns)
+    if len(set(known)) > 1 and not apart:
+        raise DistillError(
+            f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; "
+            "build the student from the teacher, distill.from_layers(teacher, 3), or give each its own tokens: "
+            "data=distill.TokenAlignment(teacher_tokenizer, student_tokenizer).rows(texts)."
+        )
+    if len(models) > 1:
+        check_alike(models[0], models[1])
+    chosen, classes, tokens, counted = few_of(rows), [], False, "labels" in rows.columns
+    for model in models:
+        name = "the teacher" if model is teacher else "the student"
+        columns = (teachers if model is teacher else students)(rows.batch(chosen))
+        with evaluating(model), torch.no_grad():
+            logits = answer_of(name, model, columns, run_of, needed=False)
+            if "attention_mask" in columns and isinstance(model, nn.Module):
+                _say_side(name, model, rows, teachers if model is teacher else students)
+        if logits is None:
+            continue
+        classes.append(logits.shape[-1])
+        counted = counted and are_classes(model, logits, rows)
+        tokens = logits.ndim > 2
+        names = real_names(model)
+        if names is not None and len(names) != classes[-1]:
+            raise DistillError(
+                f"{type(network_of(model)).__name__} answers with {classes[-1]} classes and its configuration names "
+                f"{len(names)}: {', '.join(names[:30])}; name each: model.config.id2label = {{0: …}}."
+            )
+    if len(set(classes)) > 1 and not (apart and tokens):
+        raise DistillError(
+            f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student "
+            f"num_labels={classes[0]}."
+        )
+    if not classes or not counted:
+        return
+    labels = rows.table["labels"]
+    values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
+    if not values.is_floating_point():
+        wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
+        if len(wrong):
+            raise DistillError(
+                f"the data has label {int(wrong[0])} and the {'teacher' if teacher is not None else 'network'} "
+                f"{classes[0]} classes "
+                f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
+            )
+
+
+def _say_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> None:
+    """Warn where a model answers otherwise because of the side on which the rows are padded."""
+    own = TEACHERS if columns_of is teachers and reads_apart(rows.columns) else ""
+    chosen = padded_rows(rows.table[f"{own}attention_mask"])
+    if chosen:
+        kind = f"{name} ({type(innermost(model)).__name__})"
+        say_if_on_wrong_side(
+            kind, columns_of(rows.batch(chosen)), lambda few: answer_of(name, model, few, run_of, needed=False)
+        )
+
+
+def few_of(rows: Rows) -> list[int]:
+    """The first two rows, and the longest where rows differ in length: what fails on one fails on it."""
+    ragged = next((column for column in rows.table.values() if not isinstance(column, Tensor)), None)
+    few = range(min(2, len(rows)))
+    return list(few) if ragged is None else sorted({*few, max(range(len(rows)), key=lambda row: len(ragged[row]))})
+
+
+def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
+    """Say where the largest logits of a served teacher are softened otherwise than they are kept for."""
+    if not isinstance(teacher, Served) or teacher.keep.k is None:
+        return
+    kept = teacher.keep.temperature
+    for part in (part for each in objectives for part in each.modules()):
+        temperature = getattr(part, "temperature", None)
+        if isinstance(part, Objective) and temperature not in (None, kept):
+            warnings.warn(
+                f"{name_of(part)}(temperature={temperature}) softens a teacher of which the {teacher.keep.k} largest "
+                f"logits are kept for temperature {kept}: it sees another share of the other classes together; use "
+                f"Served(…, temperature={temperature}).",
+                stacklevel=2,
+            )
+
+
+def _refuse_shared(models: list[Any]) -> None:
+    """Refuse a student that would change the teacher; frozen parts, as below an adapter, may be shared."""
+    if len(models) < 2:
+        return
+    theirs = {id(parameter) for parameter in network_of(models[0]).parameters()}
+    shared = [name for name, p in models[1].named_parameters() if id(p) in theirs and p.requires_grad]
+    if shared:
+        raise DistillError(
+            f"the student shares {len(shared)} of its parameters with the teacher ({shared[0]!r}, …), and training "
+            "would change the teacher; give it a copy: copy.deepcopy(…)."
+        )
+
+
+def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> None:
+    """That the network has one logit for each answer of the causal model, and the pairs name parts of it."""
+    model, device = feed.model, device_of(student)
+    values = to_device(feed.batch(range(2)), device)
+    inputs = encoded(model, student, values)
+    with tried("the network", student, inputs), evaluating(student), torch.no_grad():
+        logits = model.decode(run(student, inputs, resumable=False).logits, values)
+    if model.classes is None:
+        as_answers(logits, model.answers(values))
+    bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))
+    refuse_wholes(model, student, pairs, bases, sources)
