@@ -18,6 +18,8 @@ from distill.storage.files import CHECKSUM, read_json, write, write_json
 
 FORMAT = 1
 OF_WHOM = "teacher.json"
+BEFORE = {"distill.objectives.diito": "distill.objectives.causal"}
+"""Where classes that keys name stood when the first keys were made; what was kept under these is found again."""
 
 
 class Cache:
@@ -122,7 +124,7 @@ def _add(found: Any, part: Any) -> None:
         found.update(f"{value.dtype}{list(value.shape)}".encode())
         found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     elif isinstance(part, nn.Module):
-        found.update(f"{type(part).__module__}.{type(part).__qualname__}{part!r}".encode())
+        found.update(f"{_module_of(part)}.{type(part).__qualname__}{part!r}".encode())
         _add(found, dict(part.state_dict()))
     elif isinstance(part, Mapping):
         for key in sorted(part, key=str):
@@ -135,13 +137,17 @@ def _add(found: Any, part: Any) -> None:
         for each in sorted(map(str, part)):
             _add(found, each)
     elif is_dataclass(part) and not isinstance(part, type):
-        found.update(type(part).__module__.encode())
+        found.update(_module_of(part).encode())
         for field in fields(part):
             _add(found, field.name)
             _add(found, getattr(part, field.name))
     else:
         raise Unhashable(f"{part!r} has no content that can be told")
     found.update(b"</>")
+
+
+def _module_of(part: Any) -> str:
+    return BEFORE.get(type(part).__module__, type(part).__module__)
 
 
 def _open(folder: Path, of: Mapping[str, Any]) -> None:
