@@ -134,3 +134,8 @@ __all__ = [
     "teacher_of",
     "training_path",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names alone, without those of files."""
+    return sorted(__all__)

@@ -109,3 +109,8 @@ def __getattr__(name: str) -> object:
 
         return getattr(plots, name)
     raise AttributeError(f"module 'interventions' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names alone, without those of files."""
+    return sorted(__all__)
