@@ -1,4 +1,4 @@
-"""Dependencies run one way: from distill to the public names of interventions, and in each package up its list."""
+"""How the two packages are built: rooms in one order, no circles, small folders, and a test for every file."""
 
 import ast
 import re
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from textwrap import dedent
 
@@ -14,30 +15,119 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 THIS_FILE = "tests/test_layers.py"
 
-# A file or folder may import from those before it. `__init__` stands after the last.
+# A room is a folder, or a file at the door. It may import from those before it; `__init__` of a package stands after
+# the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names errors endings answers wrappers frames subspaces locations axes positions operators exceptions
-        calls examples forward_order sites stacks final_norms sides padding architectures states attention hooks
-        steps writes origins stamps recordings plots metrics runs requests interchanges averages descriptions cells
-        grids passes sweeps paths encodings saving tracing __main__""".split(),
+        names errors endings locations operators positions subspaces models metrics hooks steps execution saving tracing
+        runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
-        errors finite files locks seeds networks losses decoder_inputs modes pad_tokens token_positions inputs outputs
-        trials padding_sides
-        loss_masks classes precision ensembles noisy graphs values domains counterfactuals causal_models
-        samples seen mapping swaps pairs tasks trained_on preprocessors data token_meanings token_alignment
-        similarity metrics tops sensitivities retries cache padding served asking attention_keys
-        penultimate wholes vacuous outcomes tallies controls variables abstraction weights ranks
-        objectives fingerprints schedules readings widths students probes checkpoints run_folder computations
-        arguments loop together training_paths results evaluations progress fit specialist_training specialists
-        assistants mutual alignments aligning searches teachers compat report catalogue commands cli""".split(),
+        errors storage causal losses networks data models tasks teachers interchange students objectives training
+        evaluation alignment results fit specialists mutual chain teach compat cli""".split(),
 }
-LAZILY = {("interventions.runs", "interventions.tracing")}
-HOOKS = "interventions/hooks.py"
+MOST_FILES = 20
+HANDING_ON = """
+    interventions interventions.subspaces interventions.tracing distill distill.losses distill.networks
+    distill.objectives distill.tasks""".split()
+"""Those whose `__init__` hands on names. Every other is a docstring: what it imports would travel to other machines."""
+HOOKS = "interventions/hooks/"
 HOOKING = re.compile(
     r"register_forward_hook|register_forward_pre_hook|_forward_hooks|\.get_interface\b"
     r"|\.forward\s*=(?!=)|setattr\([^)]*[\"']forward[\"']"
 )
+TRACED = "tests/interventions/tracing/test_same_numbers.py"
+"""Compares what `tests/interventions/tracing/programs.py` and its neighbours compute, in processes of their own."""
+TESTED_BY = {
+    "interventions/__main__.py": "tests/interventions/test_describe.py",
+    "interventions/endings.py": "tests/faults/test_interrupts.py",
+    "interventions/errors.py": "tests/faults/test_security.py",
+    "interventions/exceptions.py": "tests/conformance/test_exceptions.py",
+    "interventions/names.py": "tests/faults/test_security.py",
+    "interventions/execution/examples.py": "tests/interventions/test_runs.py",
+    "interventions/execution/hooked.py": "tests/interventions/test_interchanges.py",
+    "interventions/execution/requests.py": "tests/interventions/test_interchanges.py",
+    "interventions/execution/run.py": "tests/interventions/test_runs.py",
+    "interventions/execution/stacking.py": "tests/interventions/analysis/test_passes.py",
+    "interventions/execution/stamps.py": "tests/faults/test_stale_runs.py",
+    "interventions/hooks/attention.py": "tests/interventions/hooks/test_own_attention.py",
+    "interventions/hooks/states.py": "tests/interventions/test_forms.py",
+    "interventions/models/forward_order.py": "tests/interventions/models/test_final_norms.py",
+    "interventions/models/overrides.py": "tests/conformance/test_exceptions.py",
+    "interventions/models/padding.py": "tests/interventions/models/test_sides.py",
+    "interventions/models/wrappers.py": "tests/interventions/promises/test_parallel.py",
+    "interventions/saving/encodings.py": "tests/interventions/saving/test_saving.py",
+    **{
+        f"interventions/subspaces/{name}.py": "tests/interventions/subspaces/test_subspaces.py"
+        for name in ("masks", "pca", "rotations", "sparse", "subspace")
+    },
+    **{
+        f"interventions/tracing/{name}.py": TRACED
+        for name in "current_call edits hook_points inputs jobs operations plans sweeps verbs visits".split()
+    },
+    **{
+        f"interventions/tracing/{name}.py": "tests/interventions/remote/test_remote.py"
+        for name in ("packing", "sessions", "source_texts")
+    },
+    "interventions/tracing/hosts.py": "tests/faults/test_remote_answers.py",
+    "interventions/tracing/vllm.py": "tests/interventions/engine/test_vllm.py",
+    "interventions/tracing/vllm_requests.py": "tests/interventions/engine/test_vllm.py",
+    **{
+        f"distill/causal/{name}.py": "tests/distill/causal/test_model.py"
+        for name in ("counterfactuals", "domains", "graph", "values")
+    },
+    "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
+    "distill/cli/commands.py": "tests/distill/cli/test_main.py",
+    "distill/compat/glue.py": "tests/distill/compat/test_xxs.py",
+    "distill/compat/launch.py": "tests/distill/compat/test_xxs.py",
+    "distill/compat/models.py": "tests/distill/compat/test_diito.py",
+    "distill/compat/neurons.py": "tests/distill/compat/test_mappings.py",
+    "distill/data/draws.py": "tests/distill/training/test_readings.py",
+    "distill/data/tables.py": "tests/distill/data/test_files.py",
+    "distill/data/text.py": "tests/distill/data/test_files.py",
+    "distill/data/token_meanings.py": "tests/distill/data/test_token_alignment.py",
+    "distill/data/trained_on.py": "tests/faults/test_splits.py",
+    "distill/errors.py": "tests/faults/test_security.py",
+    "distill/evaluation/controls.py": "tests/distill/evaluation/test_variable_accuracy.py",
+    "distill/evaluation/intervals.py": "tests/distill/evaluation/test_metrics.py",
+    "distill/interchange/attention_keys.py": "tests/distill/test_every_site.py",
+    "distill/interchange/positions.py": "tests/distill/interchange/test_sources.py",
+    "distill/interchange/swap.py": "tests/distill/evaluation/test_variable_accuracy.py",
+    "distill/interchange/vacuous.py": "tests/distill/evaluation/test_interchange_accuracy.py",
+    "distill/interchange/whole_state.py": "tests/distill/evaluation/test_variable_accuracy.py",
+    "distill/losses/common.py": "tests/distill/losses/test_laws.py",
+    "distill/models/class_labels.py": "tests/distill/evaluation/test_metrics.py",
+    "distill/models/class_names.py": "tests/distill/data/test_classes.py",
+    "distill/models/finite.py": "tests/faults/test_figures_of_nothing.py",
+    "distill/models/loss_masks.py": "tests/distill/objectives/test_loss_mask.py",
+    "distill/models/modes.py": "tests/distill/models/test_token_positions.py",
+    "distill/models/numbering.py": "tests/distill/data/test_classes.py",
+    "distill/models/pretrained.py": "tests/distill/test_teach.py",
+    "distill/models/reinitialised.py": "tests/distill/evaluation/test_variable_accuracy.py",
+    "distill/networks/lstm.py": "tests/distill/networks/test_tokens.py",
+    "distill/networks/transformer.py": "tests/distill/networks/test_tokens.py",
+    "distill/objectives/answers.py": "tests/distill/objectives/test_response.py",
+    "distill/objectives/das.py": "tests/distill/alignment/test_align.py",
+    "distill/objectives/memories.py": "tests/distill/objectives/test_contrastive.py",
+    "distill/objectives/objective.py": "tests/distill/objectives/test_loss_mask.py",
+    "distill/objectives/points.py": "tests/distill/objectives/test_derivatives.py",
+    "distill/objectives/processes.py": "tests/distill/training/test_processes.py",
+    "distill/objectives/term_weights.py": "tests/distill/training/test_schedule.py",
+    "distill/results.py": "tests/distill/cli/test_report.py",
+    "distill/storage/files.py": "tests/faults/test_corruption.py",
+    "distill/storage/locks.py": "tests/faults/test_two_at_once.py",
+    "distill/tasks/causal/equality.py": "tests/distill/causal/test_model.py",
+    "distill/tasks/causal/trees.py": "tests/distill/causal/test_model.py",
+    **{
+        f"distill/teachers/{name}.py": "tests/distill/teachers/test_served.py"
+        for name in ("padding", "retries", "top_k", "verbs", "visible_positions")
+    },
+    "distill/training/checks.py": "tests/distill/training/test_loop.py",
+    "distill/training/computation.py": "tests/distill/training/test_accumulation.py",
+    "distill/training/fingerprints.py": "tests/faults/test_changes.py",
+    "distill/training/mutual_computation.py": "tests/distill/test_mutual.py",
+    "distill/training/resolve.py": "tests/distill/training/test_loop.py",
+}
+"""Files without a test file of their name, and the one that tests them."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +147,42 @@ class Module:
     def package(self) -> str:
         return self.name.split(".")[0]
 
+    @property
+    def is_folder(self) -> bool:
+        return self.path.name == "__init__.py"
 
-def modules(root: Path) -> dict[str, Module]:
-    found = {}
-    for package in ORDER:
-        for path in sorted((root / package).rglob("*.py")):
-            parts = path.relative_to(root).with_suffix("").parts
-            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            found[name] = Module(path, name, ast.parse(path.read_text(encoding="utf-8")))
-    return found
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of both packages below a root, and what each imports."""
+
+    root: Path
+
+    @cached_property
+    def modules(self) -> dict[str, Module]:
+        found = {}
+        for package in ORDER:
+            for path in sorted((self.root / package).rglob("*.py")):
+                parts = path.relative_to(self.root).with_suffix("").parts
+                name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+                found[name] = Module(path, name, ast.parse(path.read_text(encoding="utf-8")))
+        return found
+
+    @cached_property
+    def imports(self) -> dict[str, list[Import]]:
+        return {name: list(imports(module, self.modules)) for name, module in self.modules.items()}
+
+    @cached_property
+    def public(self) -> set[str] | None:
+        """The public names of interventions, or None where it does not say."""
+        return exported(self.modules["interventions"]) if "interventions" in self.modules else None
+
+    def file_of(self, target: str) -> str | None:
+        """The module that an import of `package.name` loads last: the name, if that is a file, or what has it."""
+        return next((name for name in (target, target.rpartition(".")[0]) if name in self.modules), None)
+
+    def where(self, module: Module) -> str:
+        return module.path.relative_to(self.root).as_posix()
 
 
 def imports(module: Module, known: dict[str, Module]) -> Iterator[Import]:
@@ -91,33 +208,15 @@ def is_function(node: ast.AST) -> bool:
 def absolute(module: Module, node: ast.ImportFrom) -> str:
     if not node.level:
         return node.module or ""
-    folder = module.name.split(".") if module.path.name == "__init__.py" else module.name.split(".")[:-1]
+    folder = module.name.split(".") if module.is_folder else module.name.split(".")[:-1]
     return ".".join([*folder[: len(folder) - node.level + 1], *([node.module] if node.module else [])])
 
 
 def place(target: str) -> int:
-    """Where in its package's list a module stands; a name that is no file of the list is the package's own."""
+    """Where in its package's list a module's room stands; a name that is in no room is the package's own."""
     package, _, rest = target.partition(".")
-    order = ORDER[package]
-    entry = rest.split(".")[0]
-    return order.index(entry) if entry in order else len(order)
-
-
-def violations(root: Path) -> Iterator[str]:
-    known = modules(root)
-    public = exported(known["interventions"]) if "interventions" in known else None
-    for module in known.values():
-        at = module.path.relative_to(root).as_posix()
-        entry = module.name.split(".")[1] if "." in module.name else None
-        if entry is not None and entry not in ORDER[module.package]:
-            yield f"{at}: {entry!r} is in no list; add it in its place to ORDER[{module.package!r}] of {THIS_FILE}"
-            continue
-        for found in imports(module, known):
-            yield from (f"{at}:{found.line}: {broken}" for broken in broken_rules(module, found, known, public))
-        if at != HOOKS:
-            for number, line in enumerate(module.path.read_text(encoding="utf-8").splitlines(), 1):
-                if match := HOOKING.search(line):
-                    yield f"{at}:{number}: {match[0]!r} belongs in {HOOKS} alone"
+    order, room = ORDER[package], rest.split(".")[0]
+    return order.index(room) if room in order else len(order)
 
 
 def exported(init: Module) -> set[str] | None:
@@ -128,26 +227,96 @@ def exported(init: Module) -> set[str] | None:
     return None
 
 
-def broken_rules(module: Module, found: Import, known: dict[str, Module], public: set[str] | None) -> Iterator[str]:
+def violations(root: Path) -> Iterator[str]:
+    tree = Tree(root)
+    for name, module in tree.modules.items():
+        at = tree.where(module)
+        room = name.split(".")[1] if "." in name else None
+        if room is not None and room not in ORDER[module.package]:
+            yield f"{at}: {room!r} is in no list; add it in its place to ORDER[{module.package!r}] of {THIS_FILE}"
+            continue
+        for found in tree.imports[name]:
+            yield from (f"{at}:{found.line}: {broken}" for broken in broken_rules(module, found, tree))
+        if not at.startswith(HOOKS):
+            for number, line in enumerate(module.path.read_text(encoding="utf-8").splitlines(), 1):
+                if match := HOOKING.search(line):
+                    yield f"{at}:{number}: {match[0]!r} belongs in {HOOKS} alone"
+        if module.is_folder:
+            yield from (f"{at}: {broken}" for broken in broken_by_folder(module))
+
+
+def broken_rules(module: Module, found: Import, tree: Tree) -> Iterator[str]:
     package = found.target.split(".")[0]
     name = found.target.partition(".")[2]
     if package == "nnsight" and not found.lazy:
         yield "nnsight is imported at top level; import it in the function that needs it"
+    if package == "nnsight" and not module.name.startswith("interventions.tracing"):
+        yield "nnsight is imported outside of interventions/tracing/"
     if module.package == "interventions" and package == "distill":
         yield "interventions must not know distill"
     if module.package == "distill" and package == "interventions" and name:
-        hidden = "." in name or found.target in known or name.startswith("_")
-        if hidden or (public is not None and name not in public):
+        hidden = "." in name or found.target in tree.modules or name.startswith("_")
+        if hidden or (tree.public is not None and name not in tree.public):
             yield f"{found.target} is not a public name of interventions; import one of its __init__.py"
     if module.package == package and place(found.target) > place(module.name):
-        if (module.name, ".".join(found.target.split(".")[:2])) not in LAZILY:
-            yield f"{found.target} stands after {module.name} in the list of {package}"
-        elif not found.lazy:
-            yield f"{module.name} may import {found.target} only inside a function"
+        yield f"{found.target} stands after {module.name} in the list of {package}"
+
+
+def broken_by_folder(module: Module) -> Iterator[str]:
+    files = len(list(module.path.parent.glob("*.py")))
+    if files > MOST_FILES:
+        yield f"{files} files are in one folder, more than {MOST_FILES}; make a room for some of them"
+    if module.name not in HANDING_ON and not (len(module.tree.body) == 1 and ast.get_docstring(module.tree)):
+        yield f"holds more or less than a docstring; say what the folder is for, or add it to HANDING_ON of {THIS_FILE}"
+
+
+def circles(root: Path) -> Iterator[str]:
+    """Files that import each other, inside functions too; each stands before what it imports."""
+    tree = Tree(root)
+    graph = {
+        name: sorted({file for found in each if (file := tree.file_of(found.target)) and file != name})
+        for name, each in tree.imports.items()
+    }
+    done: set[str] = set()
+
+    def follow(name: str, path: tuple[str, ...]) -> list[str] | None:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return None
+        found = next((circle for each in graph[name] if (circle := follow(each, (*path, name)))), None)
+        done.add(name)
+        return found
+
+    for start in graph:
+        if circle := follow(start, ()):
+            yield f"{tree.where(tree.modules[circle[0]])} imports in a circle: {' → '.join(circle)}"
+
+
+def untested(root: Path) -> Iterator[str]:
+    """Files without a test file of their name that `TESTED_BY` does not name, and what it names in vain."""
+    for module in Tree(root).modules.values():
+        at = module.path.relative_to(root)
+        own, given = Path("tests", at.parent, f"test_{at.name}"), TESTED_BY.get(at.as_posix())
+        if module.is_folder:
+            continue
+        if (root / own).exists() and given is not None:
+            yield f"{at.as_posix()}: has a test file of its name; take it out of TESTED_BY of {THIS_FILE}"
+        elif not (root / (given or own)).exists():
+            yield f"{at.as_posix()}: no tests; write {own.as_posix()}, or name others in TESTED_BY of {THIS_FILE}"
+    yield from (f"{at}: does not exist; take it out of TESTED_BY" for at in TESTED_BY if not (root / at).exists())
 
 
 def test_the_packages_keep_to_the_rules():
     assert not list(violations(REPOSITORY))
+
+
+def test_no_files_import_each_other():
+    assert not list(circles(REPOSITORY))
+
+
+def test_every_file_is_tested():
+    assert not list(untested(REPOSITORY))
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -160,29 +329,34 @@ def write(root: Path, files: dict[str, str]) -> Path:
 
 SOUND = {
     "interventions/__init__.py": """
-        from interventions.hooks import opened
+        from interventions.hooks.hooks import opened
         from interventions.runs import run
         __all__ = ["opened", "run"]
         """,
     "interventions/errors.py": "",
-    "interventions/hooks.py": """
+    "interventions/hooks/__init__.py": '"""What touches a model."""',
+    "interventions/hooks/hooks.py": """
         from interventions.errors import E
+        from interventions.hooks import states
         def opened(m):
             m.register_forward_hook(print)
             m.forward = m._forward_hooks
         """,
+    "interventions/hooks/states.py": "",
     "interventions/runs.py": """
-        from .hooks import opened
+        from .hooks.hooks import opened
         def run(model):
             from interventions.tracing import trace
         """,
-    "interventions/tracing.py": """
+    "interventions/tracing/__init__.py": "from interventions.tracing.verbs import trace",
+    "interventions/tracing/verbs.py": """
         from interventions import errors
         def trace(model):
             import nnsight
         """,
     "distill/__init__.py": "from distill.tasks import load",
-    "distill/losses.py": "from distill import errors",
+    "distill/losses/__init__.py": "from distill.losses.kd import kd",
+    "distill/losses/kd.py": "from distill import errors",
     "distill/errors.py": "",
     "distill/tasks/__init__.py": "from distill.tasks import pvr",
     "distill/tasks/pvr.py": """
@@ -198,37 +372,45 @@ SOUND = {
 
 def test_a_sound_tree_passes(tmp_path):
     assert list(violations(write(tmp_path, SOUND))) == []
+    assert list(circles(tmp_path)) == []
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("interventions/errors.py", "import distill", "interventions must not know distill"),
+        ("interventions/errors.py", "import distill.errors", "interventions must not know distill"),
         ("interventions/runs.py", "def f():\n    from distill.losses import kd", "interventions must not know distill"),
         (
-            "distill/losses.py",
-            "from interventions.hooks import opened",
-            "interventions.hooks.opened is not a public name",
+            "distill/losses/kd.py",
+            "from interventions.hooks.hooks import opened",
+            "interventions.hooks.hooks.opened is not a public name",
         ),
-        ("distill/losses.py", "import interventions.hooks", "interventions.hooks is not a public name"),
-        ("distill/losses.py", "from interventions import hooks", "interventions.hooks is not a public name"),
+        ("distill/losses/kd.py", "import interventions.hooks", "interventions.hooks is not a public name"),
+        ("distill/losses/kd.py", "from interventions import hooks", "interventions.hooks is not a public name"),
         (
-            "distill/losses.py",
+            "distill/losses/kd.py",
             "import interventions\ninterventions.hooks.x",
             "interventions.hooks is not a public name",
         ),
-        ("distill/losses.py", "from interventions import _run", "interventions._run is not a public name"),
-        ("distill/losses.py", "from interventions import stop", "interventions.stop is not a public name"),
-        ("interventions/errors.py", "from interventions.hooks import x", "stands after interventions.errors"),
-        ("interventions/errors.py", "from .hooks import x", "stands after interventions.errors"),
-        ("interventions/errors.py", "from . import hooks", "stands after interventions.errors"),
-        ("interventions/errors.py", "def f():\n    import interventions.hooks", "stands after interventions.errors"),
-        ("interventions/runs.py", "from interventions import run", "interventions.run stands after interventions.runs"),
-        ("interventions/runs.py", "from interventions.tracing import x", "only inside a function"),
-        ("interventions/hooks.py", "def f():\n    from interventions.tracing import x", "stands after"),
-        ("distill/losses.py", "from distill.tasks.pvr import x", "distill.tasks.pvr.x stands after distill.losses"),
-        ("distill/tasks/pvr.py", "from distill.fit import fit", "distill.fit.fit stands after distill.tasks.pvr"),
-        ("distill/tasks/pvr.py", "from distill import fit", "distill.fit stands after distill.tasks.pvr"),
+        ("distill/losses/kd.py", "from interventions import _run", "interventions._run is not a public name"),
+        ("distill/losses/kd.py", "from interventions import stop", "interventions.stop is not a public name"),
+        ("interventions/hooks/states.py", "from interventions.runs import x", "stands after interventions.hooks"),
+        ("interventions/hooks/states.py", "from ..runs import x", "stands after interventions.hooks"),
+        ("interventions/hooks/states.py", "from .. import runs", "stands after interventions.hooks"),
+        (
+            "interventions/hooks/states.py",
+            "def f():\n    import interventions.runs",
+            "stands after interventions.hooks",
+        ),
+        ("interventions/tracing/verbs.py", "from interventions import run", "interventions.run stands after"),
+        ("interventions/tracing/verbs.py", "def f():\n    from interventions.runs import x", "stands after"),
+        (
+            "distill/losses/kd.py",
+            "from distill.tasks.rows import x",
+            "distill.tasks.rows.x stands after distill.losses",
+        ),
+        ("distill/tasks/rows.py", "from distill.fit import fit", "distill.fit.fit stands after distill.tasks.rows"),
+        ("distill/tasks/rows.py", "from distill import fit", "distill.fit stands after distill.tasks.rows"),
         (
             "distill/extra.py",
             "",
@@ -238,15 +420,22 @@ def test_a_sound_tree_passes(tmp_path):
         (
             "interventions/runs.py",
             "m.register_forward_hook(f)",
-            "'register_forward_hook' belongs in interventions/hooks.py",
+            "'register_forward_hook' belongs in interventions/hooks/ alone",
         ),
         ("interventions/runs.py", "m.register_forward_pre_hook(f)", "'register_forward_pre_hook' belongs in"),
         ("interventions/runs.py", "m._forward_hooks.clear()", "'_forward_hooks' belongs in"),
         ("interventions/runs.py", "m.forward = f", "'.forward =' belongs in"),
-        ("interventions/runs.py", "setattr(m, 'forward', f)", "belongs in interventions/hooks.py alone"),
-        ("distill/losses.py", "a.get_interface('eager', f)", "get_interface' belongs in"),
-        ("interventions/tracing.py", "import nnsight", "nnsight is imported at top level"),
-        ("distill/losses.py", "if True:\n    from nnsight.intervention import x", "nnsight is imported at top level"),
+        ("interventions/runs.py", "setattr(m, 'forward', f)", "belongs in interventions/hooks/ alone"),
+        ("distill/losses/kd.py", "a.get_interface('eager', f)", "get_interface' belongs in"),
+        ("interventions/tracing/verbs.py", "import nnsight", "nnsight is imported at top level"),
+        ("interventions/tracing/verbs.py", "if True:\n    from nnsight.x import y", "nnsight is imported at top level"),
+        ("distill/tasks/rows.py", "def f():\n    import nnsight", "outside of interventions/tracing/"),
+        ("interventions/hooks/__init__.py", "", "holds more or less than a docstring"),
+        (
+            "interventions/hooks/__init__.py",
+            '"""What touches a model."""\nfrom interventions.errors import E',
+            "holds more or less than a docstring",
+        ),
     ],
 )
 def test_each_rule_can_fail(tmp_path, file, text, message):
@@ -254,6 +443,53 @@ def test_each_rule_can_fail(tmp_path, file, text, message):
     assert len(found) == 1, found
     assert found[0].startswith(file)
     assert message in found[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from interventions.hooks.hooks import opened",
+        "from interventions.hooks import hooks",
+        "from . import hooks",
+        "def f():\n    from interventions.hooks.hooks import opened",
+    ],
+)
+def test_two_files_of_a_room_do_not_import_each_other(tmp_path, text):
+    found = list(circles(write(tmp_path, {**SOUND, "interventions/hooks/states.py": text})))
+    assert found == [
+        "interventions/hooks/hooks.py imports in a circle: "
+        "interventions.hooks.hooks → interventions.hooks.states → interventions.hooks.hooks"
+    ]
+    assert list(violations(tmp_path)) == []
+
+
+def test_a_file_does_not_import_what_its_folder_hands_on(tmp_path):
+    found = list(circles(write(tmp_path, {**SOUND, "distill/losses/kd.py": "from distill.losses import x"})))
+    assert len(found) == 1
+    assert "in a circle: distill.losses.kd → distill.losses → distill.losses.kd" in found[0]
+
+
+def test_a_folder_of_too_many_files(tmp_path):
+    few = {f"distill/tasks/a{number}.py": "" for number in range(MOST_FILES - 3)}
+    assert list(violations(write(tmp_path, {**SOUND, **few}))) == []
+    found = list(violations(write(tmp_path, {"distill/tasks/more.py": ""})))
+    assert found == [f"distill/tasks/__init__.py: {MOST_FILES + 1} files are in one folder, more than {MOST_FILES}; "
+                     "make a room for some of them"]  # fmt: skip
+
+
+def test_a_file_without_tests_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "TESTED_BY", {"distill/tasks/rows.py": "tests/test_x.py"})
+    files = {"distill/tasks/rows.py": "", "distill/tasks/__init__.py": "", "distill/tasks/pvr.py": ""}
+    write(tmp_path, {**files, "tests/distill/tasks/test_pvr.py": "", "tests/test_x.py": ""})
+    assert list(untested(tmp_path)) == []
+    write(tmp_path, {"distill/fit.py": "", "tests/distill/tasks/test_rows.py": ""})
+    found = list(untested(tmp_path))
+    assert [each.split(":")[0] for each in found] == ["distill/fit.py", "distill/tasks/rows.py"]
+    assert "no tests; write tests/distill/test_fit.py, or name others" in found[0]
+    assert "has a test file of its name; take it out" in found[1]
+    (tmp_path / "tests/distill/tasks/test_rows.py").unlink()
+    (tmp_path / "tests/test_x.py").unlink()
+    assert "distill/tasks/rows.py: no tests; write" in list(untested(tmp_path))[-1]
 
 
 PROBE = """
