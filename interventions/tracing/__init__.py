@@ -1,8 +1,8 @@
 """The verbs of `interventions` on models of nnsight: on this machine, served, or remote.
 
 What is done in a run stands on the model as edits of nnsight, so that the user's own traces carry it wherever they go
-(`edits`, `visits`, `doors`). Our own verbs run several traces as one job (`jobs`), and all that travels does so as text
-and data (`parcels`). Nothing here is imported until a model of nnsight is passed.
+(`edits`, `visits`, `hook_points`). Our own verbs run several traces as one job (`jobs`), and all that travels does so
+as text and data (`packing`). Nothing here is imported until a model of nnsight is passed.
 """
 
 from interventions.tracing.hosts import backend

@@ -1,7 +1,8 @@
 """`intervene` and `run` on a vLLM engine of nnsight: swap, add and noise while it generates.
 
 The engine is another process, and reads many requests at once. What is done stands on it as edits of nnsight, of which
-each request gets a copy (`slabs`); what these count, and their errors, come back on the outputs of the requests.
+each request gets a copy (`vllm_requests`); what these count, and their errors, come back on the outputs of the
+requests.
 
 Nothing here was run on vLLM itself. It was written against nnsight 0.8.1's own support of vLLM, whose tracer, edits,
 requests, batcher and collecting of what is saved run in the tests on a stand-in for vLLM's scheduler and kernels.
