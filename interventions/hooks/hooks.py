@@ -530,7 +530,7 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
                     return scope.replay(module)
                 except LookupError:
                     break
-        change = _Change.now(module)
+        change = _changing(module)
         kinds = {tap.kind for tap, _ in change.taps}
         if kinds <= {"interface"}:  # whose taps are put through where transformers attends
             return original(*args, **kwargs)
@@ -541,20 +541,24 @@ def _forwarding(module: nn.Module, original: Callable) -> Callable:
 
 
 @dataclass(frozen=True, eq=False)
-class _Change:
-    """Puts what an attention computes in one call through the taps of all open scopes, the outer ones first."""
+class Changing:
+    """Puts what an attention computes in one call through taps, one after the other.
+
+    Attributes:
+        module: the attention.
+        taps: each with its scope, or what stands for one: the current call of a traced model.
+        cache: finds what keeps keys and values for later steps; it gives None where nothing does.
+    """
 
     module: nn.Module
-    taps: tuple[tuple[Tap, Scope], ...]
-    sites: frozenset[str]
+    taps: tuple[tuple[Tap, Any], ...]
+    cache: Callable[[], object]
     written: set[str] = field(default_factory=set)
 
-    @classmethod
-    def now(cls, module: nn.Module) -> "_Change":
-        """For the call that begins."""
-        scopes = acting()
-        taps = [(tap, scope) for scope in scopes for tap in scope.attentions.get(module, ()) if scope.has_turn(tap)]
-        return cls(module, tuple(taps), frozenset(tap.io for tap, _ in taps))
+    @cached_property
+    def sites(self) -> frozenset[str]:
+        """Where there are taps."""
+        return frozenset(tap.io for tap, _ in self.taps)
 
     def __call__(self, site: str, state: Tensor) -> Tensor:
         for tap, scope in self.taps:
@@ -566,11 +570,23 @@ class _Change:
 
     def store(self, site: str, old: Tensor, new: Tensor) -> None:
         """Keep a changed key or value in the cache, so that later steps see it."""
-        calls = [scope.call for scope in acting() if scope.stores]
-        caches = [call.caches.get(self.module) for call in calls if call is not None]
-        cache = next((cache for cache in caches if cache is not None), None)
+        cache = self.cache()
         if cache is not None and site in self.written:
             store_in_cache(cache, f"{site}s", self.module, old, new)
+
+
+def _changing(module: nn.Module) -> Changing:
+    """What all open scopes do in the call that begins, the outer ones first."""
+    scopes = acting()
+    taps = [(tap, scope) for scope in scopes for tap in scope.attentions.get(module, ()) if scope.has_turn(tap)]
+    return Changing(module, tuple(taps), partial(_cache_of, module))
+
+
+def _cache_of(module: nn.Module) -> object:
+    """The cache of an attention, where an open scope stores what it changes."""
+    calls = [scope.call for scope in acting() if scope.stores]
+    caches = [call.caches.get(module) for call in calls if call is not None]
+    return next((cache for cache in caches if cache is not None), None)
 
 
 def _interfacing(original: Callable) -> Callable:
@@ -585,7 +601,7 @@ def _interfacing(original: Callable) -> Callable:
 
 
 def _attending(implementation: Callable, eager: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> object:
-    change = _Change.now(module)
+    change = _changing(module)
     if not change.sites:
         return implementation(module, *args, **kwargs)
     return attend(change, implementation, eager, *args, **kwargs)

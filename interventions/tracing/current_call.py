@@ -21,7 +21,10 @@ class CurrentCall:
         recomputing: False: what is recomputed later is not traced, and `check_recomputable` raises for it.
         unsure: why the prompt cannot be told from what is generated, if it cannot; `given` says with what arguments.
         stores: whether a changed key or value is kept in the cache; not where nobody is given that.
+        is_open: True: what stands on a model as an edit acts in every run.
     """
+
+    is_open = True
 
     def __init__(self) -> None:
         self.recomputing, self.stores = False, True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from interventions.errors import InterventionError
-from interventions.hooks.attention import attend, store_in_cache, tapped
-from interventions.hooks.hooks import Tap
+from interventions.hooks.attention import attend, tapped
+from interventions.hooks.hooks import Changing, Tap
 from interventions.hooks.states import argument_in, at, path_in, with_argument, with_new
 from interventions.tracing.current_call import CurrentCall, cache_in
 
@@ -86,7 +86,7 @@ class Function:
             kept["implementation"] = chooser.output
         operation = opened(envoy, (self.name,))
         (module, *states), kwargs = operation.inputs
-        change = Changing.now(module, taps, moment, kept["cache"])
+        change = changing(module, taps, moment, kept["cache"])
         if change.sites:
             operation.skip(attend(change, kept["implementation"], kept["eager"], *states, **kwargs))
 
@@ -100,42 +100,17 @@ class Computation:
 
         args, kwargs = envoy.inputs
         module = envoy._module
-        change = Changing.now(module, taps, moment, cache_in(args, kwargs))
+        change = changing(module, taps, moment, cache_in(args, kwargs))
         if change.sites:
-            with tapped(change, products=any(tap.kind == "sdpa" for tap in change.taps)):
+            with tapped(change, products=any(tap.kind == "sdpa" for tap, _ in change.taps)):
                 output = run_body(vars(module)[STATE], module, args, kwargs)
             envoy.skip(output)
 
 
-@dataclass(frozen=True, eq=False)
-class Changing:
-    """Puts what an attention computes in one call through taps; see `interventions.hooks.attention.Change`."""
-
-    module: nn.Module
-    taps: tuple[Tap, ...]
-    moment: CurrentCall
-    cache: object
-    sites: frozenset[str]
-    written: set[str] = field(default_factory=set)
-
-    @classmethod
-    def now(cls, module: nn.Module, taps: Sequence[Tap], moment: CurrentCall, cache: object) -> Changing:
-        """For the call that begins."""
-        mine = tuple(tap for tap in taps if has_turn(tap, moment))
-        return cls(module, mine, moment, cache, frozenset(tap.io for tap in mine))
-
-    def __call__(self, site: str, state: Tensor) -> Tensor:
-        for tap in self.taps:
-            new = tap(state, self.moment) if tap.io == site else None  # type: ignore[arg-type]
-            if new is not None:
-                state = new
-                self.written.update({site} if tap.writes else ())
-        return state
-
-    def store(self, site: str, old: Tensor, new: Tensor) -> None:
-        """Keep a changed key or value in the cache, so that later steps see it."""
-        if self.cache is not None and site in self.written and self.moment.stores:
-            store_in_cache(self.cache, f"{site}s", self.module, old, new)
+def changing(module: nn.Module, taps: Sequence[Tap], moment: CurrentCall, cache: object) -> Changing:
+    """What is done in the call of an attention that begins."""
+    mine = tuple((tap, moment) for tap in taps if has_turn(tap, moment))
+    return Changing(module, mine, lambda: cache if moment.stores else None)
 
 
 def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: CurrentCall) -> None:
