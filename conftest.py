@@ -1,31 +1,11 @@
-"""Settings of every test process, doctests included: shapes enforced, no network, one thread for each worker."""
+"""Settings of every test process, doctests included: two tiers, no network, one thread for each worker."""
 
 import ast
 import os
 from typing import Any
 
+import pytest
 from jaxtyping import _import_hook, install_import_hook
-
-
-class Outermost(_import_hook.JaxtypingTransformer):
-    """Checks functions and classes of modules, and none inside of a function: those would be wrapped at each call.
-
-    A third of the time of the suite went into that.
-    """
-
-    def generic_visit(self, node: Any) -> None:
-        """Go on, but not into functions."""
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            super().generic_visit(node)
-
-
-_import_hook.JaxtypingTransformer = Outermost
-
-# Not by --jaxtyping-packages: naming two packages, that option cannot pass settings to beartype, and without the
-# numeric tower `temperature=2` would be refused where `float` is annotated.
-install_import_hook(
-    ["interventions", "distill"], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True,))"
-)
 
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
     os.environ[name] = "1"
@@ -34,4 +14,39 @@ os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start; torch
 
 import torch
 
+from tests.tiers import default_tier
+
 torch.set_num_threads(1)
+
+
+class Outermost(_import_hook.JaxtypingTransformer):
+    """Checks functions and classes of modules, and none inside of a function: those would be wrapped at each call."""
+
+    def generic_visit(self, node: Any) -> None:
+        """Go on, but not into functions."""
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            super().generic_visit(node)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs everything."""
+    parser.addoption("--full", action="store_true", help="run every case of every test, and enforce shapes and types")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Enforce shapes and types in the full tier, before anything of ours is imported."""
+    if config.getoption("--full"):
+        # Not by --jaxtyping-packages: naming two packages, that option cannot pass settings to beartype, and without
+        # the numeric tower `temperature=2` would be refused where `float` is annotated.
+        _import_hook.JaxtypingTransformer = Outermost
+        checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True,))"
+        install_import_hook(["interventions", "distill"], checker)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep some cases of each test function, unless all are asked for or one is named."""
+    if config.getoption("--full") or any("::" in str(argument) for argument in config.args):
+        return
+    kept = default_tier(items)
+    config.hook.pytest_deselected(items=list(set(items) - set(kept)))
+    items[:] = kept

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
@@ -508,3 +509,16 @@ def test_importing_the_packages_patches_nothing(imported, expected):
     command = [sys.executable, "-c", PROBE.format(imported=imported)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[-2] == expected
+
+
+def test_the_picture_of_the_floors_shows_the_rooms_in_their_order():
+    """A room of the first picture stands above those that it may import."""
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    picture = text[text.index("```mermaid") : text.index("```\n\n|")]
+    for package, order in ORDER.items():
+        drawn = picture[picture.index(f"subgraph {package}\n") :].partition("    end\n")[0]
+        floors = [floor.split(" · ") for floor in re.findall(r'\["([^"]+)"\]', drawn)]
+        names = [name for floor in floors for name in floor]
+        assert sorted(names) == sorted(name for name in order if name != "__main__")
+        height = {name: number for number, floor in enumerate(floors) for name in floor}
+        assert all(height[a] <= height[b] for a, b in pairwise(order) if b != "__main__")

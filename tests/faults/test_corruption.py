@@ -175,18 +175,18 @@ def few(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("kind", KEPT)
-def test_damage_is_named_or_does_not_matter(kind, tmp_path):
-    found = attack(kind, tmp_path, 1, 9 if kind == "a run" else 4)
-    assert found.tried > 2
+FEW, MANY = {"a run": (1, 9)}, {"a run": (4, 2)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", KEPT)
-def test_much_damage(kind, tmp_path):
-    found = attack(kind, tmp_path, 4 if kind == "a run" else 12, 2 if kind == "a run" else 1)
+@pytest.mark.parametrize(
+    ("amounts", "usual", "least"), [(FEW, (1, 4), 2), pytest.param(MANY, (12, 1), 20, marks=pytest.mark.full)],
+    ids=["little damage", "much damage"],
+)  # fmt: skip
+def test_damage_is_named_or_does_not_matter(kind, amounts, usual, least, tmp_path):
+    found = attack(kind, tmp_path, *amounts.get(kind, usual))
     print(f"damage of {kind}: {found}; taken for good or ended in a traceback: 0")
-    assert found.tried > 20
+    assert found.tried > least
 
 
 def test_files_of_an_earlier_version_load_with_a_note(tmp_path):

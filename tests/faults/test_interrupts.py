@@ -20,9 +20,14 @@ LATER = (1, 2, 3, 5, 8, 13, 34, 89)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_an_interrupt_leaves_nothing_behind(name):
+@pytest.mark.parametrize(("lines", "followed"), [(12, 0), pytest.param(100, 5, marks=pytest.mark.full)])
+def test_interrupts_leave_nothing_behind(name, lines, followed):
+    """At many lines one alone, and at some of them a second one a little later."""
     model, block = SUBJECTS[name][0](), SUBJECTS[name][1]
-    assert [each for number in points(lines_of(block, model), 12) for each in leftovers(model, block, number)] == []
+    ran = lines_of(block, model)
+    once = [(number,) for number in points(ran, lines)]
+    twice = [(first, first + later) for first in points(ran, followed) for later in LATER] if followed else []
+    assert [each for fatal in (*once, *twice) for each in leftovers(model, block, *fatal)] == []
 
 
 @pytest.mark.parametrize("name", ["attention interface", "fused attention", "generate with steps"])
@@ -32,17 +37,6 @@ def test_a_second_interrupt_leaves_nothing_behind(name):
     assert [each for pair in pairs for each in leftovers(model, block, *pair)] == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SUBJECTS)
-def test_interrupts_at_many_lines_leave_nothing_behind(name):
-    model, block = SUBJECTS[name][0](), SUBJECTS[name][1]
-    ran = lines_of(block, model)
-    once = [(number,) for number in points(ran, 100)]
-    twice = [(first, first + later) for first in points(ran, 5) for later in LATER]
-    assert [each for fatal in (*once, *twice) for each in leftovers(model, block, *fatal)] == []
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain hooks", "attention interface", "generate with steps"])
 def test_a_signal_at_any_moment_leaves_nothing_behind(name):
     """Also in frames of torch, transformers and contextlib, once the exception is gone. `no_grad` is torch's own."""

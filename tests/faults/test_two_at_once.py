@@ -157,8 +157,10 @@ print(sum(value.double().sum().item() for value in weights(teacher).values()))
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("together", [False, True], ids=["two runs", "two processes of one run"])
+@pytest.mark.parametrize(
+    "together",
+    [pytest.param(False, id="two runs"), pytest.param(True, id="two processes of one run", marks=pytest.mark.full)],
+)
 def test_two_first_uses_of_an_embedded_teacher_train_it_once(together, tmp_path):
     environment = {**os.environ, "DISTILL_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
     run = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true"}

@@ -79,7 +79,7 @@ def side_law(model_type: str) -> str:
 ALL = sorted({*CONFIG_MAPPING_NAMES} - {*NOT_BUILT})
 
 
-@pytest.mark.parametrize("model_type", [pytest.param(t, marks=() if t in FAST else pytest.mark.slow) for t in ALL])
+@pytest.mark.parametrize("model_type", [pytest.param(t, marks=() if t in FAST else pytest.mark.full) for t in ALL])
 def test_padding_on_the_left_changes_no_answer(model_type):
     with quiet():
         model = subject(model_type).model

@@ -151,12 +151,12 @@ def test_decoding_that_generate_compiles_by_itself():
     assert torch.allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.slow
 @torch.no_grad()
-def test_blocks_compiled_by_inductor():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_compiled_blocks_are_written(backend):
     torch._dynamo.reset()
     model, plain, inputs = make("llama"), make("llama"), batch("llama")
-    model.model.layers[1].compile()
+    model.model.layers[1].compile(backend=backend)
     answered = answer(model, inputs)
     for place in (at("query"), Location(0), Location(1)):
         expected = interchange(plain, inputs, batch("llama", 2), place).logits

@@ -1,0 +1,38 @@
+"""The default tier runs some cases of every test function, and never none."""
+
+import pytest
+
+from tests.tiers import CASES, default_tier
+
+
+class Item:
+    """A test case, as far as tiers look at it."""
+
+    def __init__(self, nodeid: str, full: bool = False) -> None:
+        self.nodeid, self.full = nodeid, full
+
+    def get_closest_marker(self, name):
+        return name if name == "full" and self.full else None
+
+
+def names(*items: Item) -> list[str]:
+    return [item.nodeid for item in default_tier(items)]
+
+
+def test_few_cases_are_all_kept():
+    assert names(Item("f[0]"), Item("g"), Item("f[1]")) == ["f[0]", "g", "f[1]"]
+
+
+def test_of_many_the_first_and_the_last():
+    many = [Item(f"f[{i}]") for i in range(10)]
+    assert names(*many) == ["f[0]", "f[9]"]
+    assert CASES == 2
+
+
+def test_marked_cases_are_left_to_the_full_tier():
+    assert names(Item("f[0]", full=True), Item("f[1]"), Item("f[2]", full=True)) == ["f[1]"]
+
+
+def test_a_function_whose_cases_are_all_marked_is_refused():
+    with pytest.raises(pytest.UsageError, match="f has no case without the marker full"):
+        names(Item("f[0]", full=True), Item("f[1]", full=True), Item("g"))
