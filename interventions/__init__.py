@@ -17,6 +17,7 @@ from interventions.analysis.averages import mean_of
 from interventions.analysis.grids import Grid
 from interventions.analysis.paths import path_patch
 from interventions.analysis.sweeps import sweep
+from interventions.arguments import checking
 from interventions.describe import describe
 from interventions.errors import InterventionError
 from interventions.execution.origins import Stored
@@ -29,7 +30,7 @@ from interventions.models.answers import Answers, UnknownAnswer, answering, logi
 from interventions.models.architectures import Architecture, Place, architecture
 from interventions.models.stacks import Stack
 from interventions.models.wrappers import Model
-from interventions.names import label, printable, printed
+from interventions.names import in_one_line, label, printable, printed, shown
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.positions import Selection, select
 from interventions.runs import record, run, run_to
@@ -74,8 +75,10 @@ __all__ = [
     "answering",
     "architecture",
     "as_location",
+    "checking",
     "describe",
     "heat_map",
+    "in_one_line",
     "interchange",
     "intervene",
     "kl",
@@ -97,6 +100,7 @@ __all__ = [
     "run_to",
     "save",
     "select",
+    "shown",
     "sweep",
     "unanswered",
 ]

@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from interventions.arguments import checked
 from interventions.locations import BLOCK_SITES
 from interventions.models.architectures import Architecture, architecture, inside, model_name
 from interventions.models.sites import Missing, attention_of, feed_forward_of, width_in, width_out
@@ -17,6 +18,7 @@ _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_dim")
 _Row = tuple[str, str, str, str]  # site, layers, shape, where
 
 
+@checked
 def describe(model: Model, *, paths: bool = True) -> str:
     """What can be addressed in `model`, line by line: the sites of each stack, with layers, shapes and modules.
 

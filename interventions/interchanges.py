@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.hooked import (
     check_complete,
@@ -46,6 +47,7 @@ from interventions.runs import traced
 from interventions.steps import Steps, parse_steps
 
 
+@checked
 @contextmanager
 def intervene(
     model: Model,
@@ -117,6 +119,7 @@ def intervene(
     check_fired(writes, "this intervene block; call the model inside the block")
 
 
+@checked
 def interchange(
     model: Model,
     base: Inputs | Run,

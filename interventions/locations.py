@@ -2,13 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from operator import index
 from typing import Any
 from urllib.parse import quote, unquote
 
+from interventions.arguments import checked, is_whole
 from interventions.errors import InterventionError
+from interventions.names import shown
 
 HEAD_SITES = ("query", "key", "value", "attention_scores", "attention_pattern", "attention_heads")
 BLOCK_SITES = (
@@ -182,6 +184,7 @@ class Location:
         return f"Location({', '.join(parts)})"
 
     @classmethod
+    @checked
     def parse(cls, text: str) -> "Location":
         """The location that `str` wrote as `text`.
 
@@ -219,13 +222,15 @@ def as_location(place: Location | str) -> Location:
     if isinstance(place, str):
         return Location.parse(place)
     raise InterventionError(
-        f"a location was asked for and {type(place).__name__} {place!r} given; write Location(3) or 'block_output.3', "
-        "and [Location(i) for i in range(3)] for several."
+        f"a location was asked for and {type(place).__name__} {shown(place)} given; write Location(3) or "
+        "'block_output.3', and [Location(i) for i in range(3)] for several."
     )
 
 
 def _check_site(location: Location) -> None:
-    if location.site not in SITES:
+    if location.stack is not None and (not isinstance(location.stack, str) or not location.stack):
+        raise InterventionError(f"stack={shown(location.stack)} is no name of a stack; write e.g. stack='encoder'.")
+    if not isinstance(location.site, str) or location.site not in SITES:
         near = difflib.get_close_matches(str(location.site), SITES, n=1, cutoff=0.0)[0]
         raise InterventionError(
             f"site {location.site!r} does not exist: the sites are {', '.join(SITES)}; did you mean {near!r}? "
@@ -308,9 +313,9 @@ def _check_parts(location: Location) -> None:
 
 
 def _layer(layer: int) -> int:
-    if isinstance(layer, bool) or not hasattr(layer, "__index__"):
+    if not is_whole(layer):
         raise InterventionError(
-            f"layer={layer!r} is not a whole number; write Location(3), or Location(-1) for the last."
+            f"layer={shown(layer)} is not a whole number; write Location(3), or Location(-1) for the last."
         )
     return index(layer)
 
@@ -323,14 +328,16 @@ def _chosen(given: Iterable[int] | slice | int, name: str) -> Dims:
                 raise InterventionError(
                     f"{name}={given!r} has no end; a location knows no model: write {name}=range(0, {_MANY[name]})."
                 )
-            given = range(given.start or 0, given.stop, given.step or 1)
+            given = range(given.start or 0, given.stop, 1 if given.step is None else given.step)
         entries = tuple(given if isinstance(given, Iterable) else (given,))
-        if any(isinstance(entry, bool) for entry in entries):
-            raise TypeError("a list of bools would be taken for 0 and 1")
+        if isinstance(given, Set | Mapping) or not all(map(is_whole, entries)):
+            raise TypeError("a set has no order, and True and False would be taken for 1 and 0")
         numbers = tuple(map(index, entries))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InterventionError):
+            raise
         raise InterventionError(
-            f"{name}={given!r} are not whole numbers; write {name}=range(0, {_MANY[name]}) or {name}=[1, 5]."
+            f"{name}={shown(given)} are not whole numbers; write {name}=range(0, {_MANY[name]}) or {name}=[1, 5]."
         ) from error
     if not numbers:
         raise InterventionError(f"{name}={given!r} selects nothing; leave {name} out for all of them.")

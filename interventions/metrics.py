@@ -18,13 +18,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.models.answers import logits_of, unanswered
+from interventions.names import shown
 from interventions.positions import select
 
 Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Metric:
     """A function of the logits of one position, with its name.
@@ -47,9 +50,17 @@ class Metric:
     is_signed: bool = False
 
     def __call__(self, output: object) -> Float[Tensor, " batch"]:
-        return self.function(_at(logits_of(output), self.position, self.mask))
+        logits = _at(logits_of(output), self.position, self.mask)
+        found = self.function(logits)
+        if not isinstance(found, Tensor) or found.shape != logits.shape[:1]:
+            raise InterventionError(
+                f"the metric {self.name!r} returned {shown(found)} for {len(logits)} examples; return one number for "
+                "each, [batch]."
+            )
+        return found
 
 
+@checked
 def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
     """How much higher the logit of the answer is than that of the foil.
 
@@ -74,6 +85,7 @@ def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tens
     return Metric("logit difference", difference, position, mask, is_signed=True)
 
 
+@checked
 def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
     """The probability of an answer: the quantity of causal tracing (Meng et al. 2022, arXiv:2202.05262, section 2.1).
 
@@ -89,6 +101,7 @@ def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) 
     return Metric("probability", lambda logits: _chosen(_float(logits).softmax(-1), tokens, "tokens"), position, mask)
 
 
+@checked
 def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
     """The logarithm of the probability of an answer [nats]; arguments as in `probability`.
 
@@ -104,6 +117,7 @@ def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = No
     return Metric("log probability [nats]", logarithm, position, mask)
 
 
+@checked
 def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
     """1 where the answer has the highest logit, else 0; of several answers `[batch, k]`, the share that has it.
 
@@ -118,6 +132,7 @@ def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) ->
     return Metric("accuracy", correct, position, mask)
 
 
+@checked
 def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> Metric:
     """KL(reference ‖ output) [nats] of the distributions over classes or tokens; 0 where nothing changed.
 
@@ -142,6 +157,7 @@ def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> 
     return Metric("KL [nats]", divergence, position, mask)
 
 
+@checked
 def agreement(reference: object, *, position: int = -1, mask: Tensor | None = None) -> Metric:
     """1 where the highest logit is that of the reference's highest, else 0; arguments as in `kl`.
 
@@ -156,6 +172,7 @@ def agreement(reference: object, *, position: int = -1, mask: Tensor | None = No
     return Metric("agreement", agrees, position, mask)
 
 
+@checked
 def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: object) -> "Normalised":
     """`metric` on a scale on which the corrupted run has 0 and the clean run 1, both as means over the examples.
 
@@ -208,6 +225,11 @@ def name_of(metric: object) -> str:
 
 def _at(logits: Tensor, position: int, mask: Tensor | None) -> Tensor:
     """`[batch, classes]`: the logits at the position, where there are several."""
+    if not logits.is_floating_point() or logits.is_meta or logits.layout != torch.strided:
+        raise InterventionError(
+            f"{shown(logits)} ({logits.device}, {logits.layout}) holds no logits; measure the output of a model, or "
+            "floating-point logits [batch, classes]."
+        )
     if logits.ndim == 2:
         return logits
     if logits.ndim != 3:
@@ -242,7 +264,8 @@ def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:
             f"{what} has shape {list(found.shape)} for {batch} examples; give one int for all, [{batch}] or "
             f"[{batch}, k]."
         )
-    if found.dtype == torch.bool or found.is_floating_point() or not ((found >= 0) & (found < classes)).all():
+    is_whole = found.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    if not is_whole or found.is_meta or not ((found >= 0) & (found < classes)).all():
         raise InterventionError(f"{what}={ids!r} are not all classes of the output; give ints from 0 to {classes - 1}.")
     each = found.long().expand(batch) if found.ndim == 0 else found.long()
     return each if each.ndim == 2 else rearrange(each, "batch -> batch 1")
@@ -278,4 +301,9 @@ def _float(logits: Tensor) -> Tensor:
 
 def _mean(metric: Callable[[object], Tensor], run: object) -> float:
     given = run if isinstance(metric, Metric) else getattr(run, "output", run)
-    return float(torch.as_tensor(metric(given)).detach().float().mean())
+    found = metric(given)
+    if not isinstance(found, Tensor | float | int) or (isinstance(found, Tensor) and found.ndim > 1):
+        raise InterventionError(
+            f"the metric {name_of(metric)} returned {shown(found)}; return one number for each example, [batch]."
+        )
+    return float(torch.as_tensor(found).detach().float().mean())

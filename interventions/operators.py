@@ -6,13 +6,16 @@ A callable of one's own with that signature is an operator too: it is given a so
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import ClassVar
 
 import torch
 from einops import reduce
 from torch import Tensor
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
+from interventions.names import shown
 
 Operator = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
 
@@ -27,12 +30,16 @@ class Swap:
         return _given(self, source)
 
 
+@checked
 @dataclass(frozen=True)
 class Interpolate:
     """`base + weight · (source − base)`: weight 0 is the base, 1 the source, both exactly."""
 
     weight: float
     needs_source: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_number(self, "weight", self.weight)
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return torch.lerp(base, _given(self, source), self.weight)
@@ -48,6 +55,7 @@ class Zero:
         return torch.zeros_like(base)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Mean:
     """A mean in place of every vector: mean ablation.
@@ -59,6 +67,9 @@ class Mean:
 
     value: Tensor | None = None
     pools_source: ClassVar[bool] = True  # its source is one bag of vectors `[n, …, dims]`, not aligned with the base
+
+    def __post_init__(self) -> None:
+        _check_values(self, self.value)
 
     @property
     def needs_source(self) -> bool:
@@ -73,6 +84,7 @@ class Mean:
         return mean.expand_as(base)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Add:
     """`base + scale · value`: steering with a fixed vector.
@@ -90,6 +102,10 @@ class Add:
     renormalise: bool = field(default=False, kw_only=True)
     needs_source: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        _check_number(self, "scale", self.scale)
+        _check_values(self, self.value)
+
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         steered = base + self.scale * _fitted(self, self.value, base)
         if not self.renormalise:
@@ -100,6 +116,7 @@ class Add:
         return (steered * (length / new.clamp_min(torch.finfo(new.dtype).tiny))).to(base.dtype)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Noise:
     """`base + z`, z ~ N(0, σ²): Gaussian noise, as in causal tracing (Meng et al. 2022, arXiv:2202.05262, section 2.1).
@@ -115,10 +132,14 @@ class Noise:
     normal: Tensor | None = None
     needs_source: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        _check_draws(self)
+
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return base + _gaussian(self, base, generator)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Mixup:
     """`keep · base + (1 − keep) · z`, z ~ N(0, σ²): a mixture with a random vector, no source run needed.
@@ -138,8 +159,43 @@ class Mixup:
     normal: Tensor | None = None
     needs_source: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        _check_draws(self)
+        if not 0 <= self.keep <= 1:
+            raise InterventionError(f"Mixup(keep={self.keep}) is no share of the base; write keep=0.0 to keep=1.0.")
+
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         return self.keep * base + (1 - self.keep) * _gaussian(self, base, generator)
+
+
+def _check_number(op: object, name: str, value: float) -> None:
+    if not isfinite(value):
+        raise InterventionError(f"{type(op).__name__}({name}={value}) is not finite; write e.g. {name}=1.0.")
+
+
+def _check_values(op: object, value: Tensor | None) -> None:
+    """Raise for a tensor that has nothing to write; −∞ is what a mask is made of."""
+    if value is None:
+        return
+    if value.is_meta or value.is_complex() or value.layout != torch.strided:
+        raise InterventionError(
+            f"{type(op).__name__} was given {shown(value)} ({value.device}, {value.layout}), which has no values to "
+            "write; give a real, dense tensor."
+        )
+    if value.isnan().any():
+        raise InterventionError(
+            f"{type(op).__name__} was given {shown(value)} of which {int(value.isnan().sum())} are NaN; see what they "
+            "were made of."
+        )
+
+
+def _check_draws(op: "Noise | Mixup") -> None:
+    name = type(op).__name__
+    if not 0 <= op.sigma < inf:
+        raise InterventionError(f"{name}(sigma={op.sigma}) is no standard deviation; write sigma=0.5.")
+    _check_values(op, op.normal)
+    if op.normal is not None and not op.normal.isfinite().all():
+        raise InterventionError(f"{name}(normal={shown(op.normal)}) holds infinite draws; write torch.randn(…).")
 
 
 def _given(op: object, source: Tensor | None) -> Tensor:

@@ -8,7 +8,7 @@ another number of tokens (padded to windows, pooled, with an image before it) an
 refused, and a boolean mask says which are meant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interventions.arguments import is_whole
 from interventions.errors import InterventionError
+from interventions.names import shown
 
 Positions = int | slice | range | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
 
@@ -49,6 +51,11 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
     Raises:
         InterventionError: a position outside an example, on padding, or named twice; a tensor of another shape.
     """
+    if not isinstance(real, Tensor) or real.dtype != torch.bool or real.ndim != 2:
+        raise InterventionError(
+            f"real={shown(real)} does not say which tokens are real; give a boolean tensor [batch, token]: "
+            "attention_mask.bool()."
+        )
     if is_mask(positions):
         return _from_mask(positions, real)
     numbers, rows = _numbers(positions, real)
@@ -63,6 +70,32 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
     if torch.unique(rows * real.shape[1] + columns).numel() < columns.numel():
         raise InterventionError(f"positions={_short(positions)} names a token twice in one example; name each once.")
     return Selection(rows, columns)
+
+
+def check_positions(positions: Positions) -> None:
+    """Raise for what names no positions in any batch.
+
+    Raises:
+        InterventionError: it is nothing that `select` takes.
+    """
+    if positions is None or is_mask(positions):
+        return
+    if isinstance(positions, slice):
+        return _check_slice(positions)
+    if isinstance(positions, Tensor) and positions.is_complex():
+        raise InterventionError(f"positions={shown(positions)} is not understood; give whole numbers.")
+    if isinstance(positions, Tensor) and not positions.is_floating_point() and positions.ndim == 2:
+        return
+    several = isinstance(positions, Sequence) and not isinstance(positions, str | range)
+    batch = len(positions) if several and isinstance(positions, Sequence) else 1
+    if not any(_rows_of(positions, batch)):
+        raise InterventionError(f"positions={_short(positions)} selects nothing; leave positions out for all of them.")
+
+
+def _check_slice(positions: slice) -> None:
+    ends = (positions.start, positions.stop, positions.step)
+    if positions.step == 0 or not all(each is None or is_whole(each) for each in ends):
+        raise InterventionError(f"positions={positions!r} has no such numbers; write positions=slice(1, -1).")
 
 
 def is_mask(positions: Positions) -> TypeGuard[Tensor]:
@@ -95,6 +128,7 @@ def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers asked for and the example each belongs to, before they are turned into columns."""
     batch, device = len(real), real.device
     if isinstance(positions, slice):
+        _check_slice(positions)
         per_row = [list(range(int(length)))[positions] for length in real.sum(1)]
         empty = next((row for row, chosen in enumerate(per_row) if not chosen), None)
         if empty is not None:
@@ -124,11 +158,11 @@ def _rows_of(positions: Any, batch: int) -> list[list[int]]:
                 "give integers [k] or [batch, k], or a boolean mask [batch, token]."
             )
         positions = positions.tolist()
-    if isinstance(positions, int) and not isinstance(positions, bool):
+    if is_whole(positions):
         return [[positions]] * batch
     try:
-        if isinstance(positions, str):
-            raise TypeError("a string is a sequence too")
+        if isinstance(positions, str | bytes | Set | Mapping):
+            raise TypeError("a string is a sequence too, and a set has no order")
         if len(positions) and all(isinstance(p, Sequence | range) for p in positions):
             if len(positions) != batch:
                 raise InterventionError(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.hooked import fetcher, read, reading, recorded, storing
 from interventions.execution.recordings import Recording
@@ -26,12 +27,14 @@ from interventions.execution.stamps import Stamp
 from interventions.execution.writes import part_of
 from interventions.hooks.hooks import Scope, opened
 from interventions.locations import Location
-from interventions.models.answers import Answers, checked
+from interventions.models.answers import Answers, rule_in
 from interventions.models.architectures import architecture
 from interventions.models.calls import call
 from interventions.models.wrappers import Model, is_traced, module_of
+from interventions.names import shown
 
 
+@checked
 def run(
     model: Model,
     inputs: Inputs,
@@ -65,7 +68,7 @@ def run(
     Raises:
         InterventionError: a location that does not exist, or never ran.
     """
-    answers = None if answers is None else checked(answers)
+    answers = None if answers is None else rule_in(answers)
     if (elsewhere := traced(model, remote)) is not None:
         there = elsewhere.run(model, inputs, locations_of(at), detach=detach, device=device, keep=keep, remote=remote)
         return there if answers is None else replace(there, answers=answers)
@@ -73,6 +76,7 @@ def run(
     model, found = module_of(model), architecture(model)
     inputs = without_cache(found, inputs)
     recording = Recording.begin(found) if resumable and found.stacks else None
+    check_device(device)
     activations, taps = reading(found, locations_of(at), detach=detach, device=device)
     scope = recorded(model, taps, recording)
     with opened(scope):
@@ -86,6 +90,7 @@ def run(
     return Run(model, inputs, output, activations, recording, answers=answers, _stamp=made)
 
 
+@checked
 def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = False) -> Run:
     """A run that stops after the last of the locations `at`: a source for interchanges. Its output is None.
 
@@ -93,6 +98,8 @@ def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = Fals
         InterventionError: as `run`.
     """
     locations, found = locations_of(at), architecture(model)
+    if not locations:
+        raise InterventionError("at= names no location to stop at; write at=[Location(3)], or run(model, inputs).")
     if (elsewhere := traced(model, remote)) is not None:
         return elsewhere.run_to(model, inputs, locations, remote=remote)
     check_inputs(inputs)
@@ -111,10 +118,10 @@ def traced(model: Model, remote: bool | str = False) -> Any:
         from interventions import tracing  # the one that comes later: it imports nnsight, which changes torch
 
         return tracing
-    if remote:
+    if remote or remote == "":
         raise InterventionError(
-            f"remote={remote!r} asks another machine for the model, and this {type(model).__name__} is here; pass a "
-            "model of nnsight: TransformersModel(name)."
+            f"remote={shown(remote)} asks another machine for the model, and this {type(model).__name__} is here; pass "
+            "a model of nnsight: TransformersModel(name)."
         )
     return None
 
@@ -145,8 +152,20 @@ def as_run(
     return replace(given, activations=kept)
 
 
+def check_device(device: torch.device | str | None) -> None:
+    """Raise for a device that torch does not know, or that is not there."""
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InterventionError(f"device={device!r} cannot be used here: {reason}; write device='cpu'.") from error
+
+
 def check_eval(model: Model, remote: bool | str = False) -> None:
     """Raise in train mode, where dropout would differ between runs that are compared; what is elsewhere is a host's."""
+    architecture(model)
     if (elsewhere := traced(model, remote)) is not None and not remote:
         elsewhere.load(model)
     if not remote and any(module.training for module in module_of(model).modules()):
@@ -155,6 +174,7 @@ def check_eval(model: Model, remote: bool | str = False) -> None:
         )
 
 
+@checked
 @contextmanager
 def record(
     model: Model, at: Where, *, detach: bool = False, device: torch.device | str | None = None
@@ -171,6 +191,7 @@ def record(
         with elsewhere.record(model, locations_of(at), detach=detach, device=device) as activations:
             yield activations
         return
+    check_device(device)
     activations, taps = reading(architecture(model), locations_of(at), detach=detach, device=device)
     with opened(Scope(module_of(model), taps)):
         yield activations

@@ -9,14 +9,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import index
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from interventions.arguments import is_whole
 from interventions.errors import InterventionError
 from interventions.models.architectures import Place
 from interventions.models.calls import Call
+from interventions.names import shown
 from interventions.positions import Positions, Selection, is_mask, select
 
 _MASK = re.compile("mask(?!ed)|padding", re.I)
@@ -30,15 +33,23 @@ def parse_steps(steps: object) -> slice | frozenset[int] | None:
     Raises:
         InterventionError: no whole numbers from 0 on, or none at all.
     """
-    if steps is None or isinstance(steps, slice):
+    if steps is None:
         return steps
     try:
-        if isinstance(steps, str | bool):
+        if isinstance(steps, slice):
+            ends = (steps.start, steps.stop, steps.step)
+            if steps.step == 0 or not all(each is None or is_whole(each) for each in ends):
+                raise TypeError("not a number, or a step of 0")
+            return steps
+        given: list[Any] = (
+            list(steps) if isinstance(steps, Iterable) and not isinstance(steps, Mapping | bytes) else [steps]
+        )
+        if not all(map(is_whole, given)):
             raise TypeError("not a number")
-        numbers = frozenset(map(index, steps if isinstance(steps, Iterable) else (steps,)))
+        numbers = frozenset(index(each) for each in given)
     except TypeError as error:
         raise InterventionError(
-            f"steps={steps!r} are not whole numbers; write steps=0 for the prompt, steps=[1, 2] or "
+            f"steps={shown(steps)} are not whole numbers; write steps=0 for the prompt, steps=[1, 2] or "
             "steps=slice(1, None) for all that is generated."
         ) from error
     if not numbers or min(numbers) < 0:

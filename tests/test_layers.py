@@ -20,8 +20,8 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names errors endings locations operators positions subspaces models metrics hooks steps execution saving tracing
-        runs interchanges describe analysis exceptions __main__""".split(),
+        names errors arguments endings locations operators positions subspaces models metrics hooks steps execution
+        saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors storage causal losses networks data models tasks teachers interchange students objectives training
         evaluation alignment results fit specialists mutual chain teach compat cli""".split(),

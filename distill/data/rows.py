@@ -2,7 +2,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from distill.data.draws import (
 )
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
 from distill.errors import DistillError
+from interventions import shown
 
 Column = Tensor | Sequence[Tensor]
 
@@ -206,6 +207,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         return len(next(iter(self.table.values())))
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
+        if not isinstance(i, SupportsIndex):
+            raise DistillError(f"rows[{shown(i)}] names no row; write rows[0], or rows.batch([0, 1]) for several.")
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
         return {name: column[i] for name, column in self.table.items()}

@@ -6,6 +6,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.run import Inputs, Where, locations_of
 from interventions.locations import Location
@@ -19,6 +20,7 @@ from interventions.runs import run_to, traced
 from interventions.steps import span_of
 
 
+@checked
 @torch.no_grad()
 def mean_of(
     model: Model,
@@ -46,16 +48,17 @@ def mean_of(
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
     {Location(module='0'): Mean(value=tensor([2., 4.]))}
     """
+    found = architecture(model)
     if (elsewhere := traced(model, remote)) is not None and not remote:
         elsewhere.load(model)
     if not remote and module_of(model).training:
         raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
-    if isinstance(batches, Mapping | Tensor):
+    if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
         raise InterventionError(
             f"batches is one {type(batches).__name__}, and several of what the model is called with were asked for; "
             "write [inputs]."
         )
-    locations, found = locations_of(at), architecture(model)
+    locations = locations_of(at)
     pattern = next((at for at in locations if found.place(at).io in ("attention_scores", "attention_pattern")), None)
     if pattern is not None:
         raise InterventionError(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.locations import Location
 from interventions.names import printed
@@ -53,14 +54,18 @@ class Grid:
         """The mean change against the base run, over the examples that have the token."""
         return (self.per_example - self.baseline).nanmean(-1)
 
+    @checked
     def largest(self, k: int = 5) -> list[tuple[str, int | str, float]]:
         """The `k` cells with the largest change against the base run: (location, position, value), largest first."""
+        if k < 1:
+            raise InterventionError(f"largest(k={k}) asks for no cell; write k=5.")
         changes = self.effects.abs()
         cells = [divmod(int(cell), len(self.positions)) for cell in changes.flatten().argsort(descending=True)]
         labels, values = list(self.locations), self.values
         measured = [(row, column) for row, column in cells if not changes[row, column].isnan()]
         return [(labels[row], self.positions[column], float(values[row, column])) for row, column in measured[:k]]
 
+    @checked
     def plot(self, tokens: Sequence[str] | None = None) -> Any:
         """A heat map, as a matplotlib figure: locations down, positions across.
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.run import Inputs, Run, Where, locations_of
 from interventions.interchanges import interchange
@@ -20,6 +21,7 @@ COMPONENTS = ("attention_output", "mlp_output")  # what writes into the residual
 Stage = tuple[int, int]  # block, and place in the order of BLOCK_SITES
 
 
+@checked
 def path_patch(
     model: Model,
     base: Inputs | Run,

@@ -3,6 +3,7 @@
 import io
 import math
 from collections.abc import Sequence
+from math import isfinite
 
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -10,6 +11,7 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.names import label as label_of
 
@@ -26,6 +28,7 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
+@checked
 def heat_map(
     values: Float[Tensor, "rows columns"],
     rows: Sequence[object],
@@ -52,6 +55,7 @@ def heat_map(
     >>> heat_map(torch.eye(2), ["a", "b"], [0, 1], label="probability").axes[0].get_xticks().tolist()
     [0, 1]
     """
+    _check_centre(centre)
     names, ticks = [label_of(row) for row in rows], [label_of(column) for column in columns]
     if (len(names), len(ticks)) != tuple(values.shape):
         raise InterventionError(
@@ -85,6 +89,11 @@ def heat_map(
 def _cell(count: int, most: float) -> float:
     """The size of a cell [inch]: smaller where there are many."""
     return min(most, max(LARGEST / count, 0.05))
+
+
+def _check_centre(centre: float | None) -> None:
+    if centre is not None and not isfinite(centre):
+        raise InterventionError(f"centre={centre} is no place on a scale; write centre=0.0, or None for no middle.")
 
 
 def _colours(numbers: Tensor, centre: float | None) -> dict:

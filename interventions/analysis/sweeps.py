@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interventions.analysis.grids import Grid
 from interventions.analysis.passes import Passes, cells_a_pass
+from interventions.arguments import checked
 from interventions.endings import without_gradients
 from interventions.errors import InterventionError
 from interventions.execution.cells import Cell, Column, cells_of, columns_of
@@ -30,6 +31,7 @@ from interventions.runs import as_run, check_eval, run, traced
 from interventions.steps import span_of
 
 
+@checked
 def sweep(
     model: Model,
     base: Inputs | Run,
@@ -132,7 +134,7 @@ def _labelled(at: Any) -> dict[str, tuple[Location, ...]]:
     if isinstance(at, Mapping):
         rows = [(label, _together(place)) for label, place in at.items()]
     else:
-        places = [at] if isinstance(at, str) or not isinstance(at, Iterable) else at
+        places = [at] if isinstance(at, str | Tensor) or not isinstance(at, Iterable) else at
         rows = [(" + ".join(map(str, locations)), locations) for locations in map(_together, places)]
     labels = [label for label, _ in rows]
     twice = next((label for label in labels if labels.count(label) > 1), None)

@@ -1,16 +1,19 @@
 """The cells of a grid: which tokens of each example a counterfactual writes, and which of the source it takes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from interventions.arguments import is_whole
 from interventions.errors import InterventionError
 from interventions.locations import Location
-from interventions.positions import Positions, select
+from interventions.positions import Positions, check_positions, select
 
 Tokens = list[list[int]]  # of each example, counted over real tokens; [] where it has none of those asked for
 
@@ -60,7 +63,7 @@ def columns_of(positions: Any, source_positions: Any, longest: int) -> list[Colu
     labels = list(positions) if isinstance(positions, Mapping) else [_label(entry) for entry in entries]
     if len(set(labels)) < len(labels):
         raise InterventionError("two columns of positions are called alike; label them: positions={'a label': …}.")
-    if source_positions is None or isinstance(source_positions, int):
+    if source_positions is None or is_whole(source_positions):
         sources = [source_positions] * len(entries)
     else:
         sources = _entries(source_positions, "source_positions")
@@ -121,12 +124,15 @@ def _only(present: list[bool], tokens: Mapping[Location, Tokens]) -> dict[Locati
 def _entries(positions: Any, name: str) -> list[Any]:
     """What is asked for, for each column."""
     entries = positions.values() if isinstance(positions, Mapping) else positions
-    if isinstance(positions, Tensor):
+    if isinstance(positions, slice):
+        check_positions(positions)
+    if isinstance(positions, Set):
+        raise InterventionError(f"{name}={positions!r} has no order; write {name}=sorted(…).")
+    if isinstance(positions, Tensor | np.ndarray):
         entries = positions.tolist() if positions.ndim == 1 else []  # [batch, k] would be taken for columns
     entries = list(entries) if isinstance(entries, Iterable) else [entries]
-    whole = [hasattr(entry, "__index__") and not isinstance(entry, bool | Tensor) for entry in entries]
-    entries = [entry.__index__() if number else entry for entry, number in zip(entries, whole, strict=True)]
-    if not entries or any(entry is None or isinstance(entry, str | bool | float) for entry in entries):
+    entries = [index(entry) if is_whole(entry) else entry for entry in entries]
+    if not entries or any(entry is None or isinstance(entry, str | bool | float | type) for entry in entries):
         raise InterventionError(
             f"{name}={positions!r} is not understood; write 'each', None for all at once, or a list with one entry "
             "for each column, such as [0, 3, -1]."

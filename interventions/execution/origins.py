@@ -5,19 +5,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.writes import Source
 from interventions.locations import Location, as_location
 from interventions.models.architectures import Architecture, Place, architecture
 from interventions.models.calls import parameters_of
 from interventions.models.wrappers import Model, is_traced, module_of, unwrapped
+from interventions.names import shown
 
 _IDS = ("input_ids", "decoder_input_ids")
 _RAISED = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, NotImplementedError)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Stored:
     """Activations that were kept, e.g. in a file, as a source: `source=Stored({Location(3): tensor})`.
@@ -48,6 +52,11 @@ class Stored:
                 f"Stored({type(given).__name__}) does not say where its activations belong; write "
                 "Stored({Location(3): tensor})."
             )
+        if self.mask is not None and not _is_mask(self.mask):
+            raise InterventionError(
+                f"Stored(mask={shown(self.mask)}) does not say which tokens are real; give the attention mask "
+                "[batch, token] of what was run."
+            )
         object.__setattr__(self, "activations", {as_location(at): state for at, state in given.items()})
 
     def held(self, places: Iterable[Location]) -> dict[Location, Source]:
@@ -64,6 +73,12 @@ class Stored:
                 f"source_at={{{absent[0]!r}: {next(iter(self.activations))!r}}}."
             )
         return {location: Source([self.activations[location]], self.mask) for location in places}
+
+
+def _is_mask(mask: Tensor) -> bool:
+    if mask.ndim != 2 or not mask.numel() or mask.is_complex() or mask.is_meta or mask.layout != torch.strided:
+        return False
+    return bool(((mask == 0) | (mask == 1)).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +137,8 @@ def origin_of(
     if source_at is None:
         read = {}
     elif isinstance(source_at, Mapping):
+        if not source_at:
+            raise InterventionError("source_at={} names no location; write {written: read}, or leave it out.")
         read = {as_location(place): as_location(there) for place, there in source_at.items()}
     else:
         read = dict.fromkeys(places, as_location(source_at))

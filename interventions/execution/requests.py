@@ -163,6 +163,8 @@ def _of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Posit
     """The positions of each location, from {Location: positions} or one choice for all."""
     if not isinstance(choice, Mapping):
         return dict.fromkeys(pairs, choice)
+    if not choice:
+        raise InterventionError("positions={} names no location; write {Location(3): positions}, or leave it out.")
     named = {as_location(place): positions for place, positions in choice.items()}
     unused = [location for location in named if location not in pairs]
     if unused:

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from interventions.errors import InterventionError
 from interventions.execution.examples import check_inputs_of, check_rows, examples_in, numbers_of
@@ -16,7 +16,7 @@ from interventions.models.architectures import Architecture, architecture
 from interventions.models.axes import axis, to_vectors
 from interventions.models.calls import parameters_of
 from interventions.models.wrappers import Model, module_of, unwrapped
-from interventions.names import printed
+from interventions.names import printed, shown
 
 Inputs = (
     object  # a mapping (keywords), a tuple or list (positional arguments) or one tensor: what the model is called with
@@ -180,7 +180,8 @@ def check_fresh(model: Model, made: Stamp) -> None:
 
 def locations_of(at: Where) -> list[Location]:
     """One or several places as distinct locations."""
-    places = [at] if isinstance(at, Location | str) or not isinstance(at, Iterable) else list(at)
+    one = isinstance(at, Location | str | Tensor | nn.Module) or not isinstance(at, Iterable) or hasattr(at, "dtype")
+    places: list[Any] = [at] if one else list(cast(Iterable, at))
     return list(dict.fromkeys(as_location(place) for place in places))
 
 
@@ -189,7 +190,11 @@ def check_inputs(inputs: Inputs) -> None:
     texts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else [inputs]
     if inputs is None or any(isinstance(each, str) for each in texts):
         raise InterventionError(
-            f"inputs={repr(inputs)[:60]} holds no tensors; tokenise text: tokenizer(text, return_tensors='pt')."
+            f"inputs={shown(inputs)} holds no tensors; tokenise text: tokenizer(text, return_tensors='pt')."
+        )
+    if isinstance(inputs, Mapping) and not all(isinstance(name, str) for name in inputs):
+        raise InterventionError(
+            f"inputs={shown(inputs)} has keys that are no names of arguments; write {{'input_ids': …}}."
         )
     if isinstance(inputs, Mapping) and inputs.get("past_key_values") is not None:
         raise InterventionError(

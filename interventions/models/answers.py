@@ -13,11 +13,14 @@ from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from jaxtyping import Bool, Shaped
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from interventions.arguments import checked, is_whole
 from interventions.endings import setting
 from interventions.errors import InterventionError
+from interventions.names import shown
 
 Answers = str | int | Callable[[Any], Tensor]
 """What of an output is the answer: the name or the number of a part, or a function from the output to a tensor."""
@@ -32,6 +35,7 @@ _NO_ANSWERS = ("hidden", "embedding", "pooler", "features")  # names of what a m
 _rules: ContextVar[Mapping[nn.Module, Answers] | None] = ContextVar("_rules", default=None)
 
 
+@checked
 @contextmanager
 def answering(model: nn.Module, answers: Any) -> Iterator[None]:
     """Inside the block, `answers` says what of the output of `model` is its answer, for every run made there.
@@ -51,7 +55,7 @@ def answering(model: nn.Module, answers: Any) -> Iterator[None]:
     if answers is None:
         yield
         return
-    with setting(_rules, {**(_rules.get() or {}), model: checked(answers)}):
+    with setting(_rules, {**(_rules.get() or {}), model: rule_in(answers)}):
         yield
 
 
@@ -60,13 +64,13 @@ def rule_of(model: object) -> Answers | None:
     return (_rules.get() or {}).get(model) if isinstance(model, nn.Module) else None
 
 
-def checked(answers: object) -> Any:
+def rule_in(answers: object) -> Any:
     """`answers` itself, if it can say what an answer is.
 
     Raises:
         InterventionError: it is no name, number or function.
     """
-    if isinstance(answers, bool) or not (isinstance(answers, str | int) or callable(answers)):
+    if not (is_whole(answers) or isinstance(answers, str) or callable(answers)):
         raise InterventionError(
             f"answers={_short(answers)} does not say what of an output is the answer; give a name, an index or a "
             "function: answers='logits', answers=0 or answers=lambda output: output[0]."
@@ -86,7 +90,7 @@ def logits_of(output: object, answers: Any = None) -> Tensor:
         InterventionError: there is no such part, or (UnknownAnswer) the rule finds none or several.
     """
     if answers is not None:
-        return _named(output, checked(answers))
+        return _named(output, rule_in(answers))
     if isinstance(output, Tensor):
         return output
     parts = dict(_parts(output))
@@ -101,13 +105,16 @@ def logits_of(output: object, answers: Any = None) -> Tensor:
     raise UnknownAnswer(f"which part of a {_described(output)} is the answer is not known; {_way_out(parts)}.")
 
 
-def unanswered(logits: Shaped[Tensor, "*batch classes"]) -> Bool[Tensor, "*batch"]:
+@checked
+def unanswered(logits: Float[Tensor, "*batch classes"]) -> Bool[Tensor, "*batch"]:
     """Where logits are no answer: one is NaN or +∞, or all are −∞ (of some alone it masks classes out).
 
     >>> import torch
     >>> unanswered(torch.tensor([[0.0, 1.0], [0.0, -torch.inf], [0.0, torch.nan]])).tolist()
     [False, False, True]
     """
+    if logits.layout != torch.strided:
+        raise InterventionError(f"{shown(logits)} ({logits.layout}) holds no logits that can be looked at; densify it.")
     return logits.isnan().any(-1) | logits.isposinf().any(-1) | logits.isneginf().all(-1)
 
 

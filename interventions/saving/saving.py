@@ -7,7 +7,7 @@ operators (`operators.i.field`), positions and subspaces (`subspaces.i.parameter
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from importlib import metadata
@@ -19,13 +19,14 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.run import locations_of
 from interventions.locations import Location, as_location
 from interventions.models.architectures import architecture
 from interventions.models.wrappers import Model, module_of
 from interventions.operators import Operator
-from interventions.positions import Positions
+from interventions.positions import Positions, check_positions
 from interventions.saving.encodings import (
     decoded,
     decoded_operator,
@@ -34,7 +35,7 @@ from interventions.saving.encodings import (
     encoded_operator,
     encoded_subspace,
 )
-from interventions.steps import Steps
+from interventions.steps import Steps, parse_steps
 
 FORMAT = 1
 DESCRIPTION, TENSORS, CHECKSUMS = "interventions.json", "tensors.safetensors", "checksums"
@@ -55,6 +56,7 @@ class Saved:
     steps: Steps = None
 
 
+@checked
 def save(
     folder: str | Path,
     interventions: Mapping[Location, Operator] | Iterable[Location] | Location,
@@ -98,12 +100,18 @@ def save(
     for location in ops:
         found.place(location)
     modules: list[Any] = list(dict.fromkeys(location.subspace for location in ops if location.subspace is not None))
-    chosen = _positions_of(positions, ops) if isinstance(positions, Mapping) else positions
+    if isinstance(positions, Mapping) and not positions:
+        raise InterventionError("positions={} names no location; write {Location(3): positions}, or leave it out.")
+    each = _positions_of(positions, ops) if isinstance(positions, Mapping) else [positions]
+    for one in each:
+        check_positions(one)
+    steps = tuple(steps) if isinstance(steps, Iterator) else steps
+    parse_steps(steps)
     description = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         "model": _facts(model),
-        "positions": encoded(chosen, "positions", tensors),
+        "positions": encoded(each if isinstance(positions, Mapping) else positions, "positions", tensors),
         "has_positions_of_each": isinstance(positions, Mapping),
         "steps": encoded(steps, "steps", tensors),
         "subspaces": [encoded_subspace(module, f"subspaces.{i}", tensors) for i, module in enumerate(modules)],
@@ -122,6 +130,7 @@ def save(
     return folder
 
 
+@checked
 def load(folder: str | Path, model: Model, *, subspaces: Mapping[str, nn.Module] | None = None) -> Saved:
     """What `save` wrote, for a model of the same type and shape; subspaces in their mode, on the device of their place.
 

@@ -1,12 +1,14 @@
 """Learned choices of dims: soft while they are trained, hard in eval mode."""
 
 from abc import abstractmethod
+from math import inf
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.subspaces.subspace import Learned, Subspace, difference, unbuilt
 
@@ -33,10 +35,10 @@ class SoftChoice(Learned):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        if not value > 0:
+        if not 0 < value < inf:
             raise InterventionError(
-                f"{type(self).__name__}(temperature={value}) divides by it and it must be above 0; evaluate the hard "
-                "choice with subspace.eval()."
+                f"{type(self).__name__}(temperature={value}) divides by it and it must be above 0 and finite; evaluate "
+                "the hard choice with subspace.eval()."
             )
         self.tau = torch.full_like(self.tau, value)
 
@@ -60,6 +62,7 @@ class SoftChoice(Learned):
         return (scores / self.tau).sigmoid() if self.training else (scores > 0).to(scores)
 
 
+@checked
 class Mask(SoftChoice):
     """Which entries to replace: differential binary masking, DBM (De Cao et al. 2020, arXiv:2004.14992).
 

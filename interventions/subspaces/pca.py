@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
+from interventions.names import shown
 from interventions.subspaces.subspace import Subspace, check_dims, difference
 
 
+@checked
 class PCA(Subspace):
     """Fixed directions: the principal components of given vectors.
 
@@ -46,11 +49,13 @@ class PCA(Subspace):
         self.register_buffer("explained_variance_ratio", None)
 
     @classmethod
+    @checked
     def fit(cls, vectors: Float[Tensor, "*n d"], dims: int) -> "PCA":
         """`PCA(dims)`, fitted to `vectors`; errors as `fit_to`."""
         return cls(dims).fit_to(vectors)
 
     @classmethod
+    @checked
     def from_components(
         cls,
         mean: Float[Tensor, " width"],
@@ -90,6 +95,11 @@ class PCA(Subspace):
             InterventionError: vectors of another width, or that span fewer than `dims` directions around their mean.
         """
         super()._check_fit(vectors)
+        if vectors.is_meta or vectors.layout != torch.strided or not vectors.numel() or not vectors.isfinite().all():
+            raise InterventionError(
+                f"PCA was given {shown(vectors)} ({vectors.device}, {vectors.layout}), which is empty, without values, "
+                "or holds NaN or infinite ones; give the vectors of real tokens, all finite."
+            )
         data = vectors.detach().reshape(-1, vectors.shape[-1]).cpu().double()
         check_dims(self.dims, data.shape[1], "PCA")
         mean = data.mean(0)

@@ -6,12 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
+from interventions.names import shown
 from interventions.subspaces.frames import frame, random_reflections, reflections_of
 from interventions.subspaces.masks import SoftChoice
 from interventions.subspaces.subspace import Learned, check_dims, difference, precision, unbuilt
 
 
+@checked
 class Rotation(Learned):
     """`dims` orthonormal directions: distributed alignment search (Geiger et al. 2023, arXiv:2303.02536, section 3).
 
@@ -42,6 +45,7 @@ class Rotation(Learned):
         self._build(width)
 
     @classmethod
+    @checked
     def from_directions(cls, directions: Float[Tensor, "width k"]) -> "Rotation":
         """The span of the columns of `directions`, orthonormalised from the first to the last (Gram–Schmidt).
 
@@ -51,6 +55,11 @@ class Rotation(Learned):
         >>> Rotation.from_directions(torch.tensor([[0.0], [2.0]])).directions.abs().tolist()
         [[0.0], [1.0]]
         """
+        if directions.is_meta or directions.layout != torch.strided or not directions.isfinite().all():
+            raise InterventionError(
+                f"Rotation.from_directions was given {shown(directions)} ({directions.device}, {directions.layout}), "
+                "which is without values, or holds NaN or infinite ones; give a dense matrix [width, k]."
+            )
         width, dims = directions.shape
         check_dims(dims, width, "Rotation.from_directions(matrix [width, k])")
         rank = int(torch.linalg.matrix_rank(directions.detach().float().cpu()))
@@ -88,6 +97,7 @@ class Rotation(Learned):
         return x + difference(coordinates, x @ directions) @ directions.T
 
 
+@checked
 class BoundlessRotation(SoftChoice):
     """A rotation of the whole space and how many of its first dims to replace: boundless distributed alignment search.
 

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from interventions.arguments import checked
 from interventions.errors import InterventionError
+from interventions.names import shown
 from interventions.subspaces.subspace import Subspace, difference
 
 
+@checked
 class SparseCoder(Subspace):
     """The features of an encoder and its decoder, e.g. a sparse autoencoder (Cunningham et al. 2023, arXiv:2309.08600).
 
@@ -68,7 +71,7 @@ class SparseCoder(Subspace):
         new = coordinates.to(old.dtype)
         if self.features is not None:
             new = old.index_copy(-1, torch.tensor(self.features, device=old.device), new)
-        change = self.decode(new) - self.decode(old)
+        change = self._answer("decode", new) - self._answer("decode", old)
         if change.shape != x.shape:
             raise InterventionError(
                 f"decode of SparseCoder returned shape {list(change.shape)} for an activation of shape "
@@ -78,7 +81,15 @@ class SparseCoder(Subspace):
 
     def _encoded(self, x: Tensor) -> Tensor:
         own = next((p.dtype for p in chain(self.parameters(), self.buffers()) if p.is_floating_point()), x.dtype)
-        return self.encode(x.to(own))
+        return self._answer("encode", x.to(own))
+
+    def _answer(self, name: str, given: Tensor) -> Tensor:
+        answer = getattr(self, name)(given)
+        if not isinstance(answer, Tensor):
+            raise InterventionError(
+                f"{name} of SparseCoder returned {shown(answer)}, which is no tensor; return one vector for each."
+            )
+        return answer
 
     def _selected(self, encoded: Tensor) -> Tensor:
         if self.features is None:

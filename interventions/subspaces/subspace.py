@@ -90,6 +90,11 @@ class Learned(Subspace):
         """Fill the parameters for this width, and move to `device`; without a width that is left to the first call."""
         if width is None:
             return
+        if width < 1:
+            raise InterventionError(
+                f"{type(self).__name__}(width={width}): a space has a width of 1 or more; write that of its vectors, "
+                "as width=64."
+            )
         # A parameter made under inference_mode could never be trained.
         with torch.inference_mode(False), torch.no_grad():
             for name, value in self._initial(width).items():
@@ -151,6 +156,8 @@ def difference(new: Float[Tensor, "..."], old: Float[Tensor, "..."]) -> Float[Te
 
 def check_dims(dims: int, width: int | None, what: str) -> None:
     """Raise where a space of `width` has no `dims` directions."""
+    if width is not None and width < 1:
+        raise InterventionError(f"{what} was asked for a space of width {width}; write the size of its vectors, as 64.")
     if dims < 1 or (width is not None and dims > width):
         space = "" if width is None else f" in a space of width {width}"
         raise InterventionError(f"{what} was asked for {dims} directions{space}; write dims=1 to dims={width or '…'}.")

@@ -1,0 +1,213 @@
+"""Wrong types of arguments are refused where they enter, by the annotations of what is called.
+
+An annotation says what a parameter takes, for the reader and for the type checker; `checked` holds callers to it. It
+looks at types alone (and refuses NaN where a number is taken); ranges are looked at by the functions themselves, and so
+is everything that is annotated with `Any`, `object` or a protocol.
+"""
+
+import inspect
+import math
+import numbers
+import types
+import typing
+from collections import abc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, TypeVar, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interventions.errors import InterventionError
+from interventions.names import shown
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a parameter takes: a test of values, the words for it, and an example as code."""
+
+    holds: Callable[[Any], bool]
+    words: str
+    example: str
+
+
+def checking(error: type[ValueError]) -> Callable[[F], F]:
+    """Return a decorator of functions and classes that raises `error` for arguments of wrong types.
+
+    A class is checked where it is made. What the annotations do not say is left to the function.
+
+    >>> @checking(InterventionError)
+    ... def half(value: float, *, exact: bool = True) -> float:
+    ...     return value / 2
+    >>> half("3")
+    Traceback (most recent call last):
+    interventions.errors.InterventionError: half(value='3'): value must be a number; write value=0.5.
+    """
+
+    def decorate(called: F) -> F:
+        if not isinstance(called, type):
+            return _checked(called, called.__name__, error)
+        made: Any = called
+        made.__init__ = _checked(made.__init__, made.__name__, error, made)
+        return called
+
+    return decorate
+
+
+def _checked(function: Any, name: str, error: type[ValueError], made: type | None = None) -> Any:
+    @cache
+    def kinds() -> tuple[tuple[str, ...], dict[str, Kind]]:
+        return _kinds(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        positional, known = kinds()
+        of_numpy = False
+        for parameter, value in (*zip(positional, args, strict=False), *kwargs.items()):
+            kind = known.get(parameter)
+            if kind is None:
+                continue
+            of_numpy = of_numpy or isinstance(value, np.generic)
+            if not kind.holds(value):
+                called = name if made is None else type(args[0]).__name__
+                raise error(
+                    f"{called}({parameter}={shown(value)}): {parameter} must be {kind.words}; write "
+                    f"{parameter}={kind.example}."
+                )
+        if not of_numpy:
+            return function(*args, **kwargs)
+        return function(*map(_of_python, args), **{name: _of_python(value) for name, value in kwargs.items()})
+
+    return call
+
+
+def _kinds(function: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
+    """The names of the positional parameters, and the kind of each that is annotated with one."""
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters.values()
+    by_place = (each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
+    found = {}
+    for each in parameters:
+        kind = None if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) else kind_of(hints.get(each.name, Any))
+        if kind is not None:
+            shows = each.default not in (each.empty, None) and _is_short(each.default) and kind.holds(each.default)
+            found[each.name] = Kind(kind.holds, kind.words, repr(each.default) if shows else kind.example)
+    return tuple(by_place), found
+
+
+def _is_short(default: Any) -> bool:
+    return isinstance(default, bool | int | float | str | tuple) and len(repr(default)) < 30
+
+
+def kind_of(annotation: Any) -> Kind | None:
+    """Return what an annotation takes; None where that is not looked at."""
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, types.UnionType):
+        if any(typing.get_origin(each) is abc.Iterable for each in inner):
+            return None  # one or several: what takes these says itself what is wrong
+        return _any_of([kind_of(each) for each in inner])
+    if origin is Literal:
+        return Kind(
+            lambda value: any(type(value) is type(each) and value == each for each in inner),
+            " or ".join(map(repr, inner)),
+            repr(inner[0]),
+        )
+    if origin is tuple:
+        return _many(tuple, inner[:1] if inner[1:] == (...,) else (), "a tuple", "({},)")
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return Kind(lambda value: isinstance(value, Mapping), "a mapping", "{…: …}")
+    if origin is Sequence or origin is list:
+        return _many(Sequence, inner, "a sequence", "[{}]")
+    if isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
+        return _PLAIN[Callable]
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return Kind(lambda value: isinstance(value, Iterable) and not isinstance(value, str | bytes), "several", "[…]")
+    if hasattr(annotation, "dtypes") and hasattr(annotation, "dim_str"):
+        return _array(annotation)
+    if (
+        isinstance(annotation, type)
+        and annotation not in _TOLD_APART
+        and not getattr(annotation, "_is_protocol", False)
+    ):
+        return Kind(lambda value: isinstance(value, annotation), f"of class {annotation.__name__}", _made(annotation))
+    return None
+
+
+def _made(annotation: type) -> str:
+    return f"{annotation.__name__}(…)"
+
+
+def _any_of(kinds: list[Kind | None]) -> Kind | None:
+    known = [each for each in kinds if each is not None]
+    if len(known) < len(kinds):
+        return None
+    holds = tuple(each.holds for each in known)
+    shown_first = next((each for each in known if each.words != "None"), known[0])
+    words = list(dict.fromkeys(each.words for each in known))
+    return Kind(lambda value: any(each(value) for each in holds), " or ".join(words), shown_first.example)
+
+
+def _many(container: type, inner: tuple[Any, ...], words: str, example: str) -> Kind:
+    """A sequence whose entries are of one kind, if that is known. A text is no sequence of texts."""
+    entry = kind_of(inner[0]) if inner else None
+
+    def holds(given: Any) -> bool:
+        values: Any = given
+        if entry is None or not isinstance(given, container):
+            return isinstance(given, container)
+        return not isinstance(given, str | bytes) and all(entry.holds(each) for each in values)
+
+    if entry is None:
+        return Kind(holds, words, example.format("…"))
+    return Kind(holds, f"{words}, each {entry.words}", example.format(entry.example))
+
+
+def _array(annotation: Any) -> Kind:
+    """A tensor of some types and a shape, as jaxtyping writes them; the shapes of several are not compared."""
+    words = f"a tensor {annotation.__name__}"
+    return Kind(lambda value: isinstance(value, Tensor) and isinstance(value, annotation), words, "torch.ones(…)")
+
+
+def _of_python(value: Any) -> Any:
+    """A number of NumPy as one of Python: torch and JSON take no others everywhere."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether a value is a whole number of 64 bits, of Python or NumPy; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is a number, of Python or NumPy, and not NaN; True and False are none."""
+    if isinstance(value, int | np.integer):
+        return is_whole(value)
+    return isinstance(value, numbers.Real) and not math.isnan(value)
+
+
+_PLAIN: dict[Any, Kind] = {
+    bool: Kind(lambda value: isinstance(value, bool | np.bool_), "True or False", "True"),
+    int: Kind(is_whole, "a whole number", "1"),
+    float: Kind(is_number, "a number", "0.5"),
+    str: Kind(lambda value: isinstance(value, str), "a text", "'…'"),
+    Path: Kind(lambda value: isinstance(value, Path), "a path", "Path('…')"),
+    torch.Generator: Kind(
+        lambda value: isinstance(value, torch.Generator), "a torch.Generator", "torch.Generator().manual_seed(0)"
+    ),
+    torch.nn.Module: Kind(lambda value: isinstance(value, torch.nn.Module), "a torch model", "model"),
+    Tensor: Kind(lambda value: isinstance(value, Tensor), "a tensor", "torch.ones(…)"),
+    Callable: Kind(callable, "a function", "lambda …: …"),
+    type(None): Kind(lambda value: value is None, "None", "None"),
+    None: Kind(lambda value: value is None, "None", "None"),
+}
+
+_TOLD_APART = (Any, object, slice, range)  # what takes these says itself what is wrong: positions, heads, dims
+
+checked = checking(InterventionError)
