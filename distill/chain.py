@@ -8,17 +8,19 @@ from typing import Any
 
 from torch import nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.fit import fit
 from distill.interchange.mapping import Sides
 from distill.models.inputs import uncompiled
-from distill.models.preprocessors import preprocessors_for, tokenizer_among
+from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.objectives import Objective
 from distill.results import FitResult
 from distill.tasks.loading import as_read, task_of
+from distill.training.run_folder import Resume
 from distill.training.schedule import Schedule
 
 
+@checked
 def chain(
     networks: Sequence[Any],
     data: Any = None,
@@ -27,7 +29,7 @@ def chain(
     objective: Objective | Sequence[Objective] | None = None,
     schedule: Schedule | Sequence[Schedule] | None = None,
     output_dir: str | Path | None = None,
-    resume: Any = False,
+    resume: Resume = False,
     answers: Any = None,
     **settings: Any,
 ) -> tuple[FitResult, ...]:
@@ -64,7 +66,7 @@ def chain(
     if resume and output_dir is None:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
     given = settings.pop("tokenizer", None)
-    reads = tokenizer_among(given if isinstance(given, list | tuple) else [given])
+    reads = tokenizer_among(given_preprocessors(given))
     task = None if data is None else task_of(data, networks[0], reads)  # read once, with the tokenizer of the teacher
     read = as_read(data) if task is None else task
     results = []

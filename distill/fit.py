@@ -13,12 +13,13 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
+from distill.causal.feed import given
 from distill.causal.model import CausalModel
 from distill.data.classes import Ranked
 from distill.data.draws import batch_size_of
 from distill.data.rows import Rows
 from distill.data.task import Task
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_variables
 from distill.interchange.mapping import Pair, Sides, layers
 from distill.interchange.positions import Span
@@ -27,7 +28,7 @@ from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import uncompiled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
-from distill.models.preprocessors import preprocessors_for, tokenizer_among
+from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.objectives import DIITO, Objective
 from distill.objectives.processes import process_state
@@ -45,6 +46,7 @@ from distill.training.run_folder import (
     FINGERPRINTS,
     SAVE_STEPS,
     STUDENT,
+    Resume,
     held,
     refuse_used,
     run_folder,
@@ -54,6 +56,7 @@ from distill.training.schedule import Schedule
 from interventions import Model
 
 
+@checked
 def fit(
     teacher: Model | Served | CausalModel | None,
     student: nn.Module,
@@ -70,8 +73,8 @@ def fit(
     seed: Any = None,
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
-    resume: Any = False,
-    save_steps: Any = SAVE_STEPS,
+    resume: Resume = False,
+    save_steps: int = SAVE_STEPS,
     console: Console | None = None,
     title: str = "fit",
     accelerator: Accelerator | None = None,
@@ -123,7 +126,7 @@ def fit(
     teacher, student = uncompiled(teacher), uncompiled(student)
     causal = isinstance(teacher, CausalModel)
     known = student if teacher is None or isinstance(teacher, CausalModel) else teacher
-    reads = tokenizer_among(tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer])
+    reads = tokenizer_among(given_preprocessors(tokenizer))
     task = None if data is None or causal else task_of(data, known, reads)
     task = None if task is None else numbered_as(task, known, student)
     if isinstance(data, DataLoader) and schedule is None:
@@ -145,6 +148,8 @@ def fit(
     if output_dir is not None and not resume:
         refuse_used(Path(output_dir))
     rows = fed(teacher, student, data if task is None else task, schedule)
+    if isinstance(teacher, CausalModel) and eval_data is not None:
+        given(teacher, eval_data)
     if output_dir is not None:
         settings[FINGERPRINTS] = fingerprints(
             data=rows,

@@ -16,7 +16,7 @@ from torch import nn
 
 from distill.data.classes import Ranked
 from distill.data.rows import Rows
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import default_schedule
 from distill.interchange.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
@@ -25,7 +25,7 @@ from distill.models.class_names import check_alike, name_classes, real_names
 from distill.models.inputs import TEACHERS, uncompiled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered, each_answered
-from distill.models.preprocessors import preprocessors_for, tokenizer_among
+from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.objectives.processes import process_state
@@ -46,13 +46,16 @@ from distill.training.run_folder import (
     SAVE_STEPS,
     SETTINGS,
     STUDENT,
+    Resume,
     held,
     run_folder,
     until_done,
 )
 from distill.training.schedule import Schedule, weighted
+from interventions import shown as shown_value
 
 
+@checked
 def mutual(
     networks: Sequence[Any],
     data: Any = None,
@@ -65,8 +68,8 @@ def mutual(
     eval_data: Any = None,
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
-    resume: Any = False,
-    save_steps: Any = SAVE_STEPS,
+    resume: Resume = False,
+    save_steps: int = SAVE_STEPS,
     console: Console | None = None,
     title: str = "mutual",
     accelerator: Accelerator | None = None,
@@ -111,7 +114,7 @@ def mutual(
     """
     networks = [uncompiled(each) for each in networks]
     _check_networks(networks)
-    reads = tokenizer_among(tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer])
+    reads = tokenizer_among(given_preprocessors(tokenizer))
     task = None if data is None else task_of(data, networks[0], reads)
     schedule = schedule or default_schedule(task)
     task = None if task is None else numbered_as(task, *networks)
@@ -214,9 +217,12 @@ def _objectives(
 def _edges(edges: Iterable[Edge] | None, count: int) -> tuple[Edge, ...]:
     if edges is None:
         return tuple(permutations(range(count), 2))
-    found = [tuple(edge) for edge in edges]
+    if not isinstance(edges, Iterable) or isinstance(edges, str | nn.Module | torch.Tensor):
+        raise DistillError(f"mutual(edges={shown_value(edges)}) are no pairs of networks; give e.g. edges=[(0, 1)].")
+    found = [tuple(edge) if isinstance(edge, tuple | list) else (edge,) for edge in edges]
     for edge in found:
-        if len(edge) != 2 or edge[0] == edge[1] or not all(0 <= end < count for end in edge) or found.count(edge) > 1:
+        known = _is_edge(edge) and all(0 <= end < count for end in edge)
+        if not known or edge[0] == edge[1] or found.count(edge) > 1:
             raise DistillError(
                 f"edges={found}: {edge} is no pair (teacher, student) of two different networks from 0 to "
                 f"{count - 1}, each pair once; e.g. edges=[(0, 1)]."

@@ -19,7 +19,7 @@ from torch import nn
 
 from distill.data.seeds import seed_of
 from distill.data.task import Task
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share
 from distill.evaluation.metrics import accuracy
 from distill.fit import fit
@@ -31,7 +31,7 @@ from distill.results import FitResult
 from distill.storage.files import damage
 from distill.storage.locks import LOCK, locked
 from distill.training.fingerprints import versions
-from distill.training.run_folder import Interrupted
+from distill.training.run_folder import Interrupted, Resume
 from distill.training.schedule import Schedule
 
 
@@ -51,6 +51,7 @@ def cache_folder() -> Path:
         ) from None
 
 
+@checked
 def teach(
     network: nn.Module,
     task: Task,
@@ -58,7 +59,7 @@ def teach(
     schedule: Schedule | None = None,
     seed: int = 0,
     output_dir: Path | str | None = None,
-    resume: Any = False,
+    resume: Resume = False,
     console: Console | None = None,
     answers: Any = None,
 ) -> FitResult:
@@ -80,6 +81,7 @@ def teach(
     )
 
 
+@checked
 def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> nn.Module:
     """The teacher network of an embedded task: from the cache, or trained now and put there.
 

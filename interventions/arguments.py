@@ -112,7 +112,10 @@ def kind_of(annotation: Any) -> Kind | None:
     if origin in (Union, types.UnionType):
         if any(typing.get_origin(each) is abc.Iterable for each in inner):
             return None  # one or several: what takes these says itself what is wrong
-        return _any_of([kind_of(each) for each in inner])
+        found = _any_of([kind_of(each) for each in inner])
+        return _of_paths(found) if found is not None and {str, Path} <= set(inner) else found
+    if isinstance(annotation, TypeVar) and annotation.__constraints__:
+        return _any_of([kind_of(each) for each in annotation.__constraints__])
     if origin is Literal:
         return Kind(
             lambda value: any(type(value) is type(each) and value == each for each in inner),
@@ -120,15 +123,16 @@ def kind_of(annotation: Any) -> Kind | None:
             repr(inner[0]),
         )
     if origin is tuple:
-        return _many(tuple, inner[:1] if inner[1:] == (...,) else (), "a tuple", "({},)")
+        return _many(tuple, inner[:1], "a tuple", "({},)") if inner[1:] == (...,) else _tuple(inner)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return Kind(lambda value: isinstance(value, Mapping), "a mapping", "{…: …}")
+        return _mapping(*inner)
     if origin is Sequence or origin is list:
         return _many(Sequence, inner, "a sequence", "[{}]")
     if isinstance(origin, type) and issubclass(origin, Callable):  # type: ignore[arg-type]
         return _PLAIN[Callable]
     if isinstance(origin, type) and issubclass(origin, Iterable):
-        return Kind(lambda value: isinstance(value, Iterable) and not isinstance(value, str | bytes), "several", "[…]")
+        alone = (str, bytes, Tensor, np.ndarray, torch.nn.Module)
+        return Kind(lambda value: isinstance(value, Iterable) and not isinstance(value, alone), "several", "[…]")
     if hasattr(annotation, "dtypes") and hasattr(annotation, "dim_str"):
         return _array(annotation)
     if (
@@ -167,6 +171,44 @@ def _many(container: type, inner: tuple[Any, ...], words: str, example: str) -> 
     if entry is None:
         return Kind(holds, words, example.format("…"))
     return Kind(holds, f"{words}, each {entry.words}", example.format(entry.example))
+
+
+def _tuple(inner: tuple[Any, ...]) -> Kind:
+    """A tuple of so many entries, each of its own kind."""
+    entries = [kind_of(each) for each in inner]
+
+    def holds(values: Any) -> bool:
+        fits = isinstance(values, tuple) and len(values) == len(entries)
+        return fits and all(entry is None or entry.holds(each) for entry, each in zip(entries, values, strict=True))
+
+    words, examples = (
+        ("…" if each is None else getattr(each, name) for each in entries) for name in ("words", "example")
+    )
+    return Kind(holds, f"a tuple of {len(entries)}: {', '.join(words)}", f"({', '.join(examples)})")
+
+
+def _mapping(key: Any = Any, value: Any = Any) -> Kind:
+    """A mapping whose keys and values are of one kind each, where that is known."""
+    keys, values = kind_of(key), kind_of(value)
+
+    def holds(given: Any) -> bool:
+        return isinstance(given, Mapping) and all(
+            (keys is None or keys.holds(name)) and (values is None or values.holds(each))
+            for name, each in given.items()
+        )
+
+    told = [f"each {what} {kind.words}" for what, kind in (("key", keys), ("value", values)) if kind is not None]
+    example = ": ".join("…" if kind is None else kind.example for kind in (keys, values))
+    return Kind(holds, ", ".join(["a mapping", *told]), f"{{{example}}}")
+
+
+def _of_paths(kind: Kind) -> Kind:
+    """Paths, or texts that can be one: not empty, without the character of number 0."""
+    return Kind(
+        lambda value: kind.holds(value) and (not isinstance(value, str) or (value != "" and "\0" not in value)),
+        kind.words.replace("a text or a path", "a path"),
+        kind.example,
+    )
 
 
 def _array(annotation: Any) -> Kind:

@@ -78,6 +78,7 @@ TESTED_BY = {
     },
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     "distill/cli/commands.py": "tests/distill/cli/test_main.py",
+    "distill/networks/sizes.py": "tests/faults/test_fuzz.py",
     "distill/compat/glue.py": "tests/distill/compat/test_xxs.py",
     "distill/compat/launch.py": "tests/distill/compat/test_xxs.py",
     "distill/compat/models.py": "tests/distill/compat/test_diito.py",

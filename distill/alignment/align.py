@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from math import sqrt
+from math import inf, sqrt
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from distill.alignment.alignment import Alignment
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.variable_accuracy import variables_accuracy
 from distill.interchange.mapping import Pair, Sides, pairs_of
@@ -40,6 +40,7 @@ FITTED_ON = 2048  # examples whose activations a PCA is fitted on
 COLDEST = 0.1
 
 
+@checked
 def align(
     causal_model: CausalModel | nn.Module,
     network: nn.Module,
@@ -203,7 +204,7 @@ def learn(
 
     The arguments are those of `align`; `feed` is what it is trained on, `objective` is `DAS()` by default.
     """
-    if not coldest > 0:
+    if not 0 < coldest < inf:
         raise DistillError(f"coldest={coldest} is the last temperature, by which is divided; use e.g. coldest=0.1.")
     subspaces = [at.subspace for at in places_of(entries) if at.subspace is not None]
     odd = next((each for each in subspaces if not isinstance(each, nn.Module)), None)

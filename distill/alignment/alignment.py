@@ -10,7 +10,7 @@ from torch import nn
 
 import interventions
 from distill.data.seen_rows import SeenRows
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome
 from distill.interchange.mapping import Pair
@@ -25,6 +25,7 @@ SEEN = "seen.safetensors"
 """The rows that were trained on, in files of earlier versions."""
 
 
+@checked
 class Alignment(Mapping):
     """Variables → the places that hold them, with their subspaces; it is a mapping wherever one is asked for.
 
@@ -77,6 +78,7 @@ class Alignment(Mapping):
             )
         return self.accuracy.plot()
 
+    @checked
     def save(self, folder: str | Path, network: nn.Module, *, overwrite: bool = False) -> Path:
         """Write `alignment.json`, the places with their subspaces, and which rows were learned on: no pickle, no code.
 
@@ -120,6 +122,7 @@ class Alignment(Mapping):
         return folder
 
     @classmethod
+    @checked
     def load(
         cls, folder: str | Path, network: nn.Module, subspaces: Mapping[str, nn.Module] | None = None
     ) -> "Alignment":

@@ -1,11 +1,12 @@
 """`search_alignment`: how well each layer and token holds each variable."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from rich.console import Console
@@ -15,18 +16,19 @@ from distill.alignment.align import COLDEST, learn, scheduled
 from distill.alignment.alignment import Alignment
 from distill.causal.feed import given
 from distill.causal.model import CausalModel
-from distill.errors import DistillError
+from distill.causal.values import made_by
+from distill.errors import DistillError, checked
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome, Tally, outcome_of
 from distill.evaluation.variable_accuracy import drawn, measured, names_of, refuse_ineffective
 from distill.interchange.mapping import Pair, depth, pairs_of
 from distill.interchange.swap import encoded
 from distill.interchange.whole_state import refuse_wholes
-from distill.models.inputs import device_of, evaluating, to_device
+from distill.models.inputs import device_of, evaluating, refuse_valueless, to_device
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.training.resolve import feed_of
 from distill.training.schedule import Schedule
-from interventions import Location, Picture, architecture, as_location, heat_map, printed, run_to
+from interventions import Location, Picture, architecture, as_location, heat_map, printed, run_to, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +127,7 @@ class Search:
         return f'<img src="data:image/png;base64,{picture}"><pre>{escape(str(self))}</pre>'
 
 
+@checked
 def search_alignment(
     causal_model: CausalModel | Any,
     network: nn.Module | Any,
@@ -198,10 +201,10 @@ def _searched(
     console: Console | None,
 ) -> Search:
     """What `search_alignment` returns."""
-    names = causal_model.inner if variables is None else _listed(variables)
-    places = _places(network) if at is None else [as_location(place) for place in _listed(at)]
+    names = causal_model.inner if variables is None else _listed(variables, "variables")
+    places = _places(network) if at is None else [as_location(place) for place in _listed(at, "at")]
     if positions is not None:
-        positions = _listed(positions)
+        positions = _listed(positions, "positions")
     if subspace is not None and (isinstance(subspace, nn.Module) or not callable(subspace)):
         raise DistillError(
             f"subspace={subspace!r} would be shared by all cells; give a function that makes one: "
@@ -217,7 +220,7 @@ def _searched(
         )
     tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
     cells = tuple(
-        pairs_of({name: made(place, subspace)}, causal_model, network, token)[0]
+        pairs_of({_variables(name): made(place, subspace)}, causal_model, network, token)[0]
         for name in names
         for place in places
         for token in tokens
@@ -260,17 +263,42 @@ def _refuse_networks(causal_model: Any, network: Any) -> None:
             "one by one: {(i, j): interchange_accuracy(teacher, student, {Location(i): Location(j)}, data).iia for i "
             "in range(4) for j in range(2)}."
         )
+    if not isinstance(network, nn.Module):
+        raise DistillError(
+            f"search_alignment(causal_model, {shown(network)}) has no network to search in; give a torch model."
+        )
+    refuse_valueless(network, "search_alignment")
 
 
 def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
     """The place with a subspace of its own."""
-    return place if subspace is None else replace(place, subspace=subspace())
+    if subspace is None:
+        return place
+    new = made_by("subspace", "give a function without arguments: subspace=lambda: Rotation(8)", subspace)
+    if not isinstance(new, nn.Module):
+        raise DistillError(f"subspace made {shown(new)}, which is none; make one: subspace=lambda: Rotation(8).")
+    return replace(place, subspace=new)
 
 
-def _listed(given: Any) -> list[Any]:
+def _listed(given: Any, name: str) -> list[Any]:
     """One or several as a list."""
-    alone = isinstance(given, str | Location | int | slice) or callable(given)
-    return [given] if alone else list(given)
+    if isinstance(given, str | Location | int | np.integer | slice) or callable(given):
+        return [given]
+    if not isinstance(given, Sequence | range | set) or isinstance(given, bytes):
+        raise DistillError(f"search_alignment({name}={shown(given)}) names nothing to search; give a list: {name}=[…].")
+    return list(given)
+
+
+def _variables(name: Any) -> str | tuple[str, ...]:
+    """One variable, or those that are interchanged together."""
+    together = tuple(name) if isinstance(name, list) else name
+    names = together if isinstance(together, tuple) else (together,)
+    if not all(isinstance(each, str) for each in names):
+        raise DistillError(
+            f"search_alignment(variables=[{shown(name)}]) names no variable; give names, or tuples of those that are "
+            "interchanged together: variables=['left', ('left', 'right')]."
+        )
+    return together
 
 
 def _places(network: nn.Module) -> list[Location]:

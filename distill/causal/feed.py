@@ -110,6 +110,11 @@ def given(model: CausalModel, data: Any) -> Given:
 
 def chunks(values: Values, size: int) -> Iterator[dict[str, Tensor]]:
     """The values, `size` rows at a time."""
+    if not values or size < 1:
+        raise DistillError(
+            f"batch_size={size} of the variables {', '.join(values) or 'none'} measures nothing; give {{variable: "
+            "values}, and e.g. batch_size=256."
+        )
     rows = len(next(iter(values.values())))
     for first in range(0, rows, size):
         yield {name: value[first : first + size] for name, value in values.items()}

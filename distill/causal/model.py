@@ -10,11 +10,12 @@ from torch import Tensor
 from distill.causal.counterfactuals import Counterfactuals, collected
 from distill.causal.domains import Domain, domain_of, first_outside
 from distill.causal.graph import descendants, in_order, parents_of, picture
-from distill.causal.values import Values, called, described, one_batch, rows_in
-from distill.errors import DistillError, did_you_mean
+from distill.causal.values import Values, called, described, on_device, one_batch, rows_in
+from distill.errors import DistillError, checked, did_you_mean
 from interventions import Picture, label, printed
 
 
+@checked
 class CausalModel:
     """What a network should compute: variables, their domains, and the mechanisms that compute one from others.
 
@@ -129,6 +130,7 @@ class CausalModel:
             self.run(self.sample(2, torch.Generator().manual_seed(0)))
         return None if self._answers(self._by_row[0]).is_floating_point() else 2
 
+    @checked
     def run(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """The values of all variables, from those of the inputs."""
         given = self._checked(values, self.inputs)
@@ -137,6 +139,7 @@ class CausalModel:
             self._check_rows(given, run)
         return run
 
+    @checked
     def interchange(self, base: Mapping[str, Any], sources: Mapping[Any, Mapping[str, Any]]) -> dict[str, Tensor]:
         """The run on `base` with variables fixed to what they are in runs on sources, and all that depends on them.
 
@@ -161,6 +164,7 @@ class CausalModel:
                 fixed[name] = there[name]
         return self._interchanged(run, fixed)
 
+    @checked
     def answers(self, values: Mapping[str, Any]) -> Tensor:
         """The class of each example `[batch]`: the output's place in its domain, or the value of a real-valued output.
 
@@ -171,6 +175,7 @@ class CausalModel:
         """
         return self._answers(self._as_run(values)[self.output])
 
+    @checked
     def encode(self, values: Mapping[str, Any]) -> Tensor | dict[str, Tensor]:
         """What a network is fed for these inputs (or the inputs of this run)."""
         given = self._inputs_of(values)
@@ -185,6 +190,7 @@ class CausalModel:
                 )
         return dict(parts) if isinstance(encoded, Mapping) else encoded
 
+    @checked
     def decode(self, logits: Tensor, values: Mapping[str, Any]) -> Tensor:
         """The logits of the answers, `[batch, classes]` (a real-valued answer: `[batch]` or `[batch, ...]`).
 
@@ -199,7 +205,7 @@ class CausalModel:
             logits = called("decode", self._decode, logits, self._inputs_of(values))
         if not self._by_row:
             self.run(self._inputs_of(values))
-        rows = len(values[self.inputs[0]])
+        rows = len(self._inputs_of(values)[self.inputs[0]])
         if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != rows:
             raise DistillError(
                 f"decode returned {described(logits)} for {rows} examples; return a tensor [{rows}, classes]."
@@ -212,6 +218,7 @@ class CausalModel:
             )
         return logits
 
+    @checked
     def select(self, positions: Any, values: Mapping[str, Any]) -> Any:
         """Positions as `interventions` takes them, of what these values encode.
 
@@ -236,6 +243,7 @@ class CausalModel:
             return torch.cat([self._column(each, values) for each in positions], 1)
         return self._found("positions", positions, values) if callable(positions) else positions
 
+    @checked
     def sample(self, n: int, generator: torch.Generator, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """`n` values of each input, drawn where `generator` is and then moved to `device`.
 
@@ -243,6 +251,7 @@ class CausalModel:
         """
         if n < 1:
             raise DistillError(f"sample(n={n}) draws nothing; ask for at least one example.")
+        home = on_device(device) or generator.device
         if self._sample is not None:
             drawn = called("sample", self._sample, n, generator)
         else:
@@ -251,8 +260,9 @@ class CausalModel:
         rows = len(values[self.inputs[0]])
         if rows != n:
             raise DistillError(f"sample returned {rows} examples and {n} were asked for; return tensors [n, ...].")
-        return {name: value.to(generator.device if device is None else device) for name, value in values.items()}
+        return {name: value.to(home) for name, value in values.items()}
 
+    @checked
     def pairs(
         self,
         n: int,
@@ -282,6 +292,7 @@ class CausalModel:
             return self._drawn(n, names, generator, device)
         return collected(lambda size: self._drawn(size, names, generator, device), n, effective, generator)
 
+    @checked
     def enumerate(self, limit: int = 1_000_000, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """Every combination of input values once, the last input changing fastest.
 
@@ -295,7 +306,7 @@ class CausalModel:
                 f"there are {count:,} combinations of inputs ({' · '.join(map(str, sizes.values()))}), more than "
                 f"limit={limit:,}; draw some with sample(n, generator), or raise the limit."
             )
-        places = torch.unravel_index(torch.arange(count, device=device), tuple(sizes.values()))
+        places = torch.unravel_index(torch.arange(count, device=on_device(device)), tuple(sizes.values()))
         return {
             name: self.domains[name].values.to(place.device)[place]
             for name, place in zip(self.inputs, places, strict=True)

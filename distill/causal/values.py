@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.errors import DistillError, did_you_mean
@@ -11,18 +12,23 @@ Values = Mapping[str, Tensor]
 """A value `[batch]` or `[batch, ...]` of each of some variables."""
 
 
-def called(what: str, function: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """What a function of the user returns; its failures say which one failed."""
+BATCHED = "it gets batched tensors on the device of the model, so index tables as table.to(values.device)[values]"
+
+
+def called(what: str, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """What a function of the user returns for a batch; its failures say which one failed."""
+    return made_by(what, BATCHED, function, *args, **named)
+
+
+def made_by(what: str, way_out: str, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """What a function of the user returns; its failures say which one failed, and the way out."""
     try:
         return function(*args, **named)
     except DistillError:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        raise DistillError(
-            f"{what} failed, {type(error).__name__}: {lines[0]}; it gets batched tensors on the device of the model, "
-            "so index tables as table.to(values.device)[values]."
-        ) from error
+        raise DistillError(f"{what} failed, {type(error).__name__}: {lines[0]}; {way_out}.") from error
 
 
 def described(value: object) -> str:
@@ -30,6 +36,21 @@ def described(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {value.dtype} on {value.device}"
     return f"an object of type {type(value).__name__}"
+
+
+def on_device(device: torch.device | str | None) -> torch.device | None:
+    """A device that is there, by its name; None stays.
+
+    Raises:
+        DistillError: there is none of this name here.
+    """
+    if device is None:
+        return None
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).strip().splitlines() or [""]
+        raise DistillError(f"device={str(device)!r} is not here ({why[0]}); use one that is: device='cpu'.") from None
 
 
 def as_answers(logits: Tensor, answers: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,7 @@ from distill.cli.report import Entry, Report
 from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.data.trained_on import split_seed_of, without_trained_on
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import fit
 from distill.interchange.mapping import Sides, as_mapping, depth, mapping_of, pairs_of
@@ -98,6 +99,7 @@ class Source:
         return self.task or (Path(self.data).name.split(".")[0] if self.data else "pvr")
 
 
+@checked
 @dataclass(frozen=True)
 class Timing:
     """Settings of the schedule that were given."""
@@ -125,6 +127,13 @@ class Interchanges:
     share: float = 0.3
     sigma: float = 1.0
 
+    def __post_init__(self) -> None:
+        if self.pairs not in PAIRS:
+            raise DistillError(f"--pairs {self.pairs} does not exist: choose one of {', '.join(PAIRS)}.")
+        if not 0 <= self.sigma < inf:
+            raise DistillError(f"--sigma {self.sigma} is no size of noise; use a finite number of 0 or more.")
+        Span(self.share)  # raises early
+
     @property
     def positions(self) -> Span:
         """The rule that draws positions, in training and in measuring."""
@@ -144,8 +153,6 @@ class Interchanges:
 
     def objective(self, match: Objective, words: Tensor | None) -> DIITO:
         """The interchange objective."""
-        if self.pairs not in PAIRS:
-            raise DistillError(f"--pairs {self.pairs} does not exist: choose one of {', '.join(PAIRS)}.")
         if self.pairs in ("mixup", "noise"):
             op = (Mixup if self.pairs == "mixup" else Noise)(self.sigma)
             return DIITO(op=op, positions=self.positions, match=match)
@@ -369,6 +376,7 @@ def run_evaluate(
     """Measure the students of a run, or one student against its teacher, and print the table."""
     console = console_of()
     if run is not None:
+        _refuse_other_than_run(run, student, teacher, source, interchanges)
         if not (run / COMMAND).exists():
             raise DistillError(f"{run} holds no run of distill fit; name its folder, or give --student and --teacher.")
         command = _command_of(run)
@@ -390,6 +398,20 @@ def run_evaluate(
         evaluation = evaluate(model, loaded, mapping, task, positions=interchanges.positions, pairs=pairs, seed=seed)
         entries.append(Entry(name, depth(loaded), _parameters(loaded), evaluation))
     _show(Report(f"{task.name}: held-out pairs, seed {seed}", task, entries, {}), console, None)
+
+
+def _refuse_other_than_run(
+    run: Path, student: Path | None, teacher: str | None, source: Source, interchanges: Interchanges
+) -> None:
+    """Raise where a run is to be measured, whose data, models and mapping are its own, and others were named too."""
+    named = {"--student": student, "--teacher": teacher, **{f"--{key}": value for key, value in asdict(source).items()}}
+    given = [name.replace("_", "-") for name, value in named.items() if value not in (None, 1.0)]
+    given += [] if interchanges == Interchanges() else ["--mapping or --share"]
+    if given:
+        raise DistillError(
+            f"{run} is measured as it was trained, on its own data, and {', '.join(given)} was given too; leave that "
+            "out, or the run: --student FOLDER --teacher FOLDER --data FILE."
+        )
 
 
 def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, output: Path, *, resume: Resume) -> None:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for options: that of click, or of typer's own copy of it."""
 
 Task = Annotated[
     str | None,
@@ -212,12 +215,36 @@ def main() -> None:
     """The console script: bad input is one line and exit status 2, Ctrl-C is 130; `--debug` shows tracebacks."""
     try:
         _quiet()
-        app()
-    except (DistillError, InterventionError) as error:
+        status = app(standalone_mode=False)
+    except UsageError as error:
+        _refuse_usage(error)
+    except typer.Abort:
+        raise SystemExit(1) from None
+    except (DistillError, InterventionError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        print(" ".join(f"distill: {error}".split()), file=sys.stderr)
+        print(f"distill: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
+    if status:
+        raise SystemExit(status)
+
+
+def _told(error: Exception) -> str:
+    """What an error says; of a path that the system refuses, which one it is."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    return f"{str(error.filename)[:200]} cannot be used: {error.strerror}; name another path, or see who may use it."
+
+
+def _refuse_usage(error: Any) -> NoReturn:
+    """Say what is wrong with an option in one line; without any argument the help is shown."""
+    text = error.format_message()
+    if "\n" in text:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    path = error.ctx.command_path if error.ctx else "distill"
+    print(printable(f"distill: {text.rstrip('.')}; see {path} --help."), file=sys.stderr)
+    raise SystemExit(error.exit_code) from None
 
 
 @contextmanager

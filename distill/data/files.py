@@ -13,7 +13,7 @@ from distill.data.tables import SUFFIXES, Quoting, kind_of, read
 from distill.data.task import Task, share
 from distill.data.text import need_tokenizer, text_task, tokenised
 from distill.errors import DistillError
-from interventions import printable
+from interventions import printable, shown
 
 __all__ = ["SUFFIXES", "held_out", "labelled", "read", "rows_of", "task"]
 
@@ -201,18 +201,28 @@ def _at(numbers: list[int] | None, places: Sequence[int]) -> list[int] | None:
 def _filled(path: str | Path, rows: list[dict[str, Any]], what: str, name: str) -> list[str]:
     """A column, which has a value in every row."""
     for number, row in enumerate(rows, 1):
-        if row.get(name) is None or not str(row[name]).strip():
+        if isinstance(value := row.get(name), list | dict) or (isinstance(value, str) and not _is_writable(value)):
+            raise DistillError(
+                f"row {number} of {path} has {shown(value)} as {what} (column {name!r}), which is no text; write it as "
+                "one, in whole characters, or remove the row"
+            )
+        if value is None or value != value or not str(value).strip():
             raise DistillError(
                 f"row {number} of {path} has an empty {what} (column {name!r}); fill it in, or remove the row"
             )
     return [str(row[name]) for row in rows]
 
 
+def _is_writable(text: str) -> bool:
+    """Whether a text is made of whole characters: JSON can hold the half of one."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _found(path: str | Path, columns: list[str], what: str, asked: str | None, usual: tuple[str, ...]) -> str:
-    for name in (asked,) if asked else usual:
+    for name in usual if asked is None else (asked,):
         if name in columns:
             return name
-    named = repr(asked) if asked else " or ".join(map(repr, usual))
+    named = repr(asked) if asked is not None else " or ".join(map(repr, usual))
     mark = next((mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]), None)
     if mark is not None:
         raise DistillError(

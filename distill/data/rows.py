@@ -1,5 +1,5 @@
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, SupportsIndex
@@ -25,7 +25,7 @@ from distill.data.draws import (
     tensors,
 )
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from interventions import shown
 
 Column = Tensor | Sequence[Tensor]
@@ -40,6 +40,7 @@ PADDING = {
 TOKENS = ("input_ids", "decoder_input_ids")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Rows(Dataset[dict[str, Tensor]]):
     """A data set held as columns: name -> tensor `[rows, ...]`, or one 1-D tensor a row where lengths differ.
@@ -84,6 +85,7 @@ class Rows(Dataset[dict[str, Tensor]]):
             raise DistillError(f"padding_side is {self.padding_side!r}; use 'right' or 'left'")
 
     @classmethod
+    @checked
     def of(
         cls,
         data: Any,
@@ -114,7 +116,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             return data if classes is None else data._restated(stated(classes))
         source = source_of(data)
         columns = {
-            name: _listed(each) for name, each in named(_columns(data) if source is None else _read(source)).items()
+            name: _listed(name, each)
+            for name, each in named(_columns(data) if source is None else _read(source)).items()
         }
         told = None if classes is None else stated(classes)
         labels, known = columns.get("labels"), None
@@ -217,7 +220,14 @@ class Rows(Dataset[dict[str, Tensor]]):
         return (self[i] for i in range(len(self)))
 
     def _index(self, indices: Tensor | Sequence[int]) -> Tensor:
-        index = torch.as_tensor(indices, device="cpu")
+        try:
+            index = torch.as_tensor(indices, device="cpu")
+        except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            reason = str(error).split("\n")[0]
+            raise DistillError(
+                f"rows are chosen by a list of whole numbers and not by {shown(indices)} ({reason}); give e.g. "
+                "rows.take([0, 1])."
+            ) from None
         if index.ndim != 1 or not len(index) or index.is_floating_point() or index.dtype == torch.bool:
             raise DistillError(
                 f"rows are chosen by a 1-D, non-empty list of integers: got shape {tuple(index.shape)} of {index.dtype}"
@@ -258,7 +268,8 @@ def _columns(data: Any) -> Mapping[str, Any]:
         _say_once(data)
         with seeded(0):
             return _transposed(list(data))
-    if isinstance(data, str) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+    single = isinstance(data, Tensor | np.ndarray) and data.ndim == 0
+    if isinstance(data, str) or single or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DistillError(
             f"data of type {type(data).__name__} cannot be read as rows; "
             "give a dict of columns, a list of dicts, a datasets.Dataset, "
@@ -285,8 +296,10 @@ def _joined(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
     return {name: [row for batch in read for row in batch[name]] for name in (read[0] if read else ())}
 
 
-def _listed(column: Any) -> Any:
+def _listed(name: str, column: Any) -> Any:
     """A column that is asked for its values by number, as one of a frame need not be."""
+    if isinstance(column, str | bytes) or not isinstance(column, Iterable):
+        raise DistillError(f"column {name!r} is {shown(column)}; give a value a row, as {{{name!r}: [0, 1]}}.")
     return column if isinstance(column, Tensor | np.ndarray | list | tuple) else list(column)
 
 
@@ -347,12 +360,15 @@ def _plain(name: str, values: Tensor) -> Tensor:
     return values.long() if name == "labels" and not values.is_floating_point() else values
 
 
+@checked
 def batches(count: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
     """The numbers from 0 to count − 1, in order, `size` at a time.
 
     Raises:
         DistillError: a size below 1.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise DistillError(f"batch_size={size!r} measures nothing; use a whole number above 0, e.g. batch_size=128.")
+    if size < 1 or count < 0:
+        raise DistillError(
+            f"batch_size={size} of {count} rows measures nothing; use a whole number above 0, e.g. batch_size=128."
+        )
     yield from torch.arange(count).split(size)

@@ -3,12 +3,13 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import torch
 
 from distill.errors import DistillError
+from interventions import shown
 
 
 def seed_of(given: Any) -> int:
@@ -20,9 +21,9 @@ def seed_of(given: Any) -> int:
     >>> seed_of(3)
     3
     """
-    if isinstance(given, bool) or not isinstance(given, SupportsIndex) or not -(2**63) <= given.__index__() < 2**63:
-        raise DistillError(f"seed={given!r} is no whole number that 64 bits hold; use e.g. seed=0.")
-    return given.__index__()
+    if not isinstance(given, int | np.integer) or isinstance(given, bool) or not -(2**63) <= int(given) < 2**63:
+        raise DistillError(f"seed={shown(given)} is no whole number that 64 bits hold; use e.g. seed=0.")
+    return int(given)
 
 
 @contextmanager

@@ -29,7 +29,9 @@ def read(path: str | Path, *, quoting: Quoting = csv.QUOTE_MINIMAL) -> list[dict
     content = _content(path)
     try:
         rows = _rows(kind, content, quoting, path)
-    except (csv.Error, json.JSONDecodeError) as error:
+    except DistillError:
+        raise
+    except (csv.Error, ValueError, RecursionError) as error:
         if kind == ".tsv" and quoting != csv.QUOTE_NONE:
             return read(path, quoting=csv.QUOTE_NONE)
         raise DistillError(

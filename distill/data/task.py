@@ -1,6 +1,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import torch
@@ -8,9 +8,10 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from distill.data.rows import Rows
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 
 
+@checked
 @dataclass(frozen=True)
 class Recipe:
     """How a teacher is trained on a task, with AdamW.
@@ -24,7 +25,21 @@ class Recipe:
     warmup: float = 0.06
     weight_decay: float = 0.01
 
+    def __post_init__(self) -> None:
+        sizes = {"steps": self.steps, "batch_size": self.batch_size}
+        small = next((name for name, size in sizes.items() if size < 1), None)
+        if small is not None:
+            raise DistillError(f"Recipe({small}={sizes[small]}) trains nothing; use {small}=1 or more.")
+        if not 0 < self.lr < inf:
+            raise DistillError(f"Recipe(lr={self.lr}) is no learning rate; use a finite one above 0, e.g. lr=5e-5.")
+        if not (0 <= self.warmup <= 1 and 0 <= self.weight_decay < inf):
+            raise DistillError(
+                f"Recipe(warmup={self.warmup}, weight_decay={self.weight_decay}) needs a warmup from 0 to 1 and a "
+                "finite decay of 0 or more; use e.g. warmup=0.06, weight_decay=0.01."
+            )
 
+
+@checked
 @dataclass(frozen=True, eq=False)
 class Task:
     """A data set with what is needed to teach it.

@@ -8,6 +8,7 @@ import torch
 from distill.data.rows import Column, Rows
 from distill.data.task import Task, fine_tuning
 from distill.errors import DistillError
+from interventions import shown
 
 MAX_LENGTH = 128
 Labelled = tuple[Sequence[str], Sequence[int] | None]
@@ -39,11 +40,16 @@ def text_task(
 
 
 def need_tokenizer(name: str, tokenizer: Any) -> None:
-    """Raises DistillError without a tokenizer; to be called before anything is read or downloaded."""
+    """Raises DistillError without a tokenizer, or for another thing; called before anything is read or downloaded."""
     if tokenizer is None:
         raise DistillError(
             f"task {name!r} is text and needs the teacher's tokenizer, but no teacher was given; "
             "give one, e.g. --teacher FOLDER_OR_NAME, or tokenizer=AutoTokenizer.from_pretrained(...)"
+        )
+    if not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")) or isinstance(tokenizer, type):
+        raise DistillError(
+            f"tokenizer={shown(tokenizer)} is no tokenizer of Hugging Face; give "
+            "tokenizer=AutoTokenizer.from_pretrained(...)."
         )
 
 

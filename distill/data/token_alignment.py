@@ -1,6 +1,6 @@
 """Two tokenizers on the same text: which of their tokens end at the same character, and which mean the same."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from distill.data.rows import Rows
 from distill.data.token_meanings import Shared, shared_meanings
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.losses import Divergence, forward_kl
+from interventions import shown
 
 _NOWHERE = 2**31
 
@@ -25,6 +26,7 @@ class Spans(NamedTuple):
     teacher: Int[Tensor, " pairs"]
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TokenAlignment:
     """The tokenizers of a teacher and of a student that read different tokens, for distillation by text span.
@@ -54,7 +56,8 @@ class TokenAlignment:
                     "stand in the text; use a fast one: AutoTokenizer.from_pretrained(…, use_fast=True)."
                 )
 
-    def rows(self, texts: Sequence[str], labels: Sequence[Any] | None = None, *, max_length: int = 128) -> Rows:
+    @checked
+    def rows(self, texts: Sequence[str], labels: Any = None, *, max_length: int = 128) -> Rows:
         """The texts as both models read them, padded on the right.
 
         Columns: what the student's tokenizer returns, with `special_tokens_mask`; the same for the teacher, each name
@@ -66,17 +69,20 @@ class TokenAlignment:
             labels: become the column `labels`.
             max_length: of either tokenizer.
         """
-        if not len(texts) or any(not isinstance(text, str) for text in texts):
+        if not texts:
             raise DistillError("rows(texts) takes a list of texts, at least one; e.g. rows(['A text.', 'Another.']).")
+        if max_length < 1:
+            raise DistillError(f"max_length={max_length} leaves nothing of a text; use e.g. max_length=128.")
         table: dict[str, Any] = {
             **_columns(self.student, texts, max_length),
             **{f"teacher_{name}": column for name, column in _columns(self.teacher, texts, max_length).items()},
         }
         if labels is not None:
-            table["labels"] = torch.tensor(labels)
+            table["labels"] = _labels(labels, len(texts))
         return Rows(table, pad_id=_pad(self.student), pads={"teacher_input_ids": _pad(self.teacher)})
 
-    def spans(self, batch: Any, by: str = "prefix") -> Spans:
+    @checked
+    def spans(self, batch: Mapping[str, Tensor], by: str = "prefix") -> Spans:
         """Where both tokenizers have read the same text.
 
         Args:
@@ -224,6 +230,22 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     while start < end and text[start].isspace():
         start += 1
     return start, end
+
+
+def _labels(given: Any, count: int) -> Tensor:
+    """One number a text, or several."""
+    try:
+        labels = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).split("\n")[0]
+        raise DistillError(f"labels={shown(given)} are no numbers ({reason}); give e.g. labels=[0, 1].") from None
+    real = not labels.is_meta and not labels.is_complex() and labels.layout == torch.strided
+    if not labels.ndim or len(labels) != count or not real or not bool(labels.isfinite().all()):
+        raise DistillError(
+            f"labels of shape {tuple(labels.shape)} ({labels.dtype}) are not a finite number for each of {count} "
+            "texts; give e.g. labels=[0, 1]."
+        )
+    return labels
 
 
 def _pad(tokenizer: Any) -> int:

@@ -12,7 +12,7 @@ from distill.causal.values import Values
 from distill.data.rows import Rows
 from distill.data.seeds import seed_of
 from distill.data.seen_rows import SeenRows
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.intervals import Share, wilson
 from distill.evaluation.metrics import accuracy, few_answers
@@ -23,7 +23,7 @@ from distill.interchange.positions import Span
 from distill.interchange.swap import encoded
 from distill.models.class_labels import are_classes, has_classes
 from distill.models.finite import check_answers
-from distill.models.inputs import device_of, evaluating, to_device, uncompiled
+from distill.models.inputs import device_of, evaluating, network_of, refuse_valueless, to_device, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.tasks.loading import held_out
@@ -91,10 +91,12 @@ def evaluate_variables(
     return Evaluation(measured, interchange)
 
 
+@checked
 def accuracy_under(
     model: CausalModel, network: nn.Module, values: Values, *, batch_size: int = 256, answers: Any = None
 ) -> Share:
     """The share of examples that a network answers as a causal model does, with its Wilson interval."""
+    refuse_valueless(network, "accuracy_under")
     right, device = 0, device_of(network)
     with evaluating(network), torch.no_grad(), answered((network,), answers), translated():
         for chunk in chunks(values, batch_size):
@@ -105,6 +107,7 @@ def accuracy_under(
     return wilson(right, len(next(iter(values.values()))))
 
 
+@checked
 def evaluate(
     teacher: Model | Served | None,
     student: nn.Module,
@@ -122,6 +125,11 @@ def evaluate(
     mapping, the accuracy on rows without labels, or all. `data` and `answers` are those of `fit`.
     """
     teacher, student, seed = uncompiled(teacher), uncompiled(student), seed_of(seed)
+    if teacher is not None:
+        with translated():
+            network_of(teacher)  # raises early
+    if pairs < 1:
+        raise DistillError(f"pairs={pairs} measures nothing; use e.g. pairs=2000.")
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
         logits = few_answers(student, rows) if has_classes(rows) else None

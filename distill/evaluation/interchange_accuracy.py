@@ -14,7 +14,7 @@ from distill.causal.model import CausalModel
 from distill.data.rows import Rows, batches
 from distill.data.seeds import seed_of
 from distill.data.seen_rows import SeenRows, seen_of
-from distill.errors import DistillError, NothingToMeasure
+from distill.errors import DistillError, NothingToMeasure, checked
 from distill.evaluation.controls import ANOTHER, controls_of, random_parts
 from distill.evaluation.outcome import InterchangeAccuracy, Tally, outcome_of
 from distill.evaluation.variable_accuracy import variables_accuracy
@@ -46,12 +46,13 @@ from distill.models.trials import answer_of, translated
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served, ServedRun
 from distill.teachers.verbs import grid_of, interchanged, run_of
-from interventions import Location, Model, Run, architecture, run
+from interventions import Location, Model, Run, architecture, run, shown
 
 Batch = dict[str, Tensor]
 DRAWN = Span(0.3)
 
 
+@checked
 def interchange_accuracy(
     teacher: Model | Served | CausalModel,
     student: Model,
@@ -150,6 +151,7 @@ def _measured(
         raise DistillError("the teacher is a network and no data was given; pass data='pvr', a Task or held-out rows.")
     check_alike(teacher, student)
     entries = pairs_of(mapping, teacher, student)
+    _refuse_rules(sources, positions)
     taken: Pairs = Shuffle() if sources is None else sources
     rows, names = held_out(data, student), controls_of(controls)
     few = rows.batch(range(min(PROBED, len(rows))))
@@ -177,6 +179,14 @@ def _measured(
     settings = {"pairs": pairs, "sources": repr(taken), "positions": repr(positions), "seed": seed}
     per_pair = {str(entry): outcome(tally.of(i)) for i, entry in enumerate(entries)}
     return InterchangeAccuracy(outcome(tally), per_pair, settings, compared, overlap)
+
+
+def _refuse_rules(sources: Any, positions: Any) -> None:
+    """Raise for what is no rule of sources or positions, also where the models have no tokens to draw."""
+    if sources is not None and (isinstance(sources, type) or not hasattr(sources, "aligned")):
+        raise DistillError(f"sources={shown(sources)} draws no sources; use sources=Shuffle() or InContext(0.3).")
+    if positions is not None and (isinstance(positions, type) or not hasattr(positions, "eligible")):
+        raise DistillError(f"positions={shown(positions)} draws no tokens; use positions=Span(0.3), or None for all.")
 
 
 def _refuse_seen(rows: Rows, seen: SeenRows) -> float:

@@ -1,15 +1,18 @@
 """Shares with their intervals."""
 
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.errors import DistillError, checked
+
 RESAMPLES = 1000
 
 
+@checked
 @dataclass(frozen=True)
 class Share:
     """A share of `count` examples with its 95 % interval.
@@ -23,22 +26,36 @@ class Share:
     high: float
     count: int
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.value <= 1 and 0 <= self.low <= self.high <= 1 and self.count >= 0):
+            raise DistillError(
+                f"Share(value={self.value}, low={self.low}, high={self.high}, count={self.count}) is no share with its "
+                "interval, all from 0 to 1; use metrics.wilson(right, total)."
+            )
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
+@checked
 def wilson(right: int, total: int, z: float = 1.959964) -> Share:
     """A share with its Wilson score interval (Wilson 1927, JASA 22).
 
     >>> print(wilson(90, 100))
     0.900 [0.826, 0.945]
     """
+    if not 0 <= right <= total or total < 1 or not 0 <= z < inf:
+        raise DistillError(
+            f"wilson({right}, {total}, z={z}) has no share: it needs 0 <= right <= total, at least one example, and a "
+            "finite z of 0 or more; use e.g. wilson(90, 100)."
+        )
     share = right / total
     centre = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
     return Share(share, max(0.0, centre - half), min(1.0, centre + half), total)
 
 
+@checked
 def bootstrap(
     right: Float[Tensor, " examples"], total: Float[Tensor, " examples"], clusters: Int[Tensor, " examples"], seed: int
 ) -> Share:
@@ -50,6 +67,11 @@ def bootstrap(
 
     Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """
+    if not len(right) == len(total) == len(clusters) or not bool((total > 0).any()):
+        raise DistillError(
+            f"there is no share of {len(right)} right and {len(total)} examples in {len(clusters)} clusters; give a "
+            "sum and a cluster for each, and at least one example."
+        )
     size = int(clusters.max()) + 1
     sums = torch.zeros(2, size, dtype=torch.float64)
     sums[0].index_add_(0, clusters, right.double())

@@ -1,5 +1,6 @@
 """How far the features of a frozen model carry over to another data set: a linear probe."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -9,19 +10,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.data.rows import Rows, batches
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share, wilson
 from distill.models.head import penultimate
 from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, students, to_device, uncompiled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
-from distill.models.trials import answer_of, translated, tried
+from distill.models.trials import answer_of, check_values, translated, tried
 from distill.tasks.loading import task_of
 from interventions import Location, as_location, run
 
 POOLS = ("mean", "first", "last")
 
 
+@checked
 def linear_probe(
     model: nn.Module,
     data: Any,
@@ -59,8 +61,8 @@ def linear_probe(
     """
     if pool not in POOLS:
         raise DistillError(f"pool={pool!r} makes no vector of several positions; use one of {', '.join(POOLS)}.")
-    if not penalty > 0:
-        raise DistillError(f"penalty={penalty} leaves the classifier without bounds; use e.g. penalty=1.0 or 1e-3.")
+    if not 0 < penalty < math.inf:
+        raise DistillError(f"penalty={penalty} leaves the classifier without bounds or weights; use e.g. penalty=1.0.")
     model = uncompiled(model)
     train, held_out = _rows(model, data, test)
     if at is None:
@@ -92,6 +94,7 @@ def features(
             inputs = inputs_of(model, to_device(students(data.batch(rows)), device_of(model)))
             with tried("the model", model, inputs):
                 states = run(model, inputs, at, resumable=False).vectors(at)
+            check_values("the model", states)
             found.append(_pooled(states, mask_of(inputs), pool).cpu())
     every = torch.cat(found)
     if not every.isfinite().all():

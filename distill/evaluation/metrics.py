@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from distill.data.rows import Rows, batches
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share, bootstrap, wilson
 from distill.evaluation.similarity import cka, representational_similarity
 from distill.losses import cross_entropy
@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 
+@checked
 def accuracy(model: nn.Module, data: Any, *, batch_size: int = 128, answers: Any = None) -> Share:
     """The share of rows (of labelled tokens, for token models) that `model` answers right, with its Wilson interval.
 
@@ -64,6 +65,7 @@ def accuracy(model: nn.Module, data: Any, *, batch_size: int = 128, answers: Any
     return wilson(right, total)
 
 
+@checked
 @dataclass(frozen=True)
 class Calibration:
     """Whether a model is right as often as it is sure.
@@ -81,10 +83,18 @@ class Calibration:
     accuracy: Share
     confidence: float
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.error <= 1 and 0 <= self.confidence <= 1):
+            raise DistillError(
+                f"Calibration(error={self.error}, confidence={self.confidence}) has values that are not from 0 to 1; "
+                "use calibration(model, data)."
+            )
+
     def __str__(self) -> str:
         return f"calibration error {self.error:.3f}: accuracy {self.accuracy}, confidence {self.confidence:.3f}"
 
 
+@checked
 def calibration(
     model: nn.Module, data: Any, *, bins: int = 15, batch_size: int = 128, answers: Any = None
 ) -> Calibration:
@@ -108,6 +118,7 @@ def calibration(
     return Calibration(float(error), wilson(int(right.sum()), len(right)), float(confidence.mean()))
 
 
+@checked
 def expected_calibration_error(
     confidence: Float[Tensor, " examples"], correct: Shaped[Tensor, " answers"], bins: int = 15
 ) -> Float[Tensor, ""]:
@@ -146,6 +157,7 @@ def expected_calibration_error(
     return reduce(sums.abs(), "bins -> ", "sum") / len(gaps)
 
 
+@checked
 def preferences(
     model: nn.Module, pairs: MinimalPairs, *, batch_size: int = 64, answers: Any = None
 ) -> dict[str, Share]:
@@ -265,6 +277,7 @@ def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
         )
 
 
+@checked
 def perplexity(model: nn.Module, data: Any, *, batch_size: int = 32, answers: Any = None) -> float:
     """Exp of the mean cross-entropy [nats] of each next token under a language model.
 

@@ -5,11 +5,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 
 CHUNK = 1024  # rows of the similarity matrices held at a time
 
 
+@checked
 def representational_similarity(a: Float[Tensor, "n d1"], b: Float[Tensor, "others d2"]) -> Float[Tensor, ""]:
     """How alike two networks find the same pairs of examples, from −1 to 1.
 
@@ -40,6 +41,7 @@ def representational_similarity(a: Float[Tensor, "n d1"], b: Float[Tensor, "othe
     return torch.cat(rows).mean()
 
 
+@checked
 def cka(a: Float[Tensor, "n d1"], b: Float[Tensor, "others d2"]) -> Float[Tensor, ""]:
     """Linear centred kernel alignment, from 0 to 1: ‖BᵀA‖² / (‖AᵀA‖ ‖BᵀB‖) of the centred activations.
 
@@ -84,6 +86,11 @@ def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         raise DistillError(
             f"the activations are of {a.shape[0]} and of {b.shape[0]} examples; run both networks on the same, in the "
             "same order."
+        )
+    if a.is_meta or a.device != b.device:
+        raise DistillError(
+            f"the activations lie on {a.device} and on {b.device}; compare values on one device, as with a.cpu(), "
+            "b.cpu()."
         )
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     for name, given in (("first", a), ("second", b)):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import combinations
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import torch
@@ -14,19 +14,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.data.rows import batches
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.evaluation.similarity import representational_similarity
 from distill.models.inputs import device_of, evaluating, inputs_of, to_device, uncompiled
 from distill.models.outputs import answered
-from distill.models.trials import tried
+from distill.models.trials import check_values, tried
 from distill.tasks.loading import held_out
 from distill.training.progress import Record
-from interventions import Location, Picture, architecture, as_location, label, printed, run, select
+from interventions import Location, Picture, architecture, as_location, label, printed, run, select, shown
 
 STARTS = 8  # random starts of the scaling, of which the best is kept
 ROUNDING = 1e-6  # distances that float32 has made of 0
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class TrainingPath:
     """Checkpoints of runs as points: the nearer, the more alike their representations. It prints as a table.
@@ -111,6 +112,7 @@ class TrainingPath:
         return f'<img src="data:image/png;base64,{picture}"><pre>{escape(str(self))}</pre>'
 
 
+@checked
 def training_path(
     runs: Mapping[str, Sequence[Float[Tensor, "_ _"]]],
     *,
@@ -138,10 +140,12 @@ def training_path(
         raise DistillError(f"{what}; give {{name: [representations(model, rows, at), …]}}.")
     distances = torch.zeros(len(states), len(states), dtype=torch.float64)
     for i, j in combinations(range(len(states)), 2):
-        alike = float(similarity(states[i], states[j]))
+        found: Any = similarity(states[i], states[j])
+        is_number = isinstance(found, int | float) or (isinstance(found, Tensor) and found.numel() == 1)
+        alike = float(found) if is_number else nan
         if not isfinite(alike):
             raise DistillError(
-                f"{getattr(similarity, '__name__', 'similarity')} of checkpoints {i} and {j} is {alike}, which is no "
+                f"{getattr(similarity, '__name__', 'similarity')} of checkpoints {i} and {j} is {found}, which is no "
                 "distance; see whether both are numbers: states.isfinite().all()."
             )
         distances[i, j] = distances[j, i] = max(0.0, 1 - alike)
@@ -151,6 +155,7 @@ def training_path(
     return TrainingPath(each, distances, _stress(points, distances), getattr(similarity, "__name__", "similarity"))
 
 
+@checked
 def representations(
     model: nn.Module,
     data: Any,
@@ -183,12 +188,14 @@ def representations(
             given = inputs_of(model, batch)
             with tried("the model", model, given):
                 vectors = run(model, given, place, resumable=False).vectors(place)
+            check_values("the model", vectors)
             found.append(_one_each(vectors, _real(model, place, vectors, batch), positions).cpu())
     if len({each.shape[1] for each in found}) > 1:
         raise _ragged()
     return torch.cat(found)
 
 
+@checked
 def snapshots(
     records: Iterable[Record],
     model: nn.Module,
@@ -220,8 +227,14 @@ def snapshots(
     rows = held_out(data, model)
     taken = [representations(model, rows, at, positions=positions, answers=answers)]
     for record in records:
+        if not isinstance(record, Record):
+            raise DistillError(
+                f"records hold {shown(record)}; give those of a training that has not begun: distill.steps(…)."
+            )
         if record.step % every == 0 or record.step == record.total:
             taken.append(representations(model, rows, at, positions=positions, answers=answers))
+    if len(taken) == 1:
+        raise DistillError("the records hold no step; give those of a training that has not begun: distill.steps(…).")
     return taken
 
 
@@ -230,6 +243,10 @@ def _one_each(vectors: Tensor, mask: Tensor | None, positions: int | None) -> Fl
     if vectors.ndim == 4:
         vectors = rearrange(vectors, "batch position heads dims -> batch position (heads dims)")
     if vectors.ndim == 2:
+        if positions is not None:
+            raise DistillError(
+                f"positions={positions} of vectors {tuple(vectors.shape)}, which have none; leave it out."
+            )
         return vectors
     real = torch.ones(vectors.shape[:2], dtype=torch.bool) if mask is None else mask
     if positions is not None:
@@ -269,7 +286,13 @@ def _in_the_plane(distances: Float[Tensor, "n n"], seed: int) -> Float[Tensor, "
     if distances.max() < ROUNDING:
         return torch.zeros(len(distances), 2, dtype=distances.dtype)
     points, _ = smacof(
-        distances.numpy(), n_components=2, metric=True, n_init=STARTS, max_iter=1000, eps=1e-9, random_state=seed
+        distances.numpy(),
+        n_components=2,
+        metric=True,
+        n_init=STARTS,
+        max_iter=1000,
+        eps=1e-9,
+        random_state=seed % 2**32,
     )
     centred = torch.tensor(points) - torch.tensor(points).mean(0)
     turned = centred @ torch.linalg.svd(centred, full_matrices=False).Vh.T

@@ -22,7 +22,7 @@ from distill.interchange.mapping import Pair, Sides, pairs_of
 from distill.interchange.swap import Ran, encoded, places_of, swapped
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.finite import check_answers
-from distill.models.inputs import device_of, evaluating, to_device
+from distill.models.inputs import device_of, evaluating, refuse_valueless, to_device
 from distill.models.outputs import same_answers
 from distill.models.reinitialised import reinitialised
 from interventions import run
@@ -57,6 +57,7 @@ def variables_accuracy(
     Geiger et al. 2021 (arXiv:2106.02997), section 3.
     """
     entries, names = pairs_of(mapping, model, network, positions), controls_of(controls)
+    refuse_valueless(network, "interchange_accuracy")
     bases = drawn(model, pairs, seed, None if data is None else given(model, data))
     overlap = None if exclude is None else overlapping(bases, exclude, refuse=data is not None)
     few = [to_device({name: value[:16] for name, value in side.items()}, device_of(network)) for side in bases.sides]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.causal.model import CausalModel
-from distill.errors import DistillError, did_you_mean
+from distill.errors import DistillError, checked, did_you_mean
 from distill.models.inputs import network_of
 from interventions import InterventionError, Location, Place, architecture, as_location
 
@@ -40,6 +40,7 @@ class Pair:
         return f"{_text(self.teacher)} ↔ {_text(self.student)}"
 
 
+@checked
 def layers(
     teacher: Any, student: Any, kind: str = "full", *, remainder: str = "spread"
 ) -> dict[tuple[Location, ...], Location]:

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.models.inputs import MASKED
 
 AMONG = ("real", "content", "labelled")
 
 
+@checked
 @dataclass(frozen=True)
 class Span:
     """Which positions are interchanged: a share of the tokens, count = max(1, ⌊min(len_base, len_source) · share⌋).

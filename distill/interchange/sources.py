@@ -7,7 +7,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
+from interventions import shown
 
 
 @runtime_checkable
@@ -26,6 +27,7 @@ class Pairs(Protocol):
         ...
 
 
+@checked
 @dataclass(frozen=True)
 class Shuffle:
     """The source of an example is another example of its batch, by a random permutation drawn every step.
@@ -41,6 +43,7 @@ class Shuffle:
         return torch.randperm(rows, generator=generator, device=generator.device)
 
 
+@checked
 @dataclass(frozen=True)
 class Crossway(Shuffle):
     """As `Shuffle`, and every pair serves both ways: base and source change parts, the positions with them.
@@ -50,6 +53,7 @@ class Crossway(Shuffle):
     """
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class InContext:
     """The source of an example is the same text with a share of its tokens replaced by random words.
@@ -71,6 +75,11 @@ class InContext:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise DistillError(f"InContext(share={self.share}) is not a share; use a number from 0 to 1, e.g. 0.3.")
+        if self.candidates is not None and not all(self.candidates.values() if self.candidates else [()]):
+            raise DistillError(
+                f"InContext(candidates={shown(self.candidates)}) has nothing to draw from; name some for each token, "
+                "e.g. candidates={7: [8, 9]}."
+            )
 
     def draw(
         self, batch: Mapping[str, Tensor], vocabulary: int | None, generator: torch.Generator
@@ -83,6 +92,7 @@ class InContext:
         ids = batch["input_ids"]
         real = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)
         special = batch["special_tokens_mask"].bool() if "special_tokens_mask" in batch else ~real
+        self._refuse_unknown(vocabulary)
         eligible = real & ~special
         if self.candidates is not None:
             eligible = eligible & torch.isin(ids, torch.tensor(list(self.candidates), device=ids.device))
@@ -90,6 +100,19 @@ class InContext:
         counts = (eligible.sum(1) * self.share).long().clamp(min=1 if self.share else 0)
         chosen = eligible & (scores.masked_fill(~eligible, 2).argsort(1).argsort(1) < counts[:, None])
         return {**batch, "input_ids": torch.where(chosen, self._drawn(ids, special, vocabulary, generator), ids)}
+
+    def _refuse_unknown(self, vocabulary: int | None) -> None:
+        """Refuse tokens that the models do not know."""
+        named = [] if self.words is None else self.words.tolist()
+        for token, choices in (self.candidates or {}).items():
+            named += [token, *choices]
+        wrong = next((token for token in named if token < 0 or (vocabulary is not None and token >= vocabulary)), None)
+        if wrong is not None:
+            known = "numbers from 0 on" if vocabulary is None else f"0 to {vocabulary - 1}"
+            raise DistillError(
+                f"InContext draws token {wrong} and the models know {known}; take the numbers of their own tokenizer: "
+                "tokenizer.convert_tokens_to_ids(words)."
+            )
 
     def _drawn(self, ids: Tensor, special: Tensor, vocabulary: int | None, generator: torch.Generator) -> Tensor:
         draws = torch.rand(ids.shape, generator=generator, device=generator.device).to(ids.device)

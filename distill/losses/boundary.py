@@ -6,13 +6,14 @@ Heo et al. 2018 (BSS, arXiv:1805.05532), sections 3 and 4.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from distill.errors import DistillError
-from distill.losses.common import counted, same_shapes, widened
+from distill.errors import DistillError, checked
+from distill.losses.common import counted, loss, same_shapes, widened
 
 Network = Callable[[Tensor], Tensor]
 """From inputs `[B, …]` to logits `[B, C]`."""
@@ -21,6 +22,7 @@ STOPS = ("label", "target")
 """When an example has crossed."""
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class BoundarySamples:
     """Inputs moved towards another class.
@@ -36,6 +38,7 @@ class BoundarySamples:
     crossed: Bool[Tensor, " batch"]
 
 
+@loss
 def boundary_samples(
     teacher: Network,
     inputs: Shaped[Tensor, "batch ..."],
@@ -78,7 +81,7 @@ def boundary_samples(
     >>> moved.inputs.item(), moved.crossed.item()  # −1 + 1 · (2 + 0.0001)
     (1.000..., True)
     """
-    _refuse_settings(inputs, lr, eps, stop)
+    _refuse_settings(inputs, (lr, eps), steps, clamp, stop)
     with torch.no_grad():
         logits = _answers(teacher, inputs)
         attacked = _right(logits, labels)
@@ -100,6 +103,7 @@ def boundary_samples(
     return BoundarySamples(ended, attacked, crossed)
 
 
+@loss
 @same_shapes
 def most_different(
     student_probs: Float[Tensor, "batch classes"],
@@ -153,7 +157,8 @@ class _Sides:
         return -difference.detach(), gradient / _over(norms, gradient), self.crossed(logits.detach())
 
 
-def _refuse_settings(inputs: Tensor, lr: float, eps: float, stop: str) -> None:
+def _refuse_settings(inputs: Tensor, sizes: tuple[float, float], steps: int, clamp: Bounds | None, stop: str) -> None:
+    lr, eps = sizes
     if stop not in STOPS:
         raise DistillError(
             f"boundary_samples(stop={stop!r}) does not exist; use stop='label' (the label is no longer the most "
@@ -164,15 +169,24 @@ def _refuse_settings(inputs: Tensor, lr: float, eps: float, stop: str) -> None:
             f"boundary_samples moves the inputs, and {inputs.dtype} cannot be moved a little; give floating values: "
             "for text, the output of the embedding, with a teacher that starts from it."
         )
-    if not (lr > 0 and eps >= 0):
+    if clamp is not None and len(clamp) != 2:
+        raise DistillError(f"boundary_samples(clamp={clamp}) takes a lowest and a highest value; use clamp=(0.0, 1.0).")
+    if steps < 0:
+        raise DistillError(f"boundary_samples(steps={steps}) goes back; use steps=10, as the paper does.")
+    if not (0 < lr < math.inf and 0 <= eps < math.inf):
         raise DistillError(
-            f"boundary_samples needs lr above 0 and eps of 0 or more: lr={lr}, eps={eps}; the paper's are lr=0.3 and "
-            "eps=1e-4."
+            f"boundary_samples needs a finite lr above 0 and eps of 0 or more: lr={lr}, eps={eps}; the paper's are "
+            "lr=0.3 and eps=1e-4."
         )
 
 
 def _answers(network: Network, inputs: Tensor) -> Float[Tensor, "batch classes"]:
-    logits = network(inputs)
+    logits: Any = network(inputs)
+    if not isinstance(logits, Tensor):
+        raise DistillError(
+            f"boundary_samples needs logits [batch, two classes or more], but a network gives {type(logits).__name__}; "
+            "let it return a tensor, as lambda x: model(x).logits."
+        )
     if logits.ndim != 2 or len(logits) != len(inputs) or logits.shape[1] < 2:
         raise DistillError(
             f"boundary_samples needs logits [batch, two classes or more], but inputs {tuple(inputs.shape)} give "
@@ -188,6 +202,11 @@ def _right(logits: Tensor, labels: Tensor) -> Bool[Tensor, " batch"]:
 def _targets(logits: Tensor, labels: Tensor, generator: torch.Generator | None) -> Int[Tensor, " batch"]:
     """A class other than the label for each example, by the teacher's probabilities of those."""
     others = logits.scatter(1, labels.long().clamp(min=0)[:, None], -math.inf).softmax(-1)
+    if not others.isfinite().all():
+        raise DistillError(
+            "boundary_samples draws by the teacher's probabilities, and some of its logits are NaN or infinite; see "
+            "whether the inputs are: inputs.isfinite().all()."
+        )
     drawn = others.to("cpu" if generator is None else generator.device)
     return torch.multinomial(drawn, 1, generator=generator)[:, 0].to(logits.device)
 

@@ -1,22 +1,55 @@
 """What losses share: shapes that must fit together, positions that are kept, and the precision they are computed in."""
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from inspect import signature
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 WAYS_OUT = {
     "classes": "give both models the same label set, or keep the classes they share, as with logits[..., :2]",
     "width": "project one first, as with torch.nn.Linear(student.shape[-1], teacher.shape[-1])(student)",
 }
+
+
+def loss(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a loss refuse wrong types, and tensors that cannot be computed with together, in one line.
+
+    What is NaN or infinite in a tensor is not looked for: that would wait for the device in every step. The loss is
+    then NaN or infinite too, and `fit` stops there.
+    """
+
+    @wraps(function)
+    def fitting(*args: P.args, **kwargs: P.kwargs) -> T:
+        _refuse_strangers(function.__name__, [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)])
+        return function(*args, **kwargs)
+
+    return checked(fitting)
+
+
+def _refuse_strangers(name: str, tensors: list[Tensor]) -> None:
+    odd = next((each for each in tensors if each.layout != torch.strided or each.is_complex()), None)
+    if odd is not None:
+        kind = str(odd.layout if odd.layout != torch.strided else odd.dtype).removeprefix("torch.")
+        raise DistillError(
+            f"{name} takes dense tensors of real numbers: one {tuple(odd.shape)} is {kind}; give tensor.to_dense(), "
+            "and tensor.real of complex ones."
+        )
+    devices = sorted({str(each.device) for each in tensors if each.ndim})
+    if len(devices) > 1:
+        raise DistillError(
+            f"{name} was given tensors on several devices: {' and '.join(devices)}; move all to one, as with "
+            f"tensor.to({devices[0]!r})."
+        )
 
 
 def same_shapes(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
@@ -78,9 +111,10 @@ HOT = 50.0
 
 def softened(name: str, logits: Tensor, temperature: float) -> Tensor:
     """Logits divided by a temperature, which must be above 0; `name` is who asks."""
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
+        wanted = "above 0" if temperature <= 0 else "that is finite"
         raise DistillError(
-            f"{name} needs a temperature above 0: temperature={temperature}; temperature=1 softens nothing."
+            f"{name} needs a temperature {wanted}: temperature={temperature}; temperature=1 softens nothing."
         )
     exact = temperature > HOT and logits.device.type != "mps"
     return (logits.double() if exact else widened(logits)) / temperature

@@ -1,5 +1,7 @@
 """Losses that tell an example's own pair of features from the others'."""
 
+import math
+
 import torch
 from einops import einsum
 from jaxtyping import Float
@@ -7,12 +9,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import same_shapes, widened
-from distill.losses.response import Divergence, forward_kl
+from distill.losses.common import loss, same_shapes, widened
+from distill.losses.response import Divergence, divergences, forward_kl
 
 EPSILON = 1e-7
 
 
+@loss
 @same_shapes
 def contrast(
     student: Float[Tensor, "batch width"],
@@ -38,6 +41,7 @@ def contrast(
     return functional.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
+@loss
 @same_shapes
 def invariance(
     student: Float[Tensor, "batch width"],
@@ -61,17 +65,21 @@ def invariance(
     0.0
     """
     logits = _similarities(student, teacher, scale, bias)
-    return divergence(logits.log_softmax(-1), logits.T.log_softmax(-1)).mean()
+    return divergences(divergence, logits.log_softmax(-1), logits.T.log_softmax(-1)).mean()
 
 
 def _similarities(student: Tensor, teacher: Tensor, scale: float | Tensor, bias: float | Tensor) -> Tensor:
     if len(student) == 0:
         raise DistillError(f"No example is left to tell from others: student {tuple(student.shape)}; skip this batch.")
+    wild = next((each for each in (scale, bias) if not isinstance(each, Tensor) and not math.isfinite(each)), None)
+    if wild is not None:
+        raise DistillError(f"the similarities cannot be scaled or moved by {wild}; give a finite number: scale=10.0.")
     with torch.autocast(student.device.type, enabled=False):  # which would multiply in half precision
         cosines = einsum(widened(student), widened(teacher), "one width, other width -> one other")
     return scale * cosines + bias
 
 
+@loss
 def nce(positive: Float[Tensor, "..."], negative: Float[Tensor, "..."], n_data: int) -> Float[Tensor, ""]:
     """Noise-contrastive estimate [nats / example]: is a pair one example's own, or one of m drawn from n_data?
 

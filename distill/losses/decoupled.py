@@ -5,6 +5,7 @@ KL(teacher ‖ student) = TCKD + (1 − p) NCKD example by example; taken apart,
 teacher is sure.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,10 +13,11 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses.common import counted, kept, same_shapes, softened, spread, widened
+from distill.losses.common import counted, kept, loss, same_shapes, softened, spread, widened
 from distill.losses.response import binary_kl, forward_kl
 
 
+@loss
 @same_shapes
 def tckd(
     student_logits: Float[Tensor, "*batch classes"],
@@ -41,6 +43,7 @@ def tckd(
     return _decoupled("tckd", _of_label, (student_logits, teacher_logits, labels), temperature, reduction)
 
 
+@loss
 @same_shapes
 def nckd(
     student_logits: Float[Tensor, "*batch classes"],
@@ -61,6 +64,7 @@ def nckd(
     return _decoupled("nckd", _of_others, (student_logits, teacher_logits, labels), temperature, reduction)
 
 
+@loss
 @same_shapes
 def dkd(  # noqa: PLR0917 (as in the paper's formula)
     student_logits: Float[Tensor, "*batch classes"],
@@ -80,6 +84,8 @@ def dkd(  # noqa: PLR0917 (as in the paper's formula)
     >>> dkd(*logits, torch.tensor([0]), temperature=1.0).item()  # 1 · TCKD + 8 · 0
     0.0588...
     """
+    if not (math.isfinite(alpha) and math.isfinite(beta)):
+        raise DistillError(f"dkd needs finite weights: alpha={alpha}, beta={beta}; the paper's are alpha=1, beta=8.")
     given = student_logits, teacher_logits, labels
     target = _decoupled("dkd", _of_label, given, temperature, "mean")
     return alpha * target + beta * _decoupled("dkd", _of_others, given, temperature, "mean")

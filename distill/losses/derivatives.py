@@ -5,7 +5,7 @@ derivatives are taken of sums over the batch, so batch normalisation in train mo
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,12 +14,13 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.errors import DistillError
-from distill.losses.common import widened
+from distill.losses.common import loss, widened
 
 Network = Callable[[Tensor], Tensor]
 """From inputs `[B, …]` to answers `[B, n]`."""
 
 
+@loss
 def sobolev(  # noqa: PLR0917 (a point, an order and how to draw)
     student: Network,
     teacher: Network,
@@ -39,6 +40,7 @@ def sobolev(  # noqa: PLR0917 (a point, an order and how to draw)
     return torch.stack([*sobolev_terms(student, teacher, inputs, order, projections, generator).values()]).sum()
 
 
+@loss
 def sobolev_terms(  # noqa: PLR0917 (as sobolev)
     student: Network,
     teacher: Network,
@@ -74,6 +76,11 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
     {'sobolev_value': 36.0, 'sobolev_1': 25.0, 'sobolev_2': 4.0}
     """
     _refuse_settings(inputs, order, projections)
+    if mask is not None and mask.shape != inputs.shape:
+        raise DistillError(
+            f"Sobolev needs a mask of the shape of the inputs: mask {tuple(mask.shape)}, inputs {tuple(inputs.shape)}; "
+            "give mask.expand_as(inputs)."
+        )
     trained = torch.is_grad_enabled()
     with torch.enable_grad():
         learnt = _Side.at(student, inputs, "student", trained)
@@ -86,7 +93,7 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
         totals = [_squared(learnt.answers, taught.answers)] + [inputs.new_zeros(())] * order
         directions = list(_directions(learnt.answers, projections, generator))
         for v in directions:
-            ours, theirs = (side.derivative(side.answers, v, order == 2) for side in (learnt, taught))
+            ours, theirs = (side.derivative(side.answers, v, order > 1) for side in (learnt, taught))
             totals[1] = totals[1] + _squared(ours, theirs)
             if order == 2:
                 for w in _directions(ours.detach().flatten(1), projections and 1, generator, mask):
@@ -108,7 +115,12 @@ class _Side(NamedTuple):
     def at(cls, network: Network, inputs: Tensor, name: str, trained: bool) -> "_Side":
         points = inputs.detach().clone().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):
-            answers = network(points)
+            answers: Any = network(points)
+        if not isinstance(answers, Tensor):
+            raise DistillError(
+                f"Sobolev needs answers [batch, n]: {name} gives {type(answers).__name__}; let it return a tensor of "
+                "one row an example, as lambda x: model(x).logits."
+            )
         if answers.ndim != 2 or len(answers) != len(points):
             raise DistillError(
                 f"Sobolev needs answers [batch, n]: {name} gives {tuple(answers.shape)} for inputs "

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import kept, same_shapes, widened
+from distill.losses.common import kept, loss, same_shapes, widened
 
 
+@loss
 @same_shapes
 def cosine(
     student: Float[Tensor, "*batch width"],
@@ -28,6 +29,7 @@ def cosine(
     return 1 - functional.cosine_similarity(kept(student, mask), kept(teacher, mask), dim=-1).mean()
 
 
+@loss
 @same_shapes
 def patient(
     student_cls: Float[Tensor, "*batch width"], teacher_cls: Float[Tensor, "*batch width"]
@@ -47,6 +49,7 @@ def patient(
     return functional.mse_loss(student, teacher)
 
 
+@loss
 def hint(
     student: Float[Tensor, "..."], teacher: Float[Tensor, "..."], mask: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, ""]:
@@ -78,6 +81,7 @@ def hint(
     return functional.mse_loss(kept(student, mask), kept(teacher, mask))
 
 
+@loss
 def attention_transfer(
     student_map: Float[Tensor, "..."], teacher_map: Float[Tensor, "..."], mask: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, ""]:

@@ -6,9 +6,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import counted, kept, widened
+from distill.losses.common import counted, kept, loss, widened
 
 
+@loss
 def cross_entropy(
     logits: Float[Tensor, "... classes"], labels: Shaped[Tensor, "..."], smoothing: float = 0.0
 ) -> Float[Tensor, ""]:
@@ -32,6 +33,7 @@ def cross_entropy(
     return functional.cross_entropy(kept(logits, counts), labels[counts].long(), label_smoothing=smoothing)
 
 
+@loss
 def binary_cross_entropy(logits: Float[Tensor, "..."], labels: Shaped[Tensor, "..."]) -> Float[Tensor, ""]:
     """Cross-entropy [nats / label] of each label's yes or no, averaged over all entries that are not −100.
 
@@ -64,6 +66,7 @@ def binary_cross_entropy(logits: Float[Tensor, "..."], labels: Shaped[Tensor, ".
     return functional.binary_cross_entropy_with_logits(answers, wanted.to(answers.dtype))
 
 
+@loss
 def mean_squared_error(values: Float[Tensor, "..."], labels: Shaped[Tensor, "..."]) -> Float[Tensor, ""]:
     """Squared error of real values, averaged over all entries, for regression. Every label counts, −100 too.
 

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from distill.errors import DistillError
-from distill.losses.common import widened
+from distill.errors import DistillError, checked
+from distill.losses.common import loss, widened
 
 KINDS = ("additive", "multiplicative")
 
 
+@checked
 @dataclass(frozen=True)
 class LogitNoise:
     """z' = z + ξ or z' = (1 + ξ) z, with ξ ~ N(0, σ²) for each logit of a random share of the examples.
@@ -45,6 +46,7 @@ class LogitNoise:
         if self.kind not in KINDS:
             raise DistillError(f"LogitNoise has no kind={self.kind!r}; use kind='additive' or 'multiplicative'.")
 
+    @loss
     def __call__(
         self, logits: Float[Tensor, "batch ..."], generator: torch.Generator | None
     ) -> Float[Tensor, "batch ..."]:
@@ -52,6 +54,8 @@ class LogitNoise:
 
         With σ or share 0 nothing is drawn and the same tensor comes back.
         """
+        if not logits.is_floating_point():
+            raise DistillError(f"LogitNoise is of logits, and these are {logits.dtype}; give logits.float().")
         if self.sigma == 0 or self.share == 0:
             return logits
         clean = widened(logits)

@@ -9,10 +9,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import kept, same_shapes, softened, spread, widened
+from distill.losses.common import kept, loss, same_shapes, softened, spread, widened
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """From the log-probabilities of student and teacher, `[*batch, classes]`, to one value a position, `[*batch]`."""
+
+
+def divergences(divergence: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
+    """What a divergence says of each position.
+
+    Raises:
+        DistillError: it gives anything else than one value a position.
+    """
+    found = divergence(student, teacher)
+    if not isinstance(found, Tensor) or found.shape != student.shape[:-1]:
+        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise DistillError(
+            f"the divergence gives {given} for log-probabilities {tuple(student.shape)}; let it return one value a "
+            f"position, {tuple(student.shape[:-1])}, as divergence=forward_kl does."
+        )
+    return found
 
 
 def _expectation(log_probabilities: Tensor, values: Tensor) -> Tensor:
@@ -20,6 +36,7 @@ def _expectation(log_probabilities: Tensor, values: Tensor) -> Tensor:
     return (log_probabilities.exp() * values.masked_fill(log_probabilities == -math.inf, 0)).sum(-1)
 
 
+@loss
 @same_shapes
 def forward_kl(
     student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"]
@@ -34,6 +51,7 @@ def forward_kl(
     return _expectation(teacher, teacher - student)
 
 
+@loss
 @same_shapes
 def reverse_kl(
     student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"]
@@ -48,6 +66,7 @@ def reverse_kl(
     return _expectation(student, student - teacher)
 
 
+@loss
 @same_shapes
 def jensen_shannon(
     student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], beta: float = 0.5
@@ -68,11 +87,14 @@ def jensen_shannon(
             f"jensen_shannon needs 0 < beta < 1, where it is not identically 0: beta={beta}; "
             "for the limits use divergence=forward_kl (beta to 0) or divergence=reverse_kl (beta to 1)."
         )
-    floor = torch.finfo(student.dtype).min / 2  # the gradient of logaddexp(−inf, −inf) is NaN
-    mixture = torch.logaddexp(teacher.clamp(min=floor) + math.log(beta), student.clamp(min=floor) + math.log1p(-beta))
+    ours, theirs = (
+        logs.clamp(min=torch.finfo(logs.dtype).min / 2) for logs in (student, teacher)
+    )  # the gradient of logaddexp(−inf, −inf) is NaN
+    mixture = torch.logaddexp(theirs + math.log(beta), ours + math.log1p(-beta))
     return beta * _expectation(teacher, teacher - mixture) + (1 - beta) * _expectation(student, student - mixture)
 
 
+@loss
 @same_shapes
 def kd(
     student_logits: Float[Tensor, "*batch classes"],
@@ -104,7 +126,8 @@ def kd(
     """
     student = softened("kd", kept(student_logits, mask), temperature).log_softmax(-1)
     teacher = softened("kd", kept(teacher_logits, mask), temperature).log_softmax(-1)
-    values = (divergence(student, teacher) * (temperature**2 if scale_t2 else 1)).to(widened(student_logits).dtype)
+    scale = temperature**2 if scale_t2 else 1
+    values = (divergences(divergence, student, teacher) * scale).to(widened(student_logits).dtype)
     if reduction == "batchmean":
         return values.mean()
     if reduction == "mean":
@@ -114,6 +137,7 @@ def kd(
     raise DistillError(f"kd has no reduction={reduction!r}; use reduction='batchmean', 'mean' or 'none'.")
 
 
+@loss
 @same_shapes
 def multi_label_kd(
     student_logits: Float[Tensor, "*batch classes"],
@@ -157,6 +181,7 @@ def binary_kl(student: Float[Tensor, "*any"], teacher: Float[Tensor, "*any"]) ->
     return forward_kl(*sides)
 
 
+@loss
 @same_shapes
 def soft_cross_entropy(
     student: Float[Tensor, "*batch classes"],
@@ -180,6 +205,7 @@ def soft_cross_entropy(
     return -_expectation(taught, learnt).mean() * temperature**2
 
 
+@loss
 @same_shapes
 def squared_error(
     student_logits: Float[Tensor, "*batch classes"],

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.data.rows import Rows
+from distill.errors import checked
 from distill.models.inputs import innermost
 from distill.models.loss_masks import IGNORED
 
@@ -20,6 +21,7 @@ def are_classes(model: Any, logits: Tensor, data: Rows) -> bool:
     return not other and logits.shape[-1] > 1 and not (logits.ndim == 2 and labels.shape[1:] == logits.shape[1:])
 
 
+@checked
 def has_classes(data: Rows) -> bool:
     """Whether rows have labels that are classes, not numbers to regress on, and any of them counts."""
     labels = data.table.get("labels")

@@ -212,6 +212,17 @@ def device_of(model: Any) -> torch.device:
     return torch.device("cpu") if parameter is None or is_elsewhere else parameter.device
 
 
+def refuse_valueless(network: nn.Module, asked: str) -> None:
+    """Refuse a network with a part on the device "meta", which holds no values; `asked` is what is done with it."""
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    empty = next((name for name, each in tensors if each.is_meta), None)
+    if empty is not None:
+        raise DistillError(
+            f"{asked} needs the weights of this {type(network).__name__}, and {empty!r} is on the device 'meta', which "
+            "holds no values; load them, or make them: model.to_empty(device='cpu')."
+        )
+
+
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
     """Eval mode inside the block, and a padding token for a classifier that knows none; afterwards all is as before."""

@@ -8,7 +8,7 @@ import torch
 from distill.data.classes import Ranked, Stated, are_names, check_stated, matched, placeholders
 from distill.data.rows import Rows
 from distill.data.task import Task
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.models.class_names import class_names
 from distill.models.inputs import device_of, evaluating, inputs_of, network_of, teachers, to_device
 from interventions import InterventionError, printable, run
@@ -16,6 +16,7 @@ from interventions import InterventionError, printable, run
 Data = TypeVar("Data", Rows, Task)
 
 
+@checked
 def numbered_as(data: Data, *models: Any, names: Sequence[str] | None = None) -> Data:
     """Rows or a task whose labels are the numbers of the classes of a model: of the first that names its classes.
 

@@ -73,10 +73,10 @@ def same_answers(new: nn.Module, network: Any) -> Any:
 
 def _rules(models: Sequence[Any], answers: Any) -> list[Any]:
     if isinstance(answers, Mapping):
-        if len(models) != 2 or set(answers) - {TEACHER, STUDENT}:
+        if len(models) != 2 or not answers or set(answers) - {TEACHER, STUDENT}:
             raise DistillError(
-                f"answers={{{', '.join(map(repr, answers))}: …}} names other sides than 'teacher' and 'student'; give "
-                "answers={'teacher': 'logits', 'student': 0}, or one rule for all."
+                f"answers={{{', '.join(map(repr, answers))}: …}} names no side or others than 'teacher' and 'student'; "
+                "give answers={'teacher': 'logits', 'student': 0}, or one rule for all."
             )
         answers = (answers.get(TEACHER), answers.get(STUDENT))
     if not isinstance(answers, tuple | list):

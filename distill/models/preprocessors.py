@@ -8,7 +8,9 @@ from typing import Any
 
 from distill.causal.model import CausalModel
 from distill.data.task import Task
+from distill.errors import DistillError
 from distill.models.inputs import network_of, vocabulary_of
+from interventions import shown
 
 OF_TOKENIZERS = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
@@ -55,6 +57,22 @@ def preprocessors_of(model: Any) -> tuple[Any, ...]:
     if len(kinds) > 1 and (whole := _loaded("AutoProcessor", name)) is not None:
         return (whole,)
     return tuple(found for kind in kinds if (found := _loaded(kind, name)) is not None)
+
+
+def given_preprocessors(tokenizer: Any) -> list[Any]:
+    """One or several, as they are given to `fit`; None is none.
+
+    Raises:
+        DistillError: one that cannot be saved beside a student.
+    """
+    found = [each for each in (tokenizer if isinstance(tokenizer, list | tuple) else [tokenizer]) if each is not None]
+    odd = next((each for each in found if isinstance(each, type) or not hasattr(each, "save_pretrained")), None)
+    if odd is not None:
+        raise DistillError(
+            f"tokenizer={shown(odd)} is no tokenizer, image processor or feature extractor, as it has no "
+            "save_pretrained; give one: tokenizer=AutoTokenizer.from_pretrained(name)."
+        )
+    return found
 
 
 def tokenizer_among(preprocessors: Sequence[Any]) -> Any:

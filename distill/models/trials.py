@@ -79,8 +79,22 @@ def answer_of(
     with tried(name, model, named):
         ran = run(model, given, resumable=False)
         logits = ran.logits if needed else logits_if_any(ran)
+    check_values(name, logits)
     check_rows(name, logits, len(next(iter(batch.values()))))
     return logits
+
+
+def check_values(asked: str, values: Any) -> None:
+    """Raise for what a model without weights gives: shapes, and no values.
+
+    Raises:
+        DistillError: as above.
+    """
+    if isinstance(values, Tensor) and values.is_meta:
+        raise DistillError(
+            f"{asked} lies on the meta device, so it gives shapes and no values; load its weights: "
+            "model.to_empty(device='cpu') and model.load_state_dict(…)."
+        )
 
 
 def check_rows(asked: str, answer: Any, rows: int) -> None:

@@ -7,9 +7,11 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
+from distill.networks.sizes import check_images, check_sizes
 
 
+@checked
 class CNN(nn.Module):
     """Blocks of 3×3 convolution, batch norm, ReLU, 2×2 max pooling and dropout; the mean over places; a linear layer.
 
@@ -31,7 +33,9 @@ class CNN(nn.Module):
         self, channels: Sequence[int] = (32, 64, 64), classes: int = 10, *, dropout: float = 0.1, colours: int = 1
     ) -> None:
         super().__init__()
+        check_sizes("CNN", dropout, classes=classes, colours=colours)
         widths = _sizes([colours, *channels], "channels=(32, 64, 64)")
+        self.colours = colours
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(wide, next_wide, 3, padding=1),
@@ -44,8 +48,16 @@ class CNN(nn.Module):
         )
         self.classifier = nn.Linear(widths[-1], classes)
 
+    @checked
     def forward(self, pixel_values: Float[Tensor, "batch colours height width"]) -> Float[Tensor, "batch classes"]:
         """The logits."""
+        check_images(pixel_values, self.classifier.weight)
+        colours = self.colours
+        if pixel_values.shape[1] != colours:
+            raise DistillError(
+                f"images {list(pixel_values.shape)} have {pixel_values.shape[1]} colours and this CNN takes {colours}; "
+                f"make it CNN(colours={pixel_values.shape[1]})."
+            )
         if min(pixel_values.shape[2:]) < 2 ** len(self.blocks):
             raise DistillError(
                 f"images of {pixel_values.shape[2]} × {pixel_values.shape[3]} pixels are too small for a CNN of "
@@ -57,6 +69,7 @@ class CNN(nn.Module):
         return self.classifier(reduce(maps, "batch channels height width -> batch channels", "mean"))
 
 
+@checked
 class MLP(nn.Module):
     """Blocks of linear layer, batch norm, ReLU and dropout on the flat image; a linear layer.
 
@@ -76,6 +89,7 @@ class MLP(nn.Module):
         self, inputs: int = 784, hidden: Sequence[int] = (512, 128, 32), classes: int = 10, *, dropout: float = 0.1
     ) -> None:
         super().__init__()
+        check_sizes("MLP", dropout, classes=classes, inputs=inputs)
         widths = _sizes([inputs, *hidden], "hidden=(512, 128, 32)")
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(wide, next_wide), nn.BatchNorm1d(next_wide), nn.ReLU(), nn.Dropout(dropout))
@@ -84,8 +98,10 @@ class MLP(nn.Module):
         self.inputs = inputs
         self.classifier = nn.Linear(widths[-1], classes)
 
+    @checked
     def forward(self, pixel_values: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
         """The logits."""
+        check_images(pixel_values, self.classifier.weight)
         flat = rearrange(pixel_values, "batch ... -> batch (...)")
         if flat.shape[1] != self.inputs:
             raise DistillError(

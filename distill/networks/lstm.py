@@ -3,10 +3,12 @@
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.errors import checked
+from distill.networks.sizes import check_sizes
 from distill.networks.tokens import last, real, real_first, reordered, state_at
 
 
+@checked
 class LSTMClassifier(nn.Module):
     """Embeddings, LSTM layers, and a linear layer on the state after the last real token. `layer` i is LSTM layer i.
 
@@ -27,14 +29,16 @@ class LSTMClassifier(nn.Module):
         self, vocabulary: int, classes: int, *, width: int = 128, layers: int = 2, dropout: float = 0.1
     ) -> None:
         super().__init__()
+        check_sizes("LSTMClassifier", dropout, vocabulary=vocabulary, width=width, layers=layers, classes=classes)
         self.body = Recurrent(vocabulary, width, layers, dropout)
         self.classifier = nn.Linear(width, classes)
 
+    @checked
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch classes"]:
         """The logits. Padding, on whichever side, changes nothing."""
-        mask = real(input_ids, attention_mask)
+        mask = real(input_ids, attention_mask, self.body.embedding.num_embeddings)
         return self.classifier(state_at(self.body(input_ids, mask), last(mask)))
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -42,6 +46,7 @@ class LSTMClassifier(nn.Module):
         return self.body.embedding
 
 
+@checked
 class LSTMLanguageModel(nn.Module):
     """Embeddings, LSTM layers, and a linear layer on the state after each token: the logits of the token that follows.
 
@@ -50,14 +55,16 @@ class LSTMLanguageModel(nn.Module):
 
     def __init__(self, vocabulary: int, *, width: int = 128, layers: int = 2, dropout: float = 0.1) -> None:
         super().__init__()
+        check_sizes("LSTMLanguageModel", dropout, vocabulary=vocabulary, width=width, layers=layers)
         self.body = Recurrent(vocabulary, width, layers, dropout)
         self.head = nn.Linear(width, vocabulary)
 
+    @checked
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch token vocabulary"]:
         """The logits. Those of padding mean nothing."""
-        return self.head(self.body(input_ids, real(input_ids, attention_mask)))
+        return self.head(self.body(input_ids, real(input_ids, attention_mask, self.body.embedding.num_embeddings)))
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of embeddings, as models of transformers give theirs."""
@@ -69,8 +76,6 @@ class Recurrent(nn.Module):
 
     def __init__(self, vocabulary: int, width: int, layers: int, dropout: float) -> None:
         super().__init__()
-        if layers < 1:
-            raise DistillError(f"layers={layers} make no LSTM; use layers=1 or more.")
         self.embedding = nn.Embedding(vocabulary, width)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(RecurrentBlock(width, dropout) for _ in range(layers))

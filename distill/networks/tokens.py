@@ -8,12 +8,22 @@ from torch import Tensor
 from distill.errors import DistillError
 
 
-def real(input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None) -> Bool[Tensor, "batch token"]:
+def real(
+    input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None, vocabulary: int
+) -> Bool[Tensor, "batch token"]:
     """Which tokens are no padding; all of them where there is no mask.
 
     Raises:
-        DistillError: a mask of another shape, or a row of padding alone.
+        DistillError: an id that the vocabulary lacks, a mask of another shape, or a row of padding alone.
     """
+    if not input_ids.numel():
+        raise DistillError(f"input_ids has shape {list(input_ids.shape)} and no token; give rows of one at least.")
+    outside = input_ids[(input_ids < 0) | (input_ids >= vocabulary)]
+    if len(outside):
+        raise DistillError(
+            f"input_ids has token {int(outside[0])} and the vocabulary {vocabulary} (0 to {vocabulary - 1}); make the "
+            f"network larger: vocabulary={int(input_ids.max()) + 1}, or use its own tokenizer."
+        )
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
     if attention_mask.shape != input_ids.shape:

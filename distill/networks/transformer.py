@@ -6,10 +6,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
+from distill.networks.sizes import check_sizes
 from distill.networks.tokens import first, places, real, state_at
 
 
+@checked
 class TransformerClassifier(nn.Module):
     """Embeddings, blocks in which every token attends to all, and a linear layer on the first real token.
 
@@ -41,14 +43,23 @@ class TransformerClassifier(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_sizes(
+            "TransformerClassifier",
+            dropout,
+            vocabulary=vocabulary,
+            width=width,
+            classes=classes,
+            longest=longest,
+        )
         self.body = Transformer(vocabulary, width, layers, heads=heads, longest=longest, dropout=dropout)
         self.classifier = nn.Linear(width, classes)
 
+    @checked
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch classes"]:
         """The logits. Padding, on whichever side, changes nothing."""
-        mask = real(input_ids, attention_mask)
+        mask = real(input_ids, attention_mask, self.body.embedding.num_embeddings)
         return self.classifier(state_at(self.body(input_ids, mask), first(mask)))
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -56,6 +67,7 @@ class TransformerClassifier(nn.Module):
         return self.body.embedding
 
 
+@checked
 class TransformerLanguageModel(nn.Module):
     """Embeddings, blocks in which a token attends to those before it and itself, the logits of the token that follows.
 
@@ -73,14 +85,24 @@ class TransformerLanguageModel(nn.Module):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        check_sizes(
+            "TransformerLanguageModel",
+            dropout,
+            vocabulary=vocabulary,
+            width=width,
+            longest=longest,
+        )
         self.body = Transformer(vocabulary, width, layers, heads=heads, longest=longest, dropout=dropout)
         self.head = nn.Linear(width, vocabulary)
 
+    @checked
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch token vocabulary"]:
         """The logits. Those of padding mean nothing."""
-        return self.head(self.body(input_ids, real(input_ids, attention_mask), causal=True))
+        return self.head(
+            self.body(input_ids, real(input_ids, attention_mask, self.body.embedding.num_embeddings), causal=True)
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of embeddings, as models of transformers give theirs."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.models.inputs import innermost
 from distill.objectives.objective import Step
+from interventions import shown
 
 Answers = Literal["classes", "labels", "values"]
 KINDS = ("classes", "labels", "values")
@@ -18,11 +19,12 @@ PROBLEMS: dict[str, Answers] = {
 }
 
 
-def checked(answers: Any, asked: str) -> Answers | None:
+def told_answers(answers: Any, asked: str) -> Answers | None:
     """`answers` if it is a kind of answers or None; `asked` is who was given it."""
-    if answers is not None and answers not in KINDS:
+    is_known = answers is None or (isinstance(answers, str) and answers in KINDS)
+    if not is_known:
         raise DistillError(
-            f"{asked}(answers={answers!r}) is no kind of answers; use 'classes' (softmax), 'labels' (a yes or no "
+            f"{asked}(answers={shown(answers)}) is no kind of answers; use 'classes' (softmax), 'labels' (a yes or no "
             "each), 'values' (real numbers), or leave it out."
         )
     return answers

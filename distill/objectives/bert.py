@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair, depth
 from distill.losses import hint, soft_cross_entropy
 from distill.losses.common import widened
@@ -24,6 +24,7 @@ EMBEDDING = Location(site="embedding")
 MAPS = ("shared", "each")
 
 
+@checked
 class DistilBERT(Objective):
     """DistilBERT's loss, 5 KD + 2 MLM + 1 cosine. Terms `distilbert_kd`, `distilbert_mlm`, `distilbert_cosine`.
 
@@ -71,6 +72,7 @@ class DistilBERT(Objective):
         return {f"distilbert_{name}": part(step)[name] for name, part in self.parts.items()}
 
 
+@checked
 class TinyBERT(Objective):
     """TinyBERT's two stages. Terms `tinybert_attention`, `tinybert_hidden`; and `tinybert_prediction`.
 
@@ -117,6 +119,7 @@ class TinyBERT(Objective):
         if stage not in (None, 1, 2):
             raise DistillError(f"TinyBERT(stage={stage}) does not exist; use 1 (layers), 2 (answers) or None (both).")
         refuse_nowhere(layers, "TinyBERT")
+        refuse_unless_positive("TinyBERT", temperature=temperature, lr=lr)
         self.stage, self.layers, self.temperature, self.lr = stage, layers, temperature, lr
         self.shares_map, self.tokens = maps == "shared", checked_tokens(tokens, "TinyBERT")
         self.maps = nn.ModuleDict()

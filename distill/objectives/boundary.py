@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.losses import boundary_samples, kd, most_different
 from distill.losses.boundary import STOPS, Bounds
 from distill.losses.common import counted, widened
@@ -16,6 +16,7 @@ from distill.objectives.points import Places, check_points, functions
 from distill.objectives.term_weights import Ramp, Weight
 
 
+@checked
 class BSS(Objective):
     """Distillation at samples that support the teacher's decision boundary. Term `bss`.
 
@@ -82,6 +83,8 @@ class BSS(Objective):
             raise DistillError(
                 f"BSS(steps={steps}, samples={samples}) moves nothing; the paper's are steps=10, samples=64."
             )
+        refuse_unless_positive("BSS", temperature=temperature, lr=lr)
+        refuse_negative("BSS", eps=eps)
         if stop not in STOPS:
             raise DistillError(f"BSS(stop={stop!r}) does not exist; use stop='label' or stop='target'.")
         self.schedule = Ramp(2.0, 0.0, until)

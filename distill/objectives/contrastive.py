@@ -1,6 +1,7 @@
 """Contrastive objectives: the features of an example are nearer to the teacher's of it than to those of others."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair
 from distill.losses import Divergence, contrast, forward_kl, invariance, nce
 from distill.losses.common import widened
@@ -27,6 +28,7 @@ COLDEST = 0.02
 """The lowest temperature at which exp(1 / τ) is a number in single precision."""
 
 
+@checked
 class CRD(Objective):
     """Contrastive representation distillation, with a memory of the features of all rows. Term `crd`.
 
@@ -69,12 +71,13 @@ class CRD(Objective):
         tokens: str = "labelled",
     ) -> None:
         super().__init__()
-        if negatives < 1 or not temperature >= COLDEST or not 0 <= momentum < 1:
+        if negatives < 1 or not COLDEST <= temperature < inf or not 0 <= momentum < 1:
             raise DistillError(
                 f"CRD(negatives={negatives}, temperature={temperature}, momentum={momentum}): one negative at least, a "
                 f"temperature of {COLDEST} or more (exp(1/τ) overflows below) and a momentum from 0 to below 1 are "
                 "needed; CRD() has the paper's."
             )
+        refuse_unless_positive("CRD", lr=lr)
         self.embedded, self.lr = Embedded(width, at, checked_tokens(tokens, "CRD")), lr
         self.negatives, self.temperature, self.momentum = negatives, temperature, momentum
         self.classes: Classes | None = None
@@ -144,6 +147,7 @@ class CRD(Objective):
         self.teacher_memory.remember(rows, teacher, self.momentum)
 
 
+@checked
 class ICD(Objective):
     """Invariant causal distillation: contrast in the batch. Terms `icd_contrast`, `icd_invariance`.
 
@@ -182,6 +186,7 @@ class ICD(Objective):
         tokens: str = "labelled",
     ) -> None:
         super().__init__()
+        refuse_unless_positive("ICD", lr=lr)
         self.embedded, self.lr = Embedded(width, at, checked_tokens(tokens, "ICD")), lr
         self.divergence = divergence
         self.log_scale = nn.Parameter(torch.tensor(1.0))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.losses import sobolev_terms
 from distill.models.inputs import answer_mask, students
 from distill.models.loss_masks import checked_tokens
@@ -14,6 +14,7 @@ from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
 
 
+@checked
 class Sobolev(Objective):
     """Sobolev training: logits and their derivatives by the input. Terms `sobolev_value`, `sobolev_1`, `sobolev_2`.
 

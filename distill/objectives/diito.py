@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Pair
 from distill.interchange.positions import Span
@@ -24,6 +24,7 @@ from interventions import Location, Mixup, Noise, Run, Swap, architecture
 Operator = Swap | Mixup | Noise
 
 
+@checked
 class DIITO(Objective):
     """Distillation by interchange interventions. Terms: those of `match`, with `_cf` behind the name, e.g. `kd_cf`.
 

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair, depth
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.models.loss_masks import SOURCE, checked_tokens
@@ -19,6 +19,7 @@ Layers = Mapping[Location, Location]
 """Teacher location → student location."""
 
 
+@checked
 class Cosine(Objective):
     """1 − cosine between the last hidden states of student and teacher, token by token. Term `cosine`.
 
@@ -58,6 +59,7 @@ class Cosine(Objective):
         return ", ".join(shown + _told(self.tokens))
 
 
+@checked
 class PKD(Objective):
     """Patient knowledge distillation: squared error of the L2-normalised first token, layer by layer. Term `pkd`.
 
@@ -114,6 +116,7 @@ class PKD(Objective):
         return ", ".join(([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _told(self.tokens))
 
 
+@checked
 class FitNets(Objective):
     """Hints: mean squared error between the student's features, behind a regressor, and the teacher's. Term `hint`.
 
@@ -145,6 +148,7 @@ class FitNets(Objective):
         tokens: str = "labelled",
     ) -> None:
         super().__init__()
+        refuse_unless_positive("FitNets", lr=lr)
         self.layers, self.lr, self.tokens = layers, lr, checked_tokens(tokens, "FitNets")
         refuse_nowhere(layers, "FitNets")
         self._given = dict(regressors or {})
@@ -193,6 +197,7 @@ class FitNets(Objective):
         return self._middle if self.layers is None else self.layers
 
 
+@checked
 class AT(Objective):
     """Attention transfer: squared difference of the L2-normalised attention maps. Term `at`.
 

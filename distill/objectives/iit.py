@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distill.causal.model import CausalModel
 from distill.causal.values import Values, as_answers
+from distill.errors import checked
 from distill.interchange.mapping import Pair
 from distill.interchange.swap import Ran, source_of, swapped
 from distill.losses import cross_entropy
@@ -15,6 +16,7 @@ from distill.objectives.objective import About, Objective, Reads, Step
 from interventions import Location, Run, as_location
 
 
+@checked
 class IIT(Objective):
     """Interchange intervention training on a causal model. Terms: `task`, `iit` and, with `strict`, `siit`.
 

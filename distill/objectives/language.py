@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.losses import cross_entropy
 from distill.models.inputs import MASKED, TEACHERS, following, writes_labels
 from distill.models.loss_masks import LABELS
@@ -15,6 +15,7 @@ from distill.objectives.objective import About, Objective, Step, nothing
 FOLLOWING = "next_tokens"
 
 
+@checked
 class MaskedLM(Objective):
     """Masked language modelling: cross-entropy of the tokens that were masked, for the student. Term `mlm`.
 

@@ -4,17 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 from zlib import crc32
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
+from distill.causal.values import described
 from distill.data.rows import Rows
-from distill.errors import DistillError
+from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.interchange.mapping import Pair
 from distill.models.inputs import answer_mask, reads_apart, teachers
 from distill.models.loss_masks import (
@@ -32,9 +33,10 @@ from distill.models.loss_masks import (
 )
 from distill.models.outputs import logits_if_any
 from distill.objectives.term_weights import Weight
-from interventions import Location, Run, architecture
+from interventions import Location, Run, architecture, shown
 
 
+@checked
 @dataclass(frozen=True)
 class Reads:
     """Locations whose activations an objective compares."""
@@ -43,6 +45,7 @@ class Reads:
     student: tuple[Location, ...] = ()
 
 
+@checked
 @dataclass(frozen=True)
 class About:
     """What `distill objectives` says of an objective.
@@ -60,6 +63,7 @@ class About:
     runs: str = "none"
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Moment:
     """When in the training a step is, and which part of it these rows are.
@@ -73,11 +77,15 @@ class Moment:
             step is computed in one part.
     """
 
-    rows: Tensor | None = None
+    rows: Int[Tensor, " batch"] | None = None
     epoch: float = 0.0
     epochs: float = 1.0
     part: int = 0
     shares: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        refuse_unless_positive("Moment", epochs=self.epochs)
+        refuse_negative("Moment", epoch=self.epoch, part=self.part)
 
     @property
     def progress(self) -> float:
@@ -85,6 +93,7 @@ class Moment:
         return min(self.epoch / self.epochs, 1.0)
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Step:
     """What the objectives of one training step see.
@@ -118,7 +127,13 @@ class Step:
     @cached_property
     def student(self) -> Run:
         """The run of the student on the batch, attached to the graph."""
-        return self.base()
+        found: Any = self.base()
+        if not isinstance(found, Run):
+            raise DistillError(
+                f"Step(base=…) made {shown(found)}, and the run of the student is needed; give a function that makes "
+                "it: base=lambda: interventions.run(student, inputs)."
+            )
+        return found
 
     @property
     def causal(self) -> CausalModel:
@@ -268,12 +283,24 @@ def terms_of(objectives: Iterable["Objective"], step: Step) -> dict[str, Tensor]
     """
     terms: dict[str, Tensor] = {}
     for objective in objectives:
-        new = objective(step)
+        new = _named_terms(objective, objective(step))
         twice = new.keys() & terms.keys()
         if twice:
             raise DistillError(f"two objectives return the term {min(twice)!r}; leave one of them out.")
         terms |= new
     return terms
+
+
+def _named_terms(objective: nn.Module, terms: Any) -> dict[str, Tensor]:
+    """What an objective returned, if that is a scalar for each name."""
+    scalars = isinstance(terms, Mapping) and all(isinstance(each, Tensor) and each.ndim == 0 for each in terms.values())
+    if not scalars or not all(isinstance(name, str) for name in terms):
+        found = {name: described(each) for name, each in terms.items()} if isinstance(terms, Mapping) else terms
+        raise DistillError(
+            f"{type(objective).__name__} returned {shown(found)}, and each term is a scalar by its name; return "
+            "{'name': value.mean()}."
+        )
+    return dict(terms)
 
 
 class Objective(nn.Module, ABC):

@@ -2,13 +2,13 @@
 
 import warnings
 from functools import partial
-from math import floor
+from math import floor, inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.losses import (
     Divergence,
     LogitNoise,
@@ -22,13 +22,14 @@ from distill.losses import (
     squared_error,
 )
 from distill.models.inputs import TEACHERS, inputs_of
-from distill.models.loss_masks import LABELS, TOKENS, checked_tokens
-from distill.objectives.answers import Answers, answers_of, checked, decided
+from distill.models.loss_masks import LABELS, TOKENS, answers_by_decoder, checked_tokens
+from distill.objectives.answers import Answers, answers_of, decided, told_answers
 from distill.objectives.objective import About, Objective, Step, averaged, nothing
 from distill.objectives.term_weights import named
 from interventions import run
 
 
+@checked
 class KD(Objective):
     """Knowledge distillation: divergence between the softened answers of teacher and student. Term `kd`.
 
@@ -72,14 +73,14 @@ class KD(Objective):
         tokens: str = "labelled",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
+        if not 0 < temperature < inf:
             raise DistillError(
                 f"KD(temperature={temperature}) softens nothing; use a temperature above 0, e.g. KD(2.0)."
             )
         if reduction not in ("batchmean", "mean"):
             raise DistillError(f"KD(reduction={reduction!r}) is no scalar; use 'batchmean' or 'mean'.")
         self.temperature, self.reduction, self.scale_t2, self.divergence = temperature, reduction, scale_t2, divergence
-        self.answers = checked(answers, "KD")
+        self.answers = told_answers(answers, "KD")
         self._decided: Answers | None = None
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
         self.tokens = checked_tokens(tokens, "KD")
@@ -97,6 +98,7 @@ class KD(Objective):
                 f"KD() compares token by token, and the two models read other tokens: student {list(student.shape)}, "
                 f"teacher {list(teacher.shape)}; use SpanKD(alignment), which compares where their texts agree."
             )
+        _refuse_other_positions(step)
         answers = answers_of(step, student, self._decided or self.answers, "KD()")
         student = self._noisy(student, self.student_noise, "student", step)
         teacher = self._noisy(teacher, self.teacher_noise, "teacher", step)
@@ -134,6 +136,7 @@ class KD(Objective):
         return logits if noise is None else noise(logits, step.drawing(f"noise of the {whose}"))
 
 
+@checked
 class DKD(Objective):
     """Decoupled knowledge distillation: α TCKD + β NCKD, each × τ², rising over the first epochs. Term `dkd`.
 
@@ -160,11 +163,8 @@ class DKD(Objective):
         self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, *, warmup: float = 20.0
     ) -> None:
         super().__init__()
-        if not temperature > 0 or warmup < 0:
-            raise DistillError(
-                f"DKD(temperature={temperature}, warmup={warmup}) cannot be; use a temperature above 0, e.g. 4.0, and "
-                "a warm-up of 0 epochs or more."
-            )
+        refuse_unless_positive("DKD", temperature=temperature)
+        refuse_negative("DKD", alpha=alpha, beta=beta, warmup=warmup)
         self.alpha, self.beta, self.temperature, self.warmup = alpha, beta, temperature, warmup
 
     def prepare(self, step: Step, rows: int) -> None:
@@ -203,6 +203,7 @@ class DKD(Objective):
         return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}, warmup={self.warmup}"
 
 
+@checked
 class Labels(Objective):
     """The student's answer under the labels of the data. Term `labels`.
 
@@ -226,7 +227,7 @@ class Labels(Objective):
             raise DistillError(
                 f"Labels(smoothing={smoothing}) leaves nothing of the label; use 0 to below 1, e.g. 0.1."
             )
-        self.smoothing, self.answers = smoothing, checked(answers, "Labels")
+        self.smoothing, self.answers = smoothing, told_answers(answers, "Labels")
         self._decided: Answers | None = None
 
     def prepare(self, step: Step, rows: int) -> None:
@@ -268,6 +269,22 @@ class Labels(Objective):
         """For printing."""
         shown: list[Any] = [f"smoothing={self.smoothing}"] if self.smoothing else []
         return ", ".join(shown + ([f"answers={self.answers!r}"] if self.answers else []))
+
+
+def _refuse_other_positions(step: Step) -> None:
+    """Refuse to compare token by token what is not of the same tokens, as of a decoder and an encoder–decoder."""
+    student, teacher = step.student.logits, step.taught.logits
+    if student.ndim != 3 or teacher.ndim != 3:
+        return
+    apart = answers_by_decoder(step.network, step.batch) != answers_by_decoder(step.taught.model, step.batch)
+    if apart or student.shape[:-1] != teacher.shape[:-1]:
+        kind = "the answers of one are to what its decoder writes, of the other to what it reads" if apart else ""
+        found = f"the student answers at {student.shape[1]} positions and the teacher at {teacher.shape[1]}"
+        raise DistillError(
+            f"KD() compares token by token, and {kind or found}; let the student learn what the teacher writes, "
+            "data={'input_ids': ids, 'labels': teacher.generate(ids)} with objective=[CausalLM()], or give both models "
+            "of one kind."
+        )
 
 
 def _refuse_unlabelled(step: Step, asked: str) -> None:

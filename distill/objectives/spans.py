@@ -1,11 +1,12 @@
 """Distillation between language models that read different tokens."""
 
 from collections.abc import Mapping
+from math import inf
 
 from torch import Tensor
 
 from distill.data.token_alignment import Spans, TokenAlignment, span_kd
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.losses import Divergence, forward_kl
 from distill.models.inputs import mask_of
 from distill.models.loss_masks import IGNORED, answer_labels, checked_tokens
@@ -13,6 +14,7 @@ from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.term_weights import named
 
 
+@checked
 class SpanKD(Objective):
     """Knowledge distillation between two tokenizers, where both have read the same text. Term `span_kd`.
 
@@ -49,7 +51,7 @@ class SpanKD(Objective):
         tokens: str = "labelled",
     ) -> None:
         super().__init__()
-        if not temperature > 0:
+        if not 0 < temperature < inf:
             raise DistillError(
                 f"SpanKD(temperature={temperature}) softens nothing; use a temperature above 0, e.g. 2.0."
             )

@@ -3,10 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
+from numbers import Real
+from typing import Any
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
+from interventions import shown
 
 
+@checked
 @dataclass(frozen=True)
 class Ramp:
     """A weight that changes: from `start` to `end`, linearly, over the first `until` share of the training.
@@ -22,6 +27,8 @@ class Ramp:
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:
             raise DistillError(f"Ramp(until={self.until}) is no share of the training; use above 0, up to 1.")
+        if not isfinite(self.start) or not isfinite(self.end):
+            raise DistillError(f"{self} is no weight at its ends; use finite numbers, e.g. Ramp(4, 1).")
 
     def __call__(self, progress: float) -> float:
         """The weight when this share of the training is done."""
@@ -31,10 +38,28 @@ class Ramp:
 Weight = float | Callable[[float], float]
 
 
+def weight_at(weight: Weight, progress: float, term: str) -> float:
+    """The weight of a term when this share of the training is done.
+
+    Raises:
+        DistillError: a function that returns no number.
+    """
+    found: Any = weight(progress) if callable(weight) else weight
+    if isinstance(found, bool) or not isinstance(found, Real):
+        raise DistillError(
+            f"the weight of {term!r} is {shown(found)} after {progress:.3g} of the training, and a number is needed; "
+            f"return one, as weights={{{term!r}: Ramp(4, 1)}}."
+        )
+    return float(found)
+
+
 def named(function: Callable[..., object]) -> str:
     """A function as text that is the same in every process.
 
     >>> from functools import partial
+    from math import isfinite
+    from numbers import Real
+    from typing import Any
     >>> named(partial(pow, 2))
     'partial(pow, 2)'
     """

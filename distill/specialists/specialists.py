@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from types import MethodType
 from typing import Any
 
@@ -12,10 +13,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill.data.seeds import seed_of
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.fit import default_schedule
 from distill.models.class_names import real_names
-from distill.models.inputs import uncompiled
+from distill.models.inputs import refuse_valueless, uncompiled
 from distill.models.outputs import answered
 from distill.specialists.training import Network, confusable_classes, predictions, specialists_of
 from distill.tasks.loading import task_of, training_rows
@@ -37,6 +38,7 @@ class _OfTheClass:
         return MethodType(self.function, kind) if made is None else MethodType(nn.Module.train, made)
 
 
+@checked
 class Specialists(Committee):
     """A generalist over all classes and specialists, each for a few of them, combined into one distribution q.
 
@@ -94,6 +96,7 @@ class Specialists(Committee):
             _check_names(generalist, specialist, classes, number)
 
     @_OfTheClass
+    @checked
     def train(
         cls: "type[Specialists]",
         generalist: nn.Module,
@@ -141,6 +144,7 @@ class Specialists(Committee):
         """
         _check_settings(k, temperature)
         generalist, seed = uncompiled(generalist), seed_of(seed)
+        refuse_valueless(generalist, "Specialists.train")
         task = task_of(data, generalist)
         rows = training_rows(data if task is None else task, generalist)
         with answered((generalist,), answers):
@@ -185,7 +189,7 @@ class Specialists(Committee):
 
 
 def _check_settings(k: int, temperature: float) -> None:
-    if k < 1 or not temperature > 0:
+    if k < 1 or not 0 < temperature < inf:
         raise DistillError(
             f"Specialists(k={k}, temperature={temperature}): both must be above 0, e.g. k=1, temperature=1.0."
         )

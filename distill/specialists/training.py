@@ -12,15 +12,17 @@ from jaxtyping import Float, Float64, Int
 from rich.console import Console
 from torch import Tensor, nn
 
+from distill.causal.values import made_by
 from distill.data.rows import Rows, batches
 from distill.errors import DistillError
 from distill.fit import fit
+from distill.models.finite import check_answers
 from distill.models.inputs import evaluating
 from distill.models.outputs import answered
 from distill.models.trials import answer_of
 from distill.objectives import Labels
 from distill.training.schedule import Schedule
-from interventions import logits_of, rule_of
+from interventions import logits_of, rule_of, shown
 
 Clustering = Literal["kmeans", "online"]
 CLUSTERINGS = ("kmeans", "online")
@@ -142,7 +144,7 @@ def _clusters(columns: Float64[Tensor, "n d"], n: int, clustering: str, seed: in
     scale = columns.abs().max().clamp_min(torch.finfo(columns.dtype).tiny)  # its tolerances are not relative
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there are fewer different columns than n, which is refused in our words
-        found = kind(n, n_init=10, random_state=seed).fit((columns / scale).numpy())
+        found = kind(n, n_init=10, random_state=seed % 2**32).fit((columns / scale).numpy())
     return torch.from_numpy(found.cluster_centers_).double() * scale, found.labels_.tolist()
 
 
@@ -212,7 +214,10 @@ def specialists_of(
         if network is None:
             specialist = Specialist(copy.deepcopy(generalist), classes, count, answers)
         else:
-            specialist = Specialist(network(generalist, classes), classes, count)
+            made = made_by("network", "give network=lambda generalist, classes: …", network, generalist, classes)
+            if not isinstance(made, nn.Module):
+                raise DistillError(f"network made {shown(made)}, which is none; return a torch model.")
+            specialist = Specialist(made, classes, count)
         fit(
             None,
             specialist,
@@ -243,6 +248,7 @@ def predictions(model: nn.Module, rows: Rows, batch_size: int = 128) -> Float64[
                     f"specialists are for classes, and the generalist gives {list(logits.shape)} for {len(chosen)} "
                     "examples; give a classifier, [batch, classes]."
                 )
+            check_answers(logits, "what the generalist confuses")
             found.append(logits.double().softmax(-1).cpu())
     return torch.cat(found)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.models.inputs import evaluating
 from distill.students.from_width import plain
 from interventions import InterventionError, Location, Stack, architecture, run
@@ -34,6 +34,7 @@ def spread(count: int, of: int) -> tuple[int, ...]:
     return tuple(round(i * (of - 1) / max(count - 1, 1)) for i in range(count))
 
 
+@checked
 def from_layers(
     teacher: nn.Module, layers: int | Sequence[int], *, stack: str | None = None, inputs: object = None
 ) -> nn.Module:

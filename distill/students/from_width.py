@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.models.inputs import uncompiled
 
 _HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "num_heads")
@@ -66,6 +66,7 @@ def _is_quantized(module: nn.Module) -> bool:
     return any(word in part for kind in kinds for part in kind.__module__.split(".") for word in words)
 
 
+@checked
 def from_width(
     teacher: nn.Module, width: int | None = None, *, heads: int | None = None, intermediate: int | None = None
 ) -> nn.Module:

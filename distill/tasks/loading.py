@@ -14,7 +14,7 @@ from distill.data.files import is_same_file, rows_of
 from distill.data.rows import Rows
 from distill.data.task import Task, share
 from distill.data.text import MAX_LENGTH
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.models.inputs import innermost, network_of, vocabulary_of
 from distill.models.numbering import numbered_as, renumbered
 from distill.models.pad_tokens import longest_input
@@ -151,6 +151,7 @@ def names() -> tuple[str, ...]:
     return (*EMBEDDED, "mnist", "sst2")
 
 
+@checked
 def load(
     name: str | None = None,
     *,

@@ -10,13 +10,14 @@ from random import Random
 from typing import Any
 
 from distill.data.rows import Rows
-from distill.data.text import tokenised
-from distill.errors import DistillError
+from distill.data.text import need_tokenizer, tokenised
+from distill.errors import DistillError, checked
 
 SENTENCES = (("good", "bad"), ("sentence_good", "sentence_bad"))
 GROUPS = ("test", "UID")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class MinimalPairs:
     """Grammatical sentences, the ungrammatical ones beside them, and what each pair tests.
@@ -28,10 +29,19 @@ class MinimalPairs:
     bad: Rows
     groups: tuple[str, ...]
 
+    def __post_init__(self) -> None:
+        counts = len(self.good), len(self.bad), len(self.groups)
+        if len(set(counts)) > 1:
+            raise DistillError(
+                f"minimal pairs need a bad sentence and a group for each good one, and have {counts[0]} good, "
+                f"{counts[1]} bad and {counts[2]} groups; give as many of each."
+            )
+
     def __len__(self) -> int:
         return len(self.groups)
 
 
+@checked
 def minimal_pairs(
     path: str | Path, tokenizer: Any, *, by: str | None = None, limit: int | None = None, seed: int = 0
 ) -> MinimalPairs:
@@ -49,6 +59,7 @@ def minimal_pairs(
     Raises:
         DistillError: no file, a line that is no such object, or a pair of equal tokens.
     """
+    need_tokenizer(Path(path).name, tokenizer)
     lines = _lines(Path(path))
     names = next((names for names in SENTENCES if set(names) <= lines[0].keys()), None)
     group = by or next((name for name in GROUPS if name in lines[0]), "")
@@ -76,7 +87,7 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             found = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error).split("\n")[0]
         raise DistillError(f"{path} cannot be read: {reason}; give a file of one JSON object a line.") from error
     if not found or not all(isinstance(line, dict) for line in found):

@@ -10,12 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.data.task import Task
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.tasks.digits import digit_task
 
 FILE = "mnist.npz"
 
 
+@checked
 def mnist(
     folder: str | Path | None = None, split: Literal["train", "test"] = "train"
 ) -> tuple[Float[Tensor, "images 28 28"], Int[Tensor, " images"]]:
@@ -39,6 +40,7 @@ def mnist(
     return torch.tensor(images).float() / 127.5 - 1, torch.tensor(digits, dtype=torch.int64)
 
 
+@checked
 def mnist_digits(folder: str | Path | None = None) -> Task:
     """Which digit does a 28×28 image of MNIST show? 60,000 rows to train on, and the 10,000 others to test on.
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import inf, isfinite
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.losses.common import widened
 from distill.models.class_names import check_alike, real_names
 from distill.models.inputs import device_of, inputs_of, vocabulary_of
@@ -127,6 +127,7 @@ class Committee(nn.Module, ABC):
         """The logits of all from those of each, `[batch, …, classes]`, in at least single precision."""
 
 
+@checked
 class Ensemble(Committee):
     """The average of several teachers, a teacher like any other: `fit(Ensemble([one, other]), student, …)`.
 
@@ -172,7 +173,7 @@ class Ensemble(Committee):
         self.name_classes(real_names(named[0][1]) if named else None)
         if average not in AVERAGES:
             raise DistillError(f"Ensemble has no average={average!r}; use 'logits', 'probabilities' or 'geometric'.")
-        if not temperature > 0:
+        if not 0 < temperature < inf:
             raise DistillError(f"Ensemble needs a temperature above 0: {temperature}; temperature=1 softens nothing.")
         if temperature != 1 and average != "probabilities":
             raise DistillError(

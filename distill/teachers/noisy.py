@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from distill.errors import checked
 from distill.losses import LogitNoise
 from distill.models.outputs import answered
 from distill.teachers.ensemble import Answer
 from interventions import logits_of, rule_of
 
 
+@checked
 class NoisyTeacher(nn.Module):
     """A teacher whose logits are perturbed anew in every run, in eval mode too: `NoisyTeacher(teacher, LogitNoise(1))`.
 

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, TypeVar
 
-from distill.errors import DistillError
+from distill.data.seeds import seed_of
+from distill.errors import DistillError, checked
 
 T = TypeVar("T")
 
 NETWORKS = frozenset({"httpx", "httpcore", "requests", "urllib3", "websocket", "websockets"})
 OF_THIS_MACHINE = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+DAY = 86_400
 TRANSIENT = frozenset({408, 425, 429})
 
 
+@checked
 @dataclass(frozen=True)
 class Retries:
     """How often is asked again, and after which pauses: `first · 2^i` s, at most `longest`, times a draw from [½, 1).
@@ -35,8 +38,11 @@ class Retries:
     sleep: Callable[[float], None] = time.sleep
 
     def __post_init__(self) -> None:
-        if self.count < 0 or not self.first >= 0 or not self.longest >= 0:
-            raise DistillError(f"{self} cannot be; use a count of 0 or more and pauses of 0 s or more: Retries(5).")
+        object.__setattr__(self, "seed", seed_of(self.seed))
+        if self.count < 0 or not 0 <= self.first <= DAY or not 0 <= self.longest <= DAY:
+            raise DistillError(
+                f"{self} cannot be; use a count of 0 or more and pauses of 0 s to a day, {DAY} s: Retries(5)."
+            )
 
     def pauses(self) -> Iterator[float]:
         """Their lengths [s], without end; each process of a training draws its own."""

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 import interventions
 from distill.data.rows import batches
-from distill.errors import DistillError, Unreachable
-from distill.models.inputs import device_of, evaluating, inputs_of, network_of, teachers
+from distill.errors import DistillError, Unreachable, checked
+from distill.models.inputs import device_of, evaluating, inputs_of, network_of, refuse_valueless, teachers
 from distill.tasks.loading import training_rows
 from distill.teachers.cache import Cache, Unhashable, digest, weights_of
 from distill.teachers.padding import Padded
@@ -27,6 +28,7 @@ Places = Sequence[Location] | Mapping[Location, Any]
 Masks = tuple[Tensor | None, Tensor | None]
 
 
+@checked
 class Served:
     """A teacher whose answers are fetched in batches and kept by sample, so that each is fetched once.
 
@@ -69,6 +71,7 @@ class Served:
         _check(model, remote, {"top_k": top_k, "batch_size": batch_size}, temperature)
         if remote in (False, "local"):
             _load(model)
+            refuse_valueless(network_of(model), "Served")
         self.model, self.remote, self.batch_size = model, remote, batch_size
         self.answers, self._reads = answers, partial(logits_of, answers=answers)
         self.keep = TopK(top_k, temperature, self._reads)
@@ -179,6 +182,7 @@ class Served:
             rest[0] = columns[tokens].shape[1]
         return len(next(iter(columns.values()))), *rest
 
+    @checked
     def fetch(self, data: Any, *, batch_size: int = 64) -> int:
         """Ask for the answers to all rows of data beforehand; returns how many samples are kept.
 
@@ -302,6 +306,12 @@ class Served:
                 f"the teacher was asked about {rows} samples and its answer is of shape "
                 f"{None if answers is None else list(answers.shape)}; it must have one row for each."
             )
+        wrong = int(answers.isnan().flatten(1).any(1).sum())
+        if wrong:
+            raise DistillError(
+                f"the teacher answers NaN to {wrong} of {rows} samples, and no such answer is kept; see whether its "
+                "inputs are: data[name].isfinite().all(), and its weights."
+            )
 
     def _check_witness(self) -> None:
         """Refuse answers of an earlier run that this teacher would not give; asked before its first new answer."""
@@ -395,8 +405,10 @@ def _check(model: Any, remote: bool | str, counts: Mapping[str, int | None], tem
             f"remote={remote!r} asks another machine for the model, and this {type(model).__name__} is here; pass a "
             "model of nnsight: Served(TransformersModel(name), remote=True)."
         )
+    if remote == "":
+        raise DistillError("Served(remote='') names no host; use its address, True, or False for one of this process.")
     for name, count in counts.items():
         if count is not None and count < 1:
             raise DistillError(f"Served({name}={count}) keeps nothing; use 1 or more, or None for no limit.")
-    if not temperature > 0:
+    if not 0 < temperature < inf:
         raise DistillError(f"Served(temperature={temperature}) softens nothing; use one above 0, as KD has.")

@@ -74,6 +74,7 @@ def check(
                 _say_side(name, model, rows, teachers if model is teacher else students)
         if logits is None:
             continue
+        _refuse_virtual(name, model, logits, columns)
         classes.append(logits.shape[-1])
         counted = counted and are_classes(model, logits, rows)
         tokens = logits.ndim > 2
@@ -100,6 +101,18 @@ def check(
                 f"{classes[0]} classes "
                 f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
             )
+
+
+def _refuse_virtual(name: str, model: Any, logits: Tensor, columns: Mapping[str, Tensor]) -> None:
+    """Refuse answers at virtual tokens, as of a prompt that is learned: no token of the text stands there."""
+    ids, config = columns.get("input_ids"), getattr(model, "active_peft_config", None)
+    virtual = getattr(config, "num_virtual_tokens", None) or 0
+    if ids is not None and virtual and logits.ndim == 3 and logits.shape[1] == ids.shape[1] + virtual:
+        raise DistillError(
+            f"{name} answers at {logits.shape[1]} positions for {ids.shape[1]} tokens, as {virtual} virtual ones stand "
+            f"before them; say where the answers are: answers=lambda output: output.logits[:, {virtual}:], or learn a "
+            "prefix, which adds no positions: PrefixTuningConfig(…)."
+        )
 
 
 def _say_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> None:

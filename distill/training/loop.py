@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
-from distill.errors import DistillError, Unreachable
+from distill.errors import DistillError, Unreachable, checked
 from distill.interchange.mapping import Pair, Sides
 from distill.models.finite import check_weights
-from distill.models.inputs import device_of, evaluating, innermost, network_of, to_device, uncompiled
+from distill.models.inputs import device_of, evaluating, innermost, network_of, refuse_valueless, to_device, uncompiled
 from distill.models.outputs import each_answered
 from distill.models.pad_tokens import keep_pad_token
 from distill.models.precision import upcast
@@ -38,6 +38,7 @@ ONE_ROW = "more than 1 value per channel"
 """What torch says where batch norm is given one row."""
 
 
+@checked
 def steps(
     teacher: Model | Served | CausalModel | None,
     student: nn.Module,
@@ -98,6 +99,8 @@ def _steps(
             "learn: student.requires_grad_(True)."
         )
     check_softening(teacher, objectives)
+    if trained is not None:
+        refuse_valueless(trained, "steps(trained=…)")
     computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
     yield from train(computation, rows, weights, schedule=schedule, left_out=left_out, **loop)
 
@@ -164,10 +167,12 @@ def train(
                 if checkpoints is not None and done < number and processes == 1:  # others do not know of it
                     checkpoints.save(number)
                 raise
+            if number == done:
+                _check_learns(optimizer, terms)
             if schedule.clip is not None:
                 for each in computation.clipped or (wrapped,):
                     accelerator.clip_grad_norm_(each.parameters(), schedule.clip)
-            optimizer.step()
+            _stepped(optimizer)
             optimizer.zero_grad()
             if number + 1 == total:
                 check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
@@ -216,6 +221,7 @@ class _Training:
                     terms = self.terms(part, generator, when, number)
                     loss = self.loss(terms, progress=moment.progress)
                     _check_finite(loss, terms, number + 1, self.checkpoints)
+                    _check_attached(loss, terms)
                     accelerator.backward(loss / len(parts) if len(parts) > 1 else loss)
                 for name, term in terms.items():
                     together[name] = together.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
@@ -275,6 +281,38 @@ def _try_out(computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss
         computation.prepare(batch, generator, rows, moment)
         computation.objectives.to(device)
         loss(computation(batch, generator, moment))
+
+
+def _check_attached(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+    """Refuse a loss without a graph: nothing would be learned."""
+    if not loss.requires_grad:
+        raise DistillError(
+            f"the loss ({', '.join(terms)}) depends on nothing that is trained, as somewhere its graph is cut; leave "
+            "out detach(), torch.no_grad() and what turns tensors into numbers, in the student and in its objectives."
+        )
+
+
+def _check_learns(optimizer: Any, terms: Mapping[str, Tensor]) -> None:
+    """Refuse to train what the loss does not depend on."""
+    if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
+        raise DistillError(
+            f"none of the parameters that are trained has a gradient, as the loss ({', '.join(terms)}) does not depend "
+            "on them; train what the student computes with: trained=None, or the subspaces of the mapping."
+        )
+
+
+def _stepped(optimizer: Any) -> None:
+    """Let the optimizer make a step; a learning rate that its numbers cannot hold is refused."""
+    try:
+        optimizer.step()
+    except (RuntimeError, OverflowError) as error:
+        if "overflow" not in str(error).lower():
+            raise
+        group = max(optimizer.param_groups, key=lambda each: each["lr"])
+        raise DistillError(
+            f"lr={group['lr']:g} with weight_decay={group['weight_decay']:g} is more than weights can be changed by "
+            f"({error}); lower them, e.g. lr=5e-5, weight_decay=0.01."
+        ) from error
 
 
 def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:

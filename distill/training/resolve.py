@@ -108,7 +108,7 @@ def mapped(
         return ()
     if isinstance(teacher, CausalModel):
         positions = next((each.positions for each in objectives if isinstance(each, IIT)), None)
-        return () if not mapping else pairs_of(cast(Sides, mapping), teacher, student, positions)
+        return () if mapping in (None, {}, ()) else pairs_of(cast(Sides, mapping), teacher, student, positions)
     if isinstance(mapping, tuple) or mapping == {}:
         return tuple(cast(tuple[Pair, ...], mapping))
     return pairs_of("full" if mapping is None else mapping, teacher, student)

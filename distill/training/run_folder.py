@@ -175,6 +175,8 @@ def run_folder(
     Raises:
         DistillError: a folder that holds something else, or a run that was started otherwise.
     """
+    if save_steps < 1:
+        raise DistillError(f"save_steps={save_steps} is no number of steps; give 1 or more: save_steps={SAVE_STEPS}.")
     if output_dir is not None:
         return RunFolder(Path(output_dir), settings, resume, save_steps)
     if resume:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import ceil, cos, inf, isfinite, pi
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from distill.data.seeds import decided, seed_of
 from distill.data.task import Recipe
-from distill.errors import DistillError
+from distill.errors import DistillError, checked, refuse_negative
 from distill.models.precision import PARAM_DTYPES
-from distill.objectives.term_weights import Weight
+from distill.objectives.term_weights import Weight, weight_at
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -26,6 +25,7 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 DECAYS = ("linear", "cosine", "constant")
 
 
+@checked
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train: the optimizer, warm-up and decay of its learning rate, clipped gradients.
@@ -49,18 +49,18 @@ class Schedule:
     """
 
     epochs: float = 3
-    steps: Any = None
-    batch_size: Any = 32
+    steps: int | None = None
+    batch_size: int = 32
     lr: float = 5e-5
     warmup: float = 0.06
     weight_decay: float = 0.01
     clip: float | None = 1.0
     seed: Any = 0
-    accumulate: Any = 1
+    accumulate: int = 1
     optimizer: str = "adamw"
-    decay: Any = "linear"
+    decay: str | tuple[float, ...] = "linear"
     param_dtype: str = "float32"
-    workers: Any = 0
+    workers: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", seed_of(self.seed))
@@ -73,15 +73,13 @@ class Schedule:
                 f"batch_size={self.batch_size}, lr={self.lr}: both must be above 0 and finite, e.g. batch_size=32, "
                 "lr=5e-5."
             )
-        whole = {"batch_size": self.batch_size, "accumulate": self.accumulate, "steps": self.steps}
-        odd = [name for name, each in whole.items() if each is not None and not _is_whole(each)]
-        if odd or not isfinite(self.epochs):
-            name = odd[0] if odd else "epochs"
-            raise DistillError(f"{name}={getattr(self, name)!r} must be a whole number{'' if odd else ', or finite'}.")
+        if not isfinite(self.epochs):
+            raise DistillError(f"epochs={self.epochs} never end; use e.g. epochs=3.")
         if not 0 <= self.warmup <= 1:
             raise DistillError(
                 f"warmup={self.warmup} is no share of the steps; use 0 to 1, e.g. warmup=0.06; for k of n steps k / n."
             )
+        refuse_negative("Schedule", weight_decay=self.weight_decay)
         if self.clip is not None and not self.clip > 0:
             raise DistillError(f"clip={self.clip} leaves no gradient; use a norm above 0, e.g. clip=1.0, or None.")
         if not 1 <= self.accumulate <= self.batch_size:
@@ -91,8 +89,8 @@ class Schedule:
             )
         if self.optimizer not in OPTIMIZERS:
             raise DistillError(f"optimizer={self.optimizer!r} is none of {', '.join(OPTIMIZERS)}; choose one.")
-        if not _is_whole(self.workers) or self.workers < 0:
-            raise DistillError(f"workers={self.workers!r} must be a whole number, 0 or more.")
+        if self.workers < 0:
+            raise DistillError(f"workers={self.workers} cannot be; use 0 to read in this process, or more.")
         if self.param_dtype not in PARAM_DTYPES:
             raise DistillError(
                 f"param_dtype={self.param_dtype!r} is none of {', '.join(map(repr, PARAM_DTYPES))}; choose one."
@@ -103,7 +101,7 @@ class Schedule:
                     f"decay={self.decay!r} is none of {', '.join(DECAYS)}; choose one, or shares of the training, "
                     "as decay=(0.5, 0.75)."
                 )
-        elif not isinstance(self.decay, tuple) or not self.decay or not all(0 < share < 1 for share in self.decay):
+        elif not self.decay or not all(0 < share < 1 for share in self.decay):
             raise DistillError(f"decay={self.decay} must be shares of the training, between 0 and 1, as (0.5, 0.75).")
 
     @classmethod
@@ -137,10 +135,6 @@ class Schedule:
         return OPTIMIZERS[self.optimizer](groups, lr=self.lr, weight_decay=self.weight_decay)
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 def weighted(
     terms: Mapping[str, Tensor],
     weights: Mapping[str, Weight] | None,
@@ -163,13 +157,8 @@ def weighted(
     if unknown:
         raise DistillError(f"weights names {min(unknown)!r} and the terms are {', '.join(terms)}; correct the name.")
 
-    def weight(name: str) -> float:
-        value = given.get(name, 1.0)
-        return value(progress) if callable(value) else value
-
-    return sum(
-        (term * weight(name) for name, term in terms.items()), start=torch.zeros(()).to(next(iter(terms.values())))
-    )
+    weighed = (term * weight_at(given.get(name, 1.0), progress, name) for name, term in terms.items())
+    return sum(weighed, start=torch.zeros(()).to(next(iter(terms.values()))))
 
 
 def order(

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from distill.causal.domains import domain_of
 from distill.causal.model import CausalModel
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.tasks.causal.prompts import Prompts
 
 TEMPLATE = "{a} + {b} ="
 MODULO_TEMPLATE = "({a} + {b}) modulo {modulo} ="
 
 
+@checked
 def addition(
     tokenizer: Any,
     a: Sequence[int] = range(10, 50),
@@ -55,7 +56,9 @@ def addition(
     domains = {"a": domain_of("a", a), "b": domain_of("b", b)}
     found = _domains(domains["a"].values.tolist(), domains["b"].values.tolist(), modulo)
     words = [str(number) for number in found["answer"]]
-    prompts = _prompts(tokenizer, template or (MODULO_TEMPLATE if modulo else TEMPLATE), a, b, (modulo, words))
+    prompts = _prompts(
+        tokenizer, (MODULO_TEMPLATE if modulo else TEMPLATE) if template is None else template, a, b, (modulo, words)
+    )
 
     def numbers(values: dict[str, Tensor]) -> dict[str, Tensor]:
         places = {name: domain.index(values[name]) for name, domain in domains.items()}
@@ -119,6 +122,9 @@ def _prompts(
     faults = []
     for ending in ("", " "):
         prompts = Prompts([template + ending], fillers, tokenizer)
+        lacking = next((slot for slot in ("{a}", "{b}") if slot not in template), None)
+        if lacking is not None:
+            raise DistillError(f"the template {template!r} does not name {lacking}; write it as {TEMPLATE!r}.")
         try:
             prompts.answer_ids(words, dict.fromkeys(fillers, torch.zeros(1, dtype=torch.long)))
             return prompts

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 
 from distill.causal.model import CausalModel
+from distill.errors import DistillError, checked
 
 
+@checked
 def hierarchical_equality(entities: int | None = 20, width: int = 4, seed: int = 0) -> CausalModel:
     """(a = b) = (c = d), for entities that a network sees as random vectors.
 
@@ -26,6 +28,11 @@ def hierarchical_equality(entities: int | None = 20, width: int = 4, seed: int =
     >>> hierarchical_equality()
     CausalModel(a, b, c, d, left(a, b), right(c, d), answer(left, right))
     """
+    if width < 1 or (entities is not None and entities < 1):
+        raise DistillError(
+            f"hierarchical_equality(entities={entities}, width={width}) compares nothing; use 1 or more of each, e.g. "
+            "entities=20, width=4."
+        )
     vectors = torch.rand(entities or 1, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     vectors_on = cache(vectors.to)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from distill.causal.model import CausalModel
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.tasks.causal.prompts import Prompts
 
 TEMPLATES = (
@@ -26,6 +26,7 @@ PLACES = ("library", "market", "harbor", "museum", "farm", "bakery", "bridge", "
 OBJECTS = ("book", "ticket", "lamp", "basket", "map", "cup", "letter", "hammer")
 
 
+@checked
 def indirect_object(
     tokenizer: Any,
     *,

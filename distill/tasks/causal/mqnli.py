@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.causal.model import CausalModel
 from distill.data.files import read
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 
 Truths = frozenset[tuple[bool, bool]]
 SPLITS = ("train", "dev", "test")
@@ -68,6 +68,7 @@ SENTENCES = ("sentence1", "sentence2")
 INPUTS = tuple(f"{side}_{slot}" for side in ("premise", "hypothesis") for slot in SLOTS)
 
 
+@checked
 def multiply_quantified(folder: str | Path) -> CausalModel:
     """Does "every sad actor doesnot eat some cake" entail another such sentence, contradict it, or neither?
 

@@ -9,12 +9,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.causal.model import CausalModel
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.tasks.pvr import ANSWER_TILE, images_and_digits, split
 
 TILES = ("pointer", "top_right", "bottom_left", "bottom_right")
 
 
+@checked
 def pointer_values(
     images: Float[Tensor, "images height width"] | None = None,
     digits: Int[Tensor, " labels"] | None = None,

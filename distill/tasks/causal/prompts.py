@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 
 ROWS = 50_000
 """How many prompts stay tokenised."""
@@ -29,6 +29,7 @@ class _Row(NamedTuple):
     last_word: str
 
 
+@checked
 class Prompts:
     """Templates with named slots, the words that fill them, and the tokenizer of the network that reads them.
 
@@ -79,10 +80,12 @@ class Prompts:
         self._seen: dict[Key, _Row] = {}
         self._continued: dict[tuple[str, ...], dict[str, Tensor]] = {}
 
+    @checked
     def texts(self, numbers: Mapping[str, Tensor]) -> list[str]:
         """What each prompt says."""
         return [self._written(key)[0] for key in self._keys(numbers)]
 
+    @checked
     def encode(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask`, both `[batch, token]`, padded on the tokenizer's side.
 
@@ -95,6 +98,7 @@ class Prompts:
         mask = self._padded([[1] * len(row.ids) for row in rows], 0)
         return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
+    @checked
     def first(self, slot: str, numbers: Mapping[str, Tensor]) -> Int[Tensor, " batch"]:
         """The position of the first token of what fills a slot.
 
@@ -103,6 +107,7 @@ class Prompts:
         """
         return self._spans(slot, numbers)[:, 0]
 
+    @checked
     def last(self, slot: str, numbers: Mapping[str, Tensor]) -> Int[Tensor, " batch"]:
         """The position of the last token of what fills a slot: the first that has seen all of it.
 
@@ -111,10 +116,12 @@ class Prompts:
         """
         return self._spans(slot, numbers)[:, 1]
 
+    @checked
     def end(self, numbers: Mapping[str, Tensor]) -> Int[Tensor, " batch"]:
         """The position of the last token of the text; a token that the tokenizer adds at the end is not counted."""
         return torch.tensor([row.end for row in self._rows(numbers)], device=_device(numbers))
 
+    @checked
     def answer_ids(self, answers: Sequence[str], numbers: Mapping[str, Tensor]) -> Int[Tensor, "batch answers"]:
         """The first token of each answer as it continues each prompt: after a space, unless the prompt ends with one.
 
@@ -127,6 +134,7 @@ class Prompts:
         """
         return self._answer_ids(answers, numbers).to(_device(numbers))
 
+    @checked
     def read(
         self, logits: Float[Tensor, "batch token vocabulary"], answers: Sequence[str], numbers: Mapping[str, Tensor]
     ) -> Float[Tensor, "batch answers"]:
@@ -155,6 +163,8 @@ class Prompts:
 
     def _answer_ids(self, answers: Sequence[str], numbers: Mapping[str, Tensor]) -> Tensor:
         known = self._continued.setdefault(tuple(answers), {})
+        if not answers:
+            raise DistillError("no answers were named; give the words that may continue the prompts: answers=['was'].")
         keys = self._keys(numbers)
         words = [row.last_word for row in self._kept(keys)]
         for word, key in dict(zip(words, keys, strict=True)).items():
@@ -245,7 +255,15 @@ class Prompts:
         return text, places
 
     def _keys(self, numbers: Mapping[str, Tensor]) -> list[Key]:
-        rows = len(next(iter(numbers.values())))
+        odd = next((name for name, value in numbers.items() if not _counts_rows(value)), None)
+        lengths = {len(value) for value in numbers.values()} if odd is None else set()
+        if len(lengths) != 1:
+            found = {name: (str(value.dtype).removeprefix("torch."), *value.shape) for name, value in numbers.items()}
+            raise DistillError(
+                f"the numbers of prompts are {found}; give a tensor [batch] of whole numbers for each slot, as "
+                "numbers={'noun': torch.tensor([0, 1])}."
+            )
+        rows = lengths.pop()
         columns = {"template": [0] * rows} if len(self.templates) == 1 else {}
         columns |= {name: value.tolist() for name, value in numbers.items()}
         for name, choices in {"template": self.templates, **self.fillers}.items():
@@ -295,6 +313,11 @@ def _span(slot: str, place: tuple[int, int], offsets: Sequence[Sequence[int]], t
             "tokenizer does not drop: tokenizer.tokenize(filler) != []."
         )
     return inside[0], inside[-1]
+
+
+def _counts_rows(numbers: Tensor) -> bool:
+    """Whether these can be the numbers of what fills a slot, one a prompt."""
+    return numbers.ndim == 1 and len(numbers) > 0 and not numbers.is_floating_point() and not numbers.is_complex()
 
 
 def _device(numbers: Mapping[str, Tensor]) -> torch.device:

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from distill.causal.model import CausalModel
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 
+DEEPEST = 16
+"""A tree of so many levels has 65,536 bits."""
 GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "and": lambda left, right: left & right,
     "or": lambda left, right: left | right,
@@ -19,6 +21,7 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@checked
 def boolean_tree(depth: int = 2, gates: Sequence[str] = ("and", "or", "xor"), seed: int = 0) -> CausalModel:
     """A full binary tree of gates over the bits x0, x1, …; each gate is drawn from `gates`, by `seed`.
 
@@ -31,8 +34,10 @@ def boolean_tree(depth: int = 2, gates: Sequence[str] = ("and", "or", "xor"), se
     Raises:
         DistillError: no level, or an unknown gate.
     """
-    if depth < 1:
-        raise DistillError(f"boolean_tree(depth={depth}) has no gate; use depth=1 or more.")
+    if not 1 <= depth <= DEEPEST:
+        raise DistillError(f"boolean_tree(depth={depth}) has no gate, or too many; use depth=1 to depth={DEEPEST}.")
+    if not gates:
+        raise DistillError(f"boolean_tree(gates={gates!r}) has nothing to draw from; gates are {', '.join(GATES)}.")
     if unknown := [gate for gate in gates if gate not in GATES]:
         raise DistillError(f"there is no gate {unknown[0]!r}; gates are {', '.join(GATES)}.")
     generator = torch.Generator().manual_seed(seed)

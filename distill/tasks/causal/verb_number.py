@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from distill.causal.model import CausalModel
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 from distill.tasks.causal.prompts import Prompts
 
 BEFORE = (
@@ -29,6 +29,7 @@ NOUNS = tuple((noun, f"{noun}s") for noun in "dog cat bird boy girl friend toy b
 VERBS = (("was", "were"),)
 
 
+@checked
 def verb_number(
     tokenizer: Any,
     *,

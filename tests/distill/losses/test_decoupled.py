@@ -124,7 +124,9 @@ class TestRefuses:
 
     @pytest.mark.parametrize("temperature", [0, -1.0, math.nan])
     def test_temperature(self, loss, temperature):
-        with pytest.raises(DistillError, match=rf"^{loss.__name__} needs a temperature above 0: temperature="):
+        with pytest.raises(
+            DistillError, match=rf"^{loss.__name__}.* temperature (above 0: temperature=|must be a number)"
+        ):
             loss(*pair(4, 6), LABELS, temperature=temperature)
 
     def test_reduction(self, loss):

@@ -53,7 +53,7 @@ class TestSmoothing:
 
     @pytest.mark.parametrize("smoothing", [-0.1, 1.5, math.nan])
     def test_refuses_shares_that_are_none(self, smoothing):
-        with pytest.raises(DistillError, match=rf"smoothing from 0 to 1: smoothing={smoothing}; smoothing=0.1"):
+        with pytest.raises(DistillError, match=rf"smoothing={smoothing}.*; (smoothing=0.1|write smoothing=0.0)"):
             cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), smoothing)
 
 

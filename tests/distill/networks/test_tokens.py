@@ -149,7 +149,7 @@ def test_masks_that_do_not_fit_are_refused(name):
 
 
 def test_sizes_that_make_no_network_are_refused():
-    with pytest.raises(DistillError, match="layers=0 make no LSTM"):
+    with pytest.raises(DistillError, match="layers=0. makes no network"):
         LSTMClassifier(10, 2, layers=0)
     for settings in (dict(layers=0), dict(heads=0), dict(width=10, heads=4)):
         with pytest.raises(DistillError, match="make no transformer: it needs a layer, and a width that the heads"):

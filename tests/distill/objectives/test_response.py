@@ -7,7 +7,7 @@ from distill import DIITO, DKD, KD, DistillError, Labels, Rows, Schedule, steps
 from distill.losses import LogitNoise, dkd, reverse_kl, squared_error
 from distill.objectives import Moment
 from distill.training.computation import Computation
-from tests.distill.tiny_models import CLASSES, bert, gpt2_lm, masked_lm, mlp, same, spread, text, vectors, weights
+from tests.distill.tiny_models import CLASSES, bert, gpt2_lm, masked_lm, mlp, same, spread, t5, text, vectors, weights
 
 SHORT = Schedule(steps=2, batch_size=6)
 
@@ -24,7 +24,7 @@ class Fixed(torch.nn.Module):
         self.logits = torch.nn.Parameter(torch.tensor(logits))
 
     def forward(self, inputs):
-        return self.logits.expand(len(inputs), -1)
+        return self.logits.expand(len(inputs), *self.logits.shape)
 
 
 BATCH = {"inputs": torch.zeros(2, 1), "labels": torch.tensor([0, 1])}
@@ -86,7 +86,7 @@ def test_labels_of_tokens():
 
 
 def test_what_they_refuse():
-    for wrong in (0, -1.0, float("nan")):
+    for wrong in (0, -1.0, math.inf):
         with pytest.raises(DistillError, match=r"softens nothing; use a temperature above 0, e.g. KD\(2.0\)"):
             KD(wrong)
     with pytest.raises(
@@ -303,3 +303,17 @@ def test_other_tokenizers_are_told_of_spans():
     data = Rows({**rows.table, **others}).batch(range(6))
     with pytest.raises(DistillError, match=r"KD\(\) compares token by token.*use SpanKD\(alignment\)"):
         terms(spread(gpt2_lm(2)), spread(gpt2_lm(2), 1), KD(), data)
+
+
+@pytest.mark.parametrize("longer", [0, 2])
+def test_a_decoder_and_an_encoder_decoder_answer_to_other_tokens(longer):
+    """Where they are as many, too: one answers to the next token that it reads, the other to that which it writes."""
+    ids = torch.randint(5, 40, (6, 5 + longer))
+    data = {"input_ids": ids, "labels": ids[:, :5].clone()}
+    for teacher, student in ((gpt2_lm(1), t5(1)), (t5(1), gpt2_lm(1))):
+        with pytest.raises(
+            DistillError, match=r"KD\(\) compares token by token, and the answers of one are to what its"
+        ):
+            list(steps(teacher, student, data=data, objective=KD(), schedule=SHORT))
+    with pytest.raises(DistillError, match=r"answers at 4 positions and the teacher at 6; let the student learn what"):
+        terms(Fixed(*torch.zeros(6, 3).tolist()), Fixed(*torch.zeros(4, 3).tolist()), KD(), BATCH)

@@ -239,7 +239,7 @@ def test_layers_of_language_models_resume_without_their_caches():
         (lambda: Ensemble([mlp(), mlp()], "mean"), "no average='mean'; use 'logits', 'probabilities' or 'geometric'"),
         (lambda: Ensemble([mlp(), mlp()], weights=[1.0]), r"of 2 teachers has weights=\[1.0\]; give one above 0"),
         (lambda: Ensemble([mlp(), mlp()], weights=[1.0, 0.0]), r"weights=\[1.0, 0.0\]; .*leave out teachers"),
-        (lambda: Ensemble([mlp(), mlp()], weights=[1.0, torch.nan]), "give one above 0 for each"),
+        (lambda: Ensemble([mlp(), mlp()], weights=[1.0, torch.nan]), "weights must be a sequence, each a number"),
         (lambda: Ensemble([mlp()], "probabilities", temperature=0.0), "temperature above 0: 0.0"),
         (lambda: Ensemble([mlp()], temperature=4.0), r"average='logits', temperature=4.0\) is the same at every"),
         (

@@ -7,7 +7,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from distill import DIITO, KD, DistillError, InContext, Labels, Objective, Rows, Schedule, from_layers, steps
+from distill import (
+    CRD,
+    DIITO,
+    KD,
+    CausalLM,
+    DistillError,
+    InContext,
+    Labels,
+    Objective,
+    Rows,
+    Schedule,
+    from_layers,
+    steps,
+)
 from distill.training.checkpoints import Checkpoints
 from distill.training.resolve import objectives_of
 from distill.training.schedule import drawing, order
@@ -64,7 +77,9 @@ def test_totals(schedule, rows, total):
     "wrong", [{"epochs": 0}, {"steps": 0}, {"epochs": -1}, {"batch_size": 0}, {"lr": 0}, {"lr": math.nan}]
 )
 def test_a_schedule_that_trains_nothing(wrong):
-    with pytest.raises(DistillError, match=r"train nothing; use e.g. epochs=3|both must be above 0"):
+    with pytest.raises(
+        DistillError, match=r"train nothing; use e.g. epochs=3|both must be above 0|lr must be a number"
+    ):
         Schedule(**wrong)
 
 
@@ -444,3 +459,97 @@ def test_trackers_of_the_accelerator_are_told_every_step():
     expected = {record.step: {"loss": record.loss, "lr": record.lr, **record.terms} for record in records}
     assert tracker.logged == expected
     assert len(expected) == 2
+
+
+def once(student=None, teacher=None, data=None, *, objective=None, **settings):
+    """The records of one step of a small network."""
+    given = {"schedule": Schedule(steps=1, batch_size=4)} | settings
+    return list(
+        steps(teacher or mlp(), student or mlp(), data=data or vectors(8), objective=objective or KD(), **given)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [({"lr": 1e300, "optimizer": name}, KD) for name in ("sgd", "adam", "adamw")]
+    + [({"weight_decay": 1e300, "optimizer": "sgd"}, KD), ({}, lambda: CRD(4, 8, lr=1e300))],
+)
+def test_a_learning_rate_that_no_weight_can_hold(settings, objective):
+    message = r"lr=.* with weight_decay=.* is more than weights can be changed by .*; lower them, e.g. lr=5e-5"
+    with pytest.raises(DistillError, match=message):
+        once(objective=objective(), schedule=Schedule(steps=1, batch_size=4, **settings))
+
+
+class Cut(torch.nn.Module):
+    """Computes without a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = mlp()
+
+    @torch.no_grad()
+    def forward(self, inputs):
+        return self.inner(inputs)
+
+
+class Returning(Objective):
+    """Returns what it is given."""
+
+    def __init__(self, terms):
+        super().__init__()
+        self.terms = terms
+
+    def forward(self, step):
+        return self.terms
+
+
+def test_a_student_whose_graph_is_cut():
+    with pytest.raises(DistillError, match=r"the loss \(kd\) depends on nothing that is trained, .*; leave out detach"):
+        once(Cut())
+
+
+@pytest.mark.parametrize(
+    ("terms", "found"),
+    [
+        (None, "None"),
+        ({"kd": 0.5}, "'kd': 'an object of type float'"),
+        ({"kd": torch.ones(3)}, r"'kd': 'a tensor \[3\]"),
+        ({1: torch.ones(())}, r"\{1: 'a tensor \[\]"),
+    ],
+)
+def test_terms_that_are_no_scalars(terms, found):
+    with pytest.raises(DistillError, match=rf"Returning returned .*{found}.*; return \{{'name': value.mean\(\)\}}"):
+        once(objective=Returning(terms))
+
+
+def test_what_is_trained_and_has_no_part_in_the_loss():
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(DistillError, match="none of the parameters that are trained has a gradient, as the loss .kd. "):
+        once(trained=other)
+    with torch.device("meta"):
+        empty = torch.nn.Linear(2, 2)
+    with pytest.raises(DistillError, match="'weight' is on the device 'meta', which holds no values; load them"):
+        once(trained=empty)
+
+
+@pytest.mark.parametrize("weight", [lambda progress: None, lambda progress: "much", lambda progress: progress > 0.5])
+def test_a_weight_that_is_no_number(weight):
+    with pytest.raises(DistillError, match=r"the weight of 'kd' is .* after 0 of the training, and a number is needed"):
+        once(weights={"kd": weight})
+
+
+def test_virtual_tokens_are_no_tokens_of_the_text():
+    from peft import PromptTuningConfig, get_peft_model
+
+    student = get_peft_model(gpt2_lm(2), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    rows, message = (
+        text(8, labels=False),
+        r"answers at \d+ positions for \d+ tokens, as 3 virtual ones stand before them",
+    )
+    for objective in (KD(), CausalLM(), DIITO()):
+        with pytest.raises(DistillError, match=rf"the student {message}; say where the answers are: answers=lambda"):
+            once(student, gpt2_lm(2), rows, objective=objective)
+    with pytest.raises(DistillError, match=f"the teacher {message}"):
+        once(gpt2_lm(2), student, rows)
+    records = once(student, gpt2_lm(2), rows, answers=(None, lambda output: output.logits[:, 3:]))
+    assert records[0].terms["kd"] > 0

@@ -137,7 +137,7 @@ def _is_own(recipe: Recipe, argument: str, value: str, error: Exception) -> bool
     after = frames[last + 1 :]
     if not after:  # what is called has no frame, or cannot be called with what it is given
         return value in ("type", "class of network", "operator")
-    return "torch/nn/modules/module.py" in after[0] or not _is_library(after[0])
+    return "torch/nn/modules/" in after[0] or not _is_library(after[0])
 
 
 def _is_ours(name: str) -> bool:

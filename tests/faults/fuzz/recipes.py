@@ -1,5 +1,15 @@
 """Right calls of everything that is public."""
 
+from tests.faults.fuzz.causal_recipes import RECIPES as OF_CAUSAL_MODELS
 from tests.faults.fuzz.interventions_recipes import RECIPES as OF_INTERVENTIONS
+from tests.faults.fuzz.losses_recipes import RECIPES as OF_LOSSES
+from tests.faults.fuzz.measuring_recipes import RECIPES as OF_MEASURING
+from tests.faults.fuzz.objective_recipes import RECIPES as OF_OBJECTIVES
+from tests.faults.fuzz.tasks_recipes import RECIPES as OF_TASKS
+from tests.faults.fuzz.teacher_recipes import RECIPES as OF_TEACHERS
+from tests.faults.fuzz.training_recipes import RECIPES as OF_TRAINING
 
-RECIPES = [*OF_INTERVENTIONS]
+RECIPES = [
+    *OF_INTERVENTIONS, *OF_TRAINING, *OF_OBJECTIVES, *OF_CAUSAL_MODELS, *OF_TEACHERS, *OF_LOSSES, *OF_TASKS,
+    *OF_MEASURING,
+]  # fmt: skip

@@ -242,7 +242,7 @@ class Slow:
     ("given", "message"),
     [
         ((["{a} is"], {"a": ["Al"]}, Slow()), r"a fast one: Slow is none; pass AutoTokenizer\.from_pretrained\(NAME"),
-        (("{a} is", {"a": ["Al"]}), r"must be a list of texts: '\{a\} is'; give templates=\['The \{noun\} was'\]"),
+        (("{a} is", {"a": ["Al"]}), r"templates must be a sequence, each a text; write templates=\['…'\]"),
         (([], {"a": ["Al"]}), r"must be a list of texts: \[\]"),
         (
             (["{a} is"], {"b": ["Al"]}),

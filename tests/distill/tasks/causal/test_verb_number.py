@@ -103,7 +103,7 @@ def test_with_the_tokenizer_of_gpt2(shared_data):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"nouns": ["dogs"]}, r"nouns must be pairs of a singular and a plural: 'dogs'; give nouns=\[\('dog', 'dogs'"),
+        ({"nouns": ["dogs"]}, r"nouns must be a sequence, each a sequence, each a text"),
         ({"verbs": []}, r"verbs must be pairs of a singular and a plural: \[\]; give verbs=\[\('was', 'were'\)\]"),
         ({"verbs": [("was", "was")]}, r"the answers 'was' and 'was' share their first token 'was' after"),
         ({"verbs": [("was", "were"), ("was", "are")]}, r"the answers 'was' and 'was' share their first token 'was'"),
