@@ -1,6 +1,6 @@
 """Train a student to compute like its teacher, and measure how far it does."""
 
-from distill import losses, networks, objectives, tasks
+from distill import losses, metrics, networks, objectives, tasks
 from distill.alignment.align import align
 from distill.alignment.alignment import Alignment
 from distill.alignment.search import Search, search_alignment
@@ -8,7 +8,6 @@ from distill.causal.model import CausalModel
 from distill.chain import chain
 from distill.data.token_alignment import TokenAlignment
 from distill.errors import DistillError
-from distill.evaluation import metrics
 from distill.evaluation.evaluate import Evaluation, accuracy_under, evaluate
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.intervals import Share

@@ -24,7 +24,7 @@ ORDER = {
         saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors storage causal losses networks data models tasks teachers interchange students objectives training
-        evaluation alignment results fit specialists mutual chain teach compat cli""".split(),
+        evaluation metrics alignment results fit specialists mutual chain teach compat cli""".split(),
 }
 MOST_FILES = 20
 HANDING_ON = """
@@ -78,6 +78,7 @@ TESTED_BY = {
     },
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     "distill/cli/commands.py": "tests/distill/cli/test_main.py",
+    "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",
     "distill/networks/sizes.py": "tests/faults/test_fuzz.py",
     "distill/compat/glue.py": "tests/distill/compat/test_xxs.py",
     "distill/compat/launch.py": "tests/distill/compat/test_xxs.py",

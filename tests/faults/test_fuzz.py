@@ -1,6 +1,6 @@
 """Wrong arguments of every public callable, and wrong invocations of the command line: each is refused in one line.
 
-The default tier tries a sample, the same one each time; `pytest -m slow` tries all, and prints the counts that
+The default tier tries a sample, the same one each time; `pytest --full` tries all, and prints the counts that
 `docs/reliability.md` has. What is tried runs in a process of its own, so that the checks of types that stand while
 tests run do not speak first.
 """
@@ -71,22 +71,14 @@ def refuse_lost(outcomes):
     assert counts["clear"] > len(outcomes) / 2
 
 
-def test_a_sample_of_wrong_arguments_is_refused_in_one_line():
-    refuse_lost(run("tests.faults.fuzz", "--every", "97"))
+@pytest.mark.parametrize("every", [97, pytest.param(1, marks=pytest.mark.full)])
+def test_wrong_arguments_are_refused_in_one_line(every):
+    refuse_lost(run("tests.faults.fuzz", "--every", str(every)))
 
 
-def test_a_sample_of_wrong_invocations_is_refused_in_one_line():
-    refuse_lost(run("tests.faults.fuzz.command_line", "--every", "61"))
-
-
-@pytest.mark.slow
-def test_all_wrong_arguments_are_refused_in_one_line():
-    refuse_lost(run("tests.faults.fuzz"))
-
-
-@pytest.mark.slow
-def test_all_wrong_invocations_are_refused_in_one_line():
-    refuse_lost(run("tests.faults.fuzz.command_line"))
+@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.full)])
+def test_wrong_invocations_are_refused_in_one_line(every):
+    refuse_lost(run("tests.faults.fuzz.command_line", "--every", str(every)))
 
 
 def test_there_are_more_than_a_thousand_wrong_inputs():
