@@ -770,7 +770,7 @@ def test_an_output_that_has_no_classes_is_refused():
 
 
 def test_tasks_that_are_refused():
-    with refuses(r"boolean_tree\(depth=0\) has no gate; use depth=1"):
+    with refuses(r"boolean_tree\(depth=0\) has no gate, or too many; use depth=1"):
         boolean_tree(0)
     with refuses("there is no gate 'not'; gates are and, or, xor"):
         boolean_tree(gates=("and", "not"))
