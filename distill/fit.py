@@ -1,9 +1,7 @@
 """`fit`: the loop run to its end, with checkpoints, evaluation and everything saved."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from distill.causal.feed import given
+from distill.causal.feed import Samples, given
 from distill.causal.model import CausalModel
 from distill.data.classes import Ranked
 from distill.data.draws import batch_size_of
@@ -38,20 +36,8 @@ from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
 from distill.training import loop
 from distill.training.checks import check
-from distill.training.fingerprints import fingerprints
-from distill.training.progress import Plain, shown
-from distill.training.resolve import fed, mapped, objectives_of, seen
-from distill.training.run_folder import (
-    AT_START,
-    FINGERPRINTS,
-    SAVE_STEPS,
-    STUDENT,
-    Resume,
-    held,
-    refuse_used,
-    run_folder,
-    until_done,
-)
+from distill.training.resolve import Training, training_of
+from distill.training.run_folder import AT_START, SAVE_STEPS, STUDENT, Resume, refuse_used
 from distill.training.schedule import Schedule
 from interventions import Model
 
@@ -95,7 +81,7 @@ def fit(
             "random". Labels that have names are numbered as the teacher, or else the student, numbers its classes
             (`config.id2label`); a student without names gets those that it learned. For a causal model {name: tensor}
             of its inputs; columns of other variables are checked.
-        objective: one or several; by default `[KD(), DIITO()]`, for a causal model `IIT()`.
+        objective: one or several; by default `[KD(), DIITO()]`, with `mapping={}` `KD()`, for a causal model `IIT()`.
         weights: {term: weight}, a number or a function of the share of the training that is done, as `Ramp(4, 1)`. For
             a term that is not named, what its method says: 1 for most (`distill objectives` lists the others).
         eval_data: held-out rows, a file of them or a Task; by default the test rows of `data`, if that is a task, or
@@ -122,88 +108,109 @@ def fit(
             later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
-    asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     teacher, student = uncompiled(teacher), uncompiled(student)
-    causal = isinstance(teacher, CausalModel)
-    known = student if teacher is None or isinstance(teacher, CausalModel) else teacher
-    reads = tokenizer_among(given_preprocessors(tokenizer))
-    task = None if data is None or causal else task_of(data, known, reads)
-    task = None if task is None else numbered_as(task, known, student)
-    if isinstance(data, DataLoader) and schedule is None:
-        asked["batch_size"] = batch_size or batch_size_of(data)
-    schedule = schedule or (Schedule(batch_size=256, lr=1e-3) if causal else default_schedule(task))
-    if epochs is not None and steps is None:
-        schedule = replace(schedule, steps=None)
-    schedule = replace(schedule, **{name: value for name, value in asked.items() if value is not None})
-    objectives = objectives_of(objective, teacher)
-    pairs = mapped(teacher, student, mapping, objectives)
-    settings = {
-        "schedule": json.loads(json.dumps(asdict(schedule))),
-        "objective": [repr(each) for each in objectives],
-        "weights": {name: named(value) if callable(value) else value for name, value in (weights or {}).items()},
-        "mapping": [str(pair) for pair in pairs],
-    }
-    if answers is not None:
-        settings["answers"] = json.loads(json.dumps(answers, default=named))
+    asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     if output_dir is not None and not resume:
         refuse_used(Path(output_dir))
-    rows = fed(teacher, student, data if task is None else task, schedule)
-    if isinstance(teacher, CausalModel) and eval_data is not None:
-        given(teacher, eval_data)
-    if output_dir is not None:
-        settings[FINGERPRINTS] = fingerprints(
-            data=rows,
-            networks={} if causal else {"teacher": teacher} | {f"student {AT_START}": student},
-            tokenizer=None if task is None else task.tokenizer,
-            objectives=objectives,
-            weights=weights,
-        )
-    folder = run_folder(output_dir, settings, resume, save_steps)
-    place = None if folder is None else folder.path
-    tested = None
-    if isinstance(rows, Rows):
-        tested = rows_to_measure(eval_data, data, task, rows, known, student)
-        if tested is not None and has_classes(tested):
-            with answered((teacher, student), answers):
-                check(None, student, tested)
-    running = loop.steps(
-        teacher,
-        student,
-        pairs or None,
-        rows,
-        objective=objectives,
-        weights=weights,
-        schedule=schedule,
-        checkpoints=None if folder is None else folder.checkpoints,
-        accelerator=accelerator,
-        answers=answers,
+    with answered((teacher, student), answers):
+        task = _task(teacher, student, data, tokenizer)
+        training = training_of(
+            teacher, student, mapping, data if task is None else task, objective=objective, weights=weights,
+            schedule=_schedule(schedule, asked, teacher, data if task is None else task),
+        )  # fmt: skip
+        tested = _held_out(training, teacher, student, eval_data, data=data, task=task)
+    training = training.kept(
+        output_dir, _settings(training, answers), _networks(teacher, student),
+        tokenizer=None if task is None else task.tokenizer, resume=resume, save_steps=save_steps,
+    )  # fmt: skip
+    trained_on, place = training.seen, None if training.folder is None else training.folder.path
+    running = loop.completed(
+        training, (teacher, student), answers, accelerator=accelerator, title=title, console=console
     )
-    began = time.monotonic()
-    with held(folder), closing(running):
-        records = until_done(shown(running, title, console or Plain()), folder)
-        seconds = time.monotonic() - began
-        trained_on = seen(teacher, student, rows, schedule, process_state().num_processes)
-        if isinstance(rows, Rows):
-            name_classes(student, _names(teacher, rows))
+    with running as (records, seconds):
+        if isinstance(training.rows, Rows):
+            name_classes(student, _names(teacher, training.rows))
         if place is not None and process_state().is_main_process:
             reads = preprocessors_for(tokenizer, task, teacher, student)
-            save_model(student, place / STUDENT, reads, trained_on if isinstance(rows, Rows) else None)
-        evaluation = Evaluation(None, None)
-        if isinstance(teacher, CausalModel):
-            excluded = None if data is None else trained_on
-            with answered((teacher, student), answers):
-                evaluation = evaluate_variables(teacher, student, pairs, eval_data, exclude=excluded)
-        elif tested is not None:
-            measured = None if mapping == {} else pairs or full_mapping(teacher, student)
-            rule = positions_of(objectives)
-            try:
-                evaluation = evaluate(teacher, student, measured, tested, positions=rule, answers=answers)
-            except DistillError as nothing:  # the training is not lost
-                evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
-        result = FitResult(student, tuple(records), evaluation, settings, seconds, place, trained_on)
+            save_model(student, place / STUDENT, reads, trained_on if isinstance(training.rows, Rows) else None)
+        evaluation = _measured(training, teacher, student, tested, mapping=mapping, answers=answers)
+        result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on)
         if place is not None and process_state().is_main_process:
             result.save(place)
     return result
+
+
+def _task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task | None:
+    """The task that the data is or names, its labels numbered as the models number their classes."""
+    if data is None or isinstance(teacher, CausalModel):
+        return None
+    known = student if teacher is None else teacher
+    reads = tokenizer_among(given_preprocessors(tokenizer))
+    task = task_of(data, known, reads)
+    return None if task is None else numbered_as(task, known, student)
+
+
+def _schedule(given: Schedule | None, asked: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:
+    """The schedule that was given, else the usual one of the data, with what was asked for besides."""
+    told = dict(asked)
+    if isinstance(data, DataLoader) and given is None:
+        told["batch_size"] = asked["batch_size"] or batch_size_of(data)
+    if given is None and isinstance(teacher, CausalModel):
+        given = Schedule(batch_size=256, lr=1e-3)
+    schedule = given or default_schedule(data if isinstance(data, Task) else None)
+    if asked["epochs"] is not None and asked["steps"] is None:
+        schedule = replace(schedule, steps=None)
+    return replace(schedule, **{name: value for name, value in told.items() if value is not None})
+
+
+def _settings(training: Training, answers: Any) -> dict[str, Any]:
+    """What was asked for, as plain data."""
+    settings = {
+        "schedule": json.loads(json.dumps(asdict(training.schedule))),
+        "objective": [repr(each) for each in training.objectives],
+        "weights": training.weights_as_text,
+        "mapping": [str(pair) for pair in training.pairs],
+    }
+    return settings if answers is None else settings | {"answers": json.loads(json.dumps(answers, default=named))}
+
+
+def _networks(teacher: Any, student: nn.Module) -> dict[str, Any]:
+    """The networks that a folder knows a run by; a causal teacher is known with its data."""
+    if isinstance(teacher, CausalModel):
+        return {}
+    return {"teacher": teacher, f"student {AT_START}": student}
+
+
+def _held_out(
+    training: Training, teacher: Any, student: nn.Module, eval_data: Any, *, data: Any, task: Task | None
+) -> Any:
+    """The rows to measure on, if there are any; a causal model looks at its own later."""
+    if not isinstance(training.rows, Rows):
+        if isinstance(teacher, CausalModel) and eval_data is not None:
+            given(teacher, eval_data)
+        return eval_data
+    tested = rows_to_measure(eval_data, data, task, training.rows, student if teacher is None else teacher, student)
+    if tested is not None and has_classes(tested):
+        check(None, student, tested)
+    return tested
+
+
+def _measured(
+    training: Training, teacher: Any, student: nn.Module, tested: Any, *, mapping: Any, answers: Any
+) -> Evaluation:
+    """What is measured on held-out rows, where there are any; where that fails, the training is not lost."""
+    if isinstance(teacher, CausalModel):
+        excluded = None if isinstance(training.rows, Samples) else training.seen
+        with answered((teacher, student), answers):
+            return evaluate_variables(teacher, student, training.pairs, tested, exclude=excluded)
+    if tested is None:
+        return Evaluation(None, None)
+    interchanged = None if mapping == {} else training.pairs or full_mapping(teacher, student)
+    rule = positions_of(training.objectives)
+    try:
+        return evaluate(teacher, student, interchanged, tested, positions=rule, answers=answers)
+    except DistillError as nothing:
+        return Evaluation(None, None, f"nothing was measured: {nothing}")
 
 
 def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:

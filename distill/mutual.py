@@ -1,9 +1,7 @@
 """`mutual`: networks that learn together, each from what the others answer at the time."""
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 from itertools import permutations
 from pathlib import Path
@@ -21,36 +19,25 @@ from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import default_schedule
 from distill.interchange.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
 from distill.models.class_labels import has_classes
-from distill.models.class_names import check_alike, name_classes, real_names
+from distill.models.class_names import name_classes
 from distill.models.inputs import TEACHERS, uncompiled
 from distill.models.numbering import numbered_as
-from distill.models.outputs import answered, each_answered
+from distill.models.outputs import answered
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.objectives.processes import process_state
-from distill.objectives.term_weights import Weight, named
+from distill.objectives.term_weights import Weight
 from distill.results import FitResult
 from distill.storage.files import write, write_json
 from distill.tasks.loading import rows_to_measure, task_of, training_rows
 from distill.training import loop
 from distill.training.checkpoints import LOG, lines_of
-from distill.training.checks import check
-from distill.training.fingerprints import fingerprints
+from distill.training.checks import check, check_together
 from distill.training.mutual_computation import Edge, Together
-from distill.training.progress import Plain, Record, shown
-from distill.training.resolve import mapped, objectives_of, seen, supported
-from distill.training.run_folder import (
-    AT_START,
-    FINGERPRINTS,
-    SAVE_STEPS,
-    SETTINGS,
-    STUDENT,
-    Resume,
-    held,
-    run_folder,
-    until_done,
-)
+from distill.training.progress import Record
+from distill.training.resolve import Training, mapped, objectives_of, supported
+from distill.training.run_folder import AT_START, SAVE_STEPS, SETTINGS, STUDENT, Resume
 from distill.training.schedule import Schedule, weighted
 from interventions import shown as shown_value
 
@@ -114,82 +101,89 @@ def mutual(
     """
     networks = [uncompiled(each) for each in networks]
     _check_networks(networks)
-    reads = tokenizer_among(given_preprocessors(tokenizer))
-    task = None if data is None else task_of(data, networks[0], reads)
-    schedule = schedule or default_schedule(task)
-    task = None if task is None else numbered_as(task, *networks)
-    rows = training_rows(data if task is None else task, networks[0], schedule.seed, *networks[1:])
-    lessons, mine, left_out = _objectives(objective, own, rows)
-    arrows = _edges(edges, len(networks))
-    pairs = {edge: _pairs(networks, edge, mapping, lessons) for edge in arrows}
-    tested = rows_to_measure(eval_data, data, task, rows, *networks)
     with answered(networks, answers):
-        _check(networks, rows, pairs)
+        reads = tokenizer_among(given_preprocessors(tokenizer))
+        task = None if data is None else task_of(data, networks[0], reads)
+        schedule = schedule or default_schedule(task)
+        task = None if task is None else numbered_as(task, *networks)
+        rows = training_rows(data if task is None else task, networks[0], schedule.seed, *networks[1:])
+        training = _training(
+            networks, rows, objective, own, _edges(edges, len(networks)), mapping=mapping, weights=weights,
+            schedule=schedule,
+        )  # fmt: skip
+        tested = rows_to_measure(eval_data, data, task, rows, *networks)
         if tested is not None and has_classes(tested):
             for network in networks:
                 check(None, network, tested)
+    started = {f"network {number} {AT_START}": each for number, each in enumerate(networks)}
+    training = training.kept(
+        output_dir, training.settings, started, tokenizer=None if task is None else task.tokenizer, resume=resume,
+        save_steps=save_steps,
+    )  # fmt: skip
+    trained_on = training.seen
+    running = loop.completed(training, networks, answers, accelerator=accelerator, title=title, console=console)
+    with running as (records, seconds):
+        names, results = None if isinstance(rows.classes, Ranked) else rows.classes, []
+        for number, network in enumerate(networks):
+            place = None if training.folder is None else training.folder.path / str(number)
+            name_classes(network, names)
+            evaluation = _evaluated(network, tested, networks, answers)
+            own_records = _own(records, number, training)
+            results.append(FitResult(network, own_records, evaluation, training.settings, seconds, place, trained_on))
+        if process_state().is_main_process:
+            for result in results:
+                _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
+    return tuple(results)
+
+
+def _training(
+    networks: Sequence[nn.Module],
+    rows: Rows,
+    objective: Objective | Sequence[Objective] | None,
+    own: Objective | Sequence[Objective] | None,
+    arrows: tuple[Edge, ...],
+    *,
+    mapping: Sides | Mapping[Edge, Sides | str] | str | None,
+    weights: Mapping[str, Weight] | None,
+    schedule: Schedule,
+) -> Training:
+    """The training of networks that learn together, with what was asked for as its settings."""
+    lessons, mine, left_out = _objectives(objective, own, rows)
+    pairs = {edge: _pairs(networks, edge, mapping, lessons) for edge in arrows}
+    _check(networks, rows, pairs)
     idle = next((n for n in range(len(networks)) if not mine and n not in {student for _, student in arrows}), None)
     if idle is not None:
         raise DistillError(
             f"network {idle} has no teacher and no objective of its own, so it learns nothing; give own=[Labels()], or "
             "use fit with it as the teacher."
         )
-    given = dict(weights or {})
-    for_all = {name: weight for name, weight in given.items() if not _is_numbered(name)}
+    for_all = {name: weight for name, weight in (weights or {}).items() if not _is_numbered(name)}
+    gone = [f"{name}.{number}" for name in left_out for number in range(len(networks))]
     computation = Together(networks, lessons, mine, pairs, {n: w for n, w in for_all.items() if n not in left_out})
+    training = Training(
+        computation, rows, schedule, [*lessons, *mine], weights=dict(weights or {}), left_out=[*gone, *for_all]
+    )
     settings = {
         "networks": len(networks),
         "schedule": json.loads(json.dumps(asdict(schedule))),
         "objective": [repr(each) for each in lessons],
         "own": [repr(each) for each in mine],
         "edges": [list(edge) for edge in arrows],
-        "weights": {name: named(value) if callable(value) else value for name, value in given.items()},
+        "weights": training.weights_as_text,
         "mapping": {f"{j} to {i}": [str(pair) for pair in found] for (j, i), found in pairs.items()},
     }
-    if output_dir is not None:
-        settings[FINGERPRINTS] = fingerprints(
-            data=rows,
-            networks={f"network {number} {AT_START}": each for number, each in enumerate(networks)},
-            tokenizer=None if task is None else task.tokenizer,
-            objectives=[*lessons, *mine],
-            weights=given,
-        )
-    folder = run_folder(output_dir, settings, resume, save_steps)
-    numbered = {name: weight for name, weight in given.items() if _is_numbered(name)}
-    gone = [f"{name}.{number}" for name in left_out for number in range(len(networks))]
-    running = loop.train(
-        computation,
-        rows,
-        numbered,
-        schedule=schedule,
-        checkpoints=None if folder is None else folder.checkpoints,
-        accelerator=accelerator,
-        left_out=gone,
-    )
-    running = each_answered(networks, answers, running)
-    began = time.monotonic()
-    with held(folder), closing(running):
-        records = until_done(shown(running, title, console or Plain()), folder)
-        seconds, processes = time.monotonic() - began, process_state().num_processes
-        trained_on, results = seen(None, networks[0], rows, schedule, processes), []
-        names = None if isinstance(rows.classes, Ranked) else rows.classes
-        for number, learner in enumerate(computation.objectives):
-            network, place = networks[number], None if folder is None else folder.path / str(number)
-            name_classes(network, names)
-            evaluation = Evaluation(None, None)
-            if tested is not None:
-                with answered(networks, answers):
-                    try:
-                        evaluation = evaluate(None, network, None, tested)
-                    except DistillError as nothing:  # the training is not lost
-                        evaluation = Evaluation(None, None, f"nothing was measured: {nothing}")
-            share = {**learner.weights, **numbered}
-            told = tuple(_own(record, number, share, schedule.per_epoch(len(rows), processes)) for record in records)
-            results.append(FitResult(network, told, evaluation, settings, seconds, place, trained_on))
-        if process_state().is_main_process:
-            for result in results:
-                _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
-    return tuple(results)
+    return replace(training, settings=settings)
+
+
+def _evaluated(network: nn.Module, tested: Rows | None, networks: Sequence[nn.Module], answers: Any) -> Evaluation:
+    """What is measured of a network on held-out rows, if there are any; where that fails, the training is not lost."""
+    if tested is None:
+        return Evaluation(None, None)
+    with answered(networks, answers):
+        try:
+            return evaluate(None, network, None, tested)
+        except DistillError as nothing:
+            return Evaluation(None, None, f"nothing was measured: {nothing}")
 
 
 def _check_networks(networks: Sequence[Any]) -> None:
@@ -261,20 +255,22 @@ def _check(networks: Sequence[nn.Module], rows: Rows, pairs: Mapping[Edge, tuple
             f"the data has {apart!r}, a column for a teacher alone, and networks that learn together read the same; "
             "leave it out."
         )
-    for network in networks:
-        check(None, network, rows)
-    named = [(number, each) for number, each in enumerate(networks) if real_names(each) is not None]
-    for number, network in named[1:]:
-        check_alike(named[0][1], network, (f"network {named[0][0]}", f"network {number}"))
-    for teacher, student in pairs:
-        check(networks[teacher], networks[student], rows)
+    check_together(networks, pairs, rows)
 
 
 def _is_numbered(name: str) -> bool:
     return name.rpartition(".")[2].isdigit() and "." in name
 
 
-def _own(record: Record, number: int, weights: Mapping[str, Weight], per_epoch: int) -> Record:
+def _own(records: Sequence[Record], number: int, training: Training) -> tuple[Record, ...]:
+    """The parts of the records that are about one network."""
+    per_epoch = training.schedule.per_epoch(len(training.rows), process_state().num_processes)
+    numbered = {name: weight for name, weight in training.weights.items() if _is_numbered(name)}
+    weights = {**training.computation.objectives[number].weights, **numbered}
+    return tuple(_part(record, number, weights, per_epoch) for record in records)
+
+
+def _part(record: Record, number: int, weights: Mapping[str, Weight], per_epoch: int) -> Record:
     """The part of a record that is about one network."""
     mine = {name: torch.tensor(value) for name, value in record.terms.items() if name.endswith(f".{number}")}
     progress = Moment(None, (record.step - 1) / per_epoch, record.total / per_epoch).progress

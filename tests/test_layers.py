@@ -128,7 +128,6 @@ TESTED_BY = {
     "distill/training/computation.py": "tests/distill/training/test_accumulation.py",
     "distill/training/fingerprints.py": "tests/faults/test_changes.py",
     "distill/training/mutual_computation.py": "tests/distill/test_mutual.py",
-    "distill/training/resolve.py": "tests/distill/training/test_loop.py",
 }
 """Files without a test file of their name, and the one that tests them."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill.alignment.alignment import Alignment
-from distill.causal.feed import Feed
+from distill.causal.feed import Feed, Given
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError, checked
@@ -21,7 +21,6 @@ from distill.evaluation.variable_accuracy import variables_accuracy
 from distill.interchange.mapping import Pair, Sides, pairs_of
 from distill.interchange.positions import Span
 from distill.interchange.swap import encoded, places_of
-from distill.interchange.whole_state import refuse_wholes
 from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, to_device, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
@@ -30,8 +29,7 @@ from distill.tasks.loading import task_of, training_rows
 from distill.training import loop
 from distill.training.checks import check
 from distill.training.progress import Plain, Record, shown
-from distill.training.resolve import feed_of
-from distill.training.resolve import seen as seen_of
+from distill.training.resolve import feed_of, remembered, training_of
 from distill.training.schedule import Schedule
 from interventions import PCA, InterventionError, Location, Subspace, intervene, run
 
@@ -130,10 +128,10 @@ def _of_variables(
         "coldest": learning["coldest"], "weights": dict(learning["weights"] or {}),
         "lr": records[0].lr if records else None, "mapping": list(map(str, entries)),
     }  # fmt: skip
-    seen = seen_of(causal_model, network, feed, schedule)
+    seen = remembered(network, feed, schedule)
     measured = None
     if pairs:
-        tested = data if eval_data is None else eval_data
+        tested = (feed if isinstance(feed, Given) else None) if eval_data is None else eval_data
         measured = variables_accuracy(
             causal_model, network, entries, tested, pairs=pairs, seed=schedule.seed, controls=controls
         )
@@ -167,16 +165,15 @@ def _between(
             f"{taught} is on the teacher's side, where nothing is learned; give it dims=…, or a subspace that takes no "
             "gradient: subspace.requires_grad_(False)."
         )
-    rule, rows = Span(0.3) if positions is None else positions, training_rows(data, teacher, schedule.seed, network)
-    check(teacher, network, rows)
+    rule, task = Span(0.3) if positions is None else positions, None if data is None else task_of(data, teacher)
+    rows = training_rows(data if task is None else task, teacher, schedule.seed, network)
+    seen = remembered(network, rows, schedule)
     records = learn(teacher, network, entries, rows, schedule, objective=DIITO(positions=rule), **learning)
     settings: dict[str, Any] = {"steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed}
     settings |= {"lr": records[0].lr if records else None, "mapping": list(map(str, entries)), "positions": repr(rule)}
-    seen = seen_of(teacher, network, rows, schedule)
     if not pairs:
         return Alignment(entries, None, tuple(records), settings, seen)
-    task = task_of(data, teacher) if eval_data is None else None
-    tested = eval_data if eval_data is not None else data if task is None else task
+    tested = next(each for each in (eval_data, task, data if isinstance(data, str) else rows) if each is not None)
     measured = interchange_accuracy(
         teacher, network, entries, tested, positions=rule, pairs=pairs, seed=schedule.seed, controls=controls
     )
@@ -213,10 +210,7 @@ def learn(
     home = device_of(network)
     with torch.inference_mode(False), torch.enable_grad(), evaluating(network):
         try:
-            if isinstance(feed, Rows):
-                fitted = _sized(network, entries, feed)
-            else:
-                fitted = _prepared(feed, network, entries, schedule.seed)
+            fitted = _sized(network, entries, feed) if isinstance(feed, Rows) else _built(feed, network, entries)
             parameters = [p for each in subspaces for p in learned_of(each) if p.requires_grad]
             if not parameters and not fitted:
                 raise DistillError(
@@ -226,14 +220,15 @@ def learn(
                     "network, mapping)."
                 )
             if not parameters:
+                check(teacher, network, feed, entries)
                 return []
             schedule = replace(schedule, lr=_rate(parameters) if lr is None else lr)
             with frozen(network, subspaces, parameters):
-                running = loop.steps(
+                training = training_of(
                     teacher, network, entries, feed, objective=objective or DAS(), weights=weights, schedule=schedule,
-                    accelerator=accelerator, trained=nn.ModuleList(subspaces),
+                    trained=nn.ModuleList(subspaces),
                 )  # fmt: skip
-                with closing(running):
+                with closing(loop.train(training, accelerator)) as running:
                     return list(_annealed(shown(running, title, console or Plain()), subspaces, coldest))
         finally:
             for each in subspaces:
@@ -242,13 +237,10 @@ def learn(
                 network.to(home)
 
 
-def _prepared(feed: Feed, network: nn.Module, entries: tuple[Pair, ...], seed: int) -> bool:
+def _built(feed: Feed, network: nn.Module, entries: tuple[Pair, ...]) -> bool:
     """Give the subspaces their widths, and PCAs their directions; whether there were such."""
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
-    fitted = [_built(feed, network, pair, at, few) for pair in entries for at in pair.student]
-    rows = len(next(iter(few.values())))
-    others = feed.sources(rows, torch.Generator().manual_seed(seed), device_of(network))
-    refuse_wholes(feed.model, network, entries, few, others)
+    fitted = [_fitted(feed, network, pair, at, few) for pair in entries for at in pair.student]
     return any(fitted)
 
 
@@ -310,7 +302,7 @@ def frozen(network: nn.Module, subspaces: Sequence[nn.Module], learned: Sequence
                 parameter.grad = None
 
 
-def _built(feed: Feed, network: nn.Module, pair: Pair, at: Location, few: Mapping[str, Tensor]) -> bool:
+def _fitted(feed: Feed, network: nn.Module, pair: Pair, at: Location, few: Mapping[str, Tensor]) -> bool:
     """Give a subspace its width, and a PCA its directions; whether that was learned here."""
     subspace: Any = at.subspace
     if subspace is None:

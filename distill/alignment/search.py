@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.alignment.align import COLDEST, learn, scheduled
 from distill.alignment.alignment import Alignment
-from distill.causal.feed import given
+from distill.causal.feed import Given
 from distill.causal.model import CausalModel
 from distill.causal.values import made_by
 from distill.errors import DistillError, checked
@@ -205,11 +205,7 @@ def _searched(
     places = _places(network) if at is None else [as_location(place) for place in _listed(at, "at")]
     if positions is not None:
         positions = _listed(positions, "positions")
-    if subspace is not None and (isinstance(subspace, nn.Module) or not callable(subspace)):
-        raise DistillError(
-            f"subspace={subspace!r} would be shared by all cells; give a function that makes one: "
-            "subspace=lambda: Rotation(8)."
-        )
+    _refuse_shared(subspace)
     seed, batch_size = schedule.seed, schedule.batch_size
     feed = feed_of(causal_model, data, schedule)
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
@@ -234,7 +230,7 @@ def _searched(
         for row, place in enumerate(places):  # the cells of one place share their runs
             mine = tuple(cell for i, cell in enumerate(cells) if i // len(tokens) % len(places) == row)
             learn(causal_model, network, mine, feed, schedule, **learning, title=f"search {place}")
-    bases = drawn(causal_model, pairs, seed, None if data is None else given(causal_model, data))
+    bases = drawn(causal_model, pairs, seed, feed if isinstance(feed, Given) else None)
     tally = measured(causal_model, network, cells, bases, batch_size=batch_size)
     regression = causal_model.classes is None
     if not regression:
@@ -268,6 +264,15 @@ def _refuse_networks(causal_model: Any, network: Any) -> None:
             f"search_alignment(causal_model, {shown(network)}) has no network to search in; give a torch model."
         )
     refuse_valueless(network, "search_alignment")
+
+
+def _refuse_shared(subspace: Any) -> None:
+    """Raise for a subspace in place of a function that makes one."""
+    if subspace is not None and (isinstance(subspace, nn.Module) or not callable(subspace)):
+        raise DistillError(
+            f"subspace={subspace!r} would be shared by all cells; give a function that makes one: "
+            "subspace=lambda: Rotation(8)."
+        )
 
 
 def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:

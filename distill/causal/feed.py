@@ -79,12 +79,14 @@ def given(model: CausalModel, data: Any) -> Given:
     Args:
         model: the causal model.
         data: {name: tensor `[rows, ...]`} of each input. Columns of other variables, and `labels`, the class of the
-            answer, are compared with what the model computes.
+            answer, are compared with what the model computes. Rows that are so already are returned as they are.
 
     Raises:
         DistillError: a column that is missing, unknown or outside its domain; or a value that the causal model
             contradicts, with its variable and row.
     """
+    if isinstance(data, Given) and data.model is model:
+        return data
     if not isinstance(data, Mapping):
         raise DistillError(
             f"data is an object of type {type(data).__name__} and the teacher is a causal model; give a dict "

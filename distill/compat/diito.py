@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.alignment.alignment import Alignment
 from distill.compat.binarized import binarized_rows, token_probabilities
 from distill.compat.flags import flag, ignored, left_unused, parsed
 from distill.compat.launch import Tracking, accelerator_of, formula, say, send, start
@@ -262,7 +261,7 @@ def run(asked: Trainer) -> None:
     result = fit(
         teacher,
         student,
-        None if mapping is None else Alignment(mapping),
+        mapping,
         data=rows,
         objective=objectives,
         weights=weights,

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from distill.alignment.alignment import Alignment
 from distill.compat.flags import flag, ignored, left_unused, parsed
 from distill.compat.glue import glue_task, layout_of
 from distill.compat.launch import Tracking, accelerator_of, formula, next_run, say, send, start
@@ -219,7 +218,7 @@ def run(asked: XXS) -> None:
     result = fit(
         teacher,
         student,
-        Alignment(trained) if asked.is_diito and trained else None,
+        trained if asked.is_diito and trained else None,
         data=task.train,
         objective=objectives,
         weights=weights,

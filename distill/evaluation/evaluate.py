@@ -77,7 +77,8 @@ def evaluate_variables(
     Both are measured on rows of `data`, or on what the causal model samples.
     """
     try:
-        bases = drawn(model, examples, seed, None if data is None else given(model, data)).base
+        rows = None if data is None else given(model, data)
+        bases = drawn(model, examples, seed, rows).base
     except DistillError as nothing:
         return Evaluation(None, None, f"nothing was measured: {nothing}")
     measured = None if model.classes is None else accuracy_under(model, network, bases)
@@ -85,7 +86,7 @@ def evaluate_variables(
         why = "" if measured else f"nothing was measured: the causal model answers no class, and {NO_PAIR}"
         return Evaluation(measured, None, why)
     try:
-        interchange = variables_accuracy(model, network, pairs, data, pairs=examples, seed=seed, exclude=exclude)
+        interchange = variables_accuracy(model, network, pairs, rows, pairs=examples, seed=seed, exclude=exclude)
     except DistillError as nothing:
         return Evaluation(measured, None, f"no interchange accuracy: {nothing}")
     return Evaluation(measured, interchange)

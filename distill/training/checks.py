@@ -1,7 +1,8 @@
 """That teacher, student and data belong together, tried on a few rows before the first step."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,44 +53,100 @@ def check(
     """
     if not isinstance(rows, Rows):
         return _check_answers(rows, student, pairs)
-    models = [model for model in (teacher, student) if model is not None and not isinstance(model, CausalModel)]
-    _refuse_shared(models)
-    known = [size for model in models if (size := vocabulary_of(model)) is not None]
-    apart = reads_apart(rows.columns)
-    if len(set(known)) > 1 and not apart:
+    if teacher is None or isinstance(teacher, CausalModel):
+        return _check_labels([_answers("the student", student, rows, students)], rows, "network")
+    _check_models(teacher, student, rows)
+    taught, learned = _answers("the teacher", teacher, rows, teachers), _answers("the student", student, rows, students)
+    _check_classes(taught, learned, rows)
+    _check_labels([taught, learned], rows, "teacher")
+
+
+def check_together(networks: Sequence[nn.Module], edges: Iterable[tuple[int, int]], rows: Rows) -> None:
+    """That networks which learn together and the data belong together, from one forward of each.
+
+    Args:
+        networks: which read the same.
+        edges: (teacher, student), by number.
+        rows: what all of them are trained on.
+
+    Raises:
+        DistillError: as `check`.
+    """
+    found = []
+    for network in networks:
+        found.append(_answers("the student", network, rows, students))
+        _check_labels(found[-1:], rows, "network")
+    named = [(number, each) for number, each in enumerate(networks) if real_names(each) is not None]
+    for number, network in named[1:]:
+        check_alike(named[0][1], network, (f"network {named[0][0]}", f"network {number}"))
+    for teacher, student in edges:
+        _check_models(networks[teacher], networks[student], rows)
+        _check_classes(found[teacher], found[student], rows)
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a model answers to a few rows.
+
+    Attributes:
+        classes: how many; None where there are no logits.
+        at_tokens: whether each token has an answer.
+        counted: whether the labels of the rows are classes among them.
+    """
+
+    classes: int | None = None
+    at_tokens: bool = False
+    counted: bool = True
+
+
+def _answers(name: str, model: Any, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> _Answers:
+    """What a model answers to the rows, given those of their columns that it reads."""
+    columns = columns_of(rows.batch(few_of(rows)))
+    with evaluating(model), torch.no_grad():
+        logits = answer_of(name, model, columns, run_of, needed=False)
+        if "attention_mask" in columns and isinstance(model, nn.Module):
+            _say_side(name, model, rows, columns_of)
+    if logits is None:
+        return _Answers()
+    _refuse_virtual(name, model, logits, columns)
+    count, names = logits.shape[-1], real_names(model)
+    counted = "labels" in rows.columns and are_classes(model, logits, rows)
+    if names is not None and len(names) != count:
+        raise DistillError(
+            f"{type(network_of(model)).__name__} answers with {count} classes and its configuration names "
+            f"{len(names)}: {', '.join(names[:30])}; name each: model.config.id2label = {{0: …}}."
+        )
+    return _Answers(count, logits.ndim > 2, counted)
+
+
+def _check_models(teacher: Model | Served, student: nn.Module, rows: Rows) -> None:
+    """That two models share no parameter that is trained, and read and answer the same words and names."""
+    _refuse_shared(teacher, student)
+    known = [size for model in (teacher, student) if (size := vocabulary_of(model)) is not None]
+    if len(set(known)) > 1 and not reads_apart(rows.columns):
         raise DistillError(
             f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; "
             "build the student from the teacher, distill.from_layers(teacher, 3), or give each its own tokens: "
             "data=distill.TokenAlignment(teacher_tokenizer, student_tokenizer).rows(texts)."
         )
-    if len(models) > 1:
-        check_alike(models[0], models[1])
-    chosen, classes, tokens, counted = few_of(rows), [], False, "labels" in rows.columns
-    for model in models:
-        name = "the teacher" if model is teacher else "the student"
-        columns = (teachers if model is teacher else students)(rows.batch(chosen))
-        with evaluating(model), torch.no_grad():
-            logits = answer_of(name, model, columns, run_of, needed=False)
-            if "attention_mask" in columns and isinstance(model, nn.Module):
-                _say_side(name, model, rows, teachers if model is teacher else students)
-        if logits is None:
-            continue
-        _refuse_virtual(name, model, logits, columns)
-        classes.append(logits.shape[-1])
-        counted = counted and are_classes(model, logits, rows)
-        tokens = logits.ndim > 2
-        names = real_names(model)
-        if names is not None and len(names) != classes[-1]:
-            raise DistillError(
-                f"{type(network_of(model)).__name__} answers with {classes[-1]} classes and its configuration names "
-                f"{len(names)}: {', '.join(names[:30])}; name each: model.config.id2label = {{0: …}}."
-            )
-    if len(set(classes)) > 1 and not (apart and tokens):
+    check_alike(teacher, student)
+
+
+def _check_classes(teacher: _Answers, student: _Answers, rows: Rows) -> None:
+    """That two models answer with as many classes; tokens of two vocabularies need not."""
+    if None in (teacher.classes, student.classes) or teacher.classes == student.classes:
+        return
+    if not (student.at_tokens and reads_apart(rows.columns)):
         raise DistillError(
-            f"the teacher has {classes[0]} classes and the student {classes[1]}; give the student "
-            f"num_labels={classes[0]}."
+            f"the teacher has {teacher.classes} classes and the student {student.classes}; give the student "
+            f"num_labels={teacher.classes}."
         )
-    if not classes or not counted:
+
+
+def _check_labels(found: Sequence[_Answers], rows: Rows, whose: str) -> None:
+    """That labels which are classes are among those that are answered."""
+    classes = [each.classes for each in found if each.classes is not None]
+    if not classes or "labels" not in rows.columns or not all(each.counted for each in found):
         return
     labels = rows.table["labels"]
     values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
@@ -97,8 +154,7 @@ def check(
         wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
         if len(wrong):
             raise DistillError(
-                f"the data has label {int(wrong[0])} and the {'teacher' if teacher is not None else 'network'} "
-                f"{classes[0]} classes "
+                f"the data has label {int(wrong[0])} and the {whose} {classes[0]} classes "
                 f"(0 to {classes[0] - 1}); map the labels to its classes, or take a teacher trained on them."
             )
 
@@ -149,12 +205,10 @@ def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
             )
 
 
-def _refuse_shared(models: list[Any]) -> None:
+def _refuse_shared(teacher: Any, student: nn.Module) -> None:
     """Refuse a student that would change the teacher; frozen parts, as below an adapter, may be shared."""
-    if len(models) < 2:
-        return
-    theirs = {id(parameter) for parameter in network_of(models[0]).parameters()}
-    shared = [name for name, p in models[1].named_parameters() if id(p) in theirs and p.requires_grad]
+    theirs = {id(parameter) for parameter in network_of(teacher).parameters()}
+    shared = [name for name, p in student.named_parameters() if id(p) in theirs and p.requires_grad]
     if shared:
         raise DistillError(
             f"the student shares {len(shared)} of its parameters with the teacher ({shared[0]!r}, …), and training "

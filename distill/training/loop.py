@@ -1,14 +1,16 @@
 """The training loop: one record a step."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 from torch import Tensor, nn
 
 from distill.causal.feed import Feed
@@ -17,7 +19,7 @@ from distill.data.rows import Rows
 from distill.errors import DistillError, Unreachable, checked
 from distill.interchange.mapping import Pair, Sides
 from distill.models.finite import check_weights
-from distill.models.inputs import device_of, evaluating, innermost, network_of, refuse_valueless, to_device, uncompiled
+from distill.models.inputs import device_of, evaluating, innermost, network_of, to_device, uncompiled
 from distill.models.outputs import each_answered
 from distill.models.pad_tokens import keep_pad_token
 from distill.models.precision import upcast
@@ -26,11 +28,11 @@ from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints
-from distill.training.checks import check, check_softening
-from distill.training.computation import Computation, altered, groups_of, parts_of, weights_of
-from distill.training.progress import Record
+from distill.training.computation import altered, groups_of, parts_of, weights_of
+from distill.training.progress import Plain, Record, shown
 from distill.training.readings import readings
-from distill.training.resolve import fed, mapped, objectives_of, supported
+from distill.training.resolve import Training, training_of
+from distill.training.run_folder import held, until_done
 from distill.training.schedule import Schedule, drawing, order, weighted
 from interventions import InterventionError, Model
 
@@ -63,78 +65,28 @@ def steps(
         DistillError: before the first step, what does not fit together; later, a loss that is not finite.
     """
     teacher, student = uncompiled(teacher), uncompiled(student)
-    running = _steps(
-        teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
-        checkpoints=checkpoints, accelerator=accelerator, trained=trained,
-    )  # fmt: skip
-    yield from each_answered((teacher, student), answers, running)
+
+    def running() -> Generator[Record, None, None]:
+        training = training_of(
+            teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
+            trained=trained,
+        )  # fmt: skip
+        yield from train(replace(training, checkpoints=checkpoints), accelerator)
+
+    yield from each_answered((teacher, student), answers, running())
 
 
-def _steps(
-    teacher: Model | Served | CausalModel | None,
-    student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str | None,
-    data: Any,
-    *,
-    objective: Objective | Sequence[Objective] | None,
-    weights: Mapping[str, Weight] | None,
-    schedule: Schedule,
-    trained: nn.Module | None,
-    **loop: Any,
-) -> Generator[Record, None, None]:
-    if not isinstance(student, nn.Module):
-        raise DistillError(
-            f"a {type(student).__name__} of nnsight is traced and not trained; give the torch model itself as student: "
-            "interventions.architecture(model).model."
-        )
-    rows = fed(teacher, student, data, schedule)
-    objectives, left_out = supported(objectives_of(objective, teacher), rows)
-    pairs = mapped(teacher, student, mapping, objectives)
-    check(teacher, student, rows, pairs)
-    network = None if isinstance(teacher, CausalModel) else teacher
-    feed = rows if not isinstance(rows, Rows) else None
-    if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
-        raise DistillError(
-            "the student has no parameter that is trained, as all have requires_grad=False; set it where it shall "
-            "learn: student.requires_grad_(True)."
-        )
-    check_softening(teacher, objectives)
-    if trained is not None:
-        refuse_valueless(trained, "steps(trained=…)")
-    computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
-    yield from train(computation, rows, weights, schedule=schedule, left_out=left_out, **loop)
-
-
-def train(
-    computation: Any,
-    rows: Rows | Feed,
-    weights: Mapping[str, Weight] | None = None,
-    *,
-    schedule: Schedule,
-    checkpoints: Checkpoints | None = None,
-    accelerator: Accelerator | None = None,
-    left_out: Sequence[str] = (),
-) -> Generator[Record, None, None]:
-    """Train what a computation holds, in place: a `Computation`, or another with its attributes.
-
-    The arguments are those of `steps`; `left_out` are terms that `weights` may name although they are not there.
-    """
-    if torch.is_inference_mode_enabled():
-        raise DistillError(
-            "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
-            "outside of that block: result = distill.fit(…)."
-        )
+def train(training: Training, accelerator: Accelerator | None = None) -> Generator[Record, None, None]:
+    """Train what the computation of a training holds, in place."""
     lent, accelerator = accelerator, accelerator or Accelerator()
-    if accelerator.gradient_accumulation_steps > 1:
-        raise DistillError(
-            f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here: "
-            "batch_size is what one step sees; leave it out, and say in how many parts a step is computed: "
-            f"schedule=Schedule(accumulate={accelerator.gradient_accumulation_steps})."
-        )
-    processes, device = accelerator.num_processes, accelerator.device
+    _refuse_unfit(accelerator)
+    computation, rows, schedule = training.computation, training.rows, training.schedule
+    checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows), processes), schedule.per_epoch(len(rows), processes)
     begun: list[nn.Module] = []
-    loss = partial(weighted, weights=weights, default=weights_of(computation.objectives), left_out=left_out)
+    loss = partial(
+        weighted, weights=training.weights, default=weights_of(computation.objectives), left_out=training.left_out
+    )
     with ExitStack() as modes:
         modes.callback(_keep_pad_tokens, begun)
         for model in (*computation.still, *computation.learning):
@@ -148,7 +100,7 @@ def train(
             modes.callback(optimizer.zero_grad)
             if lent is not None:
                 modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
-            training = _Training(computation, wrapped, loss, schedule, accelerator, checkpoints)
+            wrapping = _Wrapped(training, wrapped, loss, accelerator)
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
@@ -162,7 +114,7 @@ def train(
             numbered = read.rows.to(device) if isinstance(rows, Rows) else None
             moment = Moment(numbered, number / per_epoch, total / per_epoch)
             try:
-                terms = training.backward(batch, moment, number, empty=read.empty)
+                terms = wrapping.backward(batch, moment, number, empty=read.empty)
             except Unreachable:
                 if checkpoints is not None and done < number and processes == 1:  # others do not know of it
                     checkpoints.save(number)
@@ -187,40 +139,81 @@ def train(
             yield record
 
 
+def _refuse_unfit(accelerator: Accelerator) -> None:
+    """Refuse to train where no gradients are kept, and an accelerator that counts the parts of a step itself."""
+    if torch.is_inference_mode_enabled():
+        raise DistillError(
+            "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
+            "outside of that block: result = distill.fit(…)."
+        )
+    if accelerator.gradient_accumulation_steps > 1:
+        raise DistillError(
+            f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here: "
+            "batch_size is what one step sees; leave it out, and say in how many parts a step is computed: "
+            f"schedule=Schedule(accumulate={accelerator.gradient_accumulation_steps})."
+        )
+
+
+@contextmanager
+def completed(
+    training: Training,
+    networks: Sequence[Any],
+    answers: Any,
+    *,
+    accelerator: Accelerator | None,
+    title: str,
+    console: Console | None,
+) -> Iterator[tuple[tuple[Record, ...], float]]:
+    """A training run to its end, as its records and its seconds; inside the block its folder is for this run alone.
+
+    Args:
+        training: its folder holds the log and the checkpoints.
+        networks: those that `answers` is about, as `answered` takes them.
+        answers: what of their output is their answer.
+        accelerator: `Accelerator()` by default.
+        title: of the progress.
+        console: shows it.
+    """
+    running = each_answered(networks, answers, train(training, accelerator))
+    began = time.monotonic()
+    with held(training.folder), closing(running):
+        records = until_done(shown(running, title, console or Plain()), training.folder)
+        yield tuple(records), time.monotonic() - began
+
+
 @dataclass(frozen=True, eq=False)
-class _Training:
-    """What is the same in every step.
+class _Wrapped:
+    """A training as accelerate runs it.
 
     Attributes:
-        computation: as it was made.
-        wrapped: as accelerate wrapped it.
+        training: what is the same in every step.
+        wrapped: its computation, as accelerate wrapped it.
         loss: of the terms.
+        accelerator: which wrapped it.
     """
 
-    computation: Any
+    training: Training
     wrapped: Any
     loss: Callable[..., Tensor]
-    schedule: Schedule
     accelerator: Accelerator
-    checkpoints: Checkpoints | None
 
     def backward(self, batch: Mapping[str, Tensor], moment: Moment, number: int, *, empty: bool) -> dict[str, Tensor]:
         """Leave the gradients of one step, computed in its parts; returns its terms, those of all processes."""
-        accelerator, objectives = self.accelerator, self.computation.objectives
+        accelerator, computation, schedule = self.accelerator, self.training.computation, self.training.schedule
         together: dict[str, Tensor] = {}
-        drawn = drawing(self.schedule.seed, number, accelerator.device, accelerator.process_index)
+        drawn = drawing(schedule.seed, number, accelerator.device, accelerator.process_index)
         with torch.enable_grad(), drawn as generator:  # whatever the caller's block says
-            batch = altered(objectives, batch, generator)
+            batch = altered(computation.objectives, batch, generator)
             cut = parts_of(
-                batch, moment, objectives, self.computation.learning[0], accelerator,
-                parts=self.schedule.accumulate, empty=empty, place=self.computation.label_place,
+                batch, moment, computation.objectives, computation.learning[0], accelerator,
+                parts=schedule.accumulate, empty=empty, place=computation.label_place,
             )  # fmt: skip
             parts = list(cut)
             for place, (part, when) in enumerate(parts, 1):
                 with nullcontext() if place == len(parts) else accelerator.no_sync(self.wrapped):
                     terms = self.terms(part, generator, when, number)
                     loss = self.loss(terms, progress=moment.progress)
-                    _check_finite(loss, terms, number + 1, self.checkpoints)
+                    _check_finite(loss, terms, number + 1, self.training.checkpoints)
                     _check_attached(loss, terms)
                     accelerator.backward(loss / len(parts) if len(parts) > 1 else loss)
                 for name, term in terms.items():
@@ -239,7 +232,7 @@ class _Training:
         except InterventionError as error:
             for logits in self._answered(batch):
                 if not logits.isfinite().all():
-                    _check_finite(logits.sum() * float("nan"), {}, number + 1, self.checkpoints)
+                    _check_finite(logits.sum() * float("nan"), {}, number + 1, self.training.checkpoints)
             raise DistillError(" ".join(str(error).split())) from error
         except ValueError as error:
             if ONE_ROW not in str(error):
@@ -253,7 +246,7 @@ class _Training:
     def _answered(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
         """What is answered on a batch, by those networks that have logits."""
         try:
-            return list(self.computation.answers(batch))
+            return list(self.training.computation.answers(batch))
         except InterventionError:
             return []
 

@@ -1,7 +1,10 @@
-"""What a training is given, in its checked form: rows, objectives, pairs; and that they belong together."""
+"""What a training is given, read and checked once: rows, objectives, pairs, schedule, folder."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
@@ -12,19 +15,139 @@ from distill.data.rows import Rows
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.interchange.mapping import Pair, Sides, pairs_of
-from distill.models.inputs import NEVER, device_of, inputs_of, students, to_device
+from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
+from distill.objectives.processes import process_state
+from distill.objectives.term_weights import Weight, named
 from distill.tasks.loading import training_rows
 from distill.teachers.served import Served
-from distill.training.checks import name_of
+from distill.training.checkpoints import Checkpoints
+from distill.training.checks import check, check_softening, name_of
+from distill.training.computation import Computation
+from distill.training.fingerprints import fingerprints
+from distill.training.run_folder import FINGERPRINTS, SAVE_STEPS, Resume, RunFolder, run_folder
 from distill.training.schedule import Schedule, order
 from interventions import Model
 
 
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What a training is given, read and checked once.
+
+    `fit`, `steps`, `mutual` and `align` make one, the loop takes it, and the result of `fit` remembers its rows.
+
+    Attributes:
+        computation: all runs of a step: a `Computation`, or another with its attributes.
+        rows: what is trained on: rows of data, or what a causal model samples.
+        schedule: time and speed.
+        objectives: those that were asked for.
+        pairs: the mapping between a teacher and a student.
+        weights: {term: weight}.
+        left_out: terms that `weights` may name although they are not there.
+        settings: what was asked for, as it is written into the folder.
+        folder: where the training is kept, if anywhere.
+        checkpoints: where its state is saved.
+    """
+
+    computation: Any
+    rows: Rows | Feed
+    schedule: Schedule
+    objectives: Sequence[Objective] = ()
+    pairs: tuple[Pair, ...] = ()
+    weights: Mapping[str, Weight] = field(default_factory=dict)
+    left_out: Sequence[str] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    folder: RunFolder | None = None
+    checkpoints: Checkpoints | None = None
+
+    @cached_property
+    def seen(self) -> SeenRows:
+        """The rows that it is trained on, known by what they hold when this is first asked for."""
+        return remembered(self.computation.learning[0], self.rows, self.schedule, process_state().num_processes)
+
+    @property
+    def weights_as_text(self) -> dict[str, Any]:
+        """The weights as plain data, for JSON."""
+        return {name: named(weight) if callable(weight) else weight for name, weight in self.weights.items()}
+
+    def kept(
+        self,
+        output_dir: str | Path | None,
+        settings: Mapping[str, Any],
+        networks: Mapping[str, Any],
+        *,
+        tokenizer: Any = None,
+        resume: Resume = False,
+        save_steps: Any = SAVE_STEPS,
+    ) -> "Training":
+        """The same training with its settings, kept in a folder if one is named.
+
+        Args:
+            output_dir: the folder; None keeps nothing.
+            settings: what was asked for.
+            networks: {name: network}, which the folder knows by a sample of their numbers.
+            tokenizer: what the data was read with.
+            resume: go on from the newest checkpoint in the folder.
+            save_steps: steps between two checkpoints.
+
+        Raises:
+            DistillError: a folder that holds something else, or a run that was started otherwise.
+        """
+        told = dict(settings)
+        if output_dir is not None:
+            told[FINGERPRINTS] = fingerprints(
+                data=self.rows, networks=networks, tokenizer=tokenizer, objectives=self.objectives, weights=self.weights
+            )
+        folder = run_folder(output_dir, told, resume, save_steps)
+        return replace(self, settings=told, folder=folder, checkpoints=None if folder is None else folder.checkpoints)
+
+
+def training_of(
+    teacher: Model | Served | CausalModel | None,
+    student: nn.Module,
+    mapping: Sides | tuple[Pair, ...] | str | None,
+    data: Any,
+    *,
+    objective: Objective | Sequence[Objective] | None,
+    weights: Mapping[str, Weight] | None,
+    schedule: Schedule,
+    trained: nn.Module | None = None,
+) -> Training:
+    """The training of a student by a teacher, or by labels alone. The arguments are those of `steps`.
+
+    Raises:
+        DistillError: what does not fit together.
+    """
+    if not isinstance(student, nn.Module):
+        raise DistillError(
+            f"a {type(student).__name__} of nnsight is traced and not trained; give the torch model itself as student: "
+            "interventions.architecture(model).model."
+        )
+    asked = objectives_of(objective, teacher, mapping)
+    pairs = mapped(teacher, student, mapping, asked)
+    rows = fed(teacher, student, data, schedule)
+    objectives, left_out = supported(asked, rows)
+    check(teacher, student, rows, pairs)
+    if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
+        raise DistillError(
+            "the student has no parameter that is trained, as all have requires_grad=False; set it where it shall "
+            "learn: student.requires_grad_(True)."
+        )
+    check_softening(teacher, objectives)
+    if trained is not None:
+        refuse_valueless(trained, "steps(trained=…)")
+    network = None if isinstance(teacher, CausalModel) else teacher
+    feed = rows if not isinstance(rows, Rows) else None
+    computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
+    return Training(computation, rows, schedule, asked, pairs, dict(weights or {}), left_out)
+
+
 def objectives_of(
-    objective: Objective | Sequence[Objective] | None, teacher: Model | Served | CausalModel | None
+    objective: Objective | Sequence[Objective] | None,
+    teacher: Model | Served | CausalModel | None,
+    mapping: Any = None,
 ) -> list[Objective]:
-    """The objectives as a list; by default KD and DIITO, for a causal model IIT."""
+    """The objectives as a list; by default KD and DIITO, KD where the mapping is empty, for a causal model IIT."""
     if objective is None and isinstance(teacher, CausalModel):
         return [IIT()]
     if objective is None:
@@ -32,7 +155,7 @@ def objectives_of(
             raise DistillError(
                 "without a teacher there is nothing to imitate; pass objective=Labels() to train on labels."
             )
-        return [KD(), DIITO()]
+        return [KD()] if mapping == {} else [KD(), DIITO()]
     chosen = [objective] if isinstance(objective, Objective) else list(objective)
     _refuse_two_masks(chosen)
     wrong = next((each for each in chosen if not isinstance(each, Objective)), None)
@@ -114,9 +237,8 @@ def mapped(
     return pairs_of("full" if mapping is None else mapping, teacher, student)
 
 
-def seen(teacher: Any, student: nn.Module, data: Any, schedule: Schedule, processes: int = 1) -> SeenRows:
-    """What `steps` trains on: all rows of data as they are now, or of what a causal model samples the bases drawn."""
-    rows = fed(teacher, student, data, schedule)
+def remembered(student: nn.Module, rows: Rows | Feed, schedule: Schedule, processes: int = 1) -> SeenRows:
+    """What a student is trained on: all rows of data as they are now, or the bases that a causal model samples."""
     if isinstance(rows, Rows):
         return SeenRows.of(rows.table, _read(student, rows))
     if isinstance(rows, Given):

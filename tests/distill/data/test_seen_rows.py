@@ -37,10 +37,13 @@ def fitted(how, teacher, student, data):
         return distill.fit(None, student, None, data, objective=Labels(), **SHORT)
     if how == "chain":
         return distill.chain([teacher, student], data, {}, objective=KD(), schedule=schedule, console=QUIET)[0]
+    if how == "align":
+        mapping = {Location(0): Location(0, subspace=Rotation(4))}
+        return distill.align(teacher, student, mapping, data, steps=1, batch_size=4, pairs=0, console=QUIET)
     return distill.mutual([teacher, student], data, schedule=schedule, console=QUIET)[1]
 
 
-@pytest.mark.parametrize("how", ["fit", "teach", "chain", "mutual"])
+@pytest.mark.parametrize("how", ["fit", "teach", "chain", "mutual", "align"])
 def test_a_file_that_changed_after_training_lets_nothing_through(how, tmp_path, folder):
     rows = sentences(40)
     path = write_csv(tmp_path / "x.csv", rows)
