@@ -24,6 +24,7 @@ from torch import Tensor
 from interventions.errors import InterventionError
 from interventions.names import shown
 
+OF_NNSIGHT = "interventions.architecture(model).model"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -75,9 +76,10 @@ def _checked(function: Any, name: str, error: type[ValueError], made: type | Non
             of_numpy = of_numpy or isinstance(value, np.generic)
             if not kind.holds(value):
                 called = name if made is None else type(args[0]).__name__
+                example = OF_NNSIGHT if is_of_nnsight(value, kind) else kind.example
                 raise error(
                     f"{called}({parameter}={shown(value)}): {parameter} must be {kind.words}; write "
-                    f"{parameter}={kind.example}."
+                    f"{parameter}={example}."
                 )
         if not of_numpy:
             return function(*args, **kwargs)
@@ -215,6 +217,11 @@ def _array(annotation: Any) -> Kind:
     """A tensor of some types and a shape, as jaxtyping writes them; the shapes of several are not compared."""
     words = f"a tensor {annotation.__name__}"
     return Kind(lambda value: isinstance(value, Tensor) and isinstance(value, annotation), words, "torch.ones(…)")
+
+
+def is_of_nnsight(value: Any, kind: Kind) -> bool:
+    """Return whether a torch model is asked for, and one of nnsight given, which holds one."""
+    return kind.holds is _PLAIN[torch.nn.Module].holds and isinstance(getattr(value, "_module", None), torch.nn.Module)
 
 
 def _of_python(value: Any) -> Any:

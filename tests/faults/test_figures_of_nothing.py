@@ -99,7 +99,7 @@ def test_padding_may_be_none():
 
 @pytest.mark.parametrize("lr", [float("inf"), float("nan")])
 def test_a_learning_rate_that_is_no_number(lr):
-    with pytest.raises(DistillError, match="must be above 0 and finite"):
+    with pytest.raises(DistillError, match="must be above 0 and finite|lr must be a number"):
         Schedule(lr=lr)
 
 

@@ -272,7 +272,7 @@ def test_noise_of_a_counterfactual_run_is_its_own():
         ({"decay": 0.5}, "must be shares of the training"),
         ({"steps": 1.5}, "steps=1.5 must be a whole number"),
         ({"accumulate": True}, "accumulate=True must be a whole number"),
-        ({"epochs": float("inf")}, "epochs=inf must be a whole number, or finite"),
+        ({"epochs": float("inf")}, "epochs=inf never end; use e.g. epochs=3"),
     ],
 )
 def test_schedules_that_would_do_something_else(wrong, message):

@@ -84,7 +84,7 @@ def test_which_errors_of_nnsight_are_of_the_network(answers, name, expected):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("student", "is traced and not trained; give the torch model itself"),
+        ("student", "student must be a torch model; write student=interventions.architecture(model).model."),
         ("derivatives", r"Sobolev() runs the teacher on inputs of its own"),
         ("features", "say where they are: at=Location(-1)"),
         ("stale", "holds answers of a teacher with weights="),

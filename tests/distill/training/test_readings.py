@@ -95,7 +95,7 @@ def test_each_epoch_draws_anew_and_every_draw_is_the_seeds(pairs):
 
 def test_workers_read_the_same():
     assert alike(read(Jittered()), read(Jittered(), workers=2))
-    with pytest.raises(distill.DistillError, match="workers=-1 must be a whole number"):
+    with pytest.raises(distill.DistillError, match="workers=-1 cannot be; use 0"):
         Schedule(workers=-1)
 
 

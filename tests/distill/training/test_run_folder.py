@@ -28,7 +28,7 @@ def test_checkpoints_as_often_as_is_asked(every, expected, tmp_path):
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True, "many", None])
 def test_what_is_no_number_of_steps(every, tmp_path):
-    with pytest.raises(DistillError, match=r"save_steps=.* is no number of steps between two checkpoints; give one of"):
+    with pytest.raises(DistillError, match=r"save_steps=.*(is no number of steps|must be a whole number)"):
         fit(spread(mlp()), spread(mlp(), 1), None, vectors(), steps=5, output_dir=tmp_path / "r", save_steps=every,
             **SETTINGS)  # fmt: skip
     assert not (tmp_path / "r").exists()
