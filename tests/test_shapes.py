@@ -1,18 +1,26 @@
-"""The shapes in annotations are enforced in every test process."""
+"""The shapes in annotations are enforced in the full tier."""
 
 import jaxtyping
 import pytest
 import torch
 
-from distill.losses import kd
+from interventions.subspaces.subspace import difference
+
+
+@pytest.fixture(autouse=True)
+def in_the_full_tier(request):
+    if not request.config.getoption("--full"):
+        pytest.skip("shapes are enforced by pytest --full")
 
 
 def test_a_wrong_shape_raises():
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"reduction"):
-        kd(torch.zeros(2, 3), torch.zeros(2, 3), reduction=3)
-    with pytest.raises(jaxtyping.TypeCheckError, match=r"student_logits"):
-        kd(torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, 3))
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"old"):
+        difference(torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.long))
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"new"):
+        difference("3", torch.zeros(2, 3))
 
 
 def test_integers_pass_for_floats():
-    assert kd(torch.zeros(2, 3), torch.zeros(2, 3), temperature=2) == 0
+    from distill.evaluation.intervals import wilson
+
+    assert wilson(1, 2, z=2).value == 0.5

@@ -57,9 +57,6 @@ def named(function: Callable[..., object]) -> str:
     """A function as text that is the same in every process.
 
     >>> from functools import partial
-    from math import isfinite
-    from numbers import Real
-    from typing import Any
     >>> named(partial(pow, 2))
     'partial(pow, 2)'
     """
