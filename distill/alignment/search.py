@@ -18,8 +18,9 @@ from distill.causal.feed import Given
 from distill.causal.model import CausalModel
 from distill.causal.values import made_by
 from distill.errors import DistillError, checked
-from distill.evaluation.outcome import InterchangeAccuracy, Outcome, Tally, outcome_of
-from distill.evaluation.variable_accuracy import drawn, measured, names_of, refuse_ineffective
+from distill.evaluation.measurement import Measurement, accuracy_of
+from distill.evaluation.outcome import Outcome, Tally, outcome_of
+from distill.evaluation.variable_accuracy import VariableInterchanges, examples_of_model, refuse_ineffective
 from distill.interchange.mapping import Pair, depth, pairs_of
 from distill.interchange.swap import encoded
 from distill.interchange.whole_state import refuse_wholes
@@ -65,7 +66,7 @@ class Search:
     @property
     def values(self) -> Float[Tensor, "variables locations positions"]:
         """What is shown: the accuracy, or the error."""
-        return self.error if bool(self.iia.isnan().all()) else self.iia
+        return self.error if self.tally.regression else self.iia
 
     def _grid(self, figures: list[float | None]) -> Tensor:
         numbers = torch.tensor([float("nan") if each is None else each for each in figures])
@@ -75,16 +76,11 @@ class Search:
     def best(self) -> Alignment:
         """The place of each variable with the highest accuracy or lowest error (the first of several), aligned."""
         per_variable = len(self.locations) * len(self.positions)
-        regression = bool(self.iia.isnan().all())
-        score = -self.error if regression else self.iia
+        score = -self.error if self.tally.regression else self.iia
         chosen = [int(cells.argmax()) + i * per_variable for i, cells in enumerate(score.flatten(1))]
-        tally = Tally(self.tally.sums[:, chosen])
-        overall = outcome_of(tally, clusters=self.clusters, seed=self.settings["seed"], regression=regression)
-        found = dict(
-            zip(names_of(tuple(self.pairs[i] for i in chosen)), (self.outcomes[i] for i in chosen), strict=True)
-        )
-        accuracy = InterchangeAccuracy(overall, found, self.settings)
-        return Alignment(tuple(self.pairs[i] for i in chosen), accuracy, settings=self.settings)
+        pairs, seed = tuple(self.pairs[i] for i in chosen), self.settings["seed"]
+        accuracy = accuracy_of(self.tally.of(*chosen), pairs, self.clusters, seed, self.settings)
+        return Alignment(pairs, accuracy, settings=self.settings)
 
     def plot(self, variable: str | None = None) -> Picture:
         """A heat map of the accuracies: locations down, positions across, variable by variable (or of one)."""
@@ -94,7 +90,7 @@ class Search:
             raise DistillError(f"{unknown[0]!r} was not searched; plot one of {', '.join(self.variables)}.")
         columns = [_label(name, token, len(chosen) > 1) for name in chosen for token in self.positions]
         values = torch.cat([self.values[self.variables.index(name)] for name in chosen], 1)
-        kind = "mean absolute error" if bool(self.iia.isnan().all()) else "IIA"
+        kind = "mean absolute error" if self.tally.regression else "IIA"
         what = kind + (f" of {chosen[0]}" if len(chosen) == 1 else "")
         return heat_map(values, list(self.locations), columns, label=what)
 
@@ -230,19 +226,15 @@ def _searched(
         for row, place in enumerate(places):  # the cells of one place share their runs
             mine = tuple(cell for i, cell in enumerate(cells) if i // len(tokens) % len(places) == row)
             learn(causal_model, network, mine, feed, schedule, **learning, title=f"search {place}")
-    bases = drawn(causal_model, pairs, seed, feed if isinstance(feed, Given) else None)
-    tally = measured(causal_model, network, cells, bases, batch_size=batch_size)
-    regression = causal_model.classes is None
-    if not regression:
-        refuse_ineffective(tally, cells, has_rows=data is not None)
-    outcomes = tuple(
-        outcome_of(tally.of(i), clusters=bases.clusters, seed=seed, regression=regression) for i in range(len(cells))
-    )
+    examples = examples_of_model(causal_model, pairs, seed, feed if isinstance(feed, Given) else None)
+    tally = Measurement(VariableInterchanges(causal_model, network, cells), examples, seed, batch_size).tally()
+    refuse_ineffective(tally, cells, has_rows=data is not None)
+    outcomes = tuple(outcome_of(tally.of(i), examples.clusters, seed) for i in range(len(cells)))
     settings: dict[str, Any] = {"pairs": pairs, "seed": seed}
     if subspace is not None:
         settings |= {"subspace": repr(subspace()), "steps": schedule.steps, "batch_size": batch_size, "lr": lr}
     texts = (tuple(map(_name, names)), tuple(map(str, places)), tuple(map(_text, tokens)))
-    return Search(cells, outcomes, *texts, tally, bases.clusters, settings)
+    return Search(cells, outcomes, *texts, tally, examples.clusters, settings)
 
 
 def _refuse_networks(causal_model: Any, network: Any) -> None:

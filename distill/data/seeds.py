@@ -26,6 +26,11 @@ def seed_of(given: Any) -> int:
     return int(given)
 
 
+def seed_from(*numbers: int) -> int:
+    """Return a seed that these numbers decide, the same in every process."""
+    return hash(numbers) % 2**63
+
+
 @contextmanager
 def decided(seed: int) -> Iterator[None]:
     """Inside the block the default generators of Python, NumPy and torch, on the CPU, are decided by the seed.

@@ -15,9 +15,10 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.intervals import Share, wilson
+from distill.evaluation.measurement import check_pairs
 from distill.evaluation.metrics import accuracy, few_answers
 from distill.evaluation.outcome import InterchangeAccuracy
-from distill.evaluation.variable_accuracy import drawn, variables_accuracy
+from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Pair, Sides
 from distill.interchange.positions import Span
 from distill.interchange.swap import encoded
@@ -78,10 +79,10 @@ def evaluate_variables(
     """
     try:
         rows = None if data is None else given(model, data)
-        bases = drawn(model, examples, seed, rows).base
+        drawn = examples_of_model(model, examples, seed, rows)
     except DistillError as nothing:
         return Evaluation(None, None, f"nothing was measured: {nothing}")
-    measured = None if model.classes is None else accuracy_under(model, network, bases)
+    measured = None if model.classes is None else accuracy_under(model, network, drawn.base.batch(range(examples)))
     if not pairs:
         why = "" if measured else f"nothing was measured: the causal model answers no class, and {NO_PAIR}"
         return Evaluation(measured, None, why)
@@ -129,8 +130,7 @@ def evaluate(
     if teacher is not None:
         with translated():
             network_of(teacher)  # raises early
-    if pairs < 1:
-        raise DistillError(f"pairs={pairs} measures nothing; use e.g. pairs=2000.")
+    check_pairs(pairs)
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
         logits = few_answers(student, rows) if has_classes(rows) else None

@@ -1,6 +1,6 @@
 """What a measurement of interchange accuracy shows: figures, their table and their picture."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from html import escape
 from typing import Any
 
@@ -18,9 +18,13 @@ class Tally:
     """Sums over what is predicted for each pair of examples and entry of the mapping, by the names in `SUMS`.
 
     A total of 0 stands for a counterfactual that is left out. The last sum is counted under causal models alone.
+
+    Attributes:
+        regression: whether the answers are numbers, of which only the error is counted.
     """
 
     sums: Float[Tensor, "pairs entries sums"]
+    regression: bool = False
 
     def __getitem__(self, name: str) -> Float[Tensor, "pairs entries"]:
         return self.sums[:, :, SUMS.index(name)]
@@ -29,8 +33,9 @@ class Tally:
     def kept(self) -> Bool[Tensor, "pairs entries"]:
         return self["total"] > 0
 
-    def of(self, entry: int) -> "Tally":
-        return Tally(self.sums[:, entry : entry + 1])
+    def of(self, *entries: int) -> "Tally":
+        """Return the sums of some of the entries."""
+        return replace(self, sums=self.sums[:, list(entries)])
 
 
 @dataclass(frozen=True)
@@ -181,11 +186,11 @@ def _error(outcome: Outcome) -> str:
     return f"mean absolute error {outcome.error:.4g} ({outcome.count} counterfactuals)"
 
 
-def outcome_of(tally: Tally, *, clusters: Int[Tensor, " pairs"], seed: int, regression: bool = False) -> Outcome:
-    """The figures of a tally; `clusters` says which pairs share their base."""
+def outcome_of(tally: Tally, clusters: Int[Tensor, " pairs"], seed: int) -> Outcome:
+    """Return the figures of a tally; `clusters` says which pairs share their base, `seed` decides the interval."""
     total, left_out = float(tally["total"].sum()), int((~tally.kept).sum())
     count = int(tally.kept.sum())
-    if not total or regression:
+    if not total or tally.regression:
         error = float(tally["error"].sum()) / total if total else None
         return Outcome(None, None, None, None, None, None, error, count, left_out)
     agree, effect = tally["agree"].sum(1), float(tally["effect"].sum())

@@ -19,7 +19,8 @@ from distill import (
     search_alignment,
 )
 from distill.errors import NothingToMeasure
-from distill.evaluation.interchange_accuracy import _examples, _uniform
+from distill.evaluation.drawn_positions import uniform
+from distill.evaluation.interchange_accuracy import examples_of_rows
 from distill.interchange.attention_keys import KEYED, moved, over_keys
 from distill.interchange.mapping import pairs_of
 from distill.losses import kd
@@ -148,7 +149,8 @@ def test_what_is_left_out_is_what_has_no_effect_or_all(family, site):
     """By brute force: of rows of one length with every position swapped, each layer of both models."""
     teacher, student = couple(family)
     rows, layers = FAMILIES[family].data(8, even=True), (0, 1) if site not in ("embedding", "final_norm") else (0,)
-    base, source, _ = _examples(rows, 9, Shuffle(), VOCABULARY, 0)
+    examples = examples_of_rows(rows, 9, Shuffle(), VOCABULARY, 0)
+    base, source = examples.base, examples.source
     for layer in layers:
         place = at(family, site, layer)
         kept = torch.ones(9, dtype=torch.bool)
@@ -174,12 +176,13 @@ def test_interchange_accuracy_at_heads_is_that_of_single_pairs(family, site):
     teacher, student = couple(family)
     places = (at(family, site), at(family, site, 0))
     rows, pairs, span = FAMILIES[family].data(9), 14, Span(0.5)
-    base, source, _ = _examples(rows, pairs, Shuffle(), VOCABULARY, 0)
+    examples = examples_of_rows(rows, pairs, Shuffle(), VOCABULARY, 0)
+    base, source = examples.base, examples.source
     right = total = 0
     for i in range(pairs):
         one, other = base.batch([i]), source.batch([i])
         masks = [each["attention_mask"].bool() for each in (one, other)]
-        written, read = span.draw(*masks, _uniform(1, 0, i, 0)[None])
+        written, read = span.draw(*masks, uniform(1, 0, i, 0)[None])
         answers = []
         for model, place in zip((teacher, student), places, strict=True):
             with torch.no_grad():

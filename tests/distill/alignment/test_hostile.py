@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill import CausalModel, DistillError, align, interchange_accuracy, search_alignment
 from distill.alignment.alignment import Alignment
-from distill.evaluation.variable_accuracy import drawn
+from distill.evaluation.variable_accuracy import examples_of_model
 from interventions import (
     PCA,
     BoundlessRotation,
@@ -118,11 +118,11 @@ def padded(side: str) -> CausalModel:
 def test_equal_to_plain_hooks_on_single_examples(side, dims, positions, where):
     """Base and source differ in length, and so in where their tokens stand."""
     model, network = padded(side), spread(gpt2_lm(3), 3, 0.8)
-    block, bases = network.transformer.h[1], drawn(model, 24, 0)
+    block, examples = network.transformer.h[1], examples_of_model(model, 24, 0)
     chosen = list(range(16)) if dims is None else list(dims)
     surprises = []
     for i in range(24):
-        runs = [{name: column[i : i + 1] for name, column in side.items()} for side in bases.sides]
+        runs = [side.batch([i]) for side in (examples.base, examples.source)]
         columns = []
         for values in runs:
             real = model.encode(values)["attention_mask"][0].nonzero()[:, 0]

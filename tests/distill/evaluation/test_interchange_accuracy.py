@@ -8,7 +8,8 @@ from torch import nn
 
 from distill import DistillError, InContext, Rows, Shuffle, Span, interchange_accuracy, layers
 from distill.errors import NothingToMeasure
-from distill.evaluation.interchange_accuracy import _examples, _uniform
+from distill.evaluation.drawn_positions import uniform
+from distill.evaluation.interchange_accuracy import examples_of_rows
 from distill.models.inputs import inputs_of
 from interventions import Location
 from tests.distill.tiny_models import (
@@ -68,7 +69,8 @@ def answered(model, stack, batch, write=None):
 def naive(make, teacher, student, mapping, rows, pairs, span=None, sources=None, seed=0):
     """Figures of each entry of the mapping, from one example at a time; the draws are those of the measurement."""
     span, sources = span or Span(0.3), sources or Shuffle()
-    base, source, _ = _examples(rows, pairs, sources, VOCABULARY, seed)
+    examples = examples_of_rows(rows, pairs, sources, VOCABULARY, seed)
+    base, source = examples.base, examples.source
     figures = []
     for number, (above, below) in enumerate(mapping.items()):
         sums = torch.zeros(7, dtype=torch.float64)
@@ -77,8 +79,8 @@ def naive(make, teacher, student, mapping, rows, pairs, span=None, sources=None,
             real = [
                 b["attention_mask"].bool() if "attention_mask" in b else torch.ones(1, 5).bool() for b in (one, other)
             ]
-            uniform = _uniform(1, seed, i, number)[None]
-            chosen, taken = (m[0] for m in span.draw(*real, uniform, aligned=sources.aligned))
+            draws = uniform(1, seed, i, number)[None]
+            chosen, taken = (m[0] for m in span.draw(*real, draws, aligned=sources.aligned))
             logits = []
             for model, side in ((teacher, above), (student, below)):
                 side = side if isinstance(side, tuple) else (side,)
@@ -155,7 +157,7 @@ def test_token_models_count_real_tokens(make):
     found = interchange_accuracy(teacher, student, mapping, rows, pairs=12)
     check(found.overall, sums[0])
     assert found.overall.iia.count == sum(
-        len(rows.table["input_ids"][i]) for i in _examples(rows, 12, InContext(0), 40, 0)[2]
+        len(rows.table["input_ids"][i]) for i in examples_of_rows(rows, 12, InContext(0), 40, 0).clusters
     )
 
 
@@ -227,13 +229,13 @@ def test_the_batch_size_changes_nothing_for_tokens():
 
 def test_more_pairs_than_rows_use_every_row_and_pair_none_with_itself():
     rows = text(5)
-    base, source, clusters = _examples(rows, 17, InContext(0), VOCABULARY, 0)
-    assert sorted(clusters.bincount().tolist()) == [3, 3, 3, 4, 4]
-    base, source, clusters = _examples(rows, 40, Shuffle(), VOCABULARY, 0)
+    examples = examples_of_rows(rows, 17, InContext(0), VOCABULARY, 0)
+    assert sorted(examples.clusters.bincount().tolist()) == [3, 3, 3, 4, 4]
+    examples = examples_of_rows(rows, 40, Shuffle(), VOCABULARY, 0)
     for i in range(40):
-        ours, theirs = base.batch([i])["input_ids"], source.batch([i])["input_ids"]
-        assert ours.shape != theirs.shape or not torch.equal(ours, theirs)
-        assert torch.equal(ours[0], rows.table["input_ids"][int(clusters[i])])
+        base, source = (each.batch([i])["input_ids"] for each in (examples.base, examples.source))
+        assert base.shape != source.shape or not torch.equal(base, source)
+        assert torch.equal(base[0], rows.table["input_ids"][int(examples.clusters[i])])
 
 
 def test_the_seed_decides_everything_and_nothing_else_is_touched():
@@ -312,7 +314,8 @@ def test_all_real_tokens_are_a_whole_state_also_beside_padding():
     table = {name: [*rows.table[name], *longer.table[name]] for name in rows.columns if name != "labels"}
     mixed = Rows({**table, "labels": torch.zeros(24).long()})
     found = interchange_accuracy(teacher, student, {Location(0): Location(0)}, mixed, pairs=60, positions=Span(1.0))
-    base, source, _ = _examples(mixed, 60, Shuffle(), VOCABULARY, 0)
+    examples = examples_of_rows(mixed, 60, Shuffle(), VOCABULARY, 0)
+    base, source = examples.base, examples.source
     longer_base = sum(len(b) > len(s) for b, s in zip(base.table["input_ids"], source.table["input_ids"], strict=True))
     assert 0 < found.overall.count == longer_base < 60
 
@@ -329,12 +332,13 @@ def test_regression_gives_an_error_and_no_accuracy():
     rows = Rows({**text(12, labels=False).table, "labels": torch.rand(12)})
     mapping = {Location(1): Location(0)}
     found = interchange_accuracy(teacher, student, mapping, rows, pairs=20)
-    base, source, _ = _examples(rows, 20, Shuffle(), VOCABULARY, 0)
+    examples = examples_of_rows(rows, 20, Shuffle(), VOCABULARY, 0)
+    base, source = examples.base, examples.source
     total = 0.0
     for i in range(20):
         one, other = base.batch([i]), source.batch([i])
         masks = [b["attention_mask"].bool() for b in (one, other)]
-        chosen, taken = (m[0] for m in Span(0.3).draw(*masks, _uniform(1, 0, i, 0)[None]))
+        chosen, taken = (m[0] for m in Span(0.3).draw(*masks, uniform(1, 0, i, 0)[None]))
         after = []
         for model, layer in ((teacher, 1), (student, 0)):
             _, states = answered(model, STACKS[bert], other)
@@ -381,7 +385,7 @@ def test_the_draws_are_the_same_in_every_process():
     import subprocess
     import sys
 
-    code = "from distill.evaluation.interchange_accuracy import _uniform; print(_uniform(3, 0, 5, 1).tolist())"
+    code = "from distill.evaluation.drawn_positions import uniform; print(uniform(3, 0, 5, 1).tolist())"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{_uniform(3, 0, 5, 1).tolist()}\n"
+    assert done.stdout == f"{uniform(3, 0, 5, 1).tolist()}\n"

@@ -30,7 +30,8 @@ from distill import (
     interchange_accuracy,
 )
 from distill.data.token_alignment import TokenAlignment
-from distill.evaluation.interchange_accuracy import _Study
+from distill.evaluation.drawn_positions import PositionDraws
+from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.interchange.mapping import layers, pairs_of
 from distill.models.loss_masks import label_place
 from distill.objectives import Moment, Objective, Step
@@ -321,10 +322,11 @@ def test_interchange_accuracy_is_over_the_same_answers(family):
     make, data = FAMILIES[family]
     batch = data()
     teacher, student = (spread(make(2), seed) for seed in range(2))
-    study = _Study((teacher, student), pairs_of({Location(0): Location(0)}, teacher, student), None, True, 0)
-    study.probe(batch, batch)
+    entries = pairs_of({Location(0): Location(0)}, teacher, student)
+    interchanges = NetworkInterchanges(teacher, student, entries, PositionDraws(None, True, 0), (batch, batch))
     kept = kept_of(family, batch)
-    assert torch.equal(study._weights(student(**study._runs(batch)[1].inputs).logits, batch).bool(), kept)
+    with torch.no_grad():
+        assert torch.equal(interchanges.weights(student(**interchanges.inputs(batch)).logits, batch).bool(), kept)
     if family in ("tagger", "gpt2"):
         counts = kept.sum(1)
         rows = torch.where(counts == counts[0])[0].repeat(2)  # each with as many answers that count

@@ -1,0 +1,95 @@
+"""At which positions each pair of a measurement is interchanged: decided by a seed and the number of the pair alone.
+
+What is drawn for a pair depends neither on the batch that it is measured in nor on the other pairs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from distill.data.seeds import seed_from
+from distill.errors import DistillError
+from distill.interchange.positions import Span
+
+Two = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnPositions:
+    """Where a base is written and a source read: masks `[batch, position]`, None for all of them.
+
+    Attributes:
+        alike: whether both have as many tokens, and those of the same numbers are interchanged.
+    """
+
+    written: Bool[Tensor, "batch _"] | None
+    read: Bool[Tensor, "batch _"] | None
+    alike: Bool[Tensor, " batch"]
+
+    @classmethod
+    def every(cls, rows: int, device: torch.device) -> "DrawnPositions":
+        """Return the choice of all positions."""
+        return cls(None, None, torch.ones(rows, dtype=torch.bool, device=device))
+
+
+@dataclass(frozen=True)
+class PositionDraws:
+    """How positions are drawn.
+
+    Attributes:
+        rule: which may be drawn, and how many; None is all of them.
+        aligned: whether position i means the same in base and source.
+        seed: decides the draws, with the numbers of the entry and of the pair.
+    """
+
+    rule: Span | None
+    aligned: bool
+    seed: int
+
+    def of(
+        self, entry: int, pairs: Int[Tensor, " batch"], sides: Sequence[Mapping[str, Tensor]], real: Sequence[Tensor]
+    ) -> DrawnPositions:
+        """Return the positions of these pairs for one entry of a mapping.
+
+        Args:
+            entry, pairs: their numbers.
+            sides: the columns of base and source.
+            real: of each which positions are no padding, `[batch, position]`.
+
+        Raises:
+            DistillError: all positions, of bases and sources of different lengths.
+        """
+        device = real[0].device
+        if self.rule is None:
+            if not torch.equal(*real):
+                raise DistillError(
+                    "positions=None interchanges every position, and the rows of the data differ in length; use "
+                    "positions=Span(1.0) for all that base and source both have."
+                )
+            return DrawnPositions.every(len(pairs), device)
+        base, source = (self.rule.eligible(columns, mask) for columns, mask in zip(sides, real, strict=True))
+        width = 1 if self.rule.consecutive else max(mask.shape[1] for mask in real)
+        draws = torch.stack([uniform(width, self.seed, int(pair), entry) for pair in pairs]).to(device)
+        written, read = self.rule.draw(base, source, draws, aligned=self.aligned)
+        return DrawnPositions(written, read, _alike((real[0], written), (real[1], read)))
+
+
+def uniform(width: int, *numbers: int) -> Float[Tensor, "2 width"]:
+    """Return numbers from [0, 1) for base and source; a longer batch leaves the first ones as they are."""
+    drawn = torch.rand(width, 2, generator=torch.Generator().manual_seed(seed_from(*numbers)))
+    return drawn.T.contiguous()
+
+
+def _alike(base: Two, source: Two) -> Bool[Tensor, " batch"]:
+    """Return whether two pairs of masks, of what is real and of what is chosen of it, are equal token by token."""
+    width = max(base[0].shape[1], source[0].shape[1])
+
+    def by_number(real: Tensor, chosen: Tensor) -> Tensor:
+        order = torch.argsort((~real).int(), dim=1, stable=True)
+        found = torch.stack([real.gather(1, order), chosen.gather(1, order)])
+        return nn.functional.pad(found, (0, width - real.shape[1]))
+
+    return (by_number(*base) == by_number(*source)).all(2).all(0)

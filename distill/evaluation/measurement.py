@@ -1,0 +1,253 @@
+"""A measurement of interchange accuracy, by one mechanism for every kind of teacher.
+
+Pairs of a base and a source are drawn; every entry of a mapping is interchanged in teacher and student alike; and what
+the two answer then is counted. Interchange intervention accuracy is the share of counterfactuals on which they agree,
+
+    IIA = Σ 1[student(base ← source) = teacher(base ← source)] / Σ 1.
+
+How networks and causal models run and answer, `Interchanges` says. The pairs, the sums, the controls and the figures
+are the same for all.
+
+Geiger et al. 2021 (arXiv:2106.02997), section 3.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from distill.data.rows import Rows, batches
+from distill.data.seen_rows import SeenRows
+from distill.errors import DistillError
+from distill.evaluation.controls import ANOTHER, random_parts
+from distill.evaluation.outcome import SUMS, InterchangeAccuracy, Tally, outcome_of
+from distill.interchange.mapping import Pair
+from distill.models.inputs import device_of, evaluating, network_of, to_device
+from distill.models.outputs import same_answers
+from distill.models.reinitialised import reinitialised
+from interventions import Location, run
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Pairs of a base and a source.
+
+    Attributes:
+        clusters: the number of the base of each pair; pairs with one number share it.
+    """
+
+    base: Rows
+    source: Rows
+    clusters: Int[Tensor, " pairs"]
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    def first(self, count: int, device: torch.device) -> tuple[Batch, Batch]:
+        """Return the first bases and sources."""
+        few = range(min(count, len(self)))
+        return to_device(self.base.batch(few), device), to_device(self.source.batch(few), device)
+
+
+def paired(rows: int, pairs: int, generator: torch.Generator) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """Return the numbers of bases and sources: every row in turn, in a random order, each with another row."""
+    rounds = -(-pairs // rows)
+    base = torch.cat([torch.randperm(rows, generator=generator) for _ in range(rounds)])[:pairs]
+    return base, (base + torch.randint(1, rows, (pairs,), generator=generator)) % rows
+
+
+def check_pairs(pairs: Any) -> None:
+    """Raise for a number of pairs that measures nothing.
+
+    Raises:
+        DistillError: as above.
+    """
+    if not isinstance(pairs, int) or pairs < 1:
+        raise DistillError(f"pairs={pairs!r} measures nothing; use e.g. pairs=2000.")
+
+
+def refuse_seen(data: Mapping[str, Any], seen: SeenRows, others: str) -> None:
+    """Raise where rows of data were trained on.
+
+    Args:
+        data: its columns.
+        seen: what was trained on.
+        others: the way out: code that leaves these rows out.
+
+    Raises:
+        DistillError: as above.
+    """
+    found = seen.among(data)
+    if bool(found.any()):
+        raise DistillError(
+            f"the data holds rows that were trained on, {int(found.sum())} of the {len(found)} (first: row "
+            f"{int(found.nonzero()[0])}); measure on others: {others}."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Interchanges(ABC):
+    """The entries of a mapping, each interchanged in a teacher and in a student.
+
+    Attributes:
+        teacher: a network, or a causal model.
+        student: the network that is measured.
+        entries: what is interchanged together.
+    """
+
+    teacher: Any
+    student: Any
+    entries: tuple[Pair, ...]
+
+    @property
+    @abstractmethod
+    def networks(self) -> tuple[Any, ...]:
+        """Those of the two that are networks: they run in eval mode."""
+
+    @abstractmethod
+    def inputs(self, batch: Batch) -> Any:
+        """Return what the student is called with."""
+
+    @abstractmethod
+    def count(self, base: Batch, source: Batch, teacher_source: Batch | None, pairs: Int[Tensor, " batch"]) -> Tally:
+        """Return what these pairs add to the sums of each entry.
+
+        Args:
+            base, source: the columns of both.
+            teacher_source: what the teacher takes in place of the source; None is the source.
+            pairs: the numbers of the pairs, which decide what is drawn for them.
+        """
+
+    @property
+    def subspaces(self) -> list[nn.Module]:
+        """Those of the places, on both sides."""
+        places = (at for entry in self.entries for at in (*entry.teacher, *entry.student) if isinstance(at, Location))
+        return [at.subspace for at in places if isinstance(at.subspace, nn.Module)]
+
+    def random_parts(self, base: Batch, seed: int) -> "Interchanges | None":
+        """Return the same with random parts of the same size in the student; None where a place is no part."""
+        with torch.no_grad(), evaluating(self.student):
+            places = [at.whole for entry in self.entries for at in entry.student]
+            parts = random_parts(self.entries, run(self.student, self.inputs(base), places), seed)
+        return None if parts is None else replace(self, entries=parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """What is interchanged, in which pairs of examples, and how they are run.
+
+    Attributes:
+        seed: of the intervals and of the controls.
+        batch_size: of the runs; nothing that is drawn depends on it.
+    """
+
+    interchanges: Interchanges
+    examples: Examples
+    seed: int
+    batch_size: int
+
+    def tally(self, teacher_sources: Int[Tensor, " pairs"] | None = None) -> Tally:
+        """Return the sums of every pair and entry; the subspaces of the places choose as in eval mode.
+
+        Args:
+            teacher_sources: for each pair, of which one's source the teacher takes; its own by default.
+        """
+        device = device_of(self.interchanges.student)
+
+        def columns(rows: Rows, numbers: Tensor) -> Batch:
+            return to_device(rows.batch(numbers), device)
+
+        with ExitStack() as modes, torch.no_grad():
+            for module in (*self.interchanges.networks, *self.interchanges.subspaces):
+                modes.enter_context(evaluating(module))
+            tallies = []
+            for pairs in batches(len(self.examples), self.batch_size):
+                base, source = columns(self.examples.base, pairs), columns(self.examples.source, pairs)
+                other = None if teacher_sources is None else columns(self.examples.source, teacher_sources[pairs])
+                tallies.append(self.interchanges.count(base, source, other, pairs))
+        return replace(tallies[0], sums=torch.cat([each.sums for each in tallies]).cpu())
+
+    def accuracy(
+        self, tally: Tally, settings: dict[str, Any], controls: Sequence[str] = (), overlap: float | None = None
+    ) -> InterchangeAccuracy:
+        """Return the figures of a tally of this measurement, beside those of its controls.
+
+        Args:
+            tally: what was counted.
+            settings: what was asked for, to be told with the figures.
+            controls: the names of those to measure.
+            overlap: the share of the bases that were trained on, where that is known.
+        """
+        clusters, seed = self.examples.clusters, self.seed
+        tallies = {name: each for name in controls if (each := self.control(name)) is not None}
+        found = accuracy_of(tally, self.interchanges.entries, clusters, seed, settings)
+        compared = {name: outcome_of(each, clusters, seed) for name, each in tallies.items()}
+        return replace(found, controls=compared, overlap=overlap)
+
+    def control(self, name: str) -> Tally | None:
+        """Return the sums of the same measurement where nothing was learned; None where there is no such control."""
+        student, sources = self.interchanges.student, None
+        changed: Interchanges | None = self.interchanges
+        if name == "labels":
+            sources = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(self.seed))
+        elif name == "network":
+            changed = replace(self.interchanges, student=reinitialised(network_of(student), self.seed + ANOTHER))
+        else:
+            changed = self.interchanges.random_parts(self.examples.first(2, device_of(student))[0], self.seed)
+        if changed is None:
+            return None
+        with same_answers(network_of(changed.student), student):
+            return replace(self, interchanges=changed).tally(sources)
+
+
+def accuracy_of(
+    tally: Tally, entries: tuple[Pair, ...], clusters: Int[Tensor, " pairs"], seed: int, settings: dict[str, Any]
+) -> InterchangeAccuracy:
+    """Return the figures of a tally: of all entries together, and of each."""
+    figures = partial(outcome_of, clusters=clusters, seed=seed)
+    per_pair = {name: figures(tally.of(i)) for i, name in enumerate(names_of(entries))}
+    return InterchangeAccuracy(figures(tally), per_pair, settings)
+
+
+def names_of(entries: tuple[Pair, ...]) -> list[str]:
+    """Return the entries as text, those that read alike numbered."""
+    texts = [str(entry) for entry in entries]
+    return [
+        text if texts.count(text) == 1 else f"{text} ({texts[: i + 1].count(text)})" for i, text in enumerate(texts)
+    ]
+
+
+def classes_compared(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
+    """Return what is counted of classes, by the names of `SUMS`.
+
+    Args:
+        wanted, unchanged: what the teacher answers after the interchange, and to the base.
+        after, base, source: what the student answers after the interchange, to the base and to the source.
+    """
+    right, effect = after == wanted, wanted != unchanged
+    nothing, everything = base == wanted, source == wanted
+    return {
+        "agree": right, "effect": effect, "agree_on_effect": right & effect, "do_nothing": nothing,
+        "replace_all": everything,
+    }  # fmt: skip
+
+
+def summed(values: Mapping[str, Tensor], weights: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch sums"]:
+    """Return what each pair adds to the sums: the values by the names of `SUMS`, those of its tokens together.
+
+    Args:
+        values: one for each prediction; what is not named is 0.
+        weights: which predictions count.
+    """
+    values, nothing = {"total": torch.ones_like(weights), **values}, torch.zeros_like(weights)
+    names = SUMS if "as_source" in values else SUMS[:-1]
+    sums = [values.get(name, nothing).to(weights) * weights for name in names]
+    return torch.stack([each if each.ndim == 1 else each.sum(-1) for each in sums], -1)

@@ -1,0 +1,269 @@
+"""Interchanges in two networks at once: the same positions and sources on both sides of a mapping.
+
+A write that replaces all that an output can see, or nothing of it, is left out: it would compare answers, not
+computation. Of token models every prediction counts that has a label, or without labels that is no padding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from distill.errors import NothingToMeasure
+from distill.evaluation.drawn_positions import DrawnPositions, PositionDraws
+from distill.evaluation.measurement import Batch, Interchanges, classes_compared, summed
+from distill.evaluation.outcome import Tally
+from distill.interchange.attention_keys import over_keys
+from distill.interchange.mapping import Pair
+from distill.interchange.vacuous import Answers, Places, Whole, touched, unpadded, visible
+from distill.losses import kd
+from distill.models.finite import check_answers
+from distill.models.inputs import decoder_masked, inputs_of, real_tokens, students, teachers
+from distill.models.loss_masks import TOKENS, LabelPlace, label_place, loss_masks
+from distill.teachers.served import ServedRun
+from distill.teachers.verbs import grid_of, interchanged, run_of
+from interventions import Location, Run, architecture
+
+NAMES = ("teacher", "student")
+Masks = dict[Location, Bool[Tensor, "batch _"]]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkRuns:
+    """The runs of one of the two networks on a batch of pairs.
+
+    Attributes:
+        name: "teacher" or "student".
+        base, source: its runs.
+        columns, source_columns: what both networks were given there.
+        student_source: the student's run on the same source.
+        seen: for each place, the positions that the output depends on.
+        whole: tells which places are all that the network computes with.
+        answers: of token models, for each token of the base the column of the source's token of its number, −1 without.
+    """
+
+    name: str
+    base: Run
+    source: Run
+    columns: Batch
+    source_columns: Batch
+    student_source: Run
+    seen: Masks
+    whole: Whole
+    answers: Int[Tensor, "batch token"] | None
+
+    def interchanged(self, places: Places, drawn: DrawnPositions) -> Run:
+        """Return the run on the base with places taken from the source."""
+        source = over_keys(self.base, self.source, places, self.columns, self.source_columns)
+        return interchanged(self.base, source, places, (drawn.written, drawn.read))
+
+    def says_something(
+        self, after: Run, places: Places, drawn: DrawnPositions, counted: Bool[Tensor, "batch ..."]
+    ) -> Bool[Tensor, " batch"]:
+        """Return whether a write reaches what the output can see, and leaves something of the base."""
+        answers = Answers(self.base, self.source, after, self.answers, counted)
+        reached = touched(places, self.seen, drawn.written)
+        if not isinstance(self.base, ServedRun):  # whose answers come from several requests: they differ in rounding
+            reached = reached | answers.changed()
+        whole = self.whole.replaced(places, self.seen, drawn.written)
+        return reached & ~whole & ~(answers.are_the_sources() & drawn.alike)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkInterchanges(Interchanges):
+    """The entries of a mapping between two networks, each interchanged in both.
+
+    Attributes:
+        draws: how positions are drawn.
+        few: a few bases and sources. They show where labels stand, whether the outputs depend on every real token, and
+            which places are all that a network computes with.
+    """
+
+    draws: PositionDraws
+    few: tuple[Batch, Batch]
+
+    @property
+    def networks(self) -> tuple[Any, ...]:
+        """Both."""
+        return self.teacher, self.student
+
+    def inputs(self, batch: Batch) -> Any:
+        """Return what the student is called with."""
+        return inputs_of(self.student, students(batch))
+
+    def count(self, base: Batch, source: Batch, teacher_source: Batch | None, pairs: Int[Tensor, " batch"]) -> Tally:
+        """Return what these pairs add to the sums of each entry."""
+        teacher, student = sides = self._sides(base, source, source if teacher_source is None else teacher_source)
+        weights, sums = self.weights(student.base.logits, base), []
+        for side in sides:
+            _check(side.name, side.base.logits, weights > 0)
+            _check(side.name, side.source.logits, self._counted(side, weights > 0))
+        on_source = _answers_at(student.source.logits, student.answers)
+        for number, entry in enumerate(self.entries):
+            drawn = self._drawn(number, student, sides, pairs)
+            draws = (drawn if teacher_source is None else self._drawn(number, teacher, sides, pairs), drawn)
+            after, kept = [], torch.ones(len(weights), dtype=torch.bool, device=weights.device)
+            for side, places, chosen in zip(sides, (entry.teacher, entry.student), draws, strict=True):
+                after.append(side.interchanged(places, chosen))
+                _check(f"{side.name} after an interchange", after[-1].logits, weights > 0)
+                kept &= side.says_something(after[-1], places, chosen, weights > 0)
+            counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))
+            sums.append(summed(_compared(after, sides, on_source), counted))
+        return Tally(torch.stack(sums, 1), regression=student.base.logits.shape[-1] == 1)
+
+    @cached_property
+    def label_place(self) -> LabelPlace:
+        """Where the labels of token models stand."""
+        few = self.few[0]
+        return label_place(self.student, run_of(self.student, self.inputs(few), resumable=False).logits, few)
+
+    @cached_property
+    def sees_all(self) -> bool:
+        """Whether outputs depend on every real token of the few examples, so that batches need no gradients."""
+        few = self.few[0]
+        bases = self._runs(few)
+        both = zip(self._visible(bases, few), self._real(bases, few), strict=True)
+        return all(torch.equal(mask, real[at]) for seen, real in both for at, mask in seen.items())
+
+    @cached_property
+    def wholes(self) -> tuple[Whole, ...]:
+        """What tells, for each network, which places are all that it computes with."""
+        bases, sources = (self._runs(batch) for batch in unpadded(*self.few))
+        return tuple(Whole(base, source) for base, source in zip(bases, sources, strict=True))
+
+    def weights(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Return which predictions count: one an example, or the tokens with a label, else the real ones."""
+        if logits.ndim == 2:
+            return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
+        mask = loss_masks(self.student, batch, self.label_place)[TOKENS] if self.label_place != "none" else None
+        return (_real_answers(logits, batch) if mask is None or mask.shape != logits.shape[:2] else mask).double()
+
+    def _runs(self, batch: Batch) -> tuple[Run, ...]:
+        """Return the runs of teacher and student on a batch."""
+        runs = []
+        for number, model in enumerate(self.networks):
+            places = self._places(number)
+            if isinstance(model, nn.Module):  # its run keeps what every block returned
+                places = [at for at in places if at.module is not None or at.site != "block_output"]
+            given = students(batch) if number else teachers(batch)
+            runs.append(run_of(model, inputs_of(model, given), list(dict.fromkeys(at.whole for at in places))))
+        return tuple(runs)
+
+    def _places(self, number: int) -> list[Location]:
+        return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[number]))
+
+    def _sides(self, base: Batch, source: Batch, teacher_source: Batch) -> tuple[NetworkRuns, NetworkRuns]:
+        """Return the runs of both networks on these pairs."""
+        bases, sources = self._runs(base), self._runs(source)
+        others = sources if teacher_source is source else self._runs(teacher_source)
+        known = bases[1].logits.ndim == 2 and self.sees_all
+        seen = (self._real if known else self._visible)(bases, base)
+
+        def side(number: int, batch: Batch, ran: Sequence[Run]) -> NetworkRuns:
+            answers = _columns(ran[number].logits, self._masked(batch), bases[1].logits, self._masked(base))
+            runs = (bases[number], ran[number], base, batch, ran[1])
+            return NetworkRuns(NAMES[number], *runs, seen[number], self.wholes[number], answers)
+
+        return side(0, teacher_source, others), side(1, source, sources)
+
+    def _masked(self, batch: Batch) -> Mapping[str, Tensor]:
+        return decoder_masked(self.student, batch)
+
+    def _counted(self, side: NetworkRuns, counted: Tensor) -> Tensor:
+        """Return which answers to the source must be some."""
+        logits = side.source.logits
+        return counted if logits.ndim == 2 else _real_answers(logits, self._masked(side.source_columns))
+
+    def _visible(self, bases: Sequence[Run], batch: Batch) -> list[Masks]:
+        return [visible(b, self._places(i), self.weights(b.logits, batch)) for i, b in enumerate(bases)]
+
+    def _real(self, bases: Sequence[Run], batch: Batch) -> list[Masks]:
+        return [{at: _real(b, at, batch) for at in self._places(i)} for i, b in enumerate(bases)]
+
+    def _drawn(
+        self, number: int, side: NetworkRuns, sides: Sequence[NetworkRuns], pairs: Int[Tensor, " batch"]
+    ) -> DrawnPositions:
+        """Return the positions of one entry in the bases and in the sources of a side."""
+        entry, student = self.entries[number], sides[1].base
+        if len(_grid(entry, [each.base for each in sides])) < 2:
+            return DrawnPositions.every(len(pairs), student.logits.device)
+        given = ((student, side.columns), (side.student_source, side.source_columns))
+        real = [_real(ran, entry.student[0], columns) for ran, columns in given]
+        return self.draws.of(number, pairs, (side.columns, side.source_columns), real)
+
+
+def _grid(entry: Pair, bases: Sequence[Run]) -> tuple[int, ...]:
+    """Return `[batch, position]` of the places of an entry.
+
+    Raises:
+        NothingToMeasure: they differ.
+    """
+    sides = zip(NAMES, bases, (entry.teacher, entry.student), strict=True)
+    grids = [(name, grid_of(ran, at)) for name, ran, places in sides for at in places]
+    (_, first), other = grids[0], next((each for each in grids if each[1] != grids[0][1]), None)
+    if other is not None:
+        raise NothingToMeasure(
+            f"the locations of {entry} have different [batch, position]: {first} in the teacher and {other[1]} in "
+            f"the {other[0]}; map places of the same grid."
+        )
+    return first
+
+
+def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
+    """Return which positions of a place are no padding; one that counts where there are no positions."""
+    rows, *width = grid_of(base, at)
+    if not width:
+        return torch.ones(rows, 1, dtype=torch.bool)
+    masked, column = decoder_masked(base.model, batch), architecture(base.model).place(at).mask
+    return real_tokens(masked, rows, width[0], base.logits.device, column=column)
+
+
+def _real_answers(logits: Tensor, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
+    """Return which tokens of a token model's answer are no padding."""
+    decodes = {"decoder_input_ids", "decoder_attention_mask"} & batch.keys()
+    column = "decoder_attention_mask" if decodes else "attention_mask"
+    rows, width = logits.shape[:2]
+    return real_tokens(batch, rows, width, logits.device, column=column)
+
+
+def _check(whose: str, logits: Tensor, counted: Tensor) -> None:
+    check_answers(logits[counted], f"the interchange accuracy of the {whose}")
+
+
+def _columns(
+    source: Tensor, source_batch: Mapping[str, Tensor], base: Tensor, base_batch: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Return for each token of the base the column of the source's token of its number, −1 without one."""
+    if base.ndim == 2:
+        return None
+    there, here = _real_answers(source, source_batch), _real_answers(base, base_batch)
+    columns = torch.argsort((~there).int(), dim=1, stable=True)
+    rank = (here.cumsum(1) - 1).clamp(min=0)
+    found = columns.gather(1, rank.clamp(max=columns.shape[1] - 1))
+    return found.where(rank < there.sum(1, keepdim=True), -1)
+
+
+def _answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
+    """Return the answers of the source run; for token models those at the columns, −1 where there is none."""
+    answers = source.argmax(-1)
+    return answers if columns is None else answers.gather(1, columns.clamp(min=0)).where(columns >= 0, -1)
+
+
+def _compared(after: Sequence[Run], sides: Sequence[NetworkRuns], on_source: Tensor) -> Batch:
+    """Return what is counted of each prediction, by the names of `SUMS`.
+
+    Args:
+        after: the runs of teacher and student after the interchange.
+        sides: those before.
+        on_source: what the student answers to the source.
+    """
+    teacher, student = (each.logits for each in after)
+    if teacher.shape[-1] == 1:
+        return {"error": (teacher - student).abs()[..., 0]}
+    wanted, (unchanged, base) = teacher.argmax(-1), (side.base.logits.argmax(-1) for side in sides)
+    compared = classes_compared(wanted, unchanged, student.argmax(-1), base, on_source)
+    return compared | {"divergence": kd(student, teacher, reduction="none")}
