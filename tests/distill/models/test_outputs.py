@@ -211,7 +211,7 @@ def test_each_side_has_its_own():
     ("answers", "match"),
     [
         ((1, None, 2), r"answers has 3 rules for 2 models; give one for each"),
-        ({"pupil": 1}, r"answers=\{'pupil': …\} names other sides than 'teacher' and 'student'"),
+        ({"pupil": 1}, r"answers=\{'pupil': …\} names no side or others than 'teacher' and 'student'"),
         (1.5, r"answers=1\.5 does not say what of an output is the answer"),
         ("nothing", r"answers='nothing' names no part of a tuple"),
     ],
