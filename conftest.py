@@ -20,7 +20,19 @@ torch.set_num_threads(1)
 
 
 class Outermost(_import_hook.JaxtypingTransformer):
-    """Checks functions and classes of modules, and none inside of a function: those would be wrapped at each call."""
+    """Checks functions and classes of modules, and none inside of a function: those would be wrapped at each call.
+
+    A class that is `checked` says itself, and in its own words, what of wrong types it is given.
+    """
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
+        """Leave the class itself alone where it is checked; its methods are looked at."""
+        if not any(isinstance(each, ast.Name) and each.id == "checked" for each in node.decorator_list):
+            return super().visit_ClassDef(node)
+        self._parents.append(node)
+        self.generic_visit(node)
+        self._parents.pop()
+        return node
 
     def generic_visit(self, node: Any) -> None:
         """Go on, but not into functions."""

@@ -186,9 +186,7 @@ def _held_out(
 ) -> Any:
     """The rows to measure on, if there are any; a causal model looks at its own later."""
     if not isinstance(training.rows, Rows):
-        if isinstance(teacher, CausalModel) and eval_data is not None:
-            given(teacher, eval_data)
-        return eval_data
+        return given(teacher, eval_data) if isinstance(teacher, CausalModel) and eval_data is not None else eval_data
     tested = rows_to_measure(eval_data, data, task, training.rows, student if teacher is None else teacher, student)
     if tested is not None and has_classes(tested):
         check(None, student, tested)

@@ -215,8 +215,13 @@ def _of_paths(kind: Kind) -> Kind:
 
 def _array(annotation: Any) -> Kind:
     """A tensor of some types and a shape, as jaxtyping writes them; the shapes of several are not compared."""
-    words = f"a tensor {annotation.__name__}"
-    return Kind(lambda value: isinstance(value, Tensor) and isinstance(value, annotation), words, "torch.ones(…)")
+    from jaxtyping import jaxtyped
+
+    @jaxtyped(typechecker=None)  # with names of axes of its own: those of a caller are another's
+    def holds(value: Any) -> bool:
+        return isinstance(value, Tensor) and isinstance(value, annotation)
+
+    return Kind(holds, f"a tensor {annotation.__name__}", "torch.ones(…)")
 
 
 def is_of_nnsight(value: Any, kind: Kind) -> bool:

@@ -167,6 +167,7 @@ def _between(
         )
     rule, task = Span(0.3) if positions is None else positions, None if data is None else task_of(data, teacher)
     rows = training_rows(data if task is None else task, teacher, schedule.seed, network)
+    check(teacher, network, rows)
     seen = remembered(network, rows, schedule)
     records = learn(teacher, network, entries, rows, schedule, objective=DIITO(positions=rule), **learning)
     settings: dict[str, Any] = {"steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed}

@@ -269,9 +269,9 @@ def test_noise_of_a_counterfactual_run_is_its_own():
         ({"warmup": 100.0}, "warmup=100.0 is no share of the steps"),
         ({"warmup": -1.0}, "warmup=-1.0 is no share"),
         ({"decay": ()}, "must be shares of the training"),
-        ({"decay": 0.5}, "must be shares of the training"),
-        ({"steps": 1.5}, "steps=1.5 must be a whole number"),
-        ({"accumulate": True}, "accumulate=True must be a whole number"),
+        ({"decay": 0.5}, r"decay must be a text or a tuple"),
+        ({"steps": 1.5}, "steps must be a whole number"),
+        ({"accumulate": True}, "accumulate must be a whole number"),
         ({"epochs": float("inf")}, "epochs=inf never end; use e.g. epochs=3"),
     ],
 )

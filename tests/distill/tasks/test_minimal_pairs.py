@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill import DistillError, Rows, metrics
+from distill import DistillError, Rows
+from distill.evaluation import metrics
 from distill.evaluation.metrics import preferences
 from distill.networks import LSTMClassifier, LSTMLanguageModel, TransformerLanguageModel
 from distill.tasks import MinimalPairs, minimal_pairs

@@ -96,17 +96,18 @@ def attacks(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 def attacked(recipe: Recipe, argument: str = "", value: str = "") -> Outcome:
     """Call with one wrong argument, or none, in an empty folder, and say what became of it."""
-    given = recipe.right() | ({argument: WRONG[value]()} if argument else {})
-    before = hooks(given)
-    kind, text = _outcome(recipe, argument, value, given)
-    if kind != "hangs" and hooks(given) != before:
-        kind, text = "left", f"{hooks(given)} hooks, before {before}; {text}"
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        given = recipe.right() | ({argument: WRONG[value]()} if argument else {})
+        before = hooks(given)
+        kind, text = _outcome(recipe, argument, value, given)
+        if kind != "hangs" and hooks(given) != before:
+            kind, text = "left", f"{hooks(given)} hooks, before {before}; {text}"
     return Outcome(recipe.name, argument, value, kind, text)
 
 
 def _outcome(recipe: Recipe, argument: str, value: str, given: dict[str, Any]) -> tuple[str, str]:
     quiet = io.StringIO()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
         try:
