@@ -39,6 +39,12 @@ class Outermost(_import_hook.JaxtypingTransformer):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             super().generic_visit(node)
 
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        """Put the check of a class below `renamed`, which takes keywords that the class itself has no more."""
+        node = super().visit_ClassDef(node)
+        node.decorator_list.sort(key=lambda each: not ast.unparse(each).startswith("renamed("))
+        return node
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that runs everything."""

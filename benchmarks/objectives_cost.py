@@ -118,7 +118,7 @@ def classifiers(asked: argparse.Namespace) -> Group:
         "KD + DIITO Crossway": beside_kd(lambda: DIITO(distill.Crossway())),
     }
     labels = torch.randint(CLASSES, (asked.rows,), generator=torch.Generator().manual_seed(1))
-    mapping = distill.layers(teacher, student, "full")
+    mapping = distill.layer_mapping(teacher, student, "full")
     parted = ("KD", "TinyBERT", "KD + CRD", "KD + DIITO")
     return Group(teacher, student, tokens(asked) | {"labels": labels}, mapping, "classifier", sides, parted)
 
@@ -130,7 +130,7 @@ def masked(asked: argparse.Namespace) -> Group:
     rows["labels"] = rows["input_ids"].masked_fill(~chosen, -100)
     rows["input_ids"] = rows["input_ids"].masked_fill(chosen, 103)
     sides = {"KD": beside_kd(), "KD + MaskedLM": beside_kd(MaskedLM), "DistilBERT": lambda: [DistilBERT()]}
-    return Group(teacher, student, rows, distill.layers(teacher, student, "full"), "cls", sides, ())
+    return Group(teacher, student, rows, distill.layer_mapping(teacher, student, "full"), "cls", sides, ())
 
 
 def convolutions(asked: argparse.Namespace) -> Group:
@@ -154,7 +154,7 @@ def convolutions(asked: argparse.Namespace) -> Group:
         "pixel_values": torch.rand(asked.rows, 1, 28, 28, generator=drawn),
         "labels": torch.randint(CLASSES, (asked.rows,), generator=drawn),
     }
-    mapping = distill.layers(teacher, student, "full")
+    mapping = distill.layer_mapping(teacher, student, "full")
     return Group(teacher, student, rows, mapping, "classifier", sides, tuple(sides))
 
 

@@ -276,7 +276,7 @@ def main() -> None:
     }
     numbers = causal_models["subject"]
     for seed in asked.seeds:
-        copy = distill.reinitialised(network, seed)
+        copy = distill.reinitialized(network, seed)
         for k in asked.dims:
             learned = {
                 "model": aligned(network, numbers, middle, k, seed, controls="all"),

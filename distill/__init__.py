@@ -8,7 +8,8 @@ from distill.causal.model import CausalModel
 from distill.chain import chain
 from distill.data.token_alignment import TokenAlignment
 from distill.errors import DistillError
-from distill.evaluation.evaluate import Evaluation, accuracy_under, evaluate
+from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.evaluation.evaluate import accuracy_under as accuracy_under
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.intervals import Share
 from distill.evaluation.linear_probe import linear_probe
@@ -16,10 +17,10 @@ from distill.evaluation.metrics import accuracy, calibration
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome
 from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
 from distill.fit import fit
-from distill.interchange.mapping import layers
+from distill.interchange.mapping import layer_mapping
 from distill.interchange.positions import Span
 from distill.interchange.sources import Crossway, InContext, Shuffle
-from distill.models.reinitialised import reinitialised
+from distill.models.reinitialized import reinitialized
 from distill.mutual import mutual
 from distill.objectives import (
     AT,
@@ -58,6 +59,7 @@ from distill.training.loop import steps
 from distill.training.progress import Record
 from distill.training.run_folder import Interrupted
 from distill.training.schedule import Schedule
+from interventions import renamed_in
 
 __all__ = [
     "AT",
@@ -107,7 +109,6 @@ __all__ = [
     "TokenAlignment",
     "TrainingPath",
     "accuracy",
-    "accuracy_under",
     "align",
     "calibration",
     "chain",
@@ -116,14 +117,14 @@ __all__ = [
     "from_layers",
     "from_width",
     "interchange_accuracy",
-    "layers",
+    "layer_mapping",
     "linear_probe",
     "losses",
     "metrics",
     "mutual",
     "networks",
     "objectives",
-    "reinitialised",
+    "reinitialized",
     "representations",
     "search_alignment",
     "snapshots",
@@ -133,6 +134,9 @@ __all__ = [
     "teacher_of",
     "training_path",
 ]
+
+
+__getattr__ = renamed_in(__name__, layers="distill.layer_mapping", reinitialised="distill.reinitialized")
 
 
 def __dir__() -> list[str]:

@@ -18,14 +18,16 @@ from distill.results import FitResult
 from distill.tasks.loading import as_read, task_of
 from distill.training.run_folder import Resume
 from distill.training.schedule import Schedule
+from interventions import renamed
 
 
+@renamed("data", "mapping")
 @checked
 def chain(
     networks: Sequence[Any],
-    data: Any = None,
-    mapping: Sides | str | Sequence[Sides | str | None] | None = None,
     *,
+    mapping: Sides | str | Sequence[Sides | str | None] | None = None,
+    data: Any = None,
     objective: Objective | Sequence[Objective] | None = None,
     schedule: Schedule | Sequence[Schedule] | None = None,
     output_dir: str | Path | None = None,
@@ -35,14 +37,14 @@ def chain(
 ) -> tuple[FitResult, ...]:
     """Distil a teacher into an assistant, that into the next, and the last into the student, each in place.
 
-    `chain([teacher, student], data)` is `fit(teacher, student, data=data)`, bit for bit.
+    `chain([teacher, student], data=data)` is `fit(teacher, student, data=data)`, bit for bit.
 
     Mirzadeh et al. 2019 (teacher assistants, arXiv:1902.03393), section 3; with several assistants section 4.3.
 
     Args:
         networks: from the teacher to the student; each step leaves its teacher as it was.
-        data: as `fit` takes it.
         mapping: as `fit` takes it; a list has one for each step.
+        data: as `fit` takes it.
         objective: as `fit` takes it; every step has a copy of its own.
         schedule: as `fit` takes it; a list has one for each step.
         output_dir: a new folder, with one in it for each step: `1`, `2`, …
@@ -99,7 +101,7 @@ def _check(networks: Sequence[Any]) -> None:
     if len(networks) < 2:
         raise DistillError(
             f"chain has {len(networks)} network{'s' * (len(networks) != 1)}; give a teacher and a student at least, "
-            "chain([teacher, assistant, student], data)."
+            "chain([teacher, assistant, student], data=data)."
         )
     if len({id(each) for each in networks}) < len(networks):
         raise DistillError(

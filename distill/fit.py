@@ -19,7 +19,7 @@ from distill.data.rows import Rows
 from distill.data.task import Task
 from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_variables
-from distill.interchange.mapping import Pair, Sides, layers
+from distill.interchange.mapping import Pair, Sides, layer_mapping
 from distill.interchange.positions import Span
 from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes, real_names
@@ -232,6 +232,6 @@ def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | 
     if teacher is None:
         return None
     try:
-        return layers(teacher, student, "full")
+        return layer_mapping(teacher, student, "full")
     except DistillError:
         return None

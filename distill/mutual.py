@@ -17,7 +17,7 @@ from distill.data.rows import Rows
 from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import default_schedule
-from distill.interchange.mapping import Pair, Sides, as_mapping, depth, layers, pairs_of
+from distill.interchange.mapping import Pair, Sides, as_mapping, depth, layer_mapping, pairs_of
 from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes
 from distill.models.inputs import TEACHERS, uncompiled
@@ -238,7 +238,7 @@ def _pairs(
     if given is None and not any(each.interchanges for each in objectives):
         return ()
     if given in (None, "full") and depth(teacher) < depth(student):
-        sides = as_mapping(pairs_of(layers(student, teacher, "full"), student, teacher))
+        sides = as_mapping(pairs_of(layer_mapping(student, teacher, "full"), student, teacher))
         return pairs_of({shallow: deep for deep, shallow in sides.items()}, teacher, student)
     return mapped(teacher, student, given, objectives)
 

@@ -9,15 +9,15 @@
 (True, {Location(module='1'): 1})
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from interventions import exceptions as exceptions
 from interventions import metrics
 from interventions.analysis.averages import mean_of
 from interventions.analysis.grids import Grid
 from interventions.analysis.paths import path_patch
 from interventions.analysis.sweeps import sweep
-from interventions.arguments import checking
+from interventions.arguments import checking, renamed, renamed_in
 from interventions.describe import describe
 from interventions.errors import InterventionError
 from interventions.execution.origins import Stored
@@ -25,9 +25,10 @@ from interventions.execution.requests import Handle
 from interventions.execution.run import Activations, Run
 from interventions.interchanges import interchange, intervene
 from interventions.locations import SITES, Location, as_location
-from interventions.metrics import Metric, kl, log_probability, logit_difference, normalised, probability
+from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
 from interventions.models.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
 from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.overrides import register_blocks
 from interventions.models.stacks import Stack
 from interventions.models.wrappers import Model
 from interventions.names import in_one_line, label, printable, printed, shown
@@ -89,12 +90,15 @@ __all__ = [
     "logits_of",
     "mean_of",
     "metrics",
-    "normalised",
+    "normalized",
     "path_patch",
     "printable",
     "printed",
     "probability",
     "record",
+    "register_blocks",
+    "renamed",
+    "renamed_in",
     "rule_of",
     "run",
     "run_to",
@@ -106,13 +110,16 @@ __all__ = [
 ]
 
 
+_renamed = renamed_in(__name__, normalised="interventions.normalized")
+
+
 def __getattr__(name: str) -> object:
-    """What draws when it is asked for: matplotlib takes half a second to import."""
+    """What draws, imported when asked for, as matplotlib takes half a second; and what had another name before."""
     if name in ("Picture", "heat_map"):
         from interventions.analysis import plots
 
         return getattr(plots, name)
-    raise AttributeError(f"module 'interventions' has no attribute {name!r}")
+    return import_module("interventions.exceptions") if name == "exceptions" else _renamed(name, stacklevel=4)
 
 
 def __dir__() -> list[str]:

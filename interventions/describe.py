@@ -43,7 +43,7 @@ def describe(model: Model, *, paths: bool = True) -> str:
         lines += ["by path: Location(module='…'), with io='input' for what the module is given"]
         lines += [f"  {path or '(the model)'}  {type(module).__name__}" for path, module in _modules(found)]
     if paths and elsewhere is not None:
-        lines += ["", "inside a forward: Location(module='…', source='…'), or Location(3, source='…') in a block"]
+        lines += ["", "inside a forward: Location(module='…', operation='…'), or Location(3, operation='…') in a block"]
         lines += elsewhere.operations_listed([("", found.model), *_modules(found)])
     return printable("\n".join(lines).rstrip())
 

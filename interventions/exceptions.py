@@ -1,5 +1,5 @@
-"""`register`: where the blocks are, for model types in which the structure misleads; see `models/overrides.py`."""
+"""`register`, as the version before called it: it is `interventions.register_blocks`."""
 
-from interventions.models.overrides import register
+from interventions.arguments import renamed_in
 
-__all__ = ["register"]
+__getattr__ = renamed_in(__name__, register="interventions.register_blocks")

@@ -8,7 +8,7 @@ from operator import index
 from typing import Any
 from urllib.parse import quote, unquote
 
-from interventions.arguments import checked, is_whole
+from interventions.arguments import checked, is_whole, renamed
 from interventions.errors import InterventionError
 from interventions.names import shown
 
@@ -33,7 +33,7 @@ _UNITS = r"\[(?P<module_units>(?:heads|dims)=[^\[\]]*)\]"
 _TEXT = re.compile(
     r"(?:(?P<stack>[^/:\[\]]+)/)?(?P<site>[a-z_]+)(?:\.(?P<layer>-?\d+))?"
     rf"(?:#(?P<operation>[\w.]+)(?:@(?P<side>{'|'.join(SIDES)}))?)?(?:\[(?P<units>[^\[\]]*)\])?"
-    rf"|module:(?P<module>.+?)(?:#(?P<source>[\w.]+))?(?:@(?P<io>{'|'.join(IOS)}))?(?:{_UNITS})?"
+    rf"|module:(?P<module>.+?)(?:#(?P<module_operation>[\w.]+))?(?:@(?P<io>{'|'.join(IOS)}))?(?:{_UNITS})?"
 )
 
 _MANY = {"heads": 12, "dims": 64}
@@ -41,6 +41,7 @@ _MANY = {"heads": 12, "dims": 64}
 Dims = range | tuple[int, ...]
 
 
+@renamed(source="operation")
 @dataclass(frozen=True)
 class Location:
     """A place in a model: block `layer` and a site, or any module by its path; and which part of what is there.
@@ -78,7 +79,7 @@ class Location:
         io: with `module`: its `"output"` or its first `"input"`; of a recurrent module also the final
             `"hidden_state"` and `"cell_state"` (position i is layer · direction i); of an attention module also a site
             with heads, e.g. `"attention_pattern"` of a cross-attention.
-        source: an operation inside the `forward` of block `layer` or of `module`, of models of nnsight (which opens
+        operation: one inside the `forward` of block `layer` or of `module`, of models of nnsight (which opens
             it): the name of a call or an assignment and its number, e.g. `"torch_relu_0"`, as
             `describe(NNsight(model))` lists them; `io` is then what it returns or its first `"input"`. A dotted path
             leads to a part of the block
@@ -96,7 +97,7 @@ class Location:
     Location(3, 'attention_heads', heads=(2, 5))
     >>> Location.parse("module:conv2@input")
     Location(module='conv2', io='input')
-    >>> str(Location(3, source="attn.split_0"))
+    >>> str(Location(3, operation="attn.split_0"))
     'block_output.3#attn.split_0'
     """
 
@@ -108,7 +109,7 @@ class Location:
     stack: str | None = None
     module: str | None = None
     io: str = "output"
-    source: str | None = None
+    operation: str | None = None
 
     def __init__(
         self,
@@ -121,7 +122,7 @@ class Location:
         stack: str | None = None,
         module: str | None = None,
         io: str = "output",
-        source: str | None = None,
+        operation: str | None = None,
     ) -> None:
         fields = {
             "layer": None if layer is None else _layer(layer),
@@ -132,12 +133,12 @@ class Location:
             "stack": stack,
             "module": module,
             "io": io,
-            "source": source,
+            "operation": operation,
         }
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         _check_module(self) if module is not None else _check_site(self)
-        _check_source(self)
+        _check_operation(self)
         _check_parts(self)
 
     @property
@@ -150,14 +151,14 @@ class Location:
     @property
     def has_heads(self) -> bool:
         """Whether what is there is divided into attention heads; of an operation that shows when it runs."""
-        return self.source is not None or (self.site if self.module is None else self.io) in HEAD_SITES
+        return self.operation is not None or (self.site if self.module is None else self.io) in HEAD_SITES
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in ("heads", "dims")}
         chosen = [f"{name}={_text(part)}" for name, part in parts.items() if part is not None]
         units = f"[{';'.join(chosen)}]" if chosen else ""
         units += f"({type(self.subspace).__name__})" if self.subspace is not None else ""
-        operation = "" if self.source is None else f"#{self.source}"
+        operation = "" if self.operation is None else f"#{self.operation}"
         if self.module is not None:
             explicit = self.io != "output" or re.search(rf"@({'|'.join(IOS)})$|\]$", self.module)
             return f"module:{_quoted(self.module)}{operation}{'@' + self.io if explicit else ''}{units}"
@@ -174,7 +175,7 @@ class Location:
             parts = [] if self.layer is None else [str(self.layer)]
             if self.site != "block_output":
                 parts.append(repr(self.site) if parts else f"site={self.site!r}")
-        parts += [] if self.source is None else [f"source={self.source!r}"]
+        parts += [] if self.operation is None else [f"operation={self.operation!r}"]
         parts += [f"io={self.io!r}"] if self.io != "output" else []
         for name in ("heads", "dims"):
             chosen = getattr(self, name)
@@ -199,13 +200,18 @@ class Location:
             )
         units = _parse_units(match["units"] or match["module_units"], text)
         if match["module"]:
-            return cls(module=unquote(match["module"]), io=match["io"] or "output", source=match["source"], **units)
+            return cls(
+                module=unquote(match["module"]),
+                io=match["io"] or "output",
+                operation=match["module_operation"],
+                **units,
+            )
         layer = None if match["layer"] is None else int(match["layer"])
         side, operation = match["side"] or "output", match["operation"]
         if match["site"] == "model" and operation is not None:
-            return cls(io=side, source=operation, **units)
+            return cls(io=side, operation=operation, **units)
         stack = None if match["stack"] is None else unquote(match["stack"])
-        return cls(layer, match["site"], stack=stack, io=side, source=operation, **units)
+        return cls(layer, match["site"], stack=stack, io=side, operation=operation, **units)
 
 
 def _quoted(path: str, more: str = "") -> str:
@@ -236,7 +242,7 @@ def _check_site(location: Location) -> None:
             f"site {location.site!r} does not exist: the sites are {', '.join(SITES)}; did you mean {near!r}? "
             "Any other place goes by path: Location(module='…')."
         )
-    if location.io != "output" and location.source is None:
+    if location.io != "output" and location.operation is None:
         site = location.io if location.io in HEAD_SITES else f"block_{location.io}"
         raise InterventionError(f"io={location.io!r} goes with module=; for a block use site={site!r}.")
     if location.site in MODEL_SITES and location.layer is not None:
@@ -272,28 +278,29 @@ def _check_module(location: Location) -> None:
         )
 
 
-def _check_source(location: Location) -> None:
-    if location.source is None:
+def _check_operation(location: Location) -> None:
+    if location.operation is None:
         return
-    if not isinstance(location.source, str) or not all(part.isidentifier() or part.isdigit() for part in
-                                                       location.source.split(".")):  # fmt: skip
+    if not isinstance(location.operation, str) or not all(part.isidentifier() or part.isdigit() for part in
+                                                       location.operation.split(".")):  # fmt: skip
         raise InterventionError(
-            f"source={location.source!r} is no name of an operation; write e.g. source='torch_relu_0' or "
-            "source='attn.attention_interface_1', as describe(NNsight(model)) lists them. (What an operator takes from "
-            "is given with at=: intervene(model, Location(3), source=inputs).)"
+            f"operation={location.operation!r} is no name of an operation; write e.g. operation='torch_relu_0' or "
+            "operation='attn.attention_interface_1', as describe(NNsight(model)) lists them. (What an operator takes "
+            "from is no part of a location: intervene(model, Location(3), source=inputs).)"
         )
     if location.io not in SIDES:
         raise InterventionError(f"io={location.io!r} is no side of an operation; write io='output' or io='input'.")
     if location.module is None and location.site != "block_output":
         raise InterventionError(
-            f"source={location.source!r} with site={location.site!r}: an operation lies in the forward of a block or "
-            f"of a module; write Location(3, source={location.source!r}) or Location(module='…', source=…)."
+            f"operation={location.operation!r} with site={location.site!r}: an operation lies in the forward of a "
+            f"block or of a module; write Location(3, operation={location.operation!r}) or Location(module='…', "
+            "operation=…)."
         )
 
 
 def _in_model(location: Location) -> bool:
     """Whether it is an operation in the forward of the model itself."""
-    return location.source is not None and location.layer is None and location.module is None
+    return location.operation is not None and location.layer is None and location.module is None
 
 
 def _check_parts(location: Location) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from interventions.arguments import checked
+from interventions.arguments import checked, renamed_in
 from interventions.errors import InterventionError
 from interventions.models.answers import logits_of, unanswered
 from interventions.names import shown
@@ -173,11 +173,11 @@ def agreement(reference: object, *, position: int = -1, mask: Tensor | None = No
 
 
 @checked
-def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: object) -> "Normalised":
+def normalized(metric: Callable[[object], Tensor], clean: object, corrupted: object) -> "Normalized":
     """`metric` on a scale on which the corrupted run has 0 and the clean run 1, both as means over the examples.
 
-    Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4. One scale for all examples: the mean of the normalised
-    metric is the normalised mean, and no example with a small difference blows up.
+    Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4. One scale for all examples: the mean of the normalized
+    metric is the normalized mean, and no example with a small difference blows up.
 
     Args:
         metric: any function of an output.
@@ -188,7 +188,7 @@ def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: obj
         InterventionError: the metric is the same for both, or not finite.
 
     >>> clean, corrupted = torch.tensor([[3.0, 0.0]]), torch.tensor([[1.0, 0.0]])
-    >>> normalised(logit_difference(0, 1), clean, corrupted)(torch.tensor([[2.5, 0.0]]))
+    >>> normalized(logit_difference(0, 1), clean, corrupted)(torch.tensor([[2.5, 0.0]]))
     tensor([0.7500])
     """
     low, high = (_mean(metric, run) for run in (corrupted, clean))
@@ -197,11 +197,11 @@ def normalised(metric: Callable[[object], Tensor], clean: object, corrupted: obj
             f"{name_of(metric)} is {high:.6g} in the clean and {low:.6g} in the corrupted run, which makes no scale; "
             "choose inputs or a metric that tell the two apart."
         )
-    return Normalised(metric, low, high)
+    return Normalized(metric, low, high)
 
 
 @dataclass(frozen=True, eq=False)
-class Normalised:
+class Normalized:
     """`metric` on a scale on which `low` is 0 and `high` is 1."""
 
     metric: Callable[[object], Tensor]
@@ -211,7 +211,7 @@ class Normalised:
 
     @property
     def name(self) -> str:
-        return f"normalised {name_of(self.metric).partition(' [')[0]}"
+        return f"normalized {name_of(self.metric).partition(' [')[0]}"
 
     def __call__(self, output: object) -> Tensor:
         return (self.metric(output) - self.low) / (self.high - self.low)
@@ -307,3 +307,8 @@ def _mean(metric: Callable[[object], Tensor], run: object) -> float:
             f"the metric {name_of(metric)} returned {shown(found)}; return one number for each example, [batch]."
         )
     return float(torch.as_tensor(found).detach().float().mean())
+
+
+__getattr__ = renamed_in(
+    __name__, normalised="interventions.metrics.normalized", Normalised="interventions.metrics.Normalized"
+)

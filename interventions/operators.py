@@ -13,7 +13,7 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from interventions.arguments import checked
+from interventions.arguments import checked, renamed
 from interventions.errors import InterventionError
 from interventions.names import shown
 
@@ -84,6 +84,7 @@ class Mean:
         return mean.expand_as(base)
 
 
+@renamed(renormalise="renormalize")
 @checked
 @dataclass(frozen=True, eq=False)
 class Add:
@@ -94,12 +95,12 @@ class Add:
     Args:
         value: `[dims]`, or any shape that expands to what is replaced.
         scale: how much of it; negative steers the other way.
-        renormalise: give each vector its old length back, so that only its direction changes.
+        renormalize: give each vector its old length back, so that only its direction changes.
     """
 
     value: Tensor
     scale: float = 1.0
-    renormalise: bool = field(default=False, kw_only=True)
+    renormalize: bool = field(default=False, kw_only=True)
     needs_source: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -108,7 +109,7 @@ class Add:
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         steered = base + self.scale * _fitted(self, self.value, base)
-        if not self.renormalise:
+        if not self.renormalize:
             return steered
         # In fp32: the squares of half precision overflow from 256 on.
         hidden = ~_counts(base)

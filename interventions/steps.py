@@ -220,7 +220,7 @@ def _check_named(place: Place, arguments: Mapping[str, object], batch: int, widt
             raise InterventionError(
                 f"positions at {place.path or 'the model'} count real tokens, and which are real is not known: the "
                 f"model was given {name}, {list(value.shape)}, and no {place.mask}; if it is a mask of 1 where tokens "
-                f"are real, interventions.exceptions.register(type(model).__name__, masks={{'': {name!r}}}); else say "
+                f"are real, interventions.register_blocks(type(model).__name__, masks={{'': {name!r}}}); else say "
                 f"which of all tokens are meant: positions=torch.ones({batch}, {width}).bool()."
             )
 

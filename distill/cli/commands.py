@@ -1,5 +1,6 @@
 """What the commands of the command line do."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,10 +54,10 @@ from distill.training.progress import console_of
 from distill.training.resolve import supported
 from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log, refuse_used
 from distill.training.schedule import Schedule
-from interventions import Mixup, Noise
+from interventions import Mixup, Noise, printable
 
 COMMAND = "command.json"
-PAIRS = ("shuffle", "in-context", "mixup", "noise")
+SOURCES = ("shuffle", "in-context", "mixup", "noise")
 PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
          "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
 OBJECTIVES = ("kd", "diito", *PLAIN)
@@ -123,13 +124,18 @@ class Interchanges:
     """How interchanges are made."""
 
     mapping: str = "full"
-    pairs: str = "shuffle"
+    sources: str = "shuffle"
     share: float = 0.3
     sigma: float = 1.0
 
+    @classmethod
+    def of(cls, **told: Any) -> "Interchanges":
+        """As `asdict` wrote it, also that of the version before, which called the sources pairs."""
+        return cls(**{"sources" if name == "pairs" else name: value for name, value in told.items()})
+
     def __post_init__(self) -> None:
-        if self.pairs not in PAIRS:
-            raise DistillError(f"--pairs {self.pairs} does not exist: choose one of {', '.join(PAIRS)}.")
+        if self.sources not in SOURCES:
+            raise DistillError(f"--sources {self.sources} does not exist: choose one of {', '.join(SOURCES)}.")
         if not 0 <= self.sigma < inf:
             raise DistillError(f"--sigma {self.sigma} is no size of noise; use a finite number of 0 or more.")
         Span(self.share)  # raises early
@@ -145,18 +151,18 @@ class Interchanges:
 
     def check(self, task: Task) -> None:
         """Raise for sources that the task's rows cannot give."""
-        if self.pairs == "in-context" and "input_ids" not in task.train.columns:
+        if self.sources == "in-context" and "input_ids" not in task.train.columns:
             raise DistillError(
-                f"--pairs in-context replaces tokens, and the rows of {task.name} are "
-                f"{', '.join(task.train.columns)}; use --pairs shuffle."
+                f"--sources in-context replaces tokens, and the rows of {task.name} are "
+                f"{', '.join(task.train.columns)}; use --sources shuffle."
             )
 
     def objective(self, match: Objective, words: Tensor | None) -> DIITO:
         """The interchange objective."""
-        if self.pairs in ("mixup", "noise"):
-            op = (Mixup if self.pairs == "mixup" else Noise)(self.sigma)
+        if self.sources in ("mixup", "noise"):
+            op = (Mixup if self.sources == "mixup" else Noise)(self.sigma)
             return DIITO(op=op, positions=self.positions, match=match)
-        sources = Shuffle() if self.pairs == "shuffle" else InContext(words=words)
+        sources = Shuffle() if self.sources == "shuffle" else InContext(words=words)
         return DIITO(sources, positions=self.positions, match=match)
 
 
@@ -177,7 +183,8 @@ class FitCommand:
     @classmethod
     def of(cls, told: dict[str, Any]) -> "FitCommand":
         """As `asdict` wrote it."""
-        parts = {"source": Source, "timing": Timing, "interchanges": Interchanges}
+        parts: dict[str, Callable[..., Any]]
+        parts = {"source": Source, "timing": Timing, "interchanges": Interchanges.of}
         lacking = next((name for name in parts if name not in told), None)
         if lacking is not None:
             raise KeyError(lacking)
@@ -216,6 +223,16 @@ class FitCommand:
         made: list[Objective] = [KD(self.temperature)] if {"kd", "diito"} & set(names) else []
         made += [self.interchanges.objective(match, words)] if "diito" in names else []
         return made + [PLAIN[name]() for name in names if name in PLAIN]
+
+
+def sources_of(sources: str | None, pairs: str | None) -> str:
+    """Return what `--sources` says, or `--pairs`, as the version before called it."""
+    if pairs is None:
+        return SOURCES[0] if sources is None else sources
+    if sources is not None:
+        raise DistillError(f"--sources {sources} and --pairs {pairs} are one option; leave --pairs out.")
+    print(printable(f"distill: --pairs is deprecated; write --sources {pairs}."), file=sys.stderr)
+    return pairs
 
 
 def run_fit(command: FitCommand, output: Path | None = None) -> Path | None:

@@ -86,9 +86,10 @@ def fit(
             "By default kd and diito, compared."
         ),
     ] = None,
-    pairs: Annotated[
-        str, typer.Option(help="Sources of interchanges: shuffle, in-context, mixup or noise.")
-    ] = "shuffle",
+    sources: Annotated[
+        str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
+    ] = None,
+    pairs: Annotated[str | None, typer.Option(hidden=True, help="What --sources was called before.")] = None,
     fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
@@ -123,7 +124,7 @@ def fit(
             task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed
         ),
         timing=commands.Timing(epochs, steps, batch_size, lr, param_dtype),
-        interchanges=commands.Interchanges(mapping, pairs, share, sigma),
+        interchanges=commands.Interchanges(mapping, commands.sources_of(sources, pairs), share, sigma),
         teacher=teacher,
         student_layers=student_layers,
         objective=objective,

@@ -1,12 +1,13 @@
 """How well a trained network answers, and how far it computes like its teacher."""
 
+import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from distill.causal.feed import chunks, given
+from distill.causal.feed import given
 from distill.causal.model import CausalModel
 from distill.causal.values import Values
 from distill.data.rows import Rows
@@ -14,22 +15,20 @@ from distill.data.seeds import seed_of
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
-from distill.evaluation.intervals import Share, wilson
+from distill.evaluation.intervals import Share
 from distill.evaluation.measurement import check_pairs
 from distill.evaluation.metrics import accuracy, few_answers
 from distill.evaluation.outcome import InterchangeAccuracy
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Pair, Sides
 from distill.interchange.positions import Span
-from distill.interchange.swap import encoded
 from distill.models.class_labels import are_classes, has_classes
-from distill.models.finite import check_answers
-from distill.models.inputs import device_of, evaluating, network_of, refuse_valueless, to_device, uncompiled
+from distill.models.inputs import network_of, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
-from interventions import InterventionError, Model, printed, run
+from interventions import InterventionError, Model, printed
 
 NO_TEACHER = "there is no teacher to compute like"
 NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
@@ -82,7 +81,7 @@ def evaluate_variables(
         drawn = examples_of_model(model, examples, seed, rows)
     except DistillError as nothing:
         return Evaluation(None, None, f"nothing was measured: {nothing}")
-    measured = None if model.classes is None else accuracy_under(model, network, drawn.base.batch(range(examples)))
+    measured = None if model.classes is None else accuracy(network, model, values=drawn.base.batch(range(examples)))
     if not pairs:
         why = "" if measured else f"nothing was measured: the causal model answers no class, and {NO_PAIR}"
         return Evaluation(measured, None, why)
@@ -93,20 +92,17 @@ def evaluate_variables(
     return Evaluation(measured, interchange)
 
 
-@checked
 def accuracy_under(
     model: CausalModel, network: nn.Module, values: Values, *, batch_size: int = 256, answers: Any = None
 ) -> Share:
-    """The share of examples that a network answers as a causal model does, with its Wilson interval."""
-    refuse_valueless(network, "accuracy_under")
-    right, device = 0, device_of(network)
-    with evaluating(network), torch.no_grad(), answered((network,), answers), translated():
-        for chunk in chunks(values, batch_size):
-            batch = to_device(chunk, device)
-            logits = model.decode(run(network, encoded(model, network, batch), resumable=False).logits, batch)
-            check_answers(logits, "accuracy")
-            right += int((logits.argmax(-1) == model.answers(batch)).sum())
-    return wilson(right, len(next(iter(values.values()))))
+    """`accuracy(network, causal_model, values=values)`, as the version before called it."""
+    warnings.warn(
+        "distill.accuracy_under(model, network, values) is deprecated; use "
+        "distill.accuracy(network, causal_model, values=values).",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return accuracy(network, model, values=values, batch_size=batch_size, answers=answers)
 
 
 @checked

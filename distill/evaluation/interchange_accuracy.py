@@ -77,7 +77,7 @@ def interchange_accuracy(
             takes them; by default those of the mapping, if that is an Alignment, else all.
         controls: the same measurement where nothing was learned: `"subspace"` (random ones of the same size),
             `"labels"` (the teacher is told of other sources), `"network"` (a student with new weights), or `"all"`.
-            Where an alignment was learned, also learn one for `distill.reinitialised(network)`.
+            Where an alignment was learned, also learn one for `distill.reinitialized(network)`.
         exclude: the result of `fit`: data may not hold rows that it was trained on, and of sampled pairs the share that
             it was trained on is reported.
         answers: what of a model's output is its answer, as for `fit`.

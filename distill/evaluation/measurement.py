@@ -30,7 +30,7 @@ from distill.evaluation.outcome import SUMS, InterchangeAccuracy, Tally, outcome
 from distill.interchange.mapping import Pair
 from distill.models.inputs import device_of, evaluating, network_of, to_device
 from distill.models.outputs import same_answers
-from distill.models.reinitialised import reinitialised
+from distill.models.reinitialized import reinitialized
 from interventions import Location, run
 
 Batch = dict[str, Tensor]
@@ -199,7 +199,7 @@ class Measurement:
         if name == "labels":
             sources = torch.randperm(len(self.examples), generator=torch.Generator().manual_seed(self.seed))
         elif name == "network":
-            changed = replace(self.interchanges, student=reinitialised(network_of(student), self.seed + ANOTHER))
+            changed = replace(self.interchanges, student=reinitialized(network_of(student), self.seed + ANOTHER))
         else:
             changed = self.interchanges.random_parts(self.examples.first(2, device_of(student))[0], self.seed)
         if changed is None:

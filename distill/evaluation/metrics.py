@@ -10,20 +10,34 @@ from einops import rearrange, reduce
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from distill.causal.feed import chunks
+from distill.causal.model import CausalModel
+from distill.causal.values import Values
 from distill.data.rows import Rows, batches
 from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share, bootstrap, wilson
 from distill.evaluation.similarity import cka, representational_similarity
+from distill.interchange.swap import encoded
 from distill.losses import cross_entropy
 from distill.models.class_labels import has_classes
 from distill.models.finite import check_answers
-from distill.models.inputs import answer_mask, device_of, evaluating, following, students, to_device, uncompiled
+from distill.models.inputs import (
+    answer_mask,
+    device_of,
+    evaluating,
+    following,
+    refuse_valueless,
+    students,
+    to_device,
+    uncompiled,
+)
 from distill.models.loss_masks import IGNORED, answer_labels, answers_by_decoder, label_place, labelled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
-from distill.models.trials import answer_of
+from distill.models.trials import answer_of, translated
 from distill.tasks.loading import held_out
 from distill.tasks.minimal_pairs import MinimalPairs
+from interventions import run
 
 __all__ = [
     "Calibration",
@@ -44,25 +58,56 @@ __all__ = [
 
 
 @checked
-def accuracy(model: nn.Module, data: Any, *, batch_size: int = 128, answers: Any = None) -> Share:
+def accuracy(
+    model: nn.Module, data: Any, *, values: Values | None = None, batch_size: int = 128, answers: Any = None
+) -> Share:
     """The share of rows (of labelled tokens, for token models) that `model` answers right, with its Wilson interval.
 
     Args:
         model: a classifier or a language model.
         data: as `fit` takes it: a Task or the name of one (its test rows), a file, or rows in any form that `Rows.of`
-            takes.
+            takes. Or a causal model, whose answers are the right ones.
+        values: of a causal model, the examples: `causal_model.sample(1000, generator)`.
         batch_size: rows of a forward.
         answers: what of the output of the model is its answer, as for `fit`.
 
     Raises:
-        DistillError: data without labels, or with a label that is no class of the model.
+        DistillError: data without labels, or with a label that is no class of the model; a causal model without values.
     """
+    if isinstance(data, CausalModel):
+        return _accuracy_under(data, model, values, batch_size, answers)
+    if values is not None:
+        raise DistillError(
+            f"accuracy(data={type(data).__name__}, values=…): values are the examples of a causal model, and "
+            "other data holds its own; leave values out."
+        )
     right = total = 0
     with answered((model,), answers):
         for logits, labels in _answers(model, data, batch_size, "accuracy"):
             right += int((logits.argmax(-1) == labels).sum())
             total += len(labels)
     return wilson(right, total)
+
+
+def _accuracy_under(
+    causal_model: CausalModel, network: nn.Module, values: Values | None, batch_size: int, answers: Any
+) -> Share:
+    """The share of examples that a network answers as a causal model does."""
+    if values is None:
+        raise DistillError(
+            "accuracy(network, causal_model) has no examples; give some, e.g. "
+            "values=causal_model.sample(1000, torch.Generator().manual_seed(0))."
+        )
+    refuse_valueless(network, "accuracy")
+    right, device = 0, device_of(network)
+    with evaluating(network), torch.no_grad(), answered((network,), answers), translated():
+        for chunk in chunks(values, batch_size):
+            batch = to_device(chunk, device)
+            found = run(network, encoded(causal_model, network, batch), resumable=False)
+            logits = causal_model.decode(found.logits, batch)
+            check_answers(logits, "accuracy")
+            right += int((logits.argmax(-1) == causal_model.answers(batch)).sum())
+    return wilson(right, len(next(iter(values.values()))))
 
 
 @checked

@@ -41,7 +41,7 @@ class Pair:
 
 
 @checked
-def layers(
+def layer_mapping(
     teacher: Any, student: Any, kind: str = "full", *, remainder: str = "spread"
 ) -> dict[tuple[Location, ...], Location]:
     """The usual mappings between block outputs of two models of different depth.
@@ -67,8 +67,8 @@ def layers(
     deep, shallow = depth(teacher), depth(student)
     if remainder not in REMAINDERS or (remainder != "spread" and kind != "full"):
         raise DistillError(
-            f"layers(…, {kind!r}, remainder={remainder!r}) is no mapping: only 'full' has one, 'spread' or 'first'; "
-            "write layers(teacher, student, 'full', remainder='first')."
+            f"layer_mapping(…, {kind!r}, remainder={remainder!r}) is no mapping: only 'full' has one, 'spread' or "
+            "'first'; write layer_mapping(teacher, student, 'full', remainder='first')."
         )
     if kind not in KINDS:
         raise DistillError(f"mapping {kind!r} does not exist: choose one of {', '.join(KINDS)}, or give a dict.")
@@ -111,10 +111,10 @@ def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]
 
 
 def mapping_of(mapping: Sides | str, teacher: Any, student: Any) -> Sides:
-    """A mapping given as itself, as a kind of `layers`, or as text."""
+    """A mapping given as itself, as a kind of `layer_mapping`, or as text."""
     if not isinstance(mapping, str):
         return mapping
-    return parse_mapping(mapping) if "~" in mapping else layers(teacher, student, mapping)
+    return parse_mapping(mapping) if "~" in mapping else layer_mapping(teacher, student, mapping)
 
 
 def depth(model: Any) -> int:
@@ -157,7 +157,7 @@ def pairs_of(
         )
     if not isinstance(mapping, Mapping) or not mapping:
         raise DistillError(
-            f"mapping={mapping!r} names no pair; use distill.layers(teacher, student, 'full') or "
+            f"mapping={mapping!r} names no pair; use distill.layer_mapping(teacher, student, 'full') or "
             "{Location(2): Location(1)} (teacher side: student side)."
         )
     if isinstance(teacher, CausalModel):

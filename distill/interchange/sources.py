@@ -87,7 +87,8 @@ class InContext:
         """The batch with tokens replaced."""
         if "input_ids" not in batch:
             raise DistillError(
-                f"InContext replaces tokens and this data has no input_ids but {', '.join(batch)}; use pairs=Shuffle()."
+                f"InContext replaces tokens and this data has no input_ids but {', '.join(batch)}; use "
+                "sources=Shuffle()."
             )
         ids = batch["input_ids"]
         real = batch["attention_mask"].bool() if "attention_mask" in batch else torch.ones_like(ids, dtype=torch.bool)

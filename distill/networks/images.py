@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
 from distill.networks.sizes import check_images, check_sizes
+from interventions import renamed
 
 
+@renamed(colours="colors")
 @checked
 class CNN(nn.Module):
     """Blocks of 3×3 convolution, batch norm, ReLU, 2×2 max pooling and dropout; the mean over places; a linear layer.
@@ -23,19 +25,19 @@ class CNN(nn.Module):
         channels: the width of each block.
         classes: how many there are.
         dropout: the share of the activations that is dropped.
-        colours: the channels of the images.
+        colors: the channels of the images.
 
     Raises:
         DistillError: an image that the pooling leaves nothing of.
     """
 
     def __init__(
-        self, channels: Sequence[int] = (32, 64, 64), classes: int = 10, *, dropout: float = 0.1, colours: int = 1
+        self, channels: Sequence[int] = (32, 64, 64), classes: int = 10, *, dropout: float = 0.1, colors: int = 1
     ) -> None:
         super().__init__()
-        check_sizes("CNN", dropout, classes=classes, colours=colours)
-        widths = _sizes([colours, *channels], "channels=(32, 64, 64)")
-        self.colours = colours
+        check_sizes("CNN", dropout, classes=classes, colors=colors)
+        widths = _sizes([colors, *channels], "channels=(32, 64, 64)")
+        self.colors = colors
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(wide, next_wide, 3, padding=1),
@@ -49,14 +51,14 @@ class CNN(nn.Module):
         self.classifier = nn.Linear(widths[-1], classes)
 
     @checked
-    def forward(self, pixel_values: Float[Tensor, "batch colours height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(self, pixel_values: Float[Tensor, "batch colors height width"]) -> Float[Tensor, "batch classes"]:
         """The logits."""
         check_images(pixel_values, self.classifier.weight)
-        colours = self.colours
-        if pixel_values.shape[1] != colours:
+        colors = self.colors
+        if pixel_values.shape[1] != colors:
             raise DistillError(
-                f"images {list(pixel_values.shape)} have {pixel_values.shape[1]} colours and this CNN takes {colours}; "
-                f"make it CNN(colours={pixel_values.shape[1]})."
+                f"images {list(pixel_values.shape)} have {pixel_values.shape[1]} colors and this CNN takes {colors}; "
+                f"make it CNN(colors={pixel_values.shape[1]})."
             )
         if min(pixel_values.shape[2:]) < 2 ** len(self.blocks):
             raise DistillError(

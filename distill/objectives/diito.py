@@ -19,11 +19,12 @@ from distill.objectives.objective import About, Objective, Reads, Step, terms_of
 from distill.objectives.response import KD
 from distill.teachers.served import ServedRun
 from distill.teachers.verbs import answering, grid_of, interchanged, run_to, unit_of
-from interventions import Location, Mixup, Noise, Run, Swap, architecture
+from interventions import Location, Mixup, Noise, Run, Swap, architecture, renamed
 
 Operator = Swap | Mixup | Noise
 
 
+@renamed(pairs="sources")
 @checked
 class DIITO(Objective):
     """Distillation by interchange interventions. Terms: those of `match`, with `_cf` behind the name, e.g. `kd_cf`.
@@ -38,7 +39,7 @@ class DIITO(Objective):
     The random vector of a position at a site with heads is that of all its heads, one after the other.
 
     Args:
-        pairs: where sources come from: `Shuffle()` (the default), `Crossway()`, `InContext(0.3)`, or None for an
+        sources: where they come from: `Shuffle()` (the default), `Crossway()`, `InContext(0.3)`, or None for an
             operator without a source.
         op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every
             location of both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
@@ -47,7 +48,7 @@ class DIITO(Objective):
         detach_source: cut the student's source run off from the graph.
 
     Raises:
-        DistillError: pairs for an operator without a source.
+        DistillError: sources for an operator that takes none.
     """
 
     about = About(
@@ -61,7 +62,7 @@ class DIITO(Objective):
 
     def __init__(
         self,
-        pairs: Pairs | None = None,
+        sources: Pairs | None = None,
         *,
         op: Operator | None = None,
         positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
@@ -70,9 +71,9 @@ class DIITO(Objective):
     ) -> None:
         super().__init__()
         self.op = Swap() if op is None else op
-        if pairs is not None and not self.op.needs_source:
-            raise DistillError(f"{self.op} needs no source, and pairs={pairs} was given; leave pairs out.")
-        self.pairs = Shuffle() if pairs is None and self.op.needs_source else pairs
+        if sources is not None and not self.op.needs_source:
+            raise DistillError(f"{self.op} needs no source, and sources={sources} was given; leave sources out.")
+        self.sources = Shuffle() if sources is None and self.op.needs_source else sources
         self.positions, self.detach_source = positions, detach_source
         match = KD() if match is None else match
         matched = [match] if isinstance(match, Objective) else list(match)
@@ -110,26 +111,26 @@ class DIITO(Objective):
     def extra_repr(self) -> str:
         """For printing."""
         settings = f"op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
-        return f"{self.pairs}, {settings}, match={list(self.match)}"
+        return f"{self.sources}, {settings}, match={list(self.match)}"
 
     def draw_pair(self, step: Step) -> Pair:
         """One entry of the mapping, uniformly."""
         if not step.mapping:
             raise DistillError(
-                "DIITO needs a mapping; give mapping='full' or distill.layers(teacher, student, 'full')."
+                "DIITO needs a mapping; give mapping='full' or distill.layer_mapping(teacher, student, 'full')."
             )
         drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
         return step.mapping[int(drawn)]
 
     def _directions(self, step: Step, pair: Pair) -> Iterator[tuple[Run, Run]]:
-        """The counterfactual runs of teacher and student; with crossway pairs those of the other direction too."""
-        if self.pairs is None:
+        """The counterfactual runs of teacher and student; with crossway sources those of the other direction too."""
+        if self.sources is None:
             yield self._with_noise(step, pair)
             return
-        drawn = self.pairs.draw(step.batch, vocabulary_of(step.student.model), step.generator)
+        drawn = self.sources.draw(step.batch, vocabulary_of(step.student.model), step.generator)
         written, read = self._positions(step, pair, _drawn_from(step.batch, drawn))
         yield self._interchanged(step, pair, drawn, (written, read))
-        if isinstance(self.pairs, Crossway) and isinstance(drawn, Tensor):
+        if isinstance(self.sources, Crossway) and isinstance(drawn, Tensor):
             back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
             turned = [None if mask is None else mask[back.to(mask.device)] for mask in (read, written)]
             yield self._interchanged(step, pair, back, (turned[0], turned[1]))
@@ -172,7 +173,7 @@ class DIITO(Objective):
             for masked in (decoder_masked(step.student.model, batch) for batch in (step.batch, source))
         ]
         uniform = torch.rand(rows, 2, width, generator=step.generator, device=device)
-        aligned = self.pairs is None or self.pairs.aligned
+        aligned = self.sources is None or self.sources.aligned
         return self.positions.draw(eligible[0], eligible[1], uniform, aligned=aligned)
 
     def _with_noise(self, step: Step, pair: Pair) -> tuple[Run, Run]:

@@ -20,6 +20,8 @@ FORMAT = 1
 OF_WHOM = "teacher.json"
 BEFORE = {"distill.objectives.diito": "distill.objectives.causal"}
 """Where classes that keys name stood when the first keys were made; what was kept under these is found again."""
+FIELDS_BEFORE = {("Location", "operation"): "source", ("Add", "renormalize"): "renormalise"}
+"""What fields were called when the first keys were made."""
 
 
 class Cache:
@@ -139,7 +141,7 @@ def _add(found: Any, part: Any) -> None:
     elif is_dataclass(part) and not isinstance(part, type):
         found.update(_module_of(part).encode())
         for field in fields(part):
-            _add(found, field.name)
+            _add(found, FIELDS_BEFORE.get((type(part).__name__, field.name), field.name))
             _add(found, getattr(part, field.name))
     else:
         raise Unhashable(f"{part!r} has no content that can be told")

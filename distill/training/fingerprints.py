@@ -2,6 +2,7 @@
 
 import inspect
 import platform
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill import objectives as ours
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
@@ -22,6 +24,8 @@ from distill.objectives import Objective
 from distill.teachers.served import Served
 
 PACKAGES = ("torch", "transformers", "accelerate", "causal-distillation")
+NAMES = "public names"
+"""Which are used in what a run is known by: the second ones, since DIITO has sources=, Location operation=."""
 CHUNK = 4096
 SAMPLED = 64
 """Numbers of each parameter and buffer by which a network is known."""
@@ -41,6 +45,7 @@ def fingerprints(
     of a tokenizer its words, of objectives and functions their settings and their source; and the versions.
     """
     return {
+        NAMES: "2",
         **of_data(data),
         **{name: of_network(each) for name, each in (networks or {}).items() if each is not None},
         **({} if tokenizer is None else {"tokenizer": of_tokenizer(tokenizer)}),
@@ -51,6 +56,27 @@ def fingerprints(
         **{f"weight of {name!r}": of_value(each) for name, each in (weights or {}).items() if callable(each)},
         **{f"version of {name}": version for name, version in versions().items()},
     }
+
+
+def comparable(known: Mapping[str, str], now: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return two runs' fingerprints without those that say nothing about a change.
+
+    Where a run was started before public names changed, the source of our own objectives has changed with the names;
+    what they are is told by their settings.
+    """
+    if NAMES in known:
+        return dict(known), dict(now)
+    mine = {name for name in known if name.startswith("objective ") and hasattr(ours, name[name.find("(") + 1 : -1])}
+    before, after = ({name: text for name, text in each.items() if name not in mine | {NAMES}} for each in (known, now))
+    return before, after
+
+
+def by_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run with its objectives as they are printed now, whenever it was started."""
+    told = {name: settings[name] for name in ("objective", "own") if isinstance(settings.get(name), list)}
+    texts = {name: [re.sub(r"(Location\([^()]*\b)source=", r"\1operation=", str(each)) for each in all_of]
+             for name, all_of in told.items()}  # fmt: skip
+    return {**settings, **texts}
 
 
 def of_data(data: Rows | Feed) -> dict[str, str]:

@@ -22,6 +22,7 @@ from distill.storage.files import (
 )
 from distill.storage.locks import LOCK, locked
 from distill.training.checkpoints import LOG, Checkpoints, deferred_interrupt, lines_of, records_of
+from distill.training.fingerprints import by_new_names, comparable
 from distill.training.progress import Record
 
 SETTINGS, RESULT, STUDENT, CHECKPOINTS = "settings.json", "result.json", "student", "checkpoints"
@@ -131,7 +132,7 @@ class RunFolder:
         changed = [
             f"{name}={before.get(name)} and is asked to go on with {value}"
             for name, value in now.items()
-            if before.get(name) != json.loads(json.dumps(value, default=str))
+            if by_new_names(before).get(name) != json.loads(json.dumps(value, default=str))
         ]
         if known is None:
             warnings.warn(
@@ -140,6 +141,7 @@ class RunFolder:
                 stacklevel=4,
             )
         else:
+            known, prints = comparable(known, prints)
             changed += [_said(name, known.get(name), prints.get(name)) for name in dict.fromkeys([*known, *prints])
                         if known.get(name) != prints.get(name)]  # fmt: skip
         if not changed:

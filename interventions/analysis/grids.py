@@ -82,11 +82,11 @@ class Grid:
             )
         texts = [""] * len(self.positions) if tokens is None else tokens
         columns = [f"{at} {text}".strip() for at, text in zip(self.positions, texts, strict=True)]
-        centre = 0.0 if self.is_signed or (self.values.nan_to_num() < 0).any() else None
+        center = 0.0 if self.is_signed or (self.values.nan_to_num() < 0).any() else None
         from interventions.analysis.plots import heat_map  # matplotlib takes half a second
 
         return heat_map(
-            self.values, list(self.locations), columns, label=self.metric, column_label="position", centre=centre
+            self.values, list(self.locations), columns, label=self.metric, column_label="position", center=center
         )
 
     def to_pandas(self) -> "pandas.DataFrame":

@@ -11,7 +11,7 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from interventions.arguments import checked
+from interventions.arguments import checked, renamed
 from interventions.errors import InterventionError
 from interventions.names import label as label_of
 
@@ -28,6 +28,7 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
+@renamed(centre="center")
 @checked
 def heat_map(
     values: Float[Tensor, "rows columns"],
@@ -36,17 +37,17 @@ def heat_map(
     *,
     label: str = "",
     column_label: str = "",
-    centre: float | None = None,
+    center: float | None = None,
 ) -> Picture:
-    """A grid of numbers as colours, first row at the top. Cells that are NaN stay empty, with a cross.
+    """A grid of numbers as colors, first row at the top. Cells that are NaN stay empty, with a cross.
 
     Args:
         values: the numbers.
         rows: what the rows are called.
         columns: what the columns are called.
-        label: what is measured, with its unit: written at the colour bar.
+        label: what is measured, with its unit: written at the color bar.
         column_label: what the columns are.
-        centre: the number that is white, with two colours for what is above and below; None for one colour scale.
+        center: the number that is white, with two colors for what is above and below; None for one color scale.
 
     Raises:
         InterventionError: another number of names than of rows or columns.
@@ -55,7 +56,7 @@ def heat_map(
     >>> heat_map(torch.eye(2), ["a", "b"], [0, 1], label="probability").axes[0].get_xticks().tolist()
     [0, 1]
     """
-    _check_centre(centre)
+    _check_center(center)
     names, ticks = [label_of(row) for row in rows], [label_of(column) for column in columns]
     if (len(names), len(ticks)) != tuple(values.shape):
         raise InterventionError(
@@ -70,7 +71,7 @@ def heat_map(
     height = max(high * len(names) + below + 0.45, 1.9)
     figure = Picture(figsize=(width, height), dpi=110, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(numbers.numpy(), aspect="auto", interpolation="nearest", **_colours(numbers, centre))
+    axes.imshow(numbers.numpy(), aspect="auto", interpolation="nearest", **_colors(numbers, center))
     every, each = (math.ceil(SMALLEST_LABEL / size) for size in (wide, high))
     axes.set_xticks(range(0, len(ticks), every), ticks[::every])
     if not upright:
@@ -82,7 +83,7 @@ def heat_map(
     axes.spines[:].set_visible(False)
     axes.set_facecolor("0.93")
     _write_cells(axes, numbers, with_numbers=min(wide, high) >= SMALLEST_NUMBER)
-    _colour_bar(axes, numbers, label, shrink=min(1.0, 4 / height))
+    _color_bar(axes, numbers, label, shrink=min(1.0, 4 / height))
     return figure
 
 
@@ -91,21 +92,21 @@ def _cell(count: int, most: float) -> float:
     return min(most, max(LARGEST / count, 0.05))
 
 
-def _check_centre(centre: float | None) -> None:
-    if centre is not None and not isfinite(centre):
-        raise InterventionError(f"centre={centre} is no place on a scale; write centre=0.0, or None for no middle.")
+def _check_center(center: float | None) -> None:
+    if center is not None and not isfinite(center):
+        raise InterventionError(f"center={center} is no place on a scale; write center=0.0, or None for no middle.")
 
 
-def _colours(numbers: Tensor, centre: float | None) -> dict:
+def _colors(numbers: Tensor, center: float | None) -> dict:
     low, high = _range(numbers)
-    if centre is None:
+    if center is None:
         return dict(cmap="viridis", norm=Normalize(low, high) if high > low else Normalize(low - 0.5, low + 0.5))
-    reach = max(abs(low - centre), abs(high - centre)) or 1.0
-    return dict(cmap="RdBu_r", norm=CenteredNorm(centre, reach))
+    reach = max(abs(low - center), abs(high - center)) or 1.0
+    return dict(cmap="RdBu_r", norm=CenteredNorm(center, reach))
 
 
-def _colour_bar(axes: Axes, numbers: Tensor, label: str, shrink: float) -> None:
-    """A colour bar of what occurs: a signed metric may lie on one side only."""
+def _color_bar(axes: Axes, numbers: Tensor, label: str, shrink: float) -> None:
+    """A color bar of what occurs: a signed metric may lie on one side only."""
     bar = axes.figure.colorbar(axes.images[0], ax=axes, pad=0.02, shrink=shrink, anchor=(0.0, 1.0), aspect=16)
     bar.set_label(label_of(label), fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -125,9 +126,9 @@ def _range(numbers: Tensor) -> tuple[float, float]:
 def _write_cells(axes: Axes, numbers: Tensor, *, with_numbers: bool) -> None:
     for row, column in (~numbers.isfinite()).nonzero().tolist():
         axes.plot(column, row, marker="x", color="0.7", markersize=5 if with_numbers else 2)
-    colours = axes.images[0].to_rgba(numbers.numpy())
+    colors = axes.images[0].to_rgba(numbers.numpy())
     for row, column in numbers.isfinite().nonzero().tolist() if with_numbers else ():
-        red, green, blue, _ = colours[row, column]
+        red, green, blue, _ = colors[row, column]
         dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
         text = _short(float(numbers[row, column]))
         axes.text(column, row, text, ha="center", va="center", fontsize=6, color="w" if dark else "0.15")

@@ -21,7 +21,7 @@ from interventions.execution.origins import Origin, Stored, origin_of, taken_for
 from interventions.execution.run import Inputs, Run
 from interventions.execution.stacking import Stacked, Summary, shapes_of
 from interventions.locations import Location, as_location
-from interventions.metrics import Metric, Normalised, name_of
+from interventions.metrics import Metric, Normalized, name_of
 from interventions.models.architectures import architecture
 from interventions.models.calls import arguments_of
 from interventions.models.wrappers import Model, is_traced
@@ -296,7 +296,7 @@ def _of_present(values: Tensor, cell: Cell) -> Tensor:
 
 def _check_reads_real(metric: object, base: Run) -> None:
     """Raise for a metric made here that would read padding, because it was not told the mask."""
-    metric = metric.metric if isinstance(metric, Normalised) else metric
+    metric = metric.metric if isinstance(metric, Normalized) else metric
     name = architecture(base.model).place(Location(site="logits")).mask
     mask = arguments_of(base.model, base.inputs).get(name)
     if not isinstance(metric, Metric) or metric.mask is not None or not isinstance(mask, Tensor):

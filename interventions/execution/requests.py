@@ -97,7 +97,8 @@ def _from_fields(fields: dict) -> Location:
         return Location(**fields)
     except TypeError as error:
         raise InterventionError(
-            f"{error}; the keywords of a location are layer, site, heads, dims, subspace, stack, module and io."
+            f"{error}; the keywords of a location are layer, site, heads, dims, subspace, stack, module, io and "
+            "operation."
         ) from error
 
 

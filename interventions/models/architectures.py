@@ -156,7 +156,7 @@ class Architecture:
         Raises:
             InterventionError: no such module, stack or layer, or a model without blocks.
         """
-        if location.source is not None:
+        if location.operation is not None:
             return self._operation(location)
         if location.module is not None:
             return self._module(location.module, location.io)
@@ -232,8 +232,8 @@ class Architecture:
         if location.layer is None and location.module is None:
             outer = self._module("", "output")
         else:
-            outer = self.place(replace(location, source=None, io="output", heads=None, dims=None, subspace=None))
-        module, names = outer.module, list((location.source or "").split("."))
+            outer = self.place(replace(location, operation=None, io="output", heads=None, dims=None, subspace=None))
+        module, names = outer.module, list((location.operation or "").split("."))
         while names and names[0] in module._modules and module._modules[names[0]] is not None:
             module = module.get_submodule(names.pop(0))
         if not names:

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
+from interventions.arguments import checked
+from interventions.errors import InterventionError
 from interventions.models.wrappers import unwrapped
+from interventions.names import shown
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ EXCEPTIONS: dict[str, Blocks] = {
 }
 
 
-def register(model_type: str, *paths: str, why: str = "", masks: Mapping[str, str] | None = None) -> None:
+@checked
+def register_blocks(model_type: str, *paths: Any, why: str = "", masks: Mapping[str, str] | None = None) -> None:
     """State where the blocks of a model type are, for a model whose structure does not show it.
 
     Args:
@@ -87,10 +92,19 @@ def register(model_type: str, *paths: str, why: str = "", masks: Mapping[str, st
         masks: of parts that read something else than the text, {path: the argument that masks it, "" if none does}; of
             the path "" the argument that is 1 where tokens of the model are real, if that is not `attention_mask`.
 
-    >>> register("MyNet", "body", why="its stem is a list as well")
+    Raises:
+        InterventionError: a path that is no text.
+
+    >>> register_blocks("MyNet", "body", why="its stem is a list as well")
     >>> EXCEPTIONS.pop("MyNet").paths
     ('body',)
     """
+    wrong = [path for path in paths if not isinstance(path, str)]
+    if wrong:
+        raise InterventionError(
+            f"register_blocks({model_type!r}, {shown(wrong[0])}): a path must be a text; write "
+            f"register_blocks({model_type!r}, 'encoder.layers')."
+        )
     EXCEPTIONS[model_type] = Blocks(paths, why, masks=dict(masks or {}))
 
 

@@ -16,6 +16,8 @@ from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, Spar
 OPERATORS: dict[str, Any] = {
     name: kind for name, kind in vars(operators).items() if isinstance(kind, type) and is_dataclass(kind)
 }
+IN_FILES = {"renormalize": "renormalise"}
+"""What fields of operators are called in files of format 1, where that is not their name."""
 SUBSPACES: dict[str, Any] = {kind.__name__: kind for kind in (Rotation, BoundlessRotation, Mask, PCA)}
 
 
@@ -54,7 +56,8 @@ def encoded_operator(op: object, location: Location, name: str, tensors: dict[st
             f"{op!r} at {location} cannot be saved: it is code, and files hold none; use one of "
             f"{', '.join(OPERATORS)}, or save the locations alone: save(folder, list(interventions), model=model)."
         )
-    values = {field.name: getattr(op, field.name) for field in fields(op)}  # type: ignore[arg-type]
+    names = [field.name for field in fields(op)]  # type: ignore[arg-type]
+    values = {IN_FILES.get(name, name): getattr(op, name) for name in names}
     return {
         "class": type(op).__name__,
         "fields": {key: encoded(value, f"{name}.{key}", tensors) for key, value in values.items()},
@@ -69,7 +72,8 @@ def decoded_operator(saved: dict[str, Any], location: Location, tensors: Mapping
             f"operator {name!r} at {location} is not known here: the operators are {', '.join(OPERATORS)}; upgrade, or "
             "write the intervention anew."
         )
-    return OPERATORS[name](**{key: decoded(value, tensors) for key, value in saved["fields"].items()})
+    names = {in_file: name for name, in_file in IN_FILES.items()}
+    return OPERATORS[name](**{names.get(key, key): decoded(value, tensors) for key, value in saved["fields"].items()})
 
 
 def encoded_subspace(module: object, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

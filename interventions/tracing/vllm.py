@@ -213,7 +213,7 @@ class EngineArchitecture(Architecture):
         site = location.site if location.module is None else location.io
         why = (
             "no operation in a forward can be reached there; name a module."
-            if location.source is not None
+            if location.operation is not None
             else "query, key and value are one product and the attention one kernel; name a projection: "
             "Location(module='….qkv_proj', dims=…) or Location(module='….o_proj', io='input', dims=…)."
             if site in HEAD_SITES or location.heads is not None

@@ -3,8 +3,9 @@
 import pytest
 from torch import nn
 
+from interventions import InterventionError
 from interventions.models.architectures import architecture
-from interventions.models.overrides import EXCEPTIONS, register
+from interventions.models.overrides import EXCEPTIONS, register_blocks
 
 
 class Net(nn.Module):
@@ -27,19 +28,19 @@ def _restored(monkeypatch):
 @pytest.mark.usefixtures("_restored")
 def test_an_entry_decides():
     assert paths(Net()) == ["stem", "body"]
-    register("Net", "body")
+    register_blocks("Net", "body")
     assert paths(Net()) == ["body"]
 
 
 @pytest.mark.usefixtures("_restored")
 def test_a_model_with_a_head_in_front():
-    register("Sequential", "body")
+    register_blocks("Sequential", "body")
     assert paths(nn.Sequential(Net(), nn.Linear(2, 2))) == ["0.body"]
 
 
 @pytest.mark.usefixtures("_restored")
 def test_an_entry_whose_lists_are_not_there_is_passed_over():
-    register("Net", "trunk")
+    register_blocks("Net", "trunk")
     assert paths(Net()) == ["stem", "body"]
 
 
@@ -50,3 +51,10 @@ def test_stages_of_blocks_are_one_stack():
     (stack,) = architecture(model).stacks
     assert stack.path == "stages"
     assert stack.blocks == tuple(stage[0] for stage in stages)
+
+
+@pytest.mark.parametrize("path", [None, 3, ["body"]])
+def test_a_path_is_a_text(path):
+    with pytest.raises(InterventionError, match=r"register_blocks\('Net', .*\): a path must be a text; write"):
+        register_blocks("Net", "body", path)
+    assert "Net" not in EXCEPTIONS

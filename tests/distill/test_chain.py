@@ -46,7 +46,7 @@ def test_a_chain_of_two_is_one_fit_bit_for_bit(objective, tmp_path):
     settings = dict(objective=objective, schedule=SHORT, eval_data=text(seed=1), console=QUIET)
     one = fit(teacher, student, data=text(), output_dir=tmp_path / "fit", **settings)
     _, _, again = models()
-    (only,) = chain([teacher, again], text(), output_dir=tmp_path / "chain", **settings)
+    (only,) = chain([teacher, again], data=text(), output_dir=tmp_path / "chain", **settings)
     assert only.records == one.records
     assert same(weights(student), weights(again))
     assert only.evaluation.to_dict() == one.evaluation.to_dict()
@@ -56,7 +56,7 @@ def test_a_chain_of_two_is_one_fit_bit_for_bit(objective, tmp_path):
 def test_each_student_teaches_the_next_and_is_left_as_it_was():
     teacher, assistant, student = models()
     before = weights(teacher)
-    results = chain([teacher, assistant, student], text(), objective=KD(), schedule=SHORT, console=QUIET)
+    results = chain([teacher, assistant, student], data=text(), objective=KD(), schedule=SHORT, console=QUIET)
     assert same(before, weights(teacher))
     assert [result.student for result in results] == [assistant, student]
     _, first, second = models()
@@ -72,7 +72,7 @@ def test_each_student_teaches_the_next_and_is_left_as_it_was():
 def test_schedules_and_mappings_of_each_step():
     schedules = [SHORT, Schedule(steps=2, batch_size=8, lr=1e-3)]
     mappings = ["late", {Location(1): Location(0)}]
-    results = chain(models(), text(), mappings, schedule=schedules, console=QUIET)
+    results = chain(models(), data=text(), mapping=mappings, schedule=schedules, console=QUIET)
     assert [len(result.records) for result in results] == [5, 2]
     assert [len(result.settings["mapping"]) for result in results] == [2, 1]
     assert results[1].settings["schedule"]["lr"] == 1e-3
@@ -81,7 +81,7 @@ def test_schedules_and_mappings_of_each_step():
 def test_projections_are_made_for_each_step():
     objective = FitNets({Location(module="2"): Location(module="2")})
     networks = [spread(mlp(width), seed) for seed, width in enumerate((10, 8, 6))]
-    results = chain(networks, vectors(), objective=objective, schedule=SHORT, console=QUIET)
+    results = chain(networks, data=vectors(), objective=objective, schedule=SHORT, console=QUIET)
     assert all(result.records[-1].terms["hint"] > 0 for result in results)
     assert not list(objective.parameters())  # the caller's is not used
 
@@ -113,14 +113,14 @@ def test_resumed_in_the_second_step_as_if_uninterrupted(tmp_path, monkeypatch):
     monkeypatch.setattr(Stopping, "pressed", [1])
     _, *whole = networks = models()
     schedules = [Schedule(steps=3, batch_size=5), Schedule(steps=6, batch_size=5)]
-    expected = chain(networks, text(), objective=Stopping(5), schedule=schedules, console=QUIET)
+    expected = chain(networks, data=text(), objective=Stopping(5), schedule=schedules, console=QUIET)
     monkeypatch.setattr(Stopping, "pressed", [])
     settings = dict(objective=Stopping(5), schedule=schedules, console=QUIET, output_dir=tmp_path / "run")
     with pytest.raises(Interrupted, match=r"stopped after step 5 of 6; .*run/2/.*resume=True"):
-        chain(models(), text(), **settings)
+        chain(models(), data=text(), **settings)
     torch.rand(5)
     _, *again = networks = models()
-    results = chain(networks, text(), resume=True, **settings)
+    results = chain(networks, data=text(), resume=True, **settings)
     assert [result.records for result in results] == [result.records for result in expected]
     assert all(same(weights(a), weights(b)) for a, b in zip(whole, again, strict=True))
     assert json.loads((tmp_path / "run" / "2" / "result.json").read_text())["steps"] == 6
@@ -128,7 +128,7 @@ def test_resumed_in_the_second_step_as_if_uninterrupted(tmp_path, monkeypatch):
 
 def test_a_task_is_measured_after_each_step():
     task = Task("t", text(), text(12, seed=1), tuple("abc"[:CLASSES]))
-    results = chain(models(0.0), task, objective=KD(), schedule=SHORT, console=QUIET)
+    results = chain(models(0.0), data=task, objective=KD(), schedule=SHORT, console=QUIET)
     assert [result.accuracy for result in results] == [accuracy(r.student, task.test).value for r in results]
 
 
@@ -145,10 +145,10 @@ def test_a_task_is_measured_after_each_step():
 )
 def test_what_is_no_chain(given, settings, message):
     with pytest.raises(DistillError, match=message):
-        chain(given, vectors(), **settings)
+        chain(given, data=vectors(), **settings)
 
 
 def test_a_network_does_not_teach_itself():
     network = mlp()
     with pytest.raises(DistillError, match="one network twice, which would teach itself"):
-        chain([network, mlp(), network], Rows.of(vectors()))
+        chain([network, mlp(), network], data=Rows.of(vectors()))

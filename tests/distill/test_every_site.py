@@ -63,7 +63,7 @@ def by_hand(teacher, student, places, objective, batch):
     """The term of DIITO from plain calls of `interchange`, with the draws of the objective."""
     draws, rows = generator(), len(next(iter(batch.values())))
     torch.randint(1, (), generator=draws)
-    drawn = None if objective.pairs is None else objective.pairs.draw(batch, VOCABULARY, draws)
+    drawn = None if objective.sources is None else objective.sources.draw(batch, VOCABULARY, draws)
     source = drawn if isinstance(drawn, dict) else batch
     if isinstance(drawn, torch.Tensor):
         source = {name: column[drawn] for name, column in batch.items()}
@@ -75,14 +75,14 @@ def by_hand(teacher, student, places, objective, batch):
             real_tokens(each, rows, shapes[0][1], torch.device("cpu"), column=column) for each in (batch, source)
         )
         uniform = torch.rand(rows, 2, shapes[0][1], generator=draws)
-        aligned = objective.pairs is None or objective.pairs.aligned
+        aligned = objective.sources is None or objective.sources.aligned
         written, read = objective.positions.draw(real, other, uniform, aligned=aligned)
     logits, units = [], [shape[2:] if len(shape) > 2 else shape[1:] for shape in shapes]
-    if objective.pairs is None:
+    if objective.sources is None:
         count = (int(written.sum()),) if written is not None else shapes[0][: 2 if len(shapes[0]) > 2 else 1]
         normal = torch.randn(*count, max(map(prod, units)), generator=draws)
     for model, place, unit in zip((teacher, student), places, units, strict=True):
-        if objective.pairs is None:
+        if objective.sources is None:
             op = type(objective.op)(objective.op.sigma, normal=narrowed(normal, prod(unit)).reshape(*count, *unit))
             if place.site == "attention_pattern":  # what is hidden stays hidden
                 op = Attended(op)

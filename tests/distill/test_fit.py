@@ -26,7 +26,7 @@ from distill import (
     evaluate,
     fit,
     from_layers,
-    layers,
+    layer_mapping,
 )
 from distill.fit import positions_of
 from distill.storage.files import read_json
@@ -105,7 +105,7 @@ def test_a_task_is_trained_and_tested_on_its_own_rows():
     task = Task("own", text(20), text(14, seed=1), ("a", "b", "c"))
     result = fit(teacher, student, None, task, **SETTINGS)
     assert result.evaluation.accuracy.count == 14
-    assert result.iia == evaluate(teacher, student, layers(teacher, student), task, pairs=60).interchange.iia
+    assert result.iia == evaluate(teacher, student, layer_mapping(teacher, student), task, pairs=60).interchange.iia
     assert fit(None, student, None, task, objective=Labels(), **SETTINGS).evaluation.interchange is None
 
 

@@ -170,7 +170,7 @@ def test_chains_and_networks_that_learn_together_remember_too(tmp_path):
     with pytest.raises(DistillError, match="data column"):
         distill.mutual(make(), vectors(seed=4), output_dir=tmp_path / "mutual", resume=True, **asked)
     models = lambda: [spread(bert(3)), spread(bert(2), 1), spread(bert(1), 2)]  # noqa: E731
-    distill.chain(models(), text(), objective=KD(), output_dir=tmp_path / "chain", **asked)
+    distill.chain(models(), data=text(), objective=KD(), output_dir=tmp_path / "chain", **asked)
     with pytest.raises(DistillError, match="another teacher"):
-        distill.chain([spread(bert(3), 5), *models()[1:]], text(), objective=KD(), resume=True,
+        distill.chain([spread(bert(3), 5), *models()[1:]], data=text(), objective=KD(), resume=True,
                       output_dir=tmp_path / "chain", **asked)  # fmt: skip

@@ -96,7 +96,7 @@ def test_examples_and_tokens_on_one_axis_are_told_apart():
 @torch.no_grad()
 @pytest.mark.parametrize(
     "op",
-    [Zero(), Noise(0.5), Add(torch.ones(1), renormalise=True), lambda b, s, g: b * 1.7],
+    [Zero(), Noise(0.5), Add(torch.ones(1), renormalize=True), lambda b, s, g: b * 1.7],
     ids=["0", "noise", "add", "×"],
 )
 def test_what_a_mask_hides_stays_hidden(op):

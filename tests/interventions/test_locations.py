@@ -203,7 +203,7 @@ ODD = [
 def test_every_name_that_a_module_can_have_comes_back(io, units):
     """torch allows any name without a dot."""
     for path in [*ODD, *(f"{one}.{other}" for one in ODD for other in ODD)]:
-        for more in ({}, {"source": "relu_0"}):
+        for more in ({}, {"operation": "relu_0"}):
             location = Location(module=path, io=io, **units, **more)
             assert Location.parse(str(location)) == location
     for stack in ODD:

@@ -14,7 +14,7 @@ from interventions.metrics import (
     log_probability,
     logit_difference,
     name_of,
-    normalised,
+    normalized,
     probability,
 )
 from interventions.models.answers import logits_of
@@ -94,23 +94,23 @@ def test_positions_count_real_tokens(mask, columns):
 def test_normalised_is_0_for_the_corrupted_and_1_for_the_clean_run():
     metric = EVERY["logit difference"]
     clean, corrupted = LOGITS, LOGITS.flip(0)
-    scaled = normalised(metric, clean, corrupted)
+    scaled = normalized(metric, clean, corrupted)
     assert scaled(clean).mean().item() == pytest.approx(1)
     assert scaled(corrupted).mean().item() == pytest.approx(0, abs=1e-6)
-    assert name_of(scaled) == "normalised logit difference"
+    assert name_of(scaled) == "normalized logit difference"
     low, high = metric(corrupted).mean(), metric(clean).mean()
     assert torch.allclose(scaled(LOGITS + 1), (metric(LOGITS + 1) - low) / (high - low))
 
     def of_my_own(output):
         return output[:, -1, 0] ** 2
 
-    mine = normalised(of_my_own, clean[:2], corrupted[:2])
+    mine = normalized(of_my_own, clean[:2], corrupted[:2])
     assert mine(clean[:2]).mean().item() == pytest.approx(1)
-    assert name_of(mine) == "normalised of my own"
+    assert name_of(mine) == "normalized of my own"
     with pytest.raises(InterventionError, match=r"in the clean and .* in the corrupted run, which makes no scale"):
-        normalised(metric, clean, clean)
+        normalized(metric, clean, clean)
     with pytest.raises(InterventionError, match=r"is nan in the clean"):
-        normalised(lambda output: output[:, 0, 0] * math.nan, clean, corrupted)
+        normalized(lambda output: output[:, 0, 0] * math.nan, clean, corrupted)
 
 
 def test_half_precision_is_measured_in_single():

@@ -88,7 +88,7 @@ def test_a_new_network_is_another_one():
     network = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 3)).train()
     network.register_parameter("own", nn.Parameter(torch.arange(6.0)))
     before, random = {k: v.clone() for k, v in network.state_dict().items()}, torch.random.get_rng_state()
-    first, again, other = (distill.reinitialised(network, seed) for seed in (0, 0, 1))
+    first, again, other = (distill.reinitialized(network, seed) for seed in (0, 0, 1))
     assert torch.equal(random, torch.random.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     for name in ("0.weight", "2.bias", "own"):

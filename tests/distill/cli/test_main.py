@@ -127,13 +127,22 @@ def test_every_student_is_measured_by_the_same_rule(teacher, csv, tmp_path):
     assert rules.pop().startswith("Span(share=0.6")
 
 
-@pytest.mark.parametrize("pairs", ["in-context", "mixup", "noise"])
-def test_pairs(pairs, teacher, csv, tmp_path):
-    arguments = ["--objective", "diito,labels", "--pairs", pairs, "--mapping", "single", "--sigma", 0.5]
+@pytest.mark.parametrize(
+    ("option", "sources", "note"),
+    [
+        ("--sources", "in-context", ""),
+        ("--sources", "mixup", ""),
+        ("--sources", "noise", ""),
+        ("--pairs", "noise", "distill: --pairs is deprecated; write --sources noise.\n"),
+    ],
+)
+def test_sources(option, sources, note, teacher, csv, tmp_path):
+    arguments = ["--objective", "diito,labels", option, sources, "--mapping", "single", "--sigma", 0.5]
     status, _out, err = distill(
         "fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", *arguments, *FIT
     )
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, note)
+    assert json.loads((tmp_path / "r" / "command.json").read_text())["interchanges"]["sources"] == sources
     last = json.loads((tmp_path / "r" / "diito+labels" / "log.jsonl").read_text().splitlines()[-1])
     assert last["terms"].keys() == {"kd", "kd_cf", "labels"}
 
@@ -283,7 +292,7 @@ def bad(case, tmp_path, teacher, csv):
         "mapping kind": [*data, "--mapping", "fulll"],
         "layers": [*data, "--student-layers", 9],
         "objective": [*data, "--objective", "kdd"],
-        "pairs": [*data, "--pairs", "shufle"],
+        "sources": [*data, "--sources", "shufle"],
         "share": [*data, "--share", 1.5],
         "steps": [*data, "--steps", 0],
         "lr": [*data, "--lr", -1],
@@ -312,7 +321,7 @@ MESSAGES = {
     "mapping kind": "mapping 'fulll' does not exist: choose one of full, middle, late, single",
     "layers": "a student of 9 layers cannot be made from a teacher of 3; choose 1 to 3",
     "objective": "--objective kdd does not exist: choose of kd, diito, labels",
-    "pairs": "--pairs shufle does not exist: choose one of shuffle",
+    "sources": "--sources shufle does not exist: choose one of shuffle",
     "share": r"Span\(share=1.5\) is not a share",
     "steps": "steps=0 train nothing; use e.g.",
     "lr": "lr=-1.0: both must be above 0",
@@ -347,7 +356,7 @@ def test_mistakes_are_found_before_an_embedded_teacher_is_trained(small_pvr):
     for arguments in (
         ["--mapping", "block_output.9~block_output.0"],
         ["--student-layers", 9],
-        ["--pairs", "in-context"],
+        ["--sources", "in-context"],
         ["--steps", 0],
         ["--mapping", "fulll"],
     ):

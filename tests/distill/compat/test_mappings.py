@@ -76,7 +76,7 @@ def test_terms_without_a_weight_are_left_out(changes, weights):
 def test_data_augment_interchanges_tokens():
     causal = xxs.objectives_of(replace(README, data_augment=True, interchange_consecutive_only=True), 6, 12)[-1]
     assert isinstance(causal, DIITO)
-    assert (causal.pairs, causal.positions) == (Spliced(Span(0.3, consecutive=True)), None)
+    assert (causal.sources, causal.positions) == (Spliced(Span(0.3, consecutive=True)), None)
 
 
 def test_the_name_of_a_run_is_that_of_the_original():
@@ -183,8 +183,8 @@ def test_masked_tokens_only_are_all_masked_tokens():
 
 def test_crossway():
     causal = diito.objectives_of(replace(LM, include_crossway=True), torch.ones(40))[-1]
-    assert (causal.pairs, causal.positions) == (Crossway(), Span(0.3))
-    assert diito.objectives_of(LM, torch.ones(40))[-1].pairs == Shuffle()
+    assert (causal.sources, causal.positions) == (Crossway(), Span(0.3))
+    assert diito.objectives_of(LM, torch.ones(40))[-1].sources == Shuffle()
 
 
 def test_the_name_of_a_run_of_the_trainer_is_that_of_the_original():

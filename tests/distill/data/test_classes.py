@@ -215,7 +215,7 @@ def test_half_a_match_is_refused_before_anything_is_trained_or_measured(form, tm
         lambda: distill.fit(teacher, student, {}, data, steps=1, console=QUIET),
         lambda: distill.fit(None, teacher, None, data, objective=Labels(), steps=1, console=QUIET),
         lambda: distill.mutual([teacher, student], data, console=QUIET),
-        lambda: distill.chain([teacher, student], data, {}, console=QUIET),
+        lambda: distill.chain([teacher, student], data=data, mapping={}, console=QUIET),
         lambda: distill.evaluate(teacher, student, None, data),
     ):
         with pytest.raises(DistillError, match=r"war is none of them; .*classes=\[…\]"):
@@ -287,7 +287,7 @@ def test_teacher_and_student_number_their_classes_alike(tmp_path, folder, tokeni
     path = write_csv(tmp_path / "x.csv", ROWS)
     teacher, other = answering(folder, NAMES), answering(folder, ORDERS[1])
     task = load(data=path, tokenizer=tokenizer)
-    mapping = distill.layers(teacher, other, "full")
+    mapping = distill.layer_mapping(teacher, other, "full")
     for act in (
         lambda: distill.fit(teacher, other, {}, path, steps=1, console=QUIET),
         lambda: distill.fit(Ensemble([teacher]), other, {}, task, steps=1, console=QUIET),

@@ -36,7 +36,9 @@ def fitted(how, teacher, student, data):
     if how == "teach":
         return distill.fit(None, student, None, data, objective=Labels(), **SHORT)
     if how == "chain":
-        return distill.chain([teacher, student], data, {}, objective=KD(), schedule=schedule, console=QUIET)[0]
+        return distill.chain(
+            [teacher, student], data=data, mapping={}, objective=KD(), schedule=schedule, console=QUIET
+        )[0]
     if how == "align":
         mapping = {Location(0): Location(0, subspace=Rotation(4))}
         return distill.align(teacher, student, mapping, data, steps=1, batch_size=4, pairs=0, console=QUIET)
@@ -58,7 +60,7 @@ def test_a_file_that_changed_after_training_lets_nothing_through(how, tmp_path, 
     new = ~result.seen.among(fresh.table)
     assert new.float().mean() > 0.8
     path.unlink()
-    mapping = distill.layers(teacher, student, "full")
+    mapping = distill.layer_mapping(teacher, student, "full")
     with pytest.raises(DistillError, match=r"holds rows that were trained on, \d+ of the 32 \(first: row 0\)"):
         distill.interchange_accuracy(teacher, student, mapping, trained, exclude=result, pairs=4)
     other = fresh.take(new.nonzero()[:, 0])

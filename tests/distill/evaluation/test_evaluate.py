@@ -17,7 +17,7 @@ from distill import (
     evaluate,
     fit,
     interchange_accuracy,
-    layers,
+    layer_mapping,
 )
 from distill.evaluation.evaluate import evaluate_variables
 from interventions import Location
@@ -113,7 +113,7 @@ def test_a_measurement_that_fails_does_not_lose_the_training(monkeypatch):
 def test_a_mapping_may_be_text_as_for_fit():
     teacher, student = bert().eval(), bert(2).eval()
     for kind in ("full", "late", "block_output.1~block_output.0"):
-        mapping = layers(teacher, student, kind) if "~" not in kind else {Location(1): Location(0)}
+        mapping = layer_mapping(teacher, student, kind) if "~" not in kind else {Location(1): Location(0)}
         asked = [interchange_accuracy(teacher, student, each, LABELLED, pairs=8) for each in (kind, mapping)]
         assert str(asked[0]) == str(asked[1])
         asked = [evaluate(teacher, student, each, LABELLED, pairs=8) for each in (kind, mapping)]

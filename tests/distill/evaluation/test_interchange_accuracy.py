@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill import DistillError, InContext, Rows, Shuffle, Span, interchange_accuracy, layers
+from distill import DistillError, InContext, Rows, Shuffle, Span, interchange_accuracy, layer_mapping
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import uniform
 from distill.evaluation.interchange_accuracy import examples_of_rows
@@ -176,7 +176,7 @@ def test_token_models_count_labelled_tokens_where_there_are_labels():
 def test_a_copy_of_the_teacher_is_right_on_every_pair(make):
     teacher = spread(make(3), 3, 0.8)
     rows = images(12) if make is vit else text(12)
-    found = interchange_accuracy(teacher, copy.deepcopy(teacher), layers(teacher, teacher), rows, pairs=40)
+    found = interchange_accuracy(teacher, copy.deepcopy(teacher), layer_mapping(teacher, teacher), rows, pairs=40)
     assert found.iia == 1
     assert found.interval == (1, 1)
     assert found.overall.kl == pytest.approx(0, abs=1e-9)

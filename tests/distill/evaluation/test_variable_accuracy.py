@@ -28,7 +28,7 @@ def test_controls_are_lower_where_the_network_is_right_and_equal_their_own_measu
     assert set(measured.controls) == {"subspace", "labels", "network"}
     assert measured.controls["labels"].iia.value < 0.6
     assert measured.controls["network"].iia.value < 0.7
-    network = distill.reinitialised(Wired(), ANOTHER)
+    network = distill.reinitialized(Wired(), ANOTHER)
     assert measured.controls["network"] == distill.interchange_accuracy(SUM, network, RIGHT, pairs=600).overall
     with pytest.raises(DistillError, match=r"there is no control 'label'; controls are subspace, labels, network"):
         distill.interchange_accuracy(SUM, Wired(), RIGHT, controls=["label"])
@@ -350,13 +350,13 @@ def test_what_decides_the_answer_alone_is_noted():
     assert distill.interchange_accuracy(SUM, Wired(), RIGHT, pairs=99).notes == ()
 
 
-def test_a_changed_network_is_reinitialised_as_it_is():
+def test_a_changed_network_is_reinitialized_as_it_is():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     network = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=20, n_positions=8))
     network.lm_head = nn.Linear(8, 3)
-    assert distill.reinitialised(network).lm_head.out_features == 3
-    assert not torch.equal(distill.reinitialised(network).lm_head.weight, network.lm_head.weight)
+    assert distill.reinitialized(network).lm_head.out_features == 3
+    assert not torch.equal(distill.reinitialized(network).lm_head.weight, network.lm_head.weight)
 
 
 @pytest.mark.parametrize(

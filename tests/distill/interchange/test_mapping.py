@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from distill import DistillError, layers
+from distill import DistillError, layer_mapping
 from distill.compat.neurons import neuron_pairs
 from distill.interchange.mapping import Pair, as_mapping, depth, mapping_of, pairs_of, parse_mapping
 from interventions import InterventionError, Location
@@ -53,7 +53,7 @@ LATE = {
 
 @pytest.mark.parametrize("size", FULL)
 def test_full_covers_every_teacher_layer_once_in_order(size):
-    found = numbers(layers(blocks(size[0]), blocks(size[1])))
+    found = numbers(layer_mapping(blocks(size[0]), blocks(size[1])))
     assert found == FULL[size]
     assert [layer for above, _ in found for layer in above] == list(range(size[0]))
 
@@ -80,42 +80,42 @@ def test_the_remainder_first_is_the_files_of_the_authors(depth_of_student, tmp_p
         ([place.layer for place in pair.teacher], pair.student[0].layer)
         for pair in neuron_pairs(str(tmp_path / "full.nm"), teacher, student)
     ]
-    assert numbers(layers(teacher, student, remainder="first")) == file
-    assert (numbers(layers(teacher, student)) == file) == (12 % depth_of_student == 0)
+    assert numbers(layer_mapping(teacher, student, remainder="first")) == file
+    assert (numbers(layer_mapping(teacher, student)) == file) == (12 % depth_of_student == 0)
 
 
 def test_only_full_has_a_remainder():
     for kind, remainder in (("full", "last"), ("middle", "first")):
         with pytest.raises(DistillError, match=r"only 'full' has one.*remainder='first'"):
-            layers(blocks(12), blocks(9), kind, remainder=remainder)
+            layer_mapping(blocks(12), blocks(9), kind, remainder=remainder)
 
 
 @pytest.mark.parametrize("size", MIDDLE)
 def test_middle(size):
     above, below = MIDDLE[size]
-    assert numbers(layers(blocks(size[0]), blocks(size[1]), "middle")) == [([above], below)]
+    assert numbers(layer_mapping(blocks(size[0]), blocks(size[1]), "middle")) == [([above], below)]
 
 
 @pytest.mark.parametrize("size", LATE)
 def test_late_and_single(size):
     late = [([above], below) for above, below in LATE[size]]
-    assert numbers(layers(blocks(size[0]), blocks(size[1]), "late")) == late
-    assert numbers(layers(blocks(size[0]), blocks(size[1]), "single")) == late[-1:]
+    assert numbers(layer_mapping(blocks(size[0]), blocks(size[1]), "late")) == late
+    assert numbers(layer_mapping(blocks(size[0]), blocks(size[1]), "single")) == late[-1:]
 
 
 @pytest.mark.parametrize("kind", ["late", "single"])
 def test_one_layer_has_none_below_the_last(kind):
     with pytest.raises(DistillError, match="needs a block below the last one.*mapping='full'"):
-        layers(blocks(4), blocks(1), kind)
+        layer_mapping(blocks(4), blocks(1), kind)
 
 
 def test_an_unknown_kind_and_a_deeper_student():
     with pytest.raises(DistillError, match=r"'early' does not exist: choose one of full, middle, late, single"):
-        layers(blocks(4), blocks(2), "early")
+        layer_mapping(blocks(4), blocks(2), "early")
     with pytest.raises(DistillError, match=r"student has 4 layers and the teacher 2.*Location\(1\)"):
-        layers(blocks(2), blocks(4))
+        layer_mapping(blocks(2), blocks(4))
     with pytest.raises(DistillError, match="layers cannot be counted.*Location\\(module="):
-        layers(mlp(), mlp())
+        layer_mapping(mlp(), mlp())
 
 
 @pytest.mark.parametrize(("make", "count"), [(bert, 4), (vit, 3), (gpt2, 2), (t5, 5)])
@@ -178,7 +178,7 @@ def test_a_mapping_as_text():
         ((Location(module="conv1"),), (Location(module="conv2", io="input"),)),
     ]
     assert mapping_of("block_output.1~block_output.0", bert(), bert(2)) == {(Location(1),): (Location(0),)}
-    assert mapping_of("middle", bert(), bert(2)) == layers(bert(), bert(2), "middle")
+    assert mapping_of("middle", bert(), bert(2)) == layer_mapping(bert(), bert(2), "middle")
     given = {Location(module="conv1"): Location(module="conv2")}
     assert mapping_of(given, CNN(), CNN()) is given
 

@@ -214,7 +214,7 @@ def test_in_context_is_decided_by_its_generator_alone():
 def test_in_context_errors():
     with pytest.raises(DistillError, match=r"InContext\(share=1.5\) is not a share; use a number from 0 to 1"):
         InContext(1.5)
-    with pytest.raises(DistillError, match=r"no input_ids but pixel_values; use pairs=Shuffle\(\)"):
+    with pytest.raises(DistillError, match=r"no input_ids but pixel_values; use sources=Shuffle\(\)"):
         InContext().draw({"pixel_values": torch.zeros(1)}, None, generator())
     with pytest.raises(DistillError, match="knows no vocabulary"):
         InContext().draw({"input_ids": torch.ones(1, 3).long()}, None, generator())

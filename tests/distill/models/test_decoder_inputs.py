@@ -135,7 +135,7 @@ def test_labels_alone_are_enough_to_train_and_to_measure(model_type):
     counted = int((data["labels"] != -100).sum())
     assert distill.accuracy(teacher, Rows.of(data)).count == counted
     assert distill.accuracy(teacher, Rows.of(right)).count == counted
-    mapping = distill.layers(teacher, student, "full")
+    mapping = distill.layer_mapping(teacher, student, "full")
     assert 0 <= distill.interchange_accuracy(teacher, student, mapping, data, pairs=4).iia <= 1
     logits = teacher(**inputs_of(teacher, right)).logits
     share = (logits.argmax(-1) == right["labels"])[right["labels"] != -100].float().mean()

@@ -186,8 +186,8 @@ def measures(teacher, student, answers):
     yield distill.representations(student, data, "logits", answers=answers)
     settings = {"schedule": SCHEDULE, "console": QUIET, "answers": answers}
     yield [[r.terms for r in each.records] for each in distill.mutual([teacher, student], data, **settings)]
-    yield [[r.terms for r in each.records] for each in distill.chain([teacher, student], data, {}, objective=KD(),
-                                                                    **settings)]  # fmt: skip
+    chained = distill.chain([teacher, student], mapping={}, data=data, objective=KD(), **settings)
+    yield [[r.terms for r in each.records] for each in chained]
 
 
 @pytest.mark.parametrize("kind", ["a tuple", "a dict"])
@@ -270,7 +270,7 @@ def test_a_network_under_a_causal_model():
     result = distill.fit(model, net, mapping, steps=2, batch_size=8, console=QUIET, answers=1)
     assert result.evaluation.accuracy is not None
     assert distill.interchange_accuracy(model, net, mapping, pairs=8, controls="network", answers=1).overall is not None
-    assert distill.accuracy_under(model, net, model.sample(4, torch.Generator()), answers=1).count == 4
+    assert distill.accuracy(net, model, values=model.sample(4, torch.Generator()), answers=1).count == 4
     for subspace in (None, lambda: Rotation(2)):
         asked = {"at": list(mapping.values()), "subspace": subspace, "steps": 2, "pairs": 50, "console": QUIET}
         plain = nn.Sequential(*net)

@@ -41,7 +41,9 @@ def test_each_is_answered_as_if_it_were_alone_and_left_as_it_was(model_type):
         distill.fit(teacher, student, "full", data, steps=1, batch_size=4, console=QUIET)
     with pytest.warns(UserWarning, match=SAID):
         assert (
-            distill.evaluate(teacher, student, distill.layers(teacher, student, "full"), data, pairs=8).interchange
+            distill.evaluate(
+                teacher, student, distill.layer_mapping(teacher, student, "full"), data, pairs=8
+            ).interchange
             is not None
         )
     assert (teacher.config.pad_token_id, student.config.pad_token_id) == (None, END)

@@ -146,8 +146,8 @@ def test_networks_that_learn_together_and_chains():
     wanted = distill.mutual(wholes[:2], text(8), **settings)
     assert [each.records for each in found] == [each.records for each in wanted]
     with pytest.warns(UserWarning, match=SAID):
-        found = distill.chain([networks[0], networks[2]], text(8), objective=distill.KD(), **settings)
-    wanted = distill.chain([wholes[0], wholes[2]], text(8), objective=distill.KD(), **settings)
+        found = distill.chain([networks[0], networks[2]], data=text(8), objective=distill.KD(), **settings)
+    wanted = distill.chain([wholes[0], wholes[2]], data=text(8), objective=distill.KD(), **settings)
     assert [each.records for each in found] == [each.records for each in wanted]
 
 

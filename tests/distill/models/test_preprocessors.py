@@ -162,7 +162,7 @@ def test_chains_mutual_learning_and_new_students_keep_tokenizer_and_names(tmp_pa
     assistant = BertForSequenceClassification(BertConfig(num_hidden_layers=2, **sizes))
     student = BertForSequenceClassification(BertConfig(num_hidden_layers=1, **sizes))
     rows = tokens(sizes["vocab_size"])
-    distill.chain([teacher, assistant, student], rows, {}, output_dir=tmp_path / "chain", **SETTINGS)
+    distill.chain([teacher, assistant, student], data=rows, mapping={}, output_dir=tmp_path / "chain", **SETTINGS)
     schedule = distill.Schedule(steps=1, batch_size=4)
     both = [teacher, copy.deepcopy(assistant)]
     distill.mutual(both, rows, output_dir=tmp_path / "both", schedule=schedule, console=QUIET)

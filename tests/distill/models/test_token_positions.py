@@ -102,7 +102,7 @@ def test_losses_and_measures_are_those_of_either_side(make, labels):
             objectives.append(distill.Labels() if labels else distill.CausalLM())
         schedule = distill.Schedule(steps=3, batch_size=4, lr=1e-3)
         records = list(distill.steps(teacher, student, data=data, objective=objectives, schedule=schedule))
-        mapping = distill.layers(teacher, student, "full")
+        mapping = distill.layer_mapping(teacher, student, "full")
         measured = distill.interchange_accuracy(teacher, student, mapping, data, pairs=20)
         right = distill.metrics.accuracy(student, data).value if labels else None
         found.append((records, measured.iia, right))

@@ -91,7 +91,7 @@ def naive(objective, teacher, student, mapping, batch, stack, seed=0):
     draws, pairs = generator(seed), pairs_of(mapping, teacher, student)
     pair = pairs[int(torch.randint(len(pairs), (), generator=draws))]
     source = batch
-    drawn = None if objective.pairs is None else objective.pairs.draw(batch, VOCABULARY, draws)
+    drawn = None if objective.sources is None else objective.sources.draw(batch, VOCABULARY, draws)
     if isinstance(drawn, dict):
         source = drawn
     rows = len(next(iter(batch.values())))
@@ -100,13 +100,13 @@ def naive(objective, teacher, student, mapping, batch, stack, seed=0):
     real = batch.get("attention_mask", torch.ones(rows, width)).bool()
     other = real[drawn] if isinstance(drawn, torch.Tensor) else real
     uniform = torch.rand(rows, 2, width, generator=draws)
-    aligned = not isinstance(objective.pairs, Shuffle)
+    aligned = not isinstance(objective.sources, Shuffle)
     chosen, taken = (
         mask.nonzero().tolist() for mask in objective.positions.draw(real, other, uniform, aligned=aligned)
     )
     widest = max(int(model.config.hidden_size) for model in (teacher, student))
     spans = [len(at.dims) if at.dims is not None else widest for at in (*pair.teacher, *pair.student)]
-    normal = torch.randn(len(chosen), max(spans), generator=draws) if objective.pairs is None else None
+    normal = torch.randn(len(chosen), max(spans), generator=draws) if objective.sources is None else None
 
     def sides(model, places):
         base, _ = ran(model, batch, stack)
@@ -116,7 +116,7 @@ def naive(objective, teacher, student, mapping, batch, stack, seed=0):
 
         def written(state, at):
             dims = slice(None) if at.dims is None else slice(at.dims.start, at.dims.stop)
-            if objective.pairs is not None:
+            if objective.sources is not None:
                 whole = states[at.layer][drawn] if isinstance(drawn, torch.Tensor) else states[at.layer]
                 return put(state, torch.stack([whole[r, c, dims] for r, c in taken]), chosen, dims)
             h = torch.stack([state[r, c, dims] for r, c in chosen])
@@ -431,7 +431,7 @@ def test_places_without_blocks():
 
 
 def test_what_diito_refuses():
-    with pytest.raises(DistillError, match=r"Noise\(.*needs no source, and pairs=Shuffle.*leave pairs out"):
+    with pytest.raises(DistillError, match=r"Noise\(.*needs no source, and sources=Shuffle.*leave sources out"):
         DIITO(Shuffle(), op=Noise(1.0))
     teacher, student = couple("bert")
     with pytest.raises(DistillError, match="DIITO needs a mapping; give mapping='full'"):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from distill import AT, DIITO, KD, PKD, Cosine, DistillError, FitNets, Schedule, layers, steps
+from distill import AT, DIITO, KD, PKD, Cosine, DistillError, FitNets, Schedule, layer_mapping, steps
 from distill.interchange.mapping import pairs_of
 from distill.losses import attention_transfer
 from distill.models.inputs import inputs_of
@@ -73,7 +73,7 @@ def test_pkd_by_hand():
 def test_pkd_takes_the_last_teacher_layer_of_each_pair_below_the_last():
     teacher, student = couple()
     batch = text(6).batch(range(6))
-    mapping = layers(teacher, student, "full")
+    mapping = layer_mapping(teacher, student, "full")
     value = terms(teacher, student, PKD(), batch, mapping)["pkd"].item()
     assert value == pytest.approx(
         terms(teacher, student, PKD({Location(1): Location(0)}), batch)["pkd"].item(), rel=1e-6
@@ -245,7 +245,7 @@ def test_attention_transfer_of_feature_maps():
 def test_attention_transfer_of_patterns_is_that_of_the_mapping_and_knows_padding(make):
     teacher, student = spread(make(4)), spread(make(2), 1)
     batch = text(5, labels=False).batch(range(5))
-    mapping = layers(teacher, student, "full")
+    mapping = layer_mapping(teacher, student, "full")
     found = value_of(prepared(teacher, student, AT(), batch, mapping), batch)
     expected = 0.0
     for above, below in ((1, 0), (3, 1)):
@@ -270,7 +270,7 @@ def test_attention_transfer_without_a_place():
 def test_features_under_autocast(objective):
     teacher, student = couple()
     batch = text(6).batch(range(6))
-    mapping = layers(teacher, student, "full")
+    mapping = layer_mapping(teacher, student, "full")
     exact = value_of(prepared(teacher, student, objective(), batch, mapping), batch)
     with torch.autocast("cpu", torch.bfloat16):
         (value,) = prepared(teacher, student, objective(), batch, mapping)(batch, torch.Generator()).values()

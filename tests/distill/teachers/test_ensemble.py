@@ -5,7 +5,20 @@ import pytest
 import torch
 from torch import nn
 
-from distill import DIITO, KD, DistillError, Ensemble, Labels, Rows, Schedule, fit, from_layers, layers, metrics, steps
+from distill import (
+    DIITO,
+    KD,
+    DistillError,
+    Ensemble,
+    Labels,
+    Rows,
+    Schedule,
+    fit,
+    from_layers,
+    layer_mapping,
+    metrics,
+    steps,
+)
 from distill.losses import kd
 from distill.models.inputs import inputs_of, vocabulary_of
 from distill.teachers.ensemble import averaged
@@ -191,7 +204,7 @@ def test_a_layer_alone_is_ambiguous_whatever_the_depths():
     for members in ([bert(3), bert(3)], [bert(3), bert(2)], [bert(3), vit(2)], [bert(3), gpt2_lm(3)]):
         ensemble = Ensemble([spread(member) for member in members])
         with pytest.raises(DistillError, match=r"layers cannot be counted: .*ambiguous.*stacks 0, 1"):
-            layers(ensemble, members[0], "full")
+            layer_mapping(ensemble, members[0], "full")
     ensemble = Ensemble([spread(bert(3)), spread(bert(2), 1)])
     with pytest.raises(DistillError, match=r"ambiguous: this Ensemble has the stacks 0, 1; write stack='0'"):
         next(steps(ensemble, spread(bert(2), 2), "full", text(), objective=[KD(), DIITO()], schedule=SHORT))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill import DIITO, KD, Ensemble, Labels, NoisyTeacher, Schedule, from_layers, layers, steps
+from distill import DIITO, KD, Ensemble, Labels, NoisyTeacher, Schedule, from_layers, layer_mapping, steps
 from distill.losses import LogitNoise
 from distill.models.inputs import inputs_of, vocabulary_of
 from distill.training.checkpoints import Checkpoints
@@ -90,7 +90,7 @@ def test_it_is_looked_through(make):
     student = from_layers(inner, 2)
     assert set(inputs_of(teacher, rows.batch([0]))) >= {"input_ids", "attention_mask"}
     assert vocabulary_of(teacher) == VOCABULARY
-    assert layers(teacher, student, "full") == layers(inner, student, "full")
+    assert layer_mapping(teacher, student, "full") == layer_mapping(inner, student, "full")
     record = next(steps(teacher, student, None, rows, objective=[KD(), DIITO()], schedule=SHORT))
     assert record.terms["kd_cf"] > 0
     both = NoisyTeacher(Ensemble([inner, inner]), LogitNoise(0.0))

@@ -100,7 +100,7 @@ def started(how, network, path, tmp_path):
     elif how == "steps":
         list(distill.steps(network(), network(), None, path, schedule=SCHEDULE))
     elif how == "chain":
-        distill.chain([network(), network()], path, **SHORT)
+        distill.chain([network(), network()], data=path, **SHORT)
     elif how == "mutual":
         distill.mutual([network(), network()], path, objective=[KD(), DIITO()], edges=[(0, 1)], **SHORT)
     elif how == "specialists":

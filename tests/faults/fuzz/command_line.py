@@ -95,7 +95,7 @@ OF_NUMBERS = {
     "evaluate": ("--max-length", "--share", "--pairs", "--seed", "--split-seed"),
 }  # fmt: skip
 OF_NAMES = {
-    "fit": ("--task", "--text", "--label", "--classes", "--mapping", "--objective", "--pairs", "--param-dtype"),
+    "fit": ("--task", "--text", "--label", "--classes", "--mapping", "--objective", "--sources", "--param-dtype"),
     "teach": ("--task", "--text", "--label", "--classes", "--param-dtype"),
     "evaluate": ("--task", "--text", "--label", "--classes", "--mapping"),
 }

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import interventions as iv
 from interventions import Location
+from interventions.models.overrides import EXCEPTIONS
 from tests.faults.fuzz.attack import Recipe
 from tests.interventions import tiny_models as models
 
@@ -97,6 +98,11 @@ def stored(**given: Any) -> Any:
 def located(**given: Any) -> Any:
     """Zero what a location names."""
     return intervened(decoder(), ids(), Location(**given), op=iv.Zero())
+
+
+def registered(model_type: Any, path: Any, **settings: Any) -> Any:
+    iv.register_blocks(model_type, path, **settings)
+    return EXCEPTIONS.pop(model_type).lists_in(network())
 
 
 def grid() -> iv.Grid:
@@ -404,6 +410,12 @@ READS = [
         {"logits": "floats|empty tensor|empty rows|odd shape|nan tensor|inf tensor|half tensor|meta tensor"},
     ),
     Recipe("interventions.rule_of", iv.rule_of, lambda: {"model": network()}, {"model": "anything"}),
+    Recipe(
+        "interventions.register_blocks",
+        registered,
+        lambda: {"model_type": "Fuzzed", "path": "body", "why": "", "masks": None},
+        {"model_type": "text", "path": "text", "why": "text", "masks": "None|{}"},
+    ),
     Recipe("interventions.label", iv.label, lambda: {"text": "a"}, {"text": "anything"}),
     Recipe("interventions.shown", iv.shown, lambda: {"value": "a"}, {"value": "anything"}),
     Recipe("interventions.printable", iv.printable, lambda: {"text": "a"}, {"text": "anything"}),
@@ -416,7 +428,7 @@ READS = [
             "columns": ["a", "b"],
             "label": "l",
             "column_label": "c",
-            "centre": None,
+            "center": None,
         },
         {
             "values": "",
@@ -424,7 +436,7 @@ READS = [
             "columns": "nested",
             "label": "text",
             "column_label": "text",
-            "centre": "None|number",
+            "center": "None|number",
         },
     ),
     Recipe("interventions.Grid.largest", lambda k: grid().largest(k), lambda: {"k": 1}, {"k": "count|huge"}),
@@ -451,8 +463,8 @@ METRICS = [
     metric_of(iv.kl, reference=torch.ones(2, 30)),
     metric_of(iv.metrics.agreement, reference=torch.ones(2, 30)),
     Recipe(
-        "interventions.normalised",
-        measured(iv.normalised),
+        "interventions.normalized",
+        measured(iv.normalized),
         lambda: {"metric": iv.probability(3), "clean": torch.ones(2, 30), "corrupted": torch.eye(30)[:2] * 3},
         {"metric": "", "clean": "floats|half tensor", "corrupted": "floats|half tensor"},
         own=("metric",),
@@ -464,8 +476,8 @@ OPERATORS = [
     Recipe(
         "interventions.Add",
         operated(iv.Add),
-        lambda: {"value": torch.ones(4), "scale": 1.0, "renormalise": False},
-        {"value": "written", "scale": "number", "renormalise": "flag"},
+        lambda: {"value": torch.ones(4), "scale": 1.0, "renormalize": False},
+        {"value": "written", "scale": "number", "renormalize": "flag"},
     ),
     Recipe(
         "interventions.Noise",

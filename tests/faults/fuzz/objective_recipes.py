@@ -194,8 +194,8 @@ RECIPES = [
     ),
     Recipe(
         "distill.DIITO", lambda **settings: used(distill.DIITO(**settings), mapping=sides()),
-        lambda: {"pairs": Shuffle(), "op": None, "positions": Span(0.3), "match": KD(), "detach_source": False},
-        {"pairs": "None", "op": "None", "positions": "None", "match": "None", "detach_source": "flag"},
+        lambda: {"sources": Shuffle(), "op": None, "positions": Span(0.3), "match": KD(), "detach_source": False},
+        {"sources": "None", "op": "None", "positions": "None", "match": "None", "detach_source": "flag"},
     ),
     Recipe(
         "distill.DIITO(noise)", lambda **settings: used(distill.DIITO(None, **settings), mapping=sides()),

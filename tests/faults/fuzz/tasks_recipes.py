@@ -141,9 +141,9 @@ def text_network(cls: type, **settings: Any) -> dict[str, Any]:
 SIZES = {"vocabulary": "7", "width": "", "layers": "1|numpy int|7", "dropout": "share"}
 OF_NETWORKS = [
     attack.Recipe("networks.CNN", made(networks.CNN, lambda: torch.ones(2, 1, 8, 8)),
-                  lambda: {"channels": [4, 4], "classes": 3, "dropout": 0.1, "colours": 1},
+                  lambda: {"channels": [4, 4], "classes": 3, "dropout": 0.1, "colors": 1},
                   {"channels": "[1]|(1, 2, 3)|range", "classes": "count", "dropout": "share",
-                   "colours": "1|numpy int"}),
+                   "colors": "1|numpy int"}),
     attack.Recipe("networks.MLP", made(networks.MLP, lambda: torch.ones(2, 8, 8)),
                   lambda: {"inputs": 64, "hidden": [4], "classes": 3, "dropout": 0.1},
                   {"inputs": "", "hidden": "[1]|(1, 2, 3)|range", "classes": "count", "dropout": "share"}),

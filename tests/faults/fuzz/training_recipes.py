@@ -176,11 +176,11 @@ RECIPES = [
         {"width": "None", "intermediate": "count"},
     ),
     Recipe(
-        "distill.reinitialised", distill.reinitialised, lambda: {"network": network(), "seed": 0},
+        "distill.reinitialized", distill.reinitialized, lambda: {"network": network(), "seed": 0},
         {"network": "network|!class of network|!causal model|!meta network", "seed": "seed"},
     ),
     Recipe(
-        "distill.layers", distill.layers,
+        "distill.layer_mapping", distill.layer_mapping,
         lambda: {"teacher": encoder(3), "student": encoder(2), "kind": "full", "remainder": "spread"},
         {"teacher": "choice", "student": "choice", "kind": "choice", "remainder": "choice"},
     ),

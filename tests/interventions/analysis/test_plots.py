@@ -39,7 +39,7 @@ def test_cells_without_a_number_are_crossed():
 
 
 def test_the_centre_is_white():
-    picture = heat_map(torch.tensor([[3.0, -1.0]]), "a", "xy", centre=0.0)
+    picture = heat_map(torch.tensor([[3.0, -1.0]]), "a", "xy", center=0.0)
     norm = picture.axes[0].images[0].norm
     assert isinstance(norm, CenteredNorm)
     assert (norm.vmin, norm.vmax) == (-3, 3)

@@ -9,7 +9,7 @@ from torch import nn
 
 from interventions import InterventionError, Location, Swap, Zero, interchange, intervene, mean_of, run, run_to
 from interventions.analysis.sweeps import sweep
-from interventions.metrics import kl, logit_difference, normalised
+from interventions.metrics import kl, logit_difference, normalized
 from tests.interventions.tiny_models import LAYERS, batch, make
 
 METRIC = logit_difference([0, 1, 2], [2, 0, 1])
@@ -154,7 +154,7 @@ def test_every_site_can_be_swept(name):
 def test_the_last_block_at_the_last_position_is_everything():
     model, inputs, others = make("gpt2"), batch("gpt2"), batch("gpt2", seed=2)
     base, source = run(model, inputs), run(model, others)
-    scaled = normalised(METRIC, clean=source, corrupted=base)
+    scaled = normalized(METRIC, clean=source, corrupted=base)
     grid = sweep(model, base, source, BLOCKS, metric=scaled)
     assert torch.allclose(grid.values[-1], torch.tensor([0.0, 0, 0, 0, 1]), atol=1e-4)
     assert grid.largest(1)[0][1] == 4

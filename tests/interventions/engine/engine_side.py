@@ -400,7 +400,7 @@ def the_logits() -> None:
 
 @fails(r"no operation in a forward can be reached there")
 def an_operation() -> None:
-    written(engine(), at=Location(module="model.layers.1.mlp", source="silu_0"))
+    written(engine(), at=Location(module="model.layers.1.mlp", operation="silu_0"))
 
 
 @fails(r"PassingOnLayer passes on two tensors, .* so what block_output.1 is cannot be told")

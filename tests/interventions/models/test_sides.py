@@ -285,9 +285,9 @@ def test_padding_under_another_name_is_not_taken_for_tokens(name):
 
 
 def test_the_mask_of_a_model_is_registered():
-    from interventions.models.overrides import EXCEPTIONS, register
+    from interventions.models.overrides import EXCEPTIONS, register_blocks
 
-    register("Masked", masks={"": "mask"})
+    register_blocks("Masked", masks={"": "mask"})
     try:
         inputs, at = {"ids": torch.randint(1, 9, (2, 3)), "mask": REAL.long()}, Location(0)
         found = interchange(Masked().eval(), inputs, None, {at: Zero()}, positions=-1, record=[at]).activations[at]

@@ -8,7 +8,7 @@ from torch.nn.parallel import DataParallel
 from interventions import Add, InterventionError, Location, Zero, interchange, intervene, record, run
 from interventions.locations import HEAD_SITES
 from interventions.models.architectures import architecture
-from interventions.models.overrides import EXCEPTIONS, register
+from interventions.models.overrides import EXCEPTIONS, register_blocks
 from tests.interventions.tiny_models import VOCABULARY, batch, make
 
 from .attentions import PATTERNS, at
@@ -138,7 +138,7 @@ def test_an_exception_holds_inside_another_model():
             super().__init__()
             self.stem, self.body = (nn.ModuleList(nn.Sequential(nn.Linear(4, 4)) for _ in range(2)) for _ in range(2))
 
-    register("Misleading", "body")
+    register_blocks("Misleading", "body")
     try:
         assert [stack.path for stack in architecture(Misleading()).stacks] == ["body"]
         assert [stack.path for stack in architecture(DataParallel(Misleading())).stacks] == ["module.body"]

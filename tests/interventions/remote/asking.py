@@ -145,11 +145,11 @@ def errors(model: Any, url: str) -> dict[str, str]:
     calls: dict[str, Callable] = {
         "a step that is never made": lambda: never(layer=1, steps=7),
         "a place that never runs": lambda: never(
-            at=Location(module="transformer.h.0.attn", source="self__upcast_and_reordered_attn_0")
+            at=Location(module="transformer.h.0.attn", operation="self__upcast_and_reordered_attn_0")
         ),
-        "an operation that is not there": lambda: run(model, base, [Location(1, source="attn.nope_0")], remote=url),
+        "an operation that is not there": lambda: run(model, base, [Location(1, operation="attn.nope_0")], remote=url),
         "an inner operation that is not there": lambda: run(
-            model, base, [Location(1, source="attn.attention_interface_1.nope_0")], remote=url
+            model, base, [Location(1, operation="attn.attention_interface_1.nope_0")], remote=url
         ),
         "a position that is not there": lambda: interchange(
             model, base, drawn(1), Location(1), positions=9, remote=url
@@ -208,7 +208,7 @@ def main(file: str) -> None:
                 absent, lambda x: trace(x, absent, remote=url), lambda x: generate(x, absent, remote=url), remote=url
             )
             found["loaded"] = absent.dispatched
-            head = Location(source="self_lm_head_0")
+            head = Location(operation="self_lm_head_0")
             found["model's own operation"] = [
                 run(each, drawn(0), at=[head], remote=url).activations[head] for each in (model, absent)
             ]

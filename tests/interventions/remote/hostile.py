@@ -137,7 +137,7 @@ def edits(model: Any, plain: Any) -> dict[str, bool]:
 
 def axes(model: Any, plain: Any) -> dict[str, bool]:
     """Heads are told from tokens, or not at all."""
-    place, inner = Location(1, source="attn.query_states_1", heads=1), Location(1, "query", heads=1)
+    place, inner = Location(1, operation="attn.query_states_1", heads=1), Location(1, "query", heads=1)
     pairs = [(tokens(length), tokens(length, seed=1)) for length in (4, 5)]
     same, here = interchange(model, *pairs[1], place).logits, interchange(plain, *pairs[1], inner).logits
     return {
@@ -148,7 +148,7 @@ def axes(model: Any, plain: Any) -> dict[str, bool]:
 
 def refusals(model: Any) -> dict[str, bool]:
     base, source = tokens(), tokens(seed=1)
-    inner = Location(1, source="attn.attention_interface_1.attn_output_transpose_0")
+    inner = Location(1, operation="attn.attention_interface_1.attn_output_transpose_0")
     both = {Location(1, "query"): Swap(), inner: Swap()}
 
     def looked_up() -> None:
@@ -159,7 +159,8 @@ def refusals(model: Any) -> dict[str, bool]:
     return {
         "an operation inside what is computed by us": "name one or the other"
         in message(lambda: interchange(model, base, source, both)),
-        "no tensor": "holds no tensor" in message(lambda: run(model, base, at=[Location(1, source="attn.shape_q_0")])),
+        "no tensor": "holds no tensor"
+        in message(lambda: run(model, base, at=[Location(1, operation="attn.shape_q_0")])),
         "looked up tokens": "prompt_lookup_num_tokens" in message(looked_up),
     }
 

@@ -447,7 +447,7 @@ def generations() -> Iterator[Case]:
 
 def inside(operation: str, **fields: Any) -> Location:
     """An operation in block 1, or in a module."""
-    return Location(None if "module" in fields else 1, source=operation, **fields)
+    return Location(None if "module" in fields else 1, operation=operation, **fields)
 
 
 PRODUCT = "torch_nn_functional_scaled_dot_product_attention_0"

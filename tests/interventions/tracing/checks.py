@@ -186,10 +186,10 @@ PLACES = {
         Location(1),
         site("query", heads=1),
         site("attention_pattern"),
-        Location(1, source="mlp.self_act_0"),
-        Location(1, source="attn.attention_interface_1.torch_nn_functional_scaled_dot_product_attention_0"),
+        Location(1, operation="mlp.self_act_0"),
+        Location(1, operation="attn.attention_interface_1.torch_nn_functional_scaled_dot_product_attention_0"),
     ),
-    "own": (site("attention_pattern"), Location(1, source="attention.functional_softmax_0")),
+    "own": (site("attention_pattern"), Location(1, operation="attention.functional_softmax_0")),
     "sdpa": (site("key"),),
     "t5": (Location(0, "value", stack="encoder"),),
 }
@@ -393,7 +393,7 @@ def a_hand_written_trace_says_the_same() -> None:
     subject = wrapped("mixtral")
     model, given, others = subject.model, subject.base, subject.source
     gate = model.model.layers[1].mlp.gate
-    at = Location(1, source="mlp.gate.router_logits_0")
+    at = Location(1, operation="mlp.gate.router_logits_0")
     with model.trace(**others):
         theirs = gate.source.router_logits_0.output.save()
     with model.trace(**given):
@@ -451,7 +451,7 @@ def a_model_that_was_not_loaded_yet() -> None:
         return logits
 
     def by_an_operation(model: Any) -> Tensor:
-        at = site("mlp_activation") if model is net else Location(1, source="mlp.self_act_0")
+        at = site("mlp_activation") if model is net else Location(1, operation="mlp.self_act_0")
         return interchange(model, given, others, at, positions=0).logits
 
     with tempfile.TemporaryDirectory() as folder:
@@ -495,12 +495,12 @@ def an_unknown_operation() -> None:
     subject = wrapped("gpt2")
     before = left_on(subject)
     for at, text in (
-        (Location(1, source="mlp.self_akt_0"), "has no operation 'self_akt_0'; did you mean"),
-        (Location(1, source="nope_0"), "has no operation 'nope_0'"),
-        (Location(module="transformer.h.1.mlp", source="nope_0"), "has no operation 'nope_0'"),
-        (Location(1, source="attn.attention_interface_1.nope_0"), "has no operation 'nope_0'"),
-        (Location(1, source="mlp.c_fc"), "names the module"),
-        (Location(1, source="attn.self_q_attn_0"), "never ran"),
+        (Location(1, operation="mlp.self_akt_0"), "has no operation 'self_akt_0'; did you mean"),
+        (Location(1, operation="nope_0"), "has no operation 'nope_0'"),
+        (Location(module="transformer.h.1.mlp", operation="nope_0"), "has no operation 'nope_0'"),
+        (Location(1, operation="attn.attention_interface_1.nope_0"), "has no operation 'nope_0'"),
+        (Location(1, operation="mlp.c_fc"), "names the module"),
+        (Location(1, operation="attn.self_q_attn_0"), "never ran"),
     ):
         with raising(InterventionError, text), intervene(subject.model, at, op=Zero()):
             subject.call(subject.base)
@@ -508,7 +508,7 @@ def an_unknown_operation() -> None:
             run(subject.model, subject.base, [at])
         assert left_on(subject) == before, at
     with raising(InterventionError, "which hooks cannot open and nnsight does"):
-        run(plain("gpt2").model, subject.base, [Location(1, source="mlp.self_act_0")])
+        run(plain("gpt2").model, subject.base, [Location(1, operation="mlp.self_act_0")])
 
 
 def errors_name_the_place_when_elsewhere() -> None:
@@ -519,7 +519,7 @@ def errors_name_the_place_when_elsewhere() -> None:
     with raising(InterventionError, "names head 7"), intervene(model, site("query", heads=7), op=Zero()):
         with model.trace(**given, remote="local"):
             model.output.logits.save()
-    at = Location(1, source="attn.self_q_attn_0")
+    at = Location(1, operation="attn.self_q_attn_0")
     with raising(InterventionError, "never ran"), intervene(model, at, op=Zero()):
         with model.trace(**given, remote="local"):
             model.output.logits.save()

@@ -116,7 +116,7 @@ OPERATORS: dict[str, Callable[[int], Any]] = {  # of the width of what is writte
     "mean of the source": lambda width: Mean(),
     "mean": lambda width: Mean(vector(width)),
     "add": lambda width: Add(vector(width), 1.5),
-    "add renormalised": lambda width: Add(vector(width), -2.0, renormalise=True),
+    "add renormalized": lambda width: Add(vector(width), -2.0, renormalize=True),
     "noise": lambda width: Noise(0.5),
     "noise in absolute units": lambda width: Noise(0.5, relative=False),
     "noise given": lambda width: Noise(0.5, normal=vector(width)),

@@ -12,14 +12,14 @@ from distill.models.inputs import refuse_valueless
 
 
 @checked
-def reinitialised(network: nn.Module, seed: int = 0) -> nn.Module:
+def reinitialized(network: nn.Module, seed: int = 0) -> nn.Module:
     """A copy of a network with new weights, drawn as those of a new one.
 
     A model of transformers is built again from its config; of any other, each module that has `reset_parameters` does
     that, and parameters that none of them owns are drawn from a normal of the mean and deviation that they have.
     """
     seed = seed_of(seed)
-    refuse_valueless(network, "reinitialised")
+    refuse_valueless(network, "reinitialized")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         config = getattr(network, "config", None)
