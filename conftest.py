@@ -25,25 +25,24 @@ class Outermost(_import_hook.JaxtypingTransformer):
     A class that is `checked` says itself, and in its own words, what of wrong types it is given.
     """
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> Any:
-        """Leave the class itself alone where it is checked; its methods are looked at."""
-        if not any(isinstance(each, ast.Name) and each.id == "checked" for each in node.decorator_list):
-            return super().visit_ClassDef(node)
-        self._parents.append(node)
-        self.generic_visit(node)
-        self._parents.pop()
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
+        """Leave the class itself alone where it is checked; of others the check stands below `renamed`.
+
+        That takes keywords that the class itself has no more.
+        """
+        if any(isinstance(each, ast.Name) and each.id == "checked" for each in node.decorator_list):
+            self._parents.append(node)
+            self.generic_visit(node)
+            self._parents.pop()
+            return node
+        node = super().visit_ClassDef(node)
+        node.decorator_list.sort(key=lambda each: not ast.unparse(each).startswith("renamed("))
         return node
 
     def generic_visit(self, node: Any) -> None:
         """Go on, but not into functions."""
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             super().generic_visit(node)
-
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
-        """Put the check of a class below `renamed`, which takes keywords that the class itself has no more."""
-        node = super().visit_ClassDef(node)
-        node.decorator_list.sort(key=lambda each: not ast.unparse(each).startswith("renamed("))
-        return node
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
