@@ -13,7 +13,7 @@ from distill.evaluation.measurement import Examples, Measurement, check_pairs, p
 from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.evaluation.variable_accuracy import VariableInterchanges, examples_of_model
 from distill.interchange.mapping import pairs_of
-from distill.models.reinitialised import reinitialised
+from distill.models.reinitialized import reinitialized
 from interventions import Location, Rotation
 from tests.distill.tiny_models import bert, gpt2_lm, mlp, spread, text, vectors
 from tests.distill.wired import SUM, TWICE, Wired, turned, twice
@@ -173,7 +173,7 @@ def test_a_network_that_computes_the_causal_model_teaches_the_same(make):
 def test_controls_are_measurements_of_their_own(make):
     for measurement in measurements(make()):
         student, own = measurement.interchanges.student, measurement.tally()
-        new = replace(measurement.interchanges, student=reinitialised(student, measurement.seed + ANOTHER))
+        new = replace(measurement.interchanges, student=reinitialized(student, measurement.seed + ANOTHER))
         assert torch.equal(measurement.control("network").sums, replace(measurement, interchanges=new).tally().sums)
         order = torch.randperm(len(measurement.examples), generator=torch.Generator().manual_seed(measurement.seed))
         told = measurement.tally(order)
