@@ -10,12 +10,14 @@ is everything that is annotated with `Any`, `object` or a protocol.
 import inspect
 import math
 import numbers
+import os
 import types
 import typing
 import warnings
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from fractions import Fraction
 from functools import cache, wraps
 from importlib import import_module
 from pathlib import Path
@@ -152,13 +154,15 @@ def _checked(function: Any, name: str, error: type[ValueError], made: type | Non
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*args, **kwargs)
         positional, known = kinds()
-        of_numpy = False
+        is_foreign = False
         for parameter, value in (*zip(positional, args, strict=False), *kwargs.items()):
             kind = known.get(parameter)
             if kind is None:
                 continue
-            of_numpy = of_numpy or isinstance(value, np.generic)
+            is_foreign = is_foreign or _is_foreign(value)
             if not kind.holds(value):
                 called = name if made is None else type(args[0]).__name__
                 example = OF_NNSIGHT if is_of_nnsight(value, kind) else kind.example
@@ -166,7 +170,7 @@ def _checked(function: Any, name: str, error: type[ValueError], made: type | Non
                     f"{called}({parameter}={shown(value)}): {parameter} must be {kind.words}; write "
                     f"{parameter}={example}."
                 )
-        if not of_numpy:
+        if not is_foreign:
             return function(*args, **kwargs)
         return function(*map(_of_python, args), **{name: _of_python(value) for name, value in kwargs.items()})
 
@@ -205,7 +209,7 @@ def kind_of(annotation: Any) -> Kind | None:
         return _any_of([kind_of(each) for each in annotation.__constraints__])
     if origin is Literal:
         return Kind(
-            lambda value: any(type(value) is type(each) and value == each for each in inner),
+            lambda value: any(isinstance(value, type(each)) and value == each for each in inner),
             " or ".join(map(repr, inner)),
             repr(inner[0]),
         )
@@ -251,8 +255,8 @@ def _many(container: type, inner: tuple[Any, ...], words: str, example: str) -> 
 
     def holds(given: Any) -> bool:
         values: Any = given
-        if entry is None or not isinstance(given, container):
-            return isinstance(given, container)
+        if entry is None or not _is_row(given, container):
+            return _is_row(given, container)
         return not isinstance(given, str | bytes) and all(entry.holds(each) for each in values)
 
     if entry is None:
@@ -260,12 +264,21 @@ def _many(container: type, inner: tuple[Any, ...], words: str, example: str) -> 
     return Kind(holds, f"{words}, each {entry.words}", example.format(entry.example))
 
 
+def _is_row(given: Any, container: type) -> bool:
+    """Whether it is a sequence: also a list for a tuple, as JSON has no other, a ModuleList, an array of one axis."""
+    if isinstance(given, container) or (container is tuple and isinstance(given, list)):
+        return True
+    return isinstance(given, torch.nn.ModuleList) or (
+        getattr(given, "ndim", 0) == 1 and hasattr(given, "tolist") and not isinstance(given, Tensor)
+    )
+
+
 def _tuple(inner: tuple[Any, ...]) -> Kind:
     """A tuple of so many entries, each of its own kind."""
     entries = [kind_of(each) for each in inner]
 
     def holds(values: Any) -> bool:
-        fits = isinstance(values, tuple) and len(values) == len(entries)
+        fits = isinstance(values, tuple | list) and len(values) == len(entries)
         return fits and all(entry is None or entry.holds(each) for entry, each in zip(entries, values, strict=True))
 
     words, examples = (
@@ -314,8 +327,15 @@ def is_of_nnsight(value: Any, kind: Kind) -> bool:
     return kind.holds is _PLAIN[torch.nn.Module].holds and isinstance(getattr(value, "_module", None), torch.nn.Module)
 
 
+def _is_foreign(value: Any) -> bool:
+    """Whether it is a number that torch and JSON do not take everywhere: one of NumPy, or a fraction."""
+    return isinstance(value, np.generic | Fraction)
+
+
 def _of_python(value: Any) -> Any:
-    """A number of NumPy as one of Python: torch and JSON take no others everywhere."""
+    """A number of another library as one of Python."""
+    if isinstance(value, Fraction):
+        return float(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -336,7 +356,7 @@ _PLAIN: dict[Any, Kind] = {
     int: Kind(is_whole, "a whole number", "1"),
     float: Kind(is_number, "a number", "0.5"),
     str: Kind(lambda value: isinstance(value, str), "a text", "'…'"),
-    Path: Kind(lambda value: isinstance(value, Path), "a path", "Path('…')"),
+    Path: Kind(lambda value: isinstance(value, os.PathLike), "a path", "Path('…')"),
     torch.Generator: Kind(
         lambda value: isinstance(value, torch.Generator), "a torch.Generator", "torch.Generator().manual_seed(0)"
     ),

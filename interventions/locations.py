@@ -8,6 +8,8 @@ from operator import index
 from typing import Any
 from urllib.parse import quote, unquote
 
+from torch import Tensor
+
 from interventions.arguments import checked, is_whole, renamed
 from interventions.errors import InterventionError
 from interventions.names import shown
@@ -320,6 +322,7 @@ def _check_parts(location: Location) -> None:
 
 
 def _layer(layer: int) -> int:
+    layer = layer.item() if isinstance(layer, Tensor) and layer.numel() == 1 else layer
     if not is_whole(layer):
         raise InterventionError(
             f"layer={shown(layer)} is not a whole number; write Location(3), or Location(-1) for the last."
@@ -336,6 +339,7 @@ def _chosen(given: Iterable[int] | slice | int, name: str) -> Dims:
                     f"{name}={given!r} has no end; a location knows no model: write {name}=range(0, {_MANY[name]})."
                 )
             given = range(given.start or 0, given.stop, 1 if given.step is None else given.step)
+        given = given.tolist() if isinstance(given, Tensor) else given
         entries = tuple(given if isinstance(given, Iterable) else (given,))
         if isinstance(given, Set | Mapping) or not all(map(is_whole, entries)):
             raise TypeError("a set has no order, and True and False would be taken for 1 and 0")

@@ -35,7 +35,7 @@ class Swap:
 class Interpolate:
     """`base + weight · (source − base)`: weight 0 is the base, 1 the source, both exactly."""
 
-    weight: float
+    weight: float | Tensor
     needs_source: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -99,7 +99,7 @@ class Add:
     """
 
     value: Tensor
-    scale: float = 1.0
+    scale: float | Tensor = 1.0
     renormalize: bool = field(default=False, kw_only=True)
     needs_source: ClassVar[bool] = False
 
@@ -128,7 +128,7 @@ class Noise:
         normal: standard normal draws to use instead of new ones, of the shape of what is replaced.
     """
 
-    sigma: float
+    sigma: float | Tensor
     relative: bool = True
     normal: Tensor | None = None
     needs_source: ClassVar[bool] = False
@@ -154,14 +154,15 @@ class Mixup:
         normal: standard normal draws to use instead of new ones, of the shape of what is replaced.
     """
 
-    sigma: float
-    keep: float = 0.5
+    sigma: float | Tensor
+    keep: float | Tensor = 0.5
     relative: bool = True
     normal: Tensor | None = None
     needs_source: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check_draws(self)
+        _check_number(self, "keep", self.keep)
         if not 0 <= self.keep <= 1:
             raise InterventionError(f"Mixup(keep={self.keep}) is no share of the base; write keep=0.0 to keep=1.0.")
 
@@ -169,7 +170,12 @@ class Mixup:
         return self.keep * base + (1 - self.keep) * _gaussian(self, base, generator)
 
 
-def _check_number(op: object, name: str, value: float) -> None:
+def _check_number(op: object, name: str, value: float | Tensor) -> None:
+    if isinstance(value, Tensor) and (value.ndim or value.is_complex() or value.is_meta):
+        raise InterventionError(
+            f"{type(op).__name__}({name}={shown(value)}) is not one number; write {name}=1.0, or a "
+            "parameter without axes."
+        )
     if not isfinite(value):
         raise InterventionError(f"{type(op).__name__}({name}={value}) is not finite; write e.g. {name}=1.0.")
 
@@ -192,6 +198,7 @@ def _check_values(op: object, value: Tensor | None) -> None:
 
 def _check_draws(op: "Noise | Mixup") -> None:
     name = type(op).__name__
+    _check_number(op, "sigma", op.sigma)
     if not 0 <= op.sigma < inf:
         raise InterventionError(f"{name}(sigma={op.sigma}) is no standard deviation; write sigma=0.5.")
     _check_values(op, op.normal)

@@ -42,7 +42,7 @@ def run(
     *,
     resumable: bool = True,
     detach: bool = False,
-    device: torch.device | str | None = None,
+    device: torch.device | str | int | None = None,
     keep: Keep | None = None,
     answers: Answers | None = None,
     remote: bool | str = False,
@@ -152,7 +152,7 @@ def as_run(
     return replace(given, activations=kept)
 
 
-def check_device(device: torch.device | str | None) -> None:
+def check_device(device: torch.device | str | int | None) -> None:
     """Raise for a device that torch does not know, or that is not there."""
     if device is None:
         return
@@ -177,7 +177,7 @@ def check_eval(model: Model, remote: bool | str = False) -> None:
 @checked
 @contextmanager
 def record(
-    model: Model, at: Where, *, detach: bool = False, device: torch.device | str | None = None
+    model: Model, at: Where, *, detach: bool = False, device: torch.device | str | int | None = None
 ) -> Iterator[Activations]:
     """Keep the activations `at` the locations of the ordinary calls inside the block.
 

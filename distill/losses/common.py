@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from distill.errors import DistillError, checked
@@ -109,7 +110,7 @@ HOT = 50.0
 """The temperature above which softened answers are compared in double precision: single would be mostly rounding."""
 
 
-def softened(name: str, logits: Tensor, temperature: float) -> Tensor:
+def softened(name: str, logits: Tensor, temperature: float | Float[Tensor, ""]) -> Tensor:
     """Logits divided by a temperature, which must be above 0; `name` is who asks."""
     if not 0 < temperature < math.inf:
         wanted = "above 0" if temperature <= 0 else "that is finite"

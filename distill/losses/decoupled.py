@@ -23,7 +23,7 @@ def tckd(
     student_logits: Float[Tensor, "*batch classes"],
     teacher_logits: Float[Tensor, "*batch classes"],
     labels: Shaped[Tensor, "..."],
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     reduction: str = "mean",
 ) -> Float[Tensor, "*out"]:
     """Target class: KL(teacher ‖ student) [nats / position] of "the label or another", (p_y, 1 − p_y), times τ².
@@ -49,7 +49,7 @@ def nckd(
     student_logits: Float[Tensor, "*batch classes"],
     teacher_logits: Float[Tensor, "*batch classes"],
     labels: Shaped[Tensor, "..."],
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     reduction: str = "mean",
 ) -> Float[Tensor, "*out"]:
     """Non-target classes: KL(teacher ‖ student) [nats / position] among the classes other than the label, times τ².
@@ -72,7 +72,7 @@ def dkd(  # noqa: PLR0917 (as in the paper's formula)
     labels: Shaped[Tensor, "..."],
     alpha: float = 1.0,
     beta: float = 8.0,
-    temperature: float = 4.0,
+    temperature: float | Float[Tensor, ""] = 4.0,
 ) -> Float[Tensor, ""]:
     """α TCKD + β NCKD [nats / position], each times τ²; without the paper's cross-entropy and warm-up.
 
@@ -95,7 +95,7 @@ def _decoupled(
     name: str,
     part: Callable[[Tensor, Tensor, Tensor], Tensor],
     given: tuple[Tensor, Tensor, Tensor],
-    temperature: float,
+    temperature: float | Float[Tensor, ""],
     reduction: str,
 ) -> Tensor:
     student_logits, teacher_logits, labels = given

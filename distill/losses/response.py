@@ -69,7 +69,9 @@ def reverse_kl(
 @loss
 @same_shapes
 def jensen_shannon(
-    student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"], beta: float = 0.5
+    student: Float[Tensor, "*batch classes"],
+    teacher: Float[Tensor, "*batch classes"],
+    beta: float | Float[Tensor, ""] = 0.5,
 ) -> Float[Tensor, "*batch"]:
     """β KL(teacher ‖ m) + (1 − β) KL(student ‖ m) [nats], m = β teacher + (1 − β) student, from log-probabilities.
 
@@ -99,7 +101,7 @@ def jensen_shannon(
 def kd(
     student_logits: Float[Tensor, "*batch classes"],
     teacher_logits: Float[Tensor, "*batch classes"],
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     reduction: str = "batchmean",
     scale_t2: bool = True,
     *,
@@ -142,7 +144,7 @@ def kd(
 def multi_label_kd(
     student_logits: Float[Tensor, "*batch classes"],
     teacher_logits: Float[Tensor, "*batch classes"],
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     reduction: str = "batchmean",
     scale_t2: bool = True,
     *,
@@ -186,7 +188,7 @@ def binary_kl(student: Float[Tensor, "*any"], teacher: Float[Tensor, "*any"]) ->
 def soft_cross_entropy(
     student: Float[Tensor, "*batch classes"],
     teacher: Float[Tensor, "*batch classes"],
-    temperature: float = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
     *,
     mask: Shaped[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, ""]:

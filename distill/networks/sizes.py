@@ -25,6 +25,8 @@ def check_images(images: Tensor, weight: Tensor) -> None:
     Raises:
         DistillError: they are on another device than the weights, of another type, or sparse.
     """
+    if not isinstance(weight, Tensor) or weight.is_meta or torch.compiler.is_compiling():
+        return  # quantised weights, or shapes alone
     cast = torch.is_autocast_enabled(weight.device.type)
     if images.device == weight.device and (images.dtype == weight.dtype or cast) and images.layout == torch.strided:
         return

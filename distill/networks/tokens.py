@@ -18,6 +18,8 @@ def real(
     """
     if not input_ids.numel():
         raise DistillError(f"input_ids has shape {list(input_ids.shape)} and no token; give rows of one at least.")
+    if input_ids.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     outside = input_ids[(input_ids < 0) | (input_ids >= vocabulary)]
     if len(outside):
         raise DistillError(

@@ -7,6 +7,8 @@ from math import isfinite
 from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
 from distill.errors import DistillError, checked
 from interventions import shown
 
@@ -45,6 +47,7 @@ def weight_at(weight: Weight, progress: float, term: str) -> float:
         DistillError: a function that returns no number.
     """
     found: Any = weight(progress) if callable(weight) else weight
+    found = found.item() if isinstance(found, Tensor) and not found.ndim else found
     if isinstance(found, bool) or not isinstance(found, Real):
         raise DistillError(
             f"the weight of {term!r} is {shown(found)} after {progress:.3g} of the training, and a number is needed; "

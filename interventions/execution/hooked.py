@@ -41,7 +41,7 @@ from interventions.models.calls import arguments_of, call
 from interventions.models.wrappers import is_sharded
 
 
-def storing(detach: bool, device: torch.device | str | None) -> Callable[[Tensor], Tensor]:
+def storing(detach: bool, device: torch.device | str | int | None) -> Callable[[Tensor], Tensor]:
     """What is kept of an activation: cut off from the graph or not, and on which device."""
 
     def store(state: Tensor) -> Tensor:
@@ -52,7 +52,11 @@ def storing(detach: bool, device: torch.device | str | None) -> Callable[[Tensor
 
 
 def reading(
-    found: Architecture, locations: list[Location], *, detach: bool = False, device: torch.device | str | None = None
+    found: Architecture,
+    locations: list[Location],
+    *,
+    detach: bool = False,
+    device: torch.device | str | int | None = None,
 ) -> tuple[Activations, list[Tap]]:
     """Empty activations, and the taps that fill them."""
     activations, store = Activations(locations), storing(detach, device)

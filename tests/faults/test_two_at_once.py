@@ -166,11 +166,17 @@ def test_two_first_uses_of_an_embedded_teacher_train_it_once(together, tmp_path)
     run = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true"}
     ranks = [{**run, "RANK": str(rank), "LOCAL_RANK": str(rank)} if together else {} for rank in range(2)]
     both = [
-        subprocess.Popen([sys.executable, "-c", TWICE], env={**environment, **rank}, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", TWICE],
+            env={**environment, **rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in ranks
     ]
-    told = [each.communicate()[0] for each in both]
-    assert [each.returncode for each in both] == [0, 0]
+    told, errors = zip(*(each.communicate() for each in both), strict=True)
+    assert [each.returncode for each in both] == [0, 0], errors
     assert told[0].splitlines()[-1] == told[1].splitlines()[-1]
     assert len(list((tmp_path / "cache").iterdir())) == 1
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from fractions import Fraction
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interventions import InterventionError, checking
+from interventions import Add, InterventionError, Location, checking, intervene
 from interventions.arguments import kind_of
 
 CASES = {
@@ -26,6 +27,10 @@ CASES = {
     "literal": (Literal["a", 1], ["a", 1], ["b", True, 1.0, None]),
     "texts": (Sequence[str], [[], ["a"], ("a", "b")], ["ab", [1], None, {"a"}]),
     "anything in a row": (Sequence[object], [[1, "a"], "ab"], [3, {1}]),
+    "arrays in place of sequences": (Sequence[int], [np.array([1, 2])], [np.ones((2, 2), int), np.array([0.5])]),
+    "networks": (Sequence[nn.Module], [nn.ModuleList([nn.Identity()])], [nn.Identity(), nn.ModuleDict()]),
+    "a list for a tuple": (tuple[int, ...], [(1,), [1, 2]], ["12", {1}]),
+    "a path": (str | Path, ["a", Path("a"), PurePath("a")], [b"a", 1]),
 }
 LEFT_ALONE = {
     "Any": Any,
@@ -93,3 +98,32 @@ def test_a_class_is_checked_where_it_is_made_and_named_after_itself():
     assert Base(count=2) == Base(2)
     with pytest.raises(InterventionError, match=r"^Child\(count='2'\): count must be a whole number; write count=1\.$"):
         Child("2")
+
+
+def test_what_is_learned_may_be_a_number():
+    """A tensor without axes keeps its gradient."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    strength = nn.Parameter(torch.tensor(1.0))
+    with intervene(network, module="0", op=Add(torch.ones(2), scale=strength)):
+        network(torch.ones(1, 2)).sum().backward()
+    assert strength.grad is not None
+    with pytest.raises(InterventionError, match=r"is not one number"):
+        Add(torch.ones(2), scale=torch.ones(2))
+
+
+def test_places_are_chosen_by_tensors():
+    assert Location(3, dims=torch.tensor([0.1, 0.9, 0.5]).topk(2).indices).dims == (1, 2)
+    with pytest.raises(InterventionError, match="are not whole numbers"):
+        Location(3, dims=torch.tensor([0.5]))
+
+
+def test_checked_functions_compile_whole():
+    @checking(InterventionError)
+    def doubled(x: Tensor, times: float = 2.0) -> Tensor:
+        return x * times
+
+    assert torch.compile(doubled, backend="eager", fullgraph=True)(torch.ones(2)).tolist() == [2.0, 2.0]
+
+
+def test_fractions_are_numbers():
+    assert half(Fraction(1, 2))[0] == 0.5

@@ -36,7 +36,7 @@ def boolean_tree(depth: int = 2, gates: Sequence[str] = ("and", "or", "xor"), se
     """
     if not 1 <= depth <= DEEPEST:
         raise DistillError(f"boolean_tree(depth={depth}) has no gate, or too many; use depth=1 to depth={DEEPEST}.")
-    if not gates:
+    if not len(gates):
         raise DistillError(f"boolean_tree(gates={gates!r}) has nothing to draw from; gates are {', '.join(GATES)}.")
     if unknown := [gate for gate in gates if gate not in GATES]:
         raise DistillError(f"there is no gate {unknown[0]!r}; gates are {', '.join(GATES)}.")

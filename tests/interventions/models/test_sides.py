@@ -272,7 +272,9 @@ def test_padding_under_another_name_is_not_taken_for_tokens(name):
     inputs = {"ids": ids, name: SAID[name]}
     written = {at: Zero()}
     for counted in (-1, slice(-2, None), [0], [[0], [1]]):
-        with pytest.raises(InterventionError, match=rf"the model was given {name}, .* no attention_mask; .*register\("):
+        with pytest.raises(
+            InterventionError, match=rf"the model was given {name}, .* no attention_mask; .*register_blocks\("
+        ):
             interchange(model, inputs, None, written, positions=counted)
     with pytest.raises(InterventionError, match=f"given {name}"):
         sweep(model, inputs, inputs, [at], metric=lambda out: out.sum((1, 2)), positions="each")
