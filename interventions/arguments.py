@@ -209,7 +209,10 @@ def kind_of(annotation: Any) -> Kind | None:
         return _any_of([kind_of(each) for each in annotation.__constraints__])
     if origin is Literal:
         return Kind(
-            lambda value: any(isinstance(value, type(each)) and value == each for each in inner),
+            lambda value: any(
+                isinstance(value, type(each)) and isinstance(value, bool) == isinstance(each, bool) and value == each
+                for each in inner
+            ),
             " or ".join(map(repr, inner)),
             repr(inner[0]),
         )

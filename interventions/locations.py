@@ -118,8 +118,8 @@ class Location:
         layer: int | None = None,
         site: str = "block_output",
         *,
-        heads: Iterable[int] | slice | int | None = None,
-        dims: Iterable[int] | slice | int | None = None,
+        heads: Iterable[int] | Tensor | slice | int | None = None,
+        dims: Iterable[int] | Tensor | slice | int | None = None,
         subspace: Any = None,
         stack: str | None = None,
         module: str | None = None,
@@ -330,7 +330,7 @@ def _layer(layer: int) -> int:
     return index(layer)
 
 
-def _chosen(given: Iterable[int] | slice | int, name: str) -> Dims:
+def _chosen(given: Iterable[int] | Tensor | slice | int, name: str) -> Dims:
     """`given` as a range where the numbers are evenly spaced and rising, else as a tuple."""
     try:
         if isinstance(given, slice):

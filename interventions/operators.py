@@ -176,7 +176,7 @@ def _check_number(op: object, name: str, value: float | Tensor) -> None:
             f"{type(op).__name__}({name}={shown(value)}) is not one number; write {name}=1.0, or a "
             "parameter without axes."
         )
-    if not isfinite(value):
+    if not isfinite(value.detach() if isinstance(value, Tensor) else value):
         raise InterventionError(f"{type(op).__name__}({name}={value}) is not finite; write e.g. {name}=1.0.")
 
 
