@@ -342,6 +342,17 @@ def _of_python(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def listed(numbers: Tensor) -> list[Any]:
+    """Return the numbers of a tensor.
+
+    Raises:
+        TypeError: it holds none, as on meta, or holds them in no order.
+    """
+    if numbers.is_meta or numbers.layout != torch.strided or not numbers.ndim:
+        raise TypeError("no list of numbers")
+    return numbers.tolist()
+
+
 def is_whole(value: object) -> TypeGuard[int]:
     """Return whether a value is a whole number of 64 bits, of Python or NumPy; True and False are none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and -(2**63) <= int(value) < 2**63

@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from torch import Tensor
 
-from interventions.arguments import checked, is_whole, renamed
+from interventions.arguments import checked, is_whole, listed, renamed
 from interventions.errors import InterventionError
 from interventions.names import shown
 
@@ -339,7 +339,7 @@ def _chosen(given: Iterable[int] | Tensor | slice | int, name: str) -> Dims:
                     f"{name}={given!r} has no end; a location knows no model: write {name}=range(0, {_MANY[name]})."
                 )
             given = range(given.start or 0, given.stop, 1 if given.step is None else given.step)
-        given = given.tolist() if isinstance(given, Tensor) else given
+        given = listed(given) if isinstance(given, Tensor) else given
         entries = tuple(given if isinstance(given, Iterable) else (given,))
         if isinstance(given, Set | Mapping) or not all(map(is_whole, entries)):
             raise TypeError("a set has no order, and True and False would be taken for 1 and 0")

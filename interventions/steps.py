@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from interventions.arguments import is_whole
+from interventions.arguments import is_whole, listed
 from interventions.errors import InterventionError
 from interventions.models.architectures import Place
 from interventions.models.calls import Call
@@ -41,7 +41,7 @@ def parse_steps(steps: object) -> slice | frozenset[int] | None:
             if steps.step == 0 or not all(each is None or is_whole(each) for each in ends):
                 raise TypeError("not a number, or a step of 0")
             return steps
-        steps = steps.tolist() if isinstance(steps, Tensor) else steps
+        steps = listed(steps) if isinstance(steps, Tensor) else steps
         given: list[Any] = (
             list(steps) if isinstance(steps, Iterable) and not isinstance(steps, Mapping | bytes) else [steps]
         )

@@ -163,6 +163,8 @@ def pairs_of(
     if isinstance(teacher, CausalModel):
         return _aligned(mapping, teacher, student, positions)
     pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
+    if (empty := next((each for each in pairs if not each.teacher or not each.student), None)) is not None:
+        raise DistillError(f"mapping entry {empty} names no place on a side; write {{Location(2): Location(1)}}.")
     for side, model in (("teacher", teacher), ("student", student)):
         found = architecture(network_of(model))
         for pair in pairs:

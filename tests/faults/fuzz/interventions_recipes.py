@@ -122,6 +122,7 @@ def measured(make: Callable[..., Any]) -> Callable[..., Any]:
 
 NETWORK = "linear|training network|identity|empty network"
 POSITIONS = "None|0|1|-1|numpy int|[1]|range|(1, 2, 3)"
+LEARNED, SIGMA = "number|scalar tensor", "not negative|scalar tensor"
 TOKENS = "0|1|7|numpy int|bytes tensor"
 SAVED_POSITIONS = f"{POSITIONS}|7|[-9]|whole tensor|huge whole tensor|bool tensor|bytes tensor"
 STEPS = "None|0|1|7|numpy int|[1]|(1, 2, 3)|set|range|generator"
@@ -432,8 +433,8 @@ READS = [
         },
         {
             "values": "",
-            "rows": "nested",
-            "columns": "nested",
+            "rows": "nested|array of objects",
+            "columns": "nested|array of objects",
             "label": "text",
             "column_label": "text",
             "center": "None|number",
@@ -471,25 +472,35 @@ METRICS = [
     ),
 ]
 OPERATORS = [
-    Recipe("interventions.Interpolate", operated(iv.Interpolate), lambda: {"weight": 0.5}, {"weight": "number"}),
+    Recipe(
+        "interventions.Interpolate",
+        operated(iv.Interpolate),
+        lambda: {"weight": 0.5},
+        {"weight": "number|scalar tensor"},
+    ),
     Recipe("interventions.Mean", operated(iv.Mean), lambda: {"value": torch.ones(4)}, {"value": "None|written"}),
     Recipe(
         "interventions.Add",
         operated(iv.Add),
         lambda: {"value": torch.ones(4), "scale": 1.0, "renormalize": False},
-        {"value": "written", "scale": "number", "renormalize": "flag"},
+        {"value": "written", "scale": "number|scalar tensor", "renormalize": "flag"},
     ),
     Recipe(
         "interventions.Noise",
         operated(iv.Noise),
         normal,
-        {"sigma": "not negative", "relative": "flag", "normal": "None|written|!inf tensor"},
+        {"sigma": "not negative|scalar tensor", "relative": "flag", "normal": "None|written|!inf tensor"},
     ),
     Recipe(
         "interventions.Mixup",
         operated(iv.Mixup),
         lambda: normal() | {"keep": 0.5},
-        {"sigma": "not negative", "keep": "share", "relative": "flag", "normal": "None|written|!inf tensor"},
+        {
+            "sigma": "not negative|scalar tensor",
+            "keep": "share|scalar tensor",
+            "relative": "flag",
+            "normal": "None|written|!inf tensor",
+        },
     ),
     Recipe(
         "interventions.Rotation",

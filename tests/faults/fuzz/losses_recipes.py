@@ -13,7 +13,7 @@ COMPARED = "floats|nan tensor|inf tensor|half tensor"
 """Tensors of the right shape; a loss of what is no number is none, as torch's own, and `fit` refuses it."""
 NETWORK = "linear|training network|identity|empty network"
 MASK = "None|floats|whole tensor|bool tensor|bytes tensor|half tensor|nan tensor|inf tensor|huge whole tensor"
-TEMPERATURE = "positive"
+TEMPERATURE = "positive|scalar tensor"
 
 
 def logits(seed: int = 0, *shape: int) -> Tensor:

@@ -233,11 +233,11 @@ RECIPES = [
     Recipe(
         "distill.objectives.About", About,
         lambda: {"terms": ("kd",), "formula": "x", "source": "", "runs": "none"},
-        {"terms": "()", "formula": "text", "source": "text", "runs": "text"},
+        {"terms": "()|[]|[text]", "formula": "text", "source": "text", "runs": "text"},
     ),
     Recipe(
         "distill.objectives.Reads", Reads, lambda: {"teacher": (PLACE,), "student": (PLACE,)},
-        {"teacher": "()", "student": "()"},
+        {"teacher": "()|[]", "student": "()|[]"},
     ),
     Recipe(
         "distill.objectives.Moment", lambda **settings: Moment(**settings).progress,
@@ -255,7 +255,7 @@ RECIPES = [
                  "feed": None, "moment": Moment(), "data": None, "label_place": None} | {
                      "teacher": run(network(), torch.ones(2, 4)).detach()},
         {"batch": "{}|ragged table|nan table", "network": "network|!class of network|!causal model",
-         "base": "choice", "teacher": "choice", "mapping": "()", "generator": "draws", "reads": "choice",
+         "base": "choice", "teacher": "choice", "mapping": "()|[]", "generator": "draws", "reads": "choice",
          "feed": "None", "moment": "choice",
          "data": "None|rows", "label_place": "None"},
         own=("base",),

@@ -183,7 +183,7 @@ RECIPES = [
                   lambda: {"table": table(), "pad_id": 0, "padding_side": "right", "pads": {}, "classes": None,
                            "source": None},
                   {"table": "nan table", "pad_id": "whole", "padding_side": "", "pads": "{}|{text: 1}",
-                   "classes": "None|()", "source": "None"}),
+                   "classes": "None|()|[]|[text]", "source": "None"}),
     attack.Recipe("tasks.Rows.of", lambda **given: Rows.of(**given).batch([0, 1]),
                   lambda: {"data": table(), "pad_id": 0, "padding_side": "right", "classes": None},
                   {"data": f"{DATA}", "pad_id": "whole", "padding_side": "", "classes": "None"}),
@@ -193,7 +193,8 @@ RECIPES = [
                   lambda: {"name": "t", "train": rows(), "test": rows(), "classes": ("a", "b", "c", "d"),
                            "network": None, "recipe": Recipe(), "student": None, "description": "", "show": None,
                            "tests": {}, "tokenizer": None},
-                  {"name": "name", "train": "rows", "test": "rows", "classes": "()", "network": "None|function|"
+                  {"name": "name", "train": "rows", "test": "rows", "classes": "()|[]|[text]",
+                   "network": "None|function|"
                    "raising function|type|class of network|network|operator", "recipe": "", "student": "None",
                    "description": "text|digits|control text|empty text",
                    "show": "None|function|raising function|type|class of network|network|operator", "tests": "{}",
