@@ -83,8 +83,10 @@ class Checkpoints:
         with _uninterrupted():
             if self.accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
             self.accelerator.wait_for_everyone()
             self.accelerator.save_state(str(partial))
+            self.accelerator.wait_for_everyone()  # each process writes its own part
             if self.accelerator.is_main_process:
                 write(partial / LOG, lines_of(self.records))
                 seal(partial)
