@@ -17,7 +17,7 @@ from interventions.analysis.averages import mean_of
 from interventions.analysis.grids import Grid
 from interventions.analysis.paths import path_patch
 from interventions.analysis.sweeps import sweep
-from interventions.arguments import checking, renamed, renamed_in
+from interventions.arguments import checking
 from interventions.describe import describe
 from interventions.errors import InterventionError
 from interventions.execution.origins import Stored
@@ -34,6 +34,7 @@ from interventions.models.wrappers import Model
 from interventions.names import in_one_line, label, printable, printed, shown
 from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
 from interventions.positions import Selection, select
+from interventions.renames import renamed, renamed_in
 from interventions.runs import record, run, run_to
 from interventions.saving.saving import Saved, load, save
 from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace

@@ -10,9 +10,10 @@ from urllib.parse import quote, unquote
 
 from torch import Tensor
 
-from interventions.arguments import checked, is_whole, listed, renamed
+from interventions.arguments import checked, is_whole, listed
 from interventions.errors import InterventionError
 from interventions.names import shown
+from interventions.renames import renamed
 
 HEAD_SITES = ("query", "key", "value", "attention_scores", "attention_pattern", "attention_heads")
 BLOCK_SITES = (

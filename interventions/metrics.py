@@ -18,11 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from interventions.arguments import checked, renamed_in
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.models.answers import logits_of, unanswered
 from interventions.names import shown
 from interventions.positions import select
+from interventions.renames import renamed_in
 
 Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 

@@ -13,9 +13,10 @@ import torch
 from einops import reduce
 from torch import Tensor
 
-from interventions.arguments import checked, renamed
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.names import shown
+from interventions.renames import renamed
 
 Operator = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
 

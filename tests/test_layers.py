@@ -20,8 +20,8 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names errors arguments endings locations operators positions subspaces models metrics hooks steps execution
-        saving tracing runs interchanges describe analysis exceptions __main__""".split(),
+        names renames errors arguments endings locations operators positions subspaces models metrics hooks steps
+        execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors storage causal losses networks data models tasks teachers interchange students objectives training
         evaluation metrics alignment results fit specialists mutual chain teach compat cli""".split(),
@@ -44,6 +44,7 @@ TESTED_BY = {
     "interventions/errors.py": "tests/faults/test_security.py",
     "interventions/exceptions.py": "tests/test_renames.py",
     "interventions/names.py": "tests/faults/test_security.py",
+    "interventions/renames.py": "tests/test_renames.py",
     "interventions/execution/examples.py": "tests/interventions/test_runs.py",
     "interventions/execution/hooked.py": "tests/interventions/test_interchanges.py",
     "interventions/execution/requests.py": "tests/interventions/test_interchanges.py",

@@ -118,11 +118,6 @@ def training_of(
     Raises:
         DistillError: what does not fit together.
     """
-    if not isinstance(student, nn.Module):
-        raise DistillError(
-            f"a {type(student).__name__} of nnsight is traced and not trained; give the torch model itself as student: "
-            "interventions.architecture(model).model."
-        )
     asked = objectives_of(objective, teacher, mapping)
     pairs = mapped(teacher, student, mapping, asked)
     rows = fed(teacher, student, data, schedule)

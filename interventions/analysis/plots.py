@@ -11,9 +11,10 @@ from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from interventions.arguments import checked, renamed
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.names import label as label_of
+from interventions.renames import renamed
 
 LARGEST = 14.0  # width and height of the cells together [inch]
 SMALLEST_NUMBER, SMALLEST_LABEL = 0.28, 0.16  # cells [inch] that hold a number, and that hold a line of text

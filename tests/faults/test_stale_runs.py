@@ -288,8 +288,8 @@ def test_what_changes_nothing_is_never_refused(kind, training, tmp_path):
     torch.save(copy.deepcopy(model).state_dict(), tmp_path / "weights")
     model.zero_grad()
     model.train(not training).train(training).requires_grad_(False)
-    interchange(model, old, run(model, other, at=place), place)
-    interchange(model, other, old, place)
+    assert interchange(model, old, run(model, other, at=place), place).is_counterfactual
+    assert interchange(model, other, old, place).is_counterfactual
 
 
 def test_large_models_are_seen_to_change_in_any_row_and_column(monkeypatch):
