@@ -196,7 +196,7 @@ def interchange(
         output = call(model, inputs)
     check_fired(writes, "the counterfactual run")
     check_ran(activations, "the counterfactual run")
-    activations._fetch = fetcher(model, inputs, again, made=None)
+    activations.fetch_with(fetcher(model, inputs, again, made=None))
     output = output if scope.stores else without_past(output)
     output = output if keep is None else keep(output)
     answers = base.answers if isinstance(base, Run) else None

@@ -86,7 +86,7 @@ def run(
         recording.close()
     check_ran(activations, "this run")
     made = Stamp.of(model)
-    activations._fetch = fetcher(model, inputs, recording, made=made, store=storing(detach, device))
+    activations.fetch_with(fetcher(model, inputs, recording, made=made, store=storing(detach, device)))
     return Run(model, inputs, output, activations, recording, answers=answers, _stamp=made)
 
 
@@ -104,7 +104,7 @@ def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = Fals
         return elsewhere.run_to(model, inputs, locations, remote=remote)
     check_inputs(inputs)
     activations = read(module_of(model), inputs, list(dict.fromkeys(location.whole for location in locations)))
-    activations._fetch = lambda location, kept: part_of(kept[location.whole], location, found.place(location))
+    activations.fetch_with(lambda location, kept: part_of(kept[location.whole], location, found.place(location)))
     return Run(model, inputs, None, activations)
 
 

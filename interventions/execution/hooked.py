@@ -68,7 +68,7 @@ def reading(
             if not detach:
                 check_graded(place.module, scope)
             part = part_of(state, location, place)
-            activations._states[location].append(store(part))
+            activations.append(location, store(part))
             # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
             return state.clone() if part is state else None
 

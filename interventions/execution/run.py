@@ -60,6 +60,18 @@ class Activations(Mapping):
         location = as_location(location)
         return list(self._states[location]) if location in self._states else [self[location]]
 
+    def put(self, location: Location, states: list[Tensor]) -> None:
+        """Set the activations of a location, in the order of the calls; what is added to the list later counts too."""
+        self._states[location] = states
+
+    def append(self, location: Location, state: Tensor) -> None:
+        """Add the activation of one more call to those of a recorded location."""
+        self._states[location].append(state)
+
+    def fetch_with(self, fetch: "Fetch") -> None:
+        """Let `fetch(location, activations)` give the activations of locations that were not recorded."""
+        self._fetch = fetch
+
     @printed
     def __repr__(self) -> str:
         shapes = (f"{key}: {[list(state.shape) for state in states]}" for key, states in self._states.items())

@@ -54,7 +54,7 @@ def run(
     plan.run(remote)
     activations = _activations(task, device)
     check_ran(activations, "this run")
-    activations._fetch = _fetcher(model, inputs, remote)
+    activations.fetch_with(_fetcher(model, inputs, remote))
     return Run(model, inputs, task.output, activations)
 
 
@@ -64,7 +64,7 @@ def run_to(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote
         return vllm.run(model, inputs, at, remote=remote)
     inputs, found = prepared(model, inputs), architecture(model)
     activations = read(model, inputs, list(dict.fromkeys(location.whole for location in at)), remote=remote)
-    activations._fetch = lambda location, kept: part_of(kept[location.whole], location, found.place(location))
+    activations.fetch_with(lambda location, kept: part_of(kept[location.whole], location, found.place(location)))
     return Run(model, inputs, None, activations)
 
 
@@ -88,7 +88,7 @@ def record(
     found, activations = architecture(model), Activations(at)
     reads = [Read(location, found.place(location), detach) for location in at]
     for each in reads:
-        activations._states[each.location] = each.source.states
+        activations.put(each.location, each.source.states)
     taps = [(each.location, each.place, tapped(each.place, each, writes=False)) for each in reads]
     stays = (
         "a trace that runs elsewhere leaves the activations of a record block there; write run(model, inputs, "
@@ -153,7 +153,7 @@ def interchange(
     check_fired(writes, "the counterfactual run")
     activations = _activations(task, None)
     check_ran(activations, "the counterfactual run")
-    activations._fetch = _fetcher(model, inputs, remote, is_counterfactual=True)
+    activations.fetch_with(_fetcher(model, inputs, remote, is_counterfactual=True))
     return Run(model, inputs, task.output, activations, is_counterfactual=True)
 
 
@@ -174,7 +174,7 @@ def _activations(task: Task, device: torch.device | str | None) -> Activations:
     activations = Activations(read.location for read in task.reads)
     for read in task.reads:
         states = read.source.states
-        activations._states[read.location] = states if device is None else [state.to(device) for state in states]
+        activations.put(read.location, states if device is None else [state.to(device) for state in states])
     return activations
 
 

@@ -82,9 +82,9 @@ def run(
     for location, parts in zip(at, states, strict=True):
         if parts:
             state = torch.cat(parts, 0 if location.subspace is not None else 1)
-            activations._states[location] = [state if device is None else state.to(device)]
+            activations.put(location, [state if device is None else state.to(device)])
     check_ran(activations, "this run")
-    activations._fetch = lambda location, kept: run(model, inputs, [location]).activations[location]
+    activations.fetch_with(lambda location, kept: run(model, inputs, [location]).activations[location])
     return Run(model, inputs, output if keep is None else keep(output), activations)
 
 
