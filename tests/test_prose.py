@@ -16,7 +16,6 @@ UNFINISHED = (
     "interventions/tracing/",
     "interventions/analysis/",
     "interventions/saving/",
-    "interventions/subspaces/",
     "interventions/",
     "distill/causal/",
     "distill/storage/",

@@ -1,6 +1,6 @@
-"""Which directions of an activation: learnable modules that read coordinates and write them back.
+"""Subspaces: fixed or learnable modules that read the coordinates of an activation and write new ones.
 
-An operator at a location with a subspace acts on the coordinates; whatever the subspace does not span stays:
+An operator at a location with a subspace acts on the coordinates, and what the subspace does not span stays as it is:
 `subspace.replace(base, op(subspace.coordinates(base), subspace.coordinates(source), generator))`.
 """
 

@@ -1,9 +1,10 @@
 """Orthonormal frames as products of Householder reflections.
 
-A product of reflections is orthogonal for any vectors, as their length does not enter. The exponential and the Cayley
-map of a skew matrix lose that in fp32 once the matrix is large, and the gradient of a QR or polar factor is infinite
-where columns depend on each other. k reflections reach every frame of k directions, at the cost of two products of
-[width, k] with [k, k] (Mhammedi et al. 2017, arXiv:1612.00188).
+A frame of k directions is the first k columns of H₁ ⋯ Hₖ with Hⱼ = I − 2 vⱼvⱼᵀ / vⱼᵀvⱼ, and the vectors vⱼ are what is
+learned. A product of reflections is orthogonal for any vectors, because their lengths cancel. The exponential and the
+Cayley map of a skew matrix lose that in fp32 once the matrix is large, and the gradient of a QR or polar factor is
+infinite where columns depend on each other. k reflections reach every frame of k directions, at the cost of two
+products of [width, k] with [k, k] (Mhammedi et al. 2017, arXiv:1612.00188).
 """
 
 from collections.abc import Iterator
@@ -23,10 +24,10 @@ _shared: ContextVar[dict[tuple, tuple[Tensor, Tensor, Tensor]] | None] = Context
 def frame(
     reflections: Float[Tensor, "width k"], signs: Float[Tensor, " k"], dtype: torch.dtype
 ) -> Float[Tensor, "width k"]:
-    """The first k columns of H₁ ⋯ Hₖ, each with its sign, Hⱼ = I − 2 v vᵀ / vᵀv for column v = vⱼ; for v = 0 it is I.
+    """Return the first k columns of H₁ ⋯ Hₖ, each times its sign: an orthonormal frame.
 
-    By the compact form I − V T Vᵀ of the product (Schreiber, Van Loan 1989), T⁻¹ = the upper triangle of VᵀV, its
-    diagonal halved.
+    Hⱼ = I − 2 vvᵀ / vᵀv for v = column j of `reflections`, and I for v = 0. The product is computed in its compact form
+    I − V T Vᵀ, where T⁻¹ is the upper triangle of VᵀV with its diagonal halved (Schreiber, Van Loan 1989).
 
     >>> frame(torch.tensor([[1.0], [1.0]]), torch.ones(1), torch.float32).tolist()  # the first axis becomes −(second)
     [[0.0], [-1.0]]
@@ -45,33 +46,33 @@ def frame(
         start = torch.eye(*vectors.shape, dtype=vectors.dtype, device=vectors.device)
         result = ((start - vectors @ mixed) * signs).to(dtype)
     if known is not None:
-        known[key] = (result, reflections, signs)  # kept, so that no other tensor takes their place in memory
+        known[key] = (result, reflections, signs)  # they are kept so that no other tensor gets their id
     return result
 
 
 @contextmanager
 def shared_frames() -> Iterator[None]:
-    """Inside the block a frame is computed once, however often it is asked for: in it, nothing is trained."""
+    """Compute each frame only once inside the block, which is for evaluation: nothing may be trained in it."""
     with setting(_shared, {}):
         yield
 
 
 def reflections_of(matrix: Float[Tensor, "width k"]) -> tuple[Float[Tensor, "width k"], Float[Tensor, " k"]]:
-    """`(reflections, signs)` whose frame is the Q of matrix = Q R with a positive diagonal of R."""
+    """Return `(reflections, signs)` whose frame is Q in matrix = Q R, where the diagonal of R is positive."""
     packed, tau = torch.geqrf(matrix.detach().cpu().double())
     vectors = packed.tril(-1) + torch.eye(*packed.shape, dtype=packed.dtype)
-    # Where LAPACK skips a reflection (τ = 0), ours along that axis flips one sign, and can be learned.
+    # LAPACK skips a reflection where τ = 0. The one along that axis, which flips a sign, is kept: it can be learned.
     signs = torch.where(packed.diagonal() < 0, -1.0, 1.0) * torch.where(tau == 0, -1.0, 1.0)
     return vectors.float(), signs.float()
 
 
 def random_reflections(width: int, k: int, seed: int) -> tuple[Float[Tensor, "width k"], Float[Tensor, " k"]]:
-    """`(reflections, signs)` of a frame drawn uniformly."""
+    """Return `(reflections, signs)` of a frame drawn uniformly (by the Haar measure) on the CPU."""
     generator = torch.Generator("cpu").manual_seed(seed)
     return reflections_of(torch.randn(width, k, generator=generator, device="cpu"))
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Without autocast, on the device of `x`."""
+    """Return a context in which autocast is off on the device of `x`."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

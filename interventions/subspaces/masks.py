@@ -1,4 +1,8 @@
-"""Learned choices of dims: soft while they are trained, hard in eval mode."""
+"""Differential binary masking: a learned choice of dims, soft in train mode and hard in eval mode.
+
+A mask m of one number per dim mixes old and new coordinates, m · z + (1 − m) · x. In train mode m = σ(s / τ) for a
+learned score s and temperature τ, in eval mode m = 1 where s > 0, else 0 (De Cao et al. 2020, arXiv:2004.14992).
+"""
 
 from abc import abstractmethod
 from math import inf
@@ -14,9 +18,10 @@ from interventions.subspaces.subspace import Learned, Subspace, difference, unbu
 
 
 class SoftChoice(Learned):
-    """A learned choice of dims: between 0 and 1 in train mode, 0 or 1 in eval mode (`subspace.eval()`).
+    """A learned choice of dims: its mask is between 0 and 1 in train mode, and 0 or 1 in eval mode.
 
-    A subclass defines `size` and `_scores`, and writes by `_mask`.
+    A subclass defines `size` and `_scores`, and multiplies with `_mask()` what it writes. `subspace.eval()` switches to
+    the hard choice.
 
     Attributes:
         temperature: of the sigmoid; lower is harder. Set it between steps to anneal; the state dict keeps it.
@@ -31,6 +36,7 @@ class SoftChoice(Learned):
 
     @property
     def temperature(self) -> float:
+        """The temperature of the sigmoid, above 0."""
         return float(self.tau)
 
     @temperature.setter
@@ -45,17 +51,17 @@ class SoftChoice(Learned):
     @property
     @abstractmethod
     def size(self) -> Float[Tensor, ""]:
-        """The expected share of the dims that is replaced, differentiable in either mode: what to penalise."""
+        """The expected share of the dims that is replaced, differentiable in both modes: penalise it to shrink it."""
 
     @property
     def chosen(self) -> Bool[Tensor, " k"]:
-        """Which dims are replaced in eval mode; `chosen.sum()` is how many."""
+        """True for each dim that is replaced in eval mode; `chosen.sum()` is their number."""
         self._check_built()
         return self._scores() > 0
 
     @abstractmethod
     def _scores(self) -> Float[Tensor, " k"]:
-        """One number a dim, above 0 where it is chosen."""
+        """Return one number for each dim, above 0 where it is chosen."""
 
     def _mask(self) -> Float[Tensor, " k"]:
         scores = self._scores()
@@ -64,24 +70,25 @@ class SoftChoice(Learned):
 
 @checked
 class Mask(SoftChoice):
-    """Which entries to replace: differential binary masking, DBM (De Cao et al. 2020, arXiv:2004.14992).
+    """A learned choice of the entries to replace: differential binary masking (De Cao et al. 2020, arXiv:2004.14992).
 
     The entries are those of the vector itself (neurons), or the coordinates of another subspace: principal components
     `Mask(within=PCA(16))`, features of a sparse autoencoder `Mask(within=SparseCoder(encode, decode))`, learned
-    directions `Mask(within=Rotation(16))` (Mueller et al. 2025, MIB, arXiv:2504.13151). All chosen, it replaces what
-    `within` does; none chosen, nothing.
+    directions `Mask(within=Rotation(16))` (Mueller et al. 2025, MIB, arXiv:2504.13151). With all entries chosen it
+    replaces what `within` replaces; with none, nothing.
 
-    A sigmoid of one number an entry, without the noise of their hard concrete gates. It starts at one half everywhere,
-    which in eval mode is nothing. Penalise `size` to find the fewest entries that do.
+    The mask is a sigmoid of one number for each entry, without the noise of De Cao et al.'s hard concrete gates. It
+    starts at one half everywhere, which in eval mode chooses nothing. Penalise `size` to find the fewest entries that
+    suffice.
 
     Args:
-        width: of the space; None: that of the first tensor seen.
+        width: the width of the space; None takes that of the first tensor.
         temperature: of the sigmoid.
-        within: whose coordinates to choose from, trained along with the mask where it is learned. It knows the width
-            of its space, and the first call how many coordinates there are.
+        within: the subspace whose coordinates are chosen from, trained along with the mask if it has parameters. It
+            knows the width of its space; the number of its coordinates is read off the first call.
 
     Raises:
-        InterventionError: a width beside `within`.
+        InterventionError: a width together with `within`; a temperature that is not positive.
 
     >>> mask = Mask(3)
     >>> mask.replace(torch.zeros(3), torch.ones(3)).tolist(), mask.size.item()
@@ -108,7 +115,7 @@ class Mask(SoftChoice):
 
     @property
     def width(self) -> int | None:
-        """Of the space; within another subspace, what that knows of it."""
+        """The width of the space; with `within`, the width that it has."""
         return self._own_width if self.within is None else self.within.width
 
     @width.setter
@@ -121,15 +128,15 @@ class Mask(SoftChoice):
         return (self.logits / self.tau).sigmoid().mean()
 
     def learned(self) -> list[nn.Parameter]:
-        """The numbers of the mask, and what is learned of `within`."""
+        """Return the scores of the mask and the learned parameters of `within`."""
         return [self.logits, *([] if self.within is None else self.within.learned())]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """But for `within`, a module."""
+        """The arguments but `within`, which is a module."""
         return {**({"width": self.width} if self.within is None else {}), "temperature": self.temperature}
 
-    def _initial(self, width: int) -> dict[str, Tensor]:  # within another subspace: the number of its coordinates
+    def _initial(self, width: int) -> dict[str, Tensor]:  # `width` is the number of coordinates of `within`, if given
         return {"logits": torch.zeros(width)}
 
     def _check_fit(self, x: Tensor) -> None:
@@ -154,7 +161,7 @@ class Mask(SoftChoice):
         difference(coordinates, old)
         if self.training:
             new = torch.lerp(old, coordinates, self._mask().to(old.dtype).expand_as(old))
-        else:  # exact, and what is not chosen may be infinite
+        else:  # exact, also where an entry that is not chosen is infinite
             new = torch.where(self.chosen, coordinates, old)
         return new if self.within is None else self.within.replace(x, new)
 

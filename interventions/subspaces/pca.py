@@ -1,4 +1,8 @@
-"""Principal components: fixed directions."""
+"""Principal component analysis: the directions in which given vectors vary most, as a fixed subspace.
+
+The rows of `components` C, `[dims, width]`, are the first right singular vectors of the vectors minus their mean μ.
+Coordinates are (x − μ) Cᵀ, and replacing them gives x + (z − (x − μ) Cᵀ) C.
+"""
 
 from typing import Any
 
@@ -14,19 +18,19 @@ from interventions.subspaces.subspace import Subspace, check_dims, difference
 
 @checked
 class PCA(Subspace):
-    """Fixed directions: the principal components of given vectors.
+    """A subspace of fixed directions: the principal components of given vectors.
 
     `PCA.fit(vectors, dims)` is fitted at once; `PCA(dims)` is fitted later, by `pca.fit_to(vectors)` or by alignment.
-    They are no parameters: alignment does not train them (`learned()` is empty).
+    The components are no parameters, so alignment does not train them (`learned()` is empty).
 
     Args:
-        dims: how many components.
-        width: of the space; None: that of the vectors it is fitted to.
+        dims: the number of components.
+        width: the width of the space; None takes that of the vectors it is fitted to.
 
     Attributes:
         mean: `[width]`.
         components: `[dims, width]` orthonormal rows.
-        explained_variance_ratio: `[dims]`, the share of the variance along each; None: not known.
+        explained_variance_ratio: `[dims]`, the share of the variance along each; None where it is not known.
 
     Raises:
         InterventionError: more dims than the width; when called, it is not fitted yet.
@@ -51,7 +55,11 @@ class PCA(Subspace):
     @classmethod
     @checked
     def fit(cls, vectors: Float[Tensor, "*n d"], dims: int) -> "PCA":
-        """`PCA(dims)`, fitted to `vectors`; errors as `fit_to`."""
+        """Return `PCA(dims)` fitted to `vectors`, `[..., width]`; it raises what `fit_to` raises.
+
+        >>> PCA.fit(torch.tensor([[0.0, 0.0], [2.0, 0.1], [4.0, 0.0]]), dims=1)
+        PCA(dims=1, width=2)
+        """
         return cls(dims).fit_to(vectors)
 
     @classmethod
@@ -62,7 +70,12 @@ class PCA(Subspace):
         components: Float[Tensor, "dims d"],
         explained_variance_ratio: Float[Tensor, " dims"] | None = None,
     ) -> "PCA":
-        """Components from elsewhere: orthonormal rows, as `mean_` and `components_` of scikit-learn.
+        """Return a PCA of components computed elsewhere, e.g. `mean_` and `components_` of scikit-learn.
+
+        Args:
+            mean: `[width]`, subtracted before the components are read.
+            components: `[dims, width]`, orthonormal rows.
+            explained_variance_ratio: `[dims]`, the share of the variance along each; None where it is not known.
 
         Raises:
             InterventionError: components that are not orthonormal rows.
@@ -82,17 +95,19 @@ class PCA(Subspace):
 
     @property
     def fitted(self) -> bool:
-        """Whether it has its components."""
+        """True once the components are known."""
         return len(self.mean) > 0
 
     @torch.inference_mode(False)  # a tensor made under it could not be differentiated through
     def fit_to(self, vectors: Float[Tensor, "*n d"]) -> "PCA":
-        """Itself, with the first components of `vectors`, the largest entry of each positive; those it had are gone.
+        """Set the components to the first `dims` of `vectors`, `[..., width]`, and return the module itself.
 
-        All axes but the last count examples: leave padding out, e.g. `activation[mask.bool()]`.
+        The largest entry of each component is positive. All axes but the last count examples, so leave padding out:
+        `activation[mask.bool()]`.
 
         Raises:
-            InterventionError: vectors of another width, or that span fewer than `dims` directions around their mean.
+            InterventionError: vectors of another width, that are not finite, or that vary in fewer than `dims`
+                directions.
         """
         super()._check_fit(vectors)
         if vectors.is_meta or vectors.layout != torch.strided or not vectors.numel() or not vectors.isfinite().all():
@@ -120,7 +135,7 @@ class PCA(Subspace):
         return {"dims": self.dims, "width": self.width}
 
     def _hold(self, mean: Tensor, components: Tensor, ratio: Tensor | None) -> None:
-        # In one layout, so that what is loaded rounds as what was saved.
+        # All in one memory layout, so that a loaded module rounds exactly as the saved one.
         self.mean, self.components = mean, components.clone(memory_format=torch.contiguous_format)
         self.explained_variance_ratio = ratio
         self.width = len(mean)

@@ -1,4 +1,10 @@
-"""Learned rotations: distributed alignment search, and boundless."""
+"""Learned rotations: distributed alignment search, and its boundless variant.
+
+Distributed alignment search learns an orthonormal frame R, `[width, k]`, and replaces the coordinates x R:
+x + (z − x R) Rᵀ (Geiger et al. 2023, arXiv:2303.02536, section 3). The boundless variant rotates the whole space,
+k = width, and learns how many of the rotated dims to replace: x + (m · (z − x R)) Rᵀ with
+mⱼ = σ((boundary · width − j) / τ) (Wu et al. 2023, arXiv:2305.08809, section 3).
+"""
 
 from typing import Any
 
@@ -16,14 +22,15 @@ from interventions.subspaces.subspace import Learned, check_dims, difference, pr
 
 @checked
 class Rotation(Learned):
-    """`dims` orthonormal directions: distributed alignment search (Geiger et al. 2023, arXiv:2303.02536, section 3).
+    """Learned orthonormal directions: distributed alignment search, DAS (Geiger et al. 2023, arXiv:2303.02536).
 
-    They are orthonormal whatever values the parameters take, and start as a uniformly random frame.
+    The directions, `[width, dims]`, are orthonormal for all values of the parameters (see section 3 of the paper for
+    the search), and start as a uniformly random frame.
 
     Args:
-        dims: how many directions.
-        width: of the space; None: that of the first tensor seen.
-        seed: of the first value.
+        dims: the number of directions.
+        width: the width of the space; None takes that of the first tensor.
+        seed: of the random frame it starts from.
 
     Raises:
         InterventionError: more dims than the width.
@@ -47,10 +54,13 @@ class Rotation(Learned):
     @classmethod
     @checked
     def from_directions(cls, directions: Float[Tensor, "width k"]) -> "Rotation":
-        """The span of the columns of `directions`, orthonormalised from the first to the last (Gram–Schmidt).
+        """Return a rotation onto the span of the columns of `directions`, orthonormalised in order (Gram–Schmidt).
+
+        Args:
+            directions: `[width, k]`, linearly independent columns.
 
         Raises:
-            InterventionError: they are not linearly independent.
+            InterventionError: the columns are not linearly independent, or not finite.
 
         >>> Rotation.from_directions(torch.tensor([[0.0], [2.0]])).directions.abs().tolist()
         [[0.0], [1.0]]
@@ -77,7 +87,7 @@ class Rotation(Learned):
 
     @property
     def directions(self) -> Float[Tensor, "width k"]:
-        """The directions as columns."""
+        """The directions as columns, `[width, dims]`."""
         self._check_built()
         return frame(self.reflections, self.signs, precision(self.reflections))
 
@@ -99,20 +109,20 @@ class Rotation(Learned):
 
 @checked
 class BoundlessRotation(SoftChoice):
-    """A rotation of the whole space and how many of its first dims to replace: boundless distributed alignment search.
+    """A learned rotation of the whole space with a learned number of dims to replace: boundless DAS.
 
-    Wu et al. 2023 (arXiv:2305.08809, section 3): rotated dim j is replaced by the share σ((boundary · width − j) / τ),
-    j counted from ½. Penalise `size` to find the smallest subspace that does.
+    Rotated dim j, counted from ½, is replaced by the share σ((boundary · width − j) / τ) (Wu et al. 2023,
+    arXiv:2305.08809, section 3). Penalise `size` to find the smallest subspace that suffices.
 
-    The authors' code (pyvene 0.1.8, BoundlessRotatedSpaceIntervention) has another mask in the same space:
-    σ(j / τ) · σ((b · width − j) / τ), j counted from 0. Its second edge, at dim 0, never moves, so dim 0 is replaced by
-    one half at most however cold it is, and at the first temperature all dims by about a quarter, here by about a half.
-    There b is a number of its own, clamped to [0.001, 1], here a sigmoid; both start at one half. There is no hard mask
-    there in eval mode, and the caller sets τ between steps; here eval mode is 0 or 1, and `distill.align` anneals τ.
+    The authors' code (pyvene 0.1.8, BoundlessRotatedSpaceIntervention) differs in three ways. Its mask is
+    σ(j / τ) · σ((b · width − j) / τ), j counted from 0: the first factor never moves, so dim 0 is replaced by one half
+    at most at any temperature, and at the first temperature all dims by about a quarter (here about a half). Its b is a
+    parameter clamped to [0.001, 1] (here a sigmoid; both start at one half). And it has no hard mask in eval mode (here
+    0 or 1), with τ set by the caller between steps (here `distill.align` anneals it).
 
     Args:
-        width: of the space; None: that of the first tensor seen.
-        seed: of the first rotation.
+        width: the width of the space; None takes that of the first tensor.
+        seed: of the random rotation it starts from.
         temperature: τ in dims; the paper anneals it from 50 to 0.1.
 
     >>> rotation = BoundlessRotation(8, temperature=0.5).eval()
@@ -133,16 +143,17 @@ class BoundlessRotation(SoftChoice):
 
     @property
     def boundary(self) -> Float[Tensor, ""]:
-        """How far into the rotated dims is replaced, as a share of them, differentiable."""
+        """The share of the rotated dims that is replaced, between 0 and 1, differentiable."""
         return self.logit.sigmoid()
 
     @property
     def size(self) -> Float[Tensor, ""]:
+        """The expected share of the dims that is replaced: the boundary."""
         return self.boundary
 
     @property
     def directions(self) -> Float[Tensor, "width width"]:
-        """The rotated dims as columns."""
+        """The rotated dims as columns, `[width, width]`."""
         self._check_built()
         return frame(self.reflections, self.signs, precision(self.reflections))
 

@@ -1,4 +1,8 @@
-"""The features of a sparse autoencoder, or of any encoder and its decoder."""
+"""The features of a sparse autoencoder, or of any encoder and its decoder, as a subspace.
+
+Coordinates are encode(x), and replacing them by z gives x + decode(z) − decode(encode(x)): what the autoencoder does
+not reconstruct stays (Cunningham et al. 2023, arXiv:2309.08600).
+"""
 
 from collections.abc import Callable, Sequence
 from itertools import chain
@@ -17,17 +21,17 @@ from interventions.subspaces.subspace import Subspace, difference
 class SparseCoder(Subspace):
     """The features of an encoder and its decoder, e.g. a sparse autoencoder (Cunningham et al. 2023, arXiv:2309.08600).
 
-    What it does not reconstruct stays: `replace(x, z)` is `x + decode(z) − decode(encode(x))`.
+    What the decoder does not reconstruct stays: `replace(x, z)` is `x + decode(z) − decode(encode(x))`.
 
-    Alignment leaves it as it is (`learned()` is empty): a dictionary trained to please an alignment would be another
+    Alignment does not train it (`learned()` is empty), as a dictionary trained to please an alignment would be another
     dictionary. To learn which features to replace, write `Mask(within=SparseCoder(encode, decode))`.
 
     Args:
-        encode: `[..., width] → [..., features]`. Modules, and the modules whose methods are given
-            (`SparseCoder(sae.encode, sae.decode)`), are trained, moved and saved with this one, and are given their own
-            dtype; other functions are given fp32.
+        encode: `[..., width] → [..., features]`. A module, or the module whose method it is
+            (`SparseCoder(sae.encode, sae.decode)`), is moved and saved with this one, and called in its own dtype;
+            other functions are called in fp32.
         decode: `[..., features] → [..., width]`.
-        features: which of the features are the coordinates; None: all.
+        features: which features are the coordinates; None is all of them.
 
     Raises:
         InterventionError: features that are not distinct numbers from 0 on; when called, a result of another shape.
@@ -55,7 +59,7 @@ class SparseCoder(Subspace):
         self.owners = nn.ModuleList(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
 
     def learned(self) -> list[nn.Parameter]:
-        """Nothing: the dictionary is given."""
+        """Return no parameters: the dictionary is given."""
         return []
 
     @property

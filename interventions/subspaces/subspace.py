@@ -1,4 +1,8 @@
-"""What every subspace does, and what those with parameters do."""
+"""The abstract classes of subspaces: all of them, and those with learned parameters.
+
+A subspace has two functions, `coordinates(x)` [..., k] and `replace(x, z)` [..., width], with two laws:
+`replace(x, coordinates(x)) = x`, and what the subspace does not span is the same in `x` and in `replace(x, z)`.
+"""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -13,20 +17,20 @@ from interventions.subspaces.frames import full_precision
 
 
 class Subspace(nn.Module, ABC):
-    """Some directions of the last axis of an activation. Compared by identity, as every module.
+    """Directions of the last axis of an activation, whose coordinates can be read and replaced.
 
-    A subclass defines `_coordinates`, `_replaced` and `settings`. Half-precision activations are computed on in fp32,
-    autocast or not: coordinates are then fp32 (rounded ones would leave a residue of what they replace), and `replace`
-    returns the dtype of its `x`.
+    A subclass defines `_coordinates`, `_replaced` and `settings`. Half-precision activations are converted to fp32,
+    also under autocast: their coordinates are fp32, as rounded ones would leave a residue of what they replace, and
+    `replace` returns the dtype of its `x`. Subspaces are compared by identity, as all modules are.
 
     Attributes:
-        width: length of the last axis; None: not known yet, or any.
+        width: length of the last axis; None while it is not known, or where any will do.
     """
 
     width: int | None = None
 
     def coordinates(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... k"]:
-        """The coordinates of `x` in the subspace, in fp32 where `x` is of half precision.
+        """Return the coordinates of `x` in the subspace, `[..., k]`, in fp32 where `x` is of half precision.
 
         Raises:
             InterventionError: `x` has another width than the subspace.
@@ -36,23 +40,25 @@ class Subspace(nn.Module, ABC):
             return self._coordinates(x.to(precision(x)))
 
     def replace(self, x: Float[Tensor, "... d"], coordinates: Float[Tensor, "... k"]) -> Float[Tensor, "... d"]:
-        """`x` with these coordinates; what the subspace does not span stays. `replace(x, coordinates(x))` is `x`.
+        """Return `x` with new coordinates in the subspace, and unchanged outside of it.
+
+        `replace(x, coordinates(x))` is `x`.
 
         Raises:
-            InterventionError: as `coordinates`; or there are more or fewer coordinates than those of `x`.
+            InterventionError: as `coordinates`; or there are more or fewer coordinates than `x` has.
         """
         self._check_fit(x)
         with full_precision(x):
             return self._replaced(x.to(precision(x)), coordinates.to(precision(x))).to(x.dtype)
 
     def learned(self) -> list[nn.Parameter]:
-        """What an optimizer is given to align the subspace with the network frozen; some may have no shape yet."""
+        """Return the parameters that alignment trains while the network is frozen; some may have no shape yet."""
         return list(self.parameters())
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """The arguments that, with the state dict, build the module again; what the state dict holds is not here."""
+        """The arguments that build this module again, once its state dict is loaded into the result."""
 
     @abstractmethod
     def _coordinates(self, x: Tensor) -> Tensor: ...
@@ -72,14 +78,14 @@ class Subspace(nn.Module, ABC):
 
 
 class Learned(Subspace):
-    """A subspace with parameters, which without `width` are made at the first call, from the width of its `x`.
+    """A subspace with learned parameters, which take their shape from the first `x` where no `width` was given.
 
-    The parameters are there before that (an optimizer can be given them), but have no shape.
+    Until then the parameters exist, so that an optimizer can hold them, but have no shape.
     """
 
     @abstractmethod
     def _initial(self, width: int) -> dict[str, Tensor]:
-        """The first value of each parameter and buffer that depends on the width."""
+        """Return the first value of each parameter and buffer whose shape depends on the width, by name."""
 
     @property
     def _unbuilt(self) -> list[str]:
@@ -87,7 +93,7 @@ class Learned(Subspace):
         return [name for name, p in self._parameters.items() if isinstance(p, UninitializedParameter)]
 
     def _build(self, width: int | None, device: torch.device | None = None) -> None:
-        """Fill the parameters for this width, and move to `device`; without a width that is left to the first call."""
+        """Fill the parameters for this width and move them to `device`; do nothing if the width is None."""
         if width is None:
             return
         if width < 1:
@@ -131,20 +137,20 @@ class Learned(Subspace):
 
 
 def unbuilt() -> nn.Parameter:
-    """A parameter without a shape yet."""
+    """Return a parameter that has no shape yet."""
     return UninitializedParameter(dtype=torch.float32)  # type: ignore[call-arg, return-value]
 
 
 def precision(x: Tensor) -> torch.dtype:
-    """In what `x` is computed on: fp32, or fp64 where it is."""
+    """Return the dtype in which coordinates of `x` are computed: fp64 if it is of fp64, else fp32."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
 def difference(new: Float[Tensor, "..."], old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """`new − old` for coordinates of one shape.
+    """Return `new − old`, both coordinates of one shape.
 
     Raises:
-        InterventionError: they are not.
+        InterventionError: their shapes differ.
     """
     if new.shape != old.shape:
         raise InterventionError(
@@ -155,9 +161,9 @@ def difference(new: Float[Tensor, "..."], old: Float[Tensor, "..."]) -> Float[Te
 
 
 def check_dims(dims: int, width: int | None, what: str) -> None:
-    """Raise where a space of `width` has no `dims` directions."""
+    """Raise InterventionError if `width` is below 1, or `dims` directions do not fit into a space of that width."""
     if width is not None and width < 1:
-        raise InterventionError(f"{what} was asked for a space of width {width}; write the size of its vectors, as 64.")
+        raise InterventionError(f"{what} needs a space of width 1 or more, not {width}; write the size of its vectors.")
     if dims < 1 or (width is not None and dims > width):
         space = "" if width is None else f" in a space of width {width}"
-        raise InterventionError(f"{what} was asked for {dims} directions{space}; write dims=1 to dims={width or '…'}.")
+        raise InterventionError(f"{what} cannot have {dims} directions{space}; write dims=1 to dims={width or '…'}.")

@@ -140,11 +140,9 @@ def test_full_width_is_a_plain_swap_and_is_refused():
 
 
 def test_a_subspace_must_fit_its_location():
-    with pytest.raises(DistillError, match=r"inner does not fit at module:hidden\(Rotation\): Rotation was asked for "):
+    with pytest.raises(DistillError, match=r"inner does not fit at module:hidden\(Rotation\): Rotation cannot have "):
         distill.align(SUM, Wired(), at(Rotation(4)), **SHORT)
-    with pytest.raises(
-        DistillError, match=r"inner does not fit at module:hidden\[dims=2\]\(PCA\): PCA was asked for 2"
-    ):
+    with pytest.raises(DistillError, match=r"inner does not fit at module:hidden\[dims=2\]\(PCA\): PCA cannot have 2"):
         distill.align(SUM, Wired(), at(PCA(2), dims=[2]), **SHORT)
     with pytest.raises(DistillError, match=r"nothing to learn at module:hidden\[dims=0\]"):
         distill.align(SUM, Wired(), {"inner": Location(module="hidden", dims=range(1))}, **SHORT)

@@ -570,8 +570,8 @@ def test_the_modules_of_a_coder_are_part_of_it():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Rotation(9, 8), "Rotation was asked for 9 directions in a space of width 8; write dims=1 to dims=8"),
-        (lambda: Rotation(0), "Rotation was asked for 0 directions; write dims=1 to"),
+        (lambda: Rotation(9, 8), "Rotation cannot have 9 directions in a space of width 8; write dims=1 to dims=8"),
+        (lambda: Rotation(0), "Rotation cannot have 0 directions; write dims=1 to"),
         (lambda: Rotation(9).coordinates(torch.zeros(2, 8)), "9 directions in a space of width 8"),
         (lambda: Rotation.from_directions(torch.ones(4, 2)), "was given 2 directions of rank 1; leave out those"),
         (lambda: Rotation.from_directions(torch.ones(2, 4)), "4 directions in a space of width 2"),
@@ -586,11 +586,11 @@ def test_the_modules_of_a_coder_are_part_of_it():
                 lambda: Mask(within=of_modules()).state_dict(),
             )
         ),
-        (lambda: PCA(9, 8), "PCA was asked for 9 directions in a space of width 8; write dims=1 to dims=8"),
-        (lambda: PCA(0), "PCA was asked for 0 directions"),
+        (lambda: PCA(9, 8), "PCA cannot have 9 directions in a space of width 8; write dims=1 to dims=8"),
+        (lambda: PCA(0), "PCA cannot have 0 directions"),
         (lambda: PCA.fit(draw(0, 3, 8), 4), r"PCA\(dims=4\) has too few directions: 3 vectors vary in 2; .*dims=2"),
         (lambda: PCA.fit(torch.ones(9, 8), 1), "9 vectors vary in 0"),
-        (lambda: PCA.fit(draw(0, 9, 8), 9), "PCA was asked for 9 directions in a space of width 8"),
+        (lambda: PCA.fit(draw(0, 9, 8), 9), "PCA cannot have 9 directions in a space of width 8"),
         (
             lambda: PCA.from_components(torch.zeros(2), 2 * torch.eye(2)),
             r"\[2, 2\] that are not orthonormal rows .*; use PCA.fit",
