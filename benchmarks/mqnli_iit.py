@@ -28,7 +28,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import distill
-from distill.tasks.causal.mqnli import INPUTS, LABELS, NODES, multiply_quantified, rows, vocabulary
+from distill.tasks.causal.mqnli import NODES, multiply_quantified, rows, vocabulary
+from distill.tasks.causal.mqnli_files import INPUTS
+from distill.tasks.causal.natural_logic import LABELS
 from interventions import Location
 
 WIDTH, BLOCKS = 64, 6

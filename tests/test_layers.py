@@ -122,6 +122,7 @@ TESTED_BY = {
     "distill/storage/files.py": "tests/faults/test_corruption.py",
     "distill/storage/locks.py": "tests/faults/test_two_at_once.py",
     "distill/tasks/causal/equality.py": "tests/distill/causal/test_model.py",
+    "distill/tasks/causal/mqnli_files.py": "tests/distill/tasks/causal/test_mqnli.py",
     "distill/tasks/causal/trees.py": "tests/distill/causal/test_model.py",
     **{
         f"distill/teachers/{name}.py": "tests/distill/teachers/test_served.py"
