@@ -27,8 +27,9 @@ from interventions.interchanges import interchange, intervene
 from interventions.locations import SITES, Location, as_location
 from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
 from interventions.models.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
-from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.architectures import Architecture, architecture
 from interventions.models.overrides import register_blocks
+from interventions.models.places import Place
 from interventions.models.stacks import Stack
 from interventions.models.wrappers import Model
 from interventions.names import in_one_line, label, printable, printed, shown

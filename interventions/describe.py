@@ -7,7 +7,9 @@ from torch import nn
 
 from interventions.arguments import checked
 from interventions.locations import BLOCK_SITES
-from interventions.models.architectures import Architecture, architecture, inside, model_name
+from interventions.models.architectures import Architecture, architecture
+from interventions.models.block_sites import inside
+from interventions.models.modules import model_name
 from interventions.models.sites import Missing, attention_of, feed_forward_of, width_in, width_out
 from interventions.models.stacks import Stack
 from interventions.models.wrappers import Model

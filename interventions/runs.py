@@ -11,6 +11,7 @@ from torch import Tensor
 from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.hooked import fetcher, read, reading, recorded, storing
+from interventions.execution.parts import part_of
 from interventions.execution.recordings import Recording
 from interventions.execution.run import (
     Activations,
@@ -24,7 +25,6 @@ from interventions.execution.run import (
     without_cache,
 )
 from interventions.execution.stamps import Stamp
-from interventions.execution.writes import part_of
 from interventions.hooks.hooks import Scope, opened
 from interventions.locations import Location
 from interventions.models.answers import Answers, rule_in

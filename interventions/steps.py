@@ -17,8 +17,8 @@ from torch import Tensor
 
 from interventions.arguments import is_whole, listed
 from interventions.errors import InterventionError
-from interventions.models.architectures import Place
 from interventions.models.calls import Call
+from interventions.models.places import Place
 from interventions.names import shown
 from interventions.positions import Positions, Selection, is_mask, select
 

@@ -10,9 +10,10 @@ from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.run import Inputs, Where, locations_of
 from interventions.locations import Location
-from interventions.models.architectures import Place, architecture
+from interventions.models.architectures import architecture
 from interventions.models.axes import to_vectors
 from interventions.models.calls import arguments_of
+from interventions.models.places import Place
 from interventions.models.wrappers import Model, module_of
 from interventions.operators import Mean
 from interventions.positions import Positions, select

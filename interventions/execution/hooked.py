@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from interventions.errors import InterventionError
 from interventions.execution.origins import taken_for_inputs
+from interventions.execution.parts import part_of
 from interventions.execution.recordings import Recording, Replay, drawing
 from interventions.execution.requests import held_by, of_run
 from interventions.execution.run import (
@@ -22,7 +23,7 @@ from interventions.execution.run import (
     without_cache,
 )
 from interventions.execution.stamps import Stamp
-from interventions.execution.writes import Source, Write, part_of
+from interventions.execution.writes import Source, Write
 from interventions.hooks.hooks import (
     Scope,
     Stopped,
@@ -36,8 +37,9 @@ from interventions.hooks.hooks import (
     user_hooks,
 )
 from interventions.locations import Location
-from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.architectures import Architecture, architecture
 from interventions.models.calls import arguments_of, call
+from interventions.models.places import Place
 from interventions.models.wrappers import is_sharded
 
 

@@ -12,8 +12,9 @@ from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.writes import Source
 from interventions.locations import Location, as_location
-from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.architectures import Architecture, architecture
 from interventions.models.calls import parameters_of
+from interventions.models.places import Place
 from interventions.models.wrappers import Model, is_traced, module_of, unwrapped
 from interventions.names import shown
 

@@ -12,7 +12,9 @@ from interventions.endings import ending
 from interventions.errors import InterventionError
 from interventions.hooks.hooks import Scope, Tap, open_scopes, user_hooks
 from interventions.hooks.states import hidden
-from interventions.models.architectures import Architecture, Place, modules_of
+from interventions.models.architectures import Architecture
+from interventions.models.modules import modules_of
+from interventions.models.places import Place
 
 
 @dataclass(eq=False)

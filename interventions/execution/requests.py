@@ -14,8 +14,9 @@ from interventions.execution.origins import Origin, Stored
 from interventions.execution.run import Activations, Inputs, Run, locations_of
 from interventions.execution.writes import Source, Write
 from interventions.locations import Location, as_location
-from interventions.models.architectures import Architecture, Place
+from interventions.models.architectures import Architecture
 from interventions.models.calls import arguments_of, signature_of
+from interventions.models.places import Place
 from interventions.models.wrappers import Model
 from interventions.names import printed
 from interventions.operators import Operator, Swap

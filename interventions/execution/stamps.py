@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from interventions.hooks.hooks import own_forward
-from interventions.models.architectures import modules_of
+from interventions.models.modules import modules_of
 from interventions.models.wrappers import Model, is_sharded, module_of
 
 WHOLE = 2**24  # numbers of a model that are all read: some milliseconds

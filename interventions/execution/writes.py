@@ -8,11 +8,12 @@ from torch import Tensor
 
 from interventions.endings import without_gradients
 from interventions.errors import InterventionError
+from interventions.execution.parts import coordinates_of, replace_part, select_entries, select_part
 from interventions.hooks.hooks import Scope, check_recomputable
-from interventions.locations import Dims, Location
-from interventions.models.architectures import Place
-from interventions.models.axes import axis, from_vectors, to_vectors
+from interventions.locations import Location
+from interventions.models.axes import from_vectors, to_vectors
 from interventions.models.calls import Call
+from interventions.models.places import Place
 from interventions.operators import Operator
 from interventions.positions import Positions, Selection, select
 from interventions.steps import Span, chosen, everything, span_of
@@ -120,7 +121,7 @@ class Write:
         if targets.is_nothing:
             return None
         there = _at(vectors, targets.to)
-        base = _part(there, self.location)
+        base = select_part(there, self.location)
         source = self._source_part(vectors, targets, axes, scope)
         versions = _versions(base, source)
         value = self.op(base, source, self.generator)
@@ -132,9 +133,9 @@ class Write:
         self._check_value(value, base)
         if self.place.io == "attention_scores" and self.location.subspace is None:
             value = torch.where(_is_masked(base), base, value)  # nothing looks at what it may not see
-        merged = _merge(there, value, self.location)
+        merged = replace_part(there, value, self.location)
         if not scope.recomputing:
-            self._measure(_entries(there, self.location), _entries(merged, self.location))
+            self._measure(select_entries(there, self.location), select_entries(merged, self.location))
         if targets.to is not None:
             to = targets.to.to(vectors.device)
             merged = vectors.index_put((to.rows, to.columns), merged)
@@ -201,7 +202,7 @@ class Write:
             )
         source = source.to(vectors.device)
         if read is not None:  # what is taken need not be what is written of places of one width
-            vectors, source = _entries(vectors, self.location), _entries(source, read)
+            vectors, source = select_entries(vectors, self.location), select_entries(source, read)
             self._check_fits(vectors, source, read)
             if read.subspace is not None:  # coordinates fit, of spaces that need not be as wide
                 vectors = vectors[..., :1].expand(*vectors.shape[:-1], source.shape[-1])
@@ -209,13 +210,13 @@ class Write:
             taken = self._pooled(source, self.source.mask)
         else:
             taken = self._aligned(vectors, source, targets, scope.call)
-        part = _part(taken, self.location) if read is None else _coordinates(taken, read)
+        part = select_part(taken, self.location) if read is None else coordinates_of(taken, read)
         self._check_numbers(part)
         return part
 
     def _check_fits(self, vectors: Tensor, source: Tensor, read: Location) -> None:
         """Raise for vectors of another shape than those that are written: of another model, or another place."""
-        mine, its = _coordinates(vectors, self.location).shape, _coordinates(source, read).shape
+        mine, its = coordinates_of(vectors, self.location).shape, coordinates_of(source, read).shape
         of_vector = 1 if vectors.ndim < 3 else 2
         is_of_keys = self.place.io in ("attention_scores", "attention_pattern")  # as wide as the text is long
         if len(mine) == len(its) and (is_of_keys or mine[of_vector:] == its[of_vector:]):
@@ -345,20 +346,6 @@ class Write:
             )
 
 
-def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
-    """The heads, dims and directions of `state` that `location` names; in its own axes but for a subspace."""
-    axes = place.axes_of(state)
-    if location.subspace is not None:
-        return _part(to_vectors(state, axes), location)
-    if location.heads is not None:
-        place.check_axes(state, location)
-    for name, chosen_ones in (("h", location.heads), ("d", location.dims)):
-        if chosen_ones is not None:
-            _check_width(location, "heads" if name == "h" else "dims", chosen_ones, state.shape[axis(axes, name)])
-            state = state.index_select(axis(axes, name), torch.tensor(chosen_ones, device=state.device))
-    return state
-
-
 def _unmasked(scores: Tensor) -> Tensor:
     """Attention scores with 0 where the mask put the lowest number."""
     return scores.masked_fill(_is_masked(scores), 0)
@@ -381,57 +368,6 @@ def _at(vectors: Tensor, chosen_ones: Selection | None) -> Tensor:
         return vectors
     chosen_ones = chosen_ones.to(vectors.device)
     return vectors[chosen_ones.rows, chosen_ones.columns]
-
-
-def _part(vectors: Tensor, location: Location) -> Tensor:
-    return _coordinates(_entries(vectors, location), location)
-
-
-def _coordinates(part: Tensor, location: Location) -> Tensor:
-    return part if location.subspace is None else location.subspace.coordinates(part)
-
-
-def _entries(vectors: Tensor, location: Location) -> Tensor:
-    for name, chosen_ones, at in (("heads", location.heads, -2), ("dims", location.dims, -1)):
-        if chosen_ones is not None:
-            _check_width(location, name, chosen_ones, vectors.shape[at])
-            vectors = _take(vectors, chosen_ones, at)
-    # In one layout, so that a subspace computes the same bits of base and source.
-    return vectors if location.subspace is None else vectors.contiguous()
-
-
-def _merge(vectors: Tensor, value: Tensor, location: Location) -> Tensor:
-    """`vectors` with `value` in place of the part that `location` names."""
-    if location.subspace is not None:
-        value = location.subspace.replace(_entries(vectors, location), value)
-    if location.dims is not None:
-        rows = vectors if location.heads is None else _take(vectors, location.heads, -2)
-        value = _put(rows, value, location.dims, -1)
-    return value if location.heads is None else _put(vectors, value, location.heads, -2)
-
-
-def _take(vectors: Tensor, chosen_ones: Dims, at: int) -> Tensor:
-    if isinstance(chosen_ones, range) and chosen_ones.step == 1:
-        return vectors.narrow(at, chosen_ones.start, len(chosen_ones))
-    return vectors.index_select(at, torch.tensor(chosen_ones, device=vectors.device))
-
-
-def _put(vectors: Tensor, value: Tensor, chosen_ones: Dims, at: int) -> Tensor:
-    if isinstance(chosen_ones, range):
-        return torch.slice_scatter(vectors, value, at, chosen_ones.start, chosen_ones.stop, chosen_ones.step)
-    return vectors.index_copy(at, torch.tensor(chosen_ones, device=vectors.device), value)
-
-
-def _check_width(location: Location, name: str, chosen_ones: Dims, width: int) -> None:
-    if max(chosen_ones) >= width:
-        grouped = " key and value" if (location.site if location.module is None else location.io) in _GROUPED else ""
-        what = f"there are {width}{grouped} heads" if name == "heads" else f"the width there is {width}"
-        raise InterventionError(
-            f"{location} names {name[:-1]} {max(chosen_ones)} and {what}; write {name}=range(0, {width})."
-        )
-
-
-_GROUPED = ("key", "value")
 
 
 def _shares(a: Tensor, b: Tensor) -> bool:

@@ -28,9 +28,10 @@ from interventions.errors import InterventionError
 from interventions.hooks.attention import attend, store_in_cache, tapped
 from interventions.hooks.states import argument_in, at, path_in, with_argument, with_new
 from interventions.locations import HEAD_SITES
-from interventions.models.architectures import Place, modules_of
 from interventions.models.calls import Call, Generation, Progress, begin, generation_of, named
 from interventions.models.final_norms import AfterBlocks
+from interventions.models.modules import modules_of
+from interventions.models.places import Place
 from interventions.models.wrappers import unwrapped
 
 _lock = threading.RLock()
@@ -48,7 +49,7 @@ class Tap:
     """A function on what a module is given, returns or computes: from the state and its scope to a new one, or None.
 
     Attributes:
-        io: as in `interventions.models.architectures.Place`.
+        io: as in `interventions.models.places.Place`.
         heads: into how many heads the last axis is divided before the function sees it.
         kind: of the attention, where `io` is inside one.
         writes: whether what it returns is another state, and not a copy of the same.

@@ -1,134 +1,22 @@
 """How a location is found in a model: by the structure of the model, not by a table of model families."""
 
 import difflib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from weakref import WeakKeyDictionary
 
-from jaxtyping import Bool
-from torch import Tensor, nn
+from torch import nn
 
 from interventions.errors import InterventionError
 from interventions.locations import HEAD_SITES, STATES, Location
-from interventions.models.axes import axes_of
-from interventions.models.final_norms import AfterBlocks, final_norm
+from interventions.models.block_sites import heads_at, inside
+from interventions.models.final_norms import final_norm
+from interventions.models.modules import example_path, indexed, model_name, modules_of
 from interventions.models.overrides import Blocks, exception_for
-from interventions.models.padding import real_of
-from interventions.models.sides import NOWHERE, Side, has_sides, lengths_at, side_of, token_lengths
-from interventions.models.sites import (
-    Attention,
-    Missing,
-    attention_at,
-    attention_of,
-    feed_forward_of,
-    heads_of,
-    kind_of,
-)
+from interventions.models.places import Place
+from interventions.models.sides import Side, has_sides, lengths_at, side_of
+from interventions.models.sites import Attention, Missing, attention_at
 from interventions.models.stacks import Stack, entries_of, halves_in, names_of, stacks_in
 from interventions.models.wrappers import Model, compiled_part, module_of
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """A location found in a model.
-
-    Attributes:
-        module: the module whose input, output or attention it is.
-        path: its dotted path.
-        io: "input" or "output", or what else is read or written: a site with heads of an attention module, the final
-            state of a recurrent one, the "logits" of a model.
-        block: the block that is or contains it, None outside of all blocks.
-        side: whose tokens its tokens are, and which argument of the model masks them.
-        lengths: what says how many tokens the convolutions before it make of so many frames, if anything does.
-        stack: the stack that it comes after: the normalisation after its blocks, or the logits (of the last stack).
-        heads: into how many heads its last axis is divided, where these lie side by side.
-        kind: of the attention, see `interventions.models.sites.Attention`.
-        turn: which call of the block it is, where layers share blocks.
-        axes: of what its block holds, where `interventions.models.overrides` states them.
-        unflattens: whether its examples and tokens may lie on one axis, as in OPT's feed-forward part.
-        operations: the names of an operation in the forward of the module, and of those inside of it; none for the
-            module itself.
-    """
-
-    module: nn.Module
-    path: str
-    io: str
-    block: nn.Module | None
-    side: Side = NOWHERE
-    lengths: nn.Module | None = None
-    stack: Stack | None = None
-    heads: int | None = None
-    kind: str = ""
-    turn: int | None = None
-    axes: str = ""
-    unflattens: bool = False
-    operations: tuple[str, ...] = ()
-
-    @property
-    def after(self) -> AfterBlocks | None:
-        """What each run is held to, of the normalisation after the blocks of a stack."""
-        return None if self.stack is None or self.io == "logits" else AfterBlocks(self.stack)
-
-    @property
-    def mask(self) -> str:
-        """The argument of the model that says which of its tokens are real; "" if none does."""
-        return self.side.mask
-
-    def real(self, arguments: Mapping[str, object], batch: int, width: int) -> Bool[Tensor, "batch width"] | None:
-        """Which of `width` tokens there are no padding, in a run of the model with these arguments; see `real_of`."""
-        mask = arguments.get(self.mask)
-        counted = None if self.lengths is None else partial(token_lengths, self.lengths)
-        return real_of(
-            mask if isinstance(mask, Tensor) else None, batch, width, beside=self.side.beside, lengths=counted
-        )
-
-    @property
-    def is_block_output(self) -> bool:
-        """Whether it is what a block returns, not what is inside one."""
-        return self.module is self.block and self.io == "output" and not self.operations
-
-    def axes_of(self, state: Tensor) -> str:
-        """The axes of what is there, as `interventions.models.axes` writes them."""
-        if self.operations and state.ndim == 4 and kind_of(self.module) is not None:
-            return self._axes_inside(state)
-        if self.io in ("attention_scores", "attention_pattern"):
-            return "b h t d"  # of scores one row of keys for each head and query
-        if self.heads is not None and self.axes == "t b d":
-            return "t b h d"
-        if self.io in HEAD_SITES or self.heads is not None:
-            return "b x y h d" if state.ndim == 5 else "b t h d"
-        if self.io in STATES and state.ndim == 3:
-            return "t b d"  # one final state for each layer and direction
-        if state.ndim == len(self.axes.split()):
-            return self.axes
-        return axes_of(self.module, state)
-
-    @property
-    def _is_function(self) -> bool:
-        """Whether it is the attention function of transformers, which returns `[batch, token, head, dims]`."""
-        return len(self.operations) == 1 and self.operations[0].rpartition("_")[0].endswith("interface")
-
-    def _axes_inside(self, state: Tensor) -> str:
-        """Those of four axes in the forward of an attention: heads before the tokens, or after."""
-        if self._is_function:
-            return "b t h d"
-        config = getattr(self.module, "config", None)
-        heads = {heads_of(self.module), getattr(config, "num_key_value_heads", None)}
-        before, after = (size in heads for size in state.shape[1:3])
-        return "b t h d" if after and not before else "b h t d"
-
-    def check_axes(self, state: Tensor, location: Location) -> None:
-        """Raise where it cannot be told which of two axes is that of the heads, and one of them is chosen from."""
-        if not (self.operations and state.ndim == 4 and kind_of(self.module) is not None):
-            return
-        if self._is_function or tuple(state.shape[1:3]) == (1, 1):
-            return
-        if self.axes_of(state) == self.axes_of(state.transpose(1, 2)):
-            raise InterventionError(
-                f"{location} has shape {list(state.shape)}: as many heads as tokens, or neither, so which are which "
-                "cannot be told; leave heads and positions out, use a sequence of another length, or a site with heads."
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +143,7 @@ class Architecture:
                 )
             return self._place(module, io, block, None)
         try:
-            module, io, attention = _heads_at(attention_at(module), io)
+            module, io, attention = heads_at(attention_at(module), io)
         except Missing as why:
             raise InterventionError(
                 f"module {path!r} has no {io} that can be read: {why}; describe(model) lists what can."
@@ -280,8 +168,8 @@ class Architecture:
             if compiled:
                 raise InterventionError(
                     f"{location} needs blocks and those of this {model_name(self.model)} cannot be seen: {compiled} "
-                    f"went through torch.compile(module); compile in place, {_item(compiled)}.compile(), or pass the "
-                    f"original: {_item(compiled)}._orig_mod."
+                    f"went through torch.compile(module); compile in place, {indexed(compiled)}.compile(), or pass the "
+                    f"original: {indexed(compiled)}._orig_mod."
                 )
             halved = halves_in(self.model)
             why = (
@@ -291,7 +179,7 @@ class Architecture:
             )
             raise InterventionError(
                 f"{location} needs blocks and this {model_name(self.model)} has none: {why}; name a module instead, "
-                f"e.g. Location(module={_a_path(self.model)!r})."
+                f"e.g. Location(module={example_path(self.model)!r})."
             )
         if location.stack is not None:
             if location.stack not in names:
@@ -322,49 +210,6 @@ class Architecture:
                 f"layers (0 to {count - 1}, or -1 for the last)."
             )
         return layer % count
-
-
-def inside(block: nn.Module, site: str) -> tuple[nn.Module, str, Attention | None]:
-    """The module of a block, and which side of it, that a site is; with its attention where it has heads.
-
-    Raises:
-        Missing: the block has no such site.
-    """
-    if site in ("block_output", "block_input", "embedding"):
-        return block, "output" if site == "block_output" else "input", None
-    if site in HEAD_SITES:
-        return _heads_at(attention_of(block), site)
-    if site.startswith("attention_"):
-        attention = attention_of(block)
-        if site == "attention_input":
-            return attention.module, "input", None
-        if attention.kind == "torch":
-            return attention.module, "output", None
-        if attention.projection is None:
-            raise Missing(f"no output projection was found in or after {type(attention.module).__name__}")
-        return attention.projection, "output", None
-    part = feed_forward_of(block)
-    if site == "mlp_input":
-        return part.input, "input", None
-    if site == "mlp_output":
-        return part.output, "output", None
-    if part.down is None:
-        raise Missing(f"{type(part.output).__name__} is a mixture of experts, whose activations go by the path of each")
-    return part.down, "input", None
-
-
-def _heads_at(attention: Attention, site: str) -> tuple[nn.Module, str, Attention]:
-    kind, name = attention.kind, type(attention.module).__name__
-    if kind == "torch":
-        raise Missing(f"{name} is torch's own, which computes {site} inside one call")
-    if kind == "own" and site in ("query", "key", "value"):
-        raise Missing(f"{name} computes attention by products of its own; name the projection of the {site} by path")
-    if kind == "own" and site == "attention_heads":
-        if attention.projection is None or attention.heads is None:
-            what = "output projection" if attention.projection is None else "number of heads"
-            raise Missing(f"{name} computes attention by products of its own and has no {what} that was found")
-        return attention.projection, "input", attention
-    return attention.module, site, attention
 
 
 def architecture(model: Model) -> Architecture:
@@ -425,35 +270,3 @@ class _Known:
 
 
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
-
-
-def modules_of(model: nn.Module) -> list[nn.Module]:
-    """The modules of a model, each once: what `model.modules()` gives, in another order and several times faster."""
-    found = {model: None}
-    waiting = [model]
-    while waiting:
-        for child in waiting.pop()._modules.values():
-            if child is not None and child not in found:
-                found[child] = None
-                waiting.append(child)
-    return list(found)
-
-
-def model_name(model: nn.Module) -> str:
-    """How errors call a model: its transformers type, else its class."""
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    return f"{kind!r} model" if kind else f"{type(model).__name__}"
-
-
-def _item(path: str) -> str:
-    """A path as Python writes it.
-
-    >>> _item("encoder.layer.0")
-    'encoder.layer[0]'
-    """
-    return "".join(f"[{name}]" if name.isdecimal() else f".{name}" for name in path.split(".")).removeprefix(".")
-
-
-def _a_path(model: nn.Module) -> str:
-    named = [path for path, module in model.named_modules() if path and not any(True for _ in module.children())]
-    return named[len(named) // 2] if named else ""

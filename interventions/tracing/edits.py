@@ -12,7 +12,8 @@ from interventions.errors import InterventionError
 from interventions.execution.writes import Write
 from interventions.hooks.hooks import Tap
 from interventions.locations import HEAD_SITES, Location
-from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.architectures import Architecture, architecture
+from interventions.models.places import Place
 from interventions.tracing.hook_points import Computation, Door, Function, Operation, Side
 from interventions.tracing.jobs import Job
 from interventions.tracing.operations import check_operation, close, opened_modules, operations_of

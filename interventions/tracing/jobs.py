@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interventions.execution.parts import part_of
 from interventions.execution.recordings import mapped
-from interventions.execution.writes import Source, Write, part_of
+from interventions.execution.writes import Source, Write
 from interventions.locations import Location
-from interventions.models.architectures import Place
+from interventions.models.places import Place
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from torch import nn
 
 from interventions.errors import InterventionError
 from interventions.locations import Location
-from interventions.models.architectures import modules_of
+from interventions.models.modules import modules_of
 
 _PLAIN = re.compile(
     r"(isinstance|hasattr|getattr|setattr|len|range|zip|super|int|float|bool|tuple|str|\w*Error|logger\w*)_\d+"

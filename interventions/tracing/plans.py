@@ -10,7 +10,8 @@ from interventions.execution.run import Inputs, without_cache
 from interventions.execution.writes import Write
 from interventions.hooks.hooks import Tap
 from interventions.locations import Location
-from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.architectures import Architecture, architecture
+from interventions.models.places import Place
 from interventions.tracing.edits import Block, tapped
 from interventions.tracing.inputs import called_with
 from interventions.tracing.jobs import During, Job, Read, Stop, Task

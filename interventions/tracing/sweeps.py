@@ -12,7 +12,8 @@ from interventions.execution.run import Run, rows_of
 from interventions.execution.stacking import Each, OneByOne, Stacked, chunks_of, positions_of, taken, written
 from interventions.execution.writes import Source
 from interventions.locations import Location
-from interventions.models.architectures import Place, architecture
+from interventions.models.architectures import architecture
+from interventions.models.places import Place
 from interventions.tracing import vllm
 from interventions.tracing.jobs import Task
 from interventions.tracing.plans import Plan

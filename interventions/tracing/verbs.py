@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InterventionError
+from interventions.execution.parts import part_of
 from interventions.execution.requests import Handle, Listen, check_fired, of_run, writes_of
 from interventions.execution.run import (
     Activations,
@@ -20,9 +21,10 @@ from interventions.execution.run import (
     without_past,
 )
 from interventions.execution.stamps import Stamp
-from interventions.execution.writes import Source, part_of
+from interventions.execution.writes import Source
 from interventions.locations import Location
-from interventions.models.architectures import Place, architecture
+from interventions.models.architectures import architecture
+from interventions.models.places import Place
 from interventions.operators import Operator
 from interventions.steps import parse_steps
 from interventions.tracing import vllm

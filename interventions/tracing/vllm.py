@@ -24,8 +24,9 @@ from interventions.execution.requests import Handle, check_fired, held_by, write
 from interventions.execution.run import Activations, Inputs, Keep, Run, check_ran
 from interventions.execution.writes import Source, Write
 from interventions.locations import HEAD_SITES, SIDES, Location
-from interventions.models.architectures import Architecture, Place, architecture
+from interventions.models.architectures import Architecture, architecture
 from interventions.models.calls import arguments_of
+from interventions.models.places import Place
 from interventions.models.sites import Missing
 from interventions.models.wrappers import is_traced
 from interventions.operators import Operator

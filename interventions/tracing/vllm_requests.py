@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InterventionError
-from interventions.execution.writes import Write, part_of
+from interventions.execution.parts import part_of
+from interventions.execution.writes import Write
 from interventions.hooks.hooks import Tap
 from interventions.hooks.states import at, path_in, with_new
 from interventions.locations import Location
-from interventions.models.architectures import Place
 from interventions.models.calls import Call, Generation, named
+from interventions.models.places import Place
 from interventions.tracing.current_call import CurrentCall
 from interventions.tracing.visits import forever
 
