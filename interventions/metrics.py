@@ -23,6 +23,7 @@ from interventions.errors import InterventionError
 from interventions.models.answers import logits_of, unanswered
 from interventions.names import shown
 from interventions.positions import select
+from interventions.precision import widen
 from interventions.renames import renamed_in
 
 Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
@@ -99,7 +100,7 @@ def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) 
     >>> probability(1)(torch.tensor([[0.0, 0.0]]))
     tensor([0.5000])
     """
-    return Metric("probability", lambda logits: _chosen(_float(logits).softmax(-1), tokens, "tokens"), position, mask)
+    return Metric("probability", lambda logits: _chosen(widen(logits).softmax(-1), tokens, "tokens"), position, mask)
 
 
 @checked
@@ -113,7 +114,7 @@ def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = No
     """
 
     def logarithm(logits: Tensor) -> Tensor:
-        return _chosen(_float(logits).log_softmax(-1), tokens, "tokens")
+        return _chosen(widen(logits).log_softmax(-1), tokens, "tokens")
 
     return Metric("log probability [nats]", logarithm, position, mask)
 
@@ -148,11 +149,11 @@ def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> 
     >>> kl(torch.tensor([[0.0, 0.0]]))(torch.tensor([[3.0, 1.0]]).log())  # ½ ln(½ / ¾) + ½ ln(½ / ¼)
     tensor([0.1438])
     """
-    expected = _float(_at(logits_of(reference), position, mask).detach()).log_softmax(-1)
+    expected = widen(_at(logits_of(reference), position, mask).detach()).log_softmax(-1)
 
     def divergence(logits: Tensor) -> Tensor:
         target = _alike(expected, logits)
-        each = kl_div(_float(logits).log_softmax(-1), target, reduction="none", log_target=True)
+        each = kl_div(widen(logits).log_softmax(-1), target, reduction="none", log_target=True)
         return reduce(each, "batch classes -> batch", "sum")
 
     return Metric("KL [nats]", divergence, position, mask)
@@ -294,10 +295,6 @@ def _alike(expected: Tensor, logits: Tensor) -> Tensor:
             "measure the reference on the same examples."
         )
     return expected.to(logits.device)
-
-
-def _float(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _mean(metric: Callable[[object], Tensor], run: object) -> float:

@@ -20,11 +20,11 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names renames errors arguments endings locations operators positions subspaces models metrics hooks steps
-        execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
+        names renames errors arguments endings precision locations operators positions subspaces models metrics hooks
+        steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
-        errors storage causal losses networks data models tasks teachers interchange students objectives training
-        evaluation metrics alignment results fit specialists mutual chain teach compat cli""".split(),
+        errors precision storage causal losses networks data models tasks teachers interchange students objectives
+        training evaluation metrics alignment results fit specialists mutual chain teach compat cli""".split(),
 }
 MOST_FILES = 20
 HANDING_ON = """

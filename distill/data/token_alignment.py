@@ -13,6 +13,7 @@ from distill.data.rows import Rows
 from distill.data.token_meanings import Shared, shared_meanings
 from distill.errors import DistillError, checked
 from distill.losses import Divergence, forward_kl
+from distill.precision import widen
 from interventions import shown
 
 _NOWHERE = 2**31
@@ -174,16 +175,12 @@ def shared_log_probabilities(
     ]
     has_rest = all(bool((each == shared.count).any()) for each in bins)
     pooled = [
-        _pooled(_at_least_single(logits) / temperature, each, shared.count + 1)
+        _pooled(widen(logits) / temperature, each, shared.count + 1)
         for logits, each in zip((student_logits, teacher_logits), bins, strict=True)
     ]
     if not has_rest:
         pooled = [each[:, :-1] for each in pooled]
     return pooled[0].log_softmax(-1), pooled[1].log_softmax(-1)
-
-
-def _at_least_single(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _widened_bins(bins: Tensor, width: int, rest: int, side: str) -> Tensor:

@@ -17,6 +17,7 @@ from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, stu
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
 from distill.models.trials import answer_of, check_values, translated, tried
+from distill.precision import widen
 from distill.tasks.loading import task_of
 from interventions import Location, as_location, run
 
@@ -107,7 +108,7 @@ def features(
 
 
 def _pooled(states: Tensor, mask: Tensor | None, pool: str) -> Float[Tensor, "batch width"]:
-    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    states = widen(states)
     if states.ndim == 2:
         return states
     states = rearrange(states, "b t ... -> b t (...)")

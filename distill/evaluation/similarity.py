@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.errors import DistillError, checked
+from distill.precision import at_least_single
 
 CHUNK = 1024  # rows of the similarity matrices held at a time
 
@@ -92,7 +93,7 @@ def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
             f"the activations lie on {a.device} and on {b.device}; compare values on one device, as with a.cpu(), "
             "b.cpu()."
         )
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    dtype = at_least_single(torch.promote_types(a.dtype, b.dtype))
     for name, given in (("first", a), ("second", b)):
         if not given.isfinite().all():
             row = int((~given.isfinite()).any(1).nonzero()[0])

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from distill.errors import DistillError, checked
-from distill.losses.common import counted, loss, same_shapes, widened
+from distill.losses.common import counted, loss, same_shapes
+from distill.precision import widen
 
 Network = Callable[[Tensor], Tensor]
 """From inputs `[B, …]` to logits `[B, C]`."""
@@ -88,7 +89,7 @@ def boundary_samples(
         if student is not None:
             attacked = attacked & _right(_answers(student, inputs), labels)
     sides = _Sides(labels.long().clamp(min=0), _targets(logits, labels, generator), probabilities, stop)
-    moved = widened(inputs.detach())
+    moved = widen(inputs.detach())
     for _ in range(steps):
         gap, uphill, crossed = sides.gap(teacher, moved, inputs.dtype)
         short = attacked & ~crossed
@@ -122,7 +123,7 @@ def most_different(
     if n < 1:
         raise DistillError(f"most_different chooses one row at least: n={n}; the paper's is n=64.")
     counts = counted("most_different", teacher_probs, labels)
-    others = (widened(teacher_probs) - widened(student_probs)).square()
+    others = (widen(teacher_probs) - widen(student_probs)).square()
     places = labels.long().clamp(min=0)[:, None]
     others = torch.where(counts[:, None], others.scatter(1, places, 0), others)
     return others.sum(1).topk(min(n, len(others))).indices
@@ -192,7 +193,7 @@ def _answers(network: Network, inputs: Tensor) -> Float[Tensor, "batch classes"]
             f"boundary_samples needs logits [batch, two classes or more], but inputs {tuple(inputs.shape)} give "
             f"{tuple(logits.shape)}; let the network return the logits of one answer an example."
         )
-    return widened(logits)
+    return widen(logits)
 
 
 def _right(logits: Tensor, labels: Tensor) -> Bool[Tensor, " batch"]:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.errors import DistillError, checked
+from distill.precision import widen
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -83,11 +84,6 @@ def _refuse_mismatch(name: str, given: dict[str, Any], axis: str) -> None:
         )
 
 
-def widened(values: Tensor) -> Tensor:
-    """In single precision if they came in half; double stays double."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def kept(values: Tensor, mask: Tensor | None) -> Tensor:
     """The positions that the mask keeps, `[N, width]`, in at least single precision; padding never enters a graph."""
     found = rearrange(values, "... width -> (...) width") if mask is None else values[mask.bool()]
@@ -96,7 +92,7 @@ def kept(values: Tensor, mask: Tensor | None) -> Tensor:
             f"No position is left to average over: 0 of {values.shape[:-1].numel()} are kept of {tuple(values.shape)}; "
             "skip this batch, or check that the mask is 1 (a label not -100) where a position counts."
         )
-    return widened(found)
+    return widen(found)
 
 
 def spread(values: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
@@ -118,7 +114,7 @@ def softened(name: str, logits: Tensor, temperature: float | Float[Tensor, ""]) 
             f"{name} needs a temperature {wanted}: temperature={temperature}; temperature=1 softens nothing."
         )
     exact = temperature > HOT and logits.device.type != "mps"
-    return (logits.double() if exact else widened(logits)) / temperature
+    return (logits.double() if exact else widen(logits)) / temperature
 
 
 def counted(name: str, logits: Tensor, labels: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import loss, same_shapes, widened
+from distill.losses.common import loss, same_shapes
 from distill.losses.response import Divergence, divergences, forward_kl
+from distill.precision import widen
 
 EPSILON = 1e-7
 
@@ -75,7 +76,7 @@ def _similarities(student: Tensor, teacher: Tensor, scale: float | Tensor, bias:
     if wild is not None:
         raise DistillError(f"the similarities cannot be scaled or moved by {wild}; give a finite number: scale=10.0.")
     with torch.autocast(student.device.type, enabled=False):  # which would multiply in half precision
-        cosines = einsum(widened(student), widened(teacher), "one width, other width -> one other")
+        cosines = einsum(widen(student), widen(teacher), "one width, other width -> one other")
     return scale * cosines + bias
 
 
@@ -104,7 +105,7 @@ def nce(positive: Float[Tensor, "..."], negative: Float[Tensor, "..."], n_data: 
         raise DistillError(f"nce needs one example and one negative at least: {found}; draw some, or skip this batch.")
     if n_data < 1:
         raise DistillError(f"nce needs the number of examples in the data: n_data={n_data}; give len(data).")
-    own, others = widened(positive), widened(negative)
+    own, others = widen(positive), widen(negative)
     noise = others.shape[1] / n_data
     found_own = (own / (own + noise + EPSILON)).log().sum(1)
     told_apart = (noise / (others + noise + EPSILON)).log().sum(1)

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses.common import counted, kept, loss, same_shapes, softened, spread, widened
+from distill.losses.common import counted, kept, loss, same_shapes, softened, spread
 from distill.losses.response import binary_kl, forward_kl
+from distill.precision import widen
 
 
 @loss
@@ -106,7 +107,7 @@ def _decoupled(
         )
     counts = counted(name, student_logits, labels)
     student, teacher = (softened(name, kept(z, counts), temperature) for z in (student_logits, teacher_logits))
-    values = (part(student, teacher, labels[counts].long()) * temperature**2).to(widened(student_logits).dtype)
+    values = (part(student, teacher, labels[counts].long()) * temperature**2).to(widen(student_logits).dtype)
     if reduction == "mean":
         return values.mean()
     if reduction == "none":

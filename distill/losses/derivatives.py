@@ -14,7 +14,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.errors import DistillError
-from distill.losses.common import loss, widened
+from distill.losses.common import loss
+from distill.precision import widen
 
 Network = Callable[[Tensor], Tensor]
 """From inputs `[B, …]` to answers `[B, n]`."""
@@ -131,12 +132,12 @@ class _Side(NamedTuple):
                 f"Sobolev needs answers that can be differentiated by the inputs, and those of {name} cannot; let "
                 f"{name} compute from its argument, without torch.no_grad or detach."
             )
-        return cls(points, widened(answers), trained)
+        return cls(points, widen(answers), trained)
 
     def derivative(self, values: Tensor, direction: Tensor, again: bool = False) -> Tensor:
         """∂⟨values, direction⟩/∂x for each example; with a graph for the student, or if it is derived again."""
         if not values.requires_grad:
-            return torch.zeros_like(widened(self.points))
+            return torch.zeros_like(widen(self.points))
         (found,) = torch.autograd.grad(
             (values * direction).sum(),
             self.points,
@@ -144,7 +145,7 @@ class _Side(NamedTuple):
             retain_graph=True,
             materialize_grads=True,
         )
-        return widened(found)
+        return widen(found)
 
 
 def _squared(ours: Tensor, theirs: Tensor) -> Tensor:

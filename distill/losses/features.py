@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import kept, loss, same_shapes, widened
+from distill.losses.common import kept, loss, same_shapes
+from distill.precision import widen
 
 
 @loss
@@ -45,7 +46,7 @@ def patient(
     >>> patient(torch.tensor([[7.0, 0.0]]), torch.tensor([[0.0, 0.1]])).item()  # (2 − 0) / 2
     1.0
     """
-    student, teacher = (functional.normalize(widened(vectors), dim=-1) for vectors in (student_cls, teacher_cls))
+    student, teacher = (functional.normalize(widen(vectors), dim=-1) for vectors in (student_cls, teacher_cls))
     return functional.mse_loss(student, teacher)
 
 
@@ -102,7 +103,7 @@ def attention_transfer(
     1.0
     """
     _refuse_other_maps(student_map, teacher_map, mask)
-    student, teacher = widened(student_map), widened(teacher_map)
+    student, teacher = widen(student_map), widen(teacher_map)
     if mask is None:
         if student.numel() == 0:
             raise DistillError(f"No example is left to compare: student_map {tuple(student.shape)}; skip this batch.")

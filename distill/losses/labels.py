@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import counted, kept, loss, widened
+from distill.losses.common import counted, kept, loss
+from distill.precision import widen
 
 
 @loss
@@ -51,7 +52,7 @@ def binary_cross_entropy(logits: Float[Tensor, "..."], labels: Shaped[Tensor, ".
             "give torch.nn.functional.one_hot(labels, logits.shape[-1])."
         )
     counts = labels != -100
-    answers, wanted = widened(logits[counts]), labels[counts]
+    answers, wanted = widen(logits[counts]), labels[counts]
     if len(wanted) == 0:
         raise DistillError(
             f"No label is left to average over: {found}, none of them other than -100; skip this batch, or check that "
@@ -84,7 +85,7 @@ def mean_squared_error(values: Float[Tensor, "..."], labels: Shaped[Tensor, "...
         )
     if labels.numel() == 0:
         raise DistillError(f"No value is left to average over: {found}; skip this batch.")
-    answers = widened(values)
+    answers = widen(values)
     return functional.mse_loss(answers, labels.to(answers.dtype).reshape(answers.shape))
 
 

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.errors import DistillError, checked
-from distill.losses.common import loss, widened
+from distill.losses.common import loss
+from distill.precision import widen
 
 KINDS = ("additive", "multiplicative")
 
@@ -58,7 +59,7 @@ class LogitNoise:
             raise DistillError(f"LogitNoise is of logits, and these are {logits.dtype}; give logits.float().")
         if self.sigma == 0 or self.share == 0:
             return logits
-        clean = widened(logits)
+        clean = widen(logits)
         device = logits.device if generator is None else generator.device
         chosen = torch.rand(len(clean), generator=generator, device=device) < self.share
         drawn = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype) * self.sigma

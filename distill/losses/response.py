@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import kept, loss, same_shapes, softened, spread, widened
+from distill.losses.common import kept, loss, same_shapes, softened, spread
+from distill.precision import widen
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """From the log-probabilities of student and teacher, `[*batch, classes]`, to one value a position, `[*batch]`."""
@@ -129,7 +130,7 @@ def kd(
     student = softened("kd", kept(student_logits, mask), temperature).log_softmax(-1)
     teacher = softened("kd", kept(teacher_logits, mask), temperature).log_softmax(-1)
     scale = temperature**2 if scale_t2 else 1
-    values = (divergences(divergence, student, teacher) * scale).to(widened(student_logits).dtype)
+    values = (divergences(divergence, student, teacher) * scale).to(widen(student_logits).dtype)
     if reduction == "batchmean":
         return values.mean()
     if reduction == "mean":
@@ -169,7 +170,7 @@ def multi_label_kd(
     0.0654...
     """
     sides = (softened("multi_label_kd", kept(z, mask), temperature) for z in (student_logits, teacher_logits))
-    values = (binary_kl(*sides).mean(-1) * (temperature**2 if scale_t2 else 1)).to(widened(student_logits).dtype)
+    values = (binary_kl(*sides).mean(-1) * (temperature**2 if scale_t2 else 1)).to(widen(student_logits).dtype)
     if reduction in ("batchmean", "mean"):
         return values.mean()
     if reduction == "none":

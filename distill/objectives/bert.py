@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair, depth
 from distill.losses import hint, soft_cross_entropy
-from distill.losses.common import widened
 from distill.models.loss_masks import checked_tokens
 from distill.objectives.features import Cosine, Layers, matched, refuse_nowhere, regressed, regressors_for, shown
 from distill.objectives.language import MaskedLM
 from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing
 from distill.objectives.response import KD
+from distill.precision import widen
 from interventions import Location
 
 EMBEDDING = Location(site="embedding")
@@ -223,7 +223,7 @@ def scores_error(
     seen: Bool[Tensor, "batch head query key"] = _seen(student) & _seen(teacher)
     if mask is not None:
         seen = seen & mask.bool()[:, None, :, None]
-    errors = widened(student) - widened(teacher)
+    errors = widen(student) - widen(teacher)
     squared = errors.masked_fill(~seen, 0).square().flatten(1).sum(1)
     pairs = seen.flatten(1).sum(1)
     each = squared / pairs.clamp(min=1)

@@ -10,10 +10,11 @@ from torch import Tensor
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.losses import boundary_samples, kd, most_different
 from distill.losses.boundary import STOPS, Bounds
-from distill.losses.common import counted, widened
+from distill.losses.common import counted
 from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
 from distill.objectives.term_weights import Ramp, Weight
+from distill.precision import widen
 
 
 @checked
@@ -139,5 +140,5 @@ class BSS(Objective):
         rows = (right & (learnt.argmax(1) == labels) if self.both else right).nonzero()[:, 0]
         if len(rows) <= self.samples:
             return rows
-        ours, theirs = (widened(logits[rows]).softmax(1) for logits in (learnt, taught))
+        ours, theirs = (widen(logits[rows]).softmax(1) for logits in (learnt, taught))
         return rows[most_different(ours, theirs, labels[rows], self.samples)]

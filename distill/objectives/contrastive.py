@@ -13,7 +13,6 @@ from torch.nn.functional import normalize
 from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair
 from distill.losses import Divergence, contrast, forward_kl, invariance, nce
-from distill.losses.common import widened
 from distill.models.head import penultimate
 from distill.models.loss_masks import checked_tokens
 from distill.objectives.memories import Classes, Memory
@@ -21,6 +20,7 @@ from distill.objectives.objective import About, Objective, Reads, Step, linear, 
 from distill.objectives.points import Places, of_both
 from distill.objectives.processes import gathered, processes
 from distill.objectives.term_weights import named
+from distill.precision import widen
 from distill.teachers.verbs import refuse_elsewhere
 from interventions import Location, Run
 
@@ -304,7 +304,7 @@ class Embedded(nn.Module):
 
 def pooled(run: Run, at: Location, mask: Tensor | None) -> Float[Tensor, "batch width"]:
     """One vector an example of what a run computed at a place, averaged over the positions that a mask keeps."""
-    vectors = widened(run.vectors(at))
+    vectors = widen(run.vectors(at))
     if vectors.ndim == 4:
         vectors = rearrange(vectors, "batch position head dims -> batch position (head dims)")
     if vectors.ndim == 2:

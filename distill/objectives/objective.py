@@ -33,6 +33,7 @@ from distill.models.loss_masks import (
 )
 from distill.models.outputs import logits_if_any
 from distill.objectives.term_weights import Weight
+from distill.precision import at_least_single
 from interventions import Location, Run, architecture, shown
 
 
@@ -363,4 +364,4 @@ def linear(width_in: int, width_out: int, like: Shaped[Tensor, "..."]) -> nn.Lin
 
     So are its weights the same on every device. Call it in `Objective.prepare`, where that generator is seeded.
     """
-    return nn.Linear(width_in, width_out).to(like.device, torch.promote_types(like.dtype, torch.float32))
+    return nn.Linear(width_in, width_out).to(like.device, at_least_single(like.dtype))

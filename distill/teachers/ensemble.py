@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
-from distill.losses.common import widened
 from distill.models.class_names import check_alike, real_names
 from distill.models.inputs import device_of, inputs_of, vocabulary_of
 from distill.models.outputs import answered
+from distill.precision import widen
 from interventions import UnknownAnswer, run
 
 Average = Literal["logits", "probabilities", "geometric"]
@@ -76,7 +76,7 @@ class Committee(nn.Module, ABC):
         """The answer of all, on the device of the first member."""
         home = device_of(self)
         with answered([self], [self.answers]):
-            logits = [widened(self._answer(number, inputs, columns)).to(home) for number in self.members]
+            logits = [widen(self._answer(number, inputs, columns)).to(home) for number in self.members]
         return Answer(logits=self.combine(logits))
 
     @property

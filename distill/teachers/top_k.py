@@ -1,6 +1,6 @@
 """The largest logits of an answer, and how much the others are together.
 
-It goes where the teacher is, so it imports torch alone.
+It goes where the teacher is, so what it imports needs torch alone.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from distill.precision import widen
 
 Kept = dict[str, Tensor]
 """What is kept of logits `[..., classes]`: `logits`, or of the k largest `values` and `indices` `[..., k]` (the largest
@@ -44,7 +46,7 @@ class TopK:
         if self.k is None or self.k >= classes:
             return {"logits": logits}
         values, indices = logits.topk(self.k, dim=-1)
-        softened = _widened(logits) / self.temperature
+        softened = widen(logits) / self.temperature
         rest = softened.scatter(-1, indices, float("-inf")).logsumexp(-1, keepdim=True)
         level = self.temperature * (rest - log(classes - self.k))
         return {
@@ -59,7 +61,7 @@ def dense(kept: Kept) -> Tensor:
     """Logits `[..., classes]` again, in single precision at least where they are of the largest alone."""
     if "logits" in kept:
         return kept["logits"]
-    values, level = _widened(kept["values"]), kept["level"]
+    values, level = widen(kept["values"]), kept["level"]
     dtype = torch.promote_types(values.dtype, level.dtype)
     everywhere = level.to(dtype).expand(*level.shape[:-1], int(kept["classes"]))
     return everywhere.scatter(-1, kept["indices"].long(), values.to(dtype))
@@ -68,7 +70,3 @@ def dense(kept: Kept) -> Tensor:
 def nothing(output: Any) -> None:
     """Keeps nothing of the output of a model."""
     return None
-
-
-def _widened(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

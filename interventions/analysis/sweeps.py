@@ -27,6 +27,7 @@ from interventions.models.calls import arguments_of
 from interventions.models.wrappers import Model, is_traced
 from interventions.operators import Operator, Swap
 from interventions.positions import select
+from interventions.precision import widen
 from interventions.runs import as_run, check_eval, run, traced
 from interventions.steps import span_of
 
@@ -283,7 +284,7 @@ def _checked(value: Any, examples: int, what: str) -> Tensor:
         )
     if not value.isfinite().all():
         raise InterventionError(f"the metric is not finite for {what}; use one that is, e.g. a difference.")
-    return value.to(torch.promote_types(value.dtype, torch.float32)).reshape(-1)
+    return widen(value).reshape(-1)
 
 
 def _of_present(values: Tensor, cell: Cell) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.names import shown
+from interventions.precision import at_least_single
 from interventions.subspaces.frames import frame, random_reflections, reflections_of
 from interventions.subspaces.masks import SoftChoice
-from interventions.subspaces.subspace import Learned, check_dims, difference, precision, unbuilt
+from interventions.subspaces.subspace import Learned, check_dims, difference, unbuilt
 
 
 @checked
@@ -89,7 +90,7 @@ class Rotation(Learned):
     def directions(self) -> Float[Tensor, "width k"]:
         """The directions as columns, `[width, dims]`."""
         self._check_built()
-        return frame(self.reflections, self.signs, precision(self.reflections))
+        return frame(self.reflections, self.signs, at_least_single(self.reflections.dtype))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -155,7 +156,7 @@ class BoundlessRotation(SoftChoice):
     def directions(self) -> Float[Tensor, "width width"]:
         """The rotated dims as columns, `[width, width]`."""
         self._check_built()
-        return frame(self.reflections, self.signs, precision(self.reflections))
+        return frame(self.reflections, self.signs, at_least_single(self.reflections.dtype))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -174,5 +175,5 @@ class BoundlessRotation(SoftChoice):
 
     def _scores(self) -> Tensor:
         width = len(self.reflections)
-        numbers = torch.arange(width, device=self.logit.device, dtype=precision(self.logit)) + 0.5
+        numbers = torch.arange(width, device=self.logit.device, dtype=at_least_single(self.logit.dtype)) + 0.5
         return self.boundary * width - numbers

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from interventions.errors import InterventionError
+from interventions.precision import at_least_single, widen
 from interventions.subspaces.frames import full_precision
 
 
@@ -37,7 +38,7 @@ class Subspace(nn.Module, ABC):
         """
         self._check_fit(x)
         with full_precision(x):
-            return self._coordinates(x.to(precision(x)))
+            return self._coordinates(widen(x))
 
     def replace(self, x: Float[Tensor, "... d"], coordinates: Float[Tensor, "... k"]) -> Float[Tensor, "... d"]:
         """Return `x` with new coordinates in the subspace, and unchanged outside of it.
@@ -49,7 +50,7 @@ class Subspace(nn.Module, ABC):
         """
         self._check_fit(x)
         with full_precision(x):
-            return self._replaced(x.to(precision(x)), coordinates.to(precision(x))).to(x.dtype)
+            return self._replaced(widen(x), coordinates.to(at_least_single(x.dtype))).to(x.dtype)
 
     def learned(self) -> list[nn.Parameter]:
         """Return the parameters that alignment trains while the network is frozen; some may have no shape yet."""
@@ -139,11 +140,6 @@ class Learned(Subspace):
 def unbuilt() -> nn.Parameter:
     """Return a parameter that has no shape yet."""
     return UninitializedParameter(dtype=torch.float32)  # type: ignore[call-arg, return-value]
-
-
-def precision(x: Tensor) -> torch.dtype:
-    """Return the dtype in which coordinates of `x` are computed: fp64 if it is of fp64, else fp32."""
-    return torch.promote_types(x.dtype, torch.float32)
 
 
 def difference(new: Float[Tensor, "..."], old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
