@@ -1,4 +1,4 @@
-"""The one exception type of `distill`, and what raises it for settings of wrong types and ranges."""
+"""The exceptions of `distill`, and the checks that raise them for settings of wrong types and ranges."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -8,7 +8,7 @@ from interventions import checking, in_one_line
 
 
 class DistillError(ValueError):
-    """What was asked of `distill` cannot be done; the message, one line, names the way out."""
+    """A request that `distill` cannot carry out; the message, one line, names the way out."""
 
     __str__ = in_one_line(ValueError.__str__)
 
@@ -17,21 +17,21 @@ checked = checking(DistillError)
 
 
 class NothingToMeasure(DistillError):
-    """An interchange accuracy that would say nothing under this mapping."""
+    """A mapping under which an interchange accuracy would be meaningless."""
 
 
 class Unreachable(DistillError):
-    """A teacher that runs elsewhere did not answer, however often it was asked."""
+    """A teacher on another machine that did not answer, after all retries."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question that names the nearest of what is known, or nothing; it stands behind a name that is not."""
+    """Return " (did you mean …?)" with the known name that is closest to an unknown one, or an empty text."""
     close = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def refuse_unless_positive(asked: str, **settings: float | None) -> None:
-    """Refuse a setting of `asked` that is not above 0 and finite; None is left.
+def refuse_unless_positive(owner: str, **settings: float | None) -> None:
+    """Raise DistillError for a setting of `owner` that is not above 0 and finite; None passes.
 
     >>> refuse_unless_positive("KD", temperature=0.0)
     Traceback (most recent call last):
@@ -40,16 +40,16 @@ def refuse_unless_positive(asked: str, **settings: float | None) -> None:
     for name, value in settings.items():
         if value is not None and not 0 < value < inf:
             raise DistillError(
-                f"{asked}({name}={value}) is not above 0 and finite; use e.g. {asked}({name}={_like(value, '1')})."
+                f"{owner}({name}={value}) is not above 0 and finite; use e.g. {owner}({name}={_like(value, '1')})."
             )
 
 
-def refuse_negative(asked: str, **settings: float | None) -> None:
-    """Refuse a setting of `asked` that is below 0 or infinite; None is left."""
+def refuse_negative(owner: str, **settings: float | None) -> None:
+    """Raise DistillError for a setting of `owner` that is below 0 or infinite; None passes."""
     for name, value in settings.items():
         if value is not None and not 0 <= value < inf:
             raise DistillError(
-                f"{asked}({name}={value}) is not 0 or more and finite; use e.g. {asked}({name}={_like(value, '0')})."
+                f"{owner}({name}={value}) is not 0 or more and finite; use e.g. {owner}({name}={_like(value, '0')})."
             )
 
 

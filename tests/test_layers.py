@@ -79,7 +79,7 @@ TESTED_BY = {
     "interventions/tracing/vllm_requests.py": "tests/interventions/engine/test_vllm.py",
     **{
         f"distill/causal/{name}.py": "tests/distill/causal/test_model.py"
-        for name in ("counterfactuals", "domains", "graph", "values")
+        for name in ("counterfactuals", "domains", "graph", "mechanisms", "positions", "values")
     },
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     "distill/cli/commands.py": "tests/distill/cli/test_main.py",

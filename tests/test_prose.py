@@ -17,7 +17,6 @@ UNFINISHED = (
     "interventions/analysis/",
     "interventions/saving/",
     "interventions/",
-    "distill/causal/",
     "distill/storage/",
     "distill/data/",
     "distill/models/",

@@ -16,7 +16,7 @@ from distill.alignment.align import COLDEST, learn, scheduled
 from distill.alignment.alignment import Alignment
 from distill.causal.feed import Given
 from distill.causal.model import CausalModel
-from distill.causal.values import made_by
+from distill.causal.values import call_or_explain
 from distill.errors import DistillError, checked
 from distill.evaluation.measurement import Measurement, accuracy_of
 from distill.evaluation.outcome import Outcome, Tally, outcome_of
@@ -271,7 +271,7 @@ def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
     """The place with a subspace of its own."""
     if subspace is None:
         return place
-    new = made_by("subspace", "give a function without arguments: subspace=lambda: Rotation(8)", subspace)
+    new = call_or_explain("subspace", "give a function without arguments: subspace=lambda: Rotation(8)", subspace)
     if not isinstance(new, nn.Module):
         raise DistillError(f"subspace made {shown(new)}, which is none; make one: subspace=lambda: Rotation(8).")
     return replace(place, subspace=new)

@@ -1,4 +1,4 @@
-"""The values that a variable of a causal model may take."""
+"""Domains: the values that a variable of a causal model may take, and the classes that they number."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from distill.causal.values import Values, described
+from distill.causal.values import Values, describe
 from distill.errors import DistillError
 
 
@@ -27,17 +27,22 @@ class Domain:
         return ", ".join(map(str, listed if len(listed) < 7 else [*listed[:3], "…", *listed[-2:]]))
 
     def index(self, values: Tensor) -> Int[Tensor, " batch"]:
-        """The place of each value in the domain, −1 where it has none."""
+        """Return the place of each value in the domain, −1 for a value outside it."""
         dtype = torch.promote_types(torch.promote_types(values.dtype, self.values.dtype), torch.uint8)
         if values.is_floating_point() and self.values.is_floating_point():
             dtype = self.values.dtype
-        table, order = self._in_order(values.device, dtype)
+        table, order = self._sort(values.device, dtype)
         wanted = values.to(dtype).contiguous()
         place = torch.searchsorted(table, wanted).clamp(max=len(table) - 1)
         return torch.where(table[place] == wanted, order[place], -1)
 
-    def _in_order(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The values sorted, and where each stands in the domain: once for each device and dtype."""
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw `n` of the values, each with the same probability, on the device of `generator`."""
+        values = self.values.to(generator.device)
+        return values[torch.randint(len(values), (n,), generator=generator, device=generator.device)]
+
+    def _sort(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the values sorted, and the place of each in the domain; computed once for each device and dtype."""
         if (device, dtype) not in self._sorted:
             table, order = self.values.to(device, dtype).sort()
             self._sorted[device, dtype] = (table, order)
@@ -45,7 +50,11 @@ class Domain:
 
 
 def domain_of(name: str, given: Any) -> Domain:
-    """The domain that a range, a sequence or a 1-D tensor stands for; a domain of another model is taken as it is."""
+    """Return the domain of a variable, from a range, a sequence or a 1-D tensor; a `Domain` is returned as it is.
+
+    Raises:
+        DistillError: no numbers, or one twice.
+    """
     if isinstance(given, Domain):
         return given
     try:
@@ -62,16 +71,16 @@ def domain_of(name: str, given: Any) -> Domain:
 
 
 def first_outside(values: Values, domains: Mapping[str, Domain], what: str) -> tuple[str, int] | None:
-    """The first variable with a value outside its domain, and the row of that; None if there is none.
+    """Return the first variable with a value outside its domain, and the row of that value; None if there is none.
 
     Raises:
-        DistillError: more than one number an example.
+        DistillError: a variable with a domain has more than one number an example.
     """
     found = {}
     for name, domain in domains.items():
         if values[name].ndim > 1:
             raise DistillError(
-                f"{what} {described(values[name])} as {name!r}, which has a domain of numbers; give one number an "
+                f"{what} {describe(values[name])} as {name!r}, which has a domain of numbers; give one number an "
                 "example, or no domain."
             )
         found[name] = domain.index(values[name]) < 0
@@ -79,3 +88,27 @@ def first_outside(values: Values, domains: Mapping[str, Domain], what: str) -> t
         return None
     name, outside = next((name, outside) for name, outside in found.items() if bool(outside.any()))
     return name, int(outside.nonzero()[0])
+
+
+def number_classes(name: str, output: Tensor, domain: Domain | None) -> Tensor:
+    """Return the class of each output: its place in the domain, 0 or 1 for a bool, the value itself if real.
+
+    Args:
+        name: the variable that is the output.
+        output: its values.
+        domain: its domain, if it has one.
+
+    Raises:
+        DistillError: whole numbers without a domain.
+    """
+    if domain is not None:
+        return domain.index(output)
+    if output.dtype == torch.bool and output.ndim == 1:
+        return output.long()
+    if output.is_floating_point():
+        return output
+    highest = int(output.max()) if output.numel() else 1
+    raise DistillError(
+        f"the output {name!r} is {describe(output)} without a domain, so its classes are not known; give one number an "
+        f"example and domains={{{name!r}: range({highest + 1})}}."
+    )

@@ -1,4 +1,4 @@
-"""What a causal model is trained and measured on: inputs that it draws, or rows of data."""
+"""The examples that a network is trained and measured on under a causal model: drawn inputs, or rows of data."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from distill.causal.model import CausalModel
 from distill.causal.values import Values
 from distill.errors import DistillError
 
-SAMPLED_STEPS = 2000  # where nobody says how long to train
+SAMPLED_STEPS = 2000  # of training on drawn inputs, where neither steps= nor epochs= is given
 
 
 @runtime_checkable
 class Feed(Protocol):
-    """Bases in numbered rows, and sources for them."""
+    """Numbered rows of base inputs, and a supply of source inputs for them."""
 
     @property
     def model(self) -> CausalModel: ...
@@ -24,15 +24,21 @@ class Feed(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, rows: Iterable[int] | Tensor) -> dict[str, Tensor]:
-        """The values of the inputs of these rows."""
+        """Return the values of the inputs of these rows."""
 
     def sources(self, n: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-        """The values of the inputs of n sources."""
+        """Draw the values of the inputs of n sources."""
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Rows without end, of which `count` are trained on: a batch is decided by the seed and the numbers of its rows."""
+    """Rows that a causal model draws: the seed and the numbers of the rows of a batch decide the batch.
+
+    Attributes:
+        model: the causal model that draws.
+        seed: an integer.
+        count: the number of rows to train on; `batch` takes larger numbers too.
+    """
 
     model: CausalModel
     seed: int
@@ -42,19 +48,19 @@ class Samples:
         return self.count
 
     def batch(self, rows: Iterable[int] | Tensor) -> dict[str, Tensor]:
-        """The values of the inputs of so many examples."""
+        """Draw the values of the inputs of as many examples as there are rows."""
         numbers = rows.tolist() if isinstance(rows, Tensor) else list(rows)
         generator = torch.Generator().manual_seed(hash((self.seed, *numbers)) % 2**63)
         return self.model.sample(len(numbers), generator)
 
     def sources(self, n: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-        """The values of the inputs of n examples more."""
+        """Draw the values of the inputs of n more examples."""
         return self.model.sample(n, generator, device)
 
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Rows of data that hold the inputs of a causal model; sources are other rows."""
+    """Rows of data with the inputs of a causal model; sources are drawn from the same rows."""
 
     model: CausalModel
     values: Values
@@ -63,23 +69,23 @@ class Given:
         return len(self.values[self.model.inputs[0]])
 
     def batch(self, rows: Iterable[int] | Tensor) -> dict[str, Tensor]:
-        """The values of the inputs of these rows."""
+        """Return the values of the inputs of these rows."""
         chosen = rows if isinstance(rows, Tensor) else torch.tensor(list(rows))
         return {name: self.values[name][chosen] for name in self.model.inputs}
 
     def sources(self, n: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-        """The values of the inputs of n rows drawn with replacement."""
+        """Draw n rows with replacement, and return the values of their inputs."""
         rows = torch.randint(len(self), (n,), generator=generator)
         return {name: value.to(device) for name, value in self.batch(rows).items()}
 
 
 def given(model: CausalModel, data: Any) -> Given:
-    """Rows of data as a causal model takes them.
+    """Return rows of data as examples of a causal model, after a check that the model agrees with them.
 
     Args:
         model: the causal model.
         data: {name: tensor `[rows, ...]`} of each input. Columns of other variables, and `labels`, the class of the
-            answer, are compared with what the model computes. Rows that are so already are returned as they are.
+            answer, are compared with what the model computes. A `Given` of this model is returned as it is.
 
     Raises:
         DistillError: a column that is missing, unknown or outside its domain; or a value that the causal model
@@ -111,7 +117,11 @@ def given(model: CausalModel, data: Any) -> Given:
 
 
 def chunks(values: Values, size: int) -> Iterator[dict[str, Tensor]]:
-    """The values, `size` rows at a time."""
+    """Yield the values, `size` rows at a time.
+
+    Raises:
+        DistillError: no variables, or a size below 1.
+    """
     if not values or size < 1:
         raise DistillError(
             f"batch_size={size} of the variables {', '.join(values) or 'none'} measures nothing; give {{variable: "
@@ -122,18 +132,20 @@ def chunks(values: Values, size: int) -> Iterator[dict[str, Tensor]]:
         yield {name: value[first : first + size] for name, value in values.items()}
 
 
-def _check_agrees(name: str, told: Tensor, computed: Tensor) -> None:
-    if told.shape != computed.shape:
+def _check_agrees(name: str, stated: Tensor, computed: Tensor) -> None:
+    if stated.shape != computed.shape:
         raise DistillError(
-            f"data has {name!r} of shape {list(told.shape)} and the causal model computes {list(computed.shape)}; give "
-            "one value a row."
+            f"data has {name!r} of shape {list(stated.shape)} and the causal model computes {list(computed.shape)}; "
+            "give one value a row."
         )
-    different = told != computed if not computed.is_floating_point() else ~torch.isclose(told.to(computed), computed)
+    different = (
+        stated != computed if not computed.is_floating_point() else ~torch.isclose(stated.to(computed), computed)
+    )
     different = different.flatten(1).any(1) if different.ndim > 1 else different
     if bool(different.any()):
         row = int(different.nonzero()[0])
         raise DistillError(
-            f"the data contradicts the causal model in {int(different.sum())} of {len(told)} rows: {name!r} of row "
-            f"{row} is {told[row].tolist()} and its mechanism gives {computed[row].tolist()}; mend the row or the "
+            f"the data contradicts the causal model in {int(different.sum())} of {len(stated)} rows: {name!r} of row "
+            f"{row} is {stated[row].tolist()} and its mechanism gives {computed[row].tolist()}; mend the row or the "
             f"mechanism, or leave the column {name!r} out."
         )

@@ -1,4 +1,4 @@
-"""Graphs of variables: the parents that functions name, the order of computation, what depends on what, a picture."""
+"""Graphs of variables: their parents, the order of computation, the variables that depend on others, and a picture."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -16,18 +16,20 @@ from distill.errors import DistillError, did_you_mean
 from interventions import Picture
 
 Parents = Mapping[str, Sequence[str]]
-"""The parents of each variable, in order; inputs have none."""
+"""The parents of each variable, in the order of the parameters of its mechanism; inputs have none."""
 Node = str | tuple[str, int]
 """A variable, or the lane by which arrows from a variable pass a layer."""
 
 COLOURS = {"input": ("#dbe9f6", "#4477aa"), "inner": ("#fbf3d5", "#b08d1c"), "output": ("#dcefdc", "#3a8a4d")}
 FONT = 9  # [point]
-ROW, GAP, MARGIN, HEIGHT = 0.44, 0.6, 0.15, 0.3  # from row to row, between layers, around all, of a box [inch]
-LANE = 0.6  # the share of a row that a lane takes
+ROW, GAP, MARGIN, HEIGHT = 0.44, 0.6, 0.15, 0.3  # row to row, layer to layer, around everything, of a box [inch]
+LANE = 0.6  # height of a lane, as a share of a row
 
 
 def parents_of(inputs: Iterable[str], mechanisms: Mapping[str, Callable[..., Any]]) -> dict[str, tuple[str, ...]]:
-    """The parents of each variable, by the parameters of its mechanism; one with a default that is no variable is none.
+    """Return the parents of each variable: the parameters of its mechanism, except settings.
+
+    A setting is a parameter with a default whose name is no variable.
 
     >>> parents_of("ab", {"answer": lambda a, b, bias=0: a + b + bias})
     {'a': (), 'b': (), 'answer': ('a', 'b')}
@@ -59,7 +61,7 @@ def parents_of(inputs: Iterable[str], mechanisms: Mapping[str, Callable[..., Any
 
 
 def in_order(parents: Parents) -> tuple[str, ...]:
-    """Every variable, after its parents.
+    """Return every variable, each after its parents.
 
     >>> in_order({"a": [], "b": [], "answer": ["left", "right"], "left": ["a"], "right": ["b"]})
     ('a', 'b', 'left', 'right', 'answer')
@@ -72,12 +74,12 @@ def in_order(parents: Parents) -> tuple[str, ...]:
     except CycleError as error:
         raise DistillError(
             f"the mechanisms form a cycle, {' → '.join(error.args[1])}, so none of these can be computed first; "
-            f"drop a parameter, as that named {error.args[1][-2]!r} of the mechanism {error.args[1][-1]!r}."
+            f"drop a parameter, as the one named {error.args[1][-2]!r} of the mechanism {error.args[1][-1]!r}."
         ) from None
 
 
 def descendants(parents: Parents, names: Iterable[str]) -> frozenset[str]:
-    """Every variable that depends on one of `names`, where `parents` lists each variable after its parents.
+    """Return every variable that depends on one of `names`; `parents` must list each variable after its parents.
 
     >>> sorted(descendants({"a": [], "b": [], "left": ["a"], "answer": ["left", "b"]}, ["a"]))
     ['answer', 'left']
@@ -90,9 +92,9 @@ def descendants(parents: Parents, names: Iterable[str]) -> frozenset[str]:
 
 
 def picture(parents: Parents, output: str, labels: Mapping[str, str]) -> Picture:
-    """The graph with `labels` in its boxes, from the inputs on the left to the right: each variable after its parents.
+    """Draw the graph with `labels` in its boxes, from the inputs on the left to the output on the right.
 
-    An arrow that passes a layer does so by a lane of its own, so that it crosses no box.
+    An arrow that passes a layer has a lane of its own there, so that it crosses no box.
     """
     layers, links = _layers(parents)
     rows = _rows(layers, links)
@@ -135,7 +137,7 @@ def _parameters(name: str, mechanism: Callable[..., Any]) -> list[Parameter]:
 
 
 def _layers(parents: Parents) -> tuple[list[list[Node]], list[tuple[Node, Node]]]:
-    """What stands in each layer, and which node is reached from which of the layer before."""
+    """Return the nodes of each layer, and the links (node, node of the layer before) between neighbouring layers."""
     depth: dict[str, int] = {}
     for name in in_order(parents):
         depth[name] = max((depth[parent] + 1 for parent in parents[name]), default=0)
@@ -152,7 +154,7 @@ def _layers(parents: Parents) -> tuple[list[list[Node]], list[tuple[Node, Node]]
 
 
 def _rows(layers: list[list[Node]], links: list[tuple[Node, Node]]) -> dict[Node, float]:
-    """In which row each node stands: as near as the others let it to the mean of those that it is reached from."""
+    """Return the row of each node: as near as the others allow to the mean row of the nodes that link to it."""
     rows: dict[Node, float] = {node: float(i) for i, node in enumerate(layers[0])}
     for layer in layers[1:]:
         wished = {node: fmean(rows[before] for after, before in links if after == node) for node in layer}

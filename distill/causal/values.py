@@ -1,4 +1,4 @@
-"""What functions of the user return for a batch, and how it reads in an error."""
+"""Batches of values of variables: their checks, functions of the user that compute them, and their form in errors."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,19 +9,27 @@ from torch import Tensor
 from distill.errors import DistillError, did_you_mean
 
 Values = Mapping[str, Tensor]
-"""A value `[batch]` or `[batch, ...]` of each of some variables."""
+"""The value of each of some variables, `[batch]` or `[batch, ...]`."""
 
 
 BATCHED = "it gets batched tensors on the device of the model, so index tables as table.to(values.device)[values]"
 
 
-def called(what: str, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
-    """What a function of the user returns for a batch; its failures say which one failed."""
-    return made_by(what, BATCHED, function, *args, **named)
+def call(what: str, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """Call a function of the user on a batch; an error says which function failed.
+
+    Raises:
+        DistillError: the function failed.
+    """
+    return call_or_explain(what, BATCHED, function, *args, **named)
 
 
-def made_by(what: str, way_out: str, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
-    """What a function of the user returns; its failures say which one failed, and the way out."""
+def call_or_explain(what: str, way_out: str, function: Callable[..., Any], /, *args: Any, **named: Any) -> Any:
+    """Call a function of the user; an error says which function failed, and the way out.
+
+    Raises:
+        DistillError: the function failed.
+    """
     try:
         return function(*args, **named)
     except DistillError:
@@ -31,18 +39,23 @@ def made_by(what: str, way_out: str, function: Callable[..., Any], /, *args: Any
         raise DistillError(f"{what} failed, {type(error).__name__}: {lines[0]}; {way_out}.") from error
 
 
-def described(value: object) -> str:
-    """A value, for an error: its shape, dtype and device."""
+def describe(value: object) -> str:
+    """Return a value as an error shows it: its shape, dtype and device."""
     if isinstance(value, Tensor):
         return f"a tensor {list(value.shape)} of {value.dtype} on {value.device}"
     return f"an object of type {type(value).__name__}"
 
 
+def describe_rows(value: Tensor) -> str:
+    """Return the number of examples of a value as an error shows it."""
+    return f"{len(value)} examples on {value.device}"
+
+
 def on_device(device: torch.device | str | None) -> torch.device | None:
-    """A device that is there, by its name; None stays.
+    """Return the device of this name; None stays None.
 
     Raises:
-        DistillError: there is none of this name here.
+        DistillError: this machine has no such device.
     """
     if device is None:
         return None
@@ -54,38 +67,33 @@ def on_device(device: torch.device | str | None) -> torch.device | None:
 
 
 def as_answers(logits: Tensor, answers: Tensor) -> Tensor:
-    """A network's real-valued answers in the shape of those of a causal model.
+    """Return a network's real-valued answers in the shape of those of a causal model.
 
     Raises:
         DistillError: more or fewer numbers.
     """
     if logits.numel() != answers.numel():
         raise DistillError(
-            f"the causal model answers with {described(answers)} and the network with {described(logits)}; give its "
+            f"the causal model answers with {describe(answers)} and the network with {describe(logits)}; give its "
             f"last layer {answers[0].numel()} outputs, or CausalModel(…, decode=…)."
         )
     return logits.reshape(answers.shape)
 
 
-def rows_in(value: Tensor) -> str:
-    """How many examples a value is of, for an error."""
-    return f"{len(value)} examples on {value.device}"
-
-
 def one_batch(values: Any, names: tuple[str, ...], variables: tuple[str, ...], what: str) -> dict[str, Tensor]:
-    """Values of exactly these names, one batch on one device.
+    """Return the values of exactly these variables, after a check that they are one batch on one device.
 
     Args:
-        values: what was given.
-        names: what must be there.
-        variables: all that there are.
-        what: holds them, for an error.
+        values: the values to check.
+        names: the variables that they must have.
+        variables: all variables of the model.
+        what: the beginning of an error, as "the values hold".
 
     Raises:
-        DistillError: a name too many or missing, no tensor, or batches of different sizes or devices.
+        DistillError: a variable too many or missing, no tensor, or batches of different sizes or devices.
     """
     if not isinstance(values, Mapping):
-        raise DistillError(f"{what} {described(values)}; give a dict {{name: tensor}} of {', '.join(names)}.")
+        raise DistillError(f"{what} {describe(values)}; give a dict {{name: tensor}} of {', '.join(names)}.")
     for name in values:
         if name not in names:
             way_out = f"fix it with interchange(base, {{{name!r}: source}})"
@@ -98,12 +106,12 @@ def one_batch(values: Any, names: tuple[str, ...], variables: tuple[str, ...], w
             raise DistillError(f"{what} no {name!r}; give a tensor of {', '.join(names)} each.")
         if not isinstance(values[name], Tensor) or not values[name].ndim:
             raise DistillError(
-                f"{what} {described(values[name])} as {name!r}; give a tensor [batch], as torch.tensor([...])."
+                f"{what} {describe(values[name])} as {name!r}; give a tensor [batch], as torch.tensor([...])."
             )
         first = values[names[0]]
         if len(values[name]) != len(first) or values[name].device != first.device:
             raise DistillError(
-                f"{what} {rows_in(values[name])} of {name!r} and {rows_in(first)} of {names[0]!r}; give one batch, "
-                "on one device."
+                f"{what} {describe_rows(values[name])} of {name!r} and {describe_rows(first)} of {names[0]!r}; give "
+                "one batch, on one device."
             )
     return {name: values[name] for name in names}

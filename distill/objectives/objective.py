@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
-from distill.causal.values import described
+from distill.causal.values import describe
 from distill.data.rows import Rows
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.interchange.mapping import Pair
@@ -296,7 +296,7 @@ def _named_terms(objective: nn.Module, terms: Any) -> dict[str, Tensor]:
     """What an objective returned, if that is a scalar for each name."""
     scalars = isinstance(terms, Mapping) and all(isinstance(each, Tensor) and each.ndim == 0 for each in terms.values())
     if not scalars or not all(isinstance(name, str) for name in terms):
-        found = {name: described(each) for name, each in terms.items()} if isinstance(terms, Mapping) else terms
+        found = {name: describe(each) for name, each in terms.items()} if isinstance(terms, Mapping) else terms
         raise DistillError(
             f"{type(objective).__name__} returned {shown(found)}, and each term is a scalar by its name; return "
             "{'name': value.mean()}."

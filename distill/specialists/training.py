@@ -12,7 +12,7 @@ from jaxtyping import Float, Float64, Int
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill.causal.values import made_by
+from distill.causal.values import call_or_explain
 from distill.data.rows import Rows, batches
 from distill.errors import DistillError
 from distill.fit import fit
@@ -214,7 +214,9 @@ def specialists_of(
         if network is None:
             specialist = Specialist(copy.deepcopy(generalist), classes, count, answers)
         else:
-            made = made_by("network", "give network=lambda generalist, classes: …", network, generalist, classes)
+            made = call_or_explain(
+                "network", "give network=lambda generalist, classes: …", network, generalist, classes
+            )
             if not isinstance(made, nn.Module):
                 raise DistillError(f"network made {shown(made)}, which is none; return a torch model.")
             specialist = Specialist(made, classes, count)

@@ -565,7 +565,7 @@ def test_pointer_values_of_train_and_test_share_no_image_and_leave_out_none():
 WRONG = {
     "cycle": (
         dict(mechanisms={"left": lambda a, right: a, "right": lambda left: left, "answer": lambda left: left}),
-        r"form a cycle, (left → right → left|right → left → right).*drop a parameter, as that named",
+        r"form a cycle, (left → right → left|right → left → right).*drop a parameter, as the one named",
     ),
     "itself": (dict(mechanisms={"answer": lambda a, answer: a}), "cycle, answer → answer,"),
     "parent": (
@@ -713,7 +713,7 @@ def test_encodings_that_are_refused(encode, message):
 @pytest.mark.parametrize(
     ("sample", "message"),
     [
-        (lambda n, generator: VALUES, "sample returned 3 examples and 5 were asked for"),
+        (lambda n, generator: VALUES, "sample returned 3 examples instead of 5"),
         (lambda n, generator: [1], "sample returned an object of type list; give a dict"),
         (lambda n, generator: {"a": VALUES["a"]}, "sample returned no 'b'"),
         (lambda n, generator: VALUES | {"a": VALUES["a"] + 3}, "sample returned 4 as 'a' in row 1, outside its domain"),
@@ -747,7 +747,7 @@ def test_zero_effective_pairs_and_too_few_are_refused():
     with refuses(r"interchanging 'same' changed the answer in 0 of 1,\d{3},\d{3} pairs.*effective=0.5.*effective=None"):
         constant.pairs(8, "same", generator())
     assert len(constant.pairs(8, "same", generator(), effective=0.0)) == 8
-    with refuses(r"interchanging 'parts' \+ 'x' kept the answer in 0 of .* and 4 are asked for by effective=0.5"):
+    with refuses(r"interchanging 'parts' \+ 'x' kept the answer in 0 of .* and effective=0.5 needs 4"):
         line().pairs(8, ("parts", "x"), generator())
 
 
