@@ -8,12 +8,13 @@ from distill.causal.model import CausalModel
 from distill.chain import chain
 from distill.data.token_alignment import TokenAlignment
 from distill.errors import DistillError
+from distill.evaluation.calibration import calibration
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.evaluation.evaluate import accuracy_under as accuracy_under
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.intervals import Share
 from distill.evaluation.linear_probe import linear_probe
-from distill.evaluation.metrics import accuracy, calibration
+from distill.evaluation.metrics import accuracy
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome
 from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
 from distill.fit import fit

@@ -2,25 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from distill.data.seen_rows import SeenRows
+from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.tables import table_of
 from distill.storage.files import sha256_of, write_json
 from distill.training.checkpoints import LOG
 from distill.training.progress import Record
 from distill.training.run_folder import RESULT
-from interventions import Picture, printed
+from interventions import Picture, Result, plain, printed
 from interventions import label as written
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FitResult:
-    """What `fit` did.
+class FitResult(Result):
+    """A trained student, with the record of its training and its evaluation.
 
     Attributes:
         student: the trained student, the object that was passed in.
@@ -51,17 +55,32 @@ class FitResult:
         return None if self.evaluation.accuracy is None else self.evaluation.accuracy.value
 
     def plot(self) -> Picture:
-        """The loss and its terms over the steps."""
+        """Draw the terms of the loss over the steps.
+
+        Raises:
+            DistillError: no step was made.
+        """
+        if not self.records:
+            raise DistillError("there is no curve of a training without steps; train again with steps=100.")
         return curves({"": self.records})
 
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the records as a table: a row for each step, with the loss, its terms and the learning rate.
+
+        Raises:
+            DistillError: pandas is not installed.
+        """
+        rows = ({"step": each.step, "loss": each.loss, "lr": each.lr, **each.terms} for each in self.records)
+        return table_of(rows, "step")
+
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return settings, number of steps, seconds, evaluation and the last record as plain data, for JSON."""
         return {
-            "settings": self.settings,
+            "settings": plain(self.settings),
             "steps": len(self.records),
             "seconds": round(self.seconds, 2),
             "evaluation": self.evaluation.to_dict(),
-            "last": asdict(self.records[-1]) if self.records else None,
+            "last": plain(asdict(self.records[-1])) if self.records else None,
         }
 
     def save(self, folder: Path) -> None:
@@ -82,9 +101,6 @@ class FitResult:
 
     def __repr__(self) -> str:
         return f"FitResult({str(self).splitlines()[0]})"
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
 
 
 def curves(runs: Mapping[str, Sequence[Record]]) -> Picture:

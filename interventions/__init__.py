@@ -16,6 +16,7 @@ from interventions import metrics
 from interventions.analysis.averages import mean_of
 from interventions.analysis.grids import Grid
 from interventions.analysis.paths import path_patch
+from interventions.analysis.result import Result, data_frame, plain
 from interventions.analysis.sweeps import sweep
 from interventions.arguments import checking
 from interventions.describe import describe
@@ -64,6 +65,7 @@ __all__ = [
     "Noise",
     "Picture",
     "Place",
+    "Result",
     "Rotation",
     "Run",
     "Saved",
@@ -79,6 +81,7 @@ __all__ = [
     "architecture",
     "as_location",
     "checking",
+    "data_frame",
     "describe",
     "heat_map",
     "in_one_line",
@@ -94,6 +97,7 @@ __all__ = [
     "metrics",
     "normalized",
     "path_patch",
+    "plain",
     "printable",
     "printed",
     "probability",

@@ -40,6 +40,7 @@ TRACED = "tests/interventions/tracing/test_same_numbers.py"
 """Compares what `tests/interventions/tracing/programs.py` and its neighbours compute, in processes of their own."""
 TESTED_BY = {
     "interventions/__main__.py": "tests/interventions/test_describe.py",
+    "interventions/analysis/result.py": "tests/test_results.py",
     "interventions/endings.py": "tests/faults/test_interrupts.py",
     "interventions/errors.py": "tests/faults/test_security.py",
     "interventions/exceptions.py": "tests/test_renames.py",
@@ -81,6 +82,8 @@ TESTED_BY = {
         f"distill/causal/{name}.py": "tests/distill/causal/test_model.py"
         for name in ("counterfactuals", "domains", "graph", "mechanisms", "positions", "values")
     },
+    "distill/evaluation/tables.py": "tests/test_results.py",
+    "distill/evaluation/labelled_answers.py": "tests/distill/evaluation/test_metrics.py",
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     "distill/cli/commands.py": "tests/distill/cli/test_main.py",
     "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",

@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -12,11 +11,15 @@ import interventions
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share
-from distill.evaluation.outcome import InterchangeAccuracy, Outcome
-from distill.interchange.mapping import Pair
+from distill.evaluation.outcome import InterchangeAccuracy, Outcome, figures_of
+from distill.evaluation.tables import table_of
+from distill.interchange.mapping import Pair, names_of
 from distill.storage.files import Damaged, check_folder_whole, new_folder, read_json, write_json
 from distill.training.progress import Record
-from interventions import Location, Picture, printed
+from interventions import Location, Picture, Result, plain, printed
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 DESCRIPTION = "alignment.json"
 FORMAT = 1
@@ -26,8 +29,8 @@ SEEN = "seen.safetensors"
 
 
 @checked
-class Alignment(Mapping):
-    """Variables → the places that hold them, with their subspaces; it is a mapping wherever one is asked for.
+class Alignment(Mapping, Result):
+    """Variables → the places that hold them, with their subspaces; it is a mapping wherever one is taken.
 
     `interchange_accuracy(causal_model, network, alignment)` measures it on new pairs, `save` writes it.
 
@@ -77,6 +80,39 @@ class Alignment(Mapping):
                 "this alignment was not measured; write interchange_accuracy(causal_model, network, alignment).plot()."
             )
         return self.accuracy.plot()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries as text, the settings and what was measured as plain data, for JSON; `save` keeps all."""
+        return {
+            "entries": [
+                {
+                    "variables": list(map(str, pair.teacher)),
+                    "places": list(map(str, pair.student)),
+                    "positions": plain(list(map(_plain, pair.positions))),
+                }
+                for pair in self.pairs
+            ],
+            "steps": len(self.records),
+            "settings": plain(self.settings),
+            "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
+        }
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the entries as a table: a row for each, with its variables, its places and what was measured.
+
+        Raises:
+            DistillError: pandas is not installed.
+        """
+        measured = {} if self.accuracy is None else self.accuracy.per_pair
+        rows = (
+            {
+                "variables": "+".join(map(str, pair.teacher)),
+                "places": "+".join(map(str, pair.student)),
+                **(figures_of(measured[name]) if name in measured else {}),
+            }
+            for pair, name in zip(self.pairs, names_of(self.pairs), strict=True)
+        )
+        return table_of(rows, "variables")
 
     @checked
     def save(self, folder: str | Path, network: nn.Module, *, overwrite: bool = False) -> Path:
@@ -163,9 +199,6 @@ class Alignment(Mapping):
     def __repr__(self) -> str:
         iia = "" if self.iia is None else f", iia={self.iia:.3f}"
         return f"Alignment({'; '.join(map(str, self.pairs))}{iia})"
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

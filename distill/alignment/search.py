@@ -1,10 +1,9 @@
 """`search_alignment`: how well each layer and token holds each variable."""
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +18,8 @@ from distill.causal.model import CausalModel
 from distill.causal.values import call_or_explain
 from distill.errors import DistillError, checked
 from distill.evaluation.measurement import Measurement, accuracy_of
-from distill.evaluation.outcome import Outcome, Tally, outcome_of
+from distill.evaluation.outcome import Outcome, Tally, figures_of, outcome_of
+from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import VariableInterchanges, examples_of_model, refuse_ineffective
 from distill.interchange.mapping import Pair, depth, pairs_of
 from distill.interchange.swap import encoded
@@ -29,11 +29,14 @@ from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.training.resolve import feed_of
 from distill.training.schedule import Schedule
-from interventions import Location, Picture, architecture, as_location, heat_map, printed, run_to, shown
+from interventions import Location, Picture, Result, architecture, as_location, heat_map, plain, printed, run_to, shown
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
+class Search(Result):
     """How well each place holds each variable. It prints as a table and shows in notebooks as a heat map.
 
     Attributes:
@@ -95,15 +98,29 @@ class Search:
         return heat_map(values, list(self.locations), columns, label=what)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return what was searched, every figure and the settings as plain data, for JSON."""
         return {
             "variables": list(self.variables),
             "locations": list(self.locations),
             "positions": list(self.positions),
-            "iia": self.iia.tolist(),
-            "outcomes": [asdict(outcome) for outcome in self.outcomes],
-            "settings": self.settings,
+            "iia": plain(self.iia),
+            "outcomes": [plain(asdict(outcome)) for outcome in self.outcomes],
+            "settings": plain(self.settings),
         }
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the figures as a table: a row for each variable, location and position.
+
+        Raises:
+            DistillError: pandas is not installed.
+        """
+        cells = product(self.variables, self.locations, self.positions)
+        names = ("variable", "location", "position")
+        rows = (
+            {**dict(zip(names, cell, strict=True)), **figures_of(outcome)}
+            for cell, outcome in zip(cells, self.outcomes, strict=True)
+        )
+        return table_of(rows, *names)
 
     @printed
     def __str__(self) -> str:
@@ -117,10 +134,6 @@ class Search:
             ]
             blocks.append("\n".join(["  ".join(head), *lines]))
         return "\n\n".join(blocks)
-
-    def _repr_html_(self) -> str:
-        picture = base64.b64encode(self.plot()._repr_png_()).decode()
-        return f'<img src="data:image/png;base64,{picture}"><pre>{escape(str(self))}</pre>'
 
 
 @checked

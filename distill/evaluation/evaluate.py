@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,9 +16,11 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.intervals import Share
+from distill.evaluation.labelled_answers import few_answers
 from distill.evaluation.measurement import check_pairs
-from distill.evaluation.metrics import accuracy, few_answers
+from distill.evaluation.metrics import accuracy
 from distill.evaluation.outcome import InterchangeAccuracy
+from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Pair, Sides
 from distill.interchange.positions import Span
@@ -28,14 +30,17 @@ from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
-from interventions import InterventionError, Model, printed
+from interventions import InterventionError, Model, Picture, Result, plain, printed
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 NO_TEACHER = "there is no teacher to compute like"
 NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured.
 
     `note` says why there is no interchange accuracy, where one was asked for, and why nothing was measured, where there
@@ -47,12 +52,41 @@ class Evaluation:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the accuracy, the interchange accuracy and the note as plain data, for JSON."""
         return {
-            "accuracy": None if self.accuracy is None else asdict(self.accuracy),
+            "accuracy": None if self.accuracy is None else plain(asdict(self.accuracy)),
             "interchange": None if self.interchange is None else self.interchange.to_dict(),
             "note": self.note,
         }
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the figures as a table: a row for the accuracy, and for the IIA (or the error) of each entry.
+
+        Raises:
+            DistillError: pandas is not installed.
+        """
+        rows = [] if self.accuracy is None else [{"figure": "accuracy", "of": "held-out rows", **vars(self.accuracy)}]
+        entries = {} if self.interchange is None else {**self.interchange.per_pair, "overall": self.interchange.overall}
+        figure = "error" if self.interchange is None or self.interchange.iia is None else "IIA"
+        for name, outcome in entries.items():
+            found = {"value": outcome.error, "count": outcome.count} if outcome.iia is None else vars(outcome.iia)
+            rows.append({"figure": figure, "of": name, **found})
+        return table_of(rows, "figure", "of")
+
+    def plot(self) -> Picture:
+        """Draw the interchange accuracy, with the accuracy in its title, or the accuracy alone.
+
+        Raises:
+            DistillError: nothing was measured.
+        """
+        if self.interchange is not None:
+            figure = self.interchange.plot()
+            if self.accuracy is not None:
+                figure.axes[0].set_title(f"accuracy {self.accuracy}", fontsize="small")
+            return figure
+        if self.accuracy is None:
+            raise DistillError(f"there is no figure to draw: {self}; write evaluate(teacher, student, mapping, data).")
+        return _bar(self.accuracy)
 
     @printed
     def __str__(self) -> str:
@@ -60,6 +94,16 @@ class Evaluation:
         parts += [] if self.interchange is None else [str(self.interchange)]
         parts += [self.note] if self.note else []
         return "\n".join(parts) or "nothing was measured: no held-out data was given"
+
+
+def _bar(accuracy: Share) -> Picture:
+    """Draw an accuracy with its interval."""
+    figure = Picture(figsize=(6, 1.4), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(0, accuracy.value, color="#4477aa", height=0.6)
+    axes.plot([accuracy.low, accuracy.high], [0, 0], color="black")
+    axes.set(yticks=[0], yticklabels=["accuracy"], xlim=(0, 1), xlabel="share of held-out rows")
+    return figure
 
 
 def evaluate_variables(

@@ -27,7 +27,7 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.controls import ANOTHER, random_parts
 from distill.evaluation.outcome import SUMS, InterchangeAccuracy, Tally, outcome_of
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Pair, names_of
 from distill.models.inputs import device_of, evaluating, network_of, to_device
 from distill.models.outputs import same_answers
 from distill.models.reinitialized import reinitialized
@@ -215,14 +215,6 @@ def accuracy_of(
     figures = partial(outcome_of, clusters=clusters, seed=seed)
     per_pair = {name: figures(tally.of(i)) for i, name in enumerate(names_of(entries))}
     return InterchangeAccuracy(figures(tally), per_pair, settings)
-
-
-def names_of(entries: tuple[Pair, ...]) -> list[str]:
-    """Return the entries as text, those that read alike numbered."""
-    texts = [str(entry) for entry in entries]
-    return [
-        text if texts.count(text) == 1 else f"{text} ({texts[: i + 1].count(text)})" for i, text in enumerate(texts)
-    ]
 
 
 def classes_compared(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:

@@ -1,14 +1,18 @@
 """What a measurement of interchange accuracy shows: figures, their table and their picture."""
 
 from dataclasses import asdict, dataclass, field, replace
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill.errors import DistillError
 from distill.evaluation.intervals import Share, bootstrap
-from interventions import Picture, label, printed
+from distill.evaluation.tables import table_of
+from interventions import Picture, Result, label, plain, printed
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 SUMS = ("total", "agree", "effect", "agree_on_effect", "do_nothing", "replace_all", "divergence", "error", "as_source")
 
@@ -70,11 +74,8 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class InterchangeAccuracy:
-    """Interchange intervention accuracy of a student under a mapping: overall, and for each mapped pair.
-
-    `print` shows the table; `plot` draws it.
-    """
+class InterchangeAccuracy(Result):
+    """Interchange intervention accuracy of a student under a mapping: overall, and for each mapped pair."""
 
     overall: Outcome
     per_pair: dict[str, Outcome]
@@ -118,15 +119,27 @@ class InterchangeAccuracy:
         return tuple(notes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
-        return asdict(self) | {"notes": list(self.notes)}
+        """Return the figures of all pairs and controls, the settings and the notes as plain data, for JSON."""
+        return plain(asdict(self) | {"notes": list(self.notes)})
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the figures as a table: a row for each pair of the mapping, for all of them, and for each control.
+
+        Raises:
+            DistillError: pandas is not installed.
+        """
+        return table_of(({"entry": name, **figures_of(outcome)} for name, outcome in self._rows()), "entry")
 
     def _rows(self) -> list[tuple[str, Outcome]]:
         controls = [(f"control: {name}", outcome) for name, outcome in self.controls.items()]
         return [*self.per_pair.items(), ("overall", self.overall), *controls]
 
     def plot(self) -> Picture:
-        """Bars of the accuracy of each mapped pair, and of the controls, with both baselines."""
+        """Draw the accuracy of each mapped pair, and of the controls, as bars with both baselines.
+
+        Raises:
+            DistillError: no counterfactual was counted.
+        """
         rows = [(name, each, each.iia) for name, each in self._rows() if each.iia is not None]
         if not rows:
             return self._errors()
@@ -149,17 +162,19 @@ class InterchangeAccuracy:
         return figure
 
     def _errors(self) -> Picture:
-        """Bars of the errors of real-valued answers."""
+        """Draw the errors of real-valued answers as bars."""
         rows = [(name, each.error) for name, each in self._rows() if each.error is not None]
+        if not rows:
+            raise DistillError(
+                "there is no figure to draw: no counterfactual was counted; map places that lie between input and "
+                "output: {Location(2): Location(1)}."
+            )
         figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.barh(range(len(rows)), [error for _, error in rows], color="#4477aa", height=0.6)
         axes.set(yticks=range(len(rows)), yticklabels=[label(name) for name, _ in rows], xlabel="mean absolute error")
         axes.invert_yaxis()
         return figure
-
-    def _repr_html_(self) -> str:
-        return f"<pre>{escape(str(self))}</pre>"
 
     @printed
     def __str__(self) -> str:
@@ -175,9 +190,18 @@ class InterchangeAccuracy:
             effective = "   –   " if o.effective_iia is None else f"{o.effective_iia:.3f}"
             lines.append(
                 f"{name:{width}}  {o.iia!s:20}  {o.effect_rate:.3f}   {effective:9}  {o.do_nothing:.3f}       "
-                f"{o.replace_all:.3f}        {o.kl:.3f}"
+                f"{o.replace_all:.3f}        {'–' if o.kl is None else f'{o.kl:.3f}'}"
             )
         return "\n\n".join(["\n".join(lines), *self.notes])
+
+
+def figures_of(outcome: Outcome) -> dict[str, float | None]:
+    """Return the figures of an outcome by name: the share `iia` as its value, `low` and `high`."""
+    share = outcome.iia
+    interval: dict[str, float | None] = {"iia": None, "low": None, "high": None}
+    if share is not None:
+        interval = {"iia": share.value, "low": share.low, "high": share.high}
+    return {**interval, **{name: value for name, value in vars(outcome).items() if name != "iia"}}
 
 
 def _error(outcome: Outcome) -> str:

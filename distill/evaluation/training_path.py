@@ -1,12 +1,10 @@
 """How training moves through the space of representations: checkpoints of several runs as points in a plane."""
 
-import base64
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import combinations
 from math import isfinite, nan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
@@ -16,12 +14,28 @@ from torch import Tensor, nn
 from distill.data.rows import batches
 from distill.errors import DistillError, checked
 from distill.evaluation.similarity import representational_similarity
+from distill.evaluation.tables import table_of
 from distill.models.inputs import device_of, evaluating, inputs_of, to_device, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import check_values, tried
 from distill.tasks.loading import held_out
 from distill.training.progress import Record
-from interventions import Location, Picture, architecture, as_location, label, printed, run, select, shown
+from interventions import (
+    Location,
+    Picture,
+    Result,
+    architecture,
+    as_location,
+    label,
+    plain,
+    printed,
+    run,
+    select,
+    shown,
+)
+
+if TYPE_CHECKING:
+    import pandas  # type: ignore[import-untyped]
 
 STARTS = 8  # random starts of the scaling, of which the best is kept
 ROUNDING = 1e-6  # distances that float32 has made of 0
@@ -29,7 +43,7 @@ ROUNDING = 1e-6  # distances that float32 has made of 0
 
 @checked
 @dataclass(frozen=True, eq=False)
-class TrainingPath:
+class TrainingPath(Result):
     """Checkpoints of runs as points: the nearer, the more alike their representations. It prints as a table.
 
     Attributes:
@@ -79,13 +93,26 @@ class TrainingPath:
         return figure
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return points, distances, stress and the name of the measure as plain data, for JSON."""
         return {
-            "points": {name: points.tolist() for name, points in self.points.items()},
-            "distances": self.distances.tolist(),
-            "stress": self.stress,
+            "points": plain(self.points),
+            "distances": plain(self.distances),
+            "stress": plain(self.stress),
             "similarity": self.similarity,
         }
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """Return the points as a table: a row for each run and checkpoint, with its place (x, y) in the plane.
+
+        Raises:
+            DistillError: pandas is not installed.
+        """
+        rows = (
+            {"run": name, "checkpoint": number, "x": x, "y": y}
+            for name, points in self.points.items()
+            for number, (x, y) in enumerate(points.tolist())
+        )
+        return table_of(rows, "run", "checkpoint")
 
     @printed
     def __str__(self) -> str:
@@ -106,10 +133,6 @@ class TrainingPath:
     @property
     def _measure(self) -> str:
         return self.similarity.replace("_", " ")
-
-    def _repr_html_(self) -> str:
-        picture = base64.b64encode(self.plot()._repr_png_()).decode()
-        return f'<img src="data:image/png;base64,{picture}"><pre>{escape(str(self))}</pre>'
 
 
 @checked

@@ -40,6 +40,14 @@ class Pair:
         return f"{_text(self.teacher)} ↔ {_text(self.student)}"
 
 
+def names_of(entries: tuple[Pair, ...]) -> list[str]:
+    """Return the entries as text, those that read alike numbered."""
+    texts = [str(entry) for entry in entries]
+    return [
+        text if texts.count(text) == 1 else f"{text} ({texts[: i + 1].count(text)})" for i, text in enumerate(texts)
+    ]
+
+
 @checked
 def layer_mapping(
     teacher: Any, student: Any, kind: str = "full", *, remainder: str = "spread"

@@ -1,15 +1,14 @@
 """What a sweep measured: a grid of numbers that prints, draws itself and becomes a data frame."""
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
+from interventions.analysis.result import Result, data_frame, plain
 from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.locations import Location
@@ -22,8 +21,8 @@ MOST_ROWS, MOST_COLUMNS = 30, 12  # of a printed table
 
 
 @dataclass(frozen=True, eq=False)
-class Grid:
-    """What a sweep measured. It prints as a table and shows in notebooks as a heat map.
+class Grid(Result):
+    """The metric of every counterfactual of a sweep. It prints as a table and is drawn as a heat map.
 
     Attributes:
         per_example: the metric of every counterfactual, NaN for examples that have no such token. One entry instead of
@@ -90,18 +89,30 @@ class Grid:
         )
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """The values as a table: one row for each location, one column for each position.
+        """Return the values as a table: one row for each location, one column for each position.
 
         Raises:
             InterventionError: pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise InterventionError("to_pandas needs pandas, which is not installed: pip install pandas.") from error
-        labels = pandas.Index(list(self.locations), name="location")
-        columns = pandas.Index(list(self.positions), name="position")
-        return pandas.DataFrame(self.values.numpy(), index=labels, columns=columns)
+        values = zip(self.locations, self.values.tolist(), strict=True)
+        rows = ({"location": label, **dict(zip(self.positions, row, strict=True))} for label, row in values)
+        table = data_frame(rows, "location")
+        table.columns.name = "position"
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the grid as plain data, for JSON; None where no example has the token."""
+        return {
+            "metric": self.metric,
+            "is_signed": self.is_signed,
+            "locations": {label: list(map(str, written)) for label, written in self.locations.items()},
+            "positions": plain(self.positions),
+            "values": plain(self.values),
+            "effects": plain(self.effects),
+            "per_example": plain(self.per_example),
+            "baseline": plain(self.baseline),
+            "source": plain(self.source),
+        }
 
     @printed
     def __repr__(self) -> str:
@@ -115,10 +126,6 @@ class Grid:
             f"{self.metric}: {_count(rows, 'location')} × {_count(columns, 'position')}, mean of "
             f"{_count(examples, 'example')}; of the base run {_text(self.baseline)}{source}"
         )
-
-    def _repr_html_(self) -> str:
-        picture = base64.b64encode(self.plot()._repr_png_()).decode()
-        return f'<p>{escape(self._headline())}</p><img src="data:image/png;base64,{picture}">'
 
 
 def _text(values: Tensor) -> str:

@@ -190,7 +190,7 @@ def test_interchange_accuracy_at_heads_is_that_of_single_pairs(family, site):
             if site in ("attention_scores", "attention_pattern"):
                 hidden = 0.0 if site == "attention_pattern" else torch.finfo(torch.float32).min
                 state = moved(there.activations[place], masks[1], masks[0], hidden)
-                there.activations._states[place] = [state]
+                there.activations.put(place, [state])
             with torch.no_grad():
                 after = interchange(model, here, there, place, positions=written, source_positions=read)
             answers.append((here.logits, after.logits))

@@ -87,7 +87,7 @@ def test_what_a_run_leaves(tmp_path):
     assert read_log(folder) == list(result.records)
     assert "6 steps in" in str(result)
     assert "IIA" in str(result) or "no interchange" in str(result)
-    assert result._repr_html_().startswith("<pre>6 steps in")
+    assert "<pre>6 steps in" in result._repr_html_()
     assert [axes.get_title() for axes in result.plot().axes] == ["kd", "kd_cf"]
 
 

@@ -34,7 +34,7 @@ from distill import (
     fit,
     steps,
 )
-from distill.evaluation.metrics import calibration
+from distill.evaluation.calibration import calibration
 from distill.interchange.mapping import pairs_of
 from distill.losses import LogitNoise, jensen_shannon, kd
 from distill.training.computation import Computation

@@ -1,0 +1,105 @@
+"""What a model answers to rows, batch by batch, beside their labels."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.data.rows import Rows, batches
+from distill.errors import DistillError
+from distill.models.finite import check_answers
+from distill.models.inputs import answer_mask, device_of, evaluating, students, to_device, uncompiled
+from distill.models.loss_masks import IGNORED, answer_labels, label_place
+from distill.models.numbering import numbered_as
+from distill.models.trials import answer_of
+from distill.tasks.loading import held_out
+
+
+def few_answers(model: nn.Module, data: Rows) -> Tensor | None:
+    """The logits of a model on two rows; None of one that only embeds."""
+    with evaluating(model), torch.no_grad():
+        few = students(data.batch(range(min(2, len(data)))))
+        return answer_of("the model", model, few, needed=False)
+
+
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a model on a batch; what fails is said in one line."""
+    logits = answer_of("the model", model, batch)
+    assert logits is not None
+    return logits
+
+
+def labelled_answers(model: nn.Module, data: Any, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batch by batch, the logits `[answers, classes]` and classes of whatever has a label.
+
+    Of a causal language model the answer at a token is for the next; padding never counts.
+    """
+    model = uncompiled(model)
+    data = held_out(data, model)
+    if "labels" not in data.columns:
+        raise DistillError(
+            f"{what} needs a column 'labels' and the data has {', '.join(data.columns)}; add it: "
+            "data={…, 'labels': …}."
+        )
+    data = numbered_as(data, model)
+    labelled, place = False, None
+    with evaluating(model), torch.no_grad():
+        for rows in batches(len(data), batch_size):
+            batch = to_device(data.batch(rows), device_of(model))
+            logits = logits_of(model, batch)
+            place = label_place(model, logits, batch, data.table) if place is None else place
+            found = answer_labels(batch, place, answer_mask(model, batch))
+            labels = batch["labels"] if found is None else found
+            _check_labels(logits, labels, what)
+            counted = labels != IGNORED
+            labelled = labelled or bool(counted.any())
+            check_labels(labels[counted], logits.shape[-1], what)
+            check_answers(logits[counted], what)
+            yield logits[counted], labels[counted]
+    if not labelled:
+        raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
+
+
+def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
+    """Raise for labels that are no classes of these answers."""
+    if labels.is_floating_point():
+        raise DistillError(
+            f"{what} counts classes and the labels are {labels.dtype} {list(labels.shape)}; give whole numbers: "
+            "data['labels'] = data['labels'].long()."
+        )
+    if logits.shape[-1] < 2:
+        raise DistillError(
+            f"{what} is of classes, and the model has one output {list(logits.shape)}, a real value or a yes or no; "
+            "compare the values themselves: distill.losses.mean_squared_error(logits, labels)."
+        )
+    if labels.shape != logits.shape[:-1]:
+        raise DistillError(
+            f"{what} compares a label with each answer, and the labels are {list(labels.shape)} {labels.dtype} and the "
+            f"answers {list(logits.shape)}; give one class an answer, data['labels'] = […].long() of shape "
+            f"{list(logits.shape[:-1])}."
+        )
+    classes = logits.shape[-1]
+    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= max(classes, 2)))]
+    if len(wrong):
+        raise DistillError(
+            f"{what} was given label {int(wrong[0])} and the model has {classes} classes (0 to {classes - 1}); map the "
+            "labels to its classes: data['labels'] = […]."
+        )
+
+
+def check_labels(labels: Tensor, classes: int, what: str) -> None:
+    """That whole-numbered labels are classes of a model, which no answer could be right about otherwise.
+
+    Raises:
+        DistillError: one below 0 or above the last class.
+    """
+    if classes < 2 or labels.is_floating_point():
+        return
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        raise DistillError(
+            f"{what} was asked of rows with label {int(outside[0])} and the model has {classes} classes (0 to "
+            f"{classes - 1}), so no answer is right; map the labels to its classes, or give −100 to rows that do not "
+            "count."
+        )

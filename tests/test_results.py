@@ -1,0 +1,172 @@
+"""One law over all results: they print, show themselves in notebooks, draw, and become plain data and tables."""
+
+import inspect
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from html import unescape
+from importlib import import_module
+from pathlib import Path
+from pkgutil import walk_packages
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from torch import nn
+
+import distill
+import interventions
+from distill import DistillError, Evaluation, FitResult, InterchangeAccuracy, Outcome, Share
+from distill.evaluation.calibration import Calibration
+from distill.training.progress import Record
+from interventions import InterventionError, Location, Picture, Result, plain
+from tests.distill.tiny_models import mlp, vectors
+from tests.distill.wired import TOKENS, Reader
+from tests.interventions.analysis.test_grids import grid_of
+
+BARRED = ("vllm", "nnsight", "conformance")
+OUTCOME = Outcome(Share(0.75, 0.7, 0.8, 100), 0.4, 0.5, 0.6, 0.65, 0.123, None, 100, 0)
+NOTHING = Outcome(None, None, None, None, None, None, None, 0, 100)
+ERROR = Outcome(None, None, None, None, None, None, 0.25, 7, 0)
+RECORDS = tuple(Record(step, 3, 1.0 / step, {"kd": 0.5, "kd_cf": 0.25 * step}, 1e-3) for step in (1, 2, 3))
+
+
+def measured(**entries: Outcome) -> InterchangeAccuracy:
+    return InterchangeAccuracy(
+        OUTCOME, entries or {"a ↔ b": OUTCOME, "c ↔ d": NOTHING}, {"pairs": 100}, {"labels": OUTCOME}
+    )
+
+
+def searched() -> distill.alignment.search.Search:
+    """A search in a network that holds each of two variables at a token of its own."""
+    return distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], pairs=50)
+
+
+def aligned() -> distill.Alignment:
+    return searched().best
+
+
+def path() -> distill.TrainingPath:
+    generator = torch.Generator().manual_seed(0)
+    return distill.training_path({name: [torch.randn(8, 3, generator=generator) for _ in range(3)] for name in "ab"})
+
+
+def calibrated() -> Calibration:
+    return distill.calibration(mlp(), vectors(40), bins=5)
+
+
+WHOLE: dict[str, Callable[[], Result]] = {
+    "Grid": grid_of,
+    "Grid with empty cells": lambda: grid_of("bert", positions=[0, 4]),
+    "Search": searched,
+    "Alignment": aligned,
+    "InterchangeAccuracy": measured,
+    "InterchangeAccuracy of numbers": lambda: InterchangeAccuracy(ERROR, {"a ↔ b": ERROR}, {}),
+    "Evaluation": lambda: Evaluation(Share(0.9, 0.88, 0.92, 500), measured()),
+    "Evaluation of accuracy": lambda: Evaluation(Share(0.9, 0.88, 0.92, 500), None, "no pair"),
+    "Evaluation of interchanges": lambda: Evaluation(None, measured()),
+    "FitResult": lambda: FitResult(
+        nn.Linear(2, 2), RECORDS, Evaluation(None, measured()), {"lr": 1e-3}, 1.0, Path("a")
+    ),
+    "TrainingPath": path,
+    "Calibration": calibrated,
+    "Calibration without bins": lambda: Calibration(0.05, Share(0.9, 0.88, 0.92, 1000), 0.95),
+}
+EMPTY: dict[str, Callable[[], Result]] = {
+    "Alignment": lambda: distill.Alignment((distill.interchange.mapping.Pair(("a",), (Location(1),)),)),
+    "InterchangeAccuracy": lambda: InterchangeAccuracy(NOTHING, {"c ↔ d": NOTHING}, {}),
+    "Evaluation": lambda: Evaluation(None, None, "nothing was measured: no rows"),
+    "FitResult": lambda: FitResult(nn.Linear(2, 2), (), Evaluation(None, None)),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_result_keeps_the_promise(name):
+    """Text, picture, page, plain data and table of one result, which changes by none of them."""
+    result = WHOLE[name]()
+    assert isinstance(result, Result)
+    before, text = json.dumps(result.to_dict()), str(result)
+    assert text.strip()
+    picture = result.plot()
+    assert isinstance(picture, Picture)
+    assert picture._repr_png_().startswith(b"\x89PNG")
+    assert not plotted()
+    page = result._repr_html_()
+    assert page.startswith('<img src="data:image/png;base64,')
+    assert unescape(re.search(r"<pre>(.*)</pre>", page, re.DOTALL)[1]) == text
+    data = result.to_dict()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    table = result.to_pandas()
+    assert isinstance(table, pandas.DataFrame)
+    assert len(table)
+    assert table.index.is_unique
+    assert all(table.index.names)
+    records = plain([vars(each) for each in getattr(result, "records", ())])
+    known = numbers_of(pandas.Series([*leaves(data), *leaves(records)])) | numbers_of(table.index.to_frame())
+    assert numbers_of(table) <= known
+    assert (json.dumps(result.to_dict()), str(result)) == (before, text)
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_where_nothing_was_measured_that_is_said(name):
+    """No picture, with an error that names the way out; text, page, plain data and table are there."""
+    result = EMPTY[name]()
+    with pytest.raises((DistillError, InterventionError), match=r"; .*\(|=") as error:
+        result.plot()
+    assert "<img" not in result._repr_html_()
+    assert unescape(result._repr_html_()).count(str(error.value)) == 1
+    assert str(result)
+    json.dumps(result.to_dict(), allow_nan=False)
+    assert isinstance(result.to_pandas(), pandas.DataFrame)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_without_pandas_it_is_asked_for(name, monkeypatch):
+    """The error is that of the package, and says how to install it."""
+    result = WHOLE[name]()
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    kind = InterventionError if type(result).__module__.startswith("interventions") else DistillError
+    with pytest.raises(kind, match="pip install pandas"):
+        result.to_pandas()
+
+
+def test_whatever_draws_itself_is_a_result():
+    """A new class with a method `plot` makes all of the promise, and stands in the law above."""
+    drawing = {kind for kind in classes() if callable(getattr(kind, "plot", None))} - {Result}
+    assert {kind for kind in drawing if not issubclass(kind, Result)} == set()
+    assert {kind.__name__ for kind in drawing} == {name.split()[0] for name in WHOLE}
+    shown = {kind for kind in classes() if hasattr(kind, "_repr_html_")} - {Picture}
+    assert {kind for kind in shown if not issubclass(kind, Result)} == set()
+
+
+def classes() -> set[type]:
+    found = set()
+    for package in (interventions, distill):
+        for module in walk_packages(package.__path__, f"{package.__name__}."):
+            if not any(word in module.name for word in (*BARRED, "__main__", "tracing")):
+                members = inspect.getmembers(import_module(module.name), inspect.isclass)
+                found |= {kind for _, kind in members if kind.__module__ == module.name}
+    return found
+
+
+def plotted() -> list[int]:
+    """The figures that pyplot would show, where it was imported."""
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    return [] if pyplot is None else pyplot.get_fignums()
+
+
+def leaves(data: Any) -> Any:
+    if isinstance(data, dict | list):
+        for each in data.values() if isinstance(data, dict) else data:
+            yield from leaves(each)
+    else:
+        yield data
+
+
+def numbers_of(table: Any) -> set[float]:
+    """The numbers in a table, rounded so that float32 and float64 agree."""
+    values = table.to_numpy().ravel().tolist()
+    return {float(f"{each:.5g}") for each in values if isinstance(each, int | float) and math.isfinite(each)}
