@@ -1,5 +1,9 @@
 """Read and replace the internals of any torch model, unmodified.
 
+`describe(model)` lists what can be addressed, `run` and `record` read activations, `intervene` replaces them around
+ordinary calls, `interchange` returns the counterfactual run of a base and a source, and `sweep` measures one
+counterfactual for each location and position.
+
 >>> import torch
 >>> from interventions import Zero, intervene
 >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -120,7 +124,7 @@ _renamed = renamed_in(__name__, normalised="interventions.normalized")
 
 
 def __getattr__(name: str) -> object:
-    """What draws, imported when asked for, as matplotlib takes half a second; and what had another name before."""
+    """Import the plotting functions on first use, as matplotlib takes half a second; hand on deprecated names."""
     if name in ("Picture", "heat_map"):
         from interventions.analysis import plots
 
@@ -129,5 +133,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """The public names alone, without those of files."""
+    """List the public names alone, without those of submodules."""
     return sorted(__all__)

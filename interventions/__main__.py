@@ -1,4 +1,4 @@
-"""`python -m interventions MODEL`: what can be addressed in a model, without its weights."""
+"""The command `python -m interventions MODEL`: print what can be addressed in a model, without loading its weights."""
 
 import argparse
 import sys
@@ -12,15 +12,19 @@ from interventions.errors import InterventionError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the map of a model; 0 if that was possible, else 2."""
+    """Print what can be addressed in a model, and return the exit status: 0, or 2 if the model cannot be built.
+
+    Args:
+        arguments: of the command line; None takes those of this process.
+    """
     parser = argparse.ArgumentParser(prog="python -m interventions", description="What can be addressed in a model.")
     parser.add_argument(
         "model", help="a folder or config.json, a name on the hub, or a model type of transformers such as bert"
     )
     parser.add_argument("--paths", action="store_true", help="also list the modules")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        print(describe(_model(given.model), paths=given.paths))
+        print(describe(_model(options.model), paths=options.paths))
     except InterventionError as error:
         print(" ".join(f"interventions: {error}".split()), file=sys.stderr)
         return 2
@@ -28,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _model(name: str) -> nn.Module:
-    """The model of a configuration, on the meta device: its modules without memory for their weights."""
+    """Build the model of a configuration on the meta device: its modules without memory for their weights."""
     import transformers
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]

@@ -1,10 +1,7 @@
-"""Wrong types of arguments are refused where they enter, by the annotations of what is called.
+"""Checks of argument types: public functions and classes raise for a value that does not fit its annotation.
 
-An annotation says what a parameter takes, for the reader and for the type checker; `checked` holds callers to it. It
-looks at types alone (and refuses NaN where a number is taken); ranges are looked at by the functions themselves, and so
-is everything that is annotated with `Any`, `object` or a protocol.
-
-`renamed` and `renamed_in` keep what was called otherwise in the version before, with a warning that names the new name.
+`checked` reads the annotations of what it decorates and compares types alone (it also refuses NaN for a number). Ranges
+are checked by the functions themselves, and so is every parameter that is annotated with `Any`, `object` or a protocol.
 """
 
 import inspect
@@ -28,13 +25,19 @@ from torch import Tensor
 from interventions.errors import InterventionError
 from interventions.names import shown
 
-OF_NNSIGHT = "interventions.architecture(model).model"
+WRAPPED_MODEL = "interventions.architecture(model).model"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a parameter takes: a test of values, the words for it, and an example as code."""
+    """The values that a parameter takes.
+
+    Attributes:
+        holds: returns whether a value is one of them.
+        words: describe them in an error: "a whole number".
+        example: one of them, as code.
+    """
 
     holds: Callable[[Any], bool]
     words: str
@@ -44,7 +47,11 @@ class Kind:
 def checking(error: type[ValueError]) -> Callable[[F], F]:
     """Return a decorator of functions and classes that raises `error` for arguments of wrong types.
 
-    A class is checked where it is made. What the annotations do not say is left to the function.
+    The types are read from the annotations; a class is checked when it is constructed. A parameter whose annotation
+    says nothing about types (`Any`, `object`, a protocol) takes every value.
+
+    Args:
+        error: the exception type to raise, e.g. InterventionError.
 
     >>> @checking(InterventionError)
     ... def half(value: float, *, exact: bool = True) -> float:
@@ -56,15 +63,17 @@ def checking(error: type[ValueError]) -> Callable[[F], F]:
 
     def decorate(called: F) -> F:
         if not isinstance(called, type):
-            return _checked(called, called.__name__, error)
+            return _check_calls(called, called.__name__, error)
         made: Any = called
-        made.__init__ = _checked(made.__init__, made.__name__, error, made)
+        made.__init__ = _check_calls(made.__init__, made.__name__, error, made)
         return called
 
     return decorate
 
 
-def _checked(function: Any, name: str, error: type[ValueError], made: type | None = None) -> Any:
+def _check_calls(function: Any, name: str, error: type[ValueError], made: type | None = None) -> Any:
+    """Return the function with its arguments checked at each call; `made` is the class whose `__init__` it is."""
+
     @cache
     def kinds() -> tuple[tuple[str, ...], dict[str, Kind]]:
         return _kinds(function)
@@ -74,28 +83,28 @@ def _checked(function: Any, name: str, error: type[ValueError], made: type | Non
         if torch.compiler.is_compiling():
             return function(*args, **kwargs)
         positional, known = kinds()
-        is_foreign = False
+        converts = False
         for parameter, value in (*zip(positional, args, strict=False), *kwargs.items()):
             kind = known.get(parameter)
             if kind is None:
                 continue
-            is_foreign = is_foreign or _is_foreign(value)
+            converts = converts or _is_foreign(value)
             if not kind.holds(value):
                 called = name if made is None else type(args[0]).__name__
-                example = OF_NNSIGHT if is_of_nnsight(value, kind) else kind.example
+                example = WRAPPED_MODEL if wraps_model(value, kind) else kind.example
                 raise error(
                     f"{called}({parameter}={shown(value)}): {parameter} must be {kind.words}; write "
                     f"{parameter}={example}."
                 )
-        if not is_foreign:
+        if not converts:
             return function(*args, **kwargs)
-        return function(*map(_of_python, args), **{name: _of_python(value) for name, value in kwargs.items()})
+        return function(*map(_to_python, args), **{name: _to_python(value) for name, value in kwargs.items()})
 
     return call
 
 
 def _kinds(function: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
-    """The names of the positional parameters, and the kind of each that is annotated with one."""
+    """Return the names of the positional parameters, and {parameter: kind} where an annotation says which."""
     hints = typing.get_type_hints(function)
     parameters = inspect.signature(function).parameters.values()
     by_place = (each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD)
@@ -109,17 +118,18 @@ def _kinds(function: Any) -> tuple[tuple[str, ...], dict[str, Kind]]:
 
 
 def _is_short(default: Any) -> bool:
+    """Return whether a default value can stand in an error as the example."""
     return isinstance(default, bool | int | float | str | tuple) and len(repr(default)) < 30
 
 
 def kind_of(annotation: Any) -> Kind | None:
-    """Return what an annotation takes; None where that is not looked at."""
+    """Return the values that an annotation admits; None where they are not checked."""
     if annotation in _PLAIN:
         return _PLAIN[annotation]
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, types.UnionType):
         if any(typing.get_origin(each) is abc.Iterable for each in inner):
-            return None  # one or several: what takes these says itself what is wrong
+            return None  # one or several: functions that take either raise their own errors
         found = _any_of([kind_of(each) for each in inner])
         return _of_paths(found) if found is not None and {str, Path} <= set(inner) else found
     if isinstance(annotation, TypeVar) and annotation.__constraints__:
@@ -148,18 +158,17 @@ def kind_of(annotation: Any) -> Kind | None:
         return _array(annotation)
     if (
         isinstance(annotation, type)
-        and annotation not in _TOLD_APART
+        and annotation not in _CHECKED_ELSEWHERE
         and not getattr(annotation, "_is_protocol", False)
     ):
-        return Kind(lambda value: isinstance(value, annotation), f"of class {annotation.__name__}", _made(annotation))
+        return Kind(
+            lambda value: isinstance(value, annotation), f"of class {annotation.__name__}", f"{annotation.__name__}(…)"
+        )
     return None
 
 
-def _made(annotation: type) -> str:
-    return f"{annotation.__name__}(…)"
-
-
 def _any_of(kinds: list[Kind | None]) -> Kind | None:
+    """Return the values of all kinds together; None if one of these is not known."""
     known = [each for each in kinds if each is not None]
     if len(known) < len(kinds):
         return None
@@ -170,13 +179,13 @@ def _any_of(kinds: list[Kind | None]) -> Kind | None:
 
 
 def _many(container: type, inner: tuple[Any, ...], words: str, example: str) -> Kind:
-    """A sequence whose entries are of one kind, if that is known. A text is no sequence of texts."""
+    """Return the sequences whose entries are of one kind, if that is known; a text is no sequence of texts."""
     entry = kind_of(inner[0]) if inner else None
 
     def holds(given: Any) -> bool:
         values: Any = given
-        if entry is None or not _is_row(given, container):
-            return _is_row(given, container)
+        if entry is None or not _is_sequence(given, container):
+            return _is_sequence(given, container)
         return not isinstance(given, str | bytes) and all(entry.holds(each) for each in values)
 
     if entry is None:
@@ -184,8 +193,8 @@ def _many(container: type, inner: tuple[Any, ...], words: str, example: str) -> 
     return Kind(holds, f"{words}, each {entry.words}", example.format(entry.example))
 
 
-def _is_row(given: Any, container: type) -> bool:
-    """Whether it is a sequence: also a list for a tuple, as JSON has no other, a ModuleList, an array of one axis."""
+def _is_sequence(given: Any, container: type) -> bool:
+    """Return whether a value is a sequence: also a list for a tuple (JSON has no tuples), a ModuleList, a 1-D array."""
     if isinstance(given, container) or (container is tuple and isinstance(given, list)):
         return True
     return isinstance(given, torch.nn.ModuleList) or (
@@ -194,7 +203,7 @@ def _is_row(given: Any, container: type) -> bool:
 
 
 def _tuple(inner: tuple[Any, ...]) -> Kind:
-    """A tuple of so many entries, each of its own kind."""
+    """Return the tuples with as many entries as `inner`, each of its own kind."""
     entries = [kind_of(each) for each in inner]
 
     def holds(values: Any) -> bool:
@@ -208,7 +217,7 @@ def _tuple(inner: tuple[Any, ...]) -> Kind:
 
 
 def _mapping(key: Any = Any, value: Any = Any) -> Kind:
-    """A mapping whose keys and values are of one kind each, where that is known."""
+    """Return the mappings whose keys and values are of one kind each, where that is known."""
     keys, values = kind_of(key), kind_of(value)
 
     def holds(given: Any) -> bool:
@@ -217,13 +226,13 @@ def _mapping(key: Any = Any, value: Any = Any) -> Kind:
             for name, each in given.items()
         )
 
-    told = [f"each {what} {kind.words}" for what, kind in (("key", keys), ("value", values)) if kind is not None]
+    parts = [f"each {what} {kind.words}" for what, kind in (("key", keys), ("value", values)) if kind is not None]
     example = ": ".join("…" if kind is None else kind.example for kind in (keys, values))
-    return Kind(holds, ", ".join(["a mapping", *told]), f"{{{example}}}")
+    return Kind(holds, ", ".join(["a mapping", *parts]), f"{{{example}}}")
 
 
 def _of_paths(kind: Kind) -> Kind:
-    """Paths, or texts that can be one: not empty, without the character of number 0."""
+    """Return the values of `kind` that can be a path: texts must not be empty or hold a null character."""
     return Kind(
         lambda value: kind.holds(value) and (not isinstance(value, str) or (value != "" and "\0" not in value)),
         kind.words.replace("a text or a path", "a path"),
@@ -232,38 +241,38 @@ def _of_paths(kind: Kind) -> Kind:
 
 
 def _array(annotation: Any) -> Kind:
-    """A tensor of some types and a shape, as jaxtyping writes them; the shapes of several are not compared."""
+    """Return the tensors that a jaxtyping annotation admits; axes of one name in two arguments are not compared."""
     from jaxtyping import jaxtyped
 
-    @jaxtyped(typechecker=None)  # with names of axes of its own: those of a caller are another's
+    @jaxtyped(typechecker=None)  # a scope of its own: axes of a function that calls this one are others
     def holds(value: Any) -> bool:
         return isinstance(value, Tensor) and isinstance(value, annotation)
 
     return Kind(holds, f"a tensor {annotation.__name__}", "torch.ones(…)")
 
 
-def is_of_nnsight(value: Any, kind: Kind) -> bool:
-    """Return whether a torch model is asked for, and one of nnsight given, which holds one."""
+def wraps_model(value: Any, kind: Kind) -> bool:
+    """Return whether a model of nnsight, which wraps a torch model, was passed where a torch model is needed."""
     return kind.holds is _PLAIN[torch.nn.Module].holds and isinstance(getattr(value, "_module", None), torch.nn.Module)
 
 
 def _is_foreign(value: Any) -> bool:
-    """Whether it is a number that torch and JSON do not take everywhere: one of NumPy, or a fraction."""
+    """Return whether a value is a number that torch and JSON do not take everywhere: of NumPy, or a fraction."""
     return isinstance(value, np.generic | Fraction)
 
 
-def _of_python(value: Any) -> Any:
-    """A number of another library as one of Python."""
+def _to_python(value: Any) -> Any:
+    """Return a number of another library as one of Python, and any other value as it is."""
     if isinstance(value, Fraction):
         return float(value)
     return value.item() if isinstance(value, np.generic) else value
 
 
 def listed(numbers: Tensor) -> list[Any]:
-    """Return the numbers of a tensor.
+    """Return the numbers of a tensor as nested lists.
 
     Raises:
-        TypeError: it holds none, as on meta, or holds them in no order.
+        TypeError: the tensor holds no values (device meta), is sparse, or has no axes.
     """
     if numbers.is_meta or numbers.layout != torch.strided or not numbers.ndim:
         raise TypeError("no list of numbers")
@@ -298,6 +307,6 @@ _PLAIN: dict[Any, Kind] = {
     None: Kind(lambda value: value is None, "None", "None"),
 }
 
-_TOLD_APART = (Any, object, slice, range)  # what takes these says itself what is wrong: positions, heads, dims
+_CHECKED_ELSEWHERE = (Any, object, slice, range)  # functions that take positions, heads or dims raise their own errors
 
 checked = checking(InterventionError)

@@ -1,4 +1,4 @@
-"""A readable map of what can be addressed in a model."""
+"""`describe`: a readable list of the places in a model that a `Location` can name."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -22,15 +22,23 @@ _Row = tuple[str, str, str, str]  # site, layers, shape, where
 
 @checked
 def describe(model: Model, *, paths: bool = True) -> str:
-    """What can be addressed in `model`, line by line: the sites of each stack, with layers, shapes and modules.
+    """Return a text that lists what can be addressed in a model: sites of each stack with layers, shapes and modules.
+
+    Sites that a model lacks are listed with the reason. Shapes are those that the modules state; the model is not run.
+    For a model of nnsight the operations inside the forwards of the listed modules are listed too.
 
     Args:
-        paths: also list the modules, of the first block of each stack and outside.
+        model: a torch model, or one of nnsight.
+        paths: also list the modules by path: those of the first block of each stack and those outside of the stacks.
 
-    What is missing is listed with the reason. Shapes are those that the modules state; nothing is run. Of a model of
-    nnsight also the operations inside the forwards of those modules.
+    >>> print(describe(nn.Sequential(nn.Linear(2, 3), nn.ReLU())))
+    Sequential: no blocks were found (no ModuleList or Sequential of repeated blocks); its modules go by path.
+    <BLANKLINE>
+    by path: Location(module='…'), with io='input' for what the module receives
+      0  Linear
+      1  ReLU
     """
-    elsewhere = traced(model)
+    tracing = traced(model)
     found = architecture(model)
     lines = []
     for stack in found.stacks:
@@ -42,15 +50,16 @@ def describe(model: Model, *, paths: bool = True) -> str:
             "",
         ]
     if paths:
-        lines += ["by path: Location(module='…'), with io='input' for what the module is given"]
+        lines += ["by path: Location(module='…'), with io='input' for what the module receives"]
         lines += [f"  {path or '(the model)'}  {type(module).__name__}" for path, module in _modules(found)]
-    if paths and elsewhere is not None:
+    if paths and tracing is not None:
         lines += ["", "inside a forward: Location(module='…', operation='…'), or Location(3, operation='…') in a block"]
-        lines += elsewhere.operations_listed([("", found.model), *_modules(found)])
+        lines += tracing.operations_listed([("", found.model), *_modules(found)])
     return printable("\n".join(lines).rstrip())
 
 
 def _heading(found: Architecture, stack: Stack) -> str:
+    """Return the first line of a stack: its name, its number of blocks, where they are and of which classes."""
     kinds = ", ".join(dict.fromkeys(type(block).__name__ for block in stack.blocks))
     which = f" stack={stack.name!r}," if len(found.stacks) > 1 else ""
     count = len(stack.blocks)
@@ -58,7 +67,8 @@ def _heading(found: Architecture, stack: Stack) -> str:
 
 
 def _rows(found: Architecture, stack: Stack) -> Iterator[_Row]:
-    yield "embedding", "", _shape(found, stack, 0, "embedding"), "what block 0 is given"
+    """Yield a row for each site and shape that the stack has."""
+    yield "embedding", "", _shape(found, stack, 0, "embedding"), "what block 0 receives"
     for site in BLOCK_SITES:
         layers = [i for i, block in enumerate(stack.blocks) if not isinstance(_place(block, site), Missing)]
         shapes: dict[str, list[int]] = {}
@@ -76,6 +86,7 @@ def _rows(found: Architecture, stack: Stack) -> Iterator[_Row]:
 
 
 def _missing(found: Architecture, stack: Stack) -> Iterator[str]:
+    """Yield a line for each reason why sites are missing in some layers."""
     reasons: dict[tuple[str, str], list[int]] = {}
     for i, block in enumerate(stack.blocks):
         absent: dict[str, list[str]] = {}
@@ -96,7 +107,7 @@ def _missing(found: Architecture, stack: Stack) -> Iterator[str]:
 
 
 def _is_headless(model: nn.Module) -> bool:
-    """Whether it is a model of transformers that returns hidden states only."""
+    """Return whether a model is one of transformers that returns hidden states and no logits."""
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind is None:
         return False
@@ -107,6 +118,7 @@ def _is_headless(model: nn.Module) -> bool:
 
 
 def _place(block: nn.Module, site: str) -> nn.Module | Missing:
+    """Return the module of a site in a block, or the reason why there is none."""
     try:
         return inside(block, site)[0]
     except Missing as why:
@@ -114,7 +126,7 @@ def _place(block: nn.Module, site: str) -> nn.Module | Missing:
 
 
 def _shape(found: Architecture, stack: Stack, layer: int, site: str) -> str:
-    """What the modules state about the shape at a site; `…` where they do not."""
+    """Return the shape at a site as the modules state it, with `…` for what they do not state."""
     block = stack.blocks[layer]
     if site in ("attention_scores", "attention_pattern"):
         return f"[batch, {_number(attention_of(block).heads)} heads, query, key]"
@@ -132,7 +144,7 @@ def _shape(found: Architecture, stack: Stack, layer: int, site: str) -> str:
 
 
 def _width(found: Architecture, block: nn.Module) -> int | None:
-    """How wide the states between the blocks are."""
+    """Return the width of the states between the blocks; None if no module and no configuration states it."""
     try:
         projection = attention_of(block).projection
         if projection is not None and width_out(projection) is not None:
@@ -148,7 +160,7 @@ def _number(number: int | None) -> str:
 
 
 def _where(found: Architecture, stack: Stack, layers: list[int], site: str) -> str:
-    """The path of the module, with a star for the number of the block."""
+    """Return the path of the module at a site, with a star for the number of the block if there are several."""
     block = stack.blocks[layers[0]]
     module, io, _ = inside(block, site)
     path = found.paths[module].replace(found.paths[block], f"{stack.path}.*" if len(layers) > 1 else found.paths[block])
@@ -156,7 +168,7 @@ def _where(found: Architecture, stack: Stack, layers: list[int], site: str) -> s
 
 
 def _ranges(numbers: list[int]) -> str:
-    """`[0, 1, 2, 5]` as `0–2, 5`, and `[1, 3, 5, 7]` as `1, 3, …, 7`."""
+    """Format `[0, 1, 2, 5]` as `0–2, 5`, and `[1, 3, 5, 7]` as `1, 3, …, 7`."""
     steps = {b - a for a, b in pairwise(numbers)}
     if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
         return f"{numbers[0]}, {numbers[1]}, …, {numbers[-1]}"
@@ -170,6 +182,7 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _table(rows: list[_Row]) -> Iterator[str]:
+    """Yield the rows as aligned lines, below a heading."""
     head = ("site", "layers", "shape", "module")
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     for row in [head, *rows]:
@@ -177,6 +190,7 @@ def _table(rows: list[_Row]) -> Iterator[str]:
 
 
 def _modules(found: Architecture) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules with their paths, without those of all blocks but the first of each stack."""
     later = [f"{found.paths[block]}." for stack in found.stacks for block in stack.blocks[1:]]
     for path, module in found.model.named_modules():
         is_list = isinstance(module, nn.ModuleList | nn.ModuleDict)

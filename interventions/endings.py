@@ -1,7 +1,7 @@
-"""Blocks that end whatever happens: an interrupt may come at any line, also while another one ends the block.
+"""Context managers that clean up even when an interrupt (Ctrl-C) strikes at any line, their own clean-up included.
 
-What a block changes is noted before it is changed, and what undoes it may run again: then it can be undone from
-wherever an interrupt struck.
+A change is noted before it is made, and undoing it twice is harmless. So a clean-up that an interrupt cut off is simply
+run again.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,10 @@ F = TypeVar("F", bound=Callable)
 
 @contextmanager
 def ending(end: Callable[[], None]) -> Iterator[None]:
-    """Call `end` when the block is left, and again where an interrupt cut it off: it may run any number of times.
+    """Call `end` when the block is left, and once more where an interrupt cut `end` off.
+
+    Args:
+        end: undoes what the block changed; it must be safe to call any number of times.
 
     >>> done = []
     >>> with ending(lambda: done.clear()):
@@ -40,7 +43,7 @@ def ending(end: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def setting(variable: ContextVar[T], value: T) -> Iterator[None]:
-    """Inside the block, the variable has another value."""
+    """Hold `variable` at `value` inside the block, and restore its former value."""
     before = variable.get()
 
     def end() -> None:
@@ -53,7 +56,7 @@ def setting(variable: ContextVar[T], value: T) -> Iterator[None]:
 
 @contextmanager
 def without_gradients() -> Iterator[None]:
-    """`torch.no_grad()`, which an interrupt before its own end would leave in force."""
+    """Turn gradients off inside the block, as `torch.no_grad` does, and restore them even after an interrupt."""
     before = torch.is_grad_enabled()
 
     def end() -> None:
@@ -64,12 +67,12 @@ def without_gradients() -> Iterator[None]:
 
 
 def one_at_a_time(lock: AbstractContextManager) -> Callable[[F], F]:
-    """Run a function in one thread at a time."""
+    """Return a decorator that holds `lock` while the function runs, so that one thread runs it at a time."""
 
     def locked(function: F) -> F:
         @wraps(function)
         def alone(*args: object, **kwargs: object) -> object:
-            # One line: at a line of its own, an interrupt could come between the end of the block and the release.
+            # On one line: on two, an interrupt could come between the end of the block and the release of the lock.
             with lock: return function(*args, **kwargs)  # fmt: skip  # noqa: E701
 
         return cast(F, alone)

@@ -1,4 +1,4 @@
-"""`register`, as the version before called it: it is `interventions.register_blocks`."""
+"""The former home of `interventions.register_blocks`, under its former name `register`."""
 
 from interventions.renames import renamed_in
 

@@ -1,4 +1,8 @@
-"""Runs with some of their internals replaced: around ordinary calls, or as the counterfactual of two runs."""
+"""`intervene` replaces internals in the ordinary calls inside a block; `interchange` runs one counterfactual.
+
+In the interchange intervention the model runs on a base while some of its activations take the values that they have on
+a source: y = f(base; h ← h(source)) (Geiger et al. 2021, arXiv:2106.02997, section 2).
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -67,38 +71,41 @@ def intervene(
     """Replace internals of `model` in every ordinary call inside the block: `model(...)`, a pipeline, a Trainer.
 
     Args:
-        at: a Location, or {Location: operator}; or give the fields of one location as keywords: `layer=3`.
-        op: the operator, where `at` does not hold it. `Swap()` if a source is given.
-        source: inputs, a Run or Stored activations that operators such as Swap take from, or {Location: one of these}.
-        positions: which tokens of the place to write, counted over real tokens (see `interventions.positions`); None
-            is all of them. Or {Location: positions}.
-        source_positions: which tokens of the source to take, as many; None is those of `positions`.
-        source_model: another model that the source is run on, or is a Run of: cross-model patching, where the vectors
-            are of one width. None is `model`, and a Run of another one is refused.
-        source_at: {location written: location of the source that is read}, or one location for all; what is not named
-            is read where it is written.
-        steps: which steps of a generation: 0 is the prompt, k the k-th generated token; a number, several, or a slice.
+        model: a torch model, or one of nnsight; its hooks and weights stay as they are.
+        at: a Location, or {Location: operator}. Or pass the fields of one location as keywords: `layer=3`.
+        op: the operator, if `at` holds none; with a source, `Swap()` by default.
+        source: inputs, a Run or Stored activations, from which operators such as Swap take values; or {Location: one
+            of these}.
+        positions: which tokens to write, counted over real tokens (`select` lists the forms); None is all of them. Or
+            {Location: positions}.
+        source_positions: which tokens of the source to take, as many as are written; None takes those of `positions`.
+        source_model: the model on which the source runs, or of which it is a Run, if that is another one: cross-model
+            patching, for activations of the same width. None is `model`, and a Run of another model is refused.
+        source_at: {location to write: location of the source to read}, or one location for all. Locations that are not
+            named are read where they are written.
+        steps: which steps of a generation: a number, several, or a slice. 0 is the prompt, k the k-th generated token;
             None is all of them. Positions then count over the sequence so far: −1 is each new token.
-        generator: for operators that draw; None is torch's default generator, as dropout uses.
-        remote: of a model of nnsight, where the source runs; see `run`. The traces inside say that for themselves.
+        generator: for operators that draw; None uses torch's default generator, as dropout does.
+        remote: for a model of nnsight, where the source runs (see `run`); traces inside the block have their own.
+        location: the fields of a Location, instead of `at`.
 
     Yields:
-        A handle that counts firings and the size of the change.
+        A Handle that counts how often each location was written, and how much changed.
 
     Raises:
-        InterventionError: a place that does not exist, never ran, or does not fit its source.
+        InterventionError: a location that does not exist, that never ran, or whose source does not fit.
 
-    Blocks nest: of two that write one place, the outer one writes first. A source given as inputs runs when its block
-    is opened, under the writes of the blocks around it, as any other call of the model there. For the model as it is,
-    run it outside of all blocks, and give the Run, as the second source here:
+    Blocks nest. If two of them write one place, the outer one writes first. A source passed as inputs runs when its
+    block is entered, and so under the writes of the blocks around it. For the source of the model as it is, run it
+    outside of all blocks and pass the Run, as the second source does here:
 
     >>> from interventions import Zero, run
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 2, bias=False), torch.nn.Identity(), torch.nn.Identity()).eval()
     >>> _ = net[0].weight.data.copy_(torch.eye(2))
     >>> base, source = torch.zeros(1, 2), torch.ones(1, 2)
     >>> alone = run(net, source)
-    >>> for given in (source, alone):
-    ...     with intervene(net, module="0", op=Zero()), intervene(net, module="2", source=given):
+    >>> for each in (source, alone):
+    ...     with intervene(net, module="0", op=Zero()), intervene(net, module="2", source=each):
     ...         print(net(base).tolist())
     [[0.0, 0.0]]
     [[1.0, 1.0]]
@@ -106,8 +113,8 @@ def intervene(
     found = architecture(model)
     pairs, where = pairs_of(at, op, source, location), (positions, source_positions, parse_steps(steps))
     origin = origin_of(model, source, source_model, source_at, pairs)
-    if (elsewhere := traced(model, remote)) is not None:
-        with elsewhere.intervene(model, pairs, source, where, generator, remote=remote) as handle:
+    if (tracing := traced(model, remote)) is not None:
+        with tracing.intervene(model, pairs, source, where, generator, remote=remote) as handle:
             yield handle
         return
     model = module_of(model)
@@ -137,37 +144,48 @@ def interchange(
     keep: Keep | None = None,
     remote: bool | str = False,
 ) -> Run:
-    """The counterfactual run: `model` on the base, with the activations `at` the locations taken from the source.
+    """Return the counterfactual run: `model` on the base, with activations `at` the locations taken from the source.
+
+    This is the interchange intervention (Geiger et al. 2021, arXiv:2106.02997, section 2).
 
     Args:
-        base: inputs, or a Run, from which the counterfactual then resumes at the first location written: blocks before
-            it return what the base run recorded.
-        source: inputs, a Run, or {Location: inputs or Run}; None for operators that need none. One forward for
-            each distinct source, which stops after the last location read.
+        model: a torch model, or one of nnsight.
+        base: inputs, or a Run. From a Run the counterfactual resumes at the first block that is written, and the blocks
+            before it return what the Run recorded.
+        source: inputs, a Run, Stored activations, or {Location: one of these}; None for operators that need none. Each
+            distinct source is one forward, which stops after the last location that is read.
         at: a Location, several, or {Location: operator}.
         op: the operator, `Swap()` by default.
         positions, source_positions, source_model, source_at, generator: as in `intervene`.
-        record: locations to keep of the counterfactual run, after the writes.
-        resume: False runs every block again. So does a base run that cannot be taken up: made under other hooks or
-            other open blocks, or changed in place since. So do models of nnsight, which have every forward.
-        keep: what is kept of the output, as in `run`.
-        remote: of a model of nnsight, where base and source run, as one job; see `run`.
+        record: locations whose activations to keep, as they are after the writes.
+        resume: False runs every block again. A base run that was made under other hooks or other open blocks, or
+            changed in place since, is never resumed from, and models of nnsight always run in full.
+        keep: a function of the output that returns what to keep of it, as in `run`.
+        remote: for a model of nnsight, where base and source run, as one job (see `run`).
+
+    Returns:
+        A Run with the output and the recorded activations; gradients flow through it into base and source.
 
     Raises:
-        InterventionError: as `intervene`; or a base run older than the model's weights.
+        InterventionError: as `intervene`; or a base run that is older than the model's weights, is of another model or
+            is itself a counterfactual.
 
-    Source: Geiger et al. 2021 (arXiv:2106.02997), section 2.
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
+    >>> base, source = torch.zeros(4, 2), torch.ones(4, 2)
+    >>> counterfactual = interchange(net, base, source, Location(module="1"))
+    >>> torch.equal(counterfactual.output, net(source))  # all that the output depends on was swapped
+    True
     """
     pairs = pairs_of(at, op, source, {})
     origin = origin_of(model, source, source_model, source_at, pairs)
     if isinstance(base, Run):
         _check_base(base, model)
-    if (elsewhere := traced(model, remote)) is not None:
-        asked, kept = (positions, source_positions), locations_of(record)
-        there = elsewhere.interchange(
-            model, base, source, pairs, asked, generator=generator, record=kept, keep=keep, remote=remote
+    if (tracing := traced(model, remote)) is not None:
+        where, kept = (positions, source_positions), locations_of(record)
+        done = tracing.interchange(
+            model, base, source, pairs, where, generator=generator, record=kept, keep=keep, remote=remote
         )
-        return replace(there, answers=base.answers if isinstance(base, Run) else there.answers)
+        return replace(done, answers=base.answers if isinstance(base, Run) else done.answers)
     model, found = module_of(model), architecture(model)
     listen, where = partial(listening, model if origin is None else origin.model), (positions, source_positions, None)
     writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
@@ -205,7 +223,7 @@ def interchange(
 
 
 def _check_base(base: Run, model: Model) -> None:
-    """Raise for a run whose inputs alone do not say what it was."""
+    """Raise InterventionError for a run that cannot be a base: its inputs alone would not reproduce it."""
     if base.model is not model:
         raise InterventionError(
             f"the base is a run of another model ({type(base.model).__name__}); run it on this one: run(model, inputs)."

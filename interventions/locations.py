@@ -1,4 +1,4 @@
-"""Where in a model: a `Location` names a place and knows no model."""
+"""Locations: names of places in a model, without reference to a particular one."""
 
 import difflib
 import re
@@ -47,52 +47,52 @@ Dims = range | tuple[int, ...]
 @renamed(source="operation")
 @dataclass(frozen=True)
 class Location:
-    """A place in a model: block `layer` and a site, or any module by its path; and which part of what is there.
+    """A place in a model, and which part of the activation there: a site of a block, or any module by its path.
+
+    A location refers to no particular model; `describe(model)` lists the places of one.
 
     Args:
-        layer: block number counted from 0; −1 is the last block. In models of stages (Swin, ConvNeXt, ResNet of
-            transformers) blocks are counted across the stages. None for `embedding`, `final_norm`, `logits` and
-            `module=`.
-        site: one of `SITES`:
+        layer: number of the block, from 0; −1 is the last. In models of stages (Swin, ConvNeXt, ResNet of transformers)
+            blocks are counted across the stages. None for `embedding`, `final_norm`, `logits` and with `module=`.
+        site: one of `interventions.SITES`; `[batch, position, dim]` unless another shape is stated:
 
-            - `block_output` and `block_input`: what block `layer` returns and is given: the first tensor of several, so
-              not all of the state where a block hands on two streams, as Reformer's and those of mamba_ssm do.
-            - `attention_input`, `attention_output`: what its (self-)attention is given (all of it, where one tensor is
-              query, key and value), and what the output projection
-              of the attention returns, before dropout, normalisation and the residual sum.
+            - `block_input`, `block_output`: what block `layer` receives and returns. Of several tensors it is the
+              first, so not the whole state where a block passes on two streams, as in Reformer and mamba_ssm.
+            - `attention_input`: what its (self-)attention receives, for query, key and value alike where all three are
+              computed from one tensor.
+            - `attention_output`: what the output projection of the attention returns, before dropout, normalisation
+              and the residual sum.
             - `query`, `key`, `value`: `[batch, position, head, head_dim]` as they enter the attention, so after rotary
-              embedding and normalisation; fewer heads in key and value where these are grouped.
-            - `attention_scores`, `attention_pattern`: `[batch, head, query, key]` before and after the softmax, the
-              mask included: scores that it hides are the lowest number there is, and stay so whatever is written.
-            - `attention_heads`: each head's mixed values before the output projection,
+              embedding and normalisation; fewer heads in key and value with grouped-query attention.
+            - `attention_scores`, `attention_pattern`: `[batch, head, query, key]` before and after the softmax, with
+              the mask applied: masked scores are the lowest number of the dtype, and stay so whatever is written.
+            - `attention_heads`: the output of each head before the output projection,
               `[batch, position, head, head_dim]`.
-            - `mlp_input`, `mlp_activation`, `mlp_output`: what the feed-forward part is given, what its last projection
-              is given, and what that returns, before dropout, normalisation and the residual sum.
-            - `embedding` (what the first block is given: `hidden_states[0]` of transformers), `final_norm` (what the
-              normalisation returns that runs after the last block, wherever it was registered; refused where none
-              does, or what has weights and runs first is another module), `logits` (the answer of the model).
-        heads: which heads, at the sites that have some: an int, a range, a slice or a list.
-        dims: which entries of the last axis (of the channel axis for feature maps; of each head at sites with heads): a
-            range, a slice, an int or a list. None is all of them. They are kept in the order given.
-        subspace: which directions of that: a module of `interventions.subspaces`. It is compared by identity and has
-            no text form.
-        stack: which list of blocks, where a model has more than one, e.g. `"encoder"`. Encoder–decoder models
-            default to the decoder.
+            - `mlp_input`, `mlp_activation`, `mlp_output`: what the feed-forward part receives, what its last projection
+              receives, and what that returns, before dropout, normalisation and the residual sum.
+            - `embedding`: what the first block receives, `hidden_states[0]` of transformers; `logits`: the answer of
+              the model; `final_norm`: the output of the normalisation that runs after the last block, wherever it is
+              registered, refused if there is none or another module with weights runs before it.
+        heads: which heads, at the sites that have heads: an int, a range, a slice or a list.
+        dims: which entries of the last axis (the channel axis of feature maps; of each head at sites with heads): an
+            int, a range, a slice or a list, in this order. None is all of them.
+        subspace: which directions of those entries: a module of `interventions.subspaces`. It is compared by identity
+            and has no text form.
+        stack: which list of blocks, in a model with several, e.g. `"encoder"`. An encoder–decoder model without it
+            means the decoder.
         module: the dotted path of any submodule, e.g. `"layer2.0.conv1"`, instead of `layer` and `site`.
-        io: with `module`: its `"output"` or its first `"input"`; of a recurrent module also the final
-            `"hidden_state"` and `"cell_state"` (position i is layer · direction i); of an attention module also a site
-            with heads, e.g. `"attention_pattern"` of a cross-attention.
-        operation: one inside the `forward` of block `layer` or of `module`, of models of nnsight (which opens
-            it): the name of a call or an assignment and its number, e.g. `"torch_relu_0"`, as
-            `describe(NNsight(model))` lists them; `io` is then what it returns or its first `"input"`. A dotted path
-            leads to a part of the block
-            or module first, and from a call on into the function that it calls: `"attn.attention_interface_1"`,
-            `"attn.attention_interface_1.attn_output_transpose_0"`. Without layer and module it lies in the forward
-            of the model itself. Of four axes inside an attention the one as long as there are heads is that of heads;
-            where there are as many tokens, that of heads comes first.
+        io: with `module`, its `"output"` or its first `"input"`. A recurrent module also has its final `"hidden_state"`
+            and `"cell_state"`, where position i is layer · direction i; an attention module also has the sites with
+            heads, e.g. `"attention_pattern"` of a cross-attention.
+        operation: a call or assignment inside the `forward` of block `layer` or of `module`, in a model of nnsight: its
+            name and number, e.g. `"torch_relu_0"`, as `describe(NNsight(model))` lists them. `io` is then its output or
+            its first `"input"`. A dotted path leads into a part of the block or module, and from a call into the
+            function that it calls: `"attn.attention_interface_1.attn_output_transpose_0"`. Without layer and module it
+            is in the forward of the model itself. If its tensor has four axes inside an attention, the axis as long as
+            the number of heads is that of the heads; with as many tokens as heads, it is the first of the two.
 
     Raises:
-        InterventionError: fields that do not go together, an unknown site, dims that repeat or are negative.
+        InterventionError: fields that exclude each other, an unknown site, or dims that repeat or are negative.
 
     >>> str(Location(3, dims=range(0, 64)))
     'block_output.3[dims=0:64]'
@@ -128,10 +128,10 @@ class Location:
         operation: str | None = None,
     ) -> None:
         fields = {
-            "layer": None if layer is None else _layer(layer),
+            "layer": None if layer is None else _parse_layer(layer),
             "site": site,
-            "heads": None if heads is None else _chosen(heads, "heads"),
-            "dims": None if dims is None else _chosen(dims, "dims"),
+            "heads": None if heads is None else _parse_numbers(heads, "heads"),
+            "dims": None if dims is None else _parse_numbers(dims, "dims"),
             "subspace": subspace,
             "stack": stack,
             "module": module,
@@ -146,26 +146,26 @@ class Location:
 
     @property
     def whole(self) -> "Location":
-        """The same place with all that is there."""
+        """The same place with all of its heads and dims, and without a subspace."""
         if self.heads is None and self.dims is None and self.subspace is None:
             return self
         return replace(self, heads=None, dims=None, subspace=None)
 
     @property
     def has_heads(self) -> bool:
-        """Whether what is there is divided into attention heads; of an operation that shows when it runs."""
+        """True where the activation is divided into heads; true for every operation, as only its run shows it."""
         return self.operation is not None or (self.site if self.module is None else self.io) in HEAD_SITES
 
     def __str__(self) -> str:
         parts = {name: getattr(self, name) for name in ("heads", "dims")}
-        chosen = [f"{name}={_text(part)}" for name, part in parts.items() if part is not None]
+        chosen = [f"{name}={_format_numbers(part)}" for name, part in parts.items() if part is not None]
         units = f"[{';'.join(chosen)}]" if chosen else ""
         units += f"({type(self.subspace).__name__})" if self.subspace is not None else ""
         operation = "" if self.operation is None else f"#{self.operation}"
         if self.module is not None:
             explicit = self.io != "output" or re.search(rf"@({'|'.join(IOS)})$|\]$", self.module)
-            return f"module:{_quoted(self.module)}{operation}{'@' + self.io if explicit else ''}{units}"
-        stack = "" if self.stack is None else f"{_quoted(self.stack, '/:[]@')}/"
+            return f"module:{_quote(self.module)}{operation}{'@' + self.io if explicit else ''}{units}"
+        stack = "" if self.stack is None else f"{_quote(self.stack, '/:[]@')}/"
         side = f"@{self.io}" if self.io != "output" else ""
         if _in_model(self):
             return f"model{operation}{side}{units}"
@@ -190,7 +190,10 @@ class Location:
     @classmethod
     @checked
     def parse(cls, text: str) -> "Location":
-        """The location that `str` wrote as `text`.
+        """Return the location whose `str` is `text`.
+
+        Raises:
+            InterventionError: `text` is not of that form.
 
         >>> Location.parse("encoder/query.3[heads=1;dims=0,5,6]")
         Location(3, 'query', heads=1, dims=(0, 5, 6), stack='encoder')
@@ -217,21 +220,28 @@ class Location:
         return cls(layer, match["site"], stack=stack, io=side, operation=operation, **units)
 
 
-def _quoted(path: str, more: str = "") -> str:
-    """A path in which what would be read otherwise (#, %, controls, spaces at its end) stands as %23 and the like."""
+def _quote(path: str, more: str = "") -> str:
+    """Return a path with the characters that `parse` would misread (#, %, control, outer spaces) written as in URLs."""
     return re.sub(
         rf"[%#\x00-\x1f\x7f-\x9f\u2028\u2029{re.escape(more)}]|^\s+|\s+$", lambda found: quote(found[0], safe=""), path
     )
 
 
 def as_location(place: Location | str) -> Location:
-    """`place` itself, or the location that a text names."""
+    """Return `place` itself, or the location that a text names.
+
+    Raises:
+        InterventionError: `place` is something else, or a text that names no location.
+
+    >>> as_location("block_output.3")
+    Location(3)
+    """
     if isinstance(place, Location):
         return place
     if isinstance(place, str):
         return Location.parse(place)
     raise InterventionError(
-        f"a location was asked for and {type(place).__name__} {shown(place)} given; write Location(3) or "
+        f"a location is needed, and {type(place).__name__} {shown(place)} was given; write Location(3) or "
         "'block_output.3', and [Location(i) for i in range(3)] for several."
     )
 
@@ -288,8 +298,8 @@ def _check_operation(location: Location) -> None:
                                                        location.operation.split(".")):  # fmt: skip
         raise InterventionError(
             f"operation={location.operation!r} is no name of an operation; write e.g. operation='torch_relu_0' or "
-            "operation='attn.attention_interface_1', as describe(NNsight(model)) lists them. (What an operator takes "
-            "from is no part of a location: intervene(model, Location(3), source=inputs).)"
+            "operation='attn.attention_interface_1', as describe(NNsight(model)) lists them. (The source of an "
+            "operator is no part of a location: intervene(model, Location(3), source=inputs).)"
         )
     if location.io not in SIDES:
         raise InterventionError(f"io={location.io!r} is no side of an operation; write io='output' or io='input'.")
@@ -302,7 +312,7 @@ def _check_operation(location: Location) -> None:
 
 
 def _in_model(location: Location) -> bool:
-    """Whether it is an operation in the forward of the model itself."""
+    """Return whether a location is an operation in the forward of the model itself."""
     return location.operation is not None and location.layer is None and location.module is None
 
 
@@ -310,7 +320,7 @@ def _check_parts(location: Location) -> None:
     if location.heads is not None and not location.has_heads:
         where = f"site {location.site!r}" if location.module is None else f"io={location.io!r}"
         raise InterventionError(
-            f"heads={_text(location.heads)} was given and {where} has no heads; the sites with heads are "
+            f"heads={_format_numbers(location.heads)} was given and {where} has no heads; the sites with heads are "
             f"{', '.join(HEAD_SITES)}."
         )
     if location.subspace is not None and not (
@@ -322,7 +332,7 @@ def _check_parts(location: Location) -> None:
         )
 
 
-def _layer(layer: int) -> int:
+def _parse_layer(layer: int) -> int:
     layer = layer.item() if isinstance(layer, Tensor) and layer.numel() == 1 else layer
     if not is_whole(layer):
         raise InterventionError(
@@ -331,8 +341,8 @@ def _layer(layer: int) -> int:
     return index(layer)
 
 
-def _chosen(given: Iterable[int] | Tensor | slice | int, name: str) -> Dims:
-    """`given` as a range where the numbers are evenly spaced and rising, else as a tuple."""
+def _parse_numbers(given: Iterable[int] | Tensor | slice | int, name: str) -> Dims:
+    """Return numbers as a range if they rise in even steps, else as a tuple."""
     try:
         if isinstance(given, slice):
             if given.stop is None:
@@ -364,7 +374,7 @@ def _chosen(given: Iterable[int] | Tensor | slice | int, name: str) -> Dims:
     return even if tuple(even) == numbers and (step == 1 or len(numbers) > 2) else numbers
 
 
-def _text(chosen: Dims) -> str:
+def _format_numbers(chosen: Dims) -> str:
     if len(chosen) == 1:
         return str(chosen[0])
     if isinstance(chosen, range):
@@ -380,7 +390,7 @@ def _parse_units(units: str | None, text: str) -> dict[str, Any]:
             if name not in ("heads", "dims") or name in parsed:
                 raise ValueError
             numbers = [int(part) for part in re.split("[:,]", value)]
-            parsed[name] = _chosen(range(*numbers) if ":" in value else numbers, name)
+            parsed[name] = _parse_numbers(range(*numbers) if ":" in value else numbers, name)
         except (ValueError, TypeError) as error:
             if isinstance(error, InterventionError):
                 raise

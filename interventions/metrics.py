@@ -1,6 +1,15 @@
-"""What a sweep measures: functions of a model's output that give one number for each example.
+"""Metrics: functions of a model's output that return one number for each example, as a sweep measures them.
 
-Any function of the output will do. Those made here also carry a name for tables and plots:
+Any function of the output is a metric. Those made here also have a name for tables and plots, and read one position:
+
+    logit difference        mean logit of the answers − mean logit of the foils
+    probability             mean of softmax(logits) at the answers
+    log probability         mean of log softmax(logits) at the answers
+    accuracy, agreement     1 where the highest logit is that of the answer, or of the reference
+    KL                      Σ p (log p − log q), p of the reference and q of the output
+    normalized              (metric − corrupted) / (clean − corrupted)
+
+Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4, compare them.
 
 >>> import torch
 >>> logits = torch.tensor([[2.0, 0.5, 0.0], [0.0, 1.0, 0.0]])
@@ -32,17 +41,24 @@ Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 @checked
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """A function of the logits of one position, with its name.
+    """A function of the logits at one position, with a name for tables and plots.
 
     It is called with the output of a model, a Run, or logits `[batch, classes]` or `[batch, token, vocabulary]`, and
     returns `[batch]`.
 
     Attributes:
-        name: what tables and plots call it, its unit in brackets.
-        function: logits `[batch, classes]` of the position → `[batch]`.
-        position: which token is read where there are several, counted over real tokens; −1 is the last.
+        name: the name, with the unit in brackets.
+        function: logits `[batch, classes]` at the position → `[batch]`.
+        position: the token to read where there are several, counted over real tokens; −1 is the last.
         mask: `[batch, token]`, true where a token of the output is real; None takes all tokens for real.
-        is_signed: whether 0 is a middle and not an end of its scale.
+        is_signed: True if 0 is the middle of its scale, as for differences, and False if 0 is its end.
+
+    Raises:
+        InterventionError: when called: no logits, a mask of another shape, a position on padding, or a function that
+            returns something else than `[batch]`.
+
+    >>> Metric("largest logit", lambda logits: logits.amax(-1))(torch.tensor([[2.0, 0.5], [0.0, 1.0]]))
+    tensor([2., 1.])
     """
 
     name: str
@@ -64,18 +80,18 @@ class Metric:
 
 @checked
 def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
-    """How much higher the logit of the answer is than that of the foil.
+    """The logit of the answer minus the logit of the foil, as a metric.
 
-    Wang et al. 2022 (arXiv:2211.00593), section 2, there for the two names of a sentence.
+    Wang et al. 2022 (arXiv:2211.00593), section 2, where both are names in a sentence.
 
     Args:
         answers: class or token ids: one int for all examples, `[batch]`, or `[batch, k]`, whose k logits are averaged.
-        foils: likewise.
-        position: which token is read where there are several, counted over real tokens; −1 is the last.
-        mask: the attention mask `[batch, token]`; needed where padding stands after the tokens.
+        foils: ids of the wrong answers, in the same forms.
+        position: the token to read where there are several, counted over real tokens; −1 is the last.
+        mask: the attention mask `[batch, token]`; needed where padding follows the tokens.
 
     Raises:
-        InterventionError: when it is called: ids of another shape or outside the vocabulary; a position on padding.
+        InterventionError: when called: ids of another shape or outside the vocabulary; a position on padding.
 
     >>> logit_difference(answers=0, foils=[[1, 2]])(torch.tensor([[5.0, 1.0, 3.0]]))
     tensor([3.])
@@ -89,7 +105,7 @@ def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tens
 
 @checked
 def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
-    """The probability of an answer: the quantity of causal tracing (Meng et al. 2022, arXiv:2202.05262, section 2.1).
+    """The probability of an answer, as a metric: that of causal tracing (Meng et al. 2022, arXiv:2202.05262, 2.1).
 
     Args:
         tokens: class or token ids: one int for all examples, `[batch]`, or `[batch, k]`, whose probabilities are
@@ -105,7 +121,7 @@ def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) 
 
 @checked
 def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
-    """The logarithm of the probability of an answer [nats]; arguments as in `probability`.
+    """The natural logarithm of the probability of an answer, as a metric [nats]; arguments as in `probability`.
 
     Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4, compare it with the other metrics.
 
@@ -121,7 +137,12 @@ def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = No
 
 @checked
 def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
-    """1 where the answer has the highest logit, else 0; of several answers `[batch, k]`, the share that has it.
+    """1 where the answer has the highest logit, else 0, as a metric; arguments as in `probability`.
+
+    Of several answers `[batch, k]` it is the share that has the highest logit: 1/k or 0.
+
+    Raises:
+        InterventionError: when called: as `logit_difference`; logits that are NaN or infinite.
 
     >>> accuracy([0, 1])(torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
     tensor([1., 0.])
@@ -136,7 +157,7 @@ def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) ->
 
 @checked
 def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> Metric:
-    """KL(reference ‖ output) [nats] of the distributions over classes or tokens; 0 where nothing changed.
+    """KL(reference ‖ output) of the distributions over classes or tokens, as a metric [nats]; 0 if they are equal.
 
     Args:
         reference: a Run, an output or logits of the same examples, e.g. the base run.
@@ -144,7 +165,7 @@ def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> 
         mask: as in `logit_difference`.
 
     Raises:
-        InterventionError: when it is called: the reference has another number of examples or classes.
+        InterventionError: when called: the reference has another number of examples or classes.
 
     >>> kl(torch.tensor([[0.0, 0.0]]))(torch.tensor([[3.0, 1.0]]).log())  # ½ ln(½ / ¾) + ½ ln(½ / ¼)
     tensor([0.1438])
@@ -152,7 +173,7 @@ def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> 
     expected = widen(_at(logits_of(reference), position, mask).detach()).log_softmax(-1)
 
     def divergence(logits: Tensor) -> Tensor:
-        target = _alike(expected, logits)
+        target = _match(expected, logits)
         each = kl_div(widen(logits).log_softmax(-1), target, reduction="none", log_target=True)
         return reduce(each, "batch classes -> batch", "sum")
 
@@ -161,7 +182,12 @@ def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> 
 
 @checked
 def agreement(reference: object, *, position: int = -1, mask: Tensor | None = None) -> Metric:
-    """1 where the highest logit is that of the reference's highest, else 0; arguments as in `kl`.
+    """1 where output and reference have their highest logit at the same class, else 0, as a metric.
+
+    Arguments as in `kl`.
+
+    Raises:
+        InterventionError: when called: as `kl`; logits that are NaN or infinite.
 
     >>> agreement(torch.tensor([[0.0, 1.0]]))(torch.tensor([[3.0, 1.0]]))
     tensor([0.])
@@ -169,22 +195,23 @@ def agreement(reference: object, *, position: int = -1, mask: Tensor | None = No
     expected = _at(logits_of(reference), position, mask).detach()
 
     def agrees(logits: Tensor) -> Tensor:
-        return (_highest(_alike(expected, logits), "agreement") == _highest(logits, "agreement")).float()
+        return (_highest(_match(expected, logits), "agreement") == _highest(logits, "agreement")).float()
 
     return Metric("agreement", agrees, position, mask)
 
 
 @checked
 def normalized(metric: Callable[[object], Tensor], clean: object, corrupted: object) -> "Normalized":
-    """`metric` on a scale on which the corrupted run has 0 and the clean run 1, both as means over the examples.
+    """`metric` on a linear scale on which the corrupted run is 0 and the clean run 1.
 
-    Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4. One scale for all examples: the mean of the normalized
-    metric is the normalized mean, and no example with a small difference blows up.
+    Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4. Both ends are means over the examples, so there is one
+    scale for all of them: the mean of the normalized metric is the normalized mean, and no example in which the two
+    runs are close is divided by a small number.
 
     Args:
         metric: any function of an output.
-        clean: a Run or an output.
-        corrupted: likewise.
+        clean: a Run or an output, whose mean becomes 1.
+        corrupted: a Run or an output, whose mean becomes 0.
 
     Raises:
         InterventionError: the metric is the same for both, or not finite.
@@ -197,14 +224,20 @@ def normalized(metric: Callable[[object], Tensor], clean: object, corrupted: obj
     if not (abs(high - low) > 0 and abs(high) < float("inf") and abs(low) < float("inf")):
         raise InterventionError(
             f"{name_of(metric)} is {high:.6g} in the clean and {low:.6g} in the corrupted run, which makes no scale; "
-            "choose inputs or a metric that tell the two apart."
+            "choose inputs or a metric for which the two differ."
         )
     return Normalized(metric, low, high)
 
 
 @dataclass(frozen=True, eq=False)
 class Normalized:
-    """`metric` on a scale on which `low` is 0 and `high` is 1."""
+    """A metric on a linear scale on which `low` is 0 and `high` is 1.
+
+    Attributes:
+        metric: a function of an output → `[batch]`.
+        low: the value that becomes 0.
+        high: the value that becomes 1.
+    """
 
     metric: Callable[[object], Tensor]
     low: float
@@ -213,6 +246,7 @@ class Normalized:
 
     @property
     def name(self) -> str:
+        """The name for tables and plots."""
         return f"normalized {name_of(self.metric).partition(' [')[0]}"
 
     def __call__(self, output: object) -> Tensor:
@@ -220,13 +254,13 @@ class Normalized:
 
 
 def name_of(metric: object) -> str:
-    """What tables and plots call a metric: its `name`, else that of the function."""
+    """Return the name of a metric for tables and plots: its `name`, else that of the function."""
     name = str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
     return "metric" if name == "<lambda>" else name.replace("_", " ")
 
 
 def _at(logits: Tensor, position: int, mask: Tensor | None) -> Tensor:
-    """`[batch, classes]`: the logits at the position, where there are several."""
+    """Return the logits at the position, `[batch, classes]`."""
     if not logits.is_floating_point() or logits.is_meta or logits.layout != torch.strided:
         raise InterventionError(
             f"{shown(logits)} ({logits.device}, {logits.layout}) holds no logits; measure the output of a model, or "
@@ -250,12 +284,12 @@ def _at(logits: Tensor, position: int, mask: Tensor | None) -> Tensor:
 
 
 def _chosen(values: Tensor, ids: Ids, what: str) -> Tensor:
-    """The mean of the values at `ids`, `[batch]`."""
+    """Return the mean of the values at `ids`, `[batch]`."""
     return reduce(values.gather(-1, _ids(ids, values, what)), "batch k -> batch", "mean")
 
 
 def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:
-    """`ids` as `[batch, k]`."""
+    """Return `ids` as `[batch, k]`, or raise InterventionError, in which `what` names them."""
     batch, classes = values.shape
     try:
         found = torch.as_tensor(ids, device=values.device)
@@ -274,10 +308,10 @@ def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:
 
 
 def _highest(logits: Tensor, what: str) -> Tensor:
-    """The class with the highest logit, of each example.
+    """Return the class with the highest logit of each example, `[batch]`.
 
     Raises:
-        InterventionError: logits that are NaN or infinite, of which one would be named all the same.
+        InterventionError: logits that are NaN or infinite, for which argmax would still return a class.
     """
     wrong = int(unanswered(logits).sum())
     if wrong:
@@ -288,7 +322,8 @@ def _highest(logits: Tensor, what: str) -> Tensor:
     return logits.argmax(-1)
 
 
-def _alike(expected: Tensor, logits: Tensor) -> Tensor:
+def _match(expected: Tensor, logits: Tensor) -> Tensor:
+    """Return the reference on the device of the logits, or raise if it has another shape."""
     if expected.shape != logits.shape:
         raise InterventionError(
             f"the reference has [batch, classes] = {list(expected.shape)} and the output {list(logits.shape)}; "
@@ -298,6 +333,7 @@ def _alike(expected: Tensor, logits: Tensor) -> Tensor:
 
 
 def _mean(metric: Callable[[object], Tensor], run: object) -> float:
+    """Return the mean of a metric over the examples of a Run or an output."""
     given = run if isinstance(metric, Metric) else getattr(run, "output", run)
     found = metric(given)
     if not isinstance(found, Tensor | float | int) or (isinstance(found, Tensor) and found.ndim > 1):

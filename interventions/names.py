@@ -1,8 +1,8 @@
-"""Text that goes out to terminals and pages, without what they would obey instead of show.
+"""Text for terminals and pages, with control characters escaped.
 
-Names of classes, files, columns and modules come from elsewhere, and may hold escape sequences that clear the screen,
-set its title or write elsewhere on it, marks that turn the direction of the text around, and halves of characters that
-cannot be encoded. Each is shown as Python writes it.
+Names of classes, files, columns and modules come from outside. They may hold escape sequences that clear the screen or
+set its title, marks that reverse the direction of the text, and lone surrogates that cannot be encoded. All of these
+are printed as Python writes them in a string literal.
 """
 
 import re
@@ -11,40 +11,52 @@ from functools import wraps
 from typing import Any
 
 LONGEST = 60  # name in a picture [characters]
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: object) -> str:
-    r"""A text with control characters, marks of direction and lone surrogates escaped; newlines and tabs stay.
+    r"""Return a text with control characters, direction marks and lone surrogates escaped; newlines and tabs stay.
 
     >>> print(printable("positive\x1b[2J"))
     positive\x1b[2J
     """
-    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def printed(method: Callable[[Any], str]) -> Callable[[Any], str]:
-    """A `__str__` or `__repr__` whose text is printable."""
+    r"""Return a `__str__` or `__repr__` whose text is printable.
+
+    >>> class Name(str):
+    ...     __repr__ = printed(str.__str__)
+    >>> Name("positive\x1b[2J")
+    positive\x1b[2J
+    """
 
     @wraps(method)
-    def told(self: Any) -> str:
+    def text_of(self: Any) -> str:
         return printable(method(self))
 
-    return told
+    return text_of
 
 
 def in_one_line(method: Callable[[Any], str]) -> Callable[[Any], str]:
-    """A `__str__` whose text is printable and one line: what is printed in it may be many."""
+    r"""Return a `__str__` whose text is printable and on one line, for messages that quote texts of several lines.
+
+    >>> class Message(str):
+    ...     __str__ = in_one_line(str.__str__)
+    >>> print(Message("a tensor\n   of NaN"))
+    a tensor of NaN
+    """
 
     @wraps(method)
-    def told(self: Any) -> str:
+    def text_of(self: Any) -> str:
         return printable(re.sub(r"\s*\n\s*", " ", method(self)))
 
-    return told
+    return text_of
 
 
 def shown(value: object) -> str:
-    """A value as a message names it, in at most 80 characters: tensors and networks by what they are.
+    """Return a value as an error quotes it, in at most 80 characters; a tensor by dtype and shape, a network by class.
 
     >>> shown("3"), shown(list(range(100)))
     ("'3'", '[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, …')
@@ -60,7 +72,7 @@ def shown(value: object) -> str:
 
 
 def label(text: object) -> str:
-    r"""A name in a picture: printable, on one line that leaves room for the rest, no formula between its dollars.
+    r"""Return a name as a picture shows it: one printable line of at most 60 characters, dollars not read as formulas.
 
     >>> print(label("$x$"))
     \$x\$

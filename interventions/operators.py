@@ -1,7 +1,8 @@
-"""What is written: operators are pure functions `(base, source, generator) -> value` on `[..., dims]` vectors.
+"""Operators: pure functions `(base, source, generator) -> value` that say what is written at a location.
 
-A callable of one's own with that signature is an operator too: it is given a source where there is one, and always with
-`needs_source = True` set on it.
+`base` is the activation there, `[..., dims]`, and the value has its shape. Any callable with that signature is an
+operator: it receives the source if the caller passes one, and None otherwise; with the attribute `needs_source = True`
+a call without a source is refused.
 """
 
 from collections.abc import Callable
@@ -23,18 +24,32 @@ Operator = Callable[[Tensor, Tensor | None, torch.Generator | None], Tensor]
 
 @dataclass(frozen=True)
 class Swap:
-    """The source's value: the interchange intervention (Geiger et al. 2021, arXiv:2106.02997, section 2)."""
+    """Write the source's activation: the interchange intervention (Geiger et al. 2021, arXiv:2106.02997, section 2).
+
+    >>> Swap()(torch.zeros(2), torch.ones(2), None)
+    tensor([1., 1.])
+    """
 
     needs_source: ClassVar[bool] = True
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return _given(self, source)
+        return _require_source(self, source)
 
 
 @checked
 @dataclass(frozen=True)
 class Interpolate:
-    """`base + weight · (source − base)`: weight 0 is the base, 1 the source, both exactly."""
+    """Write `base + weight · (source − base)`, which is exactly the base for weight 0 and the source for weight 1.
+
+    Args:
+        weight: the share of the source; a number or a tensor without axes, e.g. a parameter.
+
+    Raises:
+        InterventionError: a weight that is not one finite number.
+
+    >>> Interpolate(0.25)(torch.zeros(2), torch.ones(2), None)
+    tensor([0.2500, 0.2500])
+    """
 
     weight: float | Tensor
     needs_source: ClassVar[bool] = True
@@ -43,12 +58,16 @@ class Interpolate:
         _check_number(self, "weight", self.weight)
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return torch.lerp(base, _given(self, source), self.weight)
+        return torch.lerp(base, _require_source(self, source), self.weight)
 
 
 @dataclass(frozen=True)
 class Zero:
-    """Zeros: zero ablation."""
+    """Write zeros: zero ablation.
+
+    >>> Zero()(torch.ones(2), None, None)
+    tensor([0., 0.])
+    """
 
     needs_source: ClassVar[bool] = False
 
@@ -59,28 +78,35 @@ class Zero:
 @checked
 @dataclass(frozen=True, eq=False)
 class Mean:
-    """A mean in place of every vector: mean ablation.
+    """Write a mean in place of every vector: mean ablation.
 
     Args:
-        value: the mean to write, `[dims]` or a shape that expands to what is replaced, e.g. measured on a data set.
-            None: the mean over the real tokens of all examples of the source.
+        value: the mean to write, `[dims]` or any shape that expands to the activation; `mean_of` measures it on a data
+            set. None takes the mean over the real tokens of all examples of the source.
+
+    Raises:
+        InterventionError: a value with NaN, or without values; when called, one that does not fit the activation.
+
+    >>> Mean(torch.tensor([2.0, 4.0]))(torch.zeros(3, 2), None, None).tolist()
+    [[2.0, 4.0], [2.0, 4.0], [2.0, 4.0]]
     """
 
     value: Tensor | None = None
-    pools_source: ClassVar[bool] = True  # its source is one bag of vectors `[n, …, dims]`, not aligned with the base
+    pools_source: ClassVar[bool] = True  # its source is a set of vectors `[n, …, dims]`, not aligned with the base
 
     def __post_init__(self) -> None:
         _check_values(self, self.value)
 
     @property
     def needs_source(self) -> bool:
+        """True where the mean is that of the source."""
         return self.value is None
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         mean = (
-            reduce(_given(self, source), "n ... -> ...", "mean")
+            reduce(_require_source(self, source), "n ... -> ...", "mean")
             if self.value is None
-            else _fitted(self, self.value, base)
+            else _fit(self, self.value, base)
         )
         return mean.expand_as(base)
 
@@ -89,14 +115,20 @@ class Mean:
 @checked
 @dataclass(frozen=True, eq=False)
 class Add:
-    """`base + scale · value`: steering with a fixed vector.
+    """Write `base + scale · value`: activation addition, i.e. steering with a fixed vector.
 
     Turner et al. 2023 (arXiv:2308.10248), section 3.
 
     Args:
-        value: `[dims]`, or any shape that expands to what is replaced.
-        scale: how much of it; negative steers the other way.
-        renormalize: give each vector its old length back, so that only its direction changes.
+        value: `[dims]`, or any shape that expands to the activation.
+        scale: the factor of the value; a negative one steers the other way.
+        renormalize: rescale each vector to its old length, so that only its direction changes.
+
+    Raises:
+        InterventionError: a value with NaN, a scale that is not finite; when called, a value that does not fit.
+
+    >>> Add(torch.tensor([1.0, 0.0]), scale=2.0)(torch.zeros(2), None, None)
+    tensor([2., 0.])
     """
 
     value: Tensor
@@ -109,24 +141,30 @@ class Add:
         _check_values(self, self.value)
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        steered = base + self.scale * _fitted(self, self.value, base)
+        steered = base + self.scale * _fit(self, self.value, base)
         if not self.renormalize:
             return steered
         # In fp32: the squares of half precision overflow from 256 on.
-        hidden = ~_counts(base)
-        length, new = (x.masked_fill(hidden, 0).float().norm(dim=-1, keepdim=True) for x in (base, steered))
+        masked = ~_is_unmasked(base)
+        length, new = (x.masked_fill(masked, 0).float().norm(dim=-1, keepdim=True) for x in (base, steered))
         return (steered * (length / new.clamp_min(torch.finfo(new.dtype).tiny))).to(base.dtype)
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """`base + z`, z ~ N(0, σ²): Gaussian noise, as in causal tracing (Meng et al. 2022, arXiv:2202.05262, section 2.1).
+    """Write `base + z` with z ~ N(0, σ²): the corruption of causal tracing (Meng et al. 2022, arXiv:2202.05262, 2.1).
 
     Args:
-        sigma: standard deviation in units of each vector's own root mean square over its dims (detached).
-        relative: False for absolute units.
-        normal: standard normal draws to use instead of new ones, of the shape of what is replaced.
+        sigma: the standard deviation, in units of each vector's own root mean square over its dims (detached).
+        relative: False takes sigma in the units of the activation instead.
+        normal: standard normal numbers to use instead of new draws, of a shape that expands to the activation.
+
+    Raises:
+        InterventionError: a sigma that is negative or not finite; normal numbers that are not finite.
+
+    >>> Noise(0.5, normal=torch.tensor([1.0, -1.0]))(torch.tensor([3.0, 3.0]), None, None)
+    tensor([4.5000, 1.5000])
     """
 
     sigma: float | Tensor
@@ -144,15 +182,21 @@ class Noise:
 @checked
 @dataclass(frozen=True, eq=False)
 class Mixup:
-    """`keep · base + (1 − keep) · z`, z ~ N(0, σ²): a mixture with a random vector, no source run needed.
+    """Write `keep · base + (1 − keep) · z` with z ~ N(0, σ²): a mixture with a random vector, without a source run.
 
-    "Two Improvements to Causal Distillation", section on mixup. keep 1 is the identity.
+    "Two Improvements to Causal Distillation", section on mixup. With keep 1 the activation does not change.
 
     Args:
-        sigma: standard deviation in units of each vector's own root mean square over its dims (detached).
-        keep: the share of the base.
-        relative: False for absolute units.
-        normal: standard normal draws to use instead of new ones, of the shape of what is replaced.
+        sigma: the standard deviation, in units of each vector's own root mean square over its dims (detached).
+        keep: the share of the base, between 0 and 1.
+        relative: False takes sigma in the units of the activation instead.
+        normal: standard normal numbers to use instead of new draws, of a shape that expands to the activation.
+
+    Raises:
+        InterventionError: as `Noise`; or a keep outside of 0 to 1.
+
+    >>> Mixup(1.0, keep=0.75, normal=torch.tensor([1.0, -1.0]))(torch.tensor([4.0, 4.0]), None, None)
+    tensor([4., 2.])
     """
 
     sigma: float | Tensor
@@ -182,7 +226,7 @@ def _check_number(op: object, name: str, value: float | Tensor) -> None:
 
 
 def _check_values(op: object, value: Tensor | None) -> None:
-    """Raise for a tensor that has nothing to write; −∞ is what a mask is made of."""
+    """Raise InterventionError for a tensor without values or with NaN; −∞ is allowed, as masks hold it."""
     if value is None:
         return
     if value.is_meta or value.is_complex() or value.layout != torch.strided:
@@ -192,12 +236,13 @@ def _check_values(op: object, value: Tensor | None) -> None:
         )
     if value.isnan().any():
         raise InterventionError(
-            f"{type(op).__name__} was given {shown(value)} of which {int(value.isnan().sum())} are NaN; see what they "
-            "were made of."
+            f"{type(op).__name__} was given {shown(value)} with {int(value.isnan().sum())} entries that are NaN; check "
+            "how it was computed."
         )
 
 
 def _check_draws(op: "Noise | Mixup") -> None:
+    """Raise InterventionError for a standard deviation or normal numbers that cannot be used."""
     name = type(op).__name__
     _check_number(op, "sigma", op.sigma)
     if not 0 <= op.sigma < inf:
@@ -207,7 +252,8 @@ def _check_draws(op: "Noise | Mixup") -> None:
         raise InterventionError(f"{name}(normal={shown(op.normal)}) holds infinite draws; write torch.randn(…).")
 
 
-def _given(op: object, source: Tensor | None) -> Tensor:
+def _require_source(op: object, source: Tensor | None) -> Tensor:
+    """Return the source, or raise InterventionError if it is None."""
     if source is None:
         raise InterventionError(
             f"{type(op).__name__} takes from a source and none was given; pass source=inputs or a Run."
@@ -216,31 +262,32 @@ def _given(op: object, source: Tensor | None) -> Tensor:
 
 
 def _gaussian(op: Noise | Mixup, base: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw z ~ N(0, σ²) of the shape of `base`, or scale the normal numbers that the operator holds."""
     if op.normal is None:
         device = base.device if generator is None else generator.device
         normal = torch.randn(base.shape, generator=generator, device=device, dtype=base.dtype).to(base.device)
     else:
-        normal = _fitted(op, op.normal, base)
+        normal = _fit(op, op.normal, base)
     if not op.relative:
         return op.sigma * normal
     return op.sigma * _rms(base.detach()).to(base.dtype) * normal
 
 
-def _counts(base: Tensor) -> Tensor:
-    """Which entries are numbers, and not the lowest one that a mask puts into attention scores."""
+def _is_unmasked(base: Tensor) -> Tensor:
+    """Return True for each entry that is not masked, i.e. not near the lowest number of its dtype."""
     return base > torch.finfo(base.dtype).min / 4
 
 
 def _rms(base: Tensor) -> Tensor:
-    """Of each vector. Masked attention scores, which are the lowest number there is, do not count."""
-    real = _counts(base)
+    """Return the root mean square of each vector, `[..., 1]`, without its masked entries (of attention scores)."""
+    real = _is_unmasked(base)
     # Squared in fp32: half precision overflows from 256 on.
     squares = base.masked_fill(~real, 0).float().square()
     return (squares.sum(-1, keepdim=True) / real.sum(-1, keepdim=True).clamp_min(1)).sqrt()
 
 
-def _fitted(op: object, value: Tensor, base: Tensor) -> Tensor:
-    """`value` on the device and in the dtype of `base`, if it expands to its shape."""
+def _fit(op: object, value: Tensor, base: Tensor) -> Tensor:
+    """Return `value` on the device and in the dtype of `base`, or raise if it does not expand to its shape."""
     try:
         value.expand(base.shape)
     except RuntimeError as error:

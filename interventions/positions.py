@@ -1,11 +1,11 @@
-"""Where in the data: which tokens (pixels of a feature map) of each example, counted over real tokens only.
+"""Positions: which tokens of each example (or pixels of a feature map) are meant, counted over real tokens only.
 
-The tokens are those of the place: of the text, of an encoder, or patches, frames and queries beside the text. The
-padding mask of a call counts where it is the mask of these tokens: of as many, or of the frames that convolutions
-make tokens of. It is neither cut nor filled up. A mask without padding says that all tokens are real. Beside the
-text, in the tower of images or sounds, all tokens count if no mask of theirs is given. Where a text was made into
-another number of tokens (padded to windows, pooled, with an image before it) and padding is in its mask, counting is
-refused, and a boolean mask says which are meant.
+Positions count the tokens at the location: those of the text, of an encoder, or the patches, frames and queries of an
+image or a sound. Which of them are real is read from the padding mask of the call, if that mask belongs to these
+tokens: it has one entry for each, or for each frame that convolutions turn into tokens. A mask is never cut or padded
+to fit, and one without padding makes all tokens real. In the tower of images or sounds all tokens are real if no mask
+for them is passed. Where the model changes the number of tokens of a text (pads it to windows, pools it, puts an image
+before it) and its mask has padding, counting raises an error; a boolean mask over all tokens then says which are meant.
 """
 
 from collections.abc import Mapping, Sequence, Set
@@ -25,31 +25,40 @@ Positions = int | slice | range | Sequence[int] | Sequence[Sequence[int]] | Tens
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Chosen places of a `[batch, token]` grid, row by row: entry j is token `columns[j]` of example `rows[j]`."""
+    """Selected tokens of a `[batch, token]` grid, row by row: entry j is token `columns[j]` of example `rows[j]`.
+
+    Attributes:
+        rows: `[n]`, the number of the example.
+        columns: `[n]`, the number of the token, padding counted.
+    """
 
     rows: Int[Tensor, " n"]
     columns: Int[Tensor, " n"]
 
     def to(self, device: torch.device) -> "Selection":
-        """The same on a device."""
+        """Return this selection on a device."""
         return Selection(self.rows.to(device), self.columns.to(device))
 
     def counts(self, batch: int) -> Int[Tensor, " batch"]:
-        """How many places of each example are chosen."""
+        """Return the number of selected tokens of each example, `[batch]`."""
         return torch.bincount(self.rows, minlength=batch)
 
 
 def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection:
-    """The places that `positions` names among the real tokens.
+    """Return the tokens that `positions` names, counted over the real tokens of each example.
 
     Args:
-        positions: an int (−1 is the last real token), a slice, a list or 1-D tensor of ints (the same for every
-            example), a `[batch, k]` integer tensor or a list of `batch` lists (each example's own), all counted over
-            the real tokens of each example, left or right padded; or a `[batch, token]` boolean mask over all columns.
-        real: True where a token is not padding.
+        positions: an int (−1 is the last real token), a slice, a list or 1-D tensor of ints, the same for every
+            example; or a `[batch, k]` integer tensor or a list of `batch` lists, one row for each example. Padding, on
+            the left or the right, is not counted. Or a `[batch, token]` boolean mask over all tokens.
+        real: `[batch, token]`, True where a token is not padding.
 
     Raises:
         InterventionError: a position outside an example, on padding, or named twice; a tensor of another shape.
+
+    >>> real = torch.tensor([[False, True, True], [True, True, True]])  # the first example is padded on the left
+    >>> select([0, -1], real).columns.tolist(), select([0, -1], real).rows.tolist()
+    ([1, 2, 0, 2], [0, 0, 1, 1])
     """
     if not isinstance(real, Tensor) or real.dtype != torch.bool or real.ndim != 2:
         raise InterventionError(
@@ -57,26 +66,28 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
             "attention_mask.bool()."
         )
     if is_mask(positions):
-        return _from_mask(positions, real)
+        return _select_by_mask(positions, real)
     numbers, rows = _numbers(positions, real)
     if not numbers.numel():
-        raise InterventionError(f"positions={_short(positions)} selects nothing; leave positions out for all of them.")
+        raise InterventionError(
+            f"positions={_shorten(positions)} selects nothing; leave positions out for all of them."
+        )
     lengths = real.sum(1)[rows]
     absolute = torch.where(numbers < 0, numbers + lengths, numbers)
     _check_range(positions, numbers, rows, lengths, real.shape[1])
-    # The j-th real token of a row stands in the column where the running count of real tokens first reaches j + 1.
+    # A stable sort puts the columns of the real tokens first, in their order: entry j is the column of real token j.
     order = torch.argsort((~real).int(), dim=1, stable=True)
     columns = order[rows, absolute]
     if torch.unique(rows * real.shape[1] + columns).numel() < columns.numel():
-        raise InterventionError(f"positions={_short(positions)} names a token twice in one example; name each once.")
+        raise InterventionError(f"positions={_shorten(positions)} names a token twice in one example; name each once.")
     return Selection(rows, columns)
 
 
 def check_positions(positions: Positions) -> None:
-    """Raise for what names no positions in any batch.
+    """Raise for positions that are invalid for every batch, before there is one.
 
     Raises:
-        InterventionError: it is nothing that `select` takes.
+        InterventionError: `positions` is of no type that `select` takes.
     """
     if positions is None or is_mask(positions):
         return
@@ -89,7 +100,9 @@ def check_positions(positions: Positions) -> None:
     several = isinstance(positions, Sequence) and not isinstance(positions, str | range)
     batch = len(positions) if several and isinstance(positions, Sequence) else 1
     if not any(_rows_of(positions, batch)):
-        raise InterventionError(f"positions={_short(positions)} selects nothing; leave positions out for all of them.")
+        raise InterventionError(
+            f"positions={_shorten(positions)} selects nothing; leave positions out for all of them."
+        )
 
 
 def _check_slice(positions: slice) -> None:
@@ -99,11 +112,11 @@ def _check_slice(positions: slice) -> None:
 
 
 def is_mask(positions: Positions) -> TypeGuard[Tensor]:
-    """Whether positions are given as a mask over all tokens, padding included: nothing is counted then."""
+    """Return whether positions are a boolean mask over all tokens, padding included, in which nothing is counted."""
     return isinstance(positions, Tensor) and positions.dtype == torch.bool
 
 
-def _from_mask(mask: Tensor, real: Tensor) -> Selection:
+def _select_by_mask(mask: Tensor, real: Tensor) -> Selection:
     if mask.shape != real.shape:
         raise InterventionError(
             f"positions is a mask of shape {list(mask.shape)} and the activation has [batch, token] = "
@@ -125,7 +138,7 @@ def _from_mask(mask: Tensor, real: Tensor) -> Selection:
 
 
 def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers asked for and the example each belongs to, before they are turned into columns."""
+    """Return the position numbers, still counted over real tokens, and the example of each, both `[n]`."""
     batch, device = len(real), real.device
     if isinstance(positions, slice):
         _check_slice(positions)
@@ -151,6 +164,7 @@ def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _rows_of(positions: Any, batch: int) -> list[list[int]]:
+    """Return the position numbers of each example."""
     if isinstance(positions, Tensor):
         if positions.is_floating_point() or positions.ndim > 1:
             raise InterventionError(
@@ -173,7 +187,7 @@ def _rows_of(positions: Any, batch: int) -> list[list[int]]:
             per_row = [[_whole(p) for p in positions]] * batch
     except (TypeError, AttributeError) as error:
         raise InterventionError(
-            f"positions={_short(positions)} is not understood; give an int, a slice, a list, a [batch, k] tensor, a "
+            f"positions={_shorten(positions)} is not understood; give an int, a slice, a list, a [batch, k] tensor, a "
             "list of lists or a boolean [batch, token] mask."
         ) from error
     return per_row
@@ -186,6 +200,7 @@ def _whole(number: Any) -> int:
 
 
 def _check_range(positions: Positions, numbers: Tensor, rows: Tensor, lengths: Tensor, width: int) -> None:
+    """Raise InterventionError for numbers beyond the real tokens of their example."""
     wrong = (numbers < -lengths) | (numbers >= lengths)
     if not wrong.any():
         return
@@ -194,12 +209,13 @@ def _check_range(positions: Positions, numbers: Tensor, rows: Tensor, lengths: T
     number, row, length = int(numbers[first]), int(rows[first]), int(lengths[first])
     fault = "padding" if -width <= number < width else "no token"
     raise InterventionError(
-        f"positions={_short(positions)} names {fault} in {len(examples)} of {int(rows.max()) + 1} examples (first: "
+        f"positions={_shorten(positions)} names {fault} in {len(examples)} of {int(rows.max()) + 1} examples (first: "
         f"position {number} of row {row}, length {length}); count from the end with positions=-1, or give each row "
         "its own."
     )
 
 
-def _short(positions: object) -> str:
+def _shorten(positions: object) -> str:
+    """Return the positions as an error quotes them, in at most 40 characters."""
     text = f"tensor{list(positions.shape)}" if isinstance(positions, Tensor) else repr(positions)
     return text if len(text) <= 40 else text[:37] + "…"

@@ -1,4 +1,4 @@
-"""Names of the version before, which work for one version and warn: of arguments, attributes and functions."""
+"""Deprecated names of arguments, attributes and functions: they work for one more version, with a warning."""
 
 import inspect
 import warnings
@@ -12,30 +12,31 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def renamed(*by_place: str, **names: str) -> Callable[[F], F]:
-    """Return a decorator that takes arguments as the version before did, with a DeprecationWarning.
+    """Return a decorator that also takes arguments as the version before did, with a DeprecationWarning.
 
-    It stands above `checked`. Of a class the old names are attributes too.
+    Write it above `checked`. On a class, the old names also become attributes.
 
     Args:
-        by_place: keywords that could be given by place, behind what still can, in this order.
-        names: {the keyword before: the keyword now}.
+        by_place: names of keyword-only parameters that used to be positional too, in that order, after those that
+            still are.
+        names: {old keyword: new keyword}.
 
     >>> @renamed(colour="color")
     ... def painted(wall: str, *, color: str = "red") -> str:
     ...     return f"{wall} in {color}"
-    >>> with warnings.catch_warnings(record=True) as said:
+    >>> with warnings.catch_warnings(record=True) as caught:
     ...     warnings.simplefilter("always")
     ...     painted("north", colour="blue")
     'north in blue'
-    >>> print(said[0].message)
+    >>> print(caught[0].message)
     painted(colour=…) is deprecated; write color=….
     """
 
     def decorate(called: F) -> F:
         if not isinstance(called, type):
-            return _renamed(called, called, by_place, names)
+            return _accept_old(called, called, by_place, names)
         made: Any = called
-        made.__init__ = _renamed(made.__init__, made, by_place, names)
+        made.__init__ = _accept_old(made.__init__, made, by_place, names)
         for before, now in names.items():
             setattr(made, before, _attribute(made.__name__, before, now))
         return called
@@ -44,7 +45,12 @@ def renamed(*by_place: str, **names: str) -> Callable[[F], F]:
 
 
 def renamed_in(module: str, **names: str) -> Callable[..., Any]:
-    """Return a `__getattr__` of a module for what has another name now: {the name before: the path of the new one}."""
+    """Return a `__getattr__` for a module whose names have changed, which warns and hands on the new object.
+
+    Args:
+        module: the name of the module, for the warning.
+        names: {old name: full dotted path of the new one}.
+    """
 
     def get(name: str, stacklevel: int = 3) -> Any:
         if name not in names:
@@ -56,7 +62,8 @@ def renamed_in(module: str, **names: str) -> Callable[..., Any]:
     return get
 
 
-def _renamed(function: Any, called: Any, by_place: tuple[str, ...], names: Mapping[str, str]) -> Any:
+def _accept_old(function: Any, called: Any, by_place: tuple[str, ...], names: Mapping[str, str]) -> Any:
+    """Return the function with old keywords translated and warned of; `called` is the function or class to name."""
     parameters, name = inspect.signature(function).parameters.values(), called.__name__
     places = sum(each.kind is each.POSITIONAL_OR_KEYWORD for each in parameters)
 
@@ -72,7 +79,7 @@ def _renamed(function: Any, called: Any, by_place: tuple[str, ...], names: Mappi
             _deprecate(f"{name}({before}=…) is deprecated; write {names[before]}=….")
             named[names[before]] = kwargs.pop(before)
         twice = next((each for each in named if each in kwargs), None)
-        if twice is not None and not is_dataclass(called):  # whose `replace` gives every field
+        if twice is not None and not is_dataclass(called):  # `dataclasses.replace` passes every field
             raise TypeError(f"{name}() got multiple values for argument {twice!r}")
         return function(*args, *more[len(by_place) :], **{**kwargs, **named})
 
@@ -87,6 +94,6 @@ def _attribute(owner: str, before: str, now: str) -> property:
     return property(get, doc=f"`{now}`, as the version before called it.")
 
 
-def _deprecate(said: str, stacklevel: int = 3) -> None:
-    """Warn whoever called the function that calls this one."""
-    warnings.warn(said, DeprecationWarning, stacklevel=stacklevel)
+def _deprecate(message: str, stacklevel: int = 3) -> None:
+    """Issue a DeprecationWarning at the line that called the function which calls this one."""
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)

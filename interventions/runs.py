@@ -1,4 +1,4 @@
-"""Runs of a model: with its activations kept, with some of them replaced, or both."""
+"""Runs of a model that keep activations: `run`, `run_to` and `record`."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,31 +47,40 @@ def run(
     answers: Answers | None = None,
     remote: bool | str = False,
 ) -> Run:
-    """Run `model` on `inputs`, unmodified, and keep its activations `at` the locations.
+    """Run `model` on `inputs`, unmodified, and return the output with the activations `at` the locations.
 
-    Models that can return a cache are run without, unless the inputs say `use_cache=True`.
+    Models that can return a cache run without one, unless the inputs hold `use_cache=True`.
 
     Args:
+        model: a torch model, or one of nnsight.
         inputs: a mapping (keywords), a tuple (positional arguments) or a tensor.
-        at: locations to keep. Others are fetched when they are asked for.
+        at: a Location or several, whose activations to keep. Others are computed by another run when they are read.
         resumable: also keep what every block returns (references, no copies), so that interchanges can resume from
             there and block outputs need no second run.
         detach: cut the kept activations off from the graph.
-        device: where to store the kept activations; None is where they are.
-        keep: a function of the output that gives what is kept of it, e.g. a metric: nothing else comes back from a
-            remote model.
-        answers: what of the output is the answer, `run(…).logits`: a name, an index or a function of the output. None
-            is `output.logits`, the output itself if it is a tensor, or the only tensor in it that is no scalar.
-        remote: of a model of nnsight, where it runs: True is the host that nnsight is configured for, else its address,
-            or "local" to try that out here.
+        device: where to store the kept activations; None leaves them where they are.
+        keep: a function of the output that returns what to keep of it, e.g. a metric. From a remote model nothing else
+            is sent back.
+        answers: the part of the output that is the answer, `run(…).logits`: a name, an index or a function of the
+            output. None is `output.logits`, the output itself if it is a tensor, or its only tensor that is no scalar.
+        remote: for a model of nnsight, where it runs: True is the host that nnsight is configured for, a text the
+            address of a host, and "local" this process, by the same way as on a host.
+
+    Returns:
+        A Run: `output`, `logits`, `inputs`, and `activations[location]`.
 
     Raises:
         InterventionError: a location that does not exist, or never ran.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+    >>> done = run(net, torch.ones(4, 2), Location(module="0"))
+    >>> done.output.shape, done.activations[Location(module="0")].shape
+    (torch.Size([4, 3]), torch.Size([4, 3]))
     """
     answers = None if answers is None else rule_in(answers)
-    if (elsewhere := traced(model, remote)) is not None:
-        there = elsewhere.run(model, inputs, locations_of(at), detach=detach, device=device, keep=keep, remote=remote)
-        return there if answers is None else replace(there, answers=answers)
+    if (tracing := traced(model, remote)) is not None:
+        done = tracing.run(model, inputs, locations_of(at), detach=detach, device=device, keep=keep, remote=remote)
+        return done if answers is None else replace(done, answers=answers)
     check_inputs(inputs)
     model, found = module_of(model), architecture(model)
     inputs = without_cache(found, inputs)
@@ -92,16 +101,26 @@ def run(
 
 @checked
 def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = False) -> Run:
-    """A run that stops after the last of the locations `at`: a source for interchanges. Its output is None.
+    """Run `model` until the last of the locations `at`, and return a Run with output None: a source for interchanges.
+
+    Args:
+        model: a torch model, or one of nnsight.
+        inputs: as in `run`.
+        at: a Location or several, at least one.
+        remote: as in `run`.
 
     Raises:
-        InterventionError: as `run`.
+        InterventionError: as `run`; or no location is named.
+
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
+    >>> run_to(net, torch.ones(4, 2), Location(module="0")).output is None
+    True
     """
     locations, found = locations_of(at), architecture(model)
     if not locations:
         raise InterventionError("at= names no location to stop at; write at=[Location(3)], or run(model, inputs).")
-    if (elsewhere := traced(model, remote)) is not None:
-        return elsewhere.run_to(model, inputs, locations, remote=remote)
+    if (tracing := traced(model, remote)) is not None:
+        return tracing.run_to(model, inputs, locations, remote=remote)
     check_inputs(inputs)
     activations = read(module_of(model), inputs, list(dict.fromkeys(location.whole for location in locations)))
     activations.fetch_with(lambda location, kept: part_of(kept[location.whole], location, found.place(location)))
@@ -109,13 +128,13 @@ def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = Fals
 
 
 def traced(model: Model, remote: bool | str = False) -> Any:
-    """`interventions.tracing` for a model of nnsight, else None.
+    """Return the module `interventions.tracing` for a model of nnsight, and None for any other.
 
     Raises:
-        InterventionError: `remote` for another model.
+        InterventionError: `remote` is set for a model that is not of nnsight.
     """
     if is_traced(model):
-        from interventions import tracing  # the one that comes later: it imports nnsight, which changes torch
+        from interventions import tracing  # not before it is needed: nnsight changes torch on import
 
         return tracing
     if remote or remote == "":
@@ -129,7 +148,9 @@ def traced(model: Model, remote: bool | str = False) -> Any:
 def as_run(
     model: Model, given: Inputs | Run, at: Where = (), *, resumable: bool = True, remote: bool | str = False
 ) -> Run:
-    """A run that has the activations `at`: of the inputs given, or the Run given, which runs again for what it lacks.
+    """Return a Run with the activations `at` the locations: a new one of inputs, or a given one, completed.
+
+    What a given Run lacks is computed by running its inputs again.
 
     Raises:
         InterventionError: as `run`; or a Run of another model, or older than its weights.
@@ -139,7 +160,7 @@ def as_run(
     if given.model is not model:
         raise InterventionError(
             f"a run of another model ({type(given.model).__name__}) was given; run it on this one: run(model, inputs), "
-            "or where it is a source, say that activations are taken from that one: source_model=other."
+            "or, to take a source from that model, write source_model=other."
         )
     given.check_fresh()
     found, states, wanted = architecture(model), given.recording, locations_of(at)
@@ -153,7 +174,7 @@ def as_run(
 
 
 def check_device(device: torch.device | str | int | None) -> None:
-    """Raise for a device that torch does not know, or that is not there."""
+    """Raise InterventionError for a device that torch does not know, or that this machine lacks."""
     if device is None:
         return
     try:
@@ -164,10 +185,13 @@ def check_device(device: torch.device | str | int | None) -> None:
 
 
 def check_eval(model: Model, remote: bool | str = False) -> None:
-    """Raise in train mode, where dropout would differ between runs that are compared; what is elsewhere is a host's."""
+    """Raise InterventionError for a model in train mode, where dropout differs between the runs that are compared.
+
+    A remote model is not checked: hosts hold their models in eval mode.
+    """
     architecture(model)
-    if (elsewhere := traced(model, remote)) is not None and not remote:
-        elsewhere.load(model)
+    if (tracing := traced(model, remote)) is not None and not remote:
+        tracing.load(model)
     if not remote and any(module.training for module in module_of(model).modules()):
         raise InterventionError(
             "the model is in train mode, where dropout differs from run to run; call model.eval() first."
@@ -179,7 +203,19 @@ def check_eval(model: Model, remote: bool | str = False) -> None:
 def record(
     model: Model, at: Where, *, detach: bool = False, device: torch.device | str | int | None = None
 ) -> Iterator[Activations]:
-    """Keep the activations `at` the locations of the ordinary calls inside the block.
+    """Record the activations `at` the locations in the ordinary calls inside the block.
+
+    Args:
+        model: a torch model, or one of nnsight.
+        at: a Location or several.
+        detach: cut the activations off from the graph.
+        device: where to store the activations; None leaves them where they are.
+
+    Yields:
+        Activations, a mapping that fills up as the calls run: `activations[location]`.
+
+    Raises:
+        InterventionError: a location that does not exist, or never ran inside the block.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU())
     >>> with record(net, Location(module="0")) as activations:
@@ -187,8 +223,8 @@ def record(
     >>> activations[Location(module="0")].shape
     torch.Size([4, 3])
     """
-    if (elsewhere := traced(model)) is not None:
-        with elsewhere.record(model, locations_of(at), detach=detach, device=device) as activations:
+    if (tracing := traced(model)) is not None:
+        with tracing.record(model, locations_of(at), detach=detach, device=device) as activations:
             yield activations
         return
     check_device(device)

@@ -1,8 +1,8 @@
-"""When, in a generation: which tokens of a call are written, by the step at which they were first read.
+"""Steps of a generation: which tokens of a call are written, by the step at which the model first read them.
 
-Step 0 is the prompt, step k the k-th generated token, read back to generate the next. Tokens belong to steps, and
-not calls: so a model that generates without a cache, and reads the whole sequence again for every token, computes the
-same as one with a cache.
+Step 0 is the prompt, and step k the k-th generated token, which the model reads to generate the next one. Steps belong
+to tokens and not to calls. So a model that generates without a cache, reading the whole sequence again for every token,
+computes the same as one with a cache.
 """
 
 import re
@@ -28,10 +28,13 @@ Steps = int | slice | range | Iterable[int] | None
 
 
 def parse_steps(steps: object) -> slice | frozenset[int] | None:
-    """`steps` in a form that `is_in` takes.
+    """Return `steps` as a slice or a set of numbers; None, all steps, stays None.
 
     Raises:
-        InterventionError: no whole numbers from 0 on, or none at all.
+        InterventionError: `steps` is empty, or holds something else than whole numbers from 0 on.
+
+    >>> sorted(parse_steps([2, 1])), parse_steps(slice(1, None))
+    ([1, 2], slice(1, None, None))
     """
     if steps is None:
         return steps
@@ -42,12 +45,11 @@ def parse_steps(steps: object) -> slice | frozenset[int] | None:
                 raise TypeError("not a number, or a step of 0")
             return steps
         steps = listed(steps) if isinstance(steps, Tensor) else steps
-        given: list[Any] = (
-            list(steps) if isinstance(steps, Iterable) and not isinstance(steps, Mapping | bytes) else [steps]
-        )
-        if not all(map(is_whole, given)):
+        several = isinstance(steps, Iterable) and not isinstance(steps, Mapping | bytes)
+        entries: list[Any] = list(steps) if several else [steps]  # type: ignore[call-overload]
+        if not all(map(is_whole, entries)):
             raise TypeError("not a number")
-        numbers = frozenset(index(each) for each in given)
+        numbers = frozenset(index(each) for each in entries)
     except TypeError as error:
         raise InterventionError(
             f"steps={shown(steps)} are not whole numbers; write steps=0 for the prompt, steps=[1, 2] or "
@@ -62,14 +64,14 @@ def parse_steps(steps: object) -> slice | frozenset[int] | None:
 
 
 def steps_text(steps: slice | frozenset[int] | None) -> str:
-    """The steps as one writes them."""
+    """Return parsed steps as a user writes them: `0`, `[1, 2]` or `slice(1, None, None)`."""
     if not isinstance(steps, frozenset):
         return repr(steps)
     return str(min(steps)) if len(steps) == 1 else str(sorted(steps))
 
 
 def is_in(step: int, steps: slice | frozenset[int] | None) -> bool:
-    """Whether a step is among those chosen."""
+    """Return whether a step is among the parsed `steps`."""
     if isinstance(steps, slice):
         return step in range(*steps.indices(step + 1))
     return steps is None or step in steps
@@ -77,15 +79,16 @@ def is_in(step: int, steps: slice | frozenset[int] | None) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Span:
-    """The tokens of a sequence that one activation holds.
+    """The tokens of the sequence that one activation holds.
 
     Attributes:
-        real: which tokens of the sequence are no padding; it reaches to the end of the prompt at least. All of them
-            where nobody asks.
-        total: how long the sequence is so far.
-        offset: how many tokens come before those of the activation.
-        new: how many were read in earlier calls; an activation that holds them again (keys) is written only beyond.
-        prompt: how many were not generated; None where that is not known.
+        real: True for each token of the sequence that is no padding, up to the end of the prompt at least. Where
+            nothing is counted, all are taken for real.
+        total: the length of the sequence so far.
+        offset: the number of tokens before the first of the activation.
+        new: the number of tokens read in earlier calls. An activation that holds them again, as keys and values from
+            a cache do, is written only from there on.
+        prompt: the length of the prompt; None where it is not known.
     """
 
     real: Bool[Tensor, "batch token"]
@@ -95,12 +98,12 @@ class Span:
     prompt: int | None
 
     def step_of(self, column: int) -> int:
-        """The step at which a token was read."""
+        """Return the step at which a token, counted from the start of the sequence, was first read."""
         return 0 if self.prompt is None or column < self.prompt else column - self.prompt + 1
 
 
 def everything(span: Span, steps: slice | frozenset[int] | None) -> Selection | None:
-    """The tokens of the activation that belong to `steps`; None if that is all of it."""
+    """Return the tokens of the activation that belong to `steps`; None if these are all of them."""
     columns = [c for c in range(span.offset, span.total) if c >= span.new and is_in(span.step_of(c), steps)]
     if len(columns) == span.total - span.offset:
         return None
@@ -112,14 +115,15 @@ def everything(span: Span, steps: slice | frozenset[int] | None) -> Selection | 
 def chosen(
     span: Span, steps: slice | frozenset[int] | None, positions: Positions
 ) -> list[tuple[Selection, Bool[Tensor, " n"]]]:
-    """For each step of the activation: what `positions` names then, in columns of the sequence, and which of it is new.
+    """Return, for each of `steps` in the activation, the tokens that `positions` selects and which of them are new.
 
-    Positions count over the sequence as it is at each step: −1 is each token as it comes.
+    Positions count over the sequence as it is at that step, so −1 selects each generated token in turn. Columns count
+    from the start of the sequence; a token is new if this call reads it for the first time.
     """
     parts = []
     for start, end in _ends(span):
         if is_in(span.step_of(end - 1), steps):
-            named = select(_until(positions, end, span.prompt), span.real[:, :end])
+            named = select(_extend_mask(positions, end, span.prompt), span.real[:, :end])
             new = (named.columns >= max(start, span.offset, span.new)) & (named.columns < min(end, span.total))
             if new.any():
                 parts.append((named, new))
@@ -127,7 +131,7 @@ def chosen(
 
 
 def _ends(span: Span) -> list[tuple[int, int]]:
-    """The first column, and the one behind the last, of each step that the activation holds new tokens of."""
+    """Return the first column, and the one after the last, of each step with new tokens in the activation."""
     if span.prompt is None or span.total <= span.prompt:
         return [(0, span.real.shape[1])]
     first = max(span.offset, span.new)
@@ -135,8 +139,8 @@ def _ends(span: Span) -> list[tuple[int, int]]:
     return ([(0, span.prompt)] if first < span.prompt else []) + generated
 
 
-def _until(positions: Positions, end: int, prompt: int | None) -> Positions:
-    """A mask over the prompt says no to what is generated."""
+def _extend_mask(positions: Positions, end: int, prompt: int | None) -> Positions:
+    """Return the positions at a step that ends at `end`: a mask over the prompt is extended by False."""
     if is_mask(positions) and positions.ndim == 2 and prompt is not None and positions.shape[1] == prompt < end:
         return torch.nn.functional.pad(positions, (0, end - prompt))
     return positions
@@ -145,19 +149,22 @@ def _until(positions: Positions, end: int, prompt: int | None) -> Positions:
 def span_of(
     vectors: Tensor, place: Place, call: Call | None, arguments: Sequence[Mapping[str, object]], positions: Positions
 ) -> Span:
-    """The tokens that `vectors`, `[batch, token, …]`, are of, in a call of the model.
+    """Return the tokens of the sequence that `vectors`, `[batch, token, …]`, hold in one call of the model.
 
-    Past, prompt and generated tokens are those of the call where the place holds the sequence that it reads. Elsewhere
-    all tokens are there from the start. It is on the CPU: counting positions asks for many single numbers, and each
-    would wait for the device.
+    If the place holds the sequence that the call reads, past, prompt and generated tokens are those of the call. In an
+    encoder all tokens are there from the start. Its tensors are on the CPU, as counting positions reads many single
+    numbers, each of which would wait for the device.
 
     Args:
-        call: the call that is going on; None for a run by itself, as that of a source.
-        arguments: what the model, and then what `generate` was called with, in which the padding mask is.
-        positions: what is counted; with None padding does not matter, and a mask may name tokens of which nobody knows.
+        vectors: the activation.
+        place: where it is in the model.
+        call: the call in progress; None for a run of its own, such as that of a source.
+        arguments: those of the model, and then those of `generate`; the padding mask is looked up in them, in order.
+        positions: the positions to be counted. With None padding does not matter, and a boolean mask needs no
+            padding mask.
 
     Raises:
-        InterventionError: tokens that are not those of the sequence; padding that cannot be told.
+        InterventionError: the tokens are not those of the sequence, or which of them are padding is not known.
     """
     batch, width = vectors.shape[:2]
     if call is None or place.side.encodes:
@@ -168,18 +175,20 @@ def span_of(
 
 
 def _within(call: Call, place: Place, batch: int, width: int) -> Span:
-    """The tokens of an activation of the sequence that a call reads, as if none were padding."""
+    """Return the span of an activation that holds the sequence which a call reads, as if no token were padding."""
     is_key, past = place.io in ("key", "value"), call.past
-    slots = is_key and getattr(call.arguments.get("past_key_values"), "is_compileable", False)  # of a static cache
+    slots = is_key and getattr(
+        call.arguments.get("past_key_values"), "is_compileable", False
+    )  # as long as a static cache
     tokens = call.tokens if call.tokens is not None and (past or slots) else width
     if past and not is_key and tokens != width:
         raise InterventionError(
             f"{place.path or 'the model'} holds {width} tokens in a call that reads {tokens}, {past} being in the "
-            "cache, so which of the sequence they are cannot be told; leave positions and steps out."
+            "cache, so their places in the sequence are not known; leave positions and steps out."
         )
     total = past + tokens
     known = call.prompt is not None and call.tokens is not None
-    # What of the sequence was generated is told by what the call reads; an image in the prompt makes it longer.
+    # An image makes the prompt longer than its tokens, so the generated tokens are counted from the end.
     prompt = total - (past + call.tokens - call.prompt) if known else None  # type: ignore[operator]
     real = torch.ones(batch, max(total, prompt or 0), dtype=torch.bool)
     return Span(real, total, max(0, total - width), past if is_key else 0, prompt)
@@ -188,10 +197,10 @@ def _within(call: Call, place: Place, batch: int, width: int) -> Span:
 def _real(
     place: Place, arguments: Sequence[Mapping[str, object]], span: Span, positions: Positions
 ) -> Bool[Tensor, "batch token"]:
-    """Which tokens of a span are no padding, by the first mask that is one of all of them, or of the prompt."""
+    """Return True for each token that is no padding, by the first mask that fits the sequence or the prompt."""
     batch, reach = span.real.shape
     masks = [each.get(place.mask) for each in arguments]
-    given = next((mask for mask in masks if isinstance(mask, Tensor)), None)
+    first = next((mask for mask in masks if isinstance(mask, Tensor)), None)
     for number, mask in enumerate(masks):
         if not isinstance(mask, Tensor):
             continue
@@ -199,35 +208,35 @@ def _real(
         for end in dict.fromkeys((reach, span.prompt or reach)):
             real = place.real({place.mask: mask}, batch, end) if mask.shape[-1] == end or end == reach else None
             if real is not None:
-                return torch.nn.functional.pad(real, (0, reach - end), value=True)  # what is generated is no padding
+                return torch.nn.functional.pad(real, (0, reach - end), value=True)  # generated tokens are no padding
     if is_mask(positions):
         return span.real
-    if given is None:
+    if first is None:
         _check_named(place, arguments[0] if arguments else {}, batch, reach)
         return span.real
     raise InterventionError(
-        f"the attention mask has shape {list(given.shape)} and there are [batch, token] = {[batch, reach]}, so "
-        "positions cannot be counted over real tokens; say which of all tokens are meant by a mask, "
+        f"the attention mask has shape {list(first.shape)} and there are [batch, token] = {[batch, reach]}, so "
+        "positions cannot be counted over real tokens; name the tokens by a mask over all of them, "
         f"positions=torch.ones({batch}, {reach}).bool(), or leave positions out."
     )
 
 
 def _check_named(place: Place, arguments: Mapping[str, object], batch: int, width: int) -> None:
-    """Raise where a mask or lengths of another name were given, so that what is counted may be padding."""
+    """Raise where a mask or lengths were passed under another name, so that positions may count padding."""
     if not place.side.supposed:
         return
     for name, value in arguments.items():
-        if isinstance(value, Tensor) and _tells_padding(name, value.detach(), batch, width):
+        if isinstance(value, Tensor) and _marks_padding(name, value.detach(), batch, width):
             raise InterventionError(
                 f"positions at {place.path or 'the model'} count real tokens, and which are real is not known: the "
                 f"model was given {name}, {list(value.shape)}, and no {place.mask}; if it is a mask of 1 where tokens "
-                f"are real, interventions.register_blocks(type(model).__name__, masks={{'': {name!r}}}); else say "
-                f"which of all tokens are meant: positions=torch.ones({batch}, {width}).bool()."
+                f"are real, interventions.register_blocks(type(model).__name__, masks={{'': {name!r}}}); else name "
+                f"the tokens by a mask over all of them: positions=torch.ones({batch}, {width}).bool()."
             )
 
 
-def _tells_padding(name: str, value: Tensor, batch: int, width: int) -> bool:
-    """Whether an argument looks like a mask of so many tokens with padding in it, or like their lengths."""
+def _marks_padding(name: str, value: Tensor, batch: int, width: int) -> bool:
+    """Return whether an argument looks like a mask with padding over these tokens, or like their lengths."""
     if _MASK.search(name) and value.shape == (batch, width):
         return set(value.unique().tolist()) == {0, 1}
     if _LENGTHS.search(name) and value.shape == (batch,) and not value.is_floating_point():
@@ -236,7 +245,7 @@ def _tells_padding(name: str, value: Tensor, batch: int, width: int) -> bool:
 
 
 def _for_beams(mask: Tensor, batch: int) -> Tensor:
-    """`generate` repeats each example for beams and for several answers."""
+    """Return the mask with each example repeated, as `generate` does for beams and for several answers."""
     if mask.ndim == 2 and len(mask) and len(mask) < batch and batch % len(mask) == 0:
         return mask.repeat_interleave(batch // len(mask), 0)
     return mask

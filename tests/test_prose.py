@@ -16,7 +16,6 @@ UNFINISHED = (
     "interventions/tracing/",
     "interventions/analysis/",
     "interventions/saving/",
-    "interventions/",
     "distill/storage/",
     "distill/data/",
     "distill/models/",
