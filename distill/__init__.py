@@ -1,66 +1,71 @@
 """Train a student to compute like its teacher, and measure how far it does."""
 
-from distill import losses, metrics, networks, objectives, tasks
-from distill.alignment.align import align
-from distill.alignment.alignment import Alignment
-from distill.alignment.search import Search, search_alignment
-from distill.causal.model import CausalModel
-from distill.chain import chain
-from distill.data.token_alignment import TokenAlignment
-from distill.errors import DistillError
-from distill.evaluation.calibration import calibration
-from distill.evaluation.evaluate import Evaluation, evaluate
-from distill.evaluation.evaluate import accuracy_under as accuracy_under
-from distill.evaluation.interchange_accuracy import interchange_accuracy
-from distill.evaluation.intervals import Share
-from distill.evaluation.linear_probe import linear_probe
-from distill.evaluation.metrics import accuracy
-from distill.evaluation.outcome import InterchangeAccuracy, Outcome
-from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
-from distill.fit import fit
-from distill.interchange.mapping import layer_mapping
-from distill.interchange.positions import Span
-from distill.interchange.sources import Crossway, InContext, Shuffle
-from distill.models.reinitialized import reinitialized
-from distill.mutual import mutual
-from distill.objectives import (
-    AT,
-    BSS,
-    CRD,
-    DAS,
-    DIITO,
-    DKD,
-    ICD,
-    IIT,
-    KD,
-    PKD,
-    CausalLM,
-    Cosine,
-    DistilBERT,
-    FitNets,
-    Labels,
-    MaskedLM,
-    Objective,
-    Sobolev,
-    SpanKD,
-    TinyBERT,
-)
-from distill.objectives.term_weights import Ramp
-from distill.results import FitResult
-from distill.specialists.specialists import Specialists
-from distill.students.from_layers import from_layers
-from distill.students.from_width import from_width
-from distill.tasks import Rows, Task
-from distill.teach import teach, teacher_of
-from distill.teachers.ensemble import Ensemble
-from distill.teachers.noisy import NoisyTeacher
-from distill.teachers.retries import Retries
-from distill.teachers.served import Served
-from distill.training.loop import steps
-from distill.training.progress import Record
-from distill.training.run_folder import Interrupted
-from distill.training.schedule import Schedule
-from interventions import renamed_in
+from typing import TYPE_CHECKING
+
+from interventions import import_when_used
+
+if TYPE_CHECKING:
+    from distill import losses, metrics, networks, objectives, tasks
+    from distill.alignment.align import align
+    from distill.alignment.alignment import Alignment
+    from distill.alignment.search import Search, search_alignment
+    from distill.causal.model import CausalModel
+    from distill.chain import chain
+    from distill.data.rows import Rows
+    from distill.data.task import Task
+    from distill.data.token_alignment import TokenAlignment
+    from distill.errors import DistillError
+    from distill.evaluation.calibration import calibration
+    from distill.evaluation.evaluate import Evaluation, evaluate
+    from distill.evaluation.evaluate import accuracy_under as accuracy_under
+    from distill.evaluation.interchange_accuracy import interchange_accuracy
+    from distill.evaluation.intervals import Share
+    from distill.evaluation.linear_probe import linear_probe
+    from distill.evaluation.metrics import accuracy
+    from distill.evaluation.outcome import InterchangeAccuracy, Outcome
+    from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
+    from distill.fit import fit
+    from distill.interchange.mapping import layer_mapping
+    from distill.interchange.positions import Span
+    from distill.interchange.sources import Crossway, InContext, Shuffle
+    from distill.models.reinitialized import reinitialized
+    from distill.mutual import mutual
+    from distill.objectives import (
+        AT,
+        BSS,
+        CRD,
+        DAS,
+        DIITO,
+        DKD,
+        ICD,
+        IIT,
+        KD,
+        PKD,
+        CausalLM,
+        Cosine,
+        DistilBERT,
+        FitNets,
+        Labels,
+        MaskedLM,
+        Objective,
+        Sobolev,
+        SpanKD,
+        TinyBERT,
+    )
+    from distill.objectives.term_weights import Ramp
+    from distill.results import FitResult
+    from distill.specialists.specialists import Specialists
+    from distill.students.from_layers import from_layers
+    from distill.students.from_width import from_width
+    from distill.teach import teach, teacher_of
+    from distill.teachers.ensemble import Ensemble
+    from distill.teachers.noisy import NoisyTeacher
+    from distill.teachers.retries import Retries
+    from distill.teachers.served import Served
+    from distill.training.loop import steps
+    from distill.training.progress import Record
+    from distill.training.run_folder import Interrupted
+    from distill.training.schedule import Schedule
 
 __all__ = [
     "AT",
@@ -136,10 +141,56 @@ __all__ = [
     "training_path",
 ]
 
+_NAMES = {
+    "distill": "losses metrics networks objectives tasks",
+    "distill.alignment.align": "align",
+    "distill.alignment.alignment": "Alignment",
+    "distill.alignment.search": "Search search_alignment",
+    "distill.causal.model": "CausalModel",
+    "distill.chain": "chain",
+    "distill.data.rows": "Rows",
+    "distill.data.task": "Task",
+    "distill.data.token_alignment": "TokenAlignment",
+    "distill.errors": "DistillError",
+    "distill.evaluation.calibration": "calibration",
+    "distill.evaluation.evaluate": "Evaluation accuracy_under evaluate",
+    "distill.evaluation.interchange_accuracy": "interchange_accuracy",
+    "distill.evaluation.intervals": "Share",
+    "distill.evaluation.linear_probe": "linear_probe",
+    "distill.evaluation.metrics": "accuracy",
+    "distill.evaluation.outcome": "InterchangeAccuracy Outcome",
+    "distill.evaluation.training_path": "TrainingPath representations snapshots training_path",
+    "distill.fit": "fit",
+    "distill.interchange.mapping": "layer_mapping",
+    "distill.interchange.positions": "Span",
+    "distill.interchange.sources": "Crossway InContext Shuffle",
+    "distill.models.reinitialized": "reinitialized",
+    "distill.mutual": "mutual",
+    "distill.objectives": "AT BSS CRD CausalLM Cosine DAS DIITO DKD DistilBERT FitNets ICD IIT KD Labels MaskedLM "
+    "Objective PKD Sobolev SpanKD TinyBERT",
+    "distill.objectives.term_weights": "Ramp",
+    "distill.results": "FitResult",
+    "distill.specialists.specialists": "Specialists",
+    "distill.students.from_layers": "from_layers",
+    "distill.students.from_width": "from_width",
+    "distill.teach": "teach teacher_of",
+    "distill.teachers.ensemble": "Ensemble",
+    "distill.teachers.noisy": "NoisyTeacher",
+    "distill.teachers.retries": "Retries",
+    "distill.teachers.served": "Served",
+    "distill.training.loop": "steps",
+    "distill.training.progress": "Record",
+    "distill.training.run_folder": "Interrupted",
+    "distill.training.schedule": "Schedule",
+}
+"""The public names by the modules that define them, which are imported when a name is first used."""
 
-__getattr__ = renamed_in(__name__, layers="distill.layer_mapping", reinitialised="distill.reinitialized")
+
+__getattr__ = import_when_used(
+    __name__, _NAMES, {"layers": "distill.layer_mapping", "reinitialised": "distill.reinitialized"}
+)
 
 
 def __dir__() -> list[str]:
-    """The public names alone, without those of files."""
+    """List the public names alone, without those of submodules."""
     return sorted(__all__)

@@ -13,40 +13,41 @@ counterfactual for each location and position.
 (True, {Location(module='1'): 1})
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from interventions import metrics
-from interventions.analysis.averages import mean_of
-from interventions.analysis.grids import Grid
-from interventions.analysis.paths import path_patch
-from interventions.analysis.result import Result, data_frame, plain
-from interventions.analysis.sweeps import sweep
-from interventions.arguments import checking
-from interventions.describe import describe
-from interventions.errors import InterventionError
-from interventions.execution.origins import Stored
-from interventions.execution.requests import Handle
-from interventions.execution.run import Activations, Run
-from interventions.interchanges import interchange, intervene
-from interventions.locations import SITES, Location, as_location
-from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
-from interventions.models.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
-from interventions.models.architectures import Architecture, architecture
-from interventions.models.overrides import register_blocks
-from interventions.models.places import Place
-from interventions.models.stacks import Stack
-from interventions.models.wrappers import Model
-from interventions.names import in_one_line, label, printable, printed, shown
-from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
-from interventions.positions import Selection, select
-from interventions.renames import renamed, renamed_in
-from interventions.runs import record, run, run_to
-from interventions.saving.saving import Saved, load, save
-from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
+from interventions.public_names import import_when_used
 
 if TYPE_CHECKING:
+    from interventions import exceptions as exceptions
+    from interventions import metrics
+    from interventions.analysis.averages import mean_of
+    from interventions.analysis.grids import Grid
+    from interventions.analysis.paths import path_patch
     from interventions.analysis.plots import Picture, heat_map
+    from interventions.analysis.result import Result, data_frame, plain
+    from interventions.analysis.sweeps import sweep
+    from interventions.arguments import checking
+    from interventions.describe import describe
+    from interventions.errors import InterventionError
+    from interventions.execution.origins import Stored
+    from interventions.execution.requests import Handle
+    from interventions.execution.run import Activations, Run
+    from interventions.interchanges import interchange, intervene
+    from interventions.locations import SITES, Location, as_location
+    from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
+    from interventions.models.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
+    from interventions.models.architectures import Architecture, architecture
+    from interventions.models.overrides import register_blocks
+    from interventions.models.places import Place
+    from interventions.models.stacks import Stack
+    from interventions.models.wrappers import Model
+    from interventions.names import in_one_line, label, printable, printed, shown
+    from interventions.operators import Add, Interpolate, Mean, Mixup, Noise, Swap, Zero
+    from interventions.positions import Selection, select
+    from interventions.renames import renamed, renamed_in
+    from interventions.runs import record, run, run_to
+    from interventions.saving.saving import Saved, load, save
+    from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
 
 __all__ = [
     "PCA",
@@ -88,6 +89,7 @@ __all__ = [
     "data_frame",
     "describe",
     "heat_map",
+    "import_when_used",
     "in_one_line",
     "interchange",
     "intervene",
@@ -119,17 +121,42 @@ __all__ = [
     "unanswered",
 ]
 
+_NAMES = {
+    "interventions": "exceptions metrics",
+    "interventions.analysis.averages": "mean_of",
+    "interventions.analysis.grids": "Grid",
+    "interventions.analysis.paths": "path_patch",
+    "interventions.analysis.plots": "Picture heat_map",
+    "interventions.analysis.result": "Result data_frame plain",
+    "interventions.analysis.sweeps": "sweep",
+    "interventions.arguments": "checking",
+    "interventions.describe": "describe",
+    "interventions.errors": "InterventionError",
+    "interventions.execution.origins": "Stored",
+    "interventions.execution.requests": "Handle",
+    "interventions.execution.run": "Activations Run",
+    "interventions.interchanges": "interchange intervene",
+    "interventions.locations": "Location SITES as_location",
+    "interventions.metrics": "Metric kl log_probability logit_difference normalized probability",
+    "interventions.models.answers": "Answers UnknownAnswer answering logits_of rule_of unanswered",
+    "interventions.models.architectures": "Architecture architecture",
+    "interventions.models.overrides": "register_blocks",
+    "interventions.models.places": "Place",
+    "interventions.models.stacks": "Stack",
+    "interventions.models.wrappers": "Model",
+    "interventions.names": "in_one_line label printable printed shown",
+    "interventions.operators": "Add Interpolate Mean Mixup Noise Swap Zero",
+    "interventions.positions": "Selection select",
+    "interventions.public_names": "import_when_used",
+    "interventions.renames": "renamed renamed_in",
+    "interventions.runs": "record run run_to",
+    "interventions.saving.saving": "Saved load save",
+    "interventions.subspaces": "BoundlessRotation Mask PCA Rotation SparseCoder Subspace",
+}
+"""The public names by the modules that define them, which are imported when a name is first used."""
 
-_renamed = renamed_in(__name__, normalised="interventions.normalized")
 
-
-def __getattr__(name: str) -> object:
-    """Import the plotting functions on first use, as matplotlib takes half a second; hand on deprecated names."""
-    if name in ("Picture", "heat_map"):
-        from interventions.analysis import plots
-
-        return getattr(plots, name)
-    return import_module("interventions.exceptions") if name == "exceptions" else _renamed(name, stacklevel=4)
+__getattr__ = import_when_used(__name__, _NAMES, {"normalised": "interventions.normalized"})
 
 
 def __dir__() -> list[str]:

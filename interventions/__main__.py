@@ -3,11 +3,8 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import nn
-
-from interventions.describe import describe
 from interventions.errors import InterventionError
 
 
@@ -23,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--paths", action="store_true", help="also list the modules")
     options = parser.parse_args(arguments)
+    from interventions.describe import describe  # after the arguments are read: torch takes a second
+
     try:
         print(describe(_model(options.model), paths=options.paths))
     except InterventionError as error:
@@ -31,8 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _model(name: str) -> nn.Module:
+def _model(name: str) -> Any:
     """Build the model of a configuration on the meta device: its modules without memory for their weights."""
+    import torch
     import transformers
     from transformers import AutoConfig, AutoModel
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]

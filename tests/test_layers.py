@@ -20,8 +20,8 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names renames errors arguments endings precision locations operators positions subspaces models metrics hooks
-        steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
+        names renames public_names errors arguments endings precision locations operators positions subspaces models
+        metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors precision storage causal losses networks data models tasks teachers interchange students objectives
         training evaluation metrics alignment results fit specialists mutual chain teach compat cli""".split(),
@@ -45,6 +45,7 @@ TESTED_BY = {
     "interventions/errors.py": "tests/faults/test_security.py",
     "interventions/exceptions.py": "tests/test_renames.py",
     "interventions/names.py": "tests/faults/test_security.py",
+    "interventions/public_names.py": "tests/test_public_names.py",
     "interventions/renames.py": "tests/test_renames.py",
     "interventions/execution/examples.py": "tests/interventions/test_runs.py",
     "interventions/execution/hooked.py": "tests/interventions/test_interchanges.py",

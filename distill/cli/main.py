@@ -10,8 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from distill.errors import DistillError
-from interventions import InterventionError, printable
+from interventions import printable
 
 app = typer.Typer(
     help="Train a student to compute like its teacher, and measure how far it does.",
@@ -221,13 +220,24 @@ def main() -> None:
         _refuse_usage(error)
     except typer.Abort:
         raise SystemExit(1) from None
-    except (DistillError, InterventionError, OSError) as error:
-        if "--debug" in sys.argv:
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv or not _is_refusal(error):
             raise
         print(f"distill: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
     if status:
         raise SystemExit(status)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether an error is about what was requested, and no fault of ours.
+
+    The classes are imported here: `distill --help` raises nothing, and needs no torch.
+    """
+    from distill.errors import DistillError
+    from interventions import InterventionError
+
+    return isinstance(error, (DistillError, InterventionError, OSError))
 
 
 def _told(error: Exception) -> str:

@@ -26,6 +26,8 @@ def __getattr__(name):
 @cache
 def sources(names: frozenset[str]) -> dict[str, str]:
     """The text of modules of ours, and of those that they import, by name."""
+    for package in PACKAGES & sys.modules.keys():
+        _public_modules(package)  # imports them: what they import is looked for among the imported modules
     found = dict(STANDING_IN)
     waiting = list(names)
     while waiting:
@@ -43,11 +45,7 @@ def sources(names: frozenset[str]) -> dict[str, str]:
 
 def _public(package: str) -> tuple[str, list[str]]:
     """A text that gives the public names of a package when they are asked for, and the modules that have them."""
-    whole = sys.modules[package]
-    names = {
-        name: getattr(whole, name).__module__ for name in whole.__all__ if hasattr(getattr(whole, name), "__module__")
-    }
-    modules = {name: module for name, module in names.items() if module.split(".")[0] == package and module != package}
+    modules = _public_modules(package)
     text = f"""
 _modules = {modules!r}
 
@@ -57,6 +55,13 @@ def __getattr__(name):
     return getattr(__import__(_modules[name], fromlist=[name]), name)
 """
     return text, list(dict.fromkeys(modules.values()))
+
+
+def _public_modules(package: str) -> dict[str, str]:
+    """Return the modules of the package that define its public names, by these names."""
+    whole = sys.modules[package]
+    found = {name: getattr(getattr(whole, name), "__module__", "") for name in whole.__all__}
+    return {name: module for name, module in found.items() if module.startswith(f"{package}.")}
 
 
 def _imported(text: str) -> Iterator[str]:

@@ -75,3 +75,10 @@ def test_a_model_without_blocks():
 def test_the_command():
     done = subprocess.run([sys.executable, "-m", "interventions", "gpt2"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("'gpt2' model: 12 blocks in h (GPT2Block)")
+
+
+def test_help_needs_no_torch():
+    program = "import sys; from interventions.__main__ import main\ntry: main(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python -m interventions")
+    assert not {"torch", "numpy"} & set(done.stdout.split())

@@ -526,3 +526,23 @@ def test_a_warning_is_printed_once(monkeypatch, capsys):
 
 def _shown(*warning, **where):
     sys.stderr.write(warnings.formatwarning(*warning[:4]))
+
+
+WITHOUT_TORCH = """
+import sys
+from distill.cli.main import main
+sys.argv = ["distill", *sys.argv[1:]]
+try:
+    main()
+finally:
+    assert not {"torch", "numpy", "transformers"} & sys.modules.keys(), "imported in vain"
+"""
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help"), ("--version",), ("fit", "--lr", "fast")])
+def test_help_and_usage_need_no_torch(arguments):
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert "imported in vain" not in done.stderr
+    assert done.returncode == (0 if "--help" in arguments else 2)
+    assert ("Usage: distill" if "--help" in arguments else "; see distill") in done.stdout + done.stderr
