@@ -14,8 +14,6 @@ UNFINISHED = (
     "interventions/hooks/",
     "interventions/execution/",
     "interventions/tracing/",
-    "interventions/analysis/",
-    "interventions/saving/",
     "distill/storage/",
     "distill/data/",
     "distill/models/",

@@ -1,4 +1,7 @@
-"""Means of activations over a data set, for mean ablation and as the centre of a subspace."""
+"""Mean activations over a data set, as operators for mean ablation.
+
+The mean at a location is Σ h / n over the n real tokens of all examples, or over selected positions of them.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import cast
@@ -31,33 +34,36 @@ def mean_of(
     positions: Positions = None,
     remote: bool | str = False,
 ) -> Mapping[Location, Mean]:
-    """The mean activation at each location over the real tokens of a data set, as operators that write it.
+    """Return operators that write the mean activation over a data set, one for each location: for mean ablation.
 
     Args:
-        batches: what the model is called with, batch by batch: mappings, tuples or tensors.
-        positions: which tokens to average over; None is all real ones.
-        remote: of a model of nnsight, where it runs, see `run`; the activations of one batch come back at a time.
+        model: a torch model, or one of nnsight, in eval mode.
+        at: a Location or several.
+        batches: inputs of the model, batch by batch: mappings, tuples or tensors.
+        positions: which tokens to average over, as in `intervene`; None is all real ones.
+        remote: for a model of nnsight, where it runs (see `run`); the activations of one batch come back at a time.
 
     Returns:
-        {location: Mean(value)}, ready for `intervene(model, …)`; the value is `[dims]`, or `[head, dims]` at sites with
-        heads. It is summed in float64, so that neither the order nor the size of the batches shows.
+        {location: Mean(value)}, which `intervene(model, …)` and `sweep(…, op=…)` take. The value is `[dims]`, or
+        `[head, dims]` at sites with heads. The sum is taken in float64, so that the order and the size of the batches
+        do not matter.
 
     Raises:
-        InterventionError: no batches; a place that does not exist or has no fixed width; the model is in train mode.
+        InterventionError: no batches; a location that does not exist or has no fixed width; a model in train mode.
 
     >>> net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.ReLU()).eval()
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
     {Location(module='0'): Mean(value=tensor([2., 4.]))}
     """
     found = architecture(model)
-    if (elsewhere := traced(model, remote)) is not None and not remote:
-        elsewhere.load(model)
+    if (tracing := traced(model, remote)) is not None and not remote:
+        tracing.load(model)
     if not remote and module_of(model).training:
-        raise InterventionError("a mean was asked for in train mode, where dropout is part of it; call model.eval().")
+        raise InterventionError("the model is in train mode, where dropout changes its means; call model.eval().")
     if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
         raise InterventionError(
-            f"batches is one {type(batches).__name__}, and several of what the model is called with were asked for; "
-            "write [inputs]."
+            f"batches is one {type(batches).__name__}, and an iterable of inputs is needed, one for each batch; write "
+            "[inputs]."
         )
     locations = locations_of(at)
     pattern = next((at for at in locations if found.place(at).io in ("attention_scores", "attention_pattern")), None)
@@ -69,14 +75,14 @@ def mean_of(
     counts = dict.fromkeys(locations, 0)
     dtypes: dict[Location, torch.dtype] = {}
     for inputs in cast(Iterable[Inputs], batches):
-        taken = run_to(model, inputs, locations, remote=remote)
-        arguments = arguments_of(model, taken.inputs)
+        done = run_to(model, inputs, locations, remote=remote)
+        arguments = arguments_of(model, done.inputs)
         for location in locations:
-            place, state = found.place(location), taken.activations[location]
+            place, state = found.place(location), done.activations[location]
             vectors = state if location.subspace is not None else to_vectors(state, place.axes_of(state))
-            chosen = _chosen(vectors, place, arguments, positions)
-            sums[location] = sums.get(location, 0) + chosen.double().sum(0)
-            counts[location] += len(chosen)
+            selected = _select_vectors(vectors, place, arguments, positions)
+            sums[location] = sums.get(location, 0) + selected.double().sum(0)
+            counts[location] += len(selected)
             dtypes[location] = vectors.dtype
     if not sums:
         raise InterventionError(
@@ -85,12 +91,12 @@ def mean_of(
     return {at: Mean((sums[at] / counts[at]).to(dtypes[at])) for at in locations}
 
 
-def _chosen(vectors: Tensor, place: Place, arguments: Mapping[str, object], positions: Positions) -> Tensor:
-    """The vectors to average, `[n, …, dims]`."""
+def _select_vectors(vectors: Tensor, place: Place, arguments: Mapping[str, object], positions: Positions) -> Tensor:
+    """Return the vectors to average, `[n, …, dims]`."""
     if vectors.ndim < 3:
         return vectors
     real = span_of(vectors, place, None, [arguments], slice(None) if positions is None else positions).real
     if positions is None:
         return vectors[real.to(vectors.device)]
-    chosen = select(positions, real).to(vectors.device)
-    return vectors[chosen.rows, chosen.columns]
+    selected = select(positions, real).to(vectors.device)
+    return vectors[selected.rows, selected.columns]

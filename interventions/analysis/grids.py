@@ -1,4 +1,4 @@
-"""What a sweep measured: a grid of numbers that prints, draws itself and becomes a data frame."""
+"""`Grid`: the result of a sweep, which prints as a table, is drawn as a heat map and becomes a data frame."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,26 @@ class Grid(Result):
     """The metric of every counterfactual of a sweep. It prints as a table and is drawn as a heat map.
 
     Attributes:
-        per_example: the metric of every counterfactual, NaN for examples that have no such token. One entry instead of
-            `examples` where the metric gives one number for all of them.
-        locations: the rows: label → the locations written together.
-        positions: the columns: numbers of tokens, or labels.
-        baseline: the metric of the base run.
-        source: the metric of the source run; None without one, or if its output has another shape.
-        metric: what the metric is called.
-        is_signed: whether 0 is a middle and not an end of its scale.
+        per_example: `[locations, positions, examples]`, the metric of every counterfactual, NaN for examples that lack
+            the token. The last axis has one entry if the metric returns one number for all examples.
+        locations: the rows, {label: the locations written together}.
+        positions: the columns, numbers of tokens or labels.
+        baseline: `[examples]`, the metric of the base run.
+        source: `[examples]`, the metric of the source run; None without a source, or if its output has another shape.
+        metric: the name of the metric.
+        is_signed: True if 0 is the middle of its scale, as for differences.
+
+    >>> import torch
+    >>> rows = {str(location): (location,) for location in map(Location, range(2))}
+    >>> values = torch.tensor([[0.25, 0.5], [0.75, 1.0]])
+    >>> grid = Grid(values[..., None], rows, (0, 1), baseline=torch.zeros(1), metric="probability")
+    >>> grid
+    probability: 2 locations × 2 positions, mean of 1 example; of the base run 0
+                       0     1
+    block_output.0  0.25  0.50
+    block_output.1  0.75  1.00
+    >>> grid.largest(1)
+    [('block_output.1', 1, 1.0)]
     """
 
     per_example: Float[Tensor, "locations positions examples"]
@@ -45,17 +57,27 @@ class Grid(Result):
 
     @property
     def values(self) -> Float[Tensor, "locations positions"]:
-        """The mean over the examples that have the token; NaN where none has it."""
+        """The mean metric over the examples that have the token; NaN where none has it."""
         return self.per_example.nanmean(-1)
 
     @property
     def effects(self) -> Float[Tensor, "locations positions"]:
-        """The mean change against the base run, over the examples that have the token."""
+        """The mean change of the metric against the base run, over the examples that have the token."""
         return (self.per_example - self.baseline).nanmean(-1)
 
     @checked
     def largest(self, k: int = 5) -> list[tuple[str, int | str, float]]:
-        """The `k` cells with the largest change against the base run: (location, position, value), largest first."""
+        """Return the `k` cells with the largest change against the base run, largest first.
+
+        Args:
+            k: the number of cells, 1 or more; cells without a value are left out.
+
+        Returns:
+            (label of the row, position, mean metric) for each cell.
+
+        Raises:
+            InterventionError: `k` is below 1.
+        """
         if k < 1:
             raise InterventionError(f"largest(k={k}) asks for no cell; write k=5.")
         changes = self.effects.abs()
@@ -66,10 +88,10 @@ class Grid(Result):
 
     @checked
     def plot(self, tokens: Sequence[str] | None = None) -> Any:
-        """A heat map, as a matplotlib figure: locations down, positions across.
+        """Draw the values as a heat map, a matplotlib figure: locations down, positions across.
 
         Args:
-            tokens: texts of the tokens, one for each column.
+            tokens: the texts of the tokens, one for each column; None writes the positions alone.
 
         Raises:
             InterventionError: another number of tokens than of columns.
@@ -121,15 +143,15 @@ class Grid(Result):
     @printed
     def _headline(self) -> str:
         rows, columns, examples = self.per_example.shape
-        source = "" if self.source is None else f", of the source run {_text(self.source)}"
+        source = "" if self.source is None else f", of the source run {_format_mean(self.source)}"
         return (
             f"{self.metric}: {_count(rows, 'location')} × {_count(columns, 'position')}, mean of "
-            f"{_count(examples, 'example')}; of the base run {_text(self.baseline)}{source}"
+            f"{_count(examples, 'example')}; of the base run {_format_mean(self.baseline)}{source}"
         )
 
 
-def _text(values: Tensor) -> str:
-    """The mean in four digits; what is 0 but for rounding is 0."""
+def _format_mean(values: Tensor) -> str:
+    """Format the mean in four digits; one that differs from 0 by rounding alone is 0."""
     mean, largest = float(values.mean()), float(values.abs().max())
     return f"{0.0 if abs(mean) < 1e-6 * max(1.0, largest) else mean:.4g}"
 
@@ -139,7 +161,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _table(grid: Grid) -> str:
-    """The values as aligned text, the middle left out where there are many; empty where no example has the token."""
+    """Format the values as aligned text: the middle of a long table is left out, cells without a value are empty."""
     values, labels = grid.values, list(grid.locations)
     largest = float(values.abs().nan_to_num().max())
     digits = min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 1
@@ -148,14 +170,14 @@ def _table(grid: Grid) -> str:
         lines.append(
             [label, *("" if math.isnan(value) else f"{round(value, digits) + 0.0:.{digits}f}" for value in row)]
         )
-    lines = [_shortened(line, MOST_COLUMNS, "…") for line in lines]
-    lines = _shortened(lines, MOST_ROWS, ["…"] * len(lines[0]))
+    lines = [_shorten(line, MOST_COLUMNS, "…") for line in lines]
+    lines = _shorten(lines, MOST_ROWS, ["…"] * len(lines[0]))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in lines)
 
 
-def _shortened(entries: list, most: int, gap: object) -> list:
-    """The heading and the entries, with a gap in place of the middle where there are more than `most`."""
+def _shorten(entries: list, most: int, gap: object) -> list:
+    """Return the heading and the entries, with a gap in place of the middle if there are more than `most`."""
     if len(entries) - 1 <= most:
         return entries
     return [*entries[: 1 + most // 2], gap, *entries[-(most // 2) :]]

@@ -1,4 +1,4 @@
-"""Several counterfactuals in one pass of the model: the examples repeated, each cell with its own tokens written."""
+"""Several counterfactuals in one forward pass: the examples are repeated, and each cell writes into its own copies."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -29,17 +29,18 @@ from interventions.models.architectures import architecture
 from interventions.models.axes import axis
 from interventions.runs import run
 
-MOST_ROWS = 64  # rows of a pass, where the caller names no number
-MOST_NUMBERS = 2**28  # numbers that such a pass keeps: the output, and what every block returned
+MOST_ROWS = 64  # rows of a pass, if the caller names no number
+MOST_NUMBERS = 2**28  # numbers that such a pass keeps in memory: the output, and what every block returns
 
 
 @dataclass(eq=False)
 class Passes:
-    """Runs the counterfactuals of a grid, those of one row several in one pass.
+    """Forward passes of the counterfactuals of a grid, several of one row in each pass.
 
     Attributes:
-        parts: whether those that cannot share a pass, as the answers for an example depend on the others, have their
-            own; else it is an error.
+        stacked: the base, the source, the operators and the metric.
+        parts: True gives each counterfactual its own pass where the answers for an example depend on the others;
+            False raises an error there.
     """
 
     stacked: Stacked
@@ -49,27 +50,27 @@ class Passes:
     def __call__(
         self, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
     ) -> Iterator[tuple[int, Cell, Any]]:
-        """Each cell of each row, with what is kept of its counterfactual."""
+        """Yield each cell with the number of its row and the metric of its counterfactual."""
         most = self.stacked.most
-        alone = [row for row, locations in enumerate(rows) if not self._have_rows(locations)]
+        alone = [row for row, locations in enumerate(rows) if not self._has_row_for_each(locations)]
         for row, locations, chunk in chunks_of(rows, cells, most, alone):
-            if self.parts and most > 1 and not self._is_alike(len(chunk)):
+            if self.parts and most > 1 and not self._keeps_shapes(len(chunk)):
                 most = 1
             for part in [chunk] if most > 1 else [[cell] for cell in chunk]:
                 keep = Each(self.stacked.measure, len(part), examples_in(self.stacked.base.inputs))
-                for cell, value in zip(part, keep(self._together(locations, part)), strict=True):
+                for cell, value in zip(part, keep(self._run_together(locations, part)), strict=True):
                     yield row, cell, value
 
-    def _is_alike(self, times: int) -> bool:
-        """Whether the examples so many times over have the answers' shapes of the base."""
+    def _keeps_shapes(self, times: int) -> bool:
+        """Return whether the output for one example keeps its shape when the examples are repeated."""
         try:
             self._base(times)
         except InterventionError:
             return False
         return True
 
-    def _have_rows(self, locations: tuple[Location, ...]) -> bool:
-        """Whether what a source has there has one row for each example, and not for each window of them."""
+    def _has_row_for_each(self, locations: tuple[Location, ...]) -> bool:
+        """Return whether the source's activations at the locations have one row for each example, not for windows."""
         if not isinstance(self.stacked.source, Run):
             return True
         found, examples, states = (
@@ -78,10 +79,11 @@ class Passes:
             self.stacked.source.activations,
         )
         places = [at if self.stacked.origin is None else self.stacked.origin.location(at) for at in locations]
-        held = ((found.place(at.whole), states[at.whole]) for at in places if at.whole in states)
-        return all(state.shape[axis(place.axes_of(state), "b")] == examples for place, state in held)
+        states_at = ((found.place(at.whole), states[at.whole]) for at in places if at.whole in states)
+        return all(state.shape[axis(place.axes_of(state), "b")] == examples for place, state in states_at)
 
-    def _together(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> object:
+    def _run_together(self, locations: tuple[Location, ...], cells: Sequence[Cell]) -> object:
+        """Return the output of one pass that computes the counterfactuals of all `cells`."""
         source = self.stacked.source
         if source is not None and len(cells) > 1:
             source = source.take(torch.arange(examples_in(source.inputs)).repeat(len(cells)))
@@ -100,7 +102,7 @@ class Passes:
         ).output
 
     def _base(self, times: int) -> Run:
-        """The base run with all its examples so many times, one after the other."""
+        """Return the base run with all of its examples repeated, run once for each number of times."""
         if times == 1:
             return self.stacked.base
         if times not in self._repeated:
@@ -119,7 +121,11 @@ class Passes:
 
 
 def cells_a_pass(base: Run, batch_size: int | None) -> int:
-    """How many counterfactuals share a pass."""
+    """Return how many counterfactuals share a pass.
+
+    Raises:
+        InterventionError: `batch_size` is smaller than the number of examples.
+    """
     examples = examples_in(base.inputs)
     if batch_size is not None and batch_size < examples:
         raise InterventionError(

@@ -1,4 +1,9 @@
-"""What one component sends to another along the paths between them: path patching."""
+"""Path patching: the effect of one component on another along the direct paths between them.
+
+The sender takes its value from the source, all components between sender and receivers keep that of the base, and the
+receivers are read: r = receivers(base; sender ← source, between ← base). The result is the base run with the receivers
+replaced by r (Wang et al. 2022, arXiv:2211.00593, section 3.1).
+"""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,28 +41,30 @@ def path_patch(
     record: Where = (),
     remote: bool | str = False,
 ) -> Run:
-    """The base run with the receivers given what they would be if only the direct paths from the sender had changed.
+    """Return the base run as it would be if only the direct paths from the sender to the receivers had changed.
 
-    Wang et al. 2022 (arXiv:2211.00593), section 3.1; Goldowsky-Dill et al. 2023 (arXiv:2304.05969), section 3.
-    Three runs after that of the source: the base; the base with the sender taken from the source and everything between
-    frozen, in which the receivers are read; the base with the receivers as they were read. Two receivers of which one
-    lies on the way to the other are read in a run each. The last two resume from the base.
+    This is path patching (Wang et al. 2022, arXiv:2211.00593, section 3.1; Goldowsky-Dill et al. 2023,
+    arXiv:2304.05969, section 3). After the source it takes three runs: the base; the base with the sender taken from
+    the source and all components between frozen, in which the receivers are read; and the base with the receivers
+    replaced by these values. If one receiver lies on the way to another, each is read in a run of its own. The last two
+    runs resume from the base.
 
     Args:
-        base: inputs, or a Run of them.
-        source: inputs or a Run that the sender is taken from.
+        model: a torch model, or one of nnsight, in eval mode.
+        base: inputs, or a Run.
+        source: inputs, or a Run, from which the sender is taken.
         sender: where the paths begin, e.g. `Location(3, "attention_heads", heads=1)`.
-        receivers: where they end, one or several, e.g. `Location(8, "query", heads=[6, 9])` or
+        receivers: where the paths end, one or several, e.g. `Location(8, "query", heads=[6, 9])` or
             `Location(site="logits")`.
-        positions: which tokens of the sender are taken from the source, counted over real tokens; None is all.
-        receiver_positions: which tokens of the receivers are written; None is all.
-        freeze: what keeps its value of the base run, at all tokens. None: `attention_output` and `mlp_output` of the
-            blocks between, but for the component that the sender is a part of.
+        positions: which tokens of the sender are taken from the source, counted over real tokens; None is all of them.
+        receiver_positions: which tokens of the receivers are written; None is all of them.
+        freeze: locations that keep their value of the base run, at all tokens. None freezes `attention_output` and
+            `mlp_output` of the blocks between, except for the component that the sender is a part of.
         record: locations to keep of the last run, besides the receivers, which are always kept.
-        remote: of a model of nnsight, where it runs, see `run`; what is frozen comes back, and goes there again.
+        remote: for a model of nnsight, where it runs (see `run`); frozen activations are sent back, and there again.
 
     Returns:
-        The last of these runs.
+        The last of these runs, with the activations of receivers and `record`.
 
     Raises:
         InterventionError: a model in train mode; a receiver that does not come after the sender; places whose order is
@@ -78,12 +85,12 @@ def path_patch(
         origin = run_to(model, source, sender.whole, remote=remote)
     received = {}
     for group in _groups(between):
-        held = list(dict.fromkeys(place for end in group for place in between[end]))
+        held_fixed = list(dict.fromkeys(place for end in group for place in between[end]))
         done = interchange(
             model,
             before,
-            {sender: origin, **dict.fromkeys(held, before)},
-            [sender, *held],
+            {sender: origin, **dict.fromkeys(held_fixed, before)},
+            [sender, *held_fixed],
             positions={sender: positions},
             record=[end.whole for end in group],
             remote=remote,
@@ -95,14 +102,14 @@ def path_patch(
 
 
 def _groups(between: dict[Location, list[Location]]) -> list[list[Location]]:
-    """The receivers that can be read in one run: none is frozen for another."""
+    """Return the receivers in groups that can share a run, in which none of them is frozen for another."""
     frozen = {place for places in between.values() for place in places}
     ends = list(between)
     return [[end] for end in ends] if frozen & {end.whole for end in ends} else [ends]
 
 
 def _between(found: Architecture, sender: Location, receiver: Location) -> list[Location]:
-    """The components after the sender and before the receiver."""
+    """Return the locations of the components after the sender and before the receiver."""
     stack = _stack(found, sender)
     start, end = (_stage(found, stack, location) for location in (sender, receiver))
     if end <= start:
@@ -116,13 +123,14 @@ def _between(found: Architecture, sender: Location, receiver: Location) -> list[
         for site in COMPONENTS
         if (layer, site) != (start[0], own)
     ]
-    held = [location for location, stage in places if start < stage < end]
-    for location in held:
+    between = [location for location, stage in places if start < stage < end]
+    for location in between:
         _check_one_attention(found, location)
-    return held
+    return between
 
 
 def _stack(found: Architecture, location: Location) -> Stack:
+    """Return the stack of blocks that a location is in, or raise if its place among the blocks is not known."""
     if location.module is not None or location.site == "logits":
         raise InterventionError(
             f"where {location} stands among the blocks is not known; name a site of a block, or say what is frozen: "
@@ -133,7 +141,7 @@ def _stack(found: Architecture, location: Location) -> Stack:
 
 
 def _stage(found: Architecture, stack: Stack, location: Location) -> Stage:
-    """Where in the order of computation a location is."""
+    """Return the place of a location in the order of computation."""
     if location.site == "logits" and stack is found.stacks[-1]:
         return len(stack.blocks), 1
     if _stack(found, location) is not stack:
@@ -147,14 +155,14 @@ def _stage(found: Architecture, stack: Stack, location: Location) -> Stage:
 
 
 def _component(location: Location) -> str:
-    """What writes into the residual stream for a place inside attention or feed-forward part; "" for others."""
+    """Return the site through which a location inside a component writes to the residual stream; "" for others."""
     if location.site.startswith("block") or location.layer is None:
         return ""
     return "mlp_output" if location.site.startswith("mlp") else "attention_output"
 
 
 def _check_one_attention(found: Architecture, location: Location) -> None:
-    """Raise for a block with a second attention, which would let the sender through."""
+    """Raise InterventionError for a block with a second attention, through which the sender would act."""
     block = found.place(location).block
     if block is None or len(list(_attentions(block))) < 2:
         return
@@ -165,5 +173,6 @@ def _check_one_attention(found: Architecture, location: Location) -> None:
 
 
 def _attentions(block: nn.Module) -> Iterator[nn.Module]:
+    """Yield the attention modules of a block, innermost ones only."""
     found = [module for module in block.modules() if kind_of(module)]
     yield from (module for module in found if not any(other in found for other in list(module.modules())[1:]))

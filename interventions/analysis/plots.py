@@ -1,4 +1,4 @@
-"""Heat maps that show in notebooks and never touch matplotlib's global state."""
+"""Heat maps: figures that notebooks show, made without matplotlib's global state (pyplot)."""
 
 import io
 import math
@@ -21,7 +21,7 @@ SMALLEST_NUMBER, SMALLEST_LABEL = 0.28, 0.16  # cells [inch] that hold a number,
 
 
 class Picture(Figure):
-    """A matplotlib figure that notebooks show, whether pyplot was imported or not."""
+    """A matplotlib figure that notebooks show, whether pyplot is imported or not."""
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -40,15 +40,18 @@ def heat_map(
     column_label: str = "",
     center: float | None = None,
 ) -> Picture:
-    """A grid of numbers as colors, first row at the top. Cells that are NaN stay empty, with a cross.
+    """Draw a grid of numbers as colors, first row at the top; cells that are not finite are empty, with a cross.
 
     Args:
-        values: the numbers.
-        rows: what the rows are called.
-        columns: what the columns are called.
-        label: what is measured, with its unit: written at the color bar.
-        column_label: what the columns are.
-        center: the number that is white, with two colors for what is above and below; None for one color scale.
+        values: `[rows, columns]`, the numbers.
+        rows: the names of the rows.
+        columns: the names of the columns.
+        label: the quantity with its unit, written at the color bar.
+        column_label: what the columns stand for, written below them.
+        center: the number drawn in white, with one color above and another below it; None for one color scale.
+
+    Returns:
+        A matplotlib figure.
 
     Raises:
         InterventionError: another number of names than of rows or columns.
@@ -89,7 +92,7 @@ def heat_map(
 
 
 def _cell(count: int, most: float) -> float:
-    """The size of a cell [inch]: smaller where there are many."""
+    """Return the size of a cell [inch]: at most `most`, and smaller where there are many."""
     return min(most, max(LARGEST / count, 0.05))
 
 
@@ -107,7 +110,7 @@ def _colors(numbers: Tensor, center: float | None) -> dict:
 
 
 def _color_bar(axes: Axes, numbers: Tensor, label: str, shrink: float) -> None:
-    """A color bar of what occurs: a signed metric may lie on one side only."""
+    """Add a color bar that spans the numbers that occur, as a signed metric may lie on one side of 0 only."""
     bar = axes.figure.colorbar(axes.images[0], ax=axes, pad=0.02, shrink=shrink, anchor=(0.0, 1.0), aspect=16)
     bar.set_label(label_of(label), fontsize=9)
     bar.ax.tick_params(labelsize=8)

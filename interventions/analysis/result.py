@@ -1,4 +1,4 @@
-"""What every result of a measurement or a training can do: print, show itself in a notebook, draw, become data."""
+"""`Result`, the common class of all results: they print, show in notebooks, draw themselves and become plain data."""
 
 import base64
 from abc import ABC, abstractmethod
@@ -74,6 +74,7 @@ def plain(value: Any) -> Any:
 
     What JSON has no form for is written as text.
 
+    >>> import torch
     >>> plain({"values": torch.tensor([1.0, float("nan")]), 2: (True, None)})
     {'values': [1.0, None], '2': [True, None]}
     """

@@ -1,4 +1,8 @@
-"""A grid of interchanges: one counterfactual for each location and position, in few passes of the model."""
+"""`sweep`: activation patching, i.e. one counterfactual for each location and position, in few forward passes.
+
+Cell (l, p) of the grid is metric(f(base; hₗ[p] ← source)), averaged over the examples (Meng et al. 2022,
+arXiv:2202.05262, section 2.1; Heimersheim and Nanda 2024, arXiv:2404.15255).
+"""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -49,42 +53,47 @@ def sweep(
     generator: torch.Generator | None = None,
     remote: bool | str = False,
 ) -> Grid:
-    """One counterfactual for each location and position, and what the metric says of it: activation patching.
-
-    The source and the base run once. Every counterfactual resumes from the base run, and the positions of a location
-    share passes, for which the base runs once more with its examples repeated: (rows of the grid) ×
-    ⌈columns / (batch_size // examples)⌉ passes in all. Runs without gradients.
-
-    Args:
-        base: inputs, or a Run.
-        source: inputs or a Run with as many examples; None for operators that need none.
-        at: the rows: a location, a list of locations or of tuples of locations written together, or
-            {label: location or list of locations written together}.
-        metric: a function of the model's output that gives `[batch]`, or one number for all examples. It is called for
-            one counterfactual at a time, with the examples of the base.
-        positions: the columns. "each" is every real token of the longest example (every pixel of a feature map); None
-            is one column, all tokens at once. Or a list, each entry an int or anything else that
-            `interventions.select` takes; or {label: such an entry}. Examples that lack the token of an "each" or int
-            column count as NaN.
-        source_positions: which tokens of the source to take: None is those of the column; an int for all columns, or
-            a list with one entry for each column.
-        source_model, source_at: as in `intervene`: another model that the source is a run of, and where it is read.
-        op: the operator, `Swap()` by default, or {Location: operator}, e.g. what `mean_of` gives. It sees one
-            counterfactual at a time.
-        batch_size: the most rows of one pass, at least those of the base, which is then one counterfactual a pass; by
-            default 64, or fewer that keep 2²⁸ numbers. Where inputs or output hold something that is not one entry an
-            example, such as a loss, every counterfactual has its own pass; by default also where the output for an
-            example is another among more of them, as CLIP's, which compares all images with all texts.
-        generator: for operators that draw.
-        remote: of a model of nnsight, where it runs, see `run`: base, source, and then all counterfactuals as one job
-            of which the metric alone comes back.
-
-    Raises:
-        InterventionError: a model in train mode; nothing to write, places or positions that do not exist; base and
-            source of different sizes; a metric of another shape, not finite, or that reads padding; and as
-            `interchange`.
+    """Measure one counterfactual for each location and position, and return the grid: activation patching.
 
     Meng et al. 2022 (arXiv:2202.05262), section 2.1; Heimersheim and Nanda 2024 (arXiv:2404.15255).
+
+    The source and the base run once, without gradients. Every counterfactual resumes from the base run, and positions
+    of one location share forward passes, for which the base runs once more with its examples repeated. In all there are
+    (rows of the grid) × ⌈columns / (batch_size // examples)⌉ passes.
+
+    Args:
+        model: a torch model, or one of nnsight, in eval mode.
+        base: inputs, or a Run.
+        source: inputs, or a Run, with as many examples; None for operators that need none.
+        at: the rows of the grid: a location, a list of locations or of tuples of locations written together, or
+            {label: location or list of locations written together}.
+        metric: a function of the model's output that returns `[batch]`, or one number for all examples. It is called
+            for one counterfactual at a time, with the examples of the base.
+        positions: the columns of the grid. "each" is every real token of the longest example (every pixel of a feature
+            map); None is one column with all tokens. Or a list of entries, each an int or anything else that
+            `interventions.select` takes; or {label: such an entry}. In "each" and int columns, examples without that
+            token count as NaN.
+        source_positions: which tokens of the source to take. None takes those of the column, an int the same one for
+            all columns; or a list with one entry for each column.
+        source_model: the model on which the source runs, as in `intervene`.
+        source_at: where the source is read, as in `intervene`.
+        op: the operator, `Swap()` by default, or {Location: operator}, e.g. from `mean_of`. It is called for one
+            counterfactual at a time.
+        batch_size: the largest number of rows in one pass, at least the number of examples. By default 64, or fewer if
+            these would keep more than 2²⁸ numbers in memory. Every counterfactual has its own pass if inputs or output
+            hold something without one entry for each example, such as a loss; by default also if the output for one
+            example changes its shape among more of them, as in CLIP, which compares all images with all texts.
+        generator: for operators that draw.
+        remote: for a model of nnsight, where it runs (see `run`): base, source, and then all counterfactuals as one
+            job, from which the metric alone is sent back.
+
+    Returns:
+        A Grid with the metric of every counterfactual, of the base and of the source.
+
+    Raises:
+        InterventionError: a model in train mode; nothing to write; locations or positions that do not exist; base and
+            source of different sizes; a metric of another shape, that is not finite or reads padding; and as
+            `interchange`.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
     >>> base, source = torch.zeros(4, 2), torch.ones(4, 2)
@@ -93,50 +102,51 @@ def sweep(
     True
     """
     check_eval(model, remote)
-    rows = _labelled(at)
+    rows = _label_rows(at)
     ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
     wholes = list(dict.fromkeys(location.whole for locations in rows.values() for location in locations))
     origin = origin_of(model, source, source_model, source_at, ops)
-    there = model if origin is None else origin.model
+    sender = model if origin is None else origin.model
     if origin is not None:
-        check_eval(there)
+        check_eval(sender)
     read = wholes if origin is None else list(dict.fromkeys(origin.location(location).whole for location in ops))
     with without_gradients():
-        before, first = _base_run(model, base, wholes, metric, remote)
-        given, last = _source_run(there, source, read, Summary(metric, shapes_of(before.output)), remote)
-        examples = examples_in(before.inputs)
-        _check_sizes(ops, examples, given)
-        _check_reads_real(metric, before)
-        baseline = _checked(first, examples, "the base run")
+        base_run, base_value = _run_base(model, base, wholes, metric, remote)
+        summary = Summary(metric, shapes_of(base_run.output))
+        source_run, source_value = _run_source(sender, source, read, summary, remote)
+        examples = examples_in(base_run.inputs)
+        _check_sizes(ops, examples, source_run)
+        _check_reads_real(metric, base_run)
+        baseline = _check_value(base_value, examples, "the base run")
         columns, cells = _cells(
-            list(rows.values()), positions, source_positions, base=before, source=given, ops=ops, origin=origin
+            list(rows.values()), positions, source_positions, base=base_run, source=source_run, ops=ops, origin=origin
         )
         values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
-        most = cells_a_pass(before, batch_size)
-        stacked = Stacked(before, given, ops, generator, most, metric, origin)
-        elsewhere = traced(model, remote)
-        here = Passes(stacked, parts=batch_size is None)
-        measured = here if elsewhere is None else partial(elsewhere.measured, stacked, remote)
-        for row, cell, value in measured(list(rows.values()), cells):
+        most = cells_a_pass(base_run, batch_size)
+        stacked = Stacked(base_run, source_run, ops, generator, most, metric, origin)
+        tracing = traced(model, remote)
+        passes = Passes(stacked, parts=batch_size is None)
+        measure = passes if tracing is None else partial(tracing.measured, stacked, remote)
+        for row, cell, value in measure(list(rows.values()), cells):
             at_row = " + ".join(map(str, list(rows.values())[row]))
             what = f"the counterfactual at {at_row}, position {columns[cell.column].label}"
-            values[row, cell.column] = _of_present(_checked(value, examples, what), cell)
-        level = None if last is None else _checked(last, examples, "the source run")
-    positions_of_grid = tuple(column.label for column in columns)
-    return Grid(values, rows, positions_of_grid, baseline, level, name_of(metric), getattr(metric, "is_signed", False))
+            values[row, cell.column] = _mask_absent(_check_value(value, examples, what), cell)
+        level = None if source_value is None else _check_value(source_value, examples, "the source run")
+    labels = tuple(column.label for column in columns)
+    return Grid(values, rows, labels, baseline, level, name_of(metric), getattr(metric, "is_signed", False))
 
 
-def _labelled(at: Any) -> dict[str, tuple[Location, ...]]:
-    """The rows of the grid: label → locations written together."""
+def _label_rows(at: Any) -> dict[str, tuple[Location, ...]]:
+    """Return the rows of the grid: {label: locations written together}."""
     if isinstance(at, Mapping) and not all(isinstance(label, str) for label in at):
         raise InterventionError(
             "the keys of at= are the labels of a sweep; write {'a label': Location(3)}, and the operator as op=…."
         )
     if isinstance(at, Mapping):
-        rows = [(label, _together(place)) for label, place in at.items()]
+        rows = [(label, _locations(place)) for label, place in at.items()]
     else:
         places = [at] if isinstance(at, str | Tensor) or not isinstance(at, Iterable) else at
-        rows = [(" + ".join(map(str, locations)), locations) for locations in map(_together, places)]
+        rows = [(" + ".join(map(str, locations)), locations) for locations in map(_locations, places)]
     labels = [label for label, _ in rows]
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
@@ -146,20 +156,21 @@ def _labelled(at: Any) -> dict[str, tuple[Location, ...]]:
     return dict(rows)
 
 
-def _together(place: Any) -> tuple[Location, ...]:
+def _locations(place: Any) -> tuple[Location, ...]:
+    """Return the distinct locations of one row."""
     several = isinstance(place, tuple | list)
     return tuple(dict.fromkeys(map(as_location, place if several else [place])))
 
 
 def _operators(op: Any, locations: Iterable[Location], source: object) -> dict[Location, Operator]:
-    """The operator of each location."""
+    """Return the operator of each location."""
     if op is None and source is None:
         raise InterventionError("no operator was given; write op=Zero(), or source=… to swap.")
-    given = {as_location(at): each for at, each in op.items()} if isinstance(op, Mapping) else None
+    named = {as_location(at): each for at, each in op.items()} if isinstance(op, Mapping) else None
     ops: dict[Location, Operator] = {}
     for at in locations:
-        each = op if given is None else given.get(at)
-        if each is None and given is not None:
+        each = op if named is None else named.get(at)
+        if each is None and named is not None:
             raise InterventionError(f"no operator was given for {at}; add it to op={{Location: operator}}.")
         ops[at] = Swap() if each is None else each
         _check_operator(ops[at], source)
@@ -167,6 +178,7 @@ def _operators(op: Any, locations: Iterable[Location], source: object) -> dict[L
 
 
 def _check_operator(op: Any, source: object) -> None:
+    """Raise InterventionError for what is no operator, or lacks a source, or has one that it does not take."""
     if not callable(op) or isinstance(op, type):
         raise InterventionError(f"{op!r} is not an operator; write Swap(), Zero(), or a function.")
     if getattr(op, "needs_source", source is not None) and source is None:
@@ -175,45 +187,45 @@ def _check_operator(op: Any, source: object) -> None:
         raise InterventionError(f"a source was given and {type(op).__name__} takes none; leave it out: source=None.")
 
 
-def _base_run(
+def _run_base(
     model: Model, base: Inputs | Run, at: list[Location], metric: Callable[[Any], Tensor], remote: bool | str
 ) -> tuple[Run, Any]:
-    """The base run, and what the metric says of it."""
+    """Return the base run and its metric."""
     if is_traced(model) and not isinstance(base, Run):
-        return _summed_up(model, base, at, Summary(metric), remote)
-    before = as_run(model, base, at, remote=remote)
-    if before.output is None or before.is_counterfactual:
+        return _run_summary(model, base, at, Summary(metric), remote)
+    done = as_run(model, base, at, remote=remote)
+    if done.output is None or done.is_counterfactual:
         raise InterventionError(
             "the base stopped early or is itself a counterfactual run; pass a run of the model itself, or inputs."
         )
-    return before, metric(before.output)
+    return done, metric(done.output)
 
 
-def _source_run(
+def _run_source(
     model: Model, source: Inputs | Run | Stored | None, at: list[Location], summary: Summary, remote: bool | str
 ) -> tuple[Run | None, Any]:
-    """The source run, and what the metric says of it; None for an output of another shape."""
+    """Return the source run and its metric, which is None if its output has another shape than that of the base."""
     if source is None:
         return None, None
     if is_traced(model) and not isinstance(source, Run):
-        return _summed_up(model, source, at, summary, remote)
+        return _run_summary(model, source, at, summary, remote)
     if isinstance(source, Stored):
         raise InterventionError(
             "a sweep repeats the examples of its source, and Stored activations have no run; give inputs or a Run, or "
             "write one place at a time: interchange(model, base, source=Stored(…), at=Location(3))."
         )
     with taken_for_inputs(source, model):
-        given = as_run(model, source, at, resumable=False, remote=remote)
-    return given, summary.measure(given.output) if shapes_of(given.output) == summary.like else None
+        done = as_run(model, source, at, resumable=False, remote=remote)
+    return done, summary.measure(done.output) if shapes_of(done.output) == summary.like else None
 
 
-def _summed_up(
+def _run_summary(
     model: Model, inputs: Inputs, at: list[Location], summary: Summary, remote: bool | str
 ) -> tuple[Run, Any]:
-    """A run where the model is, of which the shapes come back, and what the metric says of it."""
-    ran = run(model, inputs, at, device="meta", keep=summary, remote=remote)
-    kept: Any = ran.output
-    return replace(ran, output=kept["output"]), kept["value"]
+    """Run a traced model, and return a Run with the shapes of output and activations alone, and its metric."""
+    done = run(model, inputs, at, device="meta", keep=summary, remote=remote)
+    kept: Any = done.output
+    return replace(done, output=kept["output"]), kept["value"]
 
 
 def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
@@ -235,7 +247,7 @@ def _cells(
     ops: Mapping[Location, Operator],
     origin: Origin | None,
 ) -> tuple[list[Column], list[list[Cell]]]:
-    """The columns, and the cells of each row."""
+    """Return the columns, and the cells of each row."""
     if source_positions is not None and source is None:
         raise InterventionError("source_positions was given with no source; leave it out.")
     if positions is None:
@@ -243,11 +255,11 @@ def _cells(
         return columns, [cells_of(columns, {}, None, aligned=True) for _ in rows]
     real = [{location: real_tokens(base, location) for location in locations} for locations in rows]
     reads = {at: at if origin is None else origin.location(at) for row in rows for at in row}
-    given = [None if source is None else {at: real_tokens(source, reads[at]) for at in row} for row in real]
+    sources = [None if source is None else {at: real_tokens(source, reads[at]) for at in row} for row in real]
     longest = max(int(mask.sum(1).max()) for row in real for mask in row.values())
     columns = columns_of(positions, source_positions, longest)
     aligned = not all(getattr(op, "pools_source", False) for op in ops.values())
-    cells = [cells_of(columns, mine, its, aligned=aligned) for mine, its in zip(real, given, strict=True)]
+    cells = [cells_of(columns, each, of_source, aligned=aligned) for each, of_source in zip(real, sources, strict=True)]
     empty = set(range(len(columns))) - {cell.column for row in cells for cell in row}
     if empty and not isinstance(positions, str):
         raise InterventionError(
@@ -258,10 +270,10 @@ def _cells(
 
 
 def real_tokens(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
-    """Which tokens are real at a location of a run: the columns of `positions="each"`.
+    """Return True for each real token at a location of a run: the columns of `positions="each"`.
 
     Raises:
-        InterventionError: a place without tokens, or one whose padding cannot be told.
+        InterventionError: a location without tokens, or one whose padding is not known.
     """
     vectors = given.vectors(location.whole)
     if vectors.ndim < 3:
@@ -272,8 +284,8 @@ def real_tokens(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
     return span_of(vectors, place, None, [arguments_of(given.model, given.inputs)], slice(None)).real
 
 
-def _checked(value: Any, examples: int, what: str) -> Tensor:
-    """What the metric says, `[examples]` or `[1]`, on the CPU."""
+def _check_value(value: Any, examples: int, what: str) -> Tensor:
+    """Return a value of the metric as `[examples]` or `[1]` on the CPU, or raise InterventionError if it is invalid."""
     if not isinstance(value, Tensor | int | float):
         raise InterventionError(f"the metric returned {type(value).__name__} for {what}; return a tensor [batch].")
     value = torch.as_tensor(value).detach().cpu()
@@ -287,8 +299,8 @@ def _checked(value: Any, examples: int, what: str) -> Tensor:
     return widen(value).reshape(-1)
 
 
-def _of_present(values: Tensor, cell: Cell) -> Tensor:
-    """NaN for examples that lack the tokens, and for a number for all examples where one lacks them."""
+def _mask_absent(values: Tensor, cell: Cell) -> Tensor:
+    """Return the values with NaN for examples that lack the token, or for all if one number stands for all."""
     if cell.present is None:
         return values
     present = cell.present if len(values) == len(cell.present) else cell.present.all()
@@ -296,7 +308,7 @@ def _of_present(values: Tensor, cell: Cell) -> Tensor:
 
 
 def _check_reads_real(metric: object, base: Run) -> None:
-    """Raise for a metric made here that would read padding, because it was not told the mask."""
+    """Raise InterventionError for a metric of `interventions.metrics` that lacks a mask and would read padding."""
     metric = metric.metric if isinstance(metric, Normalized) else metric
     name = architecture(base.model).place(Location(site="logits")).mask
     mask = arguments_of(base.model, base.inputs).get(name)

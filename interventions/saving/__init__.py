@@ -1,1 +1,1 @@
-"""Interventions in files: JSON and safetensors."""
+"""Saving and loading of interventions: files of JSON and safetensors."""

@@ -1,4 +1,4 @@
-"""Values, operators and subspaces as JSON, and their tensors under a name beside it."""
+"""Encodings of values, operators and subspaces: JSON, with the tensors collected under names beside it."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -17,12 +17,16 @@ OPERATORS: dict[str, Any] = {
     name: kind for name, kind in vars(operators).items() if isinstance(kind, type) and is_dataclass(kind)
 }
 IN_FILES = {"renormalize": "renormalise"}
-"""What fields of operators are called in files of format 1, where that is not their name."""
+"""{field of an operator: its name in files of format 1}, where the two differ."""
 SUBSPACES: dict[str, Any] = {kind.__name__: kind for kind in (Rotation, BoundlessRotation, Mask, PCA)}
 
 
-def encoded(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` as JSON; its tensors go into `tensors`, under `name`."""
+def encode(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Return `value` as JSON, and put its tensors into `tensors` under `name`.
+
+    Raises:
+        InterventionError: `value` is no number, text, list, slice, range or tensor.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -33,24 +37,28 @@ def encoded(value: object, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, Iterable):
-        return [encoded(entry, f"{name}.{i}", tensors) for i, entry in enumerate(value)]
+        return [encode(entry, f"{name}.{i}", tensors) for i, entry in enumerate(value)]
     if hasattr(value, "__index__"):
         return value.__index__()
     raise InterventionError(f"{name} cannot be saved: {value!r}; give numbers, lists, slices or tensors.")
 
 
-def decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `encoded` gave as JSON."""
+def decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value whose JSON `encode` made."""
     if isinstance(value, list):
-        return [decoded(entry, tensors) for entry in value]
+        return [decode(entry, tensors) for entry in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     return tensors[content] if kind == "tensor" else {"slice": slice, "range": range}[kind](*content)
 
 
-def encoded_operator(op: object, location: Location, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The class and the fields of an operator."""
+def encode_operator(op: object, location: Location, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the class and the fields of an operator as JSON, and put its tensors into `tensors` under `name`.
+
+    Raises:
+        InterventionError: a function or a class of the user's own.
+    """
     if type(op) not in OPERATORS.values():
         raise InterventionError(
             f"{op!r} at {location} cannot be saved: it is code, and files hold none; use one of "
@@ -60,12 +68,16 @@ def encoded_operator(op: object, location: Location, name: str, tensors: dict[st
     values = {IN_FILES.get(name, name): getattr(op, name) for name in names}
     return {
         "class": type(op).__name__,
-        "fields": {key: encoded(value, f"{name}.{key}", tensors) for key, value in values.items()},
+        "fields": {key: encode(value, f"{name}.{key}", tensors) for key, value in values.items()},
     }
 
 
-def decoded_operator(saved: dict[str, Any], location: Location, tensors: Mapping[str, Tensor]) -> Operator:
-    """The operator that `encoded_operator` described."""
+def decode_operator(saved: dict[str, Any], location: Location, tensors: Mapping[str, Tensor]) -> Operator:
+    """Build the operator that `encode_operator` described.
+
+    Raises:
+        InterventionError: no operator of that name exists.
+    """
     name = saved["class"]
     if name not in OPERATORS:
         raise InterventionError(
@@ -73,31 +85,39 @@ def decoded_operator(saved: dict[str, Any], location: Location, tensors: Mapping
             "write the intervention anew."
         )
     names = {in_file: name for name, in_file in IN_FILES.items()}
-    return OPERATORS[name](**{names.get(key, key): decoded(value, tensors) for key, value in saved["fields"].items()})
+    return OPERATORS[name](**{names.get(key, key): decode(value, tensors) for key, value in saved["fields"].items()})
 
 
-def encoded_subspace(module: object, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The class and the settings of a subspace; its state dict goes into `tensors`, under `name`."""
+def encode_subspace(module: object, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the class and settings of a subspace as JSON, and put its state dict into `tensors` under `name`.
+
+    Raises:
+        InterventionError: it is no module, or a SparseCoder of functions, whose tensors are not known.
+    """
     if not isinstance(module, nn.Module):
         raise InterventionError(f"subspace {module!r} cannot be saved: it is no nn.Module; make it one.")
     for part in module.modules():
         if isinstance(part, SparseCoder):
             _check_savable(part)
     tensors |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
-    return _described(module)
+    return _describe(module)
 
 
-def decoded_subspace(
+def decode_subspace(
     saved: dict[str, Any], state: dict[str, Tensor], given: nn.Module | None, location: Location
 ) -> nn.Module:
-    """The subspace that `encoded_subspace` described: made anew, or the one given, with the saved state loaded."""
-    if saved["class"] == "PCA" and not saved["settings"]:  # as they were saved before PCA had settings
+    """Return the subspace that `encode_subspace` described, with its state: built anew, or loaded into `given`.
+
+    Raises:
+        InterventionError: `given` is another subspace than was saved, or is None for one that holds code.
+    """
+    if saved["class"] == "PCA" and not saved["settings"]:  # files from before PCA had settings
         saved = {**saved, "settings": dict(zip(("dims", "width"), state["components"].shape, strict=True))}
     if given is None:
         _check_known(saved, location)
-        made = _made(saved)
-        made.load_state_dict(state, assign=True)
-        return made
+        built = _build(saved)
+        built.load_state_dict(state, assign=True)
+        return built
     _check_same(saved, given, location)
     try:
         given.load_state_dict(state)
@@ -108,8 +128,8 @@ def decoded_subspace(
     return given
 
 
-def _described(module: nn.Module) -> dict[str, Any]:
-    """The class, the settings and the mode; the same of what a mask is within."""
+def _describe(module: nn.Module) -> dict[str, Any]:
+    """Return the class, the settings and the mode of a subspace, and those of the one that a mask is within."""
     kind = type(module)
     known = SUBSPACES.get(kind.__name__) is kind or kind is SparseCoder
     description = {
@@ -118,20 +138,22 @@ def _described(module: nn.Module) -> dict[str, Any]:
         "training": module.training,
     }
     within = module.within if isinstance(module, Mask) else None
-    return description if within is None else {**description, "within": _described(within)}
+    return description if within is None else {**description, "within": _describe(within)}
 
 
-def _made(saved: dict[str, Any]) -> nn.Module:
-    within = {"within": _made(saved["within"])} if "within" in saved else {}
+def _build(saved: dict[str, Any]) -> nn.Module:
+    """Build the subspace of a description, without its state."""
+    within = {"within": _build(saved["within"])} if "within" in saved else {}
     return SUBSPACES[saved["class"]](**saved["settings"], **within)
 
 
 def _levels(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """The description and those of what it is within, the outermost first."""
+    """Return a description and those of the subspaces that it is within, outermost first."""
     return [description, *(_levels(description["within"]) if "within" in description else [])]
 
 
 def _check_known(saved: dict[str, Any], location: Location) -> None:
+    """Raise InterventionError for a subspace that holds code, and so cannot be built from the file alone."""
     names = [level["class"] for level in _levels(saved)]
     if not SUBSPACES.keys() >= set(names):
         call = "(within=".join(name.rpartition(".")[2] for name in names) + "(…" + ")" * len(names)
@@ -142,8 +164,8 @@ def _check_known(saved: dict[str, Any], location: Location) -> None:
 
 
 def _check_same(saved: dict[str, Any], given: nn.Module, location: Location) -> None:
-    """Raise where the class and the settings of `given` are others, but for those that the state holds."""
-    here = _described(given)
+    """Raise InterventionError if the class or the settings of `given` differ, but for those in the state dict."""
+    here = _describe(given)
     if _identity(saved) != _identity(here):
         raise InterventionError(
             f"the subspace saved for {location} is a {_title(saved)} and a {_title(here)} was given; build it as it "
@@ -152,6 +174,7 @@ def _check_same(saved: dict[str, Any], given: nn.Module, location: Location) -> 
 
 
 def _identity(description: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return class names and settings, without the temperature, which is in the state dict."""
     return [
         (
             level["class"].rpartition(".")[2],
@@ -166,6 +189,7 @@ def _title(description: dict[str, Any]) -> str:
 
 
 def _check_savable(coder: SparseCoder) -> None:
+    """Raise InterventionError for an encoder or decoder that is neither a module nor a method of one."""
     for function in (coder.encode, coder.decode):
         if not isinstance(function, nn.Module) and not isinstance(getattr(function, "__self__", None), nn.Module):
             raise InterventionError(

@@ -1,7 +1,8 @@
-"""Interventions in files: JSON and safetensors in one folder, no pickle and no code.
+"""`save` and `load`: interventions as one folder of JSON and safetensors, without pickle and without code.
 
-`interventions.json` says what is written where, and in which model; `tensors.safetensors` holds the tensors of
-operators (`operators.i.field`), positions and subspaces (`subspaces.i.parameter`).
+`interventions.json` lists the locations with their operators, positions and steps, and what the model is known by;
+`tensors.safetensors` holds the tensors of operators (`operators.i.field`), positions and subspaces
+(`subspaces.i.parameter`).
 """
 
 import json
@@ -28,12 +29,12 @@ from interventions.models.wrappers import Model, module_of
 from interventions.operators import Operator
 from interventions.positions import Positions, check_positions
 from interventions.saving.encodings import (
-    decoded,
-    decoded_operator,
-    decoded_subspace,
-    encoded,
-    encoded_operator,
-    encoded_subspace,
+    decode,
+    decode_operator,
+    decode_subspace,
+    encode,
+    encode_operator,
+    encode_subspace,
 )
 from interventions.steps import Steps, parse_steps
 
@@ -43,12 +44,12 @@ DESCRIPTION, TENSORS, CHECKSUMS = "interventions.json", "tensors.safetensors", "
 
 @dataclass(frozen=True, eq=False)
 class Saved:
-    """What `load` found, under the names that `intervene` gives it.
+    """Loaded interventions, under the names of the arguments of `intervene`.
 
     Attributes:
-        at: {Location: operator}, or the locations alone where they were saved without operators.
-        positions: as they were given to `save`.
-        steps: as they were given to `save`.
+        at: {Location: operator}, or the locations alone if they were saved without operators.
+        positions: the positions that were passed to `save`.
+        steps: the steps that were passed to `save`.
     """
 
     at: dict[Location, Operator] | tuple[Location, ...]
@@ -66,22 +67,22 @@ def save(
     steps: Steps = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write interventions to a new folder, all of it or nothing.
+    """Write interventions to a new folder, completely or not at all.
 
     Args:
-        folder: where; its parents are made.
-        interventions: {Location: operator}, or locations alone, e.g. to keep their learned subspaces.
-        model: the model that they belong to; `load` compares what it knows of it.
-        positions: which tokens to write, or {Location: positions}.
-        steps: which steps of a generation.
-        overwrite: replace what an earlier `save` wrote there.
+        folder: the folder to create; its parents are created too.
+        interventions: {Location: operator}, or locations alone, e.g. to save their learned subspaces.
+        model: the model that they belong to. Its type, depth and width are saved, and `load` compares them.
+        positions: which tokens to write, as in `intervene`, or {Location: positions}.
+        steps: which steps of a generation, as in `intervene`.
+        overwrite: replace what an earlier `save` wrote to this folder.
 
     Returns:
         The folder.
 
     Raises:
         InterventionError: the folder exists, a location is not in the model, or an operator or subspace is code of
-            one's own.
+            the user's own.
 
     >>> import tempfile, torch
     >>> from interventions import Add, intervene
@@ -102,24 +103,24 @@ def save(
     modules: list[Any] = list(dict.fromkeys(location.subspace for location in ops if location.subspace is not None))
     if isinstance(positions, Mapping) and not positions:
         raise InterventionError("positions={} names no location; write {Location(3): positions}, or leave it out.")
-    each = _positions_of(positions, ops) if isinstance(positions, Mapping) else [positions]
-    for one in each:
-        check_positions(one)
+    by_location = _positions_of(positions, ops) if isinstance(positions, Mapping) else [positions]
+    for each in by_location:
+        check_positions(each)
     steps = tuple(steps) if isinstance(steps, Iterator) else steps
     parse_steps(steps)
     description = {
         "format": FORMAT,
         "versions": {name: metadata.version(name) for name in ("torch", "transformers")},
         "model": _facts(model),
-        "positions": encoded(each if isinstance(positions, Mapping) else positions, "positions", tensors),
+        "positions": encode(by_location if isinstance(positions, Mapping) else positions, "positions", tensors),
         "has_positions_of_each": isinstance(positions, Mapping),
-        "steps": encoded(steps, "steps", tensors),
-        "subspaces": [encoded_subspace(module, f"subspaces.{i}", tensors) for i, module in enumerate(modules)],
+        "steps": encode(steps, "steps", tensors),
+        "subspaces": [encode_subspace(module, f"subspaces.{i}", tensors) for i, module in enumerate(modules)],
         "interventions": [
             {
                 "location": str(replace(location, subspace=None)),
                 "subspace": None if location.subspace is None else modules.index(location.subspace),
-                "operator": None if op is None else encoded_operator(op, location, f"operators.{i}", tensors),
+                "operator": None if op is None else encode_operator(op, location, f"operators.{i}", tensors),
             }
             for i, (location, op) in enumerate(ops.items())
         ],
@@ -132,35 +133,42 @@ def save(
 
 @checked
 def load(folder: str | Path, model: Model, *, subspaces: Mapping[str, nn.Module] | None = None) -> Saved:
-    """What `save` wrote, for a model of the same type and shape; subspaces in their mode, on the device of their place.
+    """Return the interventions that `save` wrote, for a model of the same type, depth and width.
+
+    Subspaces are in the mode (train or eval) in which they were saved, on the device of their location.
 
     Args:
-        folder: as given to `save`.
+        folder: the folder that was passed to `save`.
         model: the model, or another of its type, depth and width.
-        subspaces: modules for those that hold code (a `SparseCoder`, or a class of one's own), by the text of one of
-            their locations: `{"mlp_output.1": SparseCoder(encode, decode)}`. What was saved is loaded into them.
+        subspaces: modules for the subspaces that hold code (a `SparseCoder`, or a class of one's own), by the text of
+            one of their locations: `{"mlp_output.1": SparseCoder(encode, decode)}`. The saved state is loaded into
+            them.
+
+    Returns:
+        `Saved`, whose fields are arguments of `intervene`.
 
     Raises:
-        InterventionError: no such folder, a newer format, a model that does not fit, or a class that is not known here.
+        InterventionError: no such folder, a damaged file, a newer format, a model that does not fit, or a class that
+            does not exist here.
     """
     folder = Path(folder)
     description, tensors = _read(folder)
     try:
-        return _loaded(folder, description, tensors, model, subspaces or {})
+        return _build(folder, description, tensors, model, subspaces or {})
     except InterventionError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise _damaged(folder / DESCRIPTION, error) from None
 
 
-def _loaded(
+def _build(
     folder: Path,
     description: dict[str, Any],
     tensors: Mapping[str, Tensor],
     model: Model,
     subspaces: Mapping[str, nn.Module],
 ) -> Saved:
-    """What the two files say."""
+    """Build what the contents of the two files describe."""
     entries = description["interventions"]
     places = [Location.parse(entry["location"]) for entry in entries]
     _check_model(description["model"], places, model, folder)
@@ -169,18 +177,19 @@ def _loaded(
         place if entry["subspace"] is None else replace(place, subspace=modules[entry["subspace"]])
         for place, entry in zip(places, entries, strict=True)
     ]
-    positions, steps = (decoded(description[name], tensors) for name in ("positions", "steps"))
+    positions, steps = (decode(description[name], tensors) for name in ("positions", "steps"))
     if description["has_positions_of_each"]:
         positions = dict(zip(at, positions, strict=True))
     if entries[0]["operator"] is None:
         return Saved(tuple(at), positions, steps)
-    ops = [decoded_operator(entry["operator"], place, tensors) for entry, place in zip(entries, places, strict=True)]
+    ops = [decode_operator(entry["operator"], place, tensors) for entry, place in zip(entries, places, strict=True)]
     return Saved(dict(zip(at, ops, strict=True)), positions, steps)
 
 
 def _operators_of(
     interventions: Mapping[Location, Operator] | Iterable[Location] | Location,
 ) -> dict[Location, Operator | None]:
+    """Return {location: operator}, with None for locations that were passed alone."""
     if isinstance(interventions, Mapping):
         ops: dict[Location, Operator | None] = {as_location(place): op for place, op in interventions.items()}
     else:
@@ -191,12 +200,12 @@ def _operators_of(
 
 
 def _positions_of(positions: Mapping[Location, Positions], ops: Mapping[Location, Any]) -> list[Positions]:
-    """The positions of each location; None, all tokens, for one that is not named."""
-    each = {as_location(place): value for place, value in positions.items()}
-    if each.keys() - ops.keys():
-        unused = next(iter(each.keys() - ops.keys()))
+    """Return the positions of each location in order; None, all tokens, for locations that are not named."""
+    named = {as_location(place): value for place, value in positions.items()}
+    if named.keys() - ops.keys():
+        unused = next(iter(named.keys() - ops.keys()))
         raise InterventionError(f"positions for {unused} were given and nothing is written there; leave them out.")
-    return [each.get(location) for location in ops]
+    return [named.get(location) for location in ops]
 
 
 def _subspaces(
@@ -206,7 +215,7 @@ def _subspaces(
     model: Model,
     given: Mapping[str, nn.Module],
 ) -> list[nn.Module]:
-    """The modules of the saved subspaces, with what was saved in them."""
+    """Return the saved subspaces as modules with their state, in the order of the file."""
     numbers = [entry["subspace"] for entry in description["interventions"]]
     own: dict[int, nn.Module] = {}
     for text, module in given.items():
@@ -220,7 +229,7 @@ def _subspaces(
     for number, saved in enumerate(description["subspaces"]):
         place, prefix = places[numbers.index(number)], f"subspaces.{number}."
         state = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-        module = decoded_subspace(saved, state, own.get(number), place)
+        module = decode_subspace(saved, state, own.get(number), place)
         nearby = chain(architecture(model).place(place).module.parameters(), module_of(model).parameters())
         modules.append(module.to(next((parameter.device for parameter in nearby), None)))
         _set_modes(module, saved)
@@ -228,7 +237,7 @@ def _subspaces(
 
 
 def _set_modes(module: nn.Module, saved: dict[str, Any]) -> None:
-    """Train or eval mode, as they were saved, of a subspace and of those that it is within."""
+    """Set the saved mode, train or eval, of a subspace and of those that it is within."""
     module.train(saved["training"])
     inner = getattr(module, "within", None)
     if isinstance(inner, nn.Module) and saved.get("within"):
@@ -236,7 +245,7 @@ def _set_modes(module: nn.Module, saved: dict[str, Any]) -> None:
 
 
 def _facts(model: Model) -> dict[str, Any]:
-    """What a model is known by."""
+    """Return what identifies a model: its type, widths and numbers of blocks."""
     config = getattr(model, "config", None)
     sizes = {name: getattr(config, name, None) for name in ("hidden_size", "num_attention_heads")}
     return {
@@ -247,6 +256,7 @@ def _facts(model: Model) -> dict[str, Any]:
 
 
 def _check_model(saved: dict[str, Any], places: list[Location], model: Model, folder: Path) -> None:
+    """Raise InterventionError for a model that differs from the saved one, or lacks one of the places."""
     here = _facts(model)
     for name, value in here.items():
         if saved[name] != value:
@@ -259,6 +269,7 @@ def _check_model(saved: dict[str, Any], places: list[Location], model: Model, fo
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
+    """Raise InterventionError if the folder holds anything that may not be replaced."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / DESCRIPTION).is_file():
@@ -268,9 +279,9 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _write(folder: Path, description: Mapping[str, Any], tensors: bytes) -> None:
-    """Both files into a folder beside, which then takes the name: what fails half way leaves the old folder."""
-    checked = {**description, CHECKSUMS: {TENSORS: sha256(tensors).hexdigest(), DESCRIPTION: _checksum(description)}}
-    text = json.dumps(checked, indent=2, ensure_ascii=False)
+    """Write both files to a folder beside the target and rename it, so that a failure leaves the old folder."""
+    checksums = {TENSORS: sha256(tensors).hexdigest(), DESCRIPTION: _checksum(description)}
+    text = json.dumps({**description, CHECKSUMS: checksums}, indent=2, ensure_ascii=False)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".saving-") as scratch:
@@ -292,7 +303,11 @@ def _write(folder: Path, description: Mapping[str, Any], tensors: bytes) -> None
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Both files, compared with their checksums; those of earlier versions have none, which is said."""
+    """Read both files and compare their checksums, or warn if an earlier version wrote them, without any.
+
+    Raises:
+        InterventionError: the folder holds no interventions, a newer format, or a file whose content has changed.
+    """
     if not (folder / DESCRIPTION).is_file():
         raise InterventionError(
             f"{folder} holds no saved interventions: there is no {DESCRIPTION}; write them with save(folder, …)."
@@ -308,17 +323,17 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{folder} is of format {number} and this version reads up to {FORMAT}; upgrade: pip install -U "
             "causal-distillation."
         )
-    told = description.pop(CHECKSUMS, None)
-    if told is None:
+    checksums = description.pop(CHECKSUMS, None)
+    if checksums is None:
         warnings.warn(
             f"{folder / DESCRIPTION} was written by an earlier version, without checksums, and is not checked.",
             stacklevel=3,
         )
-    elif not isinstance(told, dict) or told.get(DESCRIPTION) != _checksum(description):
+    elif not isinstance(checksums, dict) or checksums.get(DESCRIPTION) != _checksum(description):
         raise _damaged(folder / DESCRIPTION, "its content is not what was written: checksum")
     try:
         content = (folder / TENSORS).read_bytes()
-        if told is not None and told.get(TENSORS) != sha256(content).hexdigest():
+        if checksums is not None and checksums.get(TENSORS) != sha256(content).hexdigest():
             raise _damaged(folder / TENSORS, "its content is not what was written: checksum")
         return description, safetensors.torch.load(content)
     except (OSError, safetensors.SafetensorError) as error:
@@ -326,10 +341,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _damaged(file: Path, why: object) -> InterventionError:
-    told = " ".join(f"{type(why).__name__}: {why}".split()) if isinstance(why, Exception) else why
-    return InterventionError(f"{file} is damaged ({told}); save the interventions again: save(folder, …).")
+    """Return the error for a file that cannot be read; `why` is an exception or a reason."""
+    reason = " ".join(f"{type(why).__name__}: {why}".split()) if isinstance(why, Exception) else why
+    return InterventionError(f"{file} is damaged ({reason}); save the interventions again: save(folder, …).")
 
 
 def _checksum(description: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the description without its checksums."""
     plain = {name: value for name, value in description.items() if name != CHECKSUMS}
     return sha256(json.dumps(plain, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
