@@ -1,7 +1,8 @@
 """Pure losses between what a student and a teacher computed: tensors in, one scalar out.
 
 Every loss averages over positions: over the batch for `[B, C]`, over the tokens that `mask` keeps for `[B, T, V]`, so
-that padding changes nothing. Half precision is widened to float32 before anything is computed, and so is the value.
+that padding changes nothing. Half precision is converted to float32 before anything is computed, and the value is in
+float32 too.
 """
 
 from distill.losses.boundary import BoundarySamples, boundary_samples, most_different

@@ -1,4 +1,4 @@
-"""What losses share: shapes that must fit together, positions that are kept, and the precision they are computed in."""
+"""What all losses share: checks that tensors fit together, the positions that count, and softened logits."""
 
 import math
 from collections.abc import Callable
@@ -24,21 +24,22 @@ WAYS_OUT = {
 
 
 def loss(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a loss refuse wrong types, and tensors that cannot be computed with together, in one line.
+    """Make a loss raise DistillError for wrong types, and for tensors of several devices or of a kind it cannot take.
 
-    What is NaN or infinite in a tensor is not looked for: that would wait for the device in every step. The loss is
-    then NaN or infinite too, and `fit` stops there.
+    Tensors are not searched for NaN and infinity, as that would wait for the device in every step. The loss is then
+    NaN or infinite too, and `fit` stops there.
     """
 
     @wraps(function)
     def fitting(*args: P.args, **kwargs: P.kwargs) -> T:
-        _refuse_strangers(function.__name__, [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)])
+        _refuse_unusable(function.__name__, [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)])
         return function(*args, **kwargs)
 
     return checked(fitting)
 
 
-def _refuse_strangers(name: str, tensors: list[Tensor]) -> None:
+def _refuse_unusable(name: str, tensors: list[Tensor]) -> None:
+    """Raise DistillError if a tensor is sparse or complex, or if the tensors are on several devices."""
     odd = next((each for each in tensors if each.layout != torch.strided or each.is_complex()), None)
     if odd is not None:
         kind = str(odd.layout if odd.layout != torch.strided else odd.dtype).removeprefix("torch.")
@@ -55,28 +56,29 @@ def _refuse_strangers(name: str, tensors: list[Tensor]) -> None:
 
 
 def same_shapes(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Make a loss refuse tensors that do not fit together, before the shapes in its annotations are looked at."""
+    """Make a loss raise DistillError if student, teacher and mask do not fit together, before types are checked."""
     expected = signature(loss)
     axis = next(iter(expected.parameters.values())).annotation.dim_str.split()[-1]
 
     @wraps(loss)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def fitting(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         _refuse_mismatch(loss.__name__, expected.bind(*args, **kwargs).arguments, axis)
         return loss(*args, **kwargs)
 
-    return checked
+    return fitting
 
 
-def _refuse_mismatch(name: str, given: dict[str, Any], axis: str) -> None:
-    (one, student), (other, teacher) = list(given.items())[:2]
-    found = f"{one} {tuple(student.shape)}, {other} {tuple(teacher.shape)}"
+def _refuse_mismatch(name: str, arguments: dict[str, Any], axis: str) -> None:
+    """Raise DistillError if the first two arguments differ in shape, or the mask is not of their positions."""
+    (student_name, student), (teacher_name, teacher) = list(arguments.items())[:2]
+    found = f"{student_name} {tuple(student.shape)}, {teacher_name} {tuple(teacher.shape)}"
     if student.shape[:-1] != teacher.shape[:-1]:
         raise DistillError(
             f"{name} compares position by position, but the batches differ: {found}; run both on the same inputs."
         )
     if student.shape[-1] != teacher.shape[-1]:
         raise DistillError(f"{name} needs the same {axis} on both sides: {found}; {WAYS_OUT[axis]}.")
-    mask = given.get("mask")
+    mask = arguments.get("mask")
     if mask is not None and mask.shape != student.shape[:-1]:
         raise DistillError(
             f"{name} needs one mask entry a position, but mask is {tuple(mask.shape)}: {found}; "
@@ -84,30 +86,45 @@ def _refuse_mismatch(name: str, given: dict[str, Any], axis: str) -> None:
         )
 
 
-def kept(values: Tensor, mask: Tensor | None) -> Tensor:
-    """The positions that the mask keeps, `[N, width]`, in at least single precision; padding never enters a graph."""
-    found = rearrange(values, "... width -> (...) width") if mask is None else values[mask.bool()]
-    if len(found) == 0:
+def keep(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the positions that the mask keeps, `[N, width]`, in at least single precision; all where it is None.
+
+    Padding never enters the graph.
+
+    Raises:
+        DistillError: no position is kept.
+    """
+    rows = rearrange(values, "... width -> (...) width") if mask is None else values[mask.bool()]
+    if len(rows) == 0:
         raise DistillError(
             f"No position is left to average over: 0 of {values.shape[:-1].numel()} are kept of {tuple(values.shape)}; "
             "skip this batch, or check that the mask is 1 (a label not -100) where a position counts."
         )
-    return widen(found)
+    return widen(rows)
 
 
 def spread(values: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
-    """Kept values back in their places, 0 where a position was left out."""
+    """Return kept values, `[N]`, in the places that they came from, with 0 where the mask leaves a position out."""
     if mask is None:
         return values.reshape(shape)
     return values.new_zeros(shape).masked_scatter(mask.bool(), values)
 
 
 HOT = 50.0
-"""The temperature above which softened answers are compared in double precision: single would be mostly rounding."""
+"""Above this temperature logits are softened in double precision: in single, their differences are mostly rounding."""
 
 
-def softened(name: str, logits: Tensor, temperature: float | Float[Tensor, ""]) -> Tensor:
-    """Logits divided by a temperature, which must be above 0; `name` is who asks."""
+def soften(name: str, logits: Tensor, temperature: float | Float[Tensor, ""]) -> Tensor:
+    """Return logits divided by a temperature, in at least single precision.
+
+    Args:
+        name: of the loss, for the error.
+        logits: of any shape.
+        temperature: τ.
+
+    Raises:
+        DistillError: the temperature is not above 0 and finite.
+    """
     if not 0 < temperature < math.inf:
         wanted = "above 0" if temperature <= 0 else "that is finite"
         raise DistillError(
@@ -117,8 +134,12 @@ def softened(name: str, logits: Tensor, temperature: float | Float[Tensor, ""]) 
     return (logits.double() if exact else widen(logits)) / temperature
 
 
-def counted(name: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """Where a label is not −100, `[*batch]`; refuses labels that are no classes of these logits."""
+def find_labelled(name: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return where the labels are not −100, `[*batch]`.
+
+    Raises:
+        DistillError: labels that are not numbers of classes of these logits, or of another shape.
+    """
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise DistillError(
             f"{name} needs the numbers of classes as labels, but they are {labels.dtype}; give labels.long(), or use "
@@ -129,11 +150,11 @@ def counted(name: str, logits: Tensor, labels: Tensor) -> Tensor:
             f"{name} needs one label a position: logits {tuple(logits.shape)}, labels {tuple(labels.shape)}; "
             f"give labels of shape {tuple(logits.shape[:-1])}, -100 where a position does not count."
         )
-    counts = labels != -100
-    outside = labels[counts & ((labels < 0) | (labels >= logits.shape[-1]))]
+    is_labelled = labels != -100
+    outside = labels[is_labelled & ((labels < 0) | (labels >= logits.shape[-1]))]
     if len(outside):
         raise DistillError(
             f"{name} met label {outside[0].item()}, but the logits have {logits.shape[-1]} classes "
             f"(0 to {logits.shape[-1] - 1}); map the labels to them, or set -100 where a position does not count."
         )
-    return counts
+    return is_labelled

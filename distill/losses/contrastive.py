@@ -1,4 +1,20 @@
-"""Losses that tell an example's own pair of features from the others'."""
+"""Contrastive losses: a student's features of an example should single out the teacher's features of the same example.
+
+ICD compares the L2-normalised features u of the student and v of the teacher among the n examples of a batch. With the
+similarities S = s u vᵀ, where s is 1 / temperature,
+
+    contrast = CE(S, diagonal) = −(1/n) Σ_i log P₁[i, i]
+    invariance = (1/n) Σ_i KL(P₂[i] ‖ P₁[i]),    P₁ = softmax of the rows of S,    P₂ = softmax of the rows of Sᵀ.
+
+Giakoumoglou, Stathaki 2024 (arXiv:2407.11802), section 3.
+
+CRD decides by noise-contrastive estimation whether a pair of features belongs to one example or is one of m pairs with
+examples drawn from N. With the scores P⁺ of the true pair and P⁻ of the m others, and ε = 1e-7,
+
+    nce = −mean [log P⁺ / (P⁺ + m/N + ε) + Σ log (m/N) / (P⁻ + m/N + ε)].
+
+Tian, Krishnan, Isola 2019 (arXiv:1910.10699), section 3.2.
+"""
 
 import math
 
@@ -25,7 +41,7 @@ def contrast(
     *,
     bias: float | Float[Tensor, ""] = 0.0,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy [nats / example] of finding each example's teacher features among those of the batch.
+    """Cross-entropy [nats / example] of choosing each example's teacher features among those of the batch.
 
     Args:
         student: `[B, d]`, L2-normalised.
@@ -52,12 +68,12 @@ def invariance(
     bias: float | Float[Tensor, ""] = 0.0,
     divergence: Divergence = forward_kl,
 ) -> Float[Tensor, ""]:
-    """KL(P₂ ‖ P₁) [nats / example]: 0 where student seeks teacher as teacher seeks student.
+    """KL(P₂ ‖ P₁) [nats / example] between the softmax over teachers for a student and over students for a teacher.
 
-    P₁ is the softmax over the teachers of each student, P₂ that over the students of each teacher; both have
-    gradients. With symmetric similarities they are equal.
-    Arguments as for `contrast`; `divergence=reverse_kl` gives KL(P₁ ‖ P₂), `jensen_shannon` or a function like them
-    another.
+    P₁ is the softmax over the teacher's features for each student's, P₂ that over the student's features for each
+    teacher's; both have gradients. With symmetric similarities they are equal and the loss is 0.
+    Arguments as for `contrast`; `divergence=reverse_kl` gives KL(P₁ ‖ P₂), and `jensen_shannon` or a function like
+    these another divergence.
 
     Giakoumoglou, Stathaki 2024 (ICD, arXiv:2407.11802), section 3; the direction is that of the published code
     (giakoumoglou/distillers, commit 1c0e48d).
@@ -70,19 +86,20 @@ def invariance(
 
 
 def _similarities(student: Tensor, teacher: Tensor, scale: float | Tensor, bias: float | Tensor) -> Tensor:
+    """Return the scaled cosines of each student's features (rows) with each teacher's (columns)."""
     if len(student) == 0:
-        raise DistillError(f"No example is left to tell from others: student {tuple(student.shape)}; skip this batch.")
+        raise DistillError(f"No example is left to compare: student {tuple(student.shape)}; skip this batch.")
     wild = next((each for each in (scale, bias) if not isinstance(each, Tensor) and not math.isfinite(each)), None)
     if wild is not None:
         raise DistillError(f"the similarities cannot be scaled or moved by {wild}; give a finite number: scale=10.0.")
     with torch.autocast(student.device.type, enabled=False):  # which would multiply in half precision
-        cosines = einsum(widen(student), widen(teacher), "one width, other width -> one other")
+        cosines = einsum(widen(student), widen(teacher), "student width, teacher width -> student teacher")
     return scale * cosines + bias
 
 
 @loss
 def nce(positive: Float[Tensor, "..."], negative: Float[Tensor, "..."], n_data: int) -> Float[Tensor, ""]:
-    """Noise-contrastive estimate [nats / example]: is a pair one example's own, or one of m drawn from n_data?
+    """Noise-contrastive loss [nats / example] of telling an example's own pair from m pairs with drawn examples.
 
     −mean [log P⁺ / (P⁺ + m/N + ε) + Σ log (m/N) / (P⁻ + m/N + ε)] with N = n_data and ε = 1e-7.
 
@@ -107,6 +124,6 @@ def nce(positive: Float[Tensor, "..."], negative: Float[Tensor, "..."], n_data: 
         raise DistillError(f"nce needs the number of examples in the data: n_data={n_data}; give len(data).")
     own, others = widen(positive), widen(negative)
     noise = others.shape[1] / n_data
-    found_own = (own / (own + noise + EPSILON)).log().sum(1)
-    told_apart = (noise / (others + noise + EPSILON)).log().sum(1)
-    return -(found_own + told_apart).mean()
+    log_own = (own / (own + noise + EPSILON)).log().sum(1)
+    log_others = (noise / (others + noise + EPSILON)).log().sum(1)
+    return -(log_own + log_others).mean()

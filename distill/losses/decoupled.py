@@ -1,8 +1,16 @@
-"""Decoupled knowledge distillation: what the teacher says of the label, and of the other classes, each on its own.
+"""Decoupled knowledge distillation (DKD): separate weights for the label and for the other classes.
 
-Zhao et al. 2022 (DKD, arXiv:2203.08679), section 3. With p the teacher's softened probability of the label,
-KL(teacher ‖ student) = TCKD + (1 − p) NCKD example by example; taken apart, the second is no longer silenced where the
-teacher is sure.
+Let p be the teacher's softened probability of the label y. The divergence of knowledge distillation is, example by
+example, the sum of a part for the label against all others and a part among the others,
+
+    KL(teacher ‖ student) = TCKD + (1 − p) NCKD
+    TCKD = KL between the binary distributions (p_y, 1 − p_y) of teacher and student
+    NCKD = KL between the softmaxes of teacher and student over the classes other than y.
+
+The factor 1 − p silences the second part where the teacher is sure. DKD weighs the two on their own: α TCKD + β NCKD,
+each times τ².
+
+Zhao et al. 2022 (arXiv:2203.08679), section 3.
 """
 
 import math
@@ -13,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses.common import counted, kept, loss, same_shapes, softened, spread
+from distill.losses.common import find_labelled, keep, loss, same_shapes, soften, spread
 from distill.losses.response import binary_kl, forward_kl
 from distill.precision import widen
 
@@ -41,7 +49,7 @@ def tckd(
     >>> tckd(torch.zeros(1, 3), torch.tensor([[2.0, 1.0, 1.0]]).log(), torch.tensor([0])).item()  # ½ ln 1.5 + ½ ln 0.75
     0.0588...
     """
-    return _decoupled("tckd", _of_label, (student_logits, teacher_logits, labels), temperature, reduction)
+    return _weigh_part("tckd", _label_kl, (student_logits, teacher_logits, labels), temperature, reduction)
 
 
 @loss
@@ -62,7 +70,7 @@ def nckd(
     >>> nckd(torch.zeros(1, 3), torch.tensor([[9.0, 3.0, 1.0]]).log(), torch.tensor([0])).item()
     0.1308...
     """
-    return _decoupled("nckd", _of_others, (student_logits, teacher_logits, labels), temperature, reduction)
+    return _weigh_part("nckd", _others_kl, (student_logits, teacher_logits, labels), temperature, reduction)
 
 
 @loss
@@ -87,47 +95,62 @@ def dkd(  # noqa: PLR0917 (as in the paper's formula)
     """
     if not (math.isfinite(alpha) and math.isfinite(beta)):
         raise DistillError(f"dkd needs finite weights: alpha={alpha}, beta={beta}; the paper's are alpha=1, beta=8.")
-    given = student_logits, teacher_logits, labels
-    target = _decoupled("dkd", _of_label, given, temperature, "mean")
-    return alpha * target + beta * _decoupled("dkd", _of_others, given, temperature, "mean")
+    arguments = student_logits, teacher_logits, labels
+    target = _weigh_part("dkd", _label_kl, arguments, temperature, "mean")
+    return alpha * target + beta * _weigh_part("dkd", _others_kl, arguments, temperature, "mean")
 
 
-def _decoupled(
+def _weigh_part(
     name: str,
     part: Callable[[Tensor, Tensor, Tensor], Tensor],
-    given: tuple[Tensor, Tensor, Tensor],
+    arguments: tuple[Tensor, Tensor, Tensor],
     temperature: float | Float[Tensor, ""],
     reduction: str,
 ) -> Tensor:
-    student_logits, teacher_logits, labels = given
+    """Return a part of the divergence times τ², over the positions that have a label.
+
+    Args:
+        name: of the loss, for errors.
+        part: `_label_kl` or `_others_kl`.
+        arguments: the logits of student and teacher, and the labels.
+        temperature: τ.
+        reduction: `"mean"` or `"none"`.
+    """
+    student_logits, teacher_logits, labels = arguments
     if student_logits.shape[-1] < 2:
         raise DistillError(
-            f"{name} sets the label against the other classes, and there are none: student_logits "
+            f"{name} compares the label with the other classes, and there are none: student_logits "
             f"{tuple(student_logits.shape)}; for one logit an example use multi_label_kd."
         )
-    counts = counted(name, student_logits, labels)
-    student, teacher = (softened(name, kept(z, counts), temperature) for z in (student_logits, teacher_logits))
-    values = (part(student, teacher, labels[counts].long()) * temperature**2).to(widen(student_logits).dtype)
+    is_labelled = find_labelled(name, student_logits, labels)
+    student, teacher = (soften(name, keep(z, is_labelled), temperature) for z in (student_logits, teacher_logits))
+    values = (part(student, teacher, labels[is_labelled].long()) * temperature**2).to(widen(student_logits).dtype)
     if reduction == "mean":
         return values.mean()
     if reduction == "none":
-        return spread(values, counts, labels.shape)
+        return spread(values, is_labelled, labels.shape)
     raise DistillError(f"{name} has no reduction={reduction!r}; use reduction='mean' or 'none'.")
 
 
-def _of_label(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+def _label_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """TCKD [nats] at each position, without τ²."""
     return binary_kl(*(_label(z, labels) - _others(z, labels).logsumexp(-1) for z in (student, teacher)))
 
 
-def _of_others(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+def _others_kl(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
+    """NCKD [nats] at each position, without τ²."""
     return forward_kl(*(_others(z, labels).log_softmax(-1) for z in (student, teacher)))
 
 
 def _label(logits: Float[Tensor, "N classes"], labels: Int[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """Return the logit of each label."""
     return logits.gather(-1, labels[:, None])[:, 0]
 
 
 def _others(logits: Float[Tensor, "N classes"], labels: Int[Tensor, " N"]) -> Float[Tensor, "N others"]:
-    """All logits but the label's. Gathered: a label masked by −∞ gives NaN, by a large number it is not gone."""
+    """Return the logits of the classes other than the label.
+
+    They are gathered and not masked: −∞ in place of the label gives NaN, and a large negative number leaves a rest.
+    """
     first = torch.arange(logits.shape[-1] - 1, device=logits.device)
     return logits.gather(-1, first + (first >= labels[:, None]))

@@ -1,7 +1,14 @@
-"""Losses on how answers change with their inputs: the derivatives of student and teacher.
+"""Sobolev training: the student's answers, and how they change with the input, should be the teacher's.
 
-Czarnecki et al. 2017 (Sobolev training, arXiv:1706.04859), sections 2 and 3. Examples must not influence each other:
-derivatives are taken of sums over the batch, so batch normalisation in train mode, for one, mixes them.
+With the answers m(x) of the student and f(x) of the teacher, both of n entries, the loss of order K adds up the
+distances of the answers and of their derivatives by the input,
+
+    ‖m − f‖² + Σ_{j ≤ K} ‖∂ʲm/∂xʲ − ∂ʲf/∂xʲ‖²_F,
+
+or, cheaper, of their derivatives along random unit vectors v of the answers, E_v ‖∂⟨m, v⟩/∂x − ∂⟨f, v⟩/∂x‖².
+
+Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3. Examples must not influence each other: derivatives are
+taken of sums over the batch, so that batch normalisation in train mode, for example, mixes them.
 """
 
 from collections.abc import Callable, Iterator
@@ -54,21 +61,24 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
 ) -> dict[str, Float[Tensor, ""]]:
     """Squared distances of answers (`sobolev_value`), Jacobians (`sobolev_1`) and Hessians (`sobolev_2`).
 
-    Each is summed over entries and averaged over the batch. The teacher is never trained by it; gradients reach the
-    student's parameters alone, none the inputs. Under `torch.no_grad` the same values come without a graph.
+    Each is summed over entries and averaged over the batch. Gradients reach the parameters of the student alone, not
+    those of the teacher and not the inputs. Under `torch.no_grad` the same values come without a graph.
 
     Args:
-        student: from `[B, …]` to `[B, n]`; called once, as the teacher, with torch's math kernel for attention, as
-            fused ones have no second derivative.
+        student: from `[B, …]` to `[B, n]`; it is called once, as is the teacher, with torch's math kernel for
+            attention, because fused kernels have no second derivative.
         teacher: the same.
-        inputs: the points, floating: for text, the output of the embedding. Left as they are.
+        inputs: the points, floating: for text, the output of the embedding. They are not changed.
         order: of the highest derivative, 1 or 2.
         projections: None compares all entries, in n backward passes (order 2: also n · entries of an input). k compares
             k random directions, in k passes (order 2: 2 k): the mean of ‖∂⟨m, v⟩/∂x − ∂⟨f, v⟩/∂x‖², with v uniform on
             the unit sphere for each example. Its expectation is 1/n of the whole; for order 2, with a second direction
             in input space, 1/(n · entries of an input).
-        generator: of the directions.
-        mask: shaped like the inputs, 0 or False where they are padding: the second direction leaves it alone.
+        generator: draws the directions.
+        mask: shaped like the inputs, 0 or False where they are padding: the second direction is 0 there.
+
+    Raises:
+        DistillError: inputs, settings or answers that cannot be derived or compared.
 
     Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
 
@@ -84,36 +94,50 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
         )
     trained = torch.is_grad_enabled()
     with torch.enable_grad():
-        learnt = _Side.at(student, inputs, "student", trained)
-        taught = _Side.at(teacher, inputs, "teacher", False)
-        if learnt.answers.shape != taught.answers.shape:
+        networks = (
+            _Answers.of(student, inputs, "student", trained),
+            _Answers.of(teacher, inputs, "teacher", False),
+        )
+        student_answers, teacher_answers = (each.answers for each in networks)
+        if student_answers.shape != teacher_answers.shape:
             raise DistillError(
-                f"Sobolev needs the same answers on both sides: student {tuple(learnt.answers.shape)}, teacher "
-                f"{tuple(taught.answers.shape)}; keep the outputs that they share, as with logits[:, :2]."
+                f"Sobolev needs the same answers on both sides: student {tuple(student_answers.shape)}, teacher "
+                f"{tuple(teacher_answers.shape)}; keep the outputs that they share, as with logits[:, :2]."
             )
-        totals = [_squared(learnt.answers, taught.answers)] + [inputs.new_zeros(())] * order
-        directions = list(_directions(learnt.answers, projections, generator))
+        totals = [_squared_distance(student_answers, teacher_answers)] + [inputs.new_zeros(())] * order
+        directions = list(_directions(student_answers, projections, generator))
         for v in directions:
-            ours, theirs = (side.derivative(side.answers, v, order > 1) for side in (learnt, taught))
-            totals[1] = totals[1] + _squared(ours, theirs)
+            student_first, teacher_first = (each.derivative(each.answers, v, order > 1) for each in networks)
+            totals[1] = totals[1] + _squared_distance(student_first, teacher_first)
             if order == 2:
-                for w in _directions(ours.detach().flatten(1), projections and 1, generator, mask):
-                    second = (side.derivative(g.flatten(1), w) for side, g in ((learnt, ours), (taught, theirs)))
-                    totals[2] = totals[2] + _squared(*second)
+                for w in _directions(student_first.detach().flatten(1), projections and 1, generator, mask):
+                    firsts = zip(networks, (student_first, teacher_first), strict=True)
+                    totals[2] = totals[2] + _squared_distance(*(each.derivative(g.flatten(1), w) for each, g in firsts))
     means = [totals[0], *(total / (1 if projections is None else len(directions)) for total in totals[1:])]
     names = ("sobolev_value", "sobolev_1", "sobolev_2")
     return {name: mean if trained else mean.detach() for name, mean in zip(names, means, strict=False)}
 
 
-class _Side(NamedTuple):
-    """One network at the points: its answers, with a graph down to its own copy of them."""
+class _Answers(NamedTuple):
+    """The answers of one network at the points, with a graph down to its own copy of the points.
+
+    Attributes:
+        points: the copy, `[batch, …]`.
+        answers: `[batch, n]`.
+        trained: whether derivatives keep a graph, to train the network by them.
+    """
 
     points: Tensor
     answers: Tensor
     trained: bool
 
     @classmethod
-    def at(cls, network: Network, inputs: Tensor, name: str, trained: bool) -> "_Side":
+    def of(cls, network: Network, inputs: Tensor, name: str, trained: bool) -> "_Answers":
+        """Run a network on a copy of the inputs.
+
+        Raises:
+            DistillError: it returns something else than answers `[batch, n]` with derivatives by the inputs.
+        """
         points = inputs.detach().clone().requires_grad_()
         with sdpa_kernel(SDPBackend.MATH):
             answers: Any = network(points)
@@ -135,7 +159,7 @@ class _Side(NamedTuple):
         return cls(points, widen(answers), trained)
 
     def derivative(self, values: Tensor, direction: Tensor, again: bool = False) -> Tensor:
-        """∂⟨values, direction⟩/∂x for each example; with a graph for the student, or if it is derived again."""
+        """Return ∂⟨values, direction⟩/∂x of each example, with a graph where it is trained or derived `again`."""
         if not values.requires_grad:
             return torch.zeros_like(widen(self.points))
         (found,) = torch.autograd.grad(
@@ -148,26 +172,27 @@ class _Side(NamedTuple):
         return widen(found)
 
 
-def _squared(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Summed over entries, averaged over the batch; the teacher's side without a graph."""
-    return (ours - theirs.detach()).square().flatten(1).sum(1).mean()
+def _squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance, summed over entries and averaged over the batch, without gradients to the teacher."""
+    return (student - teacher.detach()).square().flatten(1).sum(1).mean()
 
 
 def _directions(
     values: Tensor, draws: int | None, generator: torch.Generator | None, mask: Tensor | None = None
 ) -> Iterator[Tensor]:
-    """Each axis of `[B, n]` in turn, or `draws` times a random direction for each example."""
+    """Yield each axis of `[B, n]` in turn, or `draws` times a random unit vector for each example."""
     if draws is None:
         yield from torch.eye(values.shape[1], dtype=values.dtype, device=values.device)
         return
     device = values.device if generator is None else generator.device
     for _ in range(draws):
         drawn = torch.randn(values.shape, generator=generator, device=device, dtype=values.dtype)
-        kept = drawn if mask is None else drawn * mask.flatten(1).to(drawn)
-        yield functional.normalize(kept, dim=-1).to(values.device)
+        masked = drawn if mask is None else drawn * mask.flatten(1).to(drawn)
+        yield functional.normalize(masked, dim=-1).to(values.device)
 
 
 def _refuse_settings(inputs: Tensor, order: int, projections: int | None) -> None:
+    """Raise DistillError if the inputs have no derivatives, or a setting is out of its range."""
     if not inputs.is_floating_point():
         raise DistillError(
             f"Sobolev derives by the inputs, and {inputs.dtype} has no derivative; give floating values: for text, the "

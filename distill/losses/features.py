@@ -1,4 +1,15 @@
-"""Losses between what student and teacher hold inside: vectors, maps of features, maps of attention."""
+"""Losses between hidden states of student and teacher: single vectors, feature maps and attention maps.
+
+With hidden states h_s of the student and h_t of the teacher, both of width H, averaged over positions,
+
+    cosine = 1 − cos(h_s, h_t)                               DistilBERT: Sanh et al. 2019 (arXiv:1910.01108), section 3
+    patient = ‖h_s / ‖h_s‖ − h_t / ‖h_t‖‖² / H                     PKD: Sun et al. 2019 (arXiv:1908.09355), section 3.2
+    hint = ‖h_s − h_t‖² / H, h_s behind a regressor          FitNets: Romero et al. 2014 (arXiv:1412.6550), equation 3
+
+and for feature maps A with channels c, whose attention map is Q = Σ_c A_c², averaged over positions,
+
+    attention_transfer = (Q_s / ‖Q_s‖₂ − Q_t / ‖Q_t‖₂)²     Zagoruyko, Komodakis 2016 (arXiv:1612.03928), section 3.1.
+"""
 
 from typing import Any
 
@@ -9,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import kept, loss, same_shapes
+from distill.losses.common import keep, loss, same_shapes
 from distill.precision import widen
 
 
@@ -27,7 +38,7 @@ def cosine(
     >>> cosine(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[5.0, 0.0], [0.0, 3.0]])).item()  # (0 + 1) / 2
     0.5
     """
-    return 1 - functional.cosine_similarity(kept(student, mask), kept(teacher, mask), dim=-1).mean()
+    return 1 - functional.cosine_similarity(keep(student, mask), keep(teacher, mask), dim=-1).mean()
 
 
 @loss
@@ -54,7 +65,7 @@ def patient(
 def hint(
     student: Float[Tensor, "..."], teacher: Float[Tensor, "..."], mask: Shaped[Tensor, "..."] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean squared error between features, over all their entries.
+    """Mean squared error between features, over all entries.
 
     Args:
         student: features behind the regressor, of any shape, as `[B, T, H]` or `[B, C, H, W]`.
@@ -79,7 +90,7 @@ def hint(
             f"hint needs one mask entry a vector, but mask is {tuple(mask.shape)}: {found}; pass one of shape "
             f"{tuple(student.shape[:-1])}, as inputs['attention_mask'] of the same inputs."
         )
-    return functional.mse_loss(kept(student, mask), kept(teacher, mask))
+    return functional.mse_loss(keep(student, mask), keep(teacher, mask))
 
 
 @loss
@@ -102,40 +113,43 @@ def attention_transfer(
     >>> attention_transfer(student.reshape(1, 1, 1, 2), teacher.reshape(1, 1, 1, 2)).item()  # (1 + 1) / 2
     1.0
     """
-    _refuse_other_maps(student_map, teacher_map, mask)
+    _refuse_mismatch(student_map, teacher_map, mask)
     student, teacher = widen(student_map), widen(teacher_map)
     if mask is None:
         if student.numel() == 0:
             raise DistillError(f"No example is left to compare: student_map {tuple(student.shape)}; skip this batch.")
         size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
-        return functional.mse_loss(_spatial(_pooled(student, size)), _spatial(_pooled(teacher, size)))
-    counts = mask.bool()
-    ours, theirs = (_spatial(features.masked_fill(~counts[:, None], 0)) for features in (student, teacher))
-    errors = (ours - theirs).square().sum(-1)
-    positions = torch.count_nonzero(counts.flatten(1), dim=1)
+        return functional.mse_loss(_attention_map(_pool(student, size)), _attention_map(_pool(teacher, size)))
+    kept = mask.bool()
+    student, teacher = (_attention_map(features.masked_fill(~kept[:, None], 0)) for features in (student, teacher))
+    errors = (student - teacher).square().sum(-1)
+    positions = torch.count_nonzero(kept.flatten(1), dim=1)
     if not positions.any():
         raise DistillError(
-            f"No position is left to average over: 0 of {counts.numel()} are kept of student_map "
+            f"No position is left to average over: 0 of {kept.numel()} are kept of student_map "
             f"{tuple(student_map.shape)}; skip this batch, or check that the mask is 1 where a position counts."
         )
     return (errors[positions > 0] / positions[positions > 0]).mean()
 
 
-def _spatial(features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch positions"]:
+def _attention_map(features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch positions"]:
+    """Q / ‖Q‖₂ with Q = Σ_c A_c²."""
     energy = features.square().sum(1)
     return functional.normalize(rearrange(energy, "batch height width -> batch (height width)"), dim=-1)
 
 
-def _pooled(features: Tensor, size: tuple[int, int]) -> Tensor:
+def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a feature map averaged down to a height and a width."""
     return features if features.shape[2:] == size else functional.adaptive_avg_pool2d(features, size)
 
 
-def _refuse_other_maps(student: Tensor, teacher: Tensor, mask: Any) -> None:
+def _refuse_mismatch(student: Tensor, teacher: Tensor, mask: Any) -> None:
+    """Raise DistillError if the maps are not of the same examples, or the mask is not of their positions."""
     found = f"student_map {tuple(student.shape)}, teacher_map {tuple(teacher.shape)}"
     if student.ndim != 4 or teacher.ndim != 4:
         raise DistillError(
-            f"attention_transfer compares maps [batch, channels, height, width]: {found}; give vectors a map, as with "
-            "features[..., None], or compare them with hint."
+            f"attention_transfer compares maps [batch, channels, height, width]: {found}; add the axes that are "
+            "missing, as with features[..., None], or compare vectors with hint."
         )
     if len(student) != len(teacher):
         raise DistillError(

@@ -1,4 +1,13 @@
-"""Losses under the labels of the data: classes, several labels an example, real values."""
+"""Losses under the labels of the data: one class an example, several labels an example, or real values.
+
+With logits z over C classes and labels y, averaged over all labels that count,
+
+    cross_entropy = −Σ_k q_k log softmax(z)_k,    q_k = (1 − ε) [k = y] + ε / C
+    binary_cross_entropy = −y log σ(z) − (1 − y) log(1 − σ(z))
+    mean_squared_error = (z − y)².
+
+ε is label smoothing: Szegedy et al. 2015 (arXiv:1512.00567), section 7.
+"""
 
 import torch
 from jaxtyping import Float, Shaped
@@ -6,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import counted, kept, loss
+from distill.losses.common import find_labelled, keep, loss
 from distill.precision import widen
 
 
@@ -19,7 +28,7 @@ def cross_entropy(
     Args:
         logits: `[B, C]`, or `[B, T, V]` for token models.
         labels: `[B]` or `[B, T]`: classes from 0 to C − 1, or −100 for a position that does not count.
-        smoothing: ε from 0 to 1: the label counts 1 − ε, and ε is shared by all C classes alike, the label among them.
+        smoothing: ε from 0 to 1: the target is 1 − ε on the label plus ε / C on each of the C classes.
 
     Smoothing: Szegedy et al. 2015 (arXiv:1512.00567), section 7.
 
@@ -30,13 +39,13 @@ def cross_entropy(
         raise DistillError(
             f"cross_entropy needs a smoothing from 0 to 1: smoothing={smoothing}; smoothing=0.1 is usual, 0 is none."
         )
-    counts = counted("cross_entropy", logits, labels)
-    return functional.cross_entropy(kept(logits, counts), labels[counts].long(), label_smoothing=smoothing)
+    is_labelled = find_labelled("cross_entropy", logits, labels)
+    return functional.cross_entropy(keep(logits, is_labelled), labels[is_labelled].long(), label_smoothing=smoothing)
 
 
 @loss
 def binary_cross_entropy(logits: Float[Tensor, "..."], labels: Shaped[Tensor, "..."]) -> Float[Tensor, ""]:
-    """Cross-entropy [nats / label] of each label's yes or no, averaged over all entries that are not −100.
+    """Binary cross-entropy [nats / label] of each label, averaged over all entries that are not −100.
 
     Args:
         logits: `[B, C]`, one logit a label.
@@ -51,20 +60,20 @@ def binary_cross_entropy(logits: Float[Tensor, "..."], labels: Shaped[Tensor, ".
             f"binary_cross_entropy needs one label a logit: {found}; for one class an example use cross_entropy, or "
             "give torch.nn.functional.one_hot(labels, logits.shape[-1])."
         )
-    counts = labels != -100
-    answers, wanted = widen(logits[counts]), labels[counts]
-    if len(wanted) == 0:
+    is_labelled = labels != -100
+    answers, targets = widen(logits[is_labelled]), labels[is_labelled]
+    if len(targets) == 0:
         raise DistillError(
             f"No label is left to average over: {found}, none of them other than -100; skip this batch, or check that "
             "a label is 0 or 1 where it counts."
         )
-    outside = wanted[~((wanted >= 0) & (wanted <= 1))]
+    outside = targets[~((targets >= 0) & (targets <= 1))]
     if len(outside):
         raise DistillError(
             f"binary_cross_entropy met label {outside[0].item()}, which is not from 0 to 1; set -100 where a label "
             "does not count, and use mean_squared_error for real values."
         )
-    return functional.binary_cross_entropy_with_logits(answers, wanted.to(answers.dtype))
+    return functional.binary_cross_entropy_with_logits(answers, targets.to(answers.dtype))
 
 
 @loss
@@ -90,5 +99,5 @@ def mean_squared_error(values: Float[Tensor, "..."], labels: Shaped[Tensor, "...
 
 
 def _without_last(values: Tensor) -> torch.Size:
-    """The shape, less a last axis of size 1 beside another: one value an example has two usual shapes."""
+    """Return the shape without a last axis of size 1: one value an example may be `[B]` or `[B, 1]`."""
     return values.shape[:-1] if values.ndim > 1 and values.shape[-1] == 1 else values.shape

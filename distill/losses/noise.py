@@ -1,4 +1,11 @@
-"""Noise on logits: a teacher that is not sure, or, as its control, a student."""
+"""Noise on the logits of the teacher, so that it acts as many uncertain teachers, or, as a control, of the student.
+
+For a random share of the examples the logits z become, with ξ ~ N(0, σ²) drawn for each logit,
+
+    z' = z + ξ    (additive)    or    z' = (1 + ξ) z    (multiplicative).
+
+Sau, Balasubramanian 2016 (arXiv:1610.09650), section 3.
+"""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +24,7 @@ KINDS = ("additive", "multiplicative")
 @checked
 @dataclass(frozen=True)
 class LogitNoise:
-    """z' = z + ξ or z' = (1 + ξ) z, with ξ ~ N(0, σ²) for each logit of a random share of the examples.
+    """Gaussian noise on the logits of a random share of the examples: z' = z + ξ or z' = (1 + ξ) z, ξ ~ N(0, σ²).
 
     Sau, Balasubramanian 2016 (arXiv:1610.09650), section 3.
 
@@ -51,12 +58,12 @@ class LogitNoise:
     def __call__(
         self, logits: Float[Tensor, "batch ..."], generator: torch.Generator | None
     ) -> Float[Tensor, "batch ..."]:
-        """The logits with noise, in at least single precision, drawn from `generator`; infinite ones stay.
+        """Return the logits with noise drawn from `generator`, in at least single precision; infinite logits stay.
 
-        With σ or share 0 nothing is drawn and the same tensor comes back.
+        With σ or share 0 nothing is drawn, and the same tensor is returned.
         """
         if not logits.is_floating_point():
-            raise DistillError(f"LogitNoise is of logits, and these are {logits.dtype}; give logits.float().")
+            raise DistillError(f"LogitNoise needs floating logits, and these are {logits.dtype}; give logits.float().")
         if self.sigma == 0 or self.share == 0:
             return logits
         clean = widen(logits)

@@ -1,4 +1,15 @@
-"""Losses between the answers of student and teacher: divergences of softened distributions, distances of logits."""
+"""Losses between the answers of student and teacher: divergences of softened distributions, distances of logits.
+
+With logits z over C classes, the softened distribution p^τ = softmax(z / τ), and the mean taken over positions,
+
+    kd = τ² KL(p_t^τ ‖ p_s^τ)                         Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2
+    soft_cross_entropy = −τ² Σ_k p_t^τ log p_s^τ      the same, and Jiao et al. 2019 (arXiv:1909.10351), section 3.2
+    multi_label_kd = τ² (1/C) Σ_k KL(Bernoulli(σ(z_t,k / τ)) ‖ Bernoulli(σ(z_s,k / τ)))
+    squared_error = ‖z_s − z_t‖²                      Ba, Caruana 2014 (arXiv:1312.6184), section 2.2
+
+In `kd` another divergence can take the place of the forward KL: the reverse KL(p_s ‖ p_t), or the generalised
+Jensen–Shannon divergence between the two, Agarwal et al. 2023 (arXiv:2306.13649), section 2.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import kept, loss, same_shapes, softened, spread
+from distill.losses.common import keep, loss, same_shapes, soften, spread
 from distill.precision import widen
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -17,19 +28,19 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def divergences(divergence: Divergence, student: Tensor, teacher: Tensor) -> Tensor:
-    """What a divergence says of each position.
+    """Return a divergence at each position, `[*batch]`, from log-probabilities `[*batch, classes]`.
 
     Raises:
-        DistillError: it gives anything else than one value a position.
+        DistillError: the function returns anything else than one value a position.
     """
-    found = divergence(student, teacher)
-    if not isinstance(found, Tensor) or found.shape != student.shape[:-1]:
-        given = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    values = divergence(student, teacher)
+    if not isinstance(values, Tensor) or values.shape != student.shape[:-1]:
+        found = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise DistillError(
-            f"the divergence gives {given} for log-probabilities {tuple(student.shape)}; let it return one value a "
+            f"the divergence gives {found} for log-probabilities {tuple(student.shape)}; let it return one value a "
             f"position, {tuple(student.shape[:-1])}, as divergence=forward_kl does."
         )
-    return found
+    return values
 
 
 def _expectation(log_probabilities: Tensor, values: Tensor) -> Tensor:
@@ -42,7 +53,9 @@ def _expectation(log_probabilities: Tensor, values: Tensor) -> Tensor:
 def forward_kl(
     student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"]
 ) -> Float[Tensor, "*batch"]:
-    """KL(teacher ‖ student) [nats] at each position, from log-probabilities: cover all that the teacher does.
+    """KL(teacher ‖ student) [nats] at each position, from log-probabilities.
+
+    It is large where the student finds improbable what the teacher finds probable.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2.
 
@@ -57,7 +70,9 @@ def forward_kl(
 def reverse_kl(
     student: Float[Tensor, "*batch classes"], teacher: Float[Tensor, "*batch classes"]
 ) -> Float[Tensor, "*batch"]:
-    """KL(student ‖ teacher) [nats] at each position, from log-probabilities: stay where the teacher is.
+    """KL(student ‖ teacher) [nats] at each position, from log-probabilities.
+
+    It is large where the student finds probable what the teacher finds improbable.
 
     Agarwal et al. 2023 (arXiv:2306.13649), section 2.
 
@@ -90,10 +105,9 @@ def jensen_shannon(
             f"jensen_shannon needs 0 < beta < 1, where it is not identically 0: beta={beta}; "
             "for the limits use divergence=forward_kl (beta to 0) or divergence=reverse_kl (beta to 1)."
         )
-    ours, theirs = (
-        logs.clamp(min=torch.finfo(logs.dtype).min / 2) for logs in (student, teacher)
-    )  # the gradient of logaddexp(−inf, −inf) is NaN
-    mixture = torch.logaddexp(theirs + math.log(beta), ours + math.log1p(-beta))
+    # Finite, as the gradient of logaddexp(−inf, −inf) is NaN.
+    finite_student, finite_teacher = (logs.clamp(min=torch.finfo(logs.dtype).min / 2) for logs in (student, teacher))
+    mixture = torch.logaddexp(finite_teacher + math.log(beta), finite_student + math.log1p(-beta))
     return beta * _expectation(teacher, teacher - mixture) + (1 - beta) * _expectation(student, student - mixture)
 
 
@@ -120,15 +134,15 @@ def kd(
             position, 0 where masked.
         scale_t2: multiply by temperature², which keeps the gradient's size when the temperature changes.
         mask: one entry a position, 0 or False where it does not count, as the attention mask of a tokenizer.
-        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon`, or your own from log-probabilities to `[*batch]`.
+        divergence: `forward_kl`, `reverse_kl`, `jensen_shannon`, or a function like them.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2.
 
     >>> kd(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()).item()  # 0.75 ln 1.5 + 0.25 ln 0.5
     0.1308...
     """
-    student = softened("kd", kept(student_logits, mask), temperature).log_softmax(-1)
-    teacher = softened("kd", kept(teacher_logits, mask), temperature).log_softmax(-1)
+    student = soften("kd", keep(student_logits, mask), temperature).log_softmax(-1)
+    teacher = soften("kd", keep(teacher_logits, mask), temperature).log_softmax(-1)
     scale = temperature**2 if scale_t2 else 1
     values = (divergences(divergence, student, teacher) * scale).to(widen(student_logits).dtype)
     if reduction == "batchmean":
@@ -151,7 +165,7 @@ def multi_label_kd(
     *,
     mask: Shaped[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, "*out"]:
-    """Mean over labels of KL(teacher ‖ student) [nats / label] of each label's yes or no, times temperature².
+    """KL(teacher ‖ student) [nats / label] of each label's presence, averaged over labels, times temperature².
 
     `kd` for classifiers with several labels an example: each label is softened by a sigmoid, σ(z / temperature).
 
@@ -169,8 +183,8 @@ def multi_label_kd(
     >>> multi_label_kd(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()).item()  # (0.75 ln 1.5 + 0.25 ln 0.5) / 2
     0.0654...
     """
-    sides = (softened("multi_label_kd", kept(z, mask), temperature) for z in (student_logits, teacher_logits))
-    values = (binary_kl(*sides).mean(-1) * (temperature**2 if scale_t2 else 1)).to(widen(student_logits).dtype)
+    logits = (soften("multi_label_kd", keep(z, mask), temperature) for z in (student_logits, teacher_logits))
+    values = (binary_kl(*logits).mean(-1) * (temperature**2 if scale_t2 else 1)).to(widen(student_logits).dtype)
     if reduction in ("batchmean", "mean"):
         return values.mean()
     if reduction == "none":
@@ -179,9 +193,9 @@ def multi_label_kd(
 
 
 def binary_kl(student: Float[Tensor, "*any"], teacher: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """KL(σ(teacher) ‖ σ(student)) [nats] of one yes or no, from its logits log(p / (1 − p)), entry by entry."""
-    sides = (torch.stack([functional.logsigmoid(z), functional.logsigmoid(-z)], -1) for z in (student, teacher))
-    return forward_kl(*sides)
+    """KL(σ(teacher) ‖ σ(student)) [nats] of binary variables, from their logits log(p / (1 − p)), entry by entry."""
+    both = (torch.stack([functional.logsigmoid(z), functional.logsigmoid(-z)], -1) for z in (student, teacher))
+    return forward_kl(*both)
 
 
 @loss
@@ -203,9 +217,10 @@ def soft_cross_entropy(
     >>> soft_cross_entropy(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log()).item()  # ln 2
     0.6931...
     """
-    sides = (softened("soft_cross_entropy", kept(logits, mask), temperature) for logits in (student, teacher))
-    learnt, taught = (logits.log_softmax(-1) for logits in sides)
-    return -_expectation(taught, learnt).mean() * temperature**2
+    student, teacher = (
+        soften("soft_cross_entropy", keep(logits, mask), temperature).log_softmax(-1) for logits in (student, teacher)
+    )
+    return -_expectation(teacher, student).mean() * temperature**2
 
 
 @loss
@@ -225,4 +240,4 @@ def squared_error(
     >>> squared_error(student, teacher).item()  # (5 + 9) / 2
     7.0
     """
-    return (kept(student_logits, mask) - kept(teacher_logits, mask)).square().sum(-1).mean()
+    return (keep(student_logits, mask) - keep(teacher_logits, mask)).square().sum(-1).mean()

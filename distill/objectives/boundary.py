@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.losses import boundary_samples, kd, most_different
 from distill.losses.boundary import STOPS, Bounds
-from distill.losses.common import counted
+from distill.losses.common import find_labelled
 from distill.objectives.objective import About, Objective, Step, nothing
 from distill.objectives.points import Places, check_points, functions
 from distill.objectives.term_weights import Ramp, Weight
@@ -136,7 +136,7 @@ class BSS(Objective):
                 f"BSS() moves examples over a boundary of classes, and the answers are {tuple(taught.shape)}; use it "
                 "for a classifier, whose answers are [batch, two classes or more]."
             )
-        right = counted("BSS", taught, labels) & (taught.argmax(1) == labels)
+        right = find_labelled("BSS", taught, labels) & (taught.argmax(1) == labels)
         rows = (right & (learnt.argmax(1) == labels) if self.both else right).nonzero()[:, 0]
         if len(rows) <= self.samples:
             return rows

@@ -119,7 +119,7 @@ class TestRefuses:
             loss(torch.zeros(2, 6), torch.zeros(2, 6), torch.tensor([-100, -100]))
 
     def test_one_class(self, loss):
-        with pytest.raises(DistillError, match=r"against the other classes, and there are none: .* \(2, 1\)"):
+        with pytest.raises(DistillError, match=r"with the other classes, and there are none: .* \(2, 1\)"):
             loss(torch.zeros(2, 1), torch.zeros(2, 1), torch.tensor([0, 0]))
 
     @pytest.mark.parametrize("temperature", [0, -1.0, math.nan])

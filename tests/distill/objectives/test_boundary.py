@@ -296,7 +296,7 @@ def test_the_published_program(monkeypatch):
     x = 2 * torch.randn(64, 6, generator=torch.Generator().manual_seed(0)).double()
     labels = teacher(x).argmax(1)
     targets = (labels + 1 + torch.arange(64) % 9) % 10
-    monkeypatch.setattr(boundary, "_targets", lambda logits, mine, generator: targets[kept(mine)])
+    monkeypatch.setattr(boundary, "_draw_targets", lambda logits, mine, generator: targets[kept(mine)])
     chosen = {}
 
     def kept(mine):
