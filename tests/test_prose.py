@@ -21,8 +21,6 @@ UNFINISHED = (
     "distill/interchange/",
     "distill/teachers/",
     "distill/students/",
-    "distill/losses/",
-    "distill/networks/",
     "distill/objectives/",
     "distill/training/",
     "distill/specialists/",

@@ -1,4 +1,4 @@
-"""Small networks with different inductive biases, to teach and be taught."""
+"""Small networks with different inductive biases, as teachers and students."""
 
 from distill.networks.images import CNN, MLP
 from distill.networks.lstm import LSTMClassifier, LSTMLanguageModel

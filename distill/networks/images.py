@@ -1,4 +1,10 @@
-"""Networks for images: one that shares its weights over places, and one that does not."""
+"""Networks for images: a convolutional one, which shares its weights over positions, and one that is fully connected.
+
+CNN: z = W mean over positions (block_L ∘ … ∘ block_1)(x), block = 3×3 convolution, batch norm, ReLU, 2×2 max pooling,
+dropout. MLP: z = W (block_L ∘ … ∘ block_1)(x), block = linear layer, batch norm, ReLU, dropout.
+
+Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 5.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -8,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
-from distill.networks.sizes import check_images, check_sizes
+from distill.networks.sizes import check_images
 from interventions import renamed
 
 
@@ -17,18 +23,18 @@ from interventions import renamed
 class CNN(nn.Module):
     """Blocks of 3×3 convolution, batch norm, ReLU, 2×2 max pooling and dropout; the mean over places; a linear layer.
 
-    It takes images of any size from 2 to the power of its number of blocks; `layer` i is block i.
+    Images may be of any height and width from 2 to the power of the number of blocks on; `layer` i is block i.
 
     Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 5, for the parts; the widths are this project's own.
 
     Args:
         channels: the width of each block.
-        classes: how many there are.
+        classes: the number of classes.
         dropout: the share of the activations that is dropped.
         colors: the channels of the images.
 
     Raises:
-        DistillError: an image that the pooling leaves nothing of.
+        DistillError: images that are too small for that many poolings, or of another number of channels.
     """
 
     def __init__(
@@ -36,7 +42,7 @@ class CNN(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("CNN", dropout, classes=classes, colors=colors)
-        widths = _sizes([colors, *channels], "channels=(32, 64, 64)")
+        widths = _check_widths([colors, *channels], "channels=(32, 64, 64)")
         self.colors = colors
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -52,7 +58,7 @@ class CNN(nn.Module):
 
     @checked
     def forward(self, pixel_values: Float[Tensor, "batch colors height width"]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Return the logits."""
         check_images(pixel_values, self.classifier.weight)
         colors = self.colors
         if pixel_values.shape[1] != colors:
@@ -78,13 +84,13 @@ class MLP(nn.Module):
     Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 5: 784-512-128-32-10 for MNIST. `layer` i is block i.
 
     Args:
-        inputs: the pixels of an image, 64 for 8×8.
+        inputs: the number of pixels of an image, 64 for 8×8.
         hidden: the width of each block.
-        classes: how many there are.
+        classes: the number of classes.
         dropout: the share of the activations that is dropped.
 
     Raises:
-        DistillError: images of another size.
+        DistillError: images of another number of pixels.
     """
 
     def __init__(
@@ -92,7 +98,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes("MLP", dropout, classes=classes, inputs=inputs)
-        widths = _sizes([inputs, *hidden], "hidden=(512, 128, 32)")
+        widths = _check_widths([inputs, *hidden], "hidden=(512, 128, 32)")
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.Linear(wide, next_wide), nn.BatchNorm1d(next_wide), nn.ReLU(), nn.Dropout(dropout))
             for wide, next_wide in pairwise(widths)
@@ -102,7 +108,7 @@ class MLP(nn.Module):
 
     @checked
     def forward(self, pixel_values: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch classes"]:
-        """The logits."""
+        """Return the logits."""
         check_images(pixel_values, self.classifier.weight)
         flat = rearrange(pixel_values, "batch ... -> batch (...)")
         if flat.shape[1] != self.inputs:
@@ -115,7 +121,8 @@ class MLP(nn.Module):
         return self.classifier(flat)
 
 
-def _sizes(widths: list[int], example: str) -> list[int]:
+def _check_widths(widths: list[int], example: str) -> list[int]:
+    """Return the widths of the input and of all blocks, or raise DistillError if they make no network."""
     if len(widths) < 2 or min(widths) < 1:
         raise DistillError(f"widths {widths[1:]} after {widths[0]} inputs make no network; use e.g. {example}.")
     return widths

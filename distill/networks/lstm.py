@@ -1,11 +1,17 @@
-"""Recurrent networks for text: they read from left to right and keep one state."""
+"""LSTMs for text: recurrent networks that read from left to right and keep one state.
+
+The state after a token depends on that token and on the state before it, h_t = LSTM(x_t, h_{t−1}); a classifier
+answers from the state after the last token, a language model from the state after each.
+
+Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 3.
+"""
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.errors import checked
 from distill.networks.sizes import check_sizes
-from distill.networks.tokens import last, real, real_first, reordered, state_at
+from distill.networks.tokens import find_last, find_real, order_real_first, reorder, select_states
 
 
 @checked
@@ -15,11 +21,11 @@ class LSTMClassifier(nn.Module):
     Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 3.
 
     Args:
-        vocabulary: how many token ids there are.
-        classes: how many classes.
-        width: of the embeddings and of every layer.
-        layers: how many.
-        dropout: the share of the embeddings, and of what every layer gives, that is dropped.
+        vocabulary: the number of token ids.
+        classes: the number of classes.
+        width: that of the embeddings and of every layer.
+        layers: the number of layers.
+        dropout: the share of the embeddings, and of the states that every layer returns, that is dropped.
 
     Raises:
         DistillError: no layers; a row of padding alone.
@@ -37,12 +43,12 @@ class LSTMClassifier(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """The logits. Padding, on whichever side, changes nothing."""
-        mask = real(input_ids, attention_mask, self.body.embedding.num_embeddings)
-        return self.classifier(state_at(self.body(input_ids, mask), last(mask)))
+        """Return the logits; padding, on whichever side, changes nothing."""
+        mask = find_real(input_ids, attention_mask, self.body.embedding.num_embeddings)
+        return self.classifier(select_states(self.body(input_ids, mask), find_last(mask)))
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of embeddings, as models of transformers give theirs."""
+        """Return the embeddings of tokens, as models of the library transformers do."""
         return self.body.embedding
 
 
@@ -63,16 +69,16 @@ class LSTMLanguageModel(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch token vocabulary"]:
-        """The logits. Those of padding mean nothing."""
-        return self.head(self.body(input_ids, real(input_ids, attention_mask, self.body.embedding.num_embeddings)))
+        """Return the logits; those at padding mean nothing."""
+        return self.head(self.body(input_ids, find_real(input_ids, attention_mask, self.body.embedding.num_embeddings)))
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of embeddings, as models of transformers give theirs."""
+        """Return the embeddings of tokens, as models of the library transformers do."""
         return self.body.embedding
 
 
 class Recurrent(nn.Module):
-    """Embeddings and LSTM layers."""
+    """The part of the LSTM networks before the last linear layer: embeddings and LSTM layers."""
 
     def __init__(self, vocabulary: int, width: int, layers: int, dropout: float) -> None:
         super().__init__()
@@ -83,7 +89,7 @@ class Recurrent(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:
-        """The states after each token."""
+        """Return the state of the last layer after each token."""
         states = self.dropout(self.embedding(input_ids))
         for block in self.blocks:
             states = block(states, mask)
@@ -101,8 +107,8 @@ class RecurrentBlock(nn.Module):
     def forward(
         self, states: Float[Tensor, "batch token width"], mask: Bool[Tensor, "batch token"]
     ) -> Float[Tensor, "batch token width"]:
-        """The states after each token, in the order in which the tokens came. Padding reaches no real one."""
+        """Return the state after each token, in the order of the tokens; padding influences no real token."""
         # No PackedSequence: a block gives [batch, token, dims], so that positions in it can be read and written.
-        order = real_first(mask)
-        after, _ = self.lstm(reordered(states, order))
-        return self.dropout(reordered(after, order.argsort(dim=1)))
+        order = order_real_first(mask)
+        after, _ = self.lstm(reorder(states, order))
+        return self.dropout(reorder(after, order.argsort(dim=1)))

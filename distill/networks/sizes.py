@@ -1,4 +1,4 @@
-"""Sizes that make a network, and images that it can compute with."""
+"""Checks of the sizes that a network is built with, and of the images that it is called with."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from distill.errors import DistillError
 
 
 def check_sizes(name: str, dropout: float, **sizes: int) -> None:
-    """That a network can be made of these sizes.
+    """Refuse sizes that a network cannot be built with.
 
     Raises:
-        DistillError: one below 1, or a dropout that is no share.
+        DistillError: a size is below 1, or the dropout is not from 0 to 1.
     """
     small = next(((size, value) for size, value in sizes.items() if value < 1), None)
     if small is not None:
@@ -20,18 +20,17 @@ def check_sizes(name: str, dropout: float, **sizes: int) -> None:
 
 
 def check_images(images: Tensor, weight: Tensor) -> None:
-    """That images can be computed with.
+    """Refuse images that cannot be multiplied with the weights of a network.
 
     Raises:
-        DistillError: they are on another device than the weights, of another type, or sparse.
+        DistillError: they are on another device than the weights, of another dtype, or sparse.
     """
     if not isinstance(weight, Tensor) or weight.is_meta or torch.compiler.is_compiling():
         return  # quantised weights, or shapes alone
     cast = torch.is_autocast_enabled(weight.device.type)
     if images.device == weight.device and (images.dtype == weight.dtype or cast) and images.layout == torch.strided:
         return
-    given, own = ((each.dtype, each.layout, each.device.type) for each in (images, weight))
+    kinds = [f"{each.dtype} {each.layout} {each.device.type}" for each in (images, weight)]
     raise DistillError(
-        f"the images are {' '.join(map(str, given))} and the weights {' '.join(map(str, own))}; give images.to("
-        f"{weight.device.type!r}, {weight.dtype})."
+        f"the images are {kinds[0]} and the weights {kinds[1]}; give images.to({weight.device.type!r}, {weight.dtype})."
     )

@@ -1,4 +1,4 @@
-"""What the networks for tokens share: which tokens are real, and where they are."""
+"""What the networks for text share: which tokens are not padding, and where they are in their rows."""
 
 import torch
 from einops import rearrange
@@ -8,16 +8,16 @@ from torch import Tensor
 from distill.errors import DistillError
 
 
-def real(
+def find_real(
     input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None, vocabulary: int
 ) -> Bool[Tensor, "batch token"]:
-    """Which tokens are no padding; all of them where there is no mask.
+    """Return which tokens are real, not padding; all of them without a mask.
 
     Raises:
-        DistillError: an id that the vocabulary lacks, a mask of another shape, or a row of padding alone.
+        DistillError: an id outside the vocabulary, a mask of another shape, or a row that is all padding.
     """
     if not input_ids.numel():
-        raise DistillError(f"input_ids has shape {list(input_ids.shape)} and no token; give rows of one at least.")
+        raise DistillError(f"input_ids has shape {list(input_ids.shape)} and no token; give rows of at least one.")
     if input_ids.is_meta or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
     outside = input_ids[(input_ids < 0) | (input_ids >= vocabulary)]
@@ -40,46 +40,48 @@ def real(
     return mask
 
 
-def places(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
-    """The number of each real token among the real ones, from 0; of padding, that of the last one before it, or 0.
+def number_tokens(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """Return the number of each real token among the real ones, from 0; for padding that of the one before it, or 0.
 
-    >>> places(torch.tensor([[False, True, True, False]]))
+    >>> number_tokens(torch.tensor([[False, True, True, False]]))
     tensor([[0, 0, 1, 1]])
     """
     return (mask.long().cumsum(1) - 1).clamp_min(0)
 
 
-def state_at(states: Float[Tensor, "batch token dims"], index: Int[Tensor, " batch"]) -> Float[Tensor, "batch dims"]:
-    """The state of one token of each row."""
+def select_states(
+    states: Float[Tensor, "batch token dims"], index: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch dims"]:
+    """Return the state of one token of each row."""
     return states[torch.arange(len(states), device=states.device), index]
 
 
-def first(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
-    """Where the first real token of each row is."""
+def find_first(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
+    """Return the position of the first real token of each row."""
     return mask.int().argmax(1)
 
 
-def last(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
-    """Where the last real token of each row is.
+def find_last(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, " batch"]:
+    """Return the position of the last real token of each row.
 
-    >>> last(torch.tensor([[False, True, True, False]]))
+    >>> find_last(torch.tensor([[False, True, True, False]]))
     tensor([2])
     """
     return mask.shape[1] - 1 - mask.flip(1).int().argmax(1)
 
 
-def real_first(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
-    """The order of the tokens of each row in which the real ones come first, each kind in its own order.
+def order_real_first(mask: Bool[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
+    """Return an order of the tokens of each row: real ones before padding, each kind in its own order.
 
-    >>> real_first(torch.tensor([[False, True, False, True]]))
+    >>> order_real_first(torch.tensor([[False, True, False, True]]))
     tensor([[1, 3, 0, 2]])
     """
     return mask.int().argsort(dim=1, descending=True, stable=True)
 
 
-def reordered(
+def reorder(
     states: Float[Tensor, "batch token dims"], order: Int[Tensor, "batch token"]
 ) -> Float[Tensor, "batch token dims"]:
-    """The tokens of each row in another order."""
+    """Return the states of the tokens of each row in another order."""
     rows = rearrange(torch.arange(len(states), device=states.device), "batch -> batch 1")
     return states[rows, order]

@@ -1,4 +1,12 @@
-"""Transformers for text: every token looks at all others, or at those before it."""
+"""Transformers for text: every token attends to all others, or to those before it.
+
+A block adds attention and a feed-forward part to the states h, with the norms before them (pre-norm),
+
+    h ← h + Attention(LayerNorm(h)),    h ← h + MLP(LayerNorm(h)),    Attention = softmax(q kᵀ / √d) v, head by head.
+
+Vaswani et al. 2017 (arXiv:1706.03762), section 3; as the network without a recurrent bias: Abnar, Dehghani, Zuidema
+2020 (arXiv:2006.00555), section 3.
+"""
 
 import torch
 from einops import rearrange
@@ -8,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from distill.errors import DistillError, checked
 from distill.networks.sizes import check_sizes
-from distill.networks.tokens import first, places, real, state_at
+from distill.networks.tokens import find_first, find_real, number_tokens, select_states
 
 
 @checked
@@ -19,13 +27,13 @@ class TransformerClassifier(nn.Module):
     classifier on the first token as in Devlin et al. 2018 (arXiv:1810.04805). `layer` i is block i.
 
     Args:
-        vocabulary: how many token ids there are.
-        classes: how many classes.
-        width: of the embeddings and of every block.
-        layers: how many blocks.
-        heads: of the attention of each; they share the width.
-        longest: how many tokens a row may have.
-        dropout: the share of the embeddings, and of what attention and feed-forward part add, that is dropped.
+        vocabulary: the number of token ids.
+        classes: the number of classes.
+        width: that of the embeddings and of every block.
+        layers: the number of blocks.
+        heads: the number of attention heads of a block, which share the width.
+        longest: the largest number of tokens of a row.
+        dropout: the share of the embeddings, and of the outputs of attention and feed-forward part, that is dropped.
 
     Raises:
         DistillError: no layers, or a width that the heads cannot share; longer rows; a row of padding alone.
@@ -58,12 +66,12 @@ class TransformerClassifier(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch classes"]:
-        """The logits. Padding, on whichever side, changes nothing."""
-        mask = real(input_ids, attention_mask, self.body.embedding.num_embeddings)
-        return self.classifier(state_at(self.body(input_ids, mask), first(mask)))
+        """Return the logits; padding, on whichever side, changes nothing."""
+        mask = find_real(input_ids, attention_mask, self.body.embedding.num_embeddings)
+        return self.classifier(select_states(self.body(input_ids, mask), find_first(mask)))
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of embeddings, as models of transformers give theirs."""
+        """Return the embeddings of tokens, as models of the library transformers do."""
         return self.body.embedding
 
 
@@ -99,18 +107,18 @@ class TransformerLanguageModel(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch token"], attention_mask: Tensor | None = None
     ) -> Float[Tensor, "batch token vocabulary"]:
-        """The logits. Those of padding mean nothing."""
+        """Return the logits; those at padding mean nothing."""
         return self.head(
-            self.body(input_ids, real(input_ids, attention_mask, self.body.embedding.num_embeddings), causal=True)
+            self.body(input_ids, find_real(input_ids, attention_mask, self.body.embedding.num_embeddings), causal=True)
         )
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of embeddings, as models of transformers give theirs."""
+        """Return the embeddings of tokens, as models of the library transformers do."""
         return self.body.embedding
 
 
 class Transformer(nn.Module):
-    """Embeddings of tokens and of their places, blocks, and a last norm."""
+    """The part of the transformers before the last linear layer: embeddings of tokens and positions, blocks, a norm."""
 
     def __init__(self, vocabulary: int, width: int, layers: int, *, heads: int, longest: int, dropout: float) -> None:
         super().__init__()
@@ -128,14 +136,14 @@ class Transformer(nn.Module):
     def forward(
         self, input_ids: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"], *, causal: bool = False
     ) -> Float[Tensor, "batch token width"]:
-        """The states of all tokens."""
-        number = places(mask)
+        """Return the states of all tokens after the last norm."""
+        number = number_tokens(mask)
         if int(number.max()) >= self.places.num_embeddings:
             raise DistillError(
-                f"a row has {int(number.max()) + 1} tokens and this transformer knows {self.places.num_embeddings} "
-                f"places; truncate the rows, or make it longer: longest={int(number.max()) + 1}."
+                f"a row has {int(number.max()) + 1} tokens and this transformer has {self.places.num_embeddings} "
+                f"positions; truncate the rows, or make it longer: longest={int(number.max()) + 1}."
             )
-        attended = _attended(mask, causal=causal)
+        attended = _attention_mask(mask, causal=causal)
         states = self.dropout(self.embedding(input_ids) + self.places(number))
         for block in self.blocks:
             states = block(states, attended)
@@ -156,7 +164,7 @@ class TransformerBlock(nn.Module):
     def forward(
         self, states: Float[Tensor, "batch token width"], attended: Bool[Tensor, "batch 1 token token"]
     ) -> Float[Tensor, "batch token width"]:
-        """The states after this block."""
+        """Return the states after this block."""
         states = states + self.dropout(self.attention(self.attention_norm(states), attended))
         return states + self.dropout(self.mlp(self.mlp_norm(states)))
 
@@ -173,7 +181,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, states: Float[Tensor, "batch token width"], attended: Bool[Tensor, "batch 1 token token"]
     ) -> Float[Tensor, "batch token width"]:
-        """What the heads give, mixed by the output projection."""
+        """Return the outputs of all heads, mixed by the output projection."""
         query, key, value = (
             rearrange(project(states), "batch token (heads dims) -> batch heads token dims", heads=self.num_heads)
             for project in (self.query, self.key, self.value)
@@ -182,8 +190,8 @@ class SelfAttention(nn.Module):
         return self.output(rearrange(mixed, "batch heads token dims -> batch token (heads dims)"))
 
 
-def _attended(mask: Bool[Tensor, "batch token"], *, causal: bool) -> Bool[Tensor, "batch 1 token token"]:
-    """Which tokens (last axis) each token attends to: real ones, and itself, so that no softmax is over nothing."""
+def _attention_mask(mask: Bool[Tensor, "batch token"], *, causal: bool) -> Bool[Tensor, "batch 1 token token"]:
+    """Return which tokens (last axis) each token attends to: real ones, and itself, so that no softmax is empty."""
     tokens = mask.shape[1]
     itself = torch.eye(tokens, dtype=torch.bool, device=mask.device)
     reach = torch.ones(tokens, tokens, dtype=torch.bool, device=mask.device)
