@@ -89,11 +89,23 @@ def is_ours(obj: Any) -> bool:
 
 
 def is_local(name: str | None) -> bool:
-    """Whether a module is a file of the user's, and not one of a package that is installed."""
-    file: Any = getattr(sys.modules.get(name or ""), "__file__", None)
-    installed = [sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")]
-    is_file = file is not None and Path(file).is_absolute() and Path(file).exists()  # some modules of torch have none
-    return is_file and not any(Path(file).is_relative_to(folder) for folder in installed)
+    """Return whether a module is a file of the user's, and not one of a package that is installed."""
+    file = getattr(sys.modules.get(name or ""), "__file__", None)
+    if file is None or not Path(file).is_absolute() or _is_installed(file):
+        return False
+    return Path(file).exists()  # some modules of torch have no file
+
+
+@cache
+def _is_installed(file: str) -> bool:
+    """Return whether a file is one of Python's own or of a package that is installed."""
+    return any(Path(file).is_relative_to(folder) for folder in _folders_of_packages())
+
+
+@cache
+def _folders_of_packages() -> tuple[str, ...]:
+    """Return where Python's own modules are and installed packages, which takes sysconfig a while to find out."""
+    return tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def names_in(code: CodeType) -> set[str]:

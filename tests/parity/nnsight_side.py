@@ -1,21 +1,15 @@
-"""The cases as nnsight computes them: `python -m tests.parity.nnsight_side FILE` writes {case: its answer}.
+"""The cases as nnsight computes them: the program `python -m tests.parity.nnsight_side`.
 
 A program of its own, because importing nnsight patches torch for the whole process; so it is imported inside a
 function, and the tests can collect this file.
 """
 
-import sys
 import warnings
 
-import torch
 from torch import Tensor
 
+from tests.other_process import serve
 from tests.parity.cases import CASES, SIGMA, Case, gradients, loss, normal, question
-
-
-def main(file: str) -> None:
-    warnings.filterwarnings("ignore", "Module .* has a submodule named")  # of BERT: 'output'
-    torch.save({str(case): computed(case) for case in CASES}, file)
 
 
 def computed(case: Case) -> dict[str, Tensor]:
@@ -59,4 +53,6 @@ def like(state: Tensor | tuple, new: Tensor) -> Tensor | tuple:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    warnings.filterwarnings("ignore", "Module .* has a submodule named")  # of BERT: 'output'
+    by_name = {str(case): case for case in CASES}
+    serve(lambda name: computed(by_name[name]))

@@ -1,4 +1,4 @@
-"""The cases as pyvene computes them: `python -m tests.parity.pyvene_side FILE` writes {case: its answer}.
+"""The cases as pyvene computes them: the program `python -m tests.parity.pyvene_side`.
 
 A program of its own, because importing pyvene imports nnsight, which patches torch for the whole process; so it is
 imported inside functions, and the tests can collect this file.
@@ -6,11 +6,9 @@ imported inside functions, and the tests can collect this file.
 In GPT-2 and Llama a place goes by pyvene's own name for it, if it has one that means the same; elsewhere by its module.
 """
 
-import sys
-
-import torch
 from torch import Tensor, nn
 
+from tests.other_process import serve
 from tests.parity.cases import CASES, SIGMA, Case, gradients, loss, normal, question
 
 NAMES = {  # ours: theirs
@@ -32,10 +30,6 @@ NAMED = {
 }  # Llama's is not yet multiplied by the other half
 
 Inputs = dict[str, Tensor]
-
-
-def main(file: str) -> None:
-    torch.save({str(case): computed(case) for case in CASES}, file)
 
 
 def computed(case: Case) -> dict[str, Tensor]:
@@ -105,4 +99,5 @@ def noised(base: Tensor, source: None, subspaces: list | None = None) -> Tensor:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    by_name = {str(case): case for case in CASES}
+    serve(lambda name: computed(by_name[name]))

@@ -1,26 +1,22 @@
 """The same intervention by nnsight 0.8 and by pyvene 0.1.8: the same logits, bit for bit, and the same gradients.
 
-Each of them answers all cases in one process of its own, because importing either patches torch process-wide.
+Each of them answers in a process of its own, because importing either patches torch process-wide.
 
 pyvene 0.1.8 is written for transformers 4 and runs with transformers 5 as it is. What it cannot do or does otherwise,
 on these cases, stands in `NO_GRADIENT` and `ALSO_THE_RESIDUAL`; both come from its writing into activations in place.
 """
 
-import subprocess
-import sys
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 from interventions import Noise, Swap, Zero, interchange, run
 from tests.interventions.tiny_models import TRANSFORMERS
+from tests.other_process import Answers
 from tests.parity.cases import CASES, PLACES, SEED, SIGMA, gradients, loss, question
 
-REPOSITORY = Path(__file__).parents[2]
 OPERATORS = {"swap": Swap(), "zero": Zero(), "noise": Noise(SIGMA, relative=False)}
 
 # torch refuses the backward pass of pyvene there, loudly: what is written in place is what the operation before it
@@ -34,28 +30,18 @@ NO_GRADIENT = {
 ALSO_THE_RESIDUAL = {("bert", "attention_input"), ("bert", "mlp_input")}
 
 
-def answers(program: str, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict:
-    """{case: answer} of an oracle. Of several test processes, the first runs its program."""
-    folder = tmp_path_factory.getbasetemp()
-    file = (folder if worker_id == "master" else folder.parent) / f"{program}.pt"
-    with FileLock(f"{file}.lock"):
-        if not file.exists():
-            command = [sys.executable, "-m", f"tests.parity.{program}", str(file)]
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-    return torch.load(file)
+@pytest.fixture(scope="session")
+def nnsight_answers():
+    with Answers("tests.parity.nnsight_side") as answers:
+        yield answers
 
 
 @pytest.fixture(scope="session")
-def nnsight_answers(tmp_path_factory, worker_id):
-    return answers("nnsight_side", tmp_path_factory, worker_id)
-
-
-@pytest.fixture(scope="session")
-def pyvene_answers(tmp_path_factory, worker_id):
+def pyvene_answers():
     if find_spec("pyvene") is None:
         pytest.skip("pyvene is not installed; it comes with pip install -e '.[test]'")
-    return answers("pyvene_side", tmp_path_factory, worker_id)
+    with Answers("tests.parity.pyvene_side") as answers:
+        yield answers
 
 
 @cache

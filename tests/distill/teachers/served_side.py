@@ -1,7 +1,7 @@
-"""What needs nnsight, in a program of its own, which writes {case: its answer} into a file.
+"""What needs nnsight, in the program `python -m tests.distill.teachers.served_side`, which answers with `ANSWERS`.
 
-`python -m tests.distill.teachers.served_side FILE` runs it. Importing nnsight patches torch for the whole process; so
-it is imported inside functions, and the tests can collect this file.
+Importing nnsight patches torch for the whole process; so it is imported inside functions, and the tests can collect
+this file.
 """
 
 import copy
@@ -10,6 +10,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from distill.teachers.retries import is_of_network
 from interventions import Location, Mixup
 from tests.distill.tiny_models import QUIET, VOCABULARY, gpt2_lm, spread, text, weights
 from tests.interventions.remote import tiny
+from tests.other_process import serve
 
 MAPPING = {Location(1): Location(0), Location(2, dims=range(8)): Location(1, dims=range(8))}
 OBJECTIVES: dict[str, Callable[[], list[Objective]]] = {
@@ -51,23 +53,10 @@ SGD = Schedule(optimizer="sgd")
 """AdamW makes large steps of a gradient that is 0 but for rounding, as that of key biases is."""
 
 
-def main(file: str) -> None:
-    warnings.simplefilter("error", category=UserWarning)
-    warnings.filterwarnings("ignore", module="nnsight|transformers|torch")
-    answers: dict[str, Any] = {}
-    for name in OBJECTIVES:
-        for kind in ("torch", *TEACHERS):
-            answers[f"fit {name} {kind}"] = fitted(teacher(kind), OBJECTIVES[name]())
-    for above in ("torch", *TEACHERS):
-        for below in MODELS:
-            answers[f"accuracy {above} {below}"] = measured(teacher(above), below)
-    answers["top k"] = largest()
-    answers["flaky"] = flaky()
-    answers["graphs"] = without_graphs()
-    answers["errors"] = errors()
-    answers["host"] = on_a_host()
-    answers["refused"] = refused()
-    torch.save(answers, file)
+@cache
+def answer(name: str) -> Any:
+    """Return one of `ANSWERS`; the first time it is computed."""
+    return ANSWERS[name]()
 
 
 def network() -> nn.Module:
@@ -262,25 +251,25 @@ def errors() -> dict[str, bool]:
     return {name: is_of_network(error) for name, error in found.items()}
 
 
-def refused() -> dict[str, str]:
-    """What does not work, and says so."""
+def refused(case: Callable[[], Any]) -> str:
+    """What the error says of what does not work."""
+    try:
+        case()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def student_of_nnsight() -> None:
     from nnsight import NNsight
 
-    cases: dict[str, Callable[[], Any]] = {
-        "student": lambda: fit(network(), NNsight(student()), "full", text(labels=False), console=QUIET),
-        "derivatives": lambda: fitted(teacher("remote"), [Sobolev()]),
-        "features": lambda: fitted(teacher("remote"), [CRD()]),
-        "stale": stale,
-        "not remotable": lambda: Served(NNsight(network()), remote="local").run({"input_ids": torch.ones(1, 2).long()}),
-    }
-    found = {}
-    for name, case in cases.items():
-        try:
-            case()
-            found[name] = "nothing"
-        except Exception as error:
-            found[name] = f"{type(error).__name__}: {error}"
-    return found
+    fit(network(), NNsight(student()), "full", text(labels=False), console=QUIET)
+
+
+def not_remotable() -> None:
+    from nnsight import NNsight
+
+    Served(NNsight(network()), remote="local").run({"input_ids": torch.ones(1, 2).long()})
 
 
 def stale() -> None:
@@ -296,5 +285,34 @@ def stale() -> None:
         raise error
 
 
+REFUSED: dict[str, Callable[[], Any]] = {
+    "student": student_of_nnsight,
+    "derivatives": lambda: fitted(teacher("remote"), [Sobolev()]),
+    "features": lambda: fitted(teacher("remote"), [CRD()]),
+    "stale": stale,
+    "not remotable": not_remotable,
+}
+ANSWERS: dict[str, Callable[[], Any]] = {
+    **{
+        f"fit {name} {kind}": lambda name=name, kind=kind: fitted(teacher(kind), OBJECTIVES[name]())
+        for name in OBJECTIVES
+        for kind in ("torch", *TEACHERS)
+    },
+    **{
+        f"accuracy {above} {below}": lambda above=above, below=below: measured(teacher(above), below)
+        for above in ("torch", *TEACHERS)
+        for below in MODELS
+    },
+    "top k": largest,
+    "flaky": flaky,
+    "graphs": without_graphs,
+    "errors": errors,
+    "host": on_a_host,
+    **{f"refused {name}": lambda case=case: refused(case) for name, case in REFUSED.items()},
+}
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    warnings.simplefilter("error", category=UserWarning)
+    warnings.filterwarnings("ignore", module="nnsight|transformers|torch")
+    serve(answer)

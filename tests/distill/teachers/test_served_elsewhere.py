@@ -1,24 +1,15 @@
 """A teacher of nnsight: traced here, and asked as another machine would be. One program makes all the answers."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
 from tests.distill.teachers.served_side import MODELS, OBJECTIVES, TEACHERS
+from tests.other_process import Answers
 
-REPOSITORY = Path(__file__).parents[3]
 
-
-@pytest.fixture(scope="module")
-def answers(tmp_path_factory):
-    file = tmp_path_factory.mktemp("served") / "answers.pt"
-    command = [sys.executable, "-m", "tests.distill.teachers.served_side", str(file)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return torch.load(file, weights_only=False)
+@pytest.fixture(scope="session")
+def answers():
+    with Answers("tests.distill.teachers.served_side") as answers:
+        yield answers
 
 
 def apart(first, second):
@@ -92,4 +83,4 @@ def test_which_errors_of_nnsight_are_of_the_network(answers, name, expected):
     ],
 )
 def test_what_cannot_be_says_so(answers, name, message):
-    assert message in answers["refused"][name]
+    assert message in answers[f"refused {name}"]

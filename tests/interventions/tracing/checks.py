@@ -51,14 +51,15 @@ def equal(a: Tensor, b: Tensor) -> None:
 
 def left_on(subject: Subject) -> list:
     """All that an intervention might leave behind."""
-    from interventions.tracing.edits import _standing
+    from interventions.tracing.edits import Standing, _standing
     from interventions.tracing.operations import opened_modules
 
+    standing = _standing.get(subject.model, Standing())
     return [
         trace(subject.net),
         list(subject.model._edits),
         list(opened_modules(subject.model)),
-        subject.model in _standing,
+        [*standing.blocks, *standing.edits],
         subject.model.interleaver.interleaving,
         torch._C._len_torch_function_stack(),
         torch.is_grad_enabled(),

@@ -1,10 +1,8 @@
-"""The cases on models of nnsight, and the checks: `python -m tests.interventions.tracing.nnsight_side FILE`.
+"""The cases on models of nnsight, and the checks: the program `python -m tests.interventions.tracing.nnsight_side`.
 
-A program of its own, because importing nnsight changes torch for the whole process. It writes {case: its answer}, and
-{check: what went wrong}.
+To a case it answers with what nnsight computes, to a check with what went wrong.
 """
 
-import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -13,20 +11,23 @@ import torch
 
 from tests.interventions.tracing.cases import CASES
 from tests.interventions.tracing.checks import CHECKS
-from tests.interventions.tracing.programs import computed
+from tests.interventions.tracing.programs import Answer, computed
 from tests.interventions.tracing.subjects import KINDS
+from tests.other_process import serve
+
+BY_NAME = {str(case): case for case in CASES}
 
 
-def main(file: str) -> None:
-    warnings.filterwarnings("ignore", "Module .* has a submodule named")  # of BERT: 'output'
-    torch.set_num_threads(1)
-    answers = {str(case): computed(case, KINDS[case.kind](case.model)) for case in CASES}
-    faults = {name: fault(check) for name, check in CHECKS.items()}
-    torch.save({"answers": answers, "faults": faults}, file)
+def answer(name: str) -> Answer | str:
+    """Return what a case computes, or the fault that a check finds."""
+    if name in CHECKS:
+        return fault(CHECKS[name])
+    case = BY_NAME[name]
+    return computed(case, KINDS[case.kind](case.model))
 
 
 def fault(check: Callable[[], None]) -> str:
-    """What went wrong; "" if nothing did."""
+    """Return what went wrong; "" if nothing did."""
     try:
         check()
     except Exception:
@@ -35,4 +36,6 @@ def fault(check: Callable[[], None]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    warnings.filterwarnings("ignore", "Module .* has a submodule named")  # of BERT: 'output'
+    torch.set_num_threads(1)
+    serve(answer)

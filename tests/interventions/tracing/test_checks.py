@@ -7,5 +7,5 @@ from tests.interventions.tracing.checks import CHECKS
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_check(check, nnsight_side):
-    fault = nnsight_side["faults"][check]
+    fault = nnsight_side[check]
     assert not fault, fault
