@@ -26,7 +26,7 @@ class Package(ModuleType):
             super().__setattr__(name, value)
 
     def __reduce__(self) -> tuple[Callable[[str], ModuleType], tuple[str]]:
-        """Pickle by name, as cloudpickle does for plain modules alone."""
+        """Return how to pickle the package: by its name, as cloudpickle does for modules of the plain class alone."""
         return import_module, (self.__name__,)
 
 
