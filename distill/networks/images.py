@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
-from distill.networks.sizes import check_images
+from distill.networks.sizes import check_images, check_sizes
 from interventions import renamed
 
 

@@ -154,7 +154,7 @@ def test_sizes_that_make_no_network_are_refused():
     for settings in (dict(layers=0), dict(heads=0), dict(width=10, heads=4)):
         with pytest.raises(DistillError, match="make no transformer: it needs a layer, and a width that the heads"):
             TransformerLanguageModel(10, **settings)
-    with pytest.raises(DistillError, match=r"a row has 9 tokens and this transformer knows 5 places; .* longest=9"):
+    with pytest.raises(DistillError, match=r"a row has 9 tokens and this transformer has 5 positions; .* longest=9"):
         TransformerClassifier(VOCABULARY, 2, width=8, longest=5)(tokens())
 
 
