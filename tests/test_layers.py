@@ -134,7 +134,7 @@ TESTED_BY = {
     "distill/tasks/causal/trees.py": "tests/distill/causal/test_model.py",
     **{
         f"distill/teachers/{name}.py": "tests/distill/teachers/test_served.py"
-        for name in ("padding", "retries", "top_k", "verbs", "visible_positions")
+        for name in ("model_inputs", "padding", "retries", "served_checks", "top_k", "verbs", "visible_positions")
     },
     "distill/training/checks.py": "tests/distill/training/test_loop.py",
     "distill/training/computation.py": "tests/distill/training/test_accumulation.py",

@@ -19,7 +19,6 @@ UNFINISHED = (
     "distill/models/",
     "distill/tasks/",
     "distill/interchange/",
-    "distill/teachers/",
     "distill/students/",
     "distill/objectives/",
     "distill/training/",

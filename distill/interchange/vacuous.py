@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.teachers.served import ServedRun
 from distill.teachers.verbs import interchanged
-from distill.teachers.visible_positions import mixed, nonzero
+from distill.teachers.visible_positions import mix_logits, nonzero_positions
 from interventions import Add, Location, Run, architecture, intervene, run
 
 Places = tuple[Location, ...]
@@ -177,8 +177,10 @@ def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Loca
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
             logits = run(base.model, base.inputs, resumable=False).logits
-        gradients = torch.autograd.grad(mixed(logits, weights), list(probes.values()), allow_unused=True)
-    return {at: nonzero(probe, gradient) for (at, probe), gradient in zip(probes.items(), gradients, strict=True)}
+        gradients = torch.autograd.grad(mix_logits(logits, weights), list(probes.values()), allow_unused=True)
+    return {
+        at: nonzero_positions(probe, gradient) for (at, probe), gradient in zip(probes.items(), gradients, strict=True)
+    }
 
 
 def touched(

@@ -1,1 +1,1 @@
-"""Teachers of several networks, noisy ones, and teachers elsewhere, with what is kept of their answers."""
+"""Ensembles, noisy teachers, and teachers on other machines with a cache of their answers."""

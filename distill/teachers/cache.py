@@ -1,4 +1,4 @@
-"""Teacher outputs on disk, keyed by sample: what was fetched once is not fetched again."""
+"""A cache of a teacher's answers in a folder or in memory, keyed by a hash of what each answer depends on."""
 
 import json
 import warnings
@@ -17,25 +17,25 @@ from distill.errors import DistillError
 from distill.storage.files import CHECKSUM, read_json, write, write_json
 
 FORMAT = 1
-OF_WHOM = "teacher.json"
+DESCRIPTION = "teacher.json"
 BEFORE = {"distill.objectives.diito": "distill.objectives.causal"}
-"""Where classes that keys name stood when the first keys were made; what was kept under these is found again."""
+"""Modules that were renamed since the first caches: keys use the old names, so that old answers are still found."""
 FIELDS_BEFORE = {("Location", "operation"): "source", ("Add", "renormalize"): "renormalise"}
-"""What fields were called when the first keys were made."""
+"""Fields that were renamed since the first caches; keys use the old names."""
 
 
 class Cache:
-    """Named tensors by key, in a folder or, without one, in memory.
+    """A store of named tensors by key, in a folder or, without one, in memory.
 
-    In a folder each entry is a file of its own, written beside its place and moved there, so that no other process and
-    no later run sees half of one, with a checksum; one that is damaged all the same counts as none, which is said.
+    In a folder each entry is a file with a checksum. It is written under another name and then renamed, so that no
+    other process and no later run reads half of it; a damaged entry counts as missing, with a warning.
 
     Args:
         folder: a new or empty one, or one of the same teacher.
-        of: what the answers depend on, beside the sample.
+        of: what the answers depend on beside the sample.
 
     Raises:
-        DistillError: a folder of another teacher, or of something else.
+        DistillError: a folder of another teacher, or with other content.
     """
 
     def __init__(self, folder: Path | None, of: Mapping[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Cache:
             _open(folder, {"format": FORMAT, **of})
 
     def get(self, key: str) -> dict[str, Tensor] | None:
-        """The entry of a key, None where there is none."""
+        """Return the entry of a key, None if there is none."""
         if self.folder is None:
             return self._memory.get(key)
         file = self._file(key)
@@ -53,24 +53,24 @@ class Cache:
             content = file.read_bytes()
         except OSError:
             return None
-        entry = _whole(content)
+        entry = _load_entry(content)
         if entry is None:
             warnings.warn(f"{file} is damaged; the answer is fetched again.", stacklevel=2)
         return entry
 
     def put(self, key: str, entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Keep an entry; returns what was kept."""
+        """Store an entry; return it as it was stored, on the CPU."""
         kept = {name: value.detach().cpu().contiguous().clone() for name, value in entry.items()}
         if self.folder is None:
             self._memory[key] = kept
             return kept
         file = self._file(key)
         file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, save(kept, metadata={CHECKSUM: digest(kept)}), durable=False)  # else it is fetched again
+        write(file, save(kept, metadata={CHECKSUM: digest(kept)}), durable=False)  # one that is lost is fetched again
         return kept
 
     def count(self, kind: str) -> int:
-        """How many entries of a kind there are."""
+        """Return the number of entries of a kind."""
         if self.folder is None:
             return sum(key.startswith(f"{kind}/") for key in self._memory)
         return sum(1 for _ in (self.folder / kind).glob("*/*.safetensors"))
@@ -81,25 +81,28 @@ class Cache:
         return self.folder / kind / name[:2] / f"{name}.safetensors"
 
 
-def _whole(content: bytes) -> dict[str, Tensor] | None:
-    """The tensors of an entry, None where they are not what was written; those of earlier versions have no checksum."""
+def _load_entry(content: bytes) -> dict[str, Tensor] | None:
+    """Return the tensors of an entry, None if they are damaged; entries of earlier versions have no checksum."""
     try:
         entry = load(content)
-        told = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")]).get("__metadata__", {}).get(CHECKSUM)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        checksum = header.get("__metadata__", {}).get(CHECKSUM)
     except (SafetensorError, ValueError, KeyError, AttributeError, TypeError):
         return None
-    return entry if told is None or told == digest(entry) else None
+    return entry if checksum is None or checksum == digest(entry) else None
 
 
 class Unhashable(TypeError):
-    """A value whose content cannot be told."""
+    """An error for a value whose content cannot be hashed."""
 
 
 def digest(*parts: Any) -> str:
-    """A hash of the contents of values: tensors by dtype, shape and numbers; modules by class, settings and weights.
+    """Return a hash of the contents of values.
+
+    Tensors count by dtype, shape and numbers; modules by class, settings and weights.
 
     Raises:
-        Unhashable: a function, or an object that is none of plain data, tensors, modules and dataclasses.
+        Unhashable: a function, or any object but plain data, tensors, modules and dataclasses.
     """
     found = blake2b(digest_size=20)
     for part in parts:
@@ -108,11 +111,11 @@ def digest(*parts: Any) -> str:
 
 
 def weights_of(network: nn.Module) -> str:
-    """A hash of up to 64 numbers of each parameter and buffer, enough to tell one training state from another."""
-    return digest({name: (tuple(value.shape), _some(value)) for name, value in network.state_dict().items()})
+    """Return a hash of up to 64 numbers of each parameter and buffer, enough to distinguish states of a training."""
+    return digest({name: (tuple(value.shape), _take_some(value)) for name, value in network.state_dict().items()})
 
 
-def _some(value: Tensor) -> Tensor:
+def _take_some(value: Tensor) -> Tensor:
     flat = value.detach().flatten()
     return flat[:: max(1, len(flat) // 64)][:64]
 
@@ -144,7 +147,7 @@ def _add(found: Any, part: Any) -> None:
             _add(found, FIELDS_BEFORE.get((type(part).__name__, field.name), field.name))
             _add(found, getattr(part, field.name))
     else:
-        raise Unhashable(f"{part!r} has no content that can be told")
+        raise Unhashable(f"{part!r} has no content that can be hashed")
     found.update(b"</>")
 
 
@@ -153,17 +156,18 @@ def _module_of(part: Any) -> str:
 
 
 def _open(folder: Path, of: Mapping[str, Any]) -> None:
-    told, wanted = folder / OF_WHOM, json.loads(json.dumps(of))
-    if not told.exists():
+    """Create the folder of a cache, or check that it belongs to the same teacher."""
+    file, wanted = folder / DESCRIPTION, json.loads(json.dumps(of))
+    if not file.exists():
         if folder.exists() and (not folder.is_dir() or any(_is_other(each) for each in folder.iterdir())):
             raise DistillError(
                 f"{folder} holds other things than answers of a teacher; give the cache a new folder: "
                 f"cache={str(folder / 'answers')!r}."
             )
         folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)  # what a teacher answered is its owner's
-        write_json(told, wanted, replacing=False)
-    there = read_json(told, f"give the cache a new folder: cache={str(folder) + '-2'!r}")
+        folder.mkdir(mode=0o700, exist_ok=True)  # answers of a teacher are private to the user
+        write_json(file, wanted, replacing=False)
+    there = read_json(file, f"give the cache a new folder: cache={str(folder) + '-2'!r}")
     changed = next((name for name in [*wanted, *there] if there.get(name) != wanted.get(name)), None)
     if changed is not None:
         raise DistillError(
@@ -173,5 +177,5 @@ def _open(folder: Path, of: Mapping[str, Any]) -> None:
 
 
 def _is_other(file: Path) -> bool:
-    """Whether it is nothing that another process, which opens the same cache now, has just written."""
-    return file.name != OF_WHOM and not file.name.startswith(".")
+    """Return whether a file belongs to no cache: neither its description nor a file that is being written."""
+    return file.name != DESCRIPTION and not file.name.startswith(".")

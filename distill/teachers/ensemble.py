@@ -1,4 +1,13 @@
-"""Several networks that answer together, as one teacher."""
+"""Ensembles: several networks whose logits are averaged, as one teacher.
+
+With weights w_i that sum to 1 and logits z_i of the members, the logits of the ensemble are
+
+    "logits":         Σ_i w_i z_i
+    "probabilities":  τ log Σ_i w_i softmax(z_i / τ)
+    "geometric":      Σ_i w_i log softmax(z_i)
+
+Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 1, names the arithmetic and the geometric mean.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -20,33 +29,35 @@ from interventions import UnknownAnswer, run
 
 Average = Literal["logits", "probabilities", "geometric"]
 AVERAGES = ("logits", "probabilities", "geometric")
-# What a configuration says of the inputs. Not how many layers there are: members may have different numbers.
+# The settings of a configuration that describe the inputs. Not the number of layers, in which members may differ.
 OF_INPUTS = ("_name_or_path", "max_position_embeddings", "image_size", "num_channels", "is_encoder_decoder")
 
 
 class Answer(dict[str, Tensor]):
-    """What networks answer together: `answer.logits`, or `answer["logits"]`."""
+    """The joint answer of several networks: `answer.logits`, or `answer["logits"]`."""
 
     @property
     def logits(self) -> Tensor:
-        """`[batch, classes]`, or `[batch, token, vocabulary]`."""
+        """The logits, `[batch, classes]` or `[batch, token, vocabulary]`."""
         return self["logits"]
 
 
 class Committee(nn.Module, ABC):
-    """Networks that answer together: a teacher like any other. Each member keeps its mode and its device.
+    """Networks that give one joint answer, as one teacher. Each member keeps its mode and its device.
 
-    Called with the columns of a batch by name, each member gets those that its own `forward` names; called by position,
-    each gets all. Inside of member 1 is `Location(module="members.1.…")`, or `Location(2, stack="…")` by the name that
-    `describe` gives its stack: where several members have stacks, a layer alone is ambiguous and refused.
+    When the columns of a batch are given by name, each member gets those that its own `forward` names; when they are
+    given by position, each member gets all. A place in member 1 is `Location(module="members.1.…")`, or
+    `Location(2, stack="…")` by the name that `describe` gives its stack: where several members have stacks, a layer
+    alone is ambiguous and refused.
 
     Args:
-        members: in order.
-        answers: what of the members' outputs is the answer, as for `fit`: one rule for all, or a list of one for each.
+        members: the networks, in order.
+        answers: the rule that finds the answer in a member's output, as for `fit`: one rule for all, or a list of one
+            for each.
 
     Attributes:
-        members: by number: `members["0"]`.
-        config: what the first member that has a configuration says of its inputs.
+        members: the networks by number: `members["0"]`.
+        config: the settings that describe inputs, from the first member that has each of them.
     """
 
     def __init__(self, members: Sequence[nn.Module], answers: Any = None) -> None:
@@ -68,12 +79,12 @@ class Committee(nn.Module, ABC):
         self.config = SimpleNamespace(**facts)
 
     def name_classes(self, names: Sequence[str] | None) -> None:
-        """Say what the classes of the whole are called, where a member does."""
+        """Write the names of the classes into the configuration; None leaves it as it is."""
         if names is not None:
             self.config.id2label = dict(enumerate(names))
 
     def forward(self, *inputs: Any, **columns: Any) -> Answer:
-        """The answer of all, on the device of the first member."""
+        """Return the joint answer of all members, on the device of the first."""
         home = device_of(self)
         with answered([self], [self.answers]):
             logits = [widen(self._answer(number, inputs, columns)).to(home) for number in self.members]
@@ -85,7 +96,7 @@ class Committee(nn.Module, ABC):
         return tuple(self.members.values())
 
     def columns_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The columns of a batch that some member is called with."""
+        """Return the columns of a batch that any member is called with."""
         chosen: dict[str, Tensor] = {}
         for member in self.members.values():
             given = inputs_of(member, batch)
@@ -99,14 +110,14 @@ class Committee(nn.Module, ABC):
         return chosen
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of the first member that reads tokens."""
+        """Return the embedding of the first member that reads tokens."""
         reader = next((each for each in self.members.values() if vocabulary_of(each) is not None), None)
         if reader is None:
             raise NotImplementedError(f"no member of {type(self).__name__} says how many tokens it knows")
         return reader.get_input_embeddings()
 
     def _answer(self, number: str, inputs: tuple[Any, ...], columns: Mapping[str, Any]) -> Tensor:
-        """The logits of a member, run without a cache."""
+        """Return the logits of a member, run without a cache."""
         member: Any = self.members[number]
         given: Any = inputs
         if not inputs:
@@ -124,29 +135,30 @@ class Committee(nn.Module, ABC):
 
     @abstractmethod
     def combine(self, logits: list[Tensor]) -> Tensor:
-        """The logits of all from those of each, `[batch, …, classes]`, in at least single precision."""
+        """Return the joint logits from those of each member, `[batch, …, classes]`, in at least single precision."""
 
 
 @checked
 class Ensemble(Committee):
-    """The average of several teachers, a teacher like any other: `fit(Ensemble([one, other]), student, …)`.
+    """The average of several teachers, as one teacher: `fit(Ensemble([one, other]), student, …)`.
 
     With weights w that sum to 1, the logits are:
 
     - `"logits"`: Σ w_i z_i;
     - `"probabilities"`: τ log Σ w_i softmax(z_i / τ), so that the softened answer of the ensemble, softmax(z / τ), is
-      the mean of the softened answers: exactly what `KD(τ)` is to see;
+      the mean of the members' softened answers, which `KD(τ)` compares with the student's;
     - `"geometric"`: Σ w_i log softmax(z_i), the logarithm of a geometric mean. Its softmax is that of `"logits"` at
-      every temperature; the logits differ by one number an example, so only losses that compare logits tell them apart.
+      every temperature; the logits differ by one number an example, which matters only to losses that compare logits.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 1, names the arithmetic and the geometric mean.
 
     Args:
-        teachers: of the same classes; their architectures may differ.
-        average: of what.
+        teachers: networks with the same classes; their architectures may differ.
+        average: the quantity to average: "logits", "probabilities" or "geometric".
         weights: one for each teacher, above 0; they are divided by their sum. None weighs all alike.
         temperature: τ of `average="probabilities"`.
-        answers: what of the teachers' outputs is the answer, as for `fit`: one rule for all, or a list of one for each.
+        answers: the rule that finds the answer in a teacher's output, as for `fit`: one rule for all, or a list of one
+            for each.
 
     Raises:
         DistillError: no teachers, teachers of other classes, orders of classes or vocabularies, or weights that do not
@@ -190,13 +202,13 @@ class Ensemble(Committee):
         self.weights = tuple(weight / sum(given) for weight in given)
 
     def combine(self, logits: list[Tensor]) -> Tensor:
-        """The average of the logits, as `average` says."""
+        """Return the average of the logits of all members."""
         _check_classes(self, logits)
         stacked = torch.stack(logits)
         return averaged(stacked, stacked.new_tensor(self.weights), self.average, self.temperature)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         temperature = f", temperature={self.temperature}" if self.average == "probabilities" else ""
         return f"{self.average!r}, weights={[round(weight, 4) for weight in self.weights]}{temperature}"
 
@@ -207,7 +219,7 @@ def averaged(
     average: str = "logits",
     temperature: float = 1.0,
 ) -> Float[Tensor, "*batch classes"]:
-    """The average of logits as `Ensemble` defines it, with weights that sum to 1.
+    """Return the average of logits as `Ensemble` defines it, with weights that sum to 1.
 
     >>> both = torch.tensor([[[3.0, 1.0]], [[1.0, 3.0]]]).log()
     >>> averaged(both, torch.tensor([0.5, 0.5]), "probabilities").exp()
@@ -235,5 +247,5 @@ def _check_classes(committee: Committee, logits: list[Tensor]) -> None:
 
 
 def _named(given: tuple[Tensor, ...], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A column that is given by position, by its name again."""
+    """Return an input that is given by position as a column with its name in the batch."""
     return {name: column for name, column in batch.items() if column is given[0]}

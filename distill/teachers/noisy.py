@@ -1,4 +1,10 @@
-"""A teacher that is not sure of its answers."""
+"""A noisy teacher: its logits are perturbed anew in every run.
+
+Additive noise gives the logits z + ξ and multiplicative noise (1 + ξ) z, with ξ ~ N(0, σ²), for a random share of the
+examples (`losses.LogitNoise`).
+
+Sau, Balasubramanian 2016 (arXiv:1610.09650), section 3.
+"""
 
 from typing import Any
 
@@ -24,11 +30,11 @@ class NoisyTeacher(nn.Module):
 
     Args:
         teacher: a network, or an `Ensemble`.
-        noise: how much, of which share of the examples, and of what kind.
-        generator: of the noise; one that is given goes on from run to run and is not saved, so that a training that is
-            resumed draws otherwise. None draws from torch's default generator, as dropout does, which the seed and the
+        noise: the kind and the size of the noise, and the share of the examples that get it.
+        generator: the generator of the noise. It advances from run to run and is not saved, so a resumed training
+            draws other noise. None draws from torch's default generator, as dropout does, which the seed and the
             number of a step decide.
-        answers: what of the teacher's output is the answer, as for `fit`.
+        answers: the rule that finds the answer in the teacher's output, as for `fit`.
     """
 
     def __init__(
@@ -40,7 +46,7 @@ class NoisyTeacher(nn.Module):
             self.config = teacher.config
 
     def forward(self, *inputs: Any, **columns: Any) -> Answer:
-        """The teacher's logits with noise."""
+        """Return the teacher's logits with noise."""
         with answered([self], [self.answers]):
             logits = logits_of(self.module(*inputs, **columns), rule_of(self.module))
         return Answer(logits=self.noise(logits, self.generator))
@@ -51,12 +57,12 @@ class NoisyTeacher(nn.Module):
         return (self.module,)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding of the teacher."""
+        """Return the embedding of the teacher."""
         inner: Any = self.module
         if not hasattr(inner, "get_input_embeddings"):
             raise NotImplementedError(f"{type(inner).__name__} does not say how many tokens it knows")
         return inner.get_input_embeddings()
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         return f"noise={self.noise}"

@@ -1,4 +1,4 @@
-"""A padded batch, taken apart into its samples and put together again."""
+"""A padded batch, split into its samples and joined again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 TOKENS = ("input_ids", "inputs_embeds", "token_type_ids", "position_ids", "attention_mask")
 SIDES = ("", "decoder_")
-"""Before the names of the columns of tokens; the last one that there is answers."""
+"""Prefixes of the columns of tokens: none for those of the encoder or the only stack, and those of the decoder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Padded:
-    """What a model is called with, where padding at the end of a row is no part of a sample.
+    """A batch of a model's inputs in which padding at the end of a row is no part of a sample.
 
-    That is so for the columns of tokens, if their mask is among what the model is called with. Padding at the front
+    Padding at the end is cut from the columns of tokens, if their mask is one of the columns. Padding at the front
     stays: the positions of tokens may be counted from there.
 
     Attributes:
-        columns: by name, each `[batch, ...]`.
+        columns: the inputs by name, each `[batch, ...]`.
     """
 
     columns: Mapping[str, Tensor]
@@ -32,7 +32,7 @@ class Padded:
 
     @cached_property
     def lengths(self) -> dict[str, list[int]]:
-        """For each side whose tokens have a mask: how many tokens each row has, up to its last real one."""
+        """The number of tokens of each row up to its last real one, for each side whose tokens have a mask."""
         found = {}
         for side in SIDES:
             mask = self.columns.get(f"{side}attention_mask")
@@ -43,28 +43,27 @@ class Padded:
 
     @property
     def answering(self) -> list[int] | None:
-        """The lengths of the rows in answers that are one a token; None where no row is padded."""
-        return self.lengths.get(next((s for s in SIDES[::-1] if f"{s}input_ids" in self.columns), SIDES[0]))
+        """The lengths of the rows in answers with one entry a token; None where their tokens have no mask."""
+        return self.lengths.get(self._answering_side)
 
     @property
     def width(self) -> int:
-        """How many tokens wide an answer is."""
-        side = next((s for s in SIDES[::-1] if f"{s}input_ids" in self.columns), SIDES[0])
-        return self.columns[f"{side}attention_mask"].shape[1]
+        """The width of an answer with one entry a token [token]."""
+        return self.columns[f"{self._answering_side}attention_mask"].shape[1]
 
     def tokens_of(self, positions: int) -> str | None:
-        """The first column of tokens that has so many of them, None where there is none."""
+        """Return the name of the first column with this number of tokens, None if there is none."""
         names = [f"{side}{name}" for side in SIDES for name in TOKENS]
         return next((n for n in names if n in self.columns and self.columns[n].shape[1:2] == (positions,)), None)
 
     def sample(self, row: int) -> dict[str, Tensor]:
-        """The columns of one row, without padding at the end."""
+        """Return the columns of one row, without padding at the end."""
         return {name: column[row, : self._end(name, [row])] for name, column in self._sliceable().items()} | {
             name: column[row] for name, column in self.columns.items() if self._side(name) is None
         }
 
     def take(self, rows: Sequence[int]) -> "Padded":
-        """Some of the rows, no wider than the longest of them."""
+        """Return some of the rows as a batch, no wider than the longest of them."""
         index = torch.tensor(rows, device=next(iter(self.columns.values())).device)
         taken = {}
         for name, column in self.columns.items():
@@ -72,20 +71,20 @@ class Padded:
             taken[name] = chosen if self._side(name) is None else chosen[:, : self._end(name, rows)]
         return Padded(taken)
 
-    def apart(self, answers: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-        """The answer to each row from those to all, one a token or one a row, without what answers padding."""
+    def split(self, answers: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return the answer to each row, without the entries of padding, if answers have one entry a token."""
         lengths = self.answering
 
-        def of(row: int, answer: Tensor) -> Tensor:
+        def cut(row: int, answer: Tensor) -> Tensor:
             if answer.ndim == 0:
                 return answer
             is_of_tokens = lengths is not None and answer.ndim > 2 and answer.shape[1] == self.width
             return answer[row, : lengths[row]] if is_of_tokens and lengths is not None else answer[row]
 
-        return [{name: of(row, answer) for name, answer in answers.items()} for row in range(len(self))]
+        return [{name: cut(row, answer) for name, answer in answers.items()} for row in range(len(self))]
 
-    def together(self, answers: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The answers to all rows, and which of their tokens are answered; None where all are."""
+    def join(self, answers: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Return the answers to all rows, and which of their tokens have an answer, `[batch, token]`; None if all."""
         lengths = self.answering
         ragged = lengths is not None and all(
             value.ndim < 2 or len(value) == length
@@ -94,16 +93,20 @@ class Padded:
         )
         first = answers[0]
         if lengths is None or not ragged or max(value.ndim for value in first.values()) < 2:
-            return {name: _stacked([answer[name] for answer in answers]) for name in first}, None
-        found = {name: _padded([answer[name] for answer in answers], self.width) for name in first}
+            return {name: _stack([answer[name] for answer in answers]) for name in first}, None
+        found = {name: _pad([answer[name] for answer in answers], self.width) for name in first}
         ends = rearrange(torch.tensor(lengths), "row -> row 1")
         return found, torch.arange(self.width) < ends
+
+    @property
+    def _answering_side(self) -> str:
+        return next((side for side in SIDES[::-1] if f"{side}input_ids" in self.columns), SIDES[0])
 
     def _sliceable(self) -> dict[str, Tensor]:
         return {name: column for name, column in self.columns.items() if self._side(name) is not None}
 
     def _side(self, name: str) -> str | None:
-        """Of whose tokens a column is; None where it is of none, or where nothing says which are real."""
+        """Return the side whose tokens a column holds; None if it holds no tokens, or if they have no mask."""
         side = "decoder_" if name.startswith("decoder_") else ""
         if side not in self.lengths or name.removeprefix(side) not in TOKENS:
             return None
@@ -116,11 +119,11 @@ class Padded:
         return max(self.lengths[side][row] for row in rows)
 
 
-def _stacked(values: Sequence[Tensor]) -> Tensor:
+def _stack(values: Sequence[Tensor]) -> Tensor:
     return values[0] if values[0].ndim == 0 else torch.stack(list(values))
 
 
-def _padded(values: Sequence[Tensor], width: int) -> Tensor:
+def _pad(values: Sequence[Tensor], width: int) -> Tensor:
     if values[0].ndim == 0:
         return values[0]
     padded = pad_sequence(list(values), batch_first=True)

@@ -1,4 +1,4 @@
-"""Asking again when a network failed, after a pause that grows."""
+"""Retries of requests over a network that failed, after pauses that grow."""
 
 import json
 import os
@@ -22,13 +22,13 @@ TRANSIENT = frozenset({408, 425, 429})
 @checked
 @dataclass(frozen=True)
 class Retries:
-    """How often is asked again, and after which pauses: `first · 2^i` s, at most `longest`, times a draw from [½, 1).
+    """The number of retries and the pauses before them: min(longest, first · 2^i) s, times a draw from [½, 1).
 
     Args:
-        count: times after the first.
-        first, longest: of the pauses [s].
-        seed: of the draws, which keep many clients that failed together from coming back together.
-        sleep: what waits.
+        count: the number of retries after the first request.
+        first, longest: the first and the longest pause, before the draw [s].
+        seed: seeds the draws, which keep many clients that failed together from retrying together.
+        sleep: the function that waits.
     """
 
     count: int = 5
@@ -45,7 +45,7 @@ class Retries:
             )
 
     def pauses(self) -> Iterator[float]:
-        """Their lengths [s], without end; each process of a training draws its own."""
+        """Yield the lengths of the pauses [s], without end; each process of a training draws its own."""
         draw = Random(f"{self.seed} {os.environ.get('RANK', 0)}")
         number = 0
         while True:
@@ -53,23 +53,23 @@ class Retries:
             number += 1
 
 
-def retried(ask: Callable[[], T], retries: Retries, failed: Callable[[BaseException, int, float], Exception]) -> T:
-    """What `ask` returns, asked again after errors of the network.
+def retry(send: Callable[[], T], retries: Retries, give_up: Callable[[BaseException, int, float], Exception]) -> T:
+    """Return what `send` returns; after errors of the network, call it again.
 
     Args:
-        ask: what may fail.
-        retries: how often, and after which pauses.
-        failed: from the last error, how often was asked and the seconds that were waited, to what is raised.
+        send: may fail.
+        retries: the number of retries and their pauses.
+        give_up: returns the exception to raise, from the last error, the number of calls and the seconds of all pauses.
     """
     waited, pauses = 0.0, retries.pauses()
     for number in range(retries.count + 1):
         try:
-            return ask()
+            return send()
         except Exception as error:
             if not is_of_network(error):
                 raise
             if number == retries.count:
-                raise failed(error, number + 1, waited) from error
+                raise give_up(error, number + 1, waited) from error
             pause = next(pauses)
         retries.sleep(pause)
         waited += pause
@@ -77,10 +77,10 @@ def retried(ask: Callable[[], T], retries: Retries, failed: Callable[[BaseExcept
 
 
 def is_of_network(error: BaseException | None) -> bool:
-    """Whether an error says that a host was not reached, or went away, so that asking again may help.
+    """Return whether an error says that a host was not reached, or went away, so that a retry may help.
 
-    Not so where the host answered that it will not (status 4xx), where the job itself failed, or where a file of this
-    machine is missing. Libraries are known by the names of their classes; none is imported.
+    False if the host refused (status 4xx), if the job itself failed, or if a file of this machine is missing. Libraries
+    are recognized by the names of their classes; none is imported.
     """
     if error is None:
         return False
@@ -89,7 +89,7 @@ def is_of_network(error: BaseException | None) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", getattr(error, "status_code", None))
     if isinstance(status, int):
         return status >= 500 or status in TRANSIENT
-    if isinstance(error, OSError):  # of which ConnectionError and TimeoutError are two
+    if isinstance(error, OSError):  # ConnectionError and TimeoutError among them
         return not isinstance(error, OF_THIS_MACHINE)
     if isinstance(error, json.JSONDecodeError) or _is_cut_off(error):
         return True  # nnsight reads an empty message where the host closed the connection

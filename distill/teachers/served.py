@@ -1,10 +1,9 @@
-"""A teacher that is asked for its answers, which are kept: on another machine, or a large one on this."""
+"""A served teacher: its answers are requested in batches, from another machine or from this one, and kept by sample."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from distill.errors import DistillError, Unreachable, checked
 from distill.models.inputs import device_of, evaluating, inputs_of, network_of, refuse_valueless, teachers
 from distill.tasks.loading import training_rows
 from distill.teachers.cache import Cache, Unhashable, digest, weights_of
+from distill.teachers.model_inputs import columns_of, device_of_inputs, inputs_from, move
 from distill.teachers.padding import Padded
-from distill.teachers.retries import Retries, retried
+from distill.teachers.retries import Retries, retry
+from distill.teachers.served_checks import agree, check_answer, check_settings
 from distill.teachers.top_k import Kept, TopK, dense, nothing
 from distill.teachers.visible_positions import Probe, VisiblePositions
 from interventions import Activations, Location, Model, Run, UnknownAnswer, logits_of, printed
@@ -40,17 +41,19 @@ class Served:
     Args:
         model: a model of nnsight, or with `remote=False` any torch model.
         remote: where it runs: False is this process, True the host that nnsight is configured for, or its address;
-            "local" tries that out here.
-        top_k: how many of the largest logits travel and are kept; None is all. What the others have together is spread
+            "local" runs the remote protocol in this process, as a trial.
+        top_k: how many of the largest logits travel and are kept; None is all. The probability of the others is spread
             evenly among them (see `distill.teachers.top_k.TopK`).
-        temperature: the one at which the probabilities of these, and the sum of the others', are exact: that of `KD`.
-        cache: a folder; None keeps answers in memory, and counterfactuals not at all.
-        retries: after how many failures of the network it gives up, or a `Retries`.
-        batch_size: the most samples in one request for answers; None is what a step needs.
-        answers: what of the model's output is its answer, as for `fit`, whose own `answers` says nothing of it.
+        temperature: the temperature at which the probabilities of the largest, and the sum of the others, are exact:
+            that of `KD`.
+        cache: a folder; None keeps answers in memory, and no counterfactuals.
+        retries: the number of retries after failures of the network, or a `Retries`.
+        batch_size: the most samples in one request for answers; None takes all samples that a step needs.
+        answers: the rule that finds the answer in the model's output, as for `fit`, whose own `answers` does not apply
+            to a served teacher.
 
     Attributes:
-        requests: how many were sent and answered.
+        requests: the number of requests that were sent and answered.
 
     Raises:
         DistillError: a setting that cannot be, or a cache of another teacher.
@@ -68,7 +71,7 @@ class Served:
         batch_size: int | None = None,
         answers: Any = None,
     ) -> None:
-        _check(model, remote, {"top_k": top_k, "batch_size": batch_size}, temperature)
+        check_settings(model, remote, {"top_k": top_k, "batch_size": batch_size}, temperature)
         if remote in (False, "local"):
             _load(model)
             refuse_valueless(network_of(model), "Served")
@@ -78,9 +81,9 @@ class Served:
         self.retries = retries if isinstance(retries, Retries) else Retries(retries)
         self.cache = Cache(None if cache is None else Path(cache), self.facts())
         self.requests = 0
-        self._earlier = self.cache.count(SAMPLES) > 0  # answers of an earlier run, which may be of other weights
-        self._mine: set[str] = set()
-        self._witness: tuple[Padded, Kept] | None = None  # a sample of an earlier run
+        self._unverified = self.cache.count(SAMPLES) > 0  # answers of an earlier run, perhaps by other weights
+        self._own_keys: set[str] = set()
+        self._witness: tuple[Padded, Kept] | None = None  # a sample of an earlier run, with its answer
         self._shapes: dict[Location, tuple[tuple[int, ...], str | None]] = {}
 
     @property
@@ -89,15 +92,15 @@ class Served:
         return network_of(self.model)
 
     def run(self, inputs: Any, at: Sequence[Location] = ()) -> Run:
-        """The run of a batch: its logits from the cache, or asked for; activations are asked for when they are used.
+        """Return the run of a batch, its logits from the cache or by a request; activations are fetched on first use.
 
         Args:
             inputs: what the model is called with.
-            at: locations that may be used, fetched together by the first use of one.
+            at: locations that may be used; the first use of one fetches all of them in one request.
         """
-        columns = _named(inputs)
-        answers, answered = Padded(columns).together(self._answers(Padded(columns)))
-        logits = self._logits(answers, _device(inputs))
+        batch, device = Padded(columns_of(inputs)), device_of_inputs(inputs)
+        answers, answered = batch.join(self._answer(batch))
+        logits = self._logits(answers, device)
         if answered is not None:
             logits = logits.masked_fill(~answered.to(logits.device)[..., None], 0)
         fetched: dict[Location, Tensor] = {}
@@ -105,32 +108,34 @@ class Served:
         def fetch(location: Location, kept: Any) -> Tensor:
             if location not in fetched:
                 wanted = list(at) if location in at else [location]
-                run = self._ask(lambda here: interventions.run(
+                run = self._send(lambda here: interventions.run(
                     self.model, here(inputs), wanted, resumable=False, keep=nothing, **self._where
                 ))  # fmt: skip
-                fetched.update({each: run.activations[each].to(_device(inputs)) for each in wanted})
+                fetched.update({each: run.activations[each].to(device) for each in wanted})
             return fetched[location]
 
         return ServedRun(self.model, inputs, logits, Activations((), fetch), teacher=self)
 
     def run_to(self, inputs: Any, at: Sequence[Location]) -> Run:
-        """A source: it runs with the base that it is for."""
+        """Return a source run without answers: the request for a counterfactual runs its inputs with the base."""
         return ServedRun(self.model, inputs, None, Activations(()), teacher=self)
 
     def interchange(
         self, base: Run, source: Run | None, at: Places, positions: Masks, record: Sequence[Location] = ()
     ) -> Run:
-        """The counterfactual run: from the cache, or one request.
+        """Return the counterfactual run, from the cache or by one request.
 
         Args:
-            base, source: runs of this teacher, of which only the inputs are used.
-            at: the locations, swapped, or with their operators.
-            positions: of base and source.
-            record: locations to fetch with it; with some, the cache is left out.
+            base, source: runs of this teacher; only their inputs are used.
+            at: the locations to swap, or the locations with their operators.
+            positions: those written in the base and those read in the source.
+            record: locations to fetch in the same request; if there are any, the cache is not used.
         """
-        inputs, given = base.inputs, None if source is None else source.inputs
+        inputs, source_inputs = base.inputs, None if source is None else source.inputs
+        device = device_of_inputs(inputs)
         try:
-            key = f"{COUNTERFACTUALS}/{digest(_named(inputs), given and _named(given), at, positions)}"
+            source_columns = None if source_inputs is None else columns_of(source_inputs)
+            key = f"{COUNTERFACTUALS}/{digest(columns_of(inputs), source_columns, at, positions)}"
         except Unhashable:  # an operator that is a function
             key = None
         usable = key is not None and not record and self.cache.folder is not None
@@ -138,22 +143,27 @@ class Served:
         if kept is None:
             self._check_witness()
             written, read = positions
-            run = self._ask(lambda here: interventions.interchange(
-                self.model, here(inputs), here(given), here(at), positions=here(written), source_positions=here(read),
-                record=record, keep=self.keep, **self._where,
+            run = self._send(lambda here: interventions.interchange(
+                self.model, here(inputs), here(source_inputs), here(at), positions=here(written),
+                source_positions=here(read), record=record, keep=self.keep, **self._where,
             ))  # fmt: skip
-            kept = _kept(run)
-            activations = {location: run.activations[location].to(_device(inputs)) for location in record}
+            kept = _kept_of(run)
+            activations = {location: run.activations[location].to(device) for location in record}
             if usable and key is not None:
                 self.cache.put(key, kept)
-        logits = self._logits(kept, _device(inputs))
-        held = Activations((), lambda location, _: _held(activations, location))
-        return ServedRun(self.model, inputs, logits, held, is_counterfactual=True, teacher=self)
+        logits = self._logits(kept, device)
+        recorded = Activations((), lambda location, _: _get_recorded(activations, location))
+        return ServedRun(self.model, inputs, logits, recorded, is_counterfactual=True, teacher=self)
 
     def seen(self, base: Run, places: Sequence[Location], weights: Tensor) -> list[Tensor]:
-        """Which positions of each place the answers depend on, by gradients taken where the model is.
+        """Return which positions of each place the answers depend on, by gradients taken where the model runs.
 
-        All of them, with a warning, where the host keeps no graphs.
+        All real positions, with a warning, where the host keeps no graphs.
+
+        Args:
+            base: a run of this teacher.
+            places: the locations.
+            weights: the weight of each prediction in the output; 0 leaves it out.
         """
         inputs, probes = base.inputs, [Probe() for _ in places]
         pairs, keep = dict(zip(places, probes, strict=True)), VisiblePositions(probes, weights.cpu(), self._reads)
@@ -161,7 +171,7 @@ class Served:
         def request(here: Any) -> Run:
             return interventions.interchange(self.model, here(inputs), None, pairs, keep=keep, **self._where)
 
-        masks: Any = self._ask(request, graded=True).output
+        masks: Any = self._send(request, graded=True).output
         if masks is None:
             warnings.warn(
                 "the teacher's host keeps no graph, so which positions its answers depend on is not known; all that "
@@ -170,11 +180,14 @@ class Served:
             )
             shapes = [self.shape(place, base) for place in places]
             masks = [torch.ones(shape[:2] if len(shape) > 2 else (shape[0], 1), dtype=torch.bool) for shape in shapes]
-        return [mask.to(_device(inputs)) for mask in masks]
+        return [mask.to(device_of_inputs(inputs)) for mask in masks]
 
     def shape(self, location: Location, base: Run) -> tuple[int, ...]:
-        """That of the vectors at a place, `[batch, position, dims]`; asked once by one sample, not fetched for all."""
-        columns = _named(base.inputs)
+        """Return the shape of the vectors at a place, `[batch, position, dims]`.
+
+        It is found once, by a request for one sample, rather than by fetching the vectors.
+        """
+        columns = columns_of(base.inputs)
         if location not in self._shapes:
             self._shapes[location] = self._shape_of_one(location, Padded(columns).take([0]))
         (_, *rest), tokens = self._shapes[location]
@@ -184,15 +197,15 @@ class Served:
 
     @checked
     def fetch(self, data: Any, *, batch_size: int = 64) -> int:
-        """Ask for the answers to all rows of data beforehand; returns how many samples are kept.
+        """Fetch the answers to all rows of data beforehand; return how many samples are kept.
 
         Args:
             data: as for `fit`.
-            batch_size: samples in a request.
+            batch_size: the number of samples in a request.
         """
         rows = training_rows(data, self.network)
         for chosen in batches(len(rows), batch_size):
-            self._answers(Padded(_named(inputs_of(self.network, teachers(rows.batch(chosen))))))
+            self._answer(Padded(columns_of(inputs_of(self.network, teachers(rows.batch(chosen))))))
         return self.cache.count(SAMPLES)
 
     @printed
@@ -201,8 +214,8 @@ class Served:
         return f"Served({type(self.network).__name__}, remote={self.remote!r}, top_k={self.keep.k}{where})"
 
     def _shape_of_one(self, location: Location, sample: Padded) -> tuple[tuple[int, ...], str | None]:
-        """The shape of the vectors of one sample, and the column whose tokens are its positions, if one is."""
-        inputs, names = _called(sample.columns), list(sample.columns)
+        """Return the shape of the vectors of one sample, and the column whose tokens are their positions, if any."""
+        inputs, names = inputs_from(sample.columns), list(sample.columns)
         key = f"{SHAPES}/{digest(location, inputs)}"
         kept = self.cache.get(key)
         if kept is None:
@@ -211,7 +224,7 @@ class Served:
                 where = self._where
                 return interventions.run(self.model, here(inputs), [location], resumable=False, keep=nothing, **where)
 
-            shape = tuple(self._ask(request).vectors(location).shape)
+            shape = tuple(self._send(request).vectors(location).shape)
             tokens = sample.tokens_of(shape[1]) if len(shape) > 2 else None
             number = -1 if tokens is None else names.index(tokens)
             kept = self.cache.put(key, {"shape": torch.tensor(shape), "tokens": torch.tensor(number)})
@@ -223,106 +236,86 @@ class Served:
         return {"remote": self.remote} if self.remote else {}
 
     def facts(self) -> dict[str, Any]:
-        """What an answer depends on, beside its sample."""
+        """Return what an answer depends on beside its sample, by name: a cache holds answers of one such teacher."""
         config = getattr(self.network, "config", None)
         settings = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-        told = {name: value for name, value in settings.items() if name != "transformers_version"}
+        settings = {name: value for name, value in settings.items() if name != "transformers_version"}
         return {
             "model": getattr(self.model, "repo_id", None) or type(self.network).__name__,
             "revision": getattr(self.model, "revision", None),
-            "configuration": digest(repr(sorted(told.items(), key=str))),
+            "configuration": digest(repr(sorted(settings.items(), key=str))),
             "weights": weights_of(self.network) if self.remote in (False, "local") else None,
             "top_k": self.keep.k,
             "temperature": None if self.keep.k is None else self.keep.temperature,
             **({} if self.answers is None else {"answers": _rule(self.answers)}),
         }
 
-    def _answers(self, batch: Padded) -> list[Kept]:
-        """What is kept of the answer to each sample; those that are missing are asked for."""
+    def _answer(self, batch: Padded) -> list[Kept]:
+        """Return the answer to each sample as it is kept; missing ones are fetched."""
         keys = [f"{SAMPLES}/{digest(batch.sample(row))}" for row in range(len(batch))]
         found: dict[str, Kept | None] = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         missing = [keys.index(key) for key, kept in found.items() if kept is None]
         size = self.batch_size or max(1, len(missing))
         for row, kept in enumerate(found[key] for key in keys):
-            if kept is not None and keys[row] not in self._mine:
+            if kept is not None and keys[row] not in self._own_keys:
                 self._witness = self._witness or (batch.take([row]), kept)
         if missing:
             self._check_witness()
         for first in range(0, len(missing), size):
             rows = missing[first : first + size]
-            for row, kept in zip(rows, self._asked(batch.take(rows)), strict=True):
+            for row, kept in zip(rows, self._fetch_answers(batch.take(rows)), strict=True):
                 found[keys[row]] = self.cache.put(keys[row], kept)
-                self._mine.add(keys[row])
+                self._own_keys.add(keys[row])
         return [answer for key in keys if (answer := found[key]) is not None]
 
-    def _asked(self, batch: Padded) -> list[Kept]:
-        inputs = _called(batch.columns)
+    def _fetch_answers(self, batch: Padded) -> list[Kept]:
+        """Return the answers to all samples of a batch by one request."""
+        inputs = inputs_from(batch.columns)
 
         def request(here: Any) -> Run:
             return interventions.run(self.model, here(inputs), resumable=False, keep=self.keep, **self._where)
 
-        kept = _kept(self._ask(request))
-        self._check_answer(kept, len(batch))
-        return batch.apart(kept)
+        kept = _kept_of(self._send(request))
+        check_answer(kept, len(batch), self.network, self.keep.k)
+        return batch.split(kept)
 
-    def _ask(self, request: Callable[[Callable[[Any], Any]], Run], *, graded: bool = False) -> Run:
-        """Send a request, again where the network fails; `here` moves what it is given to where it is read."""
+    def _send(self, request: Callable[[Callable[[Any], Any]], Run], *, graded: bool = False) -> Run:
+        """Send a request, again after failures of the network; `here` moves a value to where the request is read."""
         at = torch.device("cpu") if self._where else device_of(self.model)
 
-        def ask() -> Run:
+        def send() -> Run:
             with torch.set_grad_enabled(graded), evaluating(self.model):
                 try:
-                    return request(lambda value: _moved(value, at))
+                    return request(lambda value: move(value, at))
                 except UnknownAnswer as error:
-                    told = f"{str(error).rstrip('.')}, where it is served: Served(model, answers=…)."
-                    raise DistillError(told) from error
+                    raise DistillError(
+                        f"{str(error).rstrip('.')}, where it is served: Served(model, answers=…)."
+                    ) from error
 
-        run = retried(ask, self.retries, self._failed)
+        run = retry(send, self.retries, self._give_up)
         self.requests += 1
         return run
 
-    def _failed(self, error: BaseException, times: int, seconds: float) -> Unreachable:
-        kept, folder = self.cache.count(SAMPLES), self.cache.folder
+    def _give_up(self, error: BaseException, times: int, seconds: float) -> Unreachable:
+        """Return the exception after the last of so many requests: its cause, what is kept, and how to resume."""
+        count, folder = self.cache.count(SAMPLES), self.cache.folder
         where = "in memory; give them a folder (cache='answers')" if folder is None else f"in {folder}"
-        way_out = "and go on" if folder is None else "and are not asked for again; go on"
+        way_out = "and continue" if folder is None else "and are not requested again; continue"
         reason = (str(error).strip().splitlines() or [""])[0]
         return Unreachable(
-            f"the teacher did not answer, asked {times} times in {seconds:.0f} s ({type(error).__name__}: {reason}); "
-            f"the answers to {kept} samples are {where}, {way_out} with the same call, and resume=True if it has an "
+            f"the teacher did not answer {times} requests in {seconds:.0f} s ({type(error).__name__}: {reason}); "
+            f"the answers to {count} samples are {where}, {way_out} with the same call, and resume=True if it has an "
             "output_dir."
         )
 
-    def _check_answer(self, kept: Kept, rows: int) -> None:
-        config = getattr(self.network, "config", None)
-        problem = getattr(config, "problem_type", None)
-        if "values" in kept and problem in ("multi_label_classification", "regression"):
-            raise DistillError(
-                f"top_k={self.keep.k} keeps the most probable of classes that exclude each other, and this teacher is "
-                f"one of {problem}; leave top_k out."
-            )
-        answers = kept.get("logits", kept.get("values"))
-        if answers is None or not answers.ndim or len(answers) != rows:
-            raise DistillError(
-                f"the teacher was asked about {rows} samples and its answer is of shape "
-                f"{None if answers is None else list(answers.shape)}; it must have one row for each."
-            )
-        wrong = int(answers.isnan().flatten(1).any(1).sum())
-        if wrong:
-            raise DistillError(
-                f"the teacher answers NaN to {wrong} of {rows} samples, and no such answer is kept; see whether its "
-                "inputs are: data[name].isfinite().all(), and its weights."
-            )
-
     def _check_witness(self) -> None:
-        """Refuse answers of an earlier run that this teacher would not give; asked before its first new answer."""
-        if not self._earlier or self._witness is None:
+        """Raise DistillError, before the first new answer, if this teacher contradicts an answer of an earlier run."""
+        if not self._unverified or self._witness is None:
             return
         sample, before = self._witness
-        now = self._asked(sample)[0]
-        self._earlier = False
-        old, new = dense(before).float(), dense({name: value.cpu() for name, value in now.items()}).float()
-        scale = old.square().mean() if old.shape[-1] == 1 else old.var(correction=0)
-        if old.shape != new.shape or not bool((old - new).square().mean() <= 0.01 * scale + 1e-6):
+        now = self._fetch_answers(sample)[0]
+        self._unverified = False
+        if not agree(before, now):
             raise DistillError(
                 f"the cache {self.cache.folder} holds answers of another teacher: to one of its samples, this one "
                 f"answers otherwise; give it a folder of its own: cache={f'{self.cache.folder}-2'!r}, and name the "
@@ -339,23 +332,23 @@ class ServedRun(Run):
     """A run of a served teacher.
 
     Attributes:
-        teacher: who is asked for more.
+        teacher: the served teacher, from which its activations and counterfactuals are fetched.
     """
 
     teacher: Served | None = None
 
 
 def _rule(answers: Any) -> str:
-    """A rule as text; a function by its name."""
+    """Return a rule for answers as text; a function by its name."""
     return repr(answers) if isinstance(answers, str | int) else getattr(answers, "__qualname__", type(answers).__name__)
 
 
-def _kept(run: Run) -> Kept:
+def _kept_of(run: Run) -> Kept:
     kept: Any = run.output
     return kept
 
 
-def _held(activations: Mapping[Location, Tensor], location: Location) -> Tensor:
+def _get_recorded(activations: Mapping[Location, Tensor], location: Location) -> Tensor:
     if location not in activations:
         raise DistillError(
             f"{location} of the served teacher was not fetched with its counterfactual run; this is an error in an "
@@ -364,51 +357,7 @@ def _held(activations: Mapping[Location, Tensor], location: Location) -> Tensor:
     return activations[location]
 
 
-def _named(inputs: Any) -> dict[str, Tensor]:
-    """Columns by name; those given by position by their number."""
-    if isinstance(inputs, Mapping):
-        return dict(inputs)
-    return {str(number): column for number, column in enumerate(inputs if isinstance(inputs, tuple) else (inputs,))}
-
-
-def _called(columns: Mapping[str, Tensor]) -> Any:
-    return tuple(columns.values()) if "0" in columns else dict(columns)
-
-
-def _device(inputs: Any) -> torch.device:
-    return next(iter(_named(inputs).values())).device
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {name: _moved(each, device) for name, each in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_moved(each, device) for each in value)
-    if is_dataclass(value) and not isinstance(value, type) and not isinstance(value, Location):  # an operator
-        tensors = {name: each.to(device) for name, each in vars(value).items() if isinstance(each, Tensor)}
-        return replace(value, **tensors) if tensors else value
-    return value
-
-
 def _load(model: Any) -> None:
-    """Have nnsight load the weights that it leaves until they are used."""
+    """Load the weights of a model of nnsight, which nnsight delays until their first use."""
     if getattr(model, "dispatched", True) is False:
         model.dispatch()
-
-
-def _check(model: Any, remote: bool | str, counts: Mapping[str, int | None], temperature: float) -> None:
-    network_of(model)
-    if remote and isinstance(model, nn.Module):
-        raise DistillError(
-            f"remote={remote!r} asks another machine for the model, and this {type(model).__name__} is here; pass a "
-            "model of nnsight: Served(TransformersModel(name), remote=True)."
-        )
-    if remote == "":
-        raise DistillError("Served(remote='') names no host; use its address, True, or False for one of this process.")
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise DistillError(f"Served({name}={count}) keeps nothing; use 1 or more, or None for no limit.")
-    if not 0 < temperature < inf:
-        raise DistillError(f"Served(temperature={temperature}) softens nothing; use one above 0, as KD has.")

@@ -1,6 +1,10 @@
-"""The largest logits of an answer, and how much the others are together.
+"""The k largest logits of an answer, and one number for all others.
 
-It goes where the teacher is, so what it imports needs torch alone.
+A served teacher sends only these. For logits z of C classes, of which R are not among the k largest, it sends the k
+largest and the level ℓ = τ log( Σ_{j in R} exp(z_j / τ) / |R| ). The student's teacher has the logits z_j for the k
+largest and ℓ for the rest, so that softmax(z / τ) keeps the probabilities of the k largest and the sum of the others.
+
+This file is sent to where the teacher runs, so its imports need only torch.
 """
 
 from collections.abc import Callable
@@ -14,21 +18,18 @@ from torch import Tensor
 from distill.precision import widen
 
 Kept = dict[str, Tensor]
-"""What is kept of logits `[..., classes]`: `logits`, or of the k largest `values` and `indices` `[..., k]` (the largest
-first) and the `level` `[..., 1]` of the others, with the number of `classes`."""
+"""Logits `[..., classes]` as they are kept: as `logits`; or as the `values` and `indices` `[..., k]` of the k largest
+(the largest first), the `level` `[..., 1]` of the others, and the number of `classes`."""
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Keeps the k largest logits z of an output, and of the rest R one number: the level that all of it gets.
-
-    That is τ log( Σ_{j in R} exp(z_j / τ) / |R| ), so that softmax(z / τ) keeps the probabilities of the k largest, and
-    the sum of those of the rest.
+    """A function that keeps the k largest logits of an output, and one level for all others.
 
     Args:
-        k: how many; None, or as many as there are classes, keeps the logits as they are.
+        k: the number of logits to keep; None, or the number of classes, keeps the logits as they are.
         temperature: τ.
-        reads: finds the logits in an output.
+        reads: finds the logits in an output; None if the output is the logits.
 
     >>> kept = TopK(1)(torch.tensor([[6.0, 3.0, 1.0]]).log())
     >>> dense(kept).softmax(-1)
@@ -40,7 +41,7 @@ class TopK:
     reads: Callable[[Any], Tensor] | None = None
 
     def __call__(self, output: Any) -> Kept:
-        """What is kept of the output of a model."""
+        """Return the logits of an output as they are kept."""
         logits: Tensor = (output if self.reads is None else self.reads(output)).detach()
         classes = logits.shape[-1]
         if self.k is None or self.k >= classes:
@@ -58,7 +59,7 @@ class TopK:
 
 
 def dense(kept: Kept) -> Tensor:
-    """Logits `[..., classes]` again, in single precision at least where they are of the largest alone."""
+    """Return kept logits as `[..., classes]`, in single precision at least if only the largest were kept."""
     if "logits" in kept:
         return kept["logits"]
     values, level = widen(kept["values"]), kept["level"]
@@ -68,5 +69,5 @@ def dense(kept: Kept) -> Tensor:
 
 
 def nothing(output: Any) -> None:
-    """Keeps nothing of the output of a model."""
+    """Return None: keep nothing of the output of a model."""
     return None

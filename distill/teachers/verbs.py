@@ -1,4 +1,4 @@
-"""The verbs of `interventions`, of a served teacher too."""
+"""The verbs of `interventions` for teachers of either kind: a network, or a served teacher that is sent requests."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,55 +9,55 @@ from distill.teachers.served import Masks, Places, Served, ServedRun
 from interventions import Location, Run
 
 
-def refuse_elsewhere(run: Run, asked: str, way_out: str) -> None:
-    """Refuse a run of a teacher that is elsewhere, for what runs it in ways of its own."""
+def refuse_elsewhere(run: Run, caller: str, way_out: str) -> None:
+    """Raise DistillError for a run of a teacher on another machine, where `caller` needs the network itself."""
     teacher = answering(run)
     if isinstance(teacher, Served) and teacher.remote:
         raise DistillError(
-            f"{asked} runs the teacher on inputs of its own, and {teacher} is asked for answers and activations; "
+            f"{caller} runs the teacher on inputs of its own, and {teacher} gives only answers and activations; "
             f"{way_out}, or give the model itself as teacher."
         )
 
 
 def answering(run: Run) -> Any:
-    """Who makes other runs of the model of a run: the served teacher, or that model."""
+    """Return what makes other runs of the model of a run: its served teacher, or the model itself."""
     return run.teacher if isinstance(run, ServedRun) else run.model
 
 
 def run_of(model: Any, inputs: Any, at: Sequence[Location] = (), *, resumable: bool = True) -> Run:
-    """`interventions.run`, of a served teacher too."""
+    """Return the run of a network or served teacher on a batch, as `interventions.run`."""
     if isinstance(model, Served):
         return model.run(inputs, at)
     return interventions.run(model, inputs, at, resumable=resumable)
 
 
 def run_to(model: Any, inputs: Any, at: Sequence[Location]) -> Run:
-    """`interventions.run_to`, of a served teacher too."""
+    """Return a run up to the last of some locations, as `interventions.run_to`; a served teacher delays it."""
     return model.run_to(inputs, at) if isinstance(model, Served) else interventions.run_to(model, inputs, at)
 
 
 def shape_of(run: Run, at: Location) -> tuple[int, ...]:
-    """The shape of the vectors at a place, which a served teacher need not send for that."""
+    """Return the shape of the vectors at a location; a served teacher finds it without sending the vectors."""
     if isinstance(run, ServedRun) and run.teacher is not None:
         return run.teacher.shape(at, run)
     return tuple(run.vectors(at).shape)
 
 
 def grid_of(run: Run, at: Location) -> tuple[int, ...]:
-    """`(batch, positions)` of a place, `(batch,)` where it has no positions."""
+    """Return `(batch, positions)` of a location, `(batch,)` if it has no positions."""
     shape = shape_of(run, at)
     return shape[:2] if len(shape) > 2 else shape[:1]
 
 
 def unit_of(run: Run, at: Location) -> tuple[int, ...]:
-    """What one position of a place holds: `(dims,)`, or `(heads, dims)` at the sites with heads."""
+    """Return the shape at one position of a location: `(dims,)`, or `(heads, dims)` at the sites with heads."""
     return shape_of(run, at)[len(grid_of(run, at)) :]
 
 
 def interchanged(
     base: Run, source: Run | None, at: Places, positions: Masks = (None, None), record: Sequence[Location] = ()
 ) -> Run:
-    """`interventions.interchange` of two runs of one model, of a served teacher too."""
+    """Return the counterfactual run from two runs of one network or served teacher, as `interventions.interchange`."""
     teacher = answering(base)
     if isinstance(teacher, Served):
         return teacher.interchange(base, source, at, positions, record)

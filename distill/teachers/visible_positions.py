@@ -1,6 +1,9 @@
-"""Which positions of a place an answer depends on, by gradients that are taken where the model is.
+"""The positions of a location that an answer depends on, found by gradients where the model runs.
 
-It goes where the teacher is, so it imports torch alone.
+A zero is added to the activations at the location. Position p is visible if the gradient of a random mixture of the
+logits, Σ_c r_c z_c, with respect to the zero at p has an entry other than 0.
+
+This file is sent to where the teacher runs, so it imports only torch.
 """
 
 from collections.abc import Callable
@@ -11,7 +14,7 @@ from torch import Tensor
 
 
 class Probe:
-    """An operator that changes nothing, and keeps what gradients are taken by: a zero that is added."""
+    """An operator that adds a zero to the activations, and keeps that zero to take gradients with respect to it."""
 
     needs_source = False
 
@@ -24,13 +27,14 @@ class Probe:
 
 
 class VisiblePositions:
-    """From an output to one mask `[batch, position]` (`[batch, 1]` without positions) for each probe.
+    """A function from an output to one mask for each probe, `[batch, position]` (`[batch, 1]` without positions).
 
-    A position that the output cannot see has a gradient of exactly 0. None where the output has no graph.
+    A position that the output does not depend on has a gradient of exactly 0. The result is None if the output has no
+    graph.
 
     Args:
-        probes: what stands at the places.
-        weights: which predictions count.
+        probes: the operators at the locations.
+        weights: the weight of each prediction; 0 leaves it out.
         reads: finds the logits in an output.
     """
 
@@ -42,18 +46,17 @@ class VisiblePositions:
         zeros = [probe.zero for probe in self.probes if probe.zero is not None]
         if not logits.requires_grad:
             return None
-        found = torch.autograd.grad(mixed(logits, self.weights), zeros, allow_unused=True)
-        return [nonzero(zero, gradient) for zero, gradient in zip(zeros, found, strict=True)]
+        found = torch.autograd.grad(mix_logits(logits, self.weights), zeros, allow_unused=True)
+        return [nonzero_positions(zero, gradient) for zero, gradient in zip(zeros, found, strict=True)]
 
 
-def mixed(logits: Tensor, weights: Tensor) -> Tensor:
-    """One number that depends on all logits of the predictions that count, each with a factor of its own."""
+def mix_logits(logits: Tensor, weights: Tensor) -> Tensor:
+    """Return a mixture of all logits, each times a fixed random factor and the weight of its prediction."""
     factors = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
     return (logits * factors * weights.to(logits)[..., None]).sum()
 
 
-def nonzero(probe: Tensor, gradient: Tensor | None) -> Tensor:
-    """Where any entry of a gradient is not 0, `[batch, position]`."""
-    seen = torch.zeros_like(probe) if gradient is None else gradient
-    mask = seen != 0
+def nonzero_positions(probe: Tensor, gradient: Tensor | None) -> Tensor:
+    """Return the positions at which any entry of a gradient is not 0, `[batch, position]`; None is a gradient of 0."""
+    mask = torch.zeros_like(probe) != 0 if gradient is None else gradient != 0
     return mask.flatten(2).any(-1) if mask.ndim > 2 else mask.any(-1, keepdim=True)

@@ -218,8 +218,8 @@ def started(port: str, folder: str) -> Any:
 def without_graphs() -> dict[str, Any]:
     """A host that keeps no graphs: which positions are seen is not known."""
     by = teacher("remote")
-    ask = by._ask
-    by._ask = lambda request, *, graded=False: ask(request)
+    send = by._send
+    by._send = lambda request, *, graded=False: send(request)
     batch = text(labels=False).batch([0, 1])
     base = by.run({name: batch[name] for name in ("input_ids", "attention_mask")})
     with warnings.catch_warnings(record=True) as said:

@@ -416,7 +416,8 @@ def test_a_host_that_is_gone_is_said_with_what_is_kept_and_the_way_on(monkeypatc
         monkeypatch, lambda call: gone if call > 2 else None, cache=tmp_path / "answers"
     )
     with pytest.raises(
-        Unreachable, match=r"asked 3 times .* \(ConnectionError: refused\); the answers to 6 samples are in"
+        Unreachable,
+        match=r"did not answer 3 requests in .* \(ConnectionError: refused\); the answers to 6 samples are in",
     ) as told:
         served.fetch(text(12), batch_size=3)
     assert "resume=True" in str(told.value)
@@ -550,7 +551,7 @@ def test_a_model_that_answers_for_all_samples_together_is_refused():
         def forward(self, inputs):
             return inputs.mean(0, keepdim=True)
 
-    with pytest.raises(DistillError, match=r"asked about 4 samples and its answer is of shape \[1, 6\]"):
+    with pytest.raises(DistillError, match=r"answers 4 samples with logits of shape \[1, 6\]"):
         Served(Pooled()).fetch(vectors(4))
 
 

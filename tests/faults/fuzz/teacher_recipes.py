@@ -6,7 +6,7 @@ from torch import nn
 
 from distill import Ensemble, NoisyTeacher, Retries, Served, Specialists, losses
 from distill.errors import Unreachable
-from distill.teachers.retries import retried
+from distill.teachers.retries import retry
 from tests.faults.fuzz.attack import Recipe
 from tests.faults.fuzz.interventions_recipes import network
 from tests.faults.fuzz.training_recipes import FUNCTIONS, QUIET, SHORT, rows, trained
@@ -44,7 +44,7 @@ def again(**settings: Any) -> Any:
         return len(asked)
 
     given = {"sleep": waited.append} | settings
-    return retried(ask, Retries(**given), lambda error, count, seconds: Unreachable(f"{count} times"))
+    return retry(ask, Retries(**given), lambda error, count, seconds: Unreachable(f"{count} times"))
 
 
 NETWORKS = "linear|training network|identity|empty network"
