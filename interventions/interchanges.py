@@ -40,7 +40,8 @@ from interventions.execution.run import (
     without_past,
 )
 from interventions.execution.stamps import Stamp
-from interventions.hooks.hooks import Scope, acting, opened
+from interventions.hooks.installation import opened
+from interventions.hooks.scopes import Scope, acting
 from interventions.locations import Location
 from interventions.models.architectures import architecture
 from interventions.models.calls import arguments_of, call

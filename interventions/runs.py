@@ -25,7 +25,8 @@ from interventions.execution.run import (
     without_cache,
 )
 from interventions.execution.stamps import Stamp
-from interventions.hooks.hooks import Scope, opened
+from interventions.hooks.installation import opened
+from interventions.hooks.scopes import Scope
 from interventions.locations import Location
 from interventions.models.answers import Answers, rule_in
 from interventions.models.architectures import architecture

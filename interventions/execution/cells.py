@@ -1,4 +1,4 @@
-"""The cells of a grid: which tokens of each example a counterfactual writes, and which of the source it takes."""
+"""The cells of a grid of counterfactuals: the tokens of each example that are written, and those of its source."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -15,12 +15,19 @@ from interventions.errors import InterventionError
 from interventions.locations import Location
 from interventions.positions import Positions, check_positions, select
 
-Tokens = list[list[int]]  # of each example, counted over real tokens; [] where it has none of those asked for
+Tokens = list[list[int]]
+"""The tokens of each example, counted over real tokens; [] for an example without the requested ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """A column of the grid: what is asked for, not yet counted in any example."""
+    """A column of the grid: the positions as the user gives them, not yet counted in any example.
+
+    Attributes:
+        label: its name in the grid.
+        positions: the positions to write.
+        source_positions: the positions to take from the source; None is those written.
+    """
 
     label: int | str
     positions: Any
@@ -29,12 +36,12 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One counterfactual.
+    """One counterfactual of the grid.
 
     Attributes:
-        column: its number.
-        tokens: what it writes, by location; None is all tokens.
-        source_tokens: what it takes, by location; None is as many as it writes.
+        column: the number of its column.
+        tokens: the tokens written at each location; None is all tokens.
+        source_tokens: the tokens taken from the source at each location; None is those written.
         present: which examples have the tokens; None is all of them.
     """
 
@@ -45,10 +52,12 @@ class Cell:
 
 
 def columns_of(positions: Any, source_positions: Any, longest: int) -> list[Column]:
-    """The columns that are asked for.
+    """Return the columns for the positions that the user gives.
 
     Args:
-        longest: how many columns "each" is.
+        positions: "each", None for all tokens at once, or one entry for each column.
+        source_positions: None, one int for all columns, or one entry for each column.
+        longest: the number of columns for "each".
 
     Raises:
         InterventionError: positions that are not understood; two columns of one name; other source positions than
@@ -62,7 +71,7 @@ def columns_of(positions: Any, source_positions: Any, longest: int) -> list[Colu
     entries = list(range(longest)) if each else _entries(positions, "positions")
     labels = list(positions) if isinstance(positions, Mapping) else [_label(entry) for entry in entries]
     if len(set(labels)) < len(labels):
-        raise InterventionError("two columns of positions are called alike; label them: positions={'a label': …}.")
+        raise InterventionError("two columns of positions have the same name; label them: positions={'a label': …}.")
     if source_positions is None or is_whole(source_positions):
         sources = [source_positions] * len(entries)
     else:
@@ -81,31 +90,32 @@ def cells_of(
     *,
     aligned: bool,
 ) -> list[Cell]:
-    """The cells of a row, without those for which no example has the tokens.
+    """Return the cells of a row, without those whose tokens no example has.
 
     Args:
+        columns: the columns of the grid.
         real: which tokens of the base are real at each location of the row.
-        source_real: those of the source, where there is one.
-        aligned: whether an example takes from the source of the same number, and not from a bag of all of them.
+        source_real: which tokens of the source are real, where there is a source.
+        aligned: whether each example takes from the source example of the same number, not from a bag of all of them.
     """
     cells = []
     for number, column in enumerate(columns):
         if column.positions is None:
             cells.append(Cell(number))
             continue
-        asked = column.positions if column.source_positions is None else column.source_positions
-        mine = {location: _tokens(column.positions, mask) for location, mask in real.items()}
-        its = {location: _tokens(asked, mask) for location, mask in (source_real or {}).items()}
-        needed = [*mine.values(), *(its.values() if aligned else ())]
+        source_positions = column.positions if column.source_positions is None else column.source_positions
+        written = {location: _tokens(column.positions, mask) for location, mask in real.items()}
+        taken = {location: _tokens(source_positions, mask) for location, mask in (source_real or {}).items()}
+        needed = [*written.values(), *(taken.values() if aligned else ())]
         present = [all(rows) for rows in zip(*needed, strict=True)]
-        if any(present) and all(map(any, its.values())):
-            its = _only(present, its) if aligned else its
-            cells.append(Cell(number, _only(present, mine), its or None, torch.tensor(present)))
+        if any(present) and all(map(any, taken.values())):
+            taken = _keep_examples(present, taken) if aligned else taken
+            cells.append(Cell(number, _keep_examples(present, written), taken or None, torch.tensor(present)))
     return cells
 
 
 def _tokens(positions: Positions, real: Bool[Tensor, "batch token"]) -> Tokens:
-    """The tokens that `positions` names in each example; an int that an example does not have is none."""
+    """Return the tokens that `positions` names in each example: [] for an int beyond its length."""
     if isinstance(positions, int):
         lengths = real.sum(1).tolist()
         return [[positions % length] if -length <= positions < length else [] for length in lengths]
@@ -114,7 +124,8 @@ def _tokens(positions: Positions, real: Bool[Tensor, "batch token"]) -> Tokens:
     return [numbers[chosen.rows == row].tolist() for row in range(len(real))]
 
 
-def _only(present: list[bool], tokens: Mapping[Location, Tokens]) -> dict[Location, Tokens]:
+def _keep_examples(present: list[bool], tokens: Mapping[Location, Tokens]) -> dict[Location, Tokens]:
+    """Return the tokens of the present examples, and [] for the others."""
     return {
         location: [row if has else [] for row, has in zip(rows, present, strict=True)]
         for location, rows in tokens.items()
@@ -122,7 +133,11 @@ def _only(present: list[bool], tokens: Mapping[Location, Tokens]) -> dict[Locati
 
 
 def _entries(positions: Any, name: str) -> list[Any]:
-    """What is asked for, for each column."""
+    """Return the positions of each column.
+
+    Raises:
+        InterventionError: no list or dict of positions.
+    """
     entries = positions.values() if isinstance(positions, Mapping) else positions
     if isinstance(positions, slice):
         check_positions(positions)

@@ -1,4 +1,4 @@
-"""Which rows of what a model is given, and of what it holds, are its examples."""
+"""Find the examples of a batch: the rows of inputs and activations that belong to one of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from interventions.models.calls import examples_named
 
 
 def examples_in(inputs: Any) -> int:
-    """How many examples inputs hold: rows of their tokens, else of their first tensor.
+    """Return how many examples inputs hold: the rows of their tokens, else of their first tensor.
 
     >>> import torch
     >>> examples_in({"pixel_values": torch.zeros(64, 3), "input_ids": torch.zeros(4, 7)})
@@ -24,14 +24,14 @@ def examples_in(inputs: Any) -> int:
 
 
 def numbers_of(rows: Any, examples: int) -> Int[Tensor, " k"]:
-    """`rows` as numbers from 0 on.
+    """Return the numbers of the examples `rows`, from 0 on.
 
     Args:
         rows: numbers of examples (a number, a range, a slice, a list or a 1-D tensor, counted from the end where
             negative), or a mask with an entry for each example.
 
     Raises:
-        InterventionError: something else, or an example that there is not.
+        InterventionError: something else, or an example that does not exist.
 
     >>> numbers_of([-1, 0], 3), numbers_of(torch.tensor([True, False, True]), 3)
     (tensor([2, 0]), tensor([0, 2]))
@@ -42,9 +42,9 @@ def numbers_of(rows: Any, examples: int) -> Int[Tensor, " k"]:
         index = torch.empty(0, 0, dtype=torch.long)
     fits = index.dtype != torch.bool or index.shape == (examples,)
     if index.ndim > 1 or index.is_floating_point() or index.is_complex() or not fits:
-        shown = f"{index.dtype} {list(index.shape)}" if isinstance(rows, Tensor) else repr(rows)
+        given = f"{index.dtype} {list(index.shape)}" if isinstance(rows, Tensor) else repr(rows)
         raise InterventionError(
-            f"rows={shown} names no examples of this run, which has {examples}; give their numbers, run.take([0, 2]), "
+            f"rows={given} names no examples of this run, which has {examples}; give their numbers, run.take([0, 2]), "
             f"or a boolean mask [{examples}]."
         )
     index = index.nonzero()[:, 0] if index.dtype == torch.bool else index.long().reshape(-1)
@@ -57,10 +57,7 @@ def numbers_of(rows: Any, examples: int) -> Int[Tensor, " k"]:
 
 
 def check_inputs_of(inputs: Any, examples: int) -> None:
-    """Raise for inputs some of whose tensors have no row for each example, so that rows cannot be taken.
-
-    One row for all examples is none of theirs, and stays.
-    """
+    """Raise InterventionError for inputs with a tensor that has neither one row for each example nor one for all."""
     for name, value in _tensors(inputs, "inputs"):
         if value.ndim and len(value) not in (1, examples):
             raise InterventionError(
@@ -70,15 +67,16 @@ def check_inputs_of(inputs: Any, examples: int) -> None:
 
 
 def check_rows(location: Location, rows: int, examples: int) -> None:
-    """Raise where what is held has other rows than examples: windows, tiles or patches of them."""
+    """Raise InterventionError for an activation whose rows are not examples but windows, tiles or patches of them."""
     if rows != examples:
         raise InterventionError(
-            f"{location} holds {rows} rows for {examples} examples (windows or parts of them), so which are whose "
-            "cannot be told; run those examples alone: run(model, inputs, at), or name a block_output."
+            f"{location} holds {rows} rows for {examples} examples (windows or parts of them), so which row "
+            "belongs to which is unknown; run those examples alone: run(model, inputs, at), or name a block_output."
         )
 
 
 def _tensors(value: Any, name: str) -> list[tuple[str, Tensor]]:
+    """Return the tensors in a value, each with an expression for where it is."""
     if isinstance(value, Tensor):
         return [(name, value)]
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""How a torch model is run by hooks: what is read, written, recorded and resumed."""
+"""Runs of a torch model under hooks: activations are read, written, recorded and fetched later."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,27 +24,19 @@ from interventions.execution.run import (
 )
 from interventions.execution.stamps import Stamp
 from interventions.execution.writes import Source, Write
-from interventions.hooks.hooks import (
-    Scope,
-    Stopped,
-    Tap,
-    acting,
-    check_graded,
-    open_scopes,
-    opened,
-    under,
-    until_stopped,
-    user_hooks,
-)
+from interventions.hooks.checkpointing import check_graded
+from interventions.hooks.installation import opened, user_hooks
+from interventions.hooks.scopes import Scope, Stopped, acting, open_scopes, under, until_stopped
+from interventions.hooks.taps import Tap
 from interventions.locations import Location
 from interventions.models.architectures import Architecture, architecture
-from interventions.models.calls import arguments_of, call
+from interventions.models.calls import CallContext, arguments_of, call
 from interventions.models.places import Place
 from interventions.models.wrappers import is_sharded
 
 
 def storing(detach: bool, device: torch.device | str | int | None) -> Callable[[Tensor], Tensor]:
-    """What is kept of an activation: cut off from the graph or not, and on which device."""
+    """Return a function that detaches an activation, or does not, and moves it to a device, if there is one."""
 
     def store(state: Tensor) -> Tensor:
         state = state.detach() if detach else state
@@ -60,18 +52,18 @@ def reading(
     detach: bool = False,
     device: torch.device | str | int | None = None,
 ) -> tuple[Activations, list[Tap]]:
-    """Empty activations, and the taps that fill them."""
+    """Return empty activations and the taps that fill them in a run."""
     activations, store = Activations(locations), storing(detach, device)
 
     def read(location: Location, place: Place) -> Tap:
-        def keep(state: Tensor, scope: Scope) -> Tensor | None:
-            if scope.recomputing:
+        def keep(state: Tensor, context: CallContext) -> Tensor | None:
+            if context.recomputing:
                 return None
             if not detach:
-                check_graded(place.module, scope)
+                check_graded(place.module, context)
             part = part_of(state, location, place)
             activations.append(location, store(part))
-            # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
+            # The model continues with a copy, which it may change in place; the stored tensor stays in the graph.
             return state.clone() if part is state else None
 
         return Tap.at(place, keep, writes=False)
@@ -80,7 +72,7 @@ def reading(
 
 
 def recorded(model: nn.Module, taps: list[Tap], recording: Recording | None) -> Scope:
-    """What records the taps, and what the blocks return if there is a recording."""
+    """Return a scope with these taps that also records the outputs of the blocks, if there is a recording."""
     if recording is None:
         return Scope(model, taps)
     # The writes come first: what a block is recorded to return is what the next one is given.
@@ -88,26 +80,29 @@ def recorded(model: nn.Module, taps: list[Tap], recording: Recording | None) -> 
 
 
 def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: bool = True) -> Activations:
-    """The activations of a run that stops after the last of them, or does not because some may run again.
+    """Return activations of a run that stops after the last of them.
 
-    Inside a block it stops when that has returned: its parts may run more than once.
+    Inside a block it stops when the block has returned, as its parts may run more than once.
+
+    Args:
+        early: whether to stop; False where a place may run again later.
     """
     found = architecture(model)
     activations, taps = reading(found, locations)
     missing = set(locations)
     early = early and not is_sharded(model)  # FSDP must see each block return
 
-    def stop(state: Tensor, scope: Scope) -> None:
+    def stop(state: Tensor, context: CallContext) -> None:
         if early and not missing:
             raise Stopped
 
     def stopping(location: Location, tap: Tap, place: Place) -> Tap:
-        def keep(state: Tensor, scope: Scope) -> Tensor | None:
-            going_on = tap.function(state, scope)
+        def keep(state: Tensor, context: CallContext) -> Tensor | None:
+            new = tap.function(state, context)
             missing.discard(location)
             if place.block in (None, place.module):
-                stop(state, scope)
-            return going_on
+                stop(state, context)
+            return new
 
         return replace(tap, function=keep)
 
@@ -129,13 +124,17 @@ def fetcher(
     made: Stamp | None,
     store: Callable[[Tensor], Tensor] = lambda state: state,
 ) -> Fetch:
-    """What gets an activation that was not asked for.
+    """Return a function that fetches an activation that was not requested, from the recording or by another run.
+
+    It refers to the parts of a run and not to the run, which refers to it: a cycle would keep activations until the
+    next garbage collection.
 
     Args:
-        made: of the model when it ran; None for a counterfactual run, which cannot run again.
-
-    It holds the parts of a run and not the run, which holds it: a cycle would keep activations until the next garbage
-    collection.
+        model: the model of the run.
+        inputs: the inputs of the run.
+        recording: the outputs of the blocks, if they were recorded.
+        made: the stamp of the model at the time of the run; None for a counterfactual run, which cannot run again.
+        store: detaches or moves the activation.
     """
     found, scopes, hooks = architecture(model), open_scopes(model), user_hooks(model)
 
@@ -167,7 +166,7 @@ def fetcher(
 
 
 def listening(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
-    """What a source run has at the places: of a Run, or of one that stops after the last of them."""
+    """Return the activations of a source at the places: of a Run, or of a new run on inputs."""
     if isinstance(given, Run):
         return of_run(given, model, places)
     check_inputs(given)
@@ -175,36 +174,37 @@ def listening(model: nn.Module, given: Inputs | Run, places: dict[Location, Plac
         return held_by(read(model, given, list(places)), arguments_of(model, given), places)
 
 
-def tap_of(write: Write, function: Callable[[Tensor, Scope], Tensor | None]) -> Tap:
-    """A tap at the place of a write."""
+def tap_of(write: Write, function: Callable[[Tensor, CallContext], Tensor | None]) -> Tap:
+    """Return a tap at the place of a write."""
     return Tap.at(write.place, function)
 
 
 def shifted_tap(tap: Tap, place: Place, replay: Replay) -> Tap:
-    """The same tap where the first calls of its block do not run: inside, they are not there to be counted."""
+    """Return the tap for a resumed run, whose turn does not count the calls of its block that are skipped."""
     if tap.turn is None or place.module is place.block:
         return tap
     return replace(tap, turn=tap.turn - replay.blocks_called.count(place.block))
 
 
-def drawing_write(write: Write) -> Callable[[Tensor, Scope], Tensor | None]:
-    """The write in a resumed run: its operator draws as it would had every block run."""
+def drawing_write(write: Write) -> Callable[[Tensor, CallContext], Tensor | None]:
+    """Return a write for a resumed run, whose operator draws the numbers that it draws where every block runs."""
 
-    def written(state: Tensor, scope: Scope) -> Tensor | None:
-        with drawing(scope):
-            return write(state, scope)
+    def write_drawing(state: Tensor, context: CallContext) -> Tensor | None:
+        assert isinstance(context, Scope)
+        with drawing(context):
+            return write(state, context)
 
-    return written
+    return write_drawing
 
 
 def recording_of(base: Run) -> Recording | None:
-    """What a base run recorded; raise if the model changed since."""
+    """Return the recording of a base run; raise InterventionError if the model has changed since."""
     base.check_fresh()
     return base.recording
 
 
 def check_complete(model: nn.Module, inputs: Inputs) -> None:
-    """Raise for outputs that skipped blocks leave incomplete."""
+    """Raise InterventionError for outputs that are incomplete where blocks are skipped."""
     given = arguments_of(model, inputs)
     config = getattr(model, "config", None)
     if given.get("output_attentions", getattr(config, "output_attentions", False)):

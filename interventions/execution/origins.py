@@ -1,4 +1,4 @@
-"""Where the sources of writes are read: in the model itself, in another one, at other places, or from what was kept."""
+"""The sources of writes that are not read where they are written: in another model, elsewhere, or stored."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,12 +25,12 @@ _RAISED = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeE
 @checked
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """Activations that were kept, e.g. in a file, as a source: `source=Stored({Location(3): tensor})`.
+    """Stored activations, e.g. from a file, as a source: `source=Stored({Location(3): tensor})`.
 
     Attributes:
         activations: {location: the whole activation there}, as `run(model, inputs).activations[location]` is.
-        mask: which of their tokens are real, `[batch, token]`, so that positions are counted as in the inputs that
-            they were made from; None is all of them.
+        mask: which of their tokens are real, `[batch, token]`, so that positions are counted as in the inputs of the
+            run; None is all of them.
 
     Raises:
         InterventionError: no dict of locations and tensors.
@@ -61,10 +61,10 @@ class Stored:
         object.__setattr__(self, "activations", {as_location(at): state for at, state in given.items()})
 
     def held(self, places: Iterable[Location]) -> dict[Location, Source]:
-        """What is kept for each of the places.
+        """Return the stored activations at the locations as sources.
 
         Raises:
-            InterventionError: nothing is kept for one of them.
+            InterventionError: nothing is stored for one of them.
         """
         absent = [location for location in places if location not in self.activations]
         if absent:
@@ -77,6 +77,7 @@ class Stored:
 
 
 def _is_mask(mask: Tensor) -> bool:
+    """Return whether a tensor is an attention mask `[batch, token]` of zeros and ones."""
     if mask.ndim != 2 or not mask.numel() or mask.is_complex() or mask.is_meta or mask.layout != torch.strided:
         return False
     return bool(((mask == 0) | (mask == 1)).all())
@@ -84,38 +85,41 @@ def _is_mask(mask: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """Where sources are read, if not where they are written.
+    """The model and the locations at which sources are read, where these differ from those written.
 
     Attributes:
-        model: the one that they are runs of.
-        at: {location written: location read}; what it does not name is read where it is written.
+        model: the model that runs on the sources.
+        at: {location written: location read}; for other locations both are the same.
     """
 
     model: nn.Module
     at: Mapping[Location, Location] = field(default_factory=dict)
 
     def location(self, written: Location) -> Location:
-        """Where that is read which is written at a location."""
+        """Return the location at which the source of a written location is read."""
         return self.at.get(written, written)
 
     @property
     def found(self) -> Architecture:
-        """The places of the model that is read."""
+        """The architecture of the model that runs on the sources."""
         return architecture(self.model)
 
     def place(self, written: Location) -> Place:
-        """The place that is read for a location written, of which all is wanted."""
+        """Return the place at which the source of a written location is read."""
         return self.found.place(self.location(written))
 
 
 def origin_of(
     model: Model, source: object, source_model: Any, source_at: Any, written: Iterable[Location]
 ) -> Origin | None:
-    """Where the sources of the locations `written` are read; None is the model itself, where they are written.
+    """Return where the sources of the written locations are read; None if in the model itself, at the same locations.
 
     Args:
-        source_model: the model that sources are runs of; None is `model`.
+        model: the model that is written.
+        source: the sources that the user gives.
+        source_model: the model that runs on the sources; None is `model`.
         source_at: {location written: location read}, or one location for all that are written.
+        written: the locations that are written.
 
     Raises:
         InterventionError: either of them without a source; a model of nnsight; or a location that is not written.
@@ -154,18 +158,24 @@ def origin_of(
 
 @contextmanager
 def taken_for_inputs(given: object, model: Model) -> Iterator[None]:
-    """Raise in one line where a model cannot be called with what was given as a source and looks like an activation."""
-    shown = f"a tensor {list(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else "a dict of locations"
+    """Run a source through its model in the block; raise a short error for one that looks like an activation.
+
+    Raises:
+        InterventionError: the source is no inputs of the model.
+    """
+    description = (
+        f"a tensor {list(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else "a dict of locations"
+    )
     if isinstance(given, int | float) or (hasattr(given, "__array__") and not isinstance(given, Tensor)):
         raise InterventionError(
             f"the source is a {type(given).__name__}, and no inputs of this {type(model).__name__}; give inputs as for "
             "the base, a Run, or Stored({Location(3): tensor}) of a tensor, torch.as_tensor(…)."
         )
-    way = "an activation that was kept is a source as Stored: source=Stored({Location(3): tensor})."
+    advice = "an activation that was kept is a source as Stored: source=Stored({Location(3): tensor})."
     takes = list(parameters_of(unwrapped(module_of(model))[-1]))
     is_named = isinstance(given, Mapping) and any(_is_place(key) for key in given if key not in takes)
     if is_named or (isinstance(given, Tensor) and given.is_floating_point() and takes and takes[0] in _IDS):
-        raise InterventionError(f"the source is {shown}, and no inputs of this {type(model).__name__}; {way}")
+        raise InterventionError(f"the source is {description}, and no inputs of this {type(model).__name__}; {advice}")
     try:
         yield
     except InterventionError:
@@ -175,12 +185,13 @@ def taken_for_inputs(given: object, model: Model) -> Iterator[None]:
             raise
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InterventionError(
-            f"the source is {shown} and was taken for inputs of this {type(model).__name__}, which fails ({reason}); "
-            f"{way}"
+            f"the source is {description} and was taken for inputs of this {type(model).__name__}, which fails "
+            f"({reason}); {advice}"
         ) from error
 
 
 def _is_place(key: object) -> bool:
+    """Return whether a key is a location, or the text of one."""
     if not isinstance(key, str):
         return isinstance(key, Location)
     try:

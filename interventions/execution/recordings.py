@@ -1,4 +1,4 @@
-"""What the blocks of a model returned in one run, call by call, and how a later run takes it up from there."""
+"""Record the outputs of the blocks of a model in one run, and resume a later run from them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,22 +10,26 @@ from torch import Tensor, nn
 
 from interventions.endings import ending
 from interventions.errors import InterventionError
-from interventions.hooks.hooks import Scope, Tap, open_scopes, user_hooks
+from interventions.hooks.installation import user_hooks
+from interventions.hooks.scopes import Scope, open_scopes
 from interventions.hooks.states import hidden
+from interventions.hooks.taps import Tap
 from interventions.models.architectures import Architecture
+from interventions.models.calls import CallContext
 from interventions.models.modules import modules_of
 from interventions.models.places import Place
 
 
 @dataclass(eq=False)
 class BlockCall:
-    """One call of a block.
+    """One recorded call of a block.
 
     Attributes:
-        raw: what its forward returned, before any hook.
-        state: its hidden state after all hooks, None until they ran.
-        versions: of the tensors in both; another version means that a hook or the model went on in place.
-        random: states of the default generators when it ended; None in eval mode.
+        block: the block.
+        raw: the output of its forward, before any hook.
+        state: its hidden state after all hooks; None until they have run.
+        versions: the versions of the tensors in both; another version means that they were changed in place.
+        random: the states of the default generators at its end; None in eval mode.
     """
 
     block: nn.Module
@@ -36,17 +40,20 @@ class BlockCall:
 
     @property
     def is_intact(self) -> bool:
-        """Whether nobody wrote into what it returned."""
+        """True unless the output was changed in place since."""
         return self.versions == _versions(self.raw, self.state)
 
 
 @dataclass(eq=False)
 class Recording:
-    """The block calls of one run in order, and what the model was then.
+    """The block calls of one run in order, with the random states, scopes and hooks under which it was made.
 
     Attributes:
-        random: states of the default generators when the run began; None in eval mode.
-        scopes, hooks: the blocks open on the model and the hooks of the user.
+        found: the model.
+        random: the states of the default generators at the start of the run; None in eval mode.
+        calls: the calls of its blocks.
+        scopes: the scopes open on the model.
+        hooks: the ids of the hooks of the user.
     """
 
     found: Architecture
@@ -54,59 +61,60 @@ class Recording:
     calls: list[BlockCall] = field(default_factory=list)
     scopes: tuple[Scope, ...] = ()
     hooks: tuple[int, ...] = ()
-    _given: Tensor | None = field(default=None, repr=False)
+    _raw_state: Tensor | None = field(default=None, repr=False)
 
     @classmethod
     def begin(cls, found: Architecture) -> "Recording":
-        """The recording of a run that begins now."""
+        """Return the recording of a run that begins now."""
         training = any(module.training for module in modules_of(found.model))
         devices = {torch.device("cpu"), *(p.device for p in found.model.parameters() if p.device.type == "cuda")}
         return cls(found, random_states(devices) if training else None)
 
     def raw_output(self, module: nn.Module, output: object) -> None:
-        """Note what a block returned."""
+        """Record the output of a block before any hook."""
         random = None if self.random is None else random_states(self.random)
-        self._given = hidden(output)
+        self._raw_state = hidden(output)
         self.calls.append(BlockCall(module, own(output), versions=_versions(output), random=random))
 
     def taps(self) -> list[Tap]:
-        """What notes the hidden states after the hooks of the user."""
-        return [Tap(block, "output", self._state) for block in self.found.blocks]
+        """Return the taps that record the hidden states after the hooks of the user."""
+        return [Tap(block, "output", self._record_state) for block in self.found.blocks]
 
-    def _state(self, state: Tensor, scope: Scope) -> None:
-        if not scope.recomputing:
+    def _record_state(self, state: Tensor, context: CallContext) -> None:
+        """Record the hidden state of the block that ran last."""
+        if not context.recomputing:
             last = self.calls[-1]
-            last.state = hidden(last.raw) if state is self._given else own(state)
+            last.state = hidden(last.raw) if state is self._raw_state else own(state)
             last.versions += _versions(state)
-            self._given = None
+            self._raw_state = None
 
     def detach(self) -> "Recording":
-        """The same recording, cut off from the graph."""
+        """Return the same recording, cut off from the graph."""
         cut = [replace(call, raw=detached(call.raw), state=detached(call.state)) for call in self.calls]
         return replace(self, calls=cut)
 
     def close(self) -> None:
-        """Note the open blocks and the hooks at the end of the run."""
+        """Record the scopes and the hooks at the end of the run."""
         self.scopes, self.hooks = open_scopes(self.found.model), user_hooks(self.found.model)
 
     def state(self, place: Place) -> Tensor | None:
-        """The output of a block, if it ran once and nobody wrote into it since."""
+        """Return the output of a block that ran once and was not changed in place since; None of any other place."""
         if not place.is_block_output or not self.runs_once(place):
             return None
         call = self.calls[self._turns(place)[0]]
         return call.state if call.is_intact else None
 
     def runs_once(self, place: Place) -> bool:
-        """Whether the place is that of a block which ran once."""
+        """Return whether the place is the input or output of a block that ran once."""
         return place.module is place.block and len(self._turns(place)) == 1
 
     def _turns(self, place: Place) -> list[int]:
-        """Which of the calls are of the block of a place: one, where layers share it."""
+        """Return the numbers of the calls of the block of a place: of one call, where layers share the block."""
         turns = [i for i, call in enumerate(self.calls) if call.block is place.block]
         return turns if place.turn is None else turns[place.turn : place.turn + 1]
 
     def reusable(self, writes: Sequence[Place], reads: Sequence[Place] = ()) -> int:
-        """How many of the calls come before any block that is written, or read inside, and need not run again."""
+        """Return how many calls come before any block that is written, or read inside, and need not run again."""
         if (
             not self.found.resumes
             or self.scopes != open_scopes(self.found.model)
@@ -118,7 +126,8 @@ class Recording:
         return count if all(call.is_intact for call in self.calls[:count]) else 0
 
     def _before(self, place: Place) -> int:
-        if place.stack is not None:  # it comes after all blocks of a stack
+        """Return how many calls of blocks come before a place."""
+        if place.stack is not None:  # after all blocks of a stack
             return max((i + 1 for i, call in enumerate(self.calls) if call.block in place.stack.blocks), default=0)
         turns = self._turns(place)
         if not turns:
@@ -128,10 +137,15 @@ class Recording:
 
 @dataclass(eq=False)
 class Replay:
-    """Gives the first `count` recorded calls to the blocks that would run; the rest runs.
+    """Answers the first `count` calls of blocks with their recorded outputs; the later ones run.
 
-    In train mode the default generators are set, at the start and at the end of each recorded call, to where they were
-    then, so that dropout elsewhere is that of the base run; operators draw from the generators as they were before.
+    In train mode the default generators are set to their recorded states at the start and at the end of each answered
+    call, so that dropout elsewhere is that of the base run. Operators draw from the generators as they were before.
+
+    Attributes:
+        recording: the recorded calls.
+        count: how many of them are answered.
+        done: how many have been.
     """
 
     recording: Recording
@@ -163,7 +177,10 @@ class Replay:
 
     @contextmanager
     def surrounding(self, scope: Scope) -> Iterator[None]:
-        """Leave the default generators as they were, but for what operators draw."""
+        """Set the default generators to those of the base run inside the block, and back after it.
+
+        What operators draw in between, they draw from the generators outside.
+        """
         if self.recording.random is None:
             yield
             return
@@ -189,28 +206,28 @@ def drawing(scope: Scope) -> Iterator[None]:
 
 
 def random_states(devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
-    """The states of torch's default generators."""
+    """Return the states of torch's default generators on these devices."""
     return {at: torch.get_rng_state() if at.type == "cpu" else torch.cuda.get_rng_state(at) for at in devices}
 
 
 def set_random_states(states: Mapping[torch.device, Tensor]) -> None:
-    """Set torch's default generators."""
+    """Set the states of torch's default generators."""
     for device, state in states.items():
         torch.set_rng_state(state) if device.type == "cpu" else torch.cuda.set_rng_state(state, device)
 
 
 def own(value: Any) -> Any:
-    """`value`, with copies of those tensors in which nobody could see that the model went on in place."""
+    """Return `value` with copies of its inference tensors, which keep no count of changes in place."""
     return mapped(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
 
 
 def detached(value: Any) -> Any:
-    """`value` with its tensors cut off from the graph."""
+    """Return `value` with its tensors cut off from the graph."""
     return mapped(Tensor.detach, value)
 
 
 def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`value` with each tensor in it put through a function."""
+    """Return `value` with a function applied to each tensor in it."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -220,6 +237,7 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def _versions(*values: object) -> tuple[int, ...]:
+    """Return the versions of all tensors in values: −1 for inference tensors, which have none."""
     found: list[int] = []
     for value in values:
         if isinstance(value, Tensor):

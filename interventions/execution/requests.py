@@ -1,4 +1,4 @@
-"""What is asked for, as writes: which operator at which place, on which tokens, with what of which source."""
+"""Turn the arguments of a user into writes: an operator at a place, its tokens, and the source it takes from."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,12 +26,12 @@ from interventions.steps import steps_text
 
 @dataclass(eq=False, repr=False)
 class Handle:
-    """What an open `intervene` block did so far.
+    """A report on an open `intervene` block: how often each location was written, and how much it changed.
 
     Attributes:
-        writes: its writes.
-        is_elsewhere: whether all runs inside were made on another machine. There an intervention that never ran
-            raises, and nothing is counted here.
+        writes: the writes of the block.
+        is_elsewhere: returns whether all runs in the block were made on another machine. There an intervention that
+            never ran raises, and nothing is counted here.
     """
 
     writes: tuple[Write, ...]
@@ -39,7 +39,7 @@ class Handle:
 
     @property
     def firings(self) -> dict[Location, int]:
-        """How often each location was written.
+        """The number of times that each location was written.
 
         Raises:
             InterventionError: the runs were made on another machine.
@@ -49,7 +49,7 @@ class Handle:
 
     @property
     def change(self) -> dict[Location, float]:
-        """Root mean square of what was changed at each location, relative to that of what was there.
+        """The root mean square of the change at each location, divided by that of the activation before it.
 
         Raises:
             InterventionError: the runs were made on another machine.
@@ -73,10 +73,10 @@ class Handle:
 
 
 def pairs_of(at: Any, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:
-    """Each location with its operator, from `at` or from the fields of one location.
+    """Return the operator of each location, from `at` or from the fields of one location.
 
     Raises:
-        InterventionError: no place, no operator, or more than one way to say so.
+        InterventionError: no place, no operator, or either of them given twice.
     """
     if (at is None) == (not fields):
         raise InterventionError(
@@ -86,14 +86,15 @@ def pairs_of(at: Any, op: Operator | None, source: object, fields: dict) -> dict
     if isinstance(at, Mapping):
         if op is not None:
             raise InterventionError(f"op={op!r} and {{location: operator}} were both given; leave op out.")
-        return _checked({as_location(place): operator for place, operator in at.items()})
+        return _check_pairs({as_location(place): operator for place, operator in at.items()})
     if op is None and source is None:
         raise InterventionError("no operator was given; write op=Zero(), or source=… to swap.")
     locations = [_from_fields(fields)] if at is None else locations_of(at)
-    return _checked(dict.fromkeys(locations, Swap() if op is None else op))
+    return _check_pairs(dict.fromkeys(locations, Swap() if op is None else op))
 
 
 def _from_fields(fields: dict) -> Location:
+    """Return the location with these fields."""
     try:
         return Location(**fields)
     except TypeError as error:
@@ -103,7 +104,8 @@ def _from_fields(fields: dict) -> Location:
         ) from error
 
 
-def _checked(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
+def _check_pairs(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
+    """Return the pairs; raise InterventionError where there are none, or an operator cannot be called."""
     if not pairs:
         raise InterventionError("no location was given; write at=Location(3).")
     for location, operator in pairs.items():
@@ -117,11 +119,12 @@ def _checked(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
 
 
 def _check_signature(operator: Operator, location: Location) -> None:
+    """Raise InterventionError for an operator that does not take base, source and generator."""
     try:
         method: Any = type(operator).__call__
         takes = signature_of(MethodType(method, operator)) if isinstance(method, FunctionType) else signature(operator)
     except (TypeError, ValueError):
-        return  # built-in functions need not tell
+        return  # built-in functions need not have a signature
     try:
         takes.bind(None, None, None)
     except TypeError:
@@ -132,7 +135,7 @@ def _check_signature(operator: Operator, location: Location) -> None:
 
 
 Listen = Callable[[Inputs | Run, dict[Location, Place]], dict[Location, Source]]
-"""From inputs, or a Run, and places of which all is wanted to what a run has there."""
+"""From inputs or a Run and the places to read to the activations of the run there."""
 
 
 def writes_of(
@@ -145,15 +148,20 @@ def writes_of(
     listen: Listen,
     origin: Origin | None = None,
 ) -> list[Write]:
-    """The writes at the locations of `pairs`; `where` holds positions, source positions and steps.
+    """Return the writes at the locations of `pairs`.
 
     Args:
-        listen: hears the sources: of the model of `origin`, if there is one.
+        found: the model that is written.
+        pairs: the operator of each location.
+        source: the sources that the user gives.
+        where: positions, source positions and steps.
+        generator: the generator of the operators.
+        listen: reads the sources, in the model of `origin` if there is one.
         origin: where sources are read; None is where they are written.
     """
     positions, source_positions, steps = where
     places = {location: found.place(location) for location in pairs}
-    chosen, source_chosen = _of(positions, pairs), _of(source_positions, pairs)
+    chosen, source_chosen = _positions_of(positions, pairs), _positions_of(source_positions, pairs)
     sources = _sources(pairs, places, source, listen, origin)
     return [
         Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator, steps)
@@ -161,8 +169,8 @@ def writes_of(
     ]
 
 
-def _of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Positions]:
-    """The positions of each location, from {Location: positions} or one choice for all."""
+def _positions_of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Positions]:
+    """Return the positions of each location, from {Location: positions} or one choice for all."""
     if not isinstance(choice, Mapping):
         return dict.fromkeys(pairs, choice)
     if not choice:
@@ -177,7 +185,7 @@ def _of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Posit
 def _sources(
     pairs: dict[Location, Operator], places: dict[Location, Place], source: Any, listen: Listen, origin: Origin | None
 ) -> dict[Location, Source]:
-    """The states that the operators take from, one forward for each distinct source."""
+    """Return the activations that the operators take from, with one forward for each distinct source."""
     by_location = source if _is_by_location(source) else dict.fromkeys(pairs, source)
     by_location = {as_location(place): value for place, value in by_location.items()}
     # An operator that does not say whether it needs a source takes one that is given.
@@ -196,13 +204,15 @@ def _sources(
         raise InterventionError(f"a source was given and {names} takes none; leave it out: source=None.")
     result: dict[Location, Source] = {}
     for given in {id(by_location[location]): by_location[location] for location in needing}.values():
-        mine = [location for location in needing if by_location[location] is given]
-        result |= _held(given, {location: places[location] for location in mine}, listen, origin)
+        sharing = [location for location in needing if by_location[location] is given]
+        result |= _read_source(given, {location: places[location] for location in sharing}, listen, origin)
     return result
 
 
-def _held(given: Any, places: dict[Location, Place], listen: Listen, origin: Origin | None) -> dict[Location, Source]:
-    """What one source has for each of the locations."""
+def _read_source(
+    given: Any, places: dict[Location, Place], listen: Listen, origin: Origin | None
+) -> dict[Location, Source]:
+    """Return the activations of one source for each of the written locations."""
     reads = {at: at if origin is None else origin.location(at) for at in places}
     there = places if origin is None else {at: origin.place(at) for at in places}
     wanted = {read.whole: there[at] for at, read in reads.items()}
@@ -213,11 +223,12 @@ def _held(given: Any, places: dict[Location, Place], listen: Listen, origin: Ori
 
 
 def _is_by_location(source: object) -> bool:
+    """Return whether sources are given as {location: source}."""
     return isinstance(source, Mapping) and any(isinstance(key, Location) for key in source)
 
 
 def of_run(given: Run, model: Model, places: Mapping[Location, Place]) -> dict[Location, Source]:
-    """What a run of `model` has at the places.
+    """Return the activations of a run of `model` at the places, as sources.
 
     Raises:
         InterventionError: a run of another model, or older than its weights.
@@ -234,7 +245,7 @@ def of_run(given: Run, model: Model, places: Mapping[Location, Place]) -> dict[L
 def held_by(
     states: Mapping, arguments: Mapping[str, object], places: Mapping[Location, Place]
 ) -> dict[Location, Source]:
-    """The activations at the places as sources, with the padding of the arguments that they were made with."""
+    """Return activations at the places as sources, with the padding mask among the arguments of their run."""
     result = {}
     for location, place in places.items():
         mask = arguments.get(place.mask)
@@ -244,7 +255,7 @@ def held_by(
 
 
 def check_fired(writes: Sequence[Write], where: str) -> None:
-    """Raise for a write that never was made, or only of nothing."""
+    """Raise InterventionError for a write whose place never ran, or that never found a token to write."""
     for write in writes:
         if write.firings == 0 and write.calls:
             raise InterventionError(

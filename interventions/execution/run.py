@@ -1,4 +1,4 @@
-"""What a run is, whoever made it: inputs, output, activations; and what inputs and runs must be."""
+"""A run of a model: its inputs, its output and its activations; and the checks of inputs and runs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,15 +18,15 @@ from interventions.models.calls import parameters_of
 from interventions.models.wrappers import Model, module_of, unwrapped
 from interventions.names import printed, shown
 
-Inputs = (
-    object  # a mapping (keywords), a tuple or list (positional arguments) or one tensor: what the model is called with
-)
-Keep = Callable[[Any], Any]  # from the output of a model to what is kept of it
+Inputs = object
+"""The inputs of a model: a mapping (keywords), a tuple or list (positional arguments) or one tensor."""
+Keep = Callable[[Any], Any]
+"""From the output of a model to what is kept of it."""
 Where = Location | str | Iterable[Location | str] | Mapping[Location | str, object]
 
 
 class Activations(Mapping):
-    """Location → activation, for the places that were asked for and, fetched on demand, for others of the same run."""
+    """A mapping from locations to activations: requested ones, and others that are fetched when they are read."""
 
     def __init__(self, locations: Iterable[Location], fetch: "Fetch | None" = None) -> None:
         self._fetch = fetch
@@ -56,7 +56,7 @@ class Activations(Mapping):
         return len(self._states)
 
     def calls(self, location: Location | str) -> list[Tensor]:
-        """Every activation at `location`, in the order of the calls."""
+        """Return every activation at `location`, in the order of the calls."""
         location = as_location(location)
         return list(self._states[location]) if location in self._states else [self[location]]
 
@@ -86,12 +86,14 @@ class Run:
     """One run of a model.
 
     Attributes:
-        model: the one that it was given to: a torch model, or one of nnsight.
-        inputs: what the model was called with.
-        output: what it returned.
-        activations: Location → activation. One that was not asked for is fetched: from what the blocks returned if the
-            run kept that, else by running again.
-        answers: what of the output is the answer, where that was said: by `run(…, answers=…)` or `answering`.
+        model: the torch model, or the model of nnsight, that was run.
+        inputs: its inputs.
+        output: its output.
+        activations: location → activation. One that was not requested is fetched: from the outputs of the blocks if
+            the run recorded them, else by another run.
+        recording: the outputs of the blocks, if they were recorded.
+        is_counterfactual: whether activations were written in the run.
+        answers: where the logits are in the output, if `run(…, answers=…)` or `answering` states it.
     """
 
     model: Any
@@ -109,16 +111,16 @@ class Run:
             self.answers = rule_of(module_of(self.model))
 
     def check_fresh(self) -> None:
-        """Raise if the model changed since the run, see `interventions.execution.stamps`."""
+        """Raise InterventionError if the model has changed since the run, see `interventions.execution.stamps`."""
         check_fresh(self.model, self._stamp)
 
     @property
     def logits(self) -> Tensor:
-        """What `answers` says, else `output.logits`, or the only tensor of the output; see `logits_of`."""
+        """The logits: the part of the output that `answers` names, `logits`, or its only tensor; see `logits_of`."""
         return logits_of(self.output, self.answers)
 
     def vectors(self, location: Location | str) -> Tensor:
-        """The activation as `[batch, position, dims]`, `[batch, position, head, dims]` or `[batch, dims]`."""
+        """Return an activation as `[batch, position, dims]`, `[batch, position, head, dims]` or `[batch, dims]`."""
         location = as_location(location)
         state = self.activations[location]
         if location.subspace is not None:
@@ -131,44 +133,44 @@ class Run:
         return f"Run({type(self.model).__name__}, {type(self.output).__name__}{kind}, {self.activations!r})"
 
     def take(self, rows: Any) -> "Run":
-        """The same run for the examples `rows`, in that order, e.g. as the source of a shuffled batch.
+        """Return the same run for the examples `rows`, in that order, e.g. as the source of a shuffled batch.
 
         Args:
             rows: their numbers, a list or a tensor `[k]`, or a mask of all examples.
 
         Raises:
-            InterventionError: an example that there is not; inputs, or an activation when it is asked for, without one
-                row for each example: windows or patches of all of them.
+            InterventionError: an example that does not exist; inputs, or later an activation, without one row for each
+                example: windows or patches of all of them.
         """
         found, examples = architecture(self.model), examples_in(self.inputs)
         check_inputs_of(self.inputs, examples)
         rows = numbers_of(rows, examples)
 
-        def of_rows(location: Location, state: Tensor) -> Tensor:
+        def take_rows(location: Location, state: Tensor) -> Tensor:
             axes = "b" if location.subspace is not None else found.place(location).axes_of(state)
             check_rows(location, state.shape[axis(axes, "b")], examples)
             return state.index_select(axis(axes, "b"), rows.to(state.device))
 
-        taken, output = _Taken(self.activations, of_rows), rows_of(without_past(self.output), rows, examples)
+        activations, output = _Derived(self.activations, take_rows), rows_of(without_past(self.output), rows, examples)
         inputs = rows_of(self.inputs, rows, examples)
-        return replace(self, inputs=inputs, output=output, activations=taken, recording=None)
+        return replace(self, inputs=inputs, output=output, activations=activations, recording=None)
 
     def detach(self) -> "Run":
-        """The same run, cut off from the graph."""
-        cut = _Taken(self.activations, lambda location, state: state.detach())
+        """Return the same run, cut off from the graph."""
+        cut = _Derived(self.activations, lambda location, state: state.detach())
         recording = None if self.recording is None else self.recording.detach()
         return replace(self, output=detached(self.output), activations=cut, recording=recording)
 
 
-class _Taken(Activations):
-    """The activations of another run, each put through a function of location and state when it is asked for."""
+class _Derived(Activations):
+    """The activations of another run, each changed by a function of location and state when it is read."""
 
     def __init__(self, whole: Mapping[Location, Tensor], change: Callable[[Location, Tensor], Tensor]) -> None:
         super().__init__((), lambda location, _: change(location, whole[location]))
 
 
 def check_repeatable(location: Location, *, is_counterfactual: bool, training: bool) -> None:
-    """Raise for a run that would not be the same again."""
+    """Raise InterventionError for a run that would not be the same again."""
     if is_counterfactual:
         raise InterventionError(
             f"{location} was not recorded in this counterfactual run; ask for it: interchange(…, "
@@ -182,7 +184,7 @@ def check_repeatable(location: Location, *, is_counterfactual: bool, training: b
 
 
 def check_fresh(model: Model, made: Stamp) -> None:
-    """Raise if the model changed since `made`, its stamp at the time of a run."""
+    """Raise InterventionError if the model has changed since `made`, its stamp at the time of a run."""
     if not made.is_of(model):
         raise InterventionError(
             "the run is older than the model: its weights, buffers, adapters, settings or its train/eval mode changed "
@@ -191,14 +193,14 @@ def check_fresh(model: Model, made: Stamp) -> None:
 
 
 def locations_of(at: Where) -> list[Location]:
-    """One or several places as distinct locations."""
+    """Return one or several places as distinct locations."""
     one = isinstance(at, Location | str | Tensor | nn.Module) or not isinstance(at, Iterable) or hasattr(at, "dtype")
     places: list[Any] = [at] if one else list(cast(Iterable, at))
     return list(dict.fromkeys(as_location(place) for place in places))
 
 
 def check_inputs(inputs: Inputs) -> None:
-    """Raise for inputs that are none, and for those that a run changes, so that they cannot be run twice."""
+    """Raise InterventionError for values that are no inputs, and for inputs that a run changes."""
     texts = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, list | tuple) else [inputs]
     if inputs is None or any(isinstance(each, str) for each in texts):
         raise InterventionError(
@@ -216,16 +218,16 @@ def check_inputs(inputs: Inputs) -> None:
 
 
 def check_ran(activations: Activations, where: str) -> None:
-    """Raise for a location that never ran."""
+    """Raise InterventionError for a location that never ran."""
     for location in activations:
         if not activations.calls(location):
             raise InterventionError(f"{location} never ran in {where}; look at describe(model) for what runs.")
 
 
 def without_cache(found: Architecture, inputs: Inputs) -> Inputs:
-    """Inputs for a run of which nobody goes on: without a cache, unless they ask for one.
+    """Return the inputs of a single run: without a cache, unless they set one.
 
-    Runs are compared with each other, and a resumed one can have none; some caches change the precision of values.
+    Runs are compared with each other, and a resumed one cannot have a cache; some caches change the precision.
     """
     model, config = found.model, getattr(found.model, "config", None)
     takes = {"use_cache", "kwargs"} & set(parameters_of(unwrapped(model)[-1]))
@@ -235,17 +237,19 @@ def without_cache(found: Architecture, inputs: Inputs) -> Inputs:
 
 
 def without_past(output: object) -> object:
-    """The output without its cache, which is incomplete or of other rows."""
+    """Return the output without its cache, which is incomplete or holds other rows."""
     if isinstance(output, Mapping) and output.get("past_key_values") is not None:
         return type(output)(**{key: value for key, value in output.items() if key != "past_key_values"})
     return output
 
 
 def rows_of(value: Any, rows: Tensor, examples: int | None = None) -> Any:
-    """`value` for some examples: tensors are indexed along their first axis; what is no tensor or a scalar is kept.
+    """Return `value` for some examples: tensors are indexed along their first axis, scalars and other values kept.
 
     Args:
-        examples: how many there are: of tensors with other rows, one row is kept, and the others left out as None.
+        value: the inputs or the output of a model.
+        rows: the numbers of the examples, `[k]`.
+        examples: the number of all examples: a tensor with one row is kept, one with other rows is left out as None.
     """
     if isinstance(value, Tensor):
         if not value.ndim or (examples is not None and len(value) == 1 != examples):

@@ -1,4 +1,4 @@
-"""Several counterfactuals in one batch: which rows are whose, and what each is given."""
+"""Several counterfactuals in one batch, one after the other: their rows, tokens, operators and measurements."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +19,15 @@ from interventions.operators import Operator
 
 @dataclass(frozen=True, eq=False)
 class Stacked:
-    """The counterfactuals of a grid, several of which are run as one batch.
+    """The counterfactuals of a grid, several of which run as one batch.
 
     Attributes:
-        base, source: the runs that each of them is of; no source for operators that need none.
+        base: the base run of each counterfactual.
+        source: the source run of each; None for operators that need none.
         ops: the operator at each location.
-        generator: of operators that draw.
-        most: how many are run together.
-        measure: what is kept of the output of each.
+        generator: the generator of the operators.
+        most: the most counterfactuals in one batch.
+        measure: a function of the output of each counterfactual.
         origin: where sources are read; None is where they are written.
     """
 
@@ -41,11 +42,12 @@ class Stacked:
 
 @dataclass(frozen=True, eq=False)
 class Each:
-    """What is kept of each of several counterfactuals in one output, one after the other.
+    """A measurement of each of several counterfactuals that lie one after the other in one output.
 
     Attributes:
-        times: how many they are.
-        examples: of each.
+        measure: a function of the output of one counterfactual.
+        times: the number of counterfactuals.
+        examples: the number of examples of each.
     """
 
     measure: Callable[[Any], Any]
@@ -60,10 +62,11 @@ class Each:
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """What a sweep needs of the output of a run: what the metric says, and the shapes.
+    """The measurement of a sweep: the value of the metric and the shapes of the output.
 
     Attributes:
-        like: measure it only if it has these shapes.
+        measure: the metric, a function of the output.
+        like: the shapes that an output must have to be measured; None is any.
     """
 
     measure: Callable[[Any], Any]
@@ -76,14 +79,23 @@ class Summary:
 
 
 def rows_at(number: int, examples: int) -> Tensor:
-    """The rows of one of several counterfactuals that lie one after the other."""
+    """Return the rows of one of several counterfactuals that lie one after the other."""
     return torch.arange(number * examples, (number + 1) * examples)
 
 
 def chunks_of(
     rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]], most: int, alone: Sequence[int] = ()
 ) -> Iterator[tuple[int, tuple[Location, ...], Sequence[Cell]]]:
-    """The cells of each row that share a pass: of one size, where that is as few passes; in rows `alone`, each one."""
+    """Yield the cells that share a forward pass, with the number and the locations of their row.
+
+    A row takes as few passes as possible, of equal size; in the rows `alone` each cell has its own.
+
+    Args:
+        rows: the locations of each row.
+        cells: the cells of each row.
+        most: the most cells in one pass.
+        alone: the numbers of rows whose cells run alone.
+    """
     for row, locations in enumerate(rows):
         count = math.ceil(len(cells[row]) / (1 if row in alone else most))
         size = math.ceil(len(cells[row]) / max(1, count))
@@ -93,11 +105,12 @@ def chunks_of(
 
 @dataclass(frozen=True, eq=False)
 class OneByOne:
-    """An operator on several counterfactuals that lie one after the other: it sees each as if it were alone.
+    """An operator applied to several counterfactuals that lie one after the other, to each as if it were alone.
 
     Attributes:
-        counts: how many vectors of each are written.
-        source_counts: how many of its source each is given.
+        op: the operator.
+        counts: the number of vectors written in each.
+        source_counts: the number of vectors taken from the source of each.
     """
 
     op: Operator
@@ -106,40 +119,40 @@ class OneByOne:
 
     @classmethod
     def of(cls, op: Operator, cells: Sequence[Cell], location: Location) -> Operator:
-        """`op` itself for one cell."""
+        """Return an operator that applies `op` to each cell by itself."""
         if len(cells) == 1:
             return op
         counts = [[sum(map(len, rows)) for rows in each] for each in (written(cells, location), taken(cells, location))]
         return cls(op, counts[0], counts[1])
 
     def __getattr__(self, name: str) -> object:
-        if name.startswith("__"):  # asked for before there is an op, when it is unpickled
+        if name.startswith("__"):  # pickle looks these up before there is an op
             raise AttributeError(name)
         return getattr(self.op, name)  # needs_source and pools_source, where it has them
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
         sources = [None] * len(self.counts) if source is None else source.split(self.source_counts)
         parts = zip(base.split(self.counts), sources, strict=True)
-        return torch.cat([self.op(mine, its, generator) for mine, its in parts])
+        return torch.cat([self.op(part, source_part, generator) for part, source_part in parts])
 
 
 def positions_of(tokens: list[Tokens]) -> list[list[int]] | None:
-    """The tokens of several cells as positions of all their examples; None where cells name none."""
+    """Return the tokens of several cells as positions of all their examples; None where cells name none."""
     return list(chain(*tokens)) or None
 
 
 def written(cells: Sequence[Cell], location: Location) -> list[Tokens]:
-    """What each cell writes at a location; nothing where cells write all tokens."""
+    """Return the tokens that each cell writes at a location; [] where cells write all tokens."""
     return [cell.tokens[location] for cell in cells if cell.tokens is not None]
 
 
 def taken(cells: Sequence[Cell], location: Location) -> list[Tokens]:
-    """What each cell takes from the source at a location."""
+    """Return the tokens that each cell takes from the source at a location; [] where they take those written."""
     return [cell.source_tokens[location] for cell in cells if cell.source_tokens is not None]
 
 
 def shapes_of(value: Any) -> list[tuple[int, ...]]:
-    """The shapes of all tensors in what a model is called with or returns."""
+    """Return the shapes of all tensors in the inputs or the output of a model."""
     if isinstance(value, Tensor):
         return [tuple(value.shape)]
     entries = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()

@@ -1,9 +1,9 @@
-"""What tells whether a model is still the one that a run was made of: its tensors, modes, adapters and settings.
+"""A stamp of a model: it shows whether tensors, modes, adapters or settings have changed since a run.
 
-Torch counts what is written into a tensor, but not through `.data`, NumPy or other views of its memory. So a stamp also
-holds where each tensor is, a sum of all numbers of models up to `WHOLE` numbers, and of larger ones a sample that meets
-every row and every column of every matrix: changed rows, columns, heads, units, layers are seen, and one single number
-of a large matrix written past torch is not.
+Torch counts writes into a tensor, but not those through `.data`, NumPy or other views of its memory. So a stamp also
+holds the address of each tensor, a sum over all numbers of models up to `WHOLE` numbers, and for larger ones a sample
+from every row and every column of every matrix. Changed rows, columns, heads, units and layers are seen; one number
+of a large matrix, written past torch, is not.
 """
 
 import math
@@ -17,22 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from interventions.hooks.hooks import own_forward
+from interventions.hooks.replacements import own_forward
 from interventions.models.modules import modules_of
 from interventions.models.wrappers import Model, is_sharded, module_of
 
-WHOLE = 2**24  # numbers of a model that are all read: some milliseconds
+WHOLE = 2**24  # up to as many numbers of a model are all read, in some milliseconds
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _OF_TORCH = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """What a model was at some time.
+    """The state of a model at some time, as two hashes.
 
     Attributes:
-        made: of what torch and the modules say.
-        held: of the memory and the numbers; None where they are elsewhere, or move from run to run (FSDP, offloading).
+        made: the hash of versions of tensors, modes and settings.
+        held: the hash of addresses and numbers of the tensors; None where these are elsewhere or move from run to run
+            (FSDP, offloading).
     """
 
     made: int
@@ -40,7 +41,7 @@ class Stamp:
 
     @classmethod
     def of(cls, model: Model) -> "Stamp":
-        """The stamp of a model now."""
+        """Return the stamp of a model now."""
         module = module_of(model)
         modules = modules_of(module)
         parameters = [each for module in modules for each in module._parameters.values() if each is not None]
@@ -52,7 +53,7 @@ class Stamp:
         return cls(made, None if elsewhere else _memory(list({id(each): each for each in tensors}.values())))
 
     def is_of(self, model: Model) -> bool:
-        """Whether the model is still the same."""
+        """Return whether the model is still the same."""
         now = Stamp.of(model)
         return self.made == now.made and (self.held == now.held or None in (self.held, now.held))
 
@@ -62,22 +63,23 @@ def _version(tensor: Tensor) -> int:
 
 
 def _settings(module: nn.Module) -> tuple[object, ...]:
-    """The module itself, its mode, its `forward`, and the settings that it keeps as plain values, as adapters do."""
+    """Return the identity, mode and `forward` of a module, and the settings that it keeps as plain values."""
     forward: Any = own_forward(module) or MethodType(type(module).forward, module)
     function, of = getattr(forward, "__func__", forward), getattr(forward, "__self__", None)
     return (id(module), module.training, id(function), id(of), *_plain(vars(module)))
 
 
 def _configs(modules: Iterable[nn.Module]) -> Iterator[tuple[object, ...]]:
+    """Return the plain settings in each configuration of the modules."""
     configs = {id(config): config for module in modules if (config := vars(module).get("config")) is not None}
     return (tuple(_plain(vars(config))) for config in configs.values() if hasattr(config, "__dict__"))
 
 
 def _plain(attributes: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    """Switches, numbers with a fraction and names, as they decide what is computed.
+    """Yield those attributes that are settings: bools, floats and strings.
 
-    No whole numbers, as modules count with them while they run, and nothing private, where they note what they have
-    done, but for adapters.
+    Integers are left out, as modules count with them while they run, and so are private attributes, except those of
+    adapters, as modules note in them what they have done.
     """
     for name, value in attributes.items():
         kind = type(value)
@@ -92,17 +94,17 @@ def _plain(attributes: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
 
 
 def _memory(tensors: list[Tensor]) -> int | None:
-    """A number for where tensors are and what they hold."""
+    """Return a hash of the addresses and the numbers of tensors; None where they cannot be read."""
     parts = [part for tensor in tensors for part in _parts(tensor)]
     try:
         places = tuple((part.data_ptr(), part.dtype, str(part.device), part.shape) for part in parts)
         return hash((places, _content(parts)))
     except (RuntimeError, NotImplementedError, TypeError):
-        return None  # tensors that stand for others, inside functorch or a fake run, hold nothing to be read
+        return None  # the tensors inside functorch or a fake run hold no numbers
 
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """The plain tensors that a tensor consists of: quantized and distributed ones keep others."""
+    """Yield the plain tensors inside a tensor: quantized and distributed ones consist of several."""
     if is_lazy(tensor):
         return
     names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
@@ -114,6 +116,7 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _content(parts: list[Tensor]) -> tuple[int, ...]:
+    """Return sums over the bits of the tensors, of all or of a sample, which change with their numbers."""
     whole = sum(part.numel() for part in parts) <= WHOLE
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     sums: dict[torch.device, list[Tensor]] = defaultdict(list)
@@ -132,7 +135,7 @@ def _content(parts: list[Tensor]) -> tuple[int, ...]:
 
 
 def _stride(shape: torch.Size) -> int:
-    """The distance of numbers that lie in every row and every column."""
+    """Return a stride through a matrix whose samples meet every row and every column."""
     columns = shape[-1] if shape else 1
     rows = math.prod(shape[:-1])
     stride = max(1, min(rows, columns) - 1)
@@ -142,7 +145,7 @@ def _stride(shape: torch.Size) -> int:
 
 
 def _sum(bits: Tensor) -> Tensor:
-    """The sum of all bits, eight bytes at a time where they can be: several times faster."""
+    """Return the sum of all bits, read eight bytes at a time where possible, which is several times faster."""
     size = bits.element_size()
     even = len(bits) * size % 8 == 0 and bits.storage_offset() * size % 8 == 0
     return (bits.view(torch.int64) if even else bits).sum()

@@ -1,1 +1,1 @@
-"""All that touches a user's model: hooks, replaced methods, and what goes through an attention."""
+"""Hooks and replaced methods on a user's model, which read and write its activations, and their removal."""

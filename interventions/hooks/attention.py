@@ -1,4 +1,9 @@
-"""What happens inside an attention, with its query, key, value, scores, pattern and heads put through functions."""
+"""Change the query, key, value, scores, pattern and heads inside an attention while it is computed.
+
+An attention computes scores S = QKᵀ / √d, the pattern P = softmax(S + mask), heads PV and from these its output.
+Attention functions of transformers are called with changed states (`attend`); in other code the softmax or the call of
+`scaled_dot_product_attention` is intercepted (`tapped`).
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,11 +26,11 @@ _PATTERNS = frozenset({"attention_scores", "attention_pattern"})
 
 @runtime_checkable
 class Change(Protocol):
-    """What is done to the states of one attention: from a site and what is there to what shall be there.
+    """A function from a site of one attention and the state there to a new state.
 
     Attributes:
         module: the attention.
-        sites: where it does something; the others are left alone.
+        sites: the sites that it changes; the others are left alone.
     """
 
     @property
@@ -37,7 +42,7 @@ class Change(Protocol):
     def __call__(self, site: str, state: Tensor) -> Tensor: ...
 
     def store(self, site: str, old: Tensor, new: Tensor) -> None:
-        """Keep a new key or value where the old one is cached."""
+        """Store a new key or value where the old one is cached."""
 
 
 def attend(
@@ -47,23 +52,25 @@ def attend(
     *states: Any,
     **settings: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """What an attention function of transformers returns, with everything at the sites of `change` changed.
+    """Return output and pattern of an attention function of transformers, with the states at the sites changed.
 
     Args:
+        change: changes the states.
         implementation: the function that the model would call.
-        eager: the model's own eager function, called instead where scores or patterns are asked for.
-        states: query `[batch, head, position, dim]`, key and value, maybe of fewer heads, mask and further settings; or
-            any of them by name.
+        eager: the eager function of the model, called instead where scores or patterns are changed.
+        states: query `[batch, head, position, dim]`, key and value, which may have fewer heads, mask and further
+            arguments of the function.
+        settings: the arguments given by name.
     """
     given = dict(zip(_STATES, states, strict=False))
     named = {name: settings.pop(name) for name in _STATES if name in settings}
     query, key, value, attention_mask = (({"attention_mask": None} | given | named)[name] for name in _STATES)
     rest = states[len(_STATES) :]
-    query, key, value = _entering(change, query, key, value)
+    query, key, value = _change_inputs(change, query, key, value)
     module = change.module
     if change.sites & _PATTERNS:
         if implementation is not eager:
-            attention_mask = _additive(attention_mask, module, query, key, settings)
+            attention_mask = _make_additive(attention_mask, module, query, key, settings)
         with _pushed(Softmax(change, keys=key.shape[-2])) as softmax:
             output, weights = eager(module, query, key, value, attention_mask, *rest, **settings)
         softmax.check()
@@ -76,11 +83,12 @@ def attend(
 
 
 class Softmax(TorchFunctionMode):
-    """Puts what a softmax is given and what it returns through functions, for the code that runs inside.
+    """A mode of torch that changes the scores given to a softmax and the pattern it returns.
 
     Args:
-        keys: how many keys there are. One more column is a sink, which is no key and stays.
-        heads: how many heads lie beside the examples in tensors of three axes, `[batch · head, query, key]`.
+        change: changes scores and pattern.
+        keys: the number of keys. One more column is an attention sink, which is left alone.
+        heads: the number of heads that share an axis with the examples in tensors `[batch · head, query, key]`.
     """
 
     def __init__(self, change: Change, *, keys: int | None = None, heads: int | None = None) -> None:
@@ -97,10 +105,11 @@ class Softmax(TorchFunctionMode):
         if scores.ndim != (4 if self.heads is None or scores.ndim == 4 else 3) or not scores.is_floating_point():
             return func(scores, *rest, **settings)
         self.count += 1
-        scores = self._changed("attention_scores", scores)
-        return self._changed("attention_pattern", func(scores, *rest, **settings))
+        scores = self._apply("attention_scores", scores)
+        return self._apply("attention_pattern", func(scores, *rest, **settings))
 
-    def _changed(self, site: str, state: Tensor) -> Tensor:
+    def _apply(self, site: str, state: Tensor) -> Tensor:
+        """Return scores or pattern, changed if `change` has the site; a sink is left alone."""
         if site not in self.change.sites:
             return state
         flat = state.ndim == 3
@@ -108,8 +117,8 @@ class Softmax(TorchFunctionMode):
         sinks = 0 if self.keys is None else rows.shape[-1] - self.keys
         if sinks not in (0, 1):
             raise InterventionError(
-                f"the softmax runs over {rows.shape[-1]} entries and there are {self.keys} keys, so {site} cannot be "
-                "told; name another site."
+                f"the softmax runs over {rows.shape[-1]} entries and there are {self.keys} keys, so {site} is "
+                "unknown; name another site."
             )
         new = self.change(site, rows[..., : rows.shape[-1] - sinks] if sinks else rows)
         if sinks:
@@ -117,12 +126,12 @@ class Softmax(TorchFunctionMode):
         return new.flatten(0, 1) if flat else new
 
     def check(self) -> None:
-        """Raise unless there was one softmax: else it is not known which one is meant."""
+        """Raise InterventionError for several softmaxes: it is unknown which one is the attention."""
         _check_one(self.count, self.change, "softmaxes")
 
 
 class Products(TorchFunctionMode):
-    """The same for code that calls `scaled_dot_product_attention` itself."""
+    """A mode of torch that changes the states in a call of `scaled_dot_product_attention`."""
 
     def __init__(self, change: Change) -> None:
         super().__init__()
@@ -134,14 +143,15 @@ class Products(TorchFunctionMode):
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.count += 1
-        return self._attended(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
 
     def check(self) -> None:
-        """Raise unless there was one product: else it is not known which one is meant."""
+        """Raise InterventionError for several calls: it is unknown which one is the attention."""
         _check_one(self.count, self.change, "products")
 
-    def _attended(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any) -> Tensor:
-        query, key, value = _entering(self.change, query, key, value)
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **settings: Any) -> Tensor:
+        """Return the heads that the product computes, with the states at the sites changed."""
+        query, key, value = _change_inputs(self.change, query, key, value)
         if self.change.sites & _PATTERNS:
             with _pushed(Softmax(self.change, keys=key.shape[-2])):
                 output = _eager_product(query, key, value, *args, **settings)
@@ -154,10 +164,11 @@ class Products(TorchFunctionMode):
 
 @contextmanager
 def tapped(change: Change, *, products: bool) -> Iterator[None]:
-    """Inside, an attention that transformers' functions do not compute is put through `change`.
+    """Change the states of an attention that runs inside the block and is not computed by functions of transformers.
 
     Args:
-        products: whether it calls `scaled_dot_product_attention`, else it computes a softmax.
+        change: changes the states.
+        products: whether the attention calls `scaled_dot_product_attention`; else it computes a softmax.
     """
     mode = Products(change) if products else Softmax(change, heads=heads_of(change.module))
     with _pushed(mode):
@@ -167,7 +178,7 @@ def tapped(change: Change, *, products: bool) -> Iterator[None]:
 
 @contextmanager
 def _pushed(mode: M) -> Iterator[M]:
-    """Inside, torch's functions go through `mode`; after it they do not, also where an interrupt skipped its exit."""
+    """Put a mode on torch's functions inside the block, and take it off also where an interrupt skipped its exit."""
 
     def end() -> None:
         while any(torch._C._get_function_stack_at(i) is mode for i in range(torch._C._len_torch_function_stack())):
@@ -178,33 +189,35 @@ def _pushed(mode: M) -> Iterator[M]:
 
 
 def store_in_cache(cache: object, name: str, module: nn.Module, old: Tensor, new: Tensor) -> None:
-    """Keep `new` in the cache where it holds `old`: a changed key or value is to be seen by later steps too.
+    """Store a changed key or value in the cache in place of the old one, so that later steps see it.
 
     Args:
         name: "keys" or "values".
+        module: the attention.
 
     Raises:
         InterventionError: the cache holds it in another form.
     """
     held = [(i, layer, getattr(layer, name, None)) for i, layer in _layers(cache)]
-    kept = [(i, layer, state) for i, layer, state in held if isinstance(state, Tensor) and state.ndim == old.ndim]
-    for _, layer, state in kept:
+    alike = [(i, layer, state) for i, layer, state in held if isinstance(state, Tensor) and state.ndim == old.ndim]
+    for _, layer, state in alike:
         if state is old:
             setattr(layer, name, new)
             return
-        if _same_memory(state, old) and state.shape[-2] <= old.shape[-2]:  # a window: the last of what was attended to
+        if _same_memory(state, old) and state.shape[-2] <= old.shape[-2]:  # a sliding window: the last keys
             setattr(layer, name, new[..., new.shape[-2] - state.shape[-2] :, :])
             return
     index = getattr(module, "layer_idx", None)
-    mine = next((layer for i, layer, state in kept if i == index and state.numel()), None)
-    if mine is not None:
+    own = next((layer for i, layer, state in alike if i == index and state.numel()), None)
+    if own is not None:
         raise InterventionError(
-            f"the {type(mine).__name__} of {type(module).__name__} keeps its {name} in another form, so what is "
+            f"the {type(own).__name__} of {type(module).__name__} keeps its {name} in another form, so what is "
             "written would be lost at the next step; generate with use_cache=False."
         )
 
 
 def _layers(cache: object) -> Iterator[tuple[int, Any]]:
+    """Yield the layers of a cache with their numbers, those of self-attention before those of cross-attention."""
     for part in (getattr(cache, "self_attention_cache", cache), getattr(cache, "cross_attention_cache", None)):
         yield from enumerate(getattr(part, "layers", ()))
 
@@ -214,15 +227,16 @@ def _same_memory(a: Tensor, b: Tensor) -> bool:
 
 
 def _check_one(count: int, change: Change, what: str) -> None:
+    """Raise InterventionError where an attention computed more than one softmax or product."""
     if count > 1:
         raise InterventionError(
-            f"{type(change.module).__name__} computed {count} {what} in one call (attention in pieces?), so what is "
-            "inside cannot be told apart; use attention_output, or name another place."
+            f"{type(change.module).__name__} computed {count} {what} in one call (attention in pieces?), so their "
+            "states cannot be distinguished; use attention_output, or name another place."
         )
 
 
-def _entering(change: Change, *states: Tensor) -> Iterator[Tensor]:
-    """Query, key and value, changed."""
+def _change_inputs(change: Change, *states: Tensor) -> Iterator[Tensor]:
+    """Yield query, key and value, changed where `change` has the site; a new key or value is stored in the cache."""
     for site, state in zip(("query", "key", "value"), states, strict=True):
         new = _heads_first(change, site, state) if site in change.sites else state
         if site != "query" and new is not state:
@@ -231,7 +245,7 @@ def _entering(change: Change, *states: Tensor) -> Iterator[Tensor]:
 
 
 def _heads_first(change: Change, site: str, state: Tensor) -> Tensor:
-    """`[batch, head, position, dim]` through a function of `[batch, position, head, dim]`."""
+    """Return a state `[batch, head, position, dim]`, changed by a function of `[batch, position, head, dim]`."""
     _check_axes(state, site, change.module)
     turned = state.transpose(1, 2)
     new = change(site, turned)
@@ -239,15 +253,16 @@ def _heads_first(change: Change, site: str, state: Tensor) -> Tensor:
 
 
 def _check_axes(state: Tensor, site: str, module: nn.Module) -> None:
+    """Raise InterventionError for a state without four axes, whose heads are unknown."""
     if state.ndim != 4:
         raise InterventionError(
-            f"the {site} of {type(module).__name__} has shape {list(state.shape)}, in which heads cannot be told "
-            "apart; name another place by path: Location(module='…')."
+            f"the {site} of {type(module).__name__} has shape {list(state.shape)}, in which heads cannot be "
+            "distinguished; name another place by path: Location(module='…')."
         )
 
 
-def _additive(mask: Any, module: nn.Module, query: Tensor, key: Tensor, settings: dict[str, Any]) -> Tensor | None:
-    """The mask as an eager function takes it: added to the scores."""
+def _make_additive(mask: Any, module: nn.Module, query: Tensor, key: Tensor, settings: dict[str, Any]) -> Tensor | None:
+    """Return the mask as an eager function takes it, to be added to the scores; None where nothing is masked."""
     if mask is None:
         causal = settings.get("is_causal")
         causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -276,7 +291,7 @@ def _eager_product(
     *more: Any,
     **settings: Any,
 ) -> Tensor:
-    """`scaled_dot_product_attention`, written out."""
+    """Return what `scaled_dot_product_attention` returns, computed with a softmax that can be intercepted."""
     named = dict(zip(("is_causal", "scale", "enable_gqa"), more, strict=False)) | settings
     if named.get("enable_gqa"):
         key = key.repeat_interleave(query.shape[1] // key.shape[1], 1)

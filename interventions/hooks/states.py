@@ -1,4 +1,4 @@
-"""Where the hidden state is in what a module returned, and what it looks like with another in its place."""
+"""Find the hidden state in the output or the arguments of a module, and put another in its place."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,19 +15,20 @@ Path = tuple[int | str, ...]
 
 
 def path_in(module: nn.Module, io: str, value: Any) -> Path:
-    """The indices that lead to what is asked for in what `module` returned.
+    """Return the path (keys and indices) of a state in the output of `module`.
 
     Args:
-        io: "output" (the tensor itself or the first of a tuple, list or mapping), "logits", or a state of a recurrent
-            module.
+        io: the state: "output" (the output itself, or the first tensor of a tuple, list or mapping), "logits", or a
+            state of a recurrent module.
+        value: the output of the module.
 
     Raises:
-        InterventionError: it is not there.
+        InterventionError: the output does not hold it.
     """
     if io in STATES:
-        return _recurrent(module, io, value)
+        return _path_of_state(module, io, value)
     if io == "logits":
-        return _logits(module, value)
+        return _path_of_logits(module, value)
     if isinstance(value, Tensor):
         return ()
     path = _first(value)
@@ -40,14 +41,14 @@ def path_in(module: nn.Module, io: str, value: Any) -> Path:
 
 
 def at(value: Any, path: Path) -> Tensor:
-    """What stands at `path`."""
+    """Return the tensor at a path in a value."""
     for step in path:
         value = value[step]
     return value
 
 
 def with_new(value: Any, path: Path, new: Tensor) -> Any:
-    """A copy of `value` with `new` at `path`."""
+    """Return a copy of `value` with the tensor `new` at a path."""
     if not path:
         return new
     step, *rest = path
@@ -59,16 +60,16 @@ def with_new(value: Any, path: Path, new: Tensor) -> Any:
 
 
 def hidden(value: Any) -> Tensor | None:
-    """The hidden state in what a module returned, if there is one."""
+    """Return the hidden state in the output of a module; None if there is none."""
     path = () if isinstance(value, Tensor) else _first(value)
     return None if path is None else at(value, path)
 
 
 def argument_in(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> str | None:
-    """By which name `module` was given its input; None if that is the first argument without one.
+    """Return the name of the argument that is the input of `module`; None for the first positional argument.
 
     Raises:
-        InterventionError: it was given no tensor.
+        InterventionError: no argument is a tensor.
     """
     if isinstance(args[0] if args else None, Tensor):
         return None
@@ -87,9 +88,9 @@ def argument_in(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> st
 def with_argument(
     module: nn.Module, args: tuple, kwargs: Mapping[str, Any], new: Tensor
 ) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a call of `module` with `new` as its input.
+    """Return the arguments of a call of `module` with `new` as its input.
 
-    An attention that is given one tensor as query, key and value, as torch's own is, has one input: all of it is new.
+    Where an attention takes one tensor as query, key and value, as torch's does, all three are new.
     """
     name = argument_in(module, args, kwargs)
     old = args[0] if name is None else kwargs[name]
@@ -102,16 +103,16 @@ def with_argument(
 
 
 def check_packed(module: nn.Module, value: object) -> None:
-    """Raise for packed sequences, which have no axis of examples."""
+    """Raise InterventionError for packed sequences, which have no axis of examples."""
     if any(isinstance(entry, PackedSequence) for entry in (value, *(value if isinstance(value, tuple) else ()))):
         raise InterventionError(
-            f"{type(module).__name__} takes and gives a PackedSequence, in which examples and tokens cannot be told "
-            "apart; call it on a padded tensor."
+            f"{type(module).__name__} takes and gives a PackedSequence, in which examples and tokens cannot be "
+            "distinguished; call it on a padded tensor."
         )
 
 
 def _first(value: Any) -> Path | None:
-    """Where the first tensor is: among the entries themselves before those of nested ones."""
+    """Return the path of the first tensor in a value: its own entries come before those of nested ones."""
     if isinstance(value, PackedSequence):
         return None
     entries = list(value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ())
@@ -128,7 +129,8 @@ def _is_list(value: object) -> bool:
     return isinstance(value, tuple | list)
 
 
-def _logits(module: nn.Module, value: Any) -> Path:
+def _path_of_logits(module: nn.Module, value: Any) -> Path:
+    """Return the path of the logits in the output of a model."""
     try:
         logits = logits_of(value, rule_of(module))
     except UnknownAnswer as error:
@@ -147,7 +149,7 @@ def _logits(module: nn.Module, value: Any) -> Path:
 
 
 def _path_to(tensor: Tensor, value: Any) -> Path | None:
-    """Where a tensor stands in a value; None if it stands nowhere."""
+    """Return the path of a tensor in a value; None if the value does not hold it."""
     if value is tensor:
         return ()
     entries = value.items() if isinstance(value, Mapping) else enumerate(value) if _is_list(value) else ()
@@ -155,8 +157,8 @@ def _path_to(tensor: Tensor, value: Any) -> Path | None:
     return next(((key, *path) for key, path in inner if path is not None), None)
 
 
-def _recurrent(module: nn.Module, io: str, value: Any) -> Path:
-    """`(output, h)` or `(output, (h, c))` of a layer; `h` or `(h, c)` of a cell."""
+def _path_of_state(module: nn.Module, io: str, value: Any) -> Path:
+    """Return the path of a final state: in `(output, h)` or `(output, (h, c))`, of a cell in `h` or `(h, c)`."""
     cell = isinstance(module, nn.RNNCellBase)
     both = isinstance(module, nn.LSTM | nn.LSTMCell)
     if io == "cell_state" and not both:

@@ -1,4 +1,4 @@
-"""Which part of what a model returned is its answer: the logits.
+"""Find the logits in the output of a model, by rule or as the user states it (`answers=`).
 
 >>> import torch
 >>> logits_of((torch.zeros(2, 3), None)).shape  # as nanoGPT: (logits, loss)
@@ -23,14 +23,14 @@ from interventions.errors import InterventionError
 from interventions.names import shown
 
 Answers = str | int | Callable[[Any], Tensor]
-"""What of an output is the answer: the name or the number of a part, or a function from the output to a tensor."""
+"""How the logits are found in an output: name or index of a part, or a function from the output to a tensor."""
 
 
 class UnknownAnswer(InterventionError):
-    """It is not known which part of an output is the answer."""
+    """The error for an output in which several parts, or none, may be the logits."""
 
 
-_NO_ANSWERS = ("hidden", "embedding", "pooler", "features")  # names of what a model without a head returns
+_NO_ANSWERS = ("hidden", "embedding", "pooler", "features")  # in names of the outputs of models without a head
 
 _rules: ContextVar[Mapping[nn.Module, Answers] | None] = ContextVar("_rules", default=None)
 
@@ -38,9 +38,9 @@ _rules: ContextVar[Mapping[nn.Module, Answers] | None] = ContextVar("_rules", de
 @checked
 @contextmanager
 def answering(model: nn.Module, answers: Any) -> Iterator[None]:
-    """Inside the block, `answers` says what of the output of `model` is its answer, for every run made there.
+    """Take the part `answers` of every output of `model` for its logits, inside the block and in this thread.
 
-    Only in this thread; None changes nothing.
+    None changes nothing.
 
     Raises:
         InterventionError: `answers` is no name, number or function.
@@ -60,12 +60,12 @@ def answering(model: nn.Module, answers: Any) -> Iterator[None]:
 
 
 def rule_of(model: object) -> Answers | None:
-    """What was said of the answers of a model; None where nothing was."""
+    """Return how `answering` finds the logits of a model; None outside of such a block."""
     return (_rules.get() or {}).get(model) if isinstance(model, nn.Module) else None
 
 
 def rule_in(answers: object) -> Any:
-    """`answers` itself, if it can say what an answer is.
+    """Return `answers` itself, if it is a name, an index or a function.
 
     Raises:
         InterventionError: it is no name, number or function.
@@ -79,18 +79,20 @@ def rule_in(answers: object) -> Any:
 
 
 def logits_of(output: object, answers: Any = None) -> Tensor:
-    """The logits in what a model returned, or those of a Run.
+    """Return the logits in the output of a model.
+
+    A tensor is the logits themselves. In a mapping, a dataclass or a named tuple they are the part `logits`, else the
+    only part that is neither scalar nor None, as in (logits, loss).
 
     Args:
-        output: a tensor is the logits themselves. Of a mapping, a dataclass or a named tuple it is `logits`, else the
-            only tensor that is no scalar: (logits, loss), where nothing else is there but scalars and None.
-        answers: the name of the part, its index, or a function of the output; None goes by the rule above.
+        output: what a model returned.
+        answers: the name of the part, its index, or a function of the output; None follows the rule above.
 
     Raises:
         InterventionError: there is no such part, or (UnknownAnswer) the rule finds none or several.
     """
     if answers is not None:
-        return _named(output, rule_in(answers))
+        return _take_part(output, rule_in(answers))
     if isinstance(output, Tensor):
         return output
     parts = dict(_parts(output))
@@ -102,12 +104,14 @@ def logits_of(output: object, answers: Any = None) -> Tensor:
         ((name, part),) = tensors.items()
         if isinstance(part, Tensor) and not any(word in str(name) for word in _NO_ANSWERS):
             return part
-    raise UnknownAnswer(f"which part of a {_described(output)} is the answer is not known; {_way_out(parts)}.")
+    raise UnknownAnswer(f"which part of a {_describe(output)} is the answer is not known; {_suggest(parts)}.")
 
 
 @checked
 def unanswered(logits: Float[Tensor, "*batch classes"]) -> Bool[Tensor, "*batch"]:
-    """Where logits are no answer: one is NaN or +∞, or all are −∞ (of some alone it masks classes out).
+    """Return which rows of logits hold no answer: NaN or +∞ in one class, or −∞ in all of them.
+
+    −∞ in some classes alone masks these out.
 
     >>> import torch
     >>> unanswered(torch.tensor([[0.0, 1.0], [0.0, -torch.inf], [0.0, torch.nan]])).tolist()
@@ -118,8 +122,8 @@ def unanswered(logits: Float[Tensor, "*batch classes"]) -> Bool[Tensor, "*batch"
     return logits.isnan().any(-1) | logits.isposinf().any(-1) | logits.isneginf().all(-1)
 
 
-def _named(output: Any, answers: Answers) -> Tensor:
-    """The part that is asked for."""
+def _take_part(output: Any, answers: Answers) -> Tensor:
+    """Return the part of an output that `answers` names or computes."""
     found: Any = None
     if isinstance(answers, str | int):
         parts = dict(_parts(output))
@@ -129,33 +133,33 @@ def _named(output: Any, answers: Answers) -> Tensor:
             answers = answers + len(parts) if answers < 0 else answers
         if isinstance(output, Tensor):
             raise InterventionError(
-                f"answers={answers!r} asks for a part of an output that is a {_described(output)}, the answer itself; "
+                f"answers={answers!r} asks for a part of an output that is a {_describe(output)}, the answer itself; "
                 "leave it out, for one model of several by None: answers=(0, None)."
             )
         found = parts.get(answers, getattr(output, answers, None) if isinstance(answers, str) else None)
         if found is None:
             raise InterventionError(
-                f"answers={answers!r} names no part of a {_described(output)}; {_way_out(dict(_parts(output)))}."
+                f"answers={answers!r} names no part of a {_describe(output)}; {_suggest(dict(_parts(output)))}."
             )
     else:
         try:
             found = answers(output)
         except Exception as error:
             raise InterventionError(
-                f"answers, a function, fails on a {_described(output)}: {type(error).__name__}: "
+                f"answers, a function, fails on a {_describe(output)}: {type(error).__name__}: "
                 f"{str(error).strip().splitlines()[0] if str(error).strip() else ''}; give one from this output to a "
                 "tensor: answers=lambda output: output[0]."
             ) from error
     if not isinstance(found, Tensor):
         raise InterventionError(
-            f"answers={_short(answers)} gives {_kind(found)} of a {_described(output)}, which is no tensor; "
-            f"{_way_out(dict(_parts(output)))}."
+            f"answers={_short(answers)} gives {_kind(found)} of a {_describe(output)}, which is no tensor; "
+            f"{_suggest(dict(_parts(output)))}."
         )
     return found
 
 
 def _parts(output: Any) -> Iterator[tuple[str | int, Any]]:
-    """The parts of an output by name, or by number where they have none."""
+    """Yield the parts of an output with their names, or with their indices where they have none."""
     if isinstance(output, Mapping):
         yield from output.items()
     elif is_dataclass(output) and not isinstance(output, type):
@@ -170,22 +174,22 @@ def _is_scalar(part: object) -> bool:
     return isinstance(part, bool | int | float) or (isinstance(part, Tensor) and not part.ndim)
 
 
-def _way_out(parts: Mapping[str | int, Any]) -> str:
-    """How to say which part it is, by the example of the first tensor."""
+def _suggest(parts: Mapping[str | int, Any]) -> str:
+    """Return the advice of an error text: how to name a part, by the example of the first tensor."""
     name = next((name for name, part in parts.items() if isinstance(part, Tensor) and part.ndim), None)
     example = "lambda output: …" if name is None else repr(name)
     more = "" if name is None else ", or a function: answers=lambda output: …"
     return f"say which: answers={example}{more}"
 
 
-def _described(output: object) -> str:
-    """Its type and its parts, in few words."""
+def _describe(output: object) -> str:
+    """Return the type and the parts of an output in few words."""
     name = type(output).__name__
     if isinstance(output, Tensor):
         return f"{name} {list(output.shape)}"
     parts = [f"{key}: {_kind(part)}" for key, part in _parts(output) if part is not None]
-    shown = ", ".join(parts[:6]) + (", …" if len(parts) > 6 else "")
-    return f"{name} ({shown})"[:200] if parts else f"{name}"
+    listed = ", ".join(parts[:6]) + (", …" if len(parts) > 6 else "")
+    return f"{name} ({listed})"[:200] if parts else f"{name}"
 
 
 def _kind(part: object) -> str:

@@ -1,4 +1,4 @@
-"""How a location is found in a model: by the structure of the model, not by a table of model families."""
+"""Find locations in a model, by its structure and not by a table of model families."""
 
 import difflib
 from dataclasses import dataclass, replace
@@ -21,7 +21,13 @@ from interventions.models.wrappers import Model, compiled_part, module_of
 
 @dataclass(frozen=True, eq=False)
 class Architecture:
-    """What can be addressed in one model: its stacks of blocks, and its modules with their dotted paths."""
+    """The stacks of blocks and the modules of one model, in which locations are found.
+
+    Attributes:
+        model: the torch model.
+        stacks: its lists of repeated blocks.
+        paths: the dotted path of each module.
+    """
 
     model: nn.Module
     stacks: tuple[Stack, ...]
@@ -29,7 +35,7 @@ class Architecture:
 
     @property
     def resumes(self) -> bool:
-        """Whether a run may be taken up half way."""
+        """True where a run may resume half way, from the recorded output of a block."""
         exception = exception_for(self.model)
         return exception is None or exception.resumes
 
@@ -39,7 +45,7 @@ class Architecture:
         return tuple(dict.fromkeys(block for stack in self.stacks for block in stack.blocks))
 
     def place(self, location: Location) -> Place:
-        """Where `location` is.
+        """Return the place of a location in this model.
 
         Raises:
             InterventionError: no such module, stack or layer, or a model without blocks.
@@ -69,7 +75,7 @@ class Architecture:
         )
 
     def final_norm(self, stack: Stack) -> nn.Module:
-        """The normalisation after the last block of `stack`.
+        """Return the normalisation after the last block of `stack`.
 
         Raises:
             Missing: there is none.
@@ -77,11 +83,12 @@ class Architecture:
         return final_norm(self.model, stack, self.paths, set(self.blocks))
 
     def side_of_keys(self, place: Place) -> Side:
-        """Whose tokens the keys of an attention are: those of what it attends to, if it is a cross-attention."""
+        """Return the input to which the keys of an attention belong: of a cross-attention, the one attended to."""
         around = None if place.block is None else self.paths[place.block]
         return side_of(self.model, place.path, sided=self._has_sides, block=around, io="key")
 
     def _place(self, module: nn.Module, io: str, block: nn.Module | None, attention: Attention | None) -> Place:
+        """Return the place of an activation of a module, with all that the model and its type say about it."""
         if module not in self.paths:
             raise InterventionError(
                 f"the run is older than the model: a {type(module).__name__} took the place of another module since; "
@@ -102,6 +109,7 @@ class Architecture:
         return has_sides(self.model, {stack.name: stack.path for stack in self.stacks})
 
     def _missing(self, location: Location, stack: Stack, why: Missing) -> InterventionError:
+        """Return the error for a site that a block does not have; it names the layers that have it."""
         others = []
         for i, block in enumerate(stack.blocks):
             try:
@@ -116,7 +124,7 @@ class Architecture:
         )
 
     def _operation(self, location: Location) -> Place:
-        """The operation that a location names, in the innermost module that it names, whether that has it or not."""
+        """Return the place of an operation in the innermost module that the location names; it need not exist there."""
         if location.layer is None and location.module is None:
             outer = self._module("", "output")
         else:
@@ -133,6 +141,7 @@ class Architecture:
         return replace(place, turn=outer.turn, unflattens=not self._has_sides, operations=tuple(names))
 
     def _module(self, path: str, io: str) -> Place:
+        """Return the place of an activation of the module at a path."""
         module = self._at(path)
         block = next((block for block in self.blocks if f"{path}.".startswith(f"{self.paths[block]}.")), None)
         if io not in HEAD_SITES:
@@ -162,6 +171,7 @@ class Architecture:
         return module
 
     def _stack(self, location: Location) -> Stack:
+        """Return the stack of a location: the one it names, the only one, or the decoder."""
         names = [stack.name for stack in self.stacks]
         if not self.stacks:
             compiled = compiled_part(self.model)
@@ -213,7 +223,7 @@ class Architecture:
 
 
 def architecture(model: Model) -> Architecture:
-    """The stacks of repeated blocks of `model` (of nnsight: of the model that it traces), found by structure.
+    """Return the stacks of repeated blocks of `model`, torch's or nnsight's, found by structure.
 
     A stack is an outermost `ModuleList` whose entries hold parameters, or an outermost `Sequential` of at least two
     blocks of one class. The blocks of stages in such a list (Swin, ConvNeXt) are one stack; halves of layers (attention
@@ -227,7 +237,7 @@ def architecture(model: Model) -> Architecture:
     model = module_of(model)
     if not isinstance(model, nn.Module):
         raise InterventionError(
-            f"a torch model was asked for and {type(model).__name__} given; pass the nn.Module itself, "
+            f"a torch model is needed and {type(model).__name__} was given; pass the nn.Module itself, "
             "e.g. pipeline.model or trainer.model."
         )
     modules = modules_of(model)
@@ -245,11 +255,13 @@ def architecture(model: Model) -> Architecture:
 
 @dataclass(frozen=True)
 class _Known:
-    """What was found in a model, by numbers and names: it keeps no module alive.
+    """The stacks and paths found in a model, by ids and names, so that they keep no module alive.
 
     Attributes:
-        modules: the ids of the modules at the time: others mean that the model was changed.
+        modules: the ids of the modules at the time; with other ids the model has changed.
+        entry: the entry of `interventions.models.overrides` that was used, if any.
         stacks: name, path and ids of the blocks of each stack.
+        paths: the dotted path of each module, by its id.
     """
 
     modules: tuple[int, ...]
@@ -259,9 +271,10 @@ class _Known:
 
     @classmethod
     def of(cls, model: nn.Module, modules: list[nn.Module], entry: Blocks | None) -> "_Known":
-        given = entry.lists_in(model) if entry is not None else []
+        """Return what is found in a model now."""
+        stated = entry.lists_in(model) if entry is not None else []
         order = entry.in_order if entry is not None else None
-        lists = [(path, order(model, tuple(held.children())) if order else entries_of(held)) for path, held in given]
+        lists = [(path, order(model, tuple(held.children())) if order else entries_of(held)) for path, held in stated]
         lists = lists or list(stacks_in(model))
         names = names_of([path for path, _ in lists])
         stacks = ((name, path, tuple(map(id, blocks))) for name, (path, blocks) in zip(names, lists, strict=True))

@@ -1,4 +1,4 @@
-"""Which axes of an activation are examples, positions and dims."""
+"""Tell which axes of an activation are examples, positions and dims, and bring them into one order and back."""
 
 from einops import rearrange
 from jaxtyping import Float
@@ -14,11 +14,12 @@ _FEATURE_MAPS = {3: "b d x", 4: "b d x y", 5: "b d x y z"}
 
 
 def axes_of(module: nn.Module, state: Tensor) -> str:
-    """The axes of `state`, which `module` gave or was given, as an einops pattern: b example, d dim, others positions.
+    """Return the axes of an input or output of `module` as an einops pattern: b example, d dim, others positions.
 
-    `[batch, dims]` and `[batch, token, dims]`; four and five axes are feature maps: dims last where the module computes
-    on the last axis (linear, layer norm), else channels second, as are the three axes of one-dimensional convolutions
-    and of what is made of them; recurrent and attention modules that are not `batch_first` have time first.
+    Two axes are `[batch, dims]` and three `[batch, token, dims]`. Four and five axes are feature maps: dims last where
+    the module computes on the last axis (linear, layer norm), else channels second. Channels are second in the three
+    axes of one-dimensional convolutions, too, and of modules made of them. Recurrent and attention modules that are
+    not `batch_first` have time first.
 
     Raises:
         InterventionError: fewer than two axes, or more than five.
@@ -33,34 +34,34 @@ def axes_of(module: nn.Module, state: Tensor) -> str:
     if pattern is None:
         raise InterventionError(
             f"{type(module).__name__} gives a tensor of shape {list(state.shape)}, whose examples and dims cannot be "
-            "told apart; name a place with [batch, dims], [batch, token, dims] or [batch, channels, …]."
+            "distinguished; name a place with [batch, dims], [batch, token, dims] or [batch, channels, …]."
         )
     return pattern
 
 
 def to_vectors(state: Float[Tensor, "..."], axes: str) -> Float[Tensor, "..."]:
-    """`state` as `[batch, position, dims]`, with `[…, head, dims]` of heads, `[batch, dims]` where no positions are."""
+    """Return `state` as `[batch, position, dims]`, with heads `[…, head, dims]`, without positions `[batch, dims]`."""
     return state if axes in _PLAIN else rearrange(state, f"{axes} -> {_vectors(axes)}")
 
 
 def from_vectors(vectors: Float[Tensor, "..."], axes: str, like: Tensor) -> Float[Tensor, "..."]:
-    """`vectors` back in the axes and memory layout of `like`, so that what follows computes the same bits."""
+    """Return `vectors` in the axes and memory layout of `like`, so that the next module computes the same bits."""
     sizes = dict(zip(axes.split(), like.shape, strict=True))
     state = vectors if axes in _PLAIN else rearrange(vectors, f"{_vectors(axes)} -> {axes}", **sizes)
     return state if state.stride() == like.stride() else like.detach().clone().copy_(state)
 
 
 def axis(axes: str, name: str) -> int:
-    """The axis of `state` that holds the examples (b), heads (h) or dims (d)."""
+    """Return the number of the axis that holds the examples (b), heads (h) or dims (d)."""
     return axes.split().index(name)
 
 
 def _vectors(axes: str) -> str:
-    return f"b ({' '.join(axis for axis in axes.split() if axis not in 'bhd')}) {'h ' if 'h' in axes else ''}d"
+    return f"b ({' '.join(name for name in axes.split() if name not in 'bhd')}) {'h ' if 'h' in axes else ''}d"
 
 
 def _works_on_last(module: nn.Module, width: int) -> bool:
-    """Whether a module, or all that is in it, computes on the last axis, which is as wide as `width`."""
+    """Return whether a module, or a part of it, computes on the last axis, which is `width` wide."""
     inner = [part for part in module.modules() if not any(True for _ in part.children())]
     if any(isinstance(part, nn.Conv2d | nn.Conv3d | nn.BatchNorm2d | nn.BatchNorm3d) for part in inner):
         return False
@@ -70,9 +71,9 @@ def _works_on_last(module: nn.Module, width: int) -> bool:
 
 
 def _convolves(module: nn.Module, state: Tensor) -> bool:
-    """Whether the second of three axes is as wide as the one-dimensional convolutions that a module is made of.
+    """Return whether the second of three axes is as wide as the one-dimensional convolutions of a module.
 
-    Where the last axis is as well, what comes first in it decides: a convolution, or a norm of the last axis.
+    Where the last axis is as wide too, the first part of the module decides: a convolution, or a norm of the last axis.
     """
     parts = [part for part in module.modules() if isinstance(part, (*_CONVOLUTIONS, nn.Linear, nn.LayerNorm))]
     convolutions = [part for part in parts if isinstance(part, _CONVOLUTIONS)]
@@ -83,7 +84,7 @@ def _convolves(module: nn.Module, state: Tensor) -> bool:
 
 
 def _time_first(module: nn.Module) -> bool:
-    """Whether it, or the attention or recurrent layer right in it, is torch's own and has time first."""
+    """Return whether a module, or an attention or recurrent layer of torch right in it, has time first."""
     own = nn.MultiheadAttention | nn.RNNBase
     flags = [part.batch_first for part in (module, *module.children()) if isinstance(part, own)]
     return not all(flags) if flags else getattr(module, "batch_first", None) is False

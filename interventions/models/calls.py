@@ -1,31 +1,38 @@
-"""One call of a model: what it was given, by name, and which tokens of a sequence it reads."""
+"""One call of a model: its arguments by name, and the tokens of the sequence that it reads."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import Signature, signature
-from typing import Any, cast
+from types import FrameType
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from interventions.models.wrappers import Model, module_of
 
-_STATES = ("cache_params", "state", "mems", "past_buckets_states")  # of models that remember without a cache of keys
+_STATES = (
+    "cache_params",
+    "state",
+    "mems",
+    "past_buckets_states",
+)  # of models that remember otherwise than by a cache of keys
 _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "inputs")
 
 
 @dataclass(eq=False)
 class Generation:
-    """A call of `generate` that is going on.
+    """The running call of `generate`.
 
     Attributes:
-        arguments: what it was called with, by name.
-        prompt: how many tokens are read before the first one is generated; those of an image among them are counted
-            once the cache shows them.
-        seen: how many tokens were read so far.
-        cache: what holds them, known from the first call; calls with another cache are not of this generation.
-        module: what generates.
+        arguments: its arguments by name.
+        prompt: the number of tokens read before the first one is generated; those of an image count from when the
+            cache shows them.
+        seen: the number of tokens read so far.
+        cache: the cache of the first call; calls with another cache do not belong to this generation.
+        began: whether the model has been called.
+        module: the model that generates.
     """
 
     arguments: Mapping[str, object]
@@ -38,27 +45,27 @@ class Generation:
 
 @dataclass
 class Progress:
-    """How far a stack has come in one call of the model: the number of the block that ran last, -1 before any."""
+    """The progress of a stack in one call of the model: the number of the block that ran last, −1 before any."""
 
     latest: int = -1
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """A call of the model that is going on.
+    """The running call of a model.
 
     Attributes:
-        module: what was called: the model, or the one that it wraps.
-        arguments: what it was called with, by name.
-        past: how many tokens of the sequence were read before, and are in the cache.
-        tokens: how many it reads; None where that cannot be told.
-        prompt: how many tokens of the sequence were not generated; None where that cannot be told.
-        generation: the `generate` that made it, if one did.
+        module: the module called: the model, or the one that it wraps.
+        arguments: its arguments by name.
+        past: the number of tokens read in earlier calls, which are in the cache.
+        tokens: the number of tokens it reads; None where unknown.
+        prompt: the number of tokens of the sequence that were not generated; None where unknown.
+        generation: the `generate` that made the call, if one did.
         outer: the call during which this one was made, if any.
         graded: whether autograd was on at the start.
-        caches: of the attention modules whose key or value is tapped.
-        turns: how often the taps with a turn were called.
-        progress: how far the stacks have come whose final norm is tapped.
+        caches: the cache of each attention whose key or value is tapped.
+        turns: the number of the last call of each tap with a turn, by the id of the tap.
+        progress: the progress of the stacks whose final norm is tapped, by the id of its `AfterBlocks`.
     """
 
     module: nn.Module
@@ -75,13 +82,51 @@ class Call:
 
     @property
     def examples(self) -> int | None:
-        """How many sequences it reads; None where that cannot be told."""
+        """The number of sequences that it reads; None where unknown."""
         return examples_named(self.arguments)
 
     def turn_of(self, tap: object) -> int:
-        """Which call of its module this is, of those in this call of the model; counts one more each time."""
+        """Return the number of the call of a tap's module within this call of the model; counts one more each time."""
         self.turns[id(tap)] = self.turns.get(id(tap), -1) + 1
         return self.turns[id(tap)]
+
+
+@runtime_checkable
+class CallContext(Protocol):
+    """The running call of a model, as seen where an activation is read or written.
+
+    For a torch model it is the scope of hooks of an open block, for a model of nnsight the current call of its trace.
+
+    Attributes:
+        call: the running call of the model; None outside of one.
+        generation: the running call of `generate`, if there is one.
+        recomputing: whether gradient checkpointing repeats an earlier forward.
+        stores: whether a changed key or value is kept in the cache; False where the cache is thrown away.
+        unsure: why prompt and generated tokens cannot be distinguished; "" where they can be.
+        is_open: whether activations are to be read and written now.
+    """
+
+    @property
+    def call(self) -> Call | None: ...
+
+    @property
+    def generation(self) -> Generation | None: ...
+
+    @property
+    def recomputing(self) -> bool: ...
+
+    @property
+    def stores(self) -> bool: ...
+
+    @property
+    def unsure(self) -> str: ...
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def frames(self) -> Iterator[FrameType]:
+        """Return the frames in which the model runs, the innermost first."""
+        ...
 
 
 def begin(
@@ -93,30 +138,32 @@ def begin(
     before: Call | None = None,
     prompts: MutableMapping[Any, tuple[int | None, int]] | None = None,
 ) -> Call:
-    """The call that begins now.
+    """Return the call that begins now, with the tokens of the sequence that it reads.
 
     Args:
-        generation: the `generate` that is going on.
-        outer: the call that is going on: of what wraps `module`, or one during which somebody called it again.
+        module: the module called.
+        arguments: its arguments by name.
+        generation: the running `generate`.
+        outer: the running call: of a wrapper of `module`, or one during which the model is called again.
         before: the last call, from which the length of the prompt is known.
-        prompts: cache → the length of its prompt and how many tokens were read into it; this call adds its own.
+        prompts: cache → the length of its prompt and the number of tokens read into it; this call adds its own.
     """
     if outer is not None and module not in _modules(outer):
-        # A wrapper calls what it wraps: the same call, with arguments that have names.
+        # A wrapper calls the model inside it: the same call, with arguments that have names.
         return Call(module, arguments, outer.past, outer.tokens, outer.prompt, outer.generation, outer,
                     caches=outer.caches, turns=outer.turns, progress=outer.progress)  # fmt: skip
     tokens, cache = tokens_in(arguments), arguments.get("past_key_values")
-    mine = generation if outer is None and _belongs(generation, cache, tokens, arguments) else None
+    current = generation if outer is None and _belongs(generation, cache, tokens, arguments) else None
     past, is_cache = 0, hasattr(cache, "get_seq_length")
     prompts = {} if prompts is None else prompts
     if is_cache:
         past = int(cast(Any, cache).get_seq_length())  # at once: a static cache returns a live tensor
-    elif mine is not None and tokens is not None and tokens <= mine.seen:
-        past = mine.seen  # a model with a state of its own, which reads one token a step
-    if mine is not None:
-        mine.prompt += _unread(past, mine.seen) if mine.began and is_cache and tokens else 0
-        mine.cache, mine.began, mine.seen = cache, True, past + (tokens or 0)
-        prompt: int | None = mine.prompt
+    elif current is not None and tokens is not None and tokens <= current.seen:
+        past = current.seen  # a model with a state of its own, which reads one token a step
+    if current is not None:
+        current.prompt += _unread(past, current.seen) if current.began and is_cache and tokens else 0
+        current.cache, current.began, current.seen = cache, True, past + (tokens or 0)
+        prompt: int | None = current.prompt
     elif past == 0:
         prompt = tokens
     elif cache in prompts:
@@ -127,20 +174,21 @@ def begin(
         prompt = before.prompt if follows and before is not None else None
     if is_cache:
         prompts[cache] = prompt, past + (tokens or 0)
-    return Call(module, arguments, past, tokens, prompt, mine, outer)
+    return Call(module, arguments, past, tokens, prompt, current, outer)
 
 
 def _unread(past: int, seen: int) -> int:
-    """How many tokens a cache holds beyond those that were read by name: of an image put before the text."""
+    """Return how many tokens a cache holds beyond those counted: those of an image before the text."""
     return max(0, past - seen)
 
 
 def _modules(call: Call | None) -> list[nn.Module]:
+    """Return the modules of a call and of the calls around it."""
     return [] if call is None else [call.module, *_modules(call.outer)]
 
 
 def _belongs(generation: Generation | None, cache: object, tokens: int | None, arguments: Mapping[str, object]) -> bool:
-    """Whether a call is a step of the generation, and not one that something else makes meanwhile."""
+    """Return whether a call is a step of the generation, not one made for another purpose meanwhile."""
     if generation is None or (generation.began and cache is not generation.cache):
         return False
     grows = cache is not None or tokens is None or tokens > generation.seen
@@ -148,7 +196,7 @@ def _belongs(generation: Generation | None, cache: object, tokens: int | None, a
 
 
 def generation_of(model: nn.Module, args: tuple, kwargs: dict) -> Generation:
-    """The generation that begins when `model.generate(*args, **kwargs)` is called."""
+    """Return the generation that begins with a call of `model.generate(*args, **kwargs)`."""
     arguments = {**({"inputs": args[0]} if args else {}), **kwargs}
     decodes = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     if decodes:
@@ -160,24 +208,24 @@ def generation_of(model: nn.Module, args: tuple, kwargs: dict) -> Generation:
 
 
 def _starts(model: nn.Module, arguments: Mapping[str, object]) -> bool:
-    """Whether `generate` puts the start token before the decoder's tokens, as it does where none begins with it."""
+    """Return whether `generate` adds the start token to the decoder's tokens: it does where none begins with it."""
     given = arguments.get("decoder_input_ids")
     settings = (arguments.get("generation_config"), getattr(model, "generation_config", None), model.config)
-    named = [
+    stated = [
         arguments.get("decoder_start_token_id"),
         *(getattr(each, "decoder_start_token_id", None) for each in settings),
     ]
-    start = next((each for each in named if isinstance(each, int)), None)
+    start = next((each for each in stated if isinstance(each, int)), None)
     return isinstance(given, Tensor) and given.ndim > 1 and start is not None and not bool((given[:, 0] == start).any())
 
 
 def examples_named(arguments: Mapping[str, object]) -> int | None:
-    """How many sequences the arguments of a call hold; None where they hold no tokens."""
+    """Return how many sequences the arguments of a call hold; None where they hold no tokens."""
     return next((len(value) for value in _sequences(arguments)), None)
 
 
 def tokens_in(arguments: Mapping[str, object]) -> int | None:
-    """How many tokens the arguments of a call hold."""
+    """Return how many tokens the arguments of a call hold in each sequence; None where they hold none."""
     return next((value.shape[1] for value in _sequences(arguments)), None)
 
 
@@ -189,14 +237,14 @@ def _sequences(arguments: Mapping[str, object]) -> Iterator[Tensor]:
 
 
 def call(model: nn.Module, inputs: object) -> object:
-    """`model(**inputs)` for a mapping, `model(*inputs)` for a tuple or list, else `model(inputs)`."""
+    """Return `model(**inputs)` for a mapping, `model(*inputs)` for a tuple or list, else `model(inputs)`."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
 
 def arguments_of(model: Model, inputs: object) -> Mapping[str, object]:
-    """What `call(model, inputs)` passes, by name."""
+    """Return the arguments that `call(model, inputs)` passes, by name."""
     model = module_of(model)
     if isinstance(inputs, Mapping):
         return named(model, (), dict(inputs))
@@ -204,7 +252,7 @@ def arguments_of(model: Model, inputs: object) -> Mapping[str, object]:
 
 
 def named(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
-    """The arguments of a call by name, those gathered in `**kwargs` included."""
+    """Return the arguments of a call by name, including those that the model gathers in `**kwargs`."""
     try:
         bound = signature_of(_forward_of(model)).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
@@ -213,18 +261,18 @@ def named(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
 
 
 def _forward_of(model: nn.Module) -> Any:
-    """Its `forward`; where nnsight stands in front of it, that of its class, whose arguments have names."""
+    """Return the `forward` of a model; where nnsight has replaced it, that of its class, whose arguments have names."""
     own = vars(model).get("forward")
     return model.forward if type(own).__module__.split(".")[0] != "nnsight" else type(model).forward.__get__(model)
 
 
 def parameters_of(model: nn.Module) -> Mapping[str, object]:
-    """The parameters of its `forward`, by name."""
+    """Return the parameters of the `forward` of a model, by name."""
     return signature_of(_forward_of(model)).parameters
 
 
 def signature_of(function: Any) -> Signature:
-    """`inspect.signature`, which is slow, once for all objects of a class.
+    """Return `inspect.signature`, which is slow, computed once for all objects of a class.
 
     Raises:
         ValueError, TypeError: as `inspect.signature`.

@@ -1,4 +1,4 @@
-"""Which normalisation comes after the blocks of a stack: in the order of computation, not of registration."""
+"""Find the normalisation after the blocks of a stack, in the order of computation, not of registration."""
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
@@ -14,30 +14,30 @@ from interventions.models.stacks import Stack
 
 @dataclass(frozen=True, eq=False)
 class AfterBlocks:
-    """What each run is held to: a call of a norm is the one after a stack where the last of its blocks has just run."""
+    """The condition on a call of a final norm: the last block of its stack has just run."""
 
     stack: Stack
 
     def note(self, block: nn.Module, progress: Progress) -> None:
-        """A block has run."""
+        """Note that a block has run."""
         blocks = self.stack.blocks
         shared = len(set(blocks)) < len(blocks)
         progress.latest = (progress.latest + 1) % len(blocks) if shared else blocks.index(block)
 
     def is_now(self, progress: Progress) -> bool:
-        """Whether the last block has just run."""
+        """Return whether the last block has just run."""
         return progress.latest == len(self.stack.blocks) - 1
 
 
 def final_norm(model: nn.Module, stack: Stack, paths: dict[nn.Module, str], blocks: Set[nn.Module]) -> nn.Module:
-    """The normalisation after the last block of `stack`, as the code of the forwards says.
+    """Return the normalisation after the last block of `stack`, according to the source of the forwards.
 
-    It is one that the module which runs the blocks calls after them; or the first thing with weights that is computed
-    after that. Each run is held to it: see `AfterBlocks`.
+    It is a norm that the module which runs the blocks calls after them, or else the first module with weights computed
+    after that module. In each run `AfterBlocks` checks the order.
 
     Args:
-        paths: of the modules of `model`.
-        blocks: of all stacks of the model.
+        paths: the path of each module of `model`.
+        blocks: the blocks of all stacks of the model.
 
     Raises:
         Missing: there is none.
@@ -54,8 +54,8 @@ def final_norm(model: nn.Module, stack: Stack, paths: dict[nn.Module, str], bloc
         own = takewhile(lambda module: not _holds(module, blocks), later if inner else ())
         norms = list(dict.fromkeys(filter(is_norm, own)))
         if len(norms) > 1 and _runs_beside(owner, relative, blocks - set(stack.blocks)):
-            named = ", ".join(repr(paths[norm]) for norm in norms)
-            raise Missing(f"other blocks run beside its own, and which of {named} is theirs cannot be told")
+            names = ", ".join(repr(paths[norm]) for norm in norms)
+            raise Missing(f"other blocks run beside its own, and which of {names} comes after those is unknown")
         if norms:
             return norms[0]
         first = next(filter(None, (_first(module, blocks) for module in later)), None)
@@ -69,13 +69,13 @@ def final_norm(model: nn.Module, stack: Stack, paths: dict[nn.Module, str], bloc
 
 
 def _after(owner: nn.Module, path: str, blocks: Set[nn.Module]) -> Iterator[nn.Module]:
-    """The parts that the forward of `owner` uses after the part at `path` or what contains it, in order."""
+    """Yield the parts that the forward of `owner` uses after the part at `path`, or the one around it, in order."""
     found = uses(owner)
     mine = [i for i, use in enumerate(found) if _leads(use.path, path)]
     called = [i for i in mine if found[i].is_called]
     if mine:
         later = [use for use in found[(called or mine)[-1] + 1 :] if not _leads(use.path, path)]
-    else:  # it is not named there: the order in which the parts were registered is all that is known
+    else:  # the forward does not name it: only the order in which the parts were registered is known
         names = [name for name, _ in owner.named_children()]
         later = [Use(name, True) for name in names[names.index(path.partition(".")[0]) + 1 :]]
     for use in later:
@@ -87,13 +87,14 @@ def _after(owner: nn.Module, path: str, blocks: Set[nn.Module]) -> Iterator[nn.M
 
 
 def _runs_beside(owner: nn.Module, path: str, others: Set[nn.Module]) -> bool:
-    """Whether `owner` runs blocks of other stacks before the part at `path` ends: two streams, each with its norm."""
+    """Return whether `owner` runs blocks of other stacks before the part at `path` ends: two parallel streams."""
     found = uses(owner)
     last = max((i for i, use in enumerate(found) if _leads(use.path, path)), default=-1)
     return any(_holds(owner.get_submodule(use.path), others) for use in found[:last] if not _leads(use.path, path))
 
 
 def _leads(start: str, path: str) -> bool:
+    """Return whether the module at `path` is the one at `start` or lies inside it."""
     return f"{path}.".startswith(f"{start}.")
 
 
@@ -102,7 +103,7 @@ def _holds(module: nn.Module, blocks: Set[nn.Module]) -> bool:
 
 
 def _first(module: nn.Module, blocks: Set[nn.Module]) -> nn.Module | None:
-    """The first thing with weights that runs inside `module`, as far as that can be told; None if nothing has any."""
+    """Return the first module with weights that runs inside `module`, as far as the source shows; None without any."""
     if is_norm(module):
         return module
     if not any(True for _ in module.parameters()):

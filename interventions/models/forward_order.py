@@ -1,4 +1,4 @@
-"""In which order the `forward` of a module uses its parts, as its source says; nothing is run."""
+"""Read the source of a `forward` for the order in which it uses the parts of its module; nothing is run."""
 
 import ast
 import inspect
@@ -11,25 +11,25 @@ from typing import Any
 
 from torch import nn
 
-# What else is added up in a forward: numbers, lists, what is put beside the tokens or added to them at the start.
+# Names of values that a forward adds and that are no states: numbers, lists, positions, embeddings.
 _GATHERED = re.compile(r"all_|outputs|height|width|size|num|count|index|\bi\b|_token\b|position|pos_|embed")
-_DEPTH = 8  # of methods that call each other
+_DEPTH = 8  # the most methods that call each other
 _Function = ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True)
 class Use:
-    """A part of a module that its `forward` uses: its dotted path, and whether it is called there, or only named."""
+    """A part of a module that its `forward` uses: its dotted path, and whether it is called there or only named."""
 
     path: str
     is_called: bool
 
 
 def uses(module: nn.Module) -> list[Use]:
-    """What the `forward` of `module` uses of its parts, in the order in which it is computed.
+    """Return the parts of `module` that its `forward` uses, in the order of computation.
 
-    The methods that it calls on itself stand where it calls them. A `Sequential` calls its entries. Empty where the
-    source cannot be read.
+    Methods that it calls on itself are followed. A `Sequential` calls its entries. The list is empty where the source
+    cannot be read.
 
     >>> class Net(nn.Module):
     ...     def __init__(self):
@@ -44,16 +44,16 @@ def uses(module: nn.Module) -> list[Use]:
     """
     if isinstance(module, nn.Sequential):
         return [Use(name, True) for name, _ in module.named_children()]
-    return list(_of_method(module, type(module), "forward", 0))
+    return list(_uses_in_method(module, type(module), "forward", 0))
 
 
 def has_forward(module: nn.Module) -> bool:
-    """Whether a module can be called: a `ModuleList` or `ModuleDict` cannot."""
+    """Return whether a module can be called: a `ModuleList` or `ModuleDict` cannot."""
     return getattr(type(module).forward, "__name__", "") != "_forward_unimplemented"
 
 
 def adds(module: nn.Module) -> bool:
-    """Whether the `forward` of a module adds two states, as a residual block does: no numbers, and no tuples."""
+    """Return whether the `forward` of a module adds two states, as a residual block does, not numbers or tuples."""
     return not isinstance(module, nn.Sequential) and _adds(inspect.unwrap(type(module).forward))
 
 
@@ -64,6 +64,7 @@ def _adds(function: Any) -> bool:
 
 
 def _is_sum(node: ast.AST) -> bool:
+    """Return whether a node of the source adds two states."""
     if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
         sides = [node.target, node.value]
     elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
@@ -77,15 +78,15 @@ def _is_sum(node: ast.AST) -> bool:
 
 @dataclass(frozen=True)
 class _Load:
-    """`self.a.b`, or with `is_super` `super().a`, as the source has it."""
+    """An expression `self.a.b` in the source, or `super().a` with `is_super`."""
 
     names: tuple[str, ...]
     is_called: bool = False
     is_super: bool = False
 
 
-def _of_method(module: nn.Module, start: type, name: str, depth: int) -> Iterator[Use]:
-    """What a method uses, of the class `start` or the next one that has it."""
+def _uses_in_method(module: nn.Module, start: type, name: str, depth: int) -> Iterator[Use]:
+    """Yield the parts that a method uses: that of the class `start`, or of the next class with such a method."""
     mro = type(module).__mro__
     holders = [each for each in mro[mro.index(start) :] if name in vars(each)]
     if not holders or depth > _DEPTH or holders[0] is nn.Module:
@@ -93,12 +94,13 @@ def _of_method(module: nn.Module, start: type, name: str, depth: int) -> Iterato
     after = mro.index(holders[0]) + 1
     for load in _loads(inspect.unwrap(getattr(vars(holders[0])[name], "__func__", vars(holders[0])[name]))):
         if load.is_super:
-            yield from _of_method(module, mro[after], load.names[0], depth + 1)
+            yield from _uses_in_method(module, mro[after], load.names[0], depth + 1)
         else:
-            yield from _resolved(module, load, depth)
+            yield from _resolve(module, load, depth)
 
 
-def _resolved(module: nn.Module, load: _Load, depth: int) -> Iterator[Use]:
+def _resolve(module: nn.Module, load: _Load, depth: int) -> Iterator[Use]:
+    """Yield the part of a module that an expression names, or the parts that the method it calls uses."""
     found: Any = module
     for count, name in enumerate(load.names):
         inner = found._modules.get(name)
@@ -106,7 +108,7 @@ def _resolved(module: nn.Module, load: _Load, depth: int) -> Iterator[Use]:
             if count:  # an attribute, or a method, of a part
                 yield Use(".".join(load.names[:count]), load.is_called and count + 1 == len(load.names))
             elif name not in found._modules and load.is_called and len(load.names) == 1:
-                yield from _of_method(module, type(module), name, depth + 1)
+                yield from _uses_in_method(module, type(module), name, depth + 1)
             return
         found = inner
     yield Use(".".join(load.names), load.is_called)
@@ -114,6 +116,7 @@ def _resolved(module: nn.Module, load: _Load, depth: int) -> Iterator[Use]:
 
 @lru_cache(maxsize=4096)
 def _loads(function: Any) -> tuple[_Load, ...]:
+    """Return the expressions `self.…` and `super().…` of a method in the order of computation."""
     tree = _tree(function)
     method = next((node for node in ast.walk(tree) if isinstance(node, _Function)), None) if tree else None
     if method is None or not method.args.args:
@@ -123,7 +126,7 @@ def _loads(function: Any) -> tuple[_Load, ...]:
 
 
 def _tree(function: Any) -> ast.Module | None:
-    """The source of a function, None where it cannot be read."""
+    """Return the syntax tree of a function; None where its source cannot be read."""
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError):
@@ -131,13 +134,18 @@ def _tree(function: Any) -> ast.Module | None:
 
 
 class _Reader:
-    """Reads what is loaded from `owner` in the order in which Python computes it."""
+    """Reads expressions on `owner` (`self`) in the order in which Python computes them.
+
+    Attributes:
+        names: local variable → the names of the part that it holds.
+    """
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
-        self.names: dict[str, tuple[str, ...]] = {}  # of local variables that hold a part
+        self.names: dict[str, tuple[str, ...]] = {}
 
     def read(self, nodes: list[Any]) -> Iterator[_Load]:
+        """Yield the expressions in several nodes, one after the other."""
         for node in nodes:
             yield from self._of(node)
 
@@ -184,7 +192,7 @@ class _Reader:
                 self.names.pop(name.id, None)
 
     def _entries(self, target: ast.AST, given: ast.AST) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """The variables that a loop over lists of parts sets, each with its list."""
+        """Yield the variables that a loop over lists of parts sets, each with its list."""
         called = given.func.id if isinstance(given, ast.Call) and isinstance(given.func, ast.Name) else ""
         if isinstance(target, ast.Tuple) and isinstance(given, ast.Call) and called in ("enumerate", "zip"):
             lists = [ast.Constant(0), *given.args[:1]] if called == "enumerate" else given.args
@@ -199,7 +207,7 @@ class _Reader:
             self.names.pop(target.id, None)
 
     def _chain(self, node: ast.AST) -> tuple[str, ...]:
-        """The names of `self.a.b`, `self.a["b"]` or of a variable that stands for them; none of anything else."""
+        """Return the names in `self.a.b`, `self.a["b"]` or a variable that holds such a part; () of anything else."""
         if isinstance(node, ast.Name):
             return self.names.get(node.id, ())
         inner: ast.AST | None = None
@@ -215,7 +223,7 @@ class _Reader:
         return (*before, name) if before else ()
 
     def _super(self, node: ast.AST) -> str:
-        """The method of `super().method`."""
+        """Return the name of the method in `super().method`; "" of anything else."""
         inner = node.value if isinstance(node, ast.Attribute) else None
         is_super = isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name) and inner.func.id == "super"
         return node.attr if is_super and isinstance(node, ast.Attribute) else ""

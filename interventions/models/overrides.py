@@ -1,4 +1,4 @@
-"""Model types in which the structure misleads: where their blocks are. A user may add one."""
+"""The model types whose structure misleads, and where their blocks are; a user may add others."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ from interventions.names import shown
 
 @dataclass(frozen=True)
 class Blocks:
-    """Where the blocks of a model type are.
+    """An entry of the table: the lists of blocks of one model type.
 
     Attributes:
-        paths: the dotted paths of the lists of blocks, in order, without what a model with a head puts in front.
-        why: what is misleading about the structure.
-        in_order: from the model and the blocks in a list to the blocks in the order in which they run, where some run
-            more than once: layer i is then the i-th call.
-        axes: of what the blocks hold and return, as `interventions.models.axes` writes them, where it has as many axes
-            and their order cannot be told from the modules. Streams side by side are written as heads are.
-        resumes: False where a run without a cache computes something else, so that none is taken up half way.
-        masks: of parts whose tokens are none of the text, where neither name nor configuration says so: path → the
-            argument of the model that masks them, "" if none does. Of the path "", the model: its own mask.
+        paths: the dotted paths of the lists of blocks, in order, without the prefix of a model with a head.
+        why: why the structure misleads.
+        in_order: a function from the model and the blocks of a list to the blocks in the order of their calls, where
+            some run more than once: layer i is then the i-th call.
+        axes: the axes of the activations in the blocks, as an einops pattern of `interventions.models.axes`, where the
+            modules do not show their order. Parallel streams are written as heads.
+        resumes: whether a run may resume half way; False where a run without a cache computes something else.
+        masks: path → the argument of the model that masks the tokens of the part at this path, "" if none does; for
+            parts that do not read the text although neither name nor configuration says so. The path "" is the model.
     """
 
     paths: tuple[str, ...]
@@ -36,13 +36,13 @@ class Blocks:
     masks: Mapping[str, str] = field(default_factory=dict)
 
     def lists_in(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
-        """The lists of `model`, with their whole paths; empty where it has none of them."""
+        """Return the lists of blocks of `model` with their whole paths; [] where it has none."""
         modules = [(path, module) for path, module in model.named_modules() if path]
         return [found for end in self.paths for found in modules if f".{found[0]}".endswith(f".{end}")]
 
 
 def _shared_in_groups(model: nn.Module, groups: tuple[nn.Module, ...]) -> tuple[nn.Module, ...]:
-    """ALBERT: a few groups, each of which makes several layers in a row."""
+    """Return the blocks of ALBERT in the order of its layers: a few groups, each used for several layers in a row."""
     layers = int(getattr(model.config, "num_hidden_layers", len(groups)))
     return tuple(groups[layer * len(groups) // layers] for layer in range(layers))
 
@@ -88,9 +88,10 @@ def register_blocks(model_type: str, *paths: Any, why: str = "", masks: Mapping[
     Args:
         model_type: as in `model.config.model_type`; the class name for models without a configuration.
         paths: the dotted path of each list of blocks, e.g. `"encoder.layers"`.
-        why: for whoever reads the table.
-        masks: of parts that read something else than the text, {path: the argument that masks it, "" if none does}; of
-            the path "" the argument that is 1 where tokens of the model are real, if that is not `attention_mask`.
+        why: why the structure misleads, for readers of the table.
+        masks: {path: argument} of parts that read something else than the text, with the argument of the model that
+            masks them, "" if none does. For the path "", the argument that is 1 where tokens of the model are real, if
+            that is not `attention_mask`.
 
     Raises:
         InterventionError: a path that is no text.
@@ -109,7 +110,7 @@ def register_blocks(model_type: str, *paths: Any, why: str = "", masks: Mapping[
 
 
 def exception_for(model: nn.Module) -> Blocks | None:
-    """The entry for the type of `model`, or of one that it wraps, if there is one."""
+    """Return the entry for the type of `model`, or of a model that it wraps; None if there is none."""
     for inner in unwrapped(model):
         kind = getattr(getattr(inner, "config", None), "model_type", None)
         entry = EXCEPTIONS.get(kind or type(inner).__name__)

@@ -1,4 +1,4 @@
-"""Which tokens of an activation are real: its mask belongs to the place, and is neither cut nor filled up."""
+"""Tell which tokens of an activation are real and which are padding, from the mask that the model was called with."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,18 @@ Lengths = Callable[[Int[Tensor, " batch"], int, int], Int[Tensor, " batch"] | No
 def real_of(
     mask: Tensor | None, batch: int, width: int, *, beside: bool = False, lengths: Lengths | None = None
 ) -> Bool[Tensor, "batch width"] | None:
-    """Which of `width` tokens of each example are no padding; None where that cannot be told. It is on the CPU.
+    """Return which of `width` tokens of each example are real, on the CPU; None where that is unknown.
 
-    A mask of as many tokens says so. Of another width it is the mask of something else that was made into these
-    tokens. Without padding in it, all of them are real. Of frames, the convolutions tell how many tokens they
-    make of those that are real. Else it cannot be told for what was made of a text; beside it, all tokens are real.
+    A mask with `width` columns is the answer itself. A mask of another width belongs to the input from which these
+    tokens were computed. If it masks nothing, all tokens are real. If it masks frames, the convolutions give the number
+    of tokens for each number of frames. Else the real tokens are unknown for a text, and all tokens of an input
+    beside a text are real.
 
     Args:
-        mask: what the model was called with; None is no padding.
-        beside: whether it stands beside the text that the model reads: as `interventions.models.sides.Side` has it.
-        lengths: from numbers of frames, that of all of them and `width` to numbers of tokens, or None.
+        mask: the mask that the model was called with; None is no padding.
+        beside: whether the tokens are not those of the text: `beside` of `interventions.models.sides.Side`.
+        lengths: a function from the numbers of real frames `[batch]`, the number of all frames and `width` to the
+            numbers of real tokens `[batch]`, or to None.
 
     >>> real_of(torch.tensor([[1, 1, 0]]), 1, 3)
     tensor([[ True,  True, False]])
@@ -36,11 +38,12 @@ def real_of(
         return mask.bool()
     if mask.ndim == 2 and bool(mask.bool().all()):
         return everything
-    counted = _of_frames(mask.bool(), batch, width, lengths) if lengths is not None and mask.ndim == 2 else None
+    counted = _count_tokens(mask.bool(), batch, width, lengths) if lengths is not None and mask.ndim == 2 else None
     return everything if counted is None and beside else counted
 
 
-def _of_frames(mask: Tensor, batch: int, width: int, lengths: Lengths) -> Tensor | None:
+def _count_tokens(mask: Tensor, batch: int, width: int, lengths: Lengths) -> Tensor | None:
+    """Return which tokens convolutions make of the real frames; None for a mask that does not end in its padding."""
     frames = mask.sum(1)
     ends_padded = torch.equal(mask, torch.arange(mask.shape[1]) < frames[:, None])
     tokens = lengths(frames, mask.shape[1], width) if len(mask) == batch and ends_padded else None

@@ -1,4 +1,4 @@
-"""A location found in one model: which tensor of which module it is, and what its axes are."""
+"""A location found in one model: a tensor of one of its modules, and the axes of that tensor."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ class Place:
     """A location found in a model.
 
     Attributes:
-        module: the module whose input, output or attention it is.
+        module: the module with the activation.
         path: its dotted path.
-        io: "input" or "output", or what else is read or written: a site with heads of an attention module, the final
-            state of a recurrent one, the "logits" of a model.
-        block: the block that is or contains it, None outside of all blocks.
-        side: whose tokens its tokens are, and which argument of the model masks them.
-        lengths: what says how many tokens the convolutions before it make of so many frames, if anything does.
-        stack: the stack that it comes after: the normalisation after its blocks, or the logits (of the last stack).
-        heads: into how many heads its last axis is divided, where these lie side by side.
-        kind: of the attention, see `interventions.models.sites.Attention`.
-        turn: which call of the block it is, where layers share blocks.
-        axes: of what its block holds, where `interventions.models.overrides` states them.
-        unflattens: whether its examples and tokens may lie on one axis, as in OPT's feed-forward part.
-        operations: the names of an operation in the forward of the module, and of those inside of it; none for the
-            module itself.
+        io: the activation: "input" or "output" of the module, a site with heads of an attention, the final state of a
+            recurrent module, or the "logits" of a model.
+        block: the block that is or contains the module; None outside of all blocks.
+        side: the input to which its tokens belong, with the argument of the model that masks them.
+        lengths: the part of the model that counts the tokens its convolutions make of frames, if there is one.
+        stack: the stack before it, for the normalisation after the blocks and for the logits (the last stack).
+        heads: the number of heads side by side on the last axis; None where the last axis has no heads.
+        kind: the kind of attention, as in `interventions.models.sites.Attention`.
+        turn: the number of the call of the block, where layers share blocks.
+        axes: the axes of activations in the block, where `interventions.models.overrides` states them.
+        unflattens: whether examples and tokens may lie on one axis, as in the feed-forward part of OPT.
+        operations: the name of an operation in the forward of the module, after those of the calls that it is in; ()
+            for the module itself.
     """
 
     module: nn.Module
@@ -55,33 +55,33 @@ class Place:
 
     @property
     def after(self) -> AfterBlocks | None:
-        """What each run is held to, of the normalisation after the blocks of a stack."""
+        """The condition on a call of the normalisation after the blocks of a stack; None for other places."""
         return None if self.stack is None or self.io == "logits" else AfterBlocks(self.stack)
 
     @property
     def mask(self) -> str:
-        """The argument of the model that says which of its tokens are real; "" if none does."""
+        """The argument of the model that masks the padding among its tokens; "" if none does."""
         return self.side.mask
 
     def real(self, arguments: Mapping[str, object], batch: int, width: int) -> Bool[Tensor, "batch width"] | None:
-        """Which of `width` tokens there are no padding, in a run of the model with these arguments; see `real_of`."""
+        """Return which of `width` tokens are real in a run of the model with these arguments; see `real_of`."""
         mask = arguments.get(self.mask)
-        counted = None if self.lengths is None else partial(token_lengths, self.lengths)
+        lengths = None if self.lengths is None else partial(token_lengths, self.lengths)
         return real_of(
-            mask if isinstance(mask, Tensor) else None, batch, width, beside=self.side.beside, lengths=counted
+            mask if isinstance(mask, Tensor) else None, batch, width, beside=self.side.beside, lengths=lengths
         )
 
     @property
     def is_block_output(self) -> bool:
-        """Whether it is what a block returns, not what is inside one."""
+        """True for the output of a block, False for a place inside one or outside of all blocks."""
         return self.module is self.block and self.io == "output" and not self.operations
 
     def axes_of(self, state: Tensor) -> str:
-        """The axes of what is there, as `interventions.models.axes` writes them."""
+        """Return the axes of an activation at this place, as an einops pattern of `interventions.models.axes`."""
         if self.operations and state.ndim == 4 and kind_of(self.module) is not None:
             return self._axes_inside(state)
         if self.io in ("attention_scores", "attention_pattern"):
-            return "b h t d"  # of scores one row of keys for each head and query
+            return "b h t d"  # a row of scores over the keys is the vector of one head and query
         if self.heads is not None and self.axes == "t b d":
             return "t b h d"
         if self.io in HEAD_SITES or self.heads is not None:
@@ -94,11 +94,11 @@ class Place:
 
     @property
     def _is_function(self) -> bool:
-        """Whether it is the attention function of transformers, which returns `[batch, token, head, dims]`."""
+        """True for the attention function of transformers, which returns `[batch, token, head, dims]`."""
         return len(self.operations) == 1 and self.operations[0].rpartition("_")[0].endswith("interface")
 
     def _axes_inside(self, state: Tensor) -> str:
-        """Those of four axes in the forward of an attention: heads before the tokens, or after."""
+        """Return the order of four axes in the forward of an attention: heads before the tokens, or after."""
         if self._is_function:
             return "b t h d"
         config = getattr(self.module, "config", None)
@@ -107,7 +107,7 @@ class Place:
         return "b t h d" if after and not before else "b h t d"
 
     def check_axes(self, state: Tensor, location: Location) -> None:
-        """Raise where it cannot be told which of two axes is that of the heads, and one of them is chosen from."""
+        """Raise InterventionError for heads or positions where the axes of heads and tokens cannot be distinguished."""
         if not (self.operations and state.ndim == 4 and kind_of(self.module) is not None):
             return
         if self._is_function or tuple(state.shape[1:3]) == (1, 1):
@@ -115,5 +115,5 @@ class Place:
         if self.axes_of(state) == self.axes_of(state.transpose(1, 2)):
             raise InterventionError(
                 f"{location} has shape {list(state.shape)}: as many heads as tokens, or neither, so which are which "
-                "cannot be told; leave heads and positions out, use a sequence of another length, or a site with heads."
+                "is unknown; leave heads and positions out, use a sequence of another length, or a site with heads."
             )

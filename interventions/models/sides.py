@@ -1,4 +1,4 @@
-"""Whose tokens those at a place are: of the text that a call reads, of an encoder, or of an image beside it."""
+"""Tell to which input the tokens at a place belong: the text of the call, the text of an encoder, or an image."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -29,15 +29,15 @@ _LENGTHS = ("_get_feat_extract_output_lengths", "_get_subsampling_output_length"
 
 @dataclass(frozen=True)
 class Side:
-    """Whose tokens those of a part of a model are.
+    """The input to which the tokens in a part of a model belong.
 
     Attributes:
-        mask: the argument of the model that says which of them are real; "" if none does.
-        encodes: whether all of them are there from the start, and none is generated: past, prompt and steps of the
-            call are not theirs.
-        beside: whether they are no tokens of the text, or of the one input, that the model reads: of an image, of a
-            sound, or queries of a number of their own.
-        supposed: whether the mask is called so by convention alone: the model names no argument so.
+        mask: the argument of the model that masks its padding; "" if none does.
+        encodes: whether all its tokens are there from the start and none is generated, so that past, prompt and steps
+            of the call do not apply to them.
+        beside: whether it is something else than the text, or the one input, that the model reads: an image, a sound,
+            or a number of learned queries.
+        supposed: whether the name of the mask is a mere convention, and no argument of the model has it.
     """
 
     mask: str
@@ -50,15 +50,15 @@ NOWHERE = Side("")
 
 
 def side_of(model: nn.Module, path: str, *, sided: bool, block: str | None = None, io: str = "output") -> Side:
-    """Whose tokens those of the module at `path` are.
+    """Return the input to which the tokens in the module at `path` belong.
 
-    It is told by the names on the path and by the configuration of the parts, in a model that reads text beside
-    something else; `interventions.models.overrides` says it where these mislead.
+    In a model that reads text beside something else, the names on the path and the configurations of the parts decide;
+    where these mislead, `interventions.models.overrides` does.
 
     Args:
         sided: whether the model has an encoder and a decoder.
         block: the path of the block around the module, if there is one.
-        io: "key" and "value" of a cross-attention are of what is attended to.
+        io: the side of the module; "key" and "value" of a cross-attention belong to the input attended to.
     """
     takes = parameters_of(unwrapped(model)[-1])
     crosses = io in ("key", "value") and CROSS.search(path if block is None else path.removeprefix(block)) is not None
@@ -82,7 +82,7 @@ def side_of(model: nn.Module, path: str, *, sided: bool, block: str | None = Non
 
 
 def has_sides(model: nn.Module, stacks: Mapping[str, str]) -> bool:
-    """Whether a model has an encoder and a decoder, by the names and paths of its stacks."""
+    """Return whether a model has an encoder and a decoder, by the names and paths of its stacks."""
     if {"encoder", "decoder"} <= stacks.keys():
         return True
     if "decoder_input_ids" not in parameters_of(unwrapped(model)[-1]):
@@ -96,23 +96,23 @@ def _kind_of(path: str) -> str:
 
 
 def _is_beside(model: nn.Module, path: str) -> bool:
-    """Whether a part of a model that reads text is none of what reads it."""
+    """Return whether a part of a model that reads text reads something else."""
     if "input_ids" not in parameters_of(unwrapped(model)[-1]):
         return False
     return _BESIDE.search(path) is not None or _is_another_part(model, path)
 
 
 def _mask_beside(path: str, takes: Mapping[str, object]) -> str:
-    """The argument that masks what a tower reads, by its name."""
-    for words, named in _MASKS.items():
-        if re.search(words, path, re.I):
-            fits = (name for name in takes if name.endswith("mask") and re.search(named, name, re.I))
+    """Return the argument that masks the input of a tower (images, sounds, …), by its name; "" if none does."""
+    for path_words, argument_words in _MASKS.items():
+        if re.search(path_words, path, re.I):
+            fits = (name for name in takes if name.endswith("mask") and re.search(argument_words, name, re.I))
             return next(fits, "")
     return ""
 
 
 def _is_another_part(model: nn.Module, path: str) -> bool:
-    """Whether the configuration of the innermost part around a module is one beside that of the text."""
+    """Return whether the innermost part with a configuration around a module has another one than the text."""
     config = getattr(unwrapped(model)[-1], "config", None)
     names = getattr(config, "sub_configs", {})
     if "text_config" not in names:
@@ -128,7 +128,7 @@ def _is_another_part(model: nn.Module, path: str) -> bool:
 
 
 def _around(model: nn.Module, path: str) -> Iterator[nn.Module]:
-    """The model and what is on the way to the module at `path`, with it."""
+    """Yield the model and the modules on the way to the one at `path`, that one included."""
     module = model
     yield module
     for name in path.split(".") if path else ():
@@ -137,7 +137,7 @@ def _around(model: nn.Module, path: str) -> Iterator[nn.Module]:
 
 
 def lengths_at(model: nn.Module, path: str, side: Side) -> nn.Module | None:
-    """The part of a model that says how many tokens its convolutions make of so many frames; of a text none."""
+    """Return the part of a model that counts the tokens its convolutions make of frames; None for a text."""
     if not side.encodes and "input_ids" in parameters_of(unwrapped(model)[-1]):
         return None
     for module in reversed(list(_around(model, path))):
@@ -148,15 +148,24 @@ def lengths_at(model: nn.Module, path: str, side: Side) -> nn.Module | None:
 
 
 def token_lengths(part: nn.Module, frames: Tensor, whole: int, width: int) -> Tensor | None:
-    """How many tokens the convolutions of `part` make of so many frames, `[batch]`; None if not `width` of `whole`."""
+    """Return how many tokens the convolutions of `part` make of so many frames.
+
+    Args:
+        frames: the numbers of real frames, `[batch]`.
+        whole: the number of all frames.
+        width: the number of tokens at the place.
+
+    Returns:
+        The numbers of tokens `[batch]`; None if the convolutions do not make `width` tokens of `whole` frames.
+    """
     counts: list[Callable[..., Any]] = [getattr(part, name) for name in _LENGTHS if hasattr(part, name)]
     for count in counts:
         for settings in ({"add_adapter": False}, {}):
             try:
-                made = count(frames.new_tensor([*frames.tolist(), whole]), **settings)
+                counted = count(frames.new_tensor([*frames.tolist(), whole]), **settings)
             except TypeError:  # it has no adapter
                 continue
-            for lengths in made if isinstance(made, tuple) else (made,):
+            for lengths in counted if isinstance(counted, tuple) else (counted,):
                 if int(lengths[-1]) == width:
                     return lengths[:-1]
     return None

@@ -1,4 +1,4 @@
-"""Where the sites inside a block are: its attention, its feed-forward part and their projections, by structure."""
+"""Find the parts of a block by structure: its attention, its feed-forward part and their projections."""
 
 import dis
 import re
@@ -52,11 +52,12 @@ class Attention:
     """The attention of a block.
 
     Attributes:
-        module: what computes it; `path` inside the block.
-        kind: how: "interface" (the attention functions of transformers), "sdpa" (it calls
-            scaled_dot_product_attention), "torch" (it leaves all, the output projection included, to torch's
-            multi-head attention) or "own" (products and a softmax of its own, or another way to its heads).
-        projection: its output projection, None if it has none of its own.
+        module: the module that computes it.
+        path: the path of the module inside the block.
+        kind: how it is computed: "interface" (by the attention functions of transformers), "sdpa" (by a call of
+            scaled_dot_product_attention), "torch" (by torch's multi-head attention, the output projection included) or
+            "own" (by products and a softmax written out, or otherwise).
+        projection: the output projection; None if it is no module.
     """
 
     module: nn.Module
@@ -66,12 +67,12 @@ class Attention:
 
     @property
     def heads(self) -> int | None:
-        """How many query heads it says it has."""
+        """The number of query heads; None where the module states none."""
         return heads_of(self.module)
 
     @property
     def key_heads(self) -> int | None:
-        """How many key and value heads it says it has."""
+        """The number of key and value heads; None where the module states none."""
         groups = getattr(self.module, "num_key_value_groups", None)
         if isinstance(groups, int) and groups and self.heads:
             return self.heads // groups
@@ -79,7 +80,7 @@ class Attention:
 
     @property
     def head_dim(self) -> int | None:
-        """The width of a head, as it says or as the projection implies."""
+        """The width of a head, as the module states it or the projection implies."""
         width = width_in(self.projection) if self.projection is not None else None
         return width // self.heads if width and self.heads else count(self.module, _HEAD_DIM)
 
@@ -91,7 +92,13 @@ class Attention:
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
-    """The feed-forward part of a block: what takes its input, what its last projection is (None: experts, several)."""
+    """The feed-forward part of a block.
+
+    Attributes:
+        input: the module that reads the input of the part.
+        output: the module that returns its output.
+        down: the last projection; None for a mixture of experts, which has several.
+    """
 
     input: nn.Module
     output: nn.Module
@@ -99,11 +106,11 @@ class FeedForward:
 
 
 class Missing(LookupError):
-    """Why a block has no such site."""
+    """The error for a site that a block does not have, with the reason."""
 
 
 def attention_of(block: nn.Module) -> Attention:
-    """The self-attention of a block: the first module that computes attention and is no cross-attention.
+    """Return the self-attention of a block: the first module that computes attention and is no cross-attention.
 
     Raises:
         Missing: it has none.
@@ -118,10 +125,10 @@ def attention_of(block: nn.Module) -> Attention:
 
 
 def attention_at(module: nn.Module) -> Attention:
-    """`module` as an attention.
+    """Return `module` as an attention.
 
     Raises:
-        Missing: it computes none, as far as its code tells.
+        Missing: its code computes no attention.
     """
     kind = kind_of(module)
     if kind is None:
@@ -132,7 +139,7 @@ def attention_at(module: nn.Module) -> Attention:
 
 
 def feed_forward_of(block: nn.Module) -> FeedForward:
-    """The feed-forward part of a block.
+    """Return the feed-forward part of a block.
 
     Raises:
         Missing: it has none, or several.
@@ -165,7 +172,7 @@ def feed_forward_of(block: nn.Module) -> FeedForward:
 
 
 def kind_of(module: nn.Module) -> str | None:
-    """How a module computes attention itself, or None if it does not."""
+    """Return how a module computes attention, as `Attention.kind`; None if it computes none itself."""
     if isinstance(module, nn.MultiheadAttention):
         return "torch"
     return _kind(cast(Hashable, type(module))) or ("own" if _has_parts(module) else None)
@@ -173,6 +180,7 @@ def kind_of(module: nn.Module) -> str | None:
 
 @cache
 def _kind(cls: Any) -> str | None:
+    """Return how the methods of a class compute attention, by the names in their code."""
     names = set(_names_in(cls))
     if "get_interface" in names:
         return "interface"
@@ -187,7 +195,7 @@ def _kind(cls: Any) -> str | None:
 
 
 def _has_parts(module: nn.Module) -> bool:
-    """Whether it has the parts of an attention, though it computes no softmax over keys: hashed, deformable."""
+    """Return whether a module has the parts of an attention, but no softmax over keys: hashed, deformable."""
     if not re.search("att", type(module).__name__, re.I) or count(module, _HEADS) is None:
         return False
     children = dict(module.named_children())
@@ -211,7 +219,7 @@ def _names_in(cls: type) -> Iterator[str]:
 
 
 def _codes(cls: type) -> Iterator[CodeType]:
-    """The code of the methods of a class, those of torch itself left out, with the functions nested in it."""
+    """Yield the code of the methods of a class, without those of torch itself, and of the functions nested in it."""
     for base in cls.__mro__:
         if base.__module__.startswith("torch.") or base is object:
             continue
@@ -231,17 +239,17 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether it is a normalisation: called so, and no more inside it than such."""
+    """Return whether a module is a normalisation: by the name of its class, with only normalisations inside it."""
     return "norm" in type(module).__name__.lower() and all(map(is_norm, module.children()))
 
 
 def has_attention(module: nn.Module) -> bool:
-    """Whether a module or anything in it computes attention."""
+    """Return whether a module or a part of it computes attention."""
     return any(kind_of(part) for part in module.modules())
 
 
 def only_attends(module: nn.Module) -> bool:
-    """Whether a module is an attention and nothing else: all weights are its own, its projection's, norms or scales."""
+    """Return whether a module is only an attention: the other weights in it are those of norms or scales."""
     areas = _attention_areas(module)
     holders = (
         (path, part) for path, part in module.named_modules() if any(True for _ in part.parameters(recurse=False))
@@ -250,12 +258,12 @@ def only_attends(module: nn.Module) -> bool:
 
 
 def is_scale(module: nn.Module) -> bool:
-    """Whether all weights that a module itself has are scales of a residual sum."""
+    """Return whether all weights that a module itself has are scales of a residual sum."""
     return all(map(_SCALES.search, module._parameters))
 
 
 def has_feed_forward(block: nn.Module) -> bool:
-    """Whether a feed-forward part of a block is found."""
+    """Return whether a feed-forward part of a block is found."""
     try:
         feed_forward_of(block)
     except Missing:
@@ -264,29 +272,29 @@ def has_feed_forward(block: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether it is a matrix product: `nn.Linear`, quantised or adapted ones, and the `Conv1D` of transformers."""
+    """Return whether a module is a matrix product: a linear layer, plain, quantised or adapted, or `Conv1D`."""
     return width_in(module) is not None and width_out(module) is not None
 
 
 def width_in(module: nn.Module) -> int | None:
-    """How wide what a linear module is given is."""
+    """Return the width of the input of a linear module; None of any other."""
     width = getattr(module, "in_features", None)
     return width if isinstance(width, int) else getattr(module, "nx", None)
 
 
 def width_out(module: nn.Module) -> int | None:
-    """How wide what a linear module returns is."""
+    """Return the width of the output of a linear module; None of any other."""
     width = getattr(module, "out_features", None)
     return width if isinstance(width, int) else getattr(module, "nf", None)
 
 
 def heads_of(module: nn.Module) -> int | None:
-    """How many query heads an attention module says it has."""
+    """Return how many query heads an attention module states; None if it states none."""
     return count(module, _HEADS)
 
 
 def count(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    """The first number that a module, or its configuration, has under one of `names`."""
+    """Return the first positive number that a module, or its configuration, has under one of `names`."""
     for holder in (module, getattr(module, "config", None)):
         for name in names:
             number = getattr(holder, name, None)
@@ -296,7 +304,7 @@ def count(module: nn.Module, names: tuple[str, ...]) -> int | None:
 
 
 def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The innermost modules that compute attention, in order."""
+    """Return the innermost modules of a block that compute attention, in order, with their paths."""
     found = [(path, module) for path, module in block.named_modules() if kind_of(module)]
     # A wrapper is left out where what it wraps computes the attention through the interface.
     return [
@@ -307,7 +315,7 @@ def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _projection(block: nn.Module, path: str) -> nn.Module | None:
-    """The output projection of the attention at `path`: a part of it, or what follows it in what contains it."""
+    """Return the output projection of the attention at `path`: a part of it, or a module after it around it."""
     own = block.get_submodule(path)
     if isinstance(own, nn.MultiheadAttention):
         return None
@@ -328,7 +336,7 @@ def _projection(block: nn.Module, path: str) -> nn.Module | None:
 
 
 def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The linear modules inside one, but not those of which an adapter makes another."""
+    """Yield the linear modules inside a module, but not those inside an adapted one."""
     if is_linear(module):
         yield prefix, module
         return
@@ -337,13 +345,14 @@ def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
 
 
 def _is_out(path: str) -> bool:
+    """Return whether a path is named as an output projection."""
     parts = [part for part in path.split(".") if not part.isdigit() and part != "base_layer"]
     name = parts[-2] if parts[-1] == "linear" and len(parts) > 1 else parts[-1]
     return bool(_OUT.fullmatch(name)) and not _IN.fullmatch(name)
 
 
 def _attention_areas(block: nn.Module) -> list[str]:
-    """The paths of the attention modules with their projections."""
+    """Return the paths below which a block has its attentions and their projections."""
     paths = {module: path for path, module in block.named_modules()}
     areas = []
     for path, _ in _attentions(block):
@@ -356,11 +365,12 @@ def _attention_areas(block: nn.Module) -> list[str]:
 
 
 def _inside(path: str, areas: list[str]) -> bool:
+    """Return whether a path lies below one of `areas`."""
     return any(f"{path}.".startswith(f"{area}.") if area else True for area in areas)
 
 
 def _ancestor(paths: list[str], leaf: bool = False) -> str:
-    """The path that is the start of all of them; "" for the block itself."""
+    """Return the path of the innermost module around all paths; "" for the block itself."""
     parts = [path.split(".") if leaf else path.split(".")[:-1] for path in paths]
     common = []
     for steps in zip(*parts, strict=False):
@@ -371,6 +381,7 @@ def _ancestor(paths: list[str], leaf: bool = False) -> str:
 
 
 def _looks_feed_forward(block: nn.Module, path: str) -> bool:
+    """Return whether the names and classes on a path are those of a feed-forward part."""
     names, module, classes = path.split("."), block, []
     for name in names[:-1]:
         module = module.get_submodule(name)
@@ -380,7 +391,7 @@ def _looks_feed_forward(block: nn.Module, path: str) -> bool:
 
 
 def _downs(linear: dict[str, nn.Module]) -> list[str]:
-    """Which of the projections may be the last one: as wide as what the first is given, and no gate."""
+    """Return the paths of the projections that may be the last one: as wide as the input of the first, and no gate."""
     paths = list(linear)
     width = width_in(linear[paths[0]])
     if len(paths) < 2:

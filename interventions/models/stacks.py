@@ -1,9 +1,11 @@
-"""The stacks of a model: its lists of repeated blocks, found by their structure.
+"""Find the stacks of a model, its lists of repeated blocks, by their structure.
 
-A block is one whole layer. Three things look like lists of blocks and are none: a list of *stages*, each of which holds
-a list of blocks (Swin, ConvNeXt, ResNet: their blocks are one stack, across the stages); a list of the *halves* of
-layers, attention and feed-forward part by turns (also in stages, as LeViT's, or in two lists side by side), whose sums
-no module computes; and a list of parts inside a block.
+A block is one whole layer. Three kinds of lists look like lists of blocks and are not:
+
+- a list of *stages*, each with a list of blocks (Swin, ConvNeXt, ResNet): the blocks of all stages are one stack;
+- a list of the *halves* of layers, attention and feed-forward part by turns (also in stages, as in LeViT, or in two
+  lists side by side): no module computes the output of a layer;
+- a list of parts inside a block.
 """
 
 from collections.abc import Iterator
@@ -30,7 +32,12 @@ Blocks = tuple[nn.Module, ...]
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """A list of repeated blocks: `path` of the list in the model, `name` to tell it from other stacks."""
+    """A list of repeated blocks.
+
+    Attributes:
+        name: distinguishes it from the other stacks of the model, as "encoder" and "decoder"; "" if it is the only one.
+        path: the path of the list in the model.
+    """
 
     name: str
     path: str
@@ -38,7 +45,7 @@ class Stack:
 
 
 def stacks_in(model: nn.Module) -> Iterator[tuple[str, Blocks]]:
-    """`(path, blocks)` of the lists of the blocks that the configuration counts, or of all if it counts none."""
+    """Yield `(path, blocks)` of the lists whose blocks the configuration counts, or of all lists if it counts none."""
     counts = _layer_counts(model)
     found = list(_outermost(model, "", counts))
     halves = _in_two_lists(found)
@@ -53,7 +60,7 @@ def stacks_in(model: nn.Module) -> Iterator[tuple[str, Blocks]]:
 
 
 def halves_in(model: nn.Module) -> str | None:
-    """The path of a list of halves of layers, the first one, if there is any."""
+    """Return the path of the first list of halves of layers; None if there is none."""
     counts = _layer_counts(model)
     lists = [(path, module) for path, module in model.named_modules() if _is_list(module)]
     halved = (path for path, module in lists if _is_halved(module, counts) or _holds_pairs(module))
@@ -62,14 +69,14 @@ def halves_in(model: nn.Module) -> str | None:
 
 
 def entries_of(module: nn.Module) -> Blocks:
-    """The entries of a list; of a list of stages the blocks of all stages, one after the other."""
+    """Return the entries of a list; for a list of stages the blocks of all stages, one after the other."""
     entries = tuple(module.children())
     if not _is_list(module) or not entries:
         return entries
     stages = [] if _are_units(entries) else [_blocks_of_stage(entry) for entry in entries]
     if not any(stages):
         return entries
-    # What is no stage only changes the shape between two stages, or is a block of another kind, as in MobileViT.
+    # An entry that is no stage changes the shape between two stages, or is a block of another kind, as in MobileViT.
     parts = [stage or (() if _is_transition(entry) else (entry,)) for stage, entry in zip(stages, entries, strict=True)]
     kinds = {type(entry) for stage, entry in zip(stages, entries, strict=True) if stage}
     blocks = tuple(block for part in parts for block in part)
@@ -77,7 +84,7 @@ def entries_of(module: nn.Module) -> Blocks:
 
 
 def names_of(paths: list[str]) -> list[str]:
-    """The shortest part of each path that tells it from the others: `model.encoder.layers` → `encoder`."""
+    """Return the shortest part of each path that no other one has there: `model.encoder.layers` → `encoder`."""
     if len(paths) < 2:
         return ["" for _ in paths]
     parts = [path.split(".") for path in paths]
@@ -89,7 +96,7 @@ def names_of(paths: list[str]) -> list[str]:
 
 
 def _outermost(module: nn.Module, path: str, counts: set[int]) -> Iterator[tuple[str, Blocks]]:
-    """`(path, blocks)` of each list of blocks that lies in no other, in order."""
+    """Yield `(path, blocks)` of each list of blocks that lies in no other, in order."""
     if path == "" and (blocks := _stack_in(module, counts)):
         yield path, blocks
         return
@@ -104,7 +111,7 @@ def _outermost(module: nn.Module, path: str, counts: set[int]) -> Iterator[tuple
 
 
 def _stack_in(module: nn.Module, counts: set[int]) -> Blocks:
-    """The blocks of a list, if it is one of blocks."""
+    """Return the blocks of a list of blocks; () of any other module."""
     if not _is_list(module) or _is_halved(module, counts):
         return ()
     blocks = entries_of(module)
@@ -116,7 +123,7 @@ def _stack_in(module: nn.Module, counts: set[int]) -> Blocks:
 
 
 def _longest_run(entries: Blocks) -> Blocks:
-    """The longest run of blocks of one class among the entries of a `Sequential`, if it holds most of the weights."""
+    """Return the longest run of blocks of one class in a `Sequential`; () unless it holds most of the weights."""
     runs: list[list[nn.Module]] = []
     for entry in entries:
         if runs and type(runs[-1][-1]) is type(entry):
@@ -133,12 +140,13 @@ def _is_list(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
+    """Return whether a module may be a block: it runs, has parts and weights, and holds no halves of layers."""
     is_made_of_parts = any(True for _ in module.children()) and _has_weights(module) and has_forward(module)
     return is_made_of_parts and not is_norm(module) and not any(map(_is_torn, module.modules()))
 
 
 def _is_torn(module: nn.Module) -> bool:
-    """Whether it is a list of several lists of unlike parts, or of halves in a row: layers that no module computes."""
+    """Return whether a module is a list of layers that no module computes: of lists of parts, or of halves in a row."""
     entries = tuple(module.children()) if isinstance(module, nn.ModuleList) else ()
     torn = len(entries) > 1 and all(isinstance(entry, nn.ModuleList) for entry in entries)
     unlike = torn and all(len({type(part) for part in entry.children()}) > 1 for entry in entries)
@@ -146,7 +154,7 @@ def _is_torn(module: nn.Module) -> bool:
 
 
 def _holds_pairs(module: nn.Module) -> bool:
-    """Whether it is a list of several attentions and several feed-forward parts: of the halves of several layers."""
+    """Return whether a module is a list of several attentions and several feed-forward parts: halves of layers."""
     if not _is_list(module):
         return False
     entries = [entry for entry in module.children() if _has_weights(entry)]
@@ -154,7 +162,7 @@ def _holds_pairs(module: nn.Module) -> bool:
 
 
 def _in_two_lists(lists: list[tuple[str, Blocks]]) -> list[tuple[str, Blocks]]:
-    """Those of attentions alone and of feed-forward parts alone, as many, side by side in one module."""
+    """Return the lists of halves of layers: one of attentions beside one of feed-forward parts."""
     attending = [each for each in lists if all(map(only_attends, each[1]))]
     feeding = [each for each in lists if all(map(_is_feed_forward, each[1]))]
     pairs = [(a, b) for a in attending for b in feeding if _parent(a[0]) == _parent(b[0]) and len(a[1]) == len(b[1])]
@@ -170,7 +178,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _blocks_of_stage(module: nn.Module) -> Blocks:
-    """The blocks of a stage, a module that runs one list of them; of a list, its own; none of what is no stage."""
+    """Return the blocks of a stage: of a list, or of a module that runs one list of blocks; () of any other module."""
     if _is_list(module):
         blocks = entries_of(module)
         is_whole = bool(blocks) and all(map(_is_block, blocks)) and _are_whole(blocks)
@@ -184,7 +192,7 @@ def _blocks_of_stage(module: nn.Module) -> Blocks:
 
 
 def _until(module: nn.Module, inner: nn.Module) -> Iterator[nn.Module]:
-    """The other children of a module, those left out that its `forward` uses after `inner` alone: they merge tokens."""
+    """Yield the children of a module beside `inner`, without those used only after it: these merge tokens."""
     order = [use.path.partition(".")[0] for use in uses(module)]
     names = {child: name for name, child in module.named_children()}
     last = max((i for i, name in enumerate(order) if name == names[inner]), default=len(order))
@@ -193,31 +201,32 @@ def _until(module: nn.Module, inner: nn.Module) -> Iterator[nn.Module]:
 
 
 def _are_whole(blocks: Blocks) -> bool:
-    """Whether they are of one class, or each has a feed-forward part beside what else it has."""
+    """Return whether blocks are whole layers: of one class, or each with a feed-forward part."""
     return len({type(block) for block in blocks}) == 1 or all(map(has_feed_forward, blocks))
 
 
 def _are_units(entries: Blocks) -> bool:
-    """Whether each is one block made of unlike parts: they are alike in shape, and their parts are not."""
+    """Return whether each entry is one block of unlike parts: all entries have equal shapes, their parts do not."""
     own = [_shapes(entry) for entry in entries if isinstance(entry, nn.Sequential)]
     parts = [_shapes(part) for entry in entries if isinstance(entry, nn.Sequential) for part in entry.children()]
     return len(own) > 1 and len(set(own)) == 1 and len(set(parts)) > 1
 
 
 def _shapes(module: nn.Module) -> tuple:
+    """Return the classes of all parts of a module and the shapes of their weights."""
     shapes = (tuple(tuple(p.shape) for p in part.parameters(recurse=False)) for part in module.modules())
     return tuple(zip((type(part).__name__ for part in module.modules()), shapes, strict=True))
 
 
 def _is_transition(module: nn.Module) -> bool:
-    """Whether it only changes the shape between two stages: no residual sum, attention, or list of blocks in it."""
+    """Return whether a module only changes the shape between two stages: no residual sum, attention or blocks."""
     lists = (part for part in module.modules() if _is_list(part) and part is not module)
     held = any(_is_block(entry) for part in lists for entry in part.children())
     return not (held or adds(module) or has_attention(module) or any(map(_is_block, module.children())))
 
 
 def _is_halved(module: nn.Module, counts: set[int]) -> bool:
-    """Whether it is a list of halves of layers, or one of lists that hold the parts of a layer each."""
+    """Return whether a module is a list of halves of layers, or of lists with the parts of one layer each."""
     if not _is_list(module):
         return False
     entries = tuple(module.children())
@@ -230,13 +239,13 @@ def _is_halved(module: nn.Module, counts: set[int]) -> bool:
 
 
 def _mixes_halves(entries: Blocks) -> bool:
-    """Whether some are feed-forward parts alone and others are not: no list of whole layers has such members."""
+    """Return whether some blocks are feed-forward parts alone and others are not: then they are halves of layers."""
     blocks = [entry for entry in entries if _is_block(entry)]
     return len(blocks) > 1 and len({_is_feed_forward(block) for block in blocks}) == 2 and len(blocks) == len(entries)
 
 
 def _is_feed_forward(module: nn.Module) -> bool:
-    """Whether all that has weights in it is matrix products of the last axis, norms and scales."""
+    """Return whether all weights of a module are those of matrix products of the last axis, norms and scales."""
     if has_attention(module):
         return False
     holders = [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
@@ -244,7 +253,7 @@ def _is_feed_forward(module: nn.Module) -> bool:
 
 
 def _layer_counts(model: nn.Module) -> set[int]:
-    """The layer counts that the configuration and its sub-configurations state."""
+    """Return the numbers of layers that the configuration and its sub-configurations state."""
     config = getattr(model, "config", None)
     if config is None:
         inner = next((m for m in model.modules() if hasattr(m, "config")), None)

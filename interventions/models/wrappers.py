@@ -1,4 +1,4 @@
-"""The models inside a wrapper: DataParallel, DDP and FSDP keep theirs as `module`, PEFT adapters name a base model."""
+"""The models inside a wrapper: `module` of DataParallel, DDP and FSDP, the base model of PEFT adapters."""
 
 from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
@@ -7,7 +7,7 @@ from torch import nn
 
 @runtime_checkable
 class Traced(Protocol):
-    """A model of nnsight: an `Envoy`, which is no module and holds one. Seen without importing nnsight."""
+    """A model of nnsight: an `Envoy`, which is no module and holds one. It is recognised without importing nnsight."""
 
     path: str
     interleaver: Any
@@ -20,31 +20,31 @@ _SHARDED = frozenset({"FullyShardedDataParallel", "FSDPModule"})
 
 
 def unwrapped(model: nn.Module) -> list[nn.Module]:
-    """The model and those that it wraps, the outermost first."""
+    """Return the model and those that it wraps, the outermost first."""
     found = [model]
     while True:
         last: Any = found[-1]
-        named = last.get_base_model() if hasattr(last, "get_base_model") else getattr(last, "module", None)
-        if not isinstance(named, nn.Module) or named in found:
+        inner = last.get_base_model() if hasattr(last, "get_base_model") else getattr(last, "module", None)
+        if not isinstance(inner, nn.Module) or inner in found:
             return found
-        found.append(named)
+        found.append(inner)
 
 
 def compiled_part(model: nn.Module) -> str | None:
-    """The path of a part that went through `torch.compile(module)`, inside which hooks never fire; "" is the model."""
+    """Return the path of a part made by `torch.compile(module)`, inside which hooks never fire; "" is the model."""
     return next((path for path, module in model.named_modules() if "_orig_mod" in module._modules), None)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether FSDP shards a part of it: its weights are whole only while a block runs."""
+    """Return whether FSDP shards a part of the model, whose weights are then whole only while a block runs."""
     return any(cls.__name__ in _SHARDED for module in model.modules() for cls in type(module).__mro__)
 
 
 def is_traced(model: object) -> TypeGuard[Traced]:
-    """Whether it is a model of nnsight."""
+    """Return whether a model is one of nnsight."""
     return any(cls.__name__ == "Envoy" and cls.__module__.split(".")[0] == "nnsight" for cls in type(model).__mro__)
 
 
 def module_of(model: Model) -> nn.Module:
-    """The torch model that a model of nnsight traces; any other is that itself."""
+    """Return the torch model inside a model of nnsight; a torch model is returned itself."""
     return model._module if is_traced(model) else cast(nn.Module, model)

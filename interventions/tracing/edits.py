@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 from interventions.errors import InterventionError
 from interventions.execution.writes import Write
-from interventions.hooks.hooks import Tap
+from interventions.hooks.taps import Tap
 from interventions.locations import HEAD_SITES, Location
 from interventions.models.architectures import Architecture, architecture
 from interventions.models.places import Place

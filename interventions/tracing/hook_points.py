@@ -11,8 +11,9 @@ from torch import nn
 
 from interventions.errors import InterventionError
 from interventions.hooks.attention import attend, tapped
-from interventions.hooks.hooks import Changing, Tap
+from interventions.hooks.attention_taps import TappedAttention
 from interventions.hooks.states import argument_in, at, path_in, with_argument, with_new
+from interventions.hooks.taps import Tap
 from interventions.tracing.current_call import CurrentCall, cache_in
 
 
@@ -107,10 +108,10 @@ class Computation:
             envoy.skip(output)
 
 
-def changing(module: nn.Module, taps: Sequence[Tap], moment: CurrentCall, cache: object) -> Changing:
+def changing(module: nn.Module, taps: Sequence[Tap], moment: CurrentCall, cache: object) -> TappedAttention:
     """What is done in the call of an attention that begins."""
-    mine = tuple((tap, moment) for tap in taps if has_turn(tap, moment))
-    return Changing(module, mine, lambda: cache if moment.stores else None)
+    mine = tuple((tap, moment) for tap in taps if tap.has_turn(moment))
+    return TappedAttention(module, mine, lambda: cache if moment.stores else None)
 
 
 def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: CurrentCall) -> None:
@@ -130,7 +131,7 @@ def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: C
 def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: CurrentCall) -> Any:
     """What `module` returned, put through the taps; itself where none writes."""
     for tap in taps:
-        if has_turn(tap, moment):
+        if tap.has_turn(moment):
             path = path_in(module, tap.io, value)
             state = at(value, path)
             if state.ndim < 2 or (tap.writes and not state.is_floating_point()):
@@ -138,7 +139,7 @@ def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: Curren
                     f"{type(module).__name__} has {state.dtype} {list(state.shape)} there, which is no activation "
                     "[batch, …, dims]; name another place."
                 )
-            new = tap(state, moment)  # type: ignore[arg-type]
+            new = tap(state, moment)
             value = value if new is None else with_new(value, path, new)
     return value
 
@@ -146,21 +147,14 @@ def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: Curren
 def of_arguments(module: nn.Module, given: tuple, taps: Sequence[Tap], moment: CurrentCall) -> tuple:
     """What `module` was given, put through the taps; itself where none writes."""
     for tap in taps:
-        if not has_turn(tap, moment):
+        if not tap.has_turn(moment):
             continue
         args, kwargs = given
         name = argument_in(module, args, kwargs)
-        new = tap(args[0] if name is None else kwargs[name], moment)  # type: ignore[arg-type]
+        new = tap(args[0] if name is None else kwargs[name], moment)
         if new is not None:
             given = with_argument(module, args, kwargs, new)
     return given
-
-
-def has_turn(tap: Tap, moment: CurrentCall) -> bool:
-    """Whether this is the call of its module that a tap is meant for; asked once in each call."""
-    if tap.turn is None:
-        return True
-    return tap.turn == (0 if moment.call is None else moment.call.turn_of(tap))
 
 
 def opened(envoy: Any, names: tuple[str, ...]) -> Any:

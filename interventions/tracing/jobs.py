@@ -13,6 +13,7 @@ from interventions.execution.parts import part_of
 from interventions.execution.recordings import mapped
 from interventions.execution.writes import Source, Write
 from interventions.locations import Location
+from interventions.models.calls import CallContext
 from interventions.models.places import Place
 
 
@@ -56,7 +57,7 @@ class Read:
     shapes_only: bool = False
     source: Source = field(default_factory=lambda: Source([]))
 
-    def __call__(self, state: Tensor, moment: Any) -> Tensor | None:
+    def __call__(self, state: Tensor, moment: CallContext) -> Tensor | None:
         part = part_of(state, self.location, self.place)
         kept = part.to("meta") if self.shapes_only else part
         self.source.states.append(kept.detach() if self.detach else kept)
@@ -131,7 +132,7 @@ class During:
     job: Job
     task: Task
 
-    def __call__(self, state: Tensor, moment: Any) -> Tensor | None:
+    def __call__(self, state: Tensor, moment: CallContext) -> Tensor | None:
         return self.function(state, moment)
 
     @property
@@ -146,7 +147,7 @@ class Stop:
 
     task: Task
 
-    def __call__(self, state: Tensor, moment: Any) -> Tensor | None:
+    def __call__(self, state: Tensor, moment: CallContext) -> Tensor | None:
         from nnsight.intervention.interleaver import EarlyStopException
 
         if self.task.is_complete:

@@ -8,7 +8,7 @@ import torch
 
 from interventions.execution.run import Inputs, without_cache
 from interventions.execution.writes import Write
-from interventions.hooks.hooks import Tap
+from interventions.hooks.taps import Tap
 from interventions.locations import Location
 from interventions.models.architectures import Architecture, architecture
 from interventions.models.places import Place

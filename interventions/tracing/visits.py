@@ -8,7 +8,7 @@ from typing import Any
 
 from interventions.execution.requests import check_fired
 from interventions.execution.writes import Write
-from interventions.hooks.hooks import Tap
+from interventions.hooks.taps import Tap
 from interventions.tracing.current_call import CurrentCall
 from interventions.tracing.hook_points import Door
 from interventions.tracing.jobs import During, Job

@@ -15,10 +15,10 @@ from torch import Tensor
 from interventions.errors import InterventionError
 from interventions.execution.parts import part_of
 from interventions.execution.writes import Write
-from interventions.hooks.hooks import Tap
 from interventions.hooks.states import at, path_in, with_new
+from interventions.hooks.taps import Tap
 from interventions.locations import Location
-from interventions.models.calls import Call, Generation, named
+from interventions.models.calls import Call, CallContext, Generation, named
 from interventions.models.places import Place
 from interventions.tracing.current_call import CurrentCall
 from interventions.tracing.visits import forever
@@ -125,7 +125,7 @@ class Request:
         report["change"] = (float(self.write.changed), float(self.write.norm)) if known else None  # type: ignore[arg-type]
         report["drew"] = self.generator is not None and not torch.equal(self.generator.get_state(), self.began)  # type: ignore[arg-type]
 
-    def read(self, state: Tensor, moment: Any) -> None:
+    def read(self, state: Tensor, moment: CallContext) -> None:
         """A tap function that keeps what is there: a copy, as the engine goes on in place."""
         part = part_of(state, self.post.location, self.post.place)
         self.states.append(part.detach().to("cpu", copy=True))
@@ -197,7 +197,7 @@ class Request:
                 f"{self.post.location} is {list(state.shape)} where the engine reads {tokens} tokens of this request; "
                 "name a place with one vector a token."
             )
-        return self.tap(state, self.moment)  # type: ignore[arg-type]
+        return self.tap(state, self.moment)
 
     def _of_output(self, value: Any) -> Any:
         place = self.post.place

@@ -17,12 +17,15 @@ from torch import nn
 
 import interventions
 from interventions import Location, Zero, interchange, intervene, record, run
-from interventions.hooks import hooks
+from interventions.hooks.replacements import lock
 from tests.interventions.promises.attentions import net, traces
 from tests.interventions.tiny_models import MIDDLE, answer, batch, make
 
 PACKAGE = str(Path(interventions.__file__).parent)
-TOUCHING = ("hooks.py", "endings.py", "attention.py", "recordings.py", "frames.py", "answers.py")
+TOUCHING = (
+    *("scopes.py", "installation.py", "replacements.py", "methods.py", "checkpointing.py", "compiled.py", "taps.py"),
+    *("attention_taps.py", "attention.py", "endings.py", "recordings.py", "frames.py", "answers.py"),
+)
 
 
 # --- what is interrupted ----------------------------------------------------------------------------------------------
@@ -184,8 +187,8 @@ def lock_is_free() -> bool:
     found: list[bool] = []
 
     def attempt() -> None:
-        if hooks._lock.acquire(timeout=0.1):
-            hooks._lock.release()
+        if lock.acquire(timeout=0.1):
+            lock.release()
             found.append(True)
 
     thread = threading.Thread(target=attempt)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from interventions import Location, Zero, intervene
-from interventions.hooks import hooks
-from interventions.hooks.hooks import Scope, Tap
+from interventions.hooks.installation import opened
+from interventions.hooks.scopes import Scope
+from interventions.hooks.taps import Tap
 from interventions.models.architectures import architecture
 from tests.interventions.tiny_models import answer, batch, make
 
@@ -67,10 +68,10 @@ def test_what_a_scope_that_is_gone_left_does_nothing():
     expected, before = answer(model, inputs), state(model)
     place = architecture(model).place(Location(1, "attention_pattern"))
     scope = Scope(model, [Tap.at(place, lambda state, scope: state * 0)])
-    context = hooks.opened(scope)
+    context = opened(scope)
     context.__enter__()
     assert not torch.equal(answer(model, inputs), expected)
-    scope._users.clear()
+    scope.users.clear()
     assert torch.equal(answer(model, inputs), expected)
     assert torch.equal(answer(copy.deepcopy(model), inputs), expected)
     with intervene(model, Location(1, "query"), op=Zero()):

@@ -212,7 +212,7 @@ class Following(Streams):
 
 
 def test_the_norm_of_another_stream_is_not_it():
-    with pytest.raises(InterventionError, match="which of 'theirs', 'after' is theirs cannot be told"):
+    with pytest.raises(InterventionError, match="which of 'theirs', 'after' comes after those is unknown"):
         architecture(Streams()).place(Location(site="final_norm", stack="blocks"))
     found = architecture(Following())
     assert [found.place(Location(site="final_norm", stack=name)).path for name in ("others", "blocks")] == [

@@ -8,7 +8,8 @@ from torch.nn import functional
 from transformers.modeling_utils import AttentionInterface
 
 from interventions import Location
-from interventions.hooks.hooks import _open, _overrides
+from interventions.hooks.replacements import _replacements
+from interventions.hooks.scopes import _open
 from interventions.locations import BLOCK_SITES, HEAD_SITES
 from tests.interventions.tiny_models import VOCABULARY, WIDTH, make, trace
 
@@ -100,5 +101,5 @@ def traces(model: nn.Module) -> list:
         torch.get_rng_state().tolist(),
         torch.is_grad_enabled(),
         _open.get(),
-        dict(_overrides),
+        dict(_replacements),
     ]

@@ -142,7 +142,8 @@ def axes(model: Any, plain: Any) -> dict[str, bool]:
     same, here = interchange(model, *pairs[1], place).logits, interchange(plain, *pairs[1], inner).logits
     return {
         "five tokens, four heads": torch.equal(same, here),
-        "four tokens, four heads": "cannot be told" in message(lambda: interchange(model, *pairs[0], place)),
+        "four tokens, four heads": "which are which is unknown"
+        in message(lambda: interchange(model, *pairs[0], place)),
     }
 
 

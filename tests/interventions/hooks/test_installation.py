@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from interventions import InterventionError, Location, Zero, interchange, intervene, record, run
-from interventions.hooks.hooks import _open, _overrides
+from interventions.hooks.replacements import _replacements
+from interventions.hooks.scopes import _open
 from tests.interventions.tiny_models import OTHERS, TRANSFORMERS, answer, batch, make, places, trace
 
 
@@ -87,7 +88,7 @@ def test_nothing_stays_behind(name, leave):
     assert trace(model) == before
     assert torch.equal(answer(model, inputs), expected)
     assert _open.get() == ()
-    assert not _overrides
+    assert not _replacements
 
 
 def test_nothing_piles_up():
@@ -99,7 +100,7 @@ def test_nothing_piles_up():
             model(inputs)
         interchange(model, base, inputs, Location(module="0"))
     assert trace(model) == before
-    assert not _overrides
+    assert not _replacements
 
 
 def test_a_forward_of_the_instance_is_used_and_kept():
@@ -254,7 +255,7 @@ def test_threads_see_only_their_own():
         thread.join()
     assert errors == wrong == []
     assert trace(model) == before
-    assert not _overrides
+    assert not _replacements
 
 
 # --- compiled, in other modes -----------------------------------------------------------------------------------------
@@ -312,7 +313,7 @@ def test_a_compiled_forward_runs_as_it_was_written(how, site):
             run(model, inputs, place).activations[place], run(make("gpt2"), inputs, place).activations[place]
         )
     assert trace(model) == before
-    assert not _overrides
+    assert not _replacements
 
 
 def test_what_is_wrapped_around_a_compiled_forward_still_runs():

@@ -1,0 +1,88 @@
+"""The methods that stand in for those of a user's model while scopes are open: `forward`, `generate`, `deepcopy`."""
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from torch import nn
+
+from interventions.endings import ending
+from interventions.errors import InterventionError
+from interventions.hooks.attention import tapped
+from interventions.hooks.attention_taps import tapped_attention
+from interventions.hooks.compiled import uncompiled
+from interventions.hooks.replacements import restore_attribute, users_of
+from interventions.hooks.scopes import Scope, acting
+from interventions.models.calls import Generation, generation_of
+from interventions.models.modules import modules_of
+
+
+def make_forward(module: nn.Module, original: Callable) -> Callable:
+    """Return a `forward` that returns what an open scope recorded, if one did, or runs with its attention tapped.
+
+    One that was compiled, `model.forward = torch.compile(model.forward)`, runs as it was written.
+    """
+    original = uncompiled(original)
+
+    def forward(*args: object, **kwargs: object) -> object:
+        for scope in reversed(acting()):
+            if scope.replay is not None and module in scope.replayed:
+                try:
+                    return scope.replay(module)
+                except LookupError:
+                    break
+        attention = tapped_attention(module)
+        kinds = {tap.kind for tap, _ in attention.taps}
+        if kinds <= {"interface"}:  # its taps are called where transformers attends
+            return original(*args, **kwargs)
+        with tapped(attention, products="sdpa" in kinds):
+            return original(*args, **kwargs)
+
+    return forward
+
+
+def make_generate(original: Callable) -> Callable:
+    """Return a `generate` that notes the generation in the open scopes of its model."""
+    model = cast(Any, original).__self__
+
+    def generate(*args: Any, **kwargs: Any) -> object:
+        before = [(scope, scope.generation) for scope in acting() if model in modules_of(scope.model)]
+        with ending(partial(_set_generations, before)):
+            _set_generations([(scope, generation_of(model, args, kwargs)) for scope, _ in before])
+            return original(*args, **kwargs)
+
+    return generate
+
+
+def _set_generations(generations: list[tuple[Scope, Generation | None]]) -> None:
+    for scope, generation in generations:
+        scope.generation = generation
+
+
+def make_get_compiled_call(model: nn.Module, original: Callable) -> Callable:
+    """Return a `get_compiled_call` that gives `generate` the model itself: compiled, it would not see the scopes."""
+
+    def get_compiled_call(*args: Any, **kwargs: Any) -> Callable:
+        is_tapped = any(model in modules_of(scope.model) for scope in acting())
+        return model.__call__ if is_tapped else original(*args, **kwargs)
+
+    return get_compiled_call
+
+
+def make_deepcopy(model: nn.Module, original: object) -> Callable:
+    """Return a `__deepcopy__` that refuses to copy the model while a block is open on it."""
+
+    def __deepcopy__(memo: Any) -> object:
+        scopes = users_of(model, "__deepcopy__")
+        if not any(scope.users for scope in scopes):  # their blocks are over, and an interrupt cut off their end
+            for scope in scopes:
+                scope.release(None)
+            restore_attribute(model, "__deepcopy__")
+            return copy.deepcopy(model, memo)
+        raise InterventionError(
+            "the model cannot be copied while a block is open on it: the copy would keep its hooks for ever; copy it "
+            "before, or after the block."
+        )
+
+    return __deepcopy__

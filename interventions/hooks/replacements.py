@@ -1,0 +1,94 @@
+"""Attributes of a user's modules and classes that are replaced while scopes are open, and put back afterwards."""
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+
+from interventions.endings import one_at_a_time
+
+lock = threading.RLock()
+"""Held while hooks and replacements are put on a model or taken off it."""
+_missing = object()
+
+
+@dataclass(eq=False)
+class Replacement:
+    """An attribute that is replaced while scopes need it.
+
+    The first user puts the replacement in place and the last one takes it away, in whatever order they end. The
+    original is restored as it stood in `vars(holder)`, because accelerate and others keep their own `forward` there.
+    """
+
+    holder: nn.Module | type
+    original: object
+    replacement: object
+    users: WeakSet[Any] = field(default_factory=WeakSet)
+    is_placed: bool = False
+
+
+_replacements: dict[tuple[int, str], Replacement] = {}
+"""The replacements in place, by the id of the holder and the name of the attribute."""
+
+
+@one_at_a_time(lock)
+def replace_attribute(holder: nn.Module | type, name: str, user: object, make: Callable[[Any], object]) -> None:
+    """Replace an attribute of a module or a class by `make(original)`, until `restore_attribute`."""
+    entry = _replacements.get((id(holder), name))
+    if entry is None:
+        entry = Replacement(holder, vars(holder).get(name, _missing), make(getattr(holder, name, None)))
+    entry.users.add(user)
+    _replacements[id(holder), name] = entry
+    if not entry.is_placed:
+        _put(holder, name, entry.replacement)
+        entry.is_placed = True
+
+
+@one_at_a_time(lock)
+def restore_attribute(holder: nn.Module | type, name: str, user: object | None = None) -> None:
+    """Put the original back, unless other users need the replacement."""
+    entry = _replacements.get((id(holder), name))
+    if entry is None:
+        return
+    if user is not None:
+        entry.users.discard(user)
+    if not entry.users:
+        entry.is_placed = False
+        _put(holder, name, entry.original)
+        _replacements.pop((id(holder), name), None)
+
+
+def is_replaced(holder: nn.Module | type, name: str) -> bool:
+    """Return whether an attribute has a replacement now."""
+    return (id(holder), name) in _replacements
+
+
+def users_of(holder: nn.Module | type, name: str) -> Iterable[Any]:
+    """Return those who need the replacement of an attribute."""
+    return list(_replacements[id(holder), name].users)
+
+
+def own_forward(module: nn.Module) -> object:
+    """Return the `forward` that others set on the module itself, past its class; None if there is none.
+
+    One set by this package or by nnsight does not count.
+    """
+    replaced = _replacements.get((id(module), "forward"))
+    own = vars(module).get("forward", _missing) if replaced is None else replaced.original
+    return None if own is _missing or type(own).__module__.split(".")[0] == "nnsight" else own
+
+
+def _put(holder: nn.Module | type, name: str, value: object) -> None:
+    """Set an attribute in `vars(holder)`, or remove it from there where the value is `_missing`."""
+    if isinstance(holder, type):  # vars of a class cannot be written
+        if value is not _missing:
+            setattr(holder, name, value)
+        elif name in vars(holder):
+            delattr(holder, name)
+    elif value is _missing:
+        vars(holder).pop(name, None)
+    else:
+        vars(holder)[name] = value
