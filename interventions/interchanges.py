@@ -182,9 +182,9 @@ def interchange(
     if isinstance(base, Run):
         _check_base(base, model)
     if (tracing := traced(model, remote)) is not None:
-        where, kept = (positions, source_positions), locations_of(record)
+        both, kept = (positions, source_positions), locations_of(record)
         done = tracing.interchange(
-            model, base, source, pairs, where, generator=generator, record=kept, keep=keep, remote=remote
+            model, base, source, pairs, both, generator=generator, record=kept, keep=keep, remote=remote
         )
         return replace(done, answers=base.answers if isinstance(base, Run) else done.answers)
     model, found = module_of(model), architecture(model)
