@@ -45,10 +45,12 @@ CASES: dict[str, list[str]] = {
 
 def seconds_of(arguments: list[str], repository: Path) -> float:
     """Run Python with these arguments on the packages of a repository, and return its processor time."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
+        cwd=repository,
+        env={**environment, "PYTHONPATH": str(repository.absolute()), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         check=False,  # a refused option is one of the cases
     )

@@ -93,7 +93,10 @@ TESTED_BY = {
     "distill/evaluation/tables.py": "tests/test_results.py",
     "distill/evaluation/labelled_answers.py": "tests/distill/evaluation/test_metrics.py",
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
-    "distill/cli/commands.py": "tests/distill/cli/test_main.py",
+    **{
+        f"distill/cli/{name}.py": "tests/distill/cli/test_main.py"
+        for name in ("evaluate", "fit", "fit_command", "loading", "options", "teach")
+    },
     "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",
     "distill/networks/sizes.py": "tests/faults/test_fuzz.py",
     "distill/compat/glue.py": "tests/distill/compat/test_xxs.py",

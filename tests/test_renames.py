@@ -15,7 +15,8 @@ import torch
 import distill
 import interventions
 from distill import DIITO, KD, Cosine, Crossway, DistillError, Shuffle
-from distill.cli import commands
+from distill.cli.fit_command import FitCommand
+from distill.cli.options import Interchanges, sources_of
 from distill.storage.files import read_json, write_json
 from distill.teachers.cache import digest
 from distill.training.fingerprints import by_new_names
@@ -177,13 +178,13 @@ def test_accuracy_of_a_network_under_a_causal_model():
 
 
 def test_the_option_of_before(capsys):
-    assert commands.sources_of(None, None) == "shuffle"
-    assert commands.sources_of("mixup", None) == "mixup"
+    assert sources_of(None, None) == "shuffle"
+    assert sources_of("mixup", None) == "mixup"
     assert capsys.readouterr().err == ""
-    assert commands.sources_of(None, "mixup") == "mixup"
+    assert sources_of(None, "mixup") == "mixup"
     assert capsys.readouterr().err == "distill: --pairs is deprecated; write --sources mixup.\n"
     with pytest.raises(DistillError, match=r"--sources mixup and --pairs noise are one option; leave --pairs out\."):
-        commands.sources_of("mixup", "noise")
+        sources_of("mixup", "noise")
 
 
 def test_a_command_of_before_is_read():
@@ -192,7 +193,7 @@ def test_a_command_of_before_is_read():
         "timing": {},
         "interchanges": {"mapping": "full", "pairs": "noise", "share": 0.3, "sigma": 2.0},
     }
-    assert commands.FitCommand.of(told).interchanges == commands.Interchanges(sources="noise", sigma=2.0)
+    assert FitCommand.of(told).interchanges == Interchanges(sources="noise", sigma=2.0)
 
 
 def fitted(folder, resume=False, objective=None):

@@ -1,1 +1,1 @@
-"""The command line `distill`."""
+"""The command line `distill`: `main` reads it, and each command is a file of its name."""

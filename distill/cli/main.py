@@ -1,4 +1,4 @@
-"""The command line: `distill fit`, `distill evaluate`, `distill teach`, `distill objectives`."""
+"""The command line: `distill fit`, `distill evaluate`, `distill teach`, `distill objectives`, and how each exits."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 
 UsageError: Any = typer.BadParameter.__base__
-"""What typer raises for options: that of click, or of typer's own copy of it."""
+"""The error that typer raises for options: click's, or that of typer's own copy of click."""
 
 Task = Annotated[
     str | None,
@@ -112,18 +112,18 @@ def fit(
     debug: Debug = False,
 ) -> None:
     """Distil a teacher into a smaller student: by its answers, and by interchange."""
-    from distill.cli import commands
+    from distill.cli.fit import resume_fit, run_fit
+    from distill.cli.fit_command import FitCommand
+    from distill.cli.options import Interchanges, Source, Timing, sources_of
 
     if resume is not None:
-        with _stoppable():
-            commands.resume_fit(resume, anyway=anyway)
+        with _exit_on_interrupt():
+            resume_fit(resume, anyway=anyway)
         return
-    command = commands.FitCommand(
-        source=commands.Source(
-            task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed
-        ),
-        timing=commands.Timing(epochs, steps, batch_size, lr, param_dtype),
-        interchanges=commands.Interchanges(mapping, commands.sources_of(sources, pairs), share, sigma),
+    command = FitCommand(
+        source=Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed),
+        timing=Timing(epochs, steps, batch_size, lr, param_dtype),
+        interchanges=Interchanges(mapping, sources_of(sources, pairs), share, sigma),
         teacher=teacher,
         student_layers=student_layers,
         objective=objective,
@@ -131,8 +131,8 @@ def fit(
         seed=seed,
         any_teacher=any_teacher,
     )
-    with _stoppable():
-        commands.run_fit(command, output)
+    with _exit_on_interrupt():
+        run_fit(command, output)
 
 
 @app.command()
@@ -155,14 +155,15 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure accuracy and interchange accuracy of students on held-out pairs."""
-    from distill.cli import commands
+    from distill.cli.evaluate import run_evaluate
+    from distill.cli.options import Interchanges, Source
 
-    source = commands.Source(
+    source = Source(
         task, _text(data), _text(eval_data), text, label, classes=classes, max_length=max_length, split_seed=split_seed
     )
-    interchanges = commands.Interchanges(mapping, share=share)
-    with _stoppable():
-        commands.run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
+    interchanges = Interchanges(mapping, share=share)
+    with _exit_on_interrupt():
+        run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
 
 
 @app.command()
@@ -191,15 +192,13 @@ def teach(
     debug: Debug = False,
 ) -> None:
     """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
-    from distill.cli import commands
+    from distill.cli.options import Source, Timing
+    from distill.cli.teach import run_teach
 
-    source = commands.Source(
-        task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed
-    )
-    timing = commands.Timing(epochs, steps, batch_size, lr, param_dtype)
-    with _stoppable():
-        go_on: Any = "anyway" if resume and anyway else resume
-        commands.run_teach(source, encoder, timing, seed, output, resume=go_on)
+    source = Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed)
+    timing = Timing(epochs, steps, batch_size, lr, param_dtype)
+    with _exit_on_interrupt():
+        run_teach(source, encoder, timing, seed, output, resume="anyway" if resume and anyway else resume)
 
 
 @app.command()
@@ -212,9 +211,9 @@ def objectives() -> None:
 
 
 def main() -> None:
-    """The console script: bad input is one line and exit status 2, Ctrl-C is 130; `--debug` shows tracebacks."""
+    """Run the console script: bad input is one line and exit status 2, Ctrl-C is 130; `--debug` shows tracebacks."""
     try:
-        _quiet()
+        _silence_libraries()
         status = app(standalone_mode=False)
     except UsageError as error:
         _refuse_usage(error)
@@ -223,16 +222,16 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv or not _is_refusal(error):
             raise
-        print(f"distill: {printable(' '.join(_told(error).split()))}", file=sys.stderr)
+        print(f"distill: {printable(' '.join(_message_of(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
     if status:
         raise SystemExit(status)
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Return whether an error is about what was requested, and no fault of ours.
+    """Return whether an error is about the request, and no bug.
 
-    The classes are imported here: `distill --help` raises nothing, and needs no torch.
+    The classes are imported here, as they take torch with them, which `distill --help` does not need.
     """
     from distill.errors import DistillError
     from interventions import InterventionError
@@ -240,15 +239,15 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, (DistillError, InterventionError, OSError))
 
 
-def _told(error: Exception) -> str:
-    """What an error says; of a path that the system refuses, which one it is."""
+def _message_of(error: Exception) -> str:
+    """Return the message of an error, with the path where the system refused one."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
     return f"{str(error.filename)[:200]} cannot be used: {error.strerror}; name another path, or see who may use it."
 
 
 def _refuse_usage(error: Any) -> NoReturn:
-    """Say what is wrong with an option in one line; without any argument the help is shown."""
+    """Print what is wrong with an option on one line, or the help where there is no argument, and exit."""
     text = error.format_message()
     if "\n" in text:
         error.show()
@@ -259,8 +258,8 @@ def _refuse_usage(error: Any) -> NoReturn:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
-    """Say on Ctrl-C how to go on; typer itself would end without a word."""
+def _exit_on_interrupt() -> Iterator[None]:
+    """Print on Ctrl-C how to resume, and exit with 130; typer itself would exit without a message."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -268,8 +267,8 @@ def _stoppable() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _quiet() -> None:
-    """Keep the progress bars and loading notes of other libraries out of ours; what is wrong we say ourselves."""
+def _silence_libraries() -> None:
+    """Turn off the progress bars and loading notes of other libraries, and print each warning once, on one line."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -277,22 +276,25 @@ def _quiet() -> None:
 
 
 def _once(form: Callable[..., str]) -> Callable[..., str]:
-    """A form of warnings that says nothing of what was said before, as networks are tried several times in a run."""
-    said: set[str] = set()
+    """Return a format of warnings that is empty for a text that was shown before.
 
-    def told(*warning: Any, **where: Any) -> str:
-        text = form(*warning, **where)
-        known = text in said
-        said.add(text)
+    Networks are tried several times in a run, and would warn each time.
+    """
+    shown: set[str] = set()
+
+    def form_once(*warning: Any, **place: Any) -> str:
+        text = form(*warning, **place)
+        known = text in shown
+        shown.add(text)
         return "" if known else text
 
-    return told
+    return form_once
 
 
 def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning without the line of the source that gave it; it says whether it is ours."""
+    """Format a warning without the source line that gave it, with "distill: " before those of this package."""
     return printable(f"{'distill: ' if 'distill' in Path(filename).parts else ''}{message}\n")
 
 

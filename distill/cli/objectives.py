@@ -1,4 +1,4 @@
-"""All objectives by name, with what they compute, where they come from and what they cost."""
+"""`distill objectives`: every objective with its terms, formula, source, and cost in runs of the models."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ COST = "One base run of each model serves all objectives of a step; `beyond it` 
 
 
 def known() -> dict[str, type[Objective]]:
-    """The objectives by their names."""
+    """Return the objectives by their names, in alphabetical order."""
     found = {name: getattr(objectives, name) for name in objectives.__all__}
     return {
         name: each
@@ -22,7 +22,7 @@ def known() -> dict[str, type[Objective]]:
 
 
 def show(console: Console) -> None:
-    """Print the objectives, one after the other."""
+    """Print the objectives, each on four lines."""
     for name, each in known().items():
         for line in _lines(name, each):
             console.print(line, soft_wrap=not console.is_terminal)
@@ -30,6 +30,7 @@ def show(console: Console) -> None:
 
 
 def _lines(name: str, objective: type[Objective]) -> Iterator[Text]:
+    """Yield the lines about one objective, and an empty one."""
     about = objective.about
     assert about is not None
     yield Text.assemble((name, "bold"), f"  {', '.join(about.terms)}")

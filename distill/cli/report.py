@@ -1,4 +1,4 @@
-"""What a run leaves: one table, `result.json`, and one self-contained HTML page."""
+"""The comparison of a teacher with its students: a table, `result.json`, and an HTML page that needs no other file."""
 
 import base64
 import io
@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 from distill.data.task import Task
-from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.evaluation.intervals import Share
 from distill.evaluation.outcome import Outcome
+from distill.interchange.mapping import depth
 from distill.results import FitResult, curves
 from distill.storage.files import write, write_json
 from distill.training.fingerprints import versions
@@ -41,7 +44,16 @@ HEADINGS = (
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One model of a comparison."""
+    """A model of a comparison, with its figures.
+
+    Attributes:
+        name: the title of its column.
+        layers: how many blocks it has.
+        parameters: how many numbers its weights are.
+        evaluation: on held-out rows.
+        seconds: how long its training took.
+        fit: its training, for a student of `distill fit`.
+    """
 
     name: str
     layers: int
@@ -51,7 +63,7 @@ class Entry:
     fit: FitResult | None = None
 
     def cells(self) -> tuple[str, ...]:
-        """Its figures, under `HEADINGS`."""
+        """Return the figures as texts, in the order of `HEADINGS`."""
         interchange = self.evaluation.interchange
         outcome = None if interchange is None else interchange.overall
         figures = [""] * 5 if outcome is None else _figures(outcome)
@@ -61,7 +73,14 @@ class Entry:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """A comparison of a teacher with its students."""
+    """A comparison of a teacher with its students.
+
+    Attributes:
+        title: of the table and the page.
+        task: the rows that the models were trained and measured on.
+        entries: the teacher and its students.
+        settings: plain data, shown on the page and kept in `result.json`.
+    """
 
     title: str
     task: Task
@@ -69,8 +88,8 @@ class Report:
     settings: dict[str, Any]
 
     def table(self) -> Table:
-        """For the terminal: a column for each model, which fits into 80 characters."""
-        title = Text(printable(self.title), "table.title")  # of a plain text, tags would be Rich's own
+        """Return the table for a terminal of 80 characters: a column for each model."""
+        title = Text(printable(self.title), "table.title")  # in a str, Rich would read brackets as its own markup
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         table.add_column("")
         for entry in self.entries:
@@ -80,7 +99,7 @@ class Report:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON."""
+        """Return the report as plain data, for JSON."""
         return {
             "title": self.title,
             "task": {"name": self.task.name, "classes": list(self.task.classes), "majority": self.task.majority},
@@ -100,7 +119,7 @@ class Report:
         }
 
     def save(self, folder: Path) -> Path:
-        """Write `result.json` and `report.html`; returns the path of the report."""
+        """Write `result.json` and `report.html` into a folder, and return the path of the page."""
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", self.to_dict())
         report = folder / "report.html"
@@ -108,13 +127,13 @@ class Report:
         return report
 
     def html(self) -> str:
-        """The page, with its pictures inside."""
+        """Return the HTML page, with its pictures inside."""
         head = "".join(f"<th>{escape(heading)}</th>" for heading in ("", *HEADINGS))
         cells = [(entry.name, *entry.cells()) for entry in self.entries]
         rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
         parts = [
             f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
-            f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out{_common(self.task)}.</p>",
+            f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out{_majority_of(self.task)}.</p>",
             f"<table><tr>{head}</tr>{rows}</table>",
             f"<p class=note>{escape(LEGEND)}</p>",
             *self._pictures(),
@@ -143,17 +162,39 @@ class Report:
         return pictures
 
 
-def _common(task: Task) -> str:
+def entry_of(name: str, model: nn.Module, evaluation: Evaluation, fit: FitResult | None = None) -> Entry:
+    """Return the entry of a model, its layers and parameters counted."""
+    parameters = sum(each.numel() for each in model.parameters())
+    return Entry(name, depth(model), parameters, evaluation, None if fit is None else fit.seconds, fit)
+
+
+def teacher_evaluation(teacher: nn.Module, task: Task) -> Evaluation:
+    """Measure the accuracy of a teacher on held-out rows; without labels measure nothing."""
+    return Evaluation(None, None) if task.majority is None else evaluate(None, teacher, None, task)
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the table of a report, and below it each note about the figures once."""
+    console.print(report.table())
+    measured = [entry.evaluation.interchange for entry in report.entries]
+    notes = [note for each in measured if each is not None for note in each.notes]
+    notes += [entry.evaluation.note for entry in report.entries if entry.evaluation.note]
+    for note in dict.fromkeys(notes):
+        console.print(note, markup=False, highlight=False)
+
+
+def _majority_of(task: Task) -> str:
+    """Return the end of a sentence about the held-out rows: how common their most common class is."""
     return " without labels" if task.majority is None else f"; the most common class is {task.majority:.1%} of them"
 
 
 def environment() -> dict[str, str]:
-    """Of what the figures depend on."""
+    """Return the device and the versions of packages, on which figures depend."""
     return {"device": _device(), **versions(PACKAGES)}
 
 
 def embedded(figure: Figure) -> str:
-    """A figure as an `<img>` that needs no other file."""
+    """Return a figure as an `<img>` that needs no other file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'

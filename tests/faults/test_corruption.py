@@ -16,7 +16,7 @@ import torch
 import distill
 import interventions
 from distill import KD, Alignment, DistillError, Served, fit
-from distill.cli.commands import FitCommand, _command_of
+from distill.cli.fit_command import FitCommand
 from distill.data.seen_rows import SeenRows
 from distill.models.pretrained import load_classifier, save_model
 from distill.storage.files import write_json
@@ -114,7 +114,7 @@ KEPT = {
     "saved interventions": Kept(saved, loaded),
     "an alignment": Kept(aligned, alignment),
     "answers of a teacher": Kept(served, served),
-    "a command": Kept(commanded, lambda folder: repr(_command_of(folder))),
+    "a command": Kept(commanded, lambda folder: repr(FitCommand.read(folder))),
     "a classifier": Kept(classifier, lambda folder: plain(load_classifier(folder).state_dict())),
 }
 
@@ -228,5 +228,5 @@ def test_the_command_of_another_version_is_refused(tmp_path):
     tmp_path.joinpath("r").mkdir()
     write_json(tmp_path / "r/command.json", {"source": {"unknown": 1}, "timing": {}, "interchanges": {}})
     with pytest.raises(DistillError, match=r"command.json is none of this version's .*start the run anew"):
-        _command_of(tmp_path / "r")
+        FitCommand.read(tmp_path / "r")
     assert isinstance(FitCommand.of({"source": {}, "timing": {}, "interchanges": {}}), FitCommand)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 
 import distill
 from distill import KD, Interrupted, fit
+from distill.cli.fit_command import FitCommand
+from distill.cli.options import Source, Timing
 from distill.storage.files import read_json
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log
@@ -134,12 +136,11 @@ def test_a_second_signal_during_the_checkpoint_of_the_first_loses_nothing(tmp_pa
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
     """What the command line is asked for: a saved classifier, a file of rows, and quick measurements."""
-    commands = importlib.import_module("distill.cli.commands")
-    monkeypatch.setattr(commands, "evaluate", partial(distill.evaluate, pairs=10))
+    monkeypatch.setattr("distill.cli.fit.evaluate", partial(distill.evaluate, pairs=10))
     teacher = save_bert(tmp_path / "teacher", classifier=True, layers=2)
-    return commands.FitCommand(
-        source=commands.Source(data=str(write_csv(tmp_path / "films.csv", sentences(30)))),
-        timing=commands.Timing(steps=3, batch_size=4),
+    return FitCommand(
+        source=Source(data=str(write_csv(tmp_path / "films.csv", sentences(30)))),
+        timing=Timing(steps=3, batch_size=4),
         teacher=str(teacher),
         student_layers=1,
         objective="kd",
@@ -149,14 +150,14 @@ def asked(tmp_path, monkeypatch):
 
 def commanded(folder: Path, asked) -> dict:
     """What a user does, who sees a folder with or without a run; returns the figures."""
-    from distill.cli import commands
+    from distill.cli.fit import resume_fit, run_fit
 
     with warnings.catch_warnings(), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore", UserWarning)
         if (folder / "command.json").exists():
-            commands.resume_fit(folder)
+            resume_fit(folder)
         else:
-            commands.run_fit(asked, folder)
+            run_fit(asked, folder)
     told = read_json(folder / "result.json", "")
     return {name: [told["models"][i][name] for i in range(2)] for name in ("accuracy", "interchange", "parameters")}
 

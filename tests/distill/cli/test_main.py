@@ -19,18 +19,20 @@ import torch
 import transformers
 
 from distill.cli import main
+from distill.evaluation.evaluate import evaluate
+from distill.models.pretrained import load_classifier, load_tokenizer, save_teacher
 from distill.tasks import Recipe
 from distill.tasks.loading import EMBEDDED
 from tests.distill.conftest import save_bert, sentences, write_csv
 
-commands = importlib.import_module("distill.cli.commands")
 REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Measured on 40 pairs, in a folder of one's own; CUDA or not, no colour asked for."""
-    monkeypatch.setattr(commands, "evaluate", partial(commands.evaluate, pairs=40))
+    for command in ("fit", "evaluate"):
+        monkeypatch.setattr(f"distill.cli.{command}.evaluate", partial(evaluate, pairs=40))
     # The command line sets these before transformers is imported; here it was imported long ago.
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -84,7 +86,7 @@ def test_teach_saves_a_classifier_with_its_tokenizer(teacher):
     told = json.loads((teacher / "result.json").read_text())
     assert told["steps"] == 60
     assert (teacher / "tokenizer.json").exists()
-    model = commands.load_classifier(teacher)
+    model = load_classifier(teacher)
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert told["evaluation"]["accuracy"]["value"] > 0.7
 
@@ -188,7 +190,7 @@ def test_without_an_argument_the_embedded_task_runs(small_pvr, tmp_path):
 
 def relabelled(folder, teacher, names):
     """The teacher with its outputs in the order of `names`, or, if these are others, called so."""
-    model = commands.load_classifier(teacher)
+    model = load_classifier(teacher)
     if set(names) == {"negative", "positive"}:
         places = torch.tensor([["negative", "positive"].index(name) for name in names])
         with torch.no_grad():
@@ -196,7 +198,7 @@ def relabelled(folder, teacher, names):
                 parameter.copy_(parameter[places])
     model.config.id2label = dict(enumerate(names))
     model.config.label2id = {name: i for i, name in enumerate(names)}
-    commands.save_teacher(model, commands.load_tokenizer(teacher), folder)
+    save_teacher(model, load_tokenizer(teacher), folder)
     return folder
 
 
@@ -214,7 +216,7 @@ def test_classes_are_those_that_the_teacher_names(teacher, csv, tmp_path):
     assert (status, err, "note:" in out) == (0, "", False)
     assert accuracies(tmp_path / "b") == accuracies(tmp_path / "a")
     assert json.loads((tmp_path / "b" / "result.json").read_text())["task"]["classes"] == ["positive", "negative"]
-    student = commands.load_classifier(tmp_path / "b" / "labels+kd" / "student")
+    student = load_classifier(tmp_path / "b" / "labels+kd" / "student")
     assert student.config.id2label == {0: "positive", 1: "negative"}
     status, _out, err = distill("evaluate", "--student", teacher, "--teacher", other, "--data", csv, "--pairs", 4)
     assert (status, err.count("\n")) == (2, 1)
@@ -339,7 +341,7 @@ def test_bad_input_is_one_line_and_status_2_before_any_training(case, tmp_path, 
     def trained(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr(commands, "fit", trained)
+    monkeypatch.setattr("distill.cli.fit.fit", trained)
     monkeypatch.setattr(importlib.import_module("distill.teach"), "fit", trained)
     arguments = bad(case, tmp_path, teacher, csv)
     output = [] if {"--output", "--resume"} & set(arguments) else ["--output", tmp_path / "r"]
@@ -486,7 +488,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_going_on_gives_the_same_student(teacher,
     assert not set("\x1b\r") & set(out)
     status, _, err = distill("fit", "--resume", tmp_path / "r")
     assert (status, err) == (0, "")
-    students = [commands.load_classifier(tmp_path / name / "diito" / "student") for name in ("whole", "r")]
+    students = [load_classifier(tmp_path / name / "diito" / "student") for name in ("whole", "r")]
     assert all(torch.equal(a, b) for a, b in zip(*(s.state_dict().values() for s in students), strict=True))
     logs = [(tmp_path / name / "diito" / "log.jsonl").read_text() for name in ("whole", "r")]
     assert logs[0] == logs[1]

@@ -187,19 +187,21 @@ def _kind(invocation: Invocation, status: int, err: str) -> str:
 @contextlib.contextmanager
 def home() -> Iterator[Path]:
     """Make what is needed, in a folder that is removed, with a cache of its own."""
-    commands = importlib.import_module("distill.cli.commands")
+    commands = [importlib.import_module(f"distill.cli.{name}") for name in ("fit", "evaluate")]
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    whole, kept = commands.evaluate, dict(os.environ)
+    whole, kept = commands[0].evaluate, dict(os.environ)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ |= {"DISTILL_CACHE": f"{folder}/.cache", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
             os.environ.pop(name, None)
-        commands.evaluate = partial(whole, pairs=8)
+        for command in commands:
+            command.evaluate = partial(whole, pairs=8)
         try:
             yield made(Path(folder))
         finally:
-            commands.evaluate = whole
+            for command in commands:
+                command.evaluate = whole
             os.environ.clear()
             os.environ.update(kept)
 

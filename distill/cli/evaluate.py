@@ -1,0 +1,81 @@
+"""`distill evaluate`: students measured against their teacher on held-out rows, new pairs of base and source."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from distill.cli.fit_command import COMMAND, FitCommand, folder_of
+from distill.cli.loading import drop_trained_on, load_task_and_teacher
+from distill.cli.options import Interchanges, Source
+from distill.cli.report import Report, entry_of, print_report, teacher_evaluation
+from distill.errors import DistillError
+from distill.evaluation.evaluate import evaluate
+from distill.models.pretrained import load_classifier
+from distill.training.checks import check
+from distill.training.progress import console_of
+from distill.training.run_folder import STUDENT
+
+
+def run_evaluate(
+    run: Path | None,
+    source: Source,
+    teacher: str | None,
+    student: Path | None,
+    interchanges: Interchanges,
+    pairs: int,
+    seed: int,
+) -> None:
+    """Measure the students of a run, or one student against its teacher, and print the table.
+
+    Args:
+        run: the folder of `distill fit`, which says all but `pairs` and `seed`; or None, with the next four.
+        source: the rows.
+        teacher: a classifier, by its folder or its name on the hub; None takes the one that the task has.
+        student: the folder of a student.
+        interchanges: the mapping and the share of positions.
+        pairs: how many pairs of base and source are drawn.
+        seed: draws the pairs; without a run also the rows.
+    """
+    console = console_of()
+    if run is not None:
+        _refuse_other_than_run(run, student, teacher, source, interchanges)
+        if not (run / COMMAND).exists():
+            raise DistillError(f"{run} holds no run of distill fit; name its folder, or give --student and --teacher.")
+        command = FitCommand.read(run)
+        source, teacher, interchanges = command.source, command.teacher, command.interchanges
+        folders = {title: folder_of(run, each) / STUDENT for each, title in command.students.items()}
+        data_seed = command.seed
+    elif student is not None:
+        folders, data_seed = {student.name: student}, seed
+    else:
+        raise DistillError("nothing to evaluate was named: give the folder of a run, or --student FOLDER.")
+    task, model, _ = load_task_and_teacher(
+        source, teacher, data_seed, console, lambda _, task: interchanges.check(task)
+    )
+    for name, folder in folders.items():
+        task = drop_trained_on(task, folder, f"student {name}", console)
+    entries = [entry_of("teacher", model, teacher_evaluation(model, task))]
+    for name, folder in folders.items():
+        loaded = load_classifier(folder)
+        check(model, loaded, task.test)
+        mapping = interchanges.mapped(model, loaded)
+        evaluation = evaluate(model, loaded, mapping, task, positions=interchanges.positions, pairs=pairs, seed=seed)
+        entries.append(entry_of(name, loaded, evaluation))
+    print_report(Report(f"{task.name}: held-out pairs, seed {seed}", task, entries, {}), console)
+
+
+def _refuse_other_than_run(
+    run: Path, student: Path | None, teacher: str | None, source: Source, interchanges: Interchanges
+) -> None:
+    """Raise DistillError where data, models or a mapping are named beside a run, which has its own."""
+    options = {
+        "--student": student,
+        "--teacher": teacher,
+        **{f"--{key}": value for key, value in asdict(source).items()},
+    }
+    given = [name.replace("_", "-") for name, value in options.items() if value not in (None, 1.0)]
+    given += [] if interchanges == Interchanges() else ["--mapping or --share"]
+    if given:
+        raise DistillError(
+            f"{run} is measured as it was trained, on its own data, and {', '.join(given)} was given too; leave that "
+            "out, or the run: --student FOLDER --teacher FOLDER --data FILE."
+        )

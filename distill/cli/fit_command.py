@@ -1,0 +1,141 @@
+"""The settings of `distill fit`, and the file `command.json` of a run that keeps them."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from distill.cli.options import Interchanges, Source, Timing
+from distill.data.task import Task
+from distill.errors import DistillError
+from distill.interchange.mapping import depth
+from distill.objectives import (
+    AT,
+    BSS,
+    CRD,
+    DKD,
+    ICD,
+    KD,
+    PKD,
+    Cosine,
+    FitNets,
+    Labels,
+    Objective,
+    Sobolev,
+    TinyBERT,
+)
+from distill.storage.files import read_json, write_json
+from distill.students.from_layers import from_layers
+from distill.training.resolve import supported
+
+COMMAND = "command.json"
+PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
+         "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
+OBJECTIVES = ("kd", "diito", *PLAIN)
+TITLES = {"kd": "KD", "diito": "KD + interchange"}
+"""The names of students in tables, by their objectives; those of others are the objectives themselves."""
+
+
+@dataclass(frozen=True)
+class FitCommand:
+    """The settings of one `distill fit`."""
+
+    source: Source = field(default_factory=Source)
+    timing: Timing = field(default_factory=Timing)
+    interchanges: Interchanges = field(default_factory=Interchanges)
+    teacher: str | None = None
+    student_layers: int | None = None
+    objective: str | None = None
+    temperature: float = 2.0
+    seed: int = 0
+    any_teacher: bool = False
+
+    @classmethod
+    def of(cls, settings: dict[str, Any]) -> "FitCommand":
+        """Build it from what `asdict` returned.
+
+        Raises:
+            KeyError: a group of options is missing.
+            TypeError: a setting is not known.
+        """
+        groups: dict[str, Callable[..., Any]]
+        groups = {"source": Source, "timing": Timing, "interchanges": Interchanges.of}
+        missing = next((name for name in groups if name not in settings), None)
+        if missing is not None:
+            raise KeyError(missing)
+        return cls(**{name: groups[name](**value) if name in groups else value for name, value in settings.items()})
+
+    @classmethod
+    def read(cls, run: Path) -> "FitCommand":
+        """Read the settings that a run was started with.
+
+        Raises:
+            DistillError: the file is damaged, or of a version whose settings are not known.
+        """
+        path = run / COMMAND
+        settings = read_json(path, f"start it anew with the same options: distill fit --output {run}-2")
+        try:
+            return cls.of(settings)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise DistillError(
+                f"{path} is none of this version's ({error}); start the run anew: distill fit --output {run}-2."
+            ) from None
+
+    def write(self, run: Path) -> None:
+        """Write the settings into the folder of a run."""
+        write_json(run / COMMAND, asdict(self))
+
+    @property
+    def students(self) -> dict[str, str]:
+        """The students to train: their objectives, as `--objective` names them, and their titles in tables."""
+        objectives = ("kd", "diito") if self.objective is None else (self.objective,)
+        return {each: TITLES.get(each, each) for each in objectives}
+
+    def student(self, teacher: nn.Module) -> nn.Module:
+        """Make a student of layers of the teacher: of half as many, unless a number was requested."""
+        return from_layers(teacher, max(1, depth(teacher) // 2) if self.student_layers is None else self.student_layers)
+
+    def check(self, teacher: nn.Module, task: Task) -> None:
+        """Raise DistillError for sources, a student, a mapping or a schedule that are impossible.
+
+        The teacher need not be trained.
+        """
+        if not hasattr(teacher, "config"):
+            raise DistillError(
+                f"the teacher of {task.name} is a {type(teacher).__name__}, and students on the command line are some "
+                f"layers of a transformer; in Python: task = distill.tasks.load({task.name!r}); distill.fit("
+                "distill.teacher_of(task), distill.networks.MLP(64), data=task, objective=distill.KD(5.0))."
+            )
+        self.interchanges.check(task)
+        self.interchanges.mapped(teacher, self.student(teacher))
+        self.timing.schedule(task, self.seed)
+        for student in self.students:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # fit gives the same warnings
+                supported(self.objectives(student), task.train)
+
+    def objectives(self, student: str, words: Tensor | None = None) -> list[Objective]:
+        """Return the objectives of one student.
+
+        Args:
+            student: names of objectives with commas between them; `diito` stands for KD and interchange.
+            words: ids of whole words, which in-context sources are made of; None where there is no tokenizer.
+        """
+        names = student.split(",")
+        unknown = next((name for name in names if name not in OBJECTIVES), None)
+        if unknown is not None:
+            raise DistillError(
+                f"--objective {unknown} does not exist: choose of {', '.join(OBJECTIVES)}, several with commas."
+            )
+        match = KD(self.temperature)
+        made: list[Objective] = [KD(self.temperature)] if {"kd", "diito"} & set(names) else []
+        made += [self.interchanges.objective(match, words)] if "diito" in names else []
+        return made + [PLAIN[name]() for name in names if name in PLAIN]
+
+
+def folder_of(run: Path, student: str) -> Path:
+    """Return the folder in which a run keeps one of its students, by the objectives of the student."""
+    return run / student.replace(",", "+")

@@ -1,0 +1,84 @@
+"""The task and the teacher that a command names, loaded, and checked before anything is trained or measured."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from torch import nn
+
+from distill.cli.options import Source
+from distill.data.task import Task
+from distill.data.trained_on import without_trained_on
+from distill.errors import DistillError
+from distill.models.inputs import vocabulary_of
+from distill.models.numbering import numbered_as
+from distill.models.pretrained import load_classifier, load_tokenizer
+from distill.teach import teacher_of
+from distill.training.checks import check
+
+
+def load_task_and_teacher(
+    source: Source,
+    teacher: str | None,
+    seed: int,
+    console: Console,
+    check_fits: Callable[[nn.Module, Task], None],
+) -> tuple[Task, nn.Module, Any]:
+    """Return the task, its teacher, and the tokenizer that both read with, or None.
+
+    Args:
+        source: the rows.
+        teacher: a classifier, by its folder or its name on the hub; None trains the network of the task.
+        seed: of the rows and of a teacher that is trained.
+        console: shows the progress, and notes about the data.
+        check_fits: raises DistillError where the command cannot be carried out with a teacher and a task; the teacher
+            is not trained yet where the task has one of its own.
+    """
+    if teacher is None:
+        if source.task == "sst2" or (source.task is None and source.data is not None):
+            _refuse_without_teacher(source)
+        task = source.load(None, seed)
+        if task.network is not None:
+            check_fits(task.network(seed), task)
+        return task, teacher_of(task, seed=seed, console=console), None
+    model = load_classifier(teacher)
+    tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
+    with warnings_as_notes(console):
+        task = numbered_as(source.split_as(Path(teacher)).load(tokenizer, seed, model), model)
+    task = drop_trained_on(task, Path(teacher), "the teacher", console)
+    check(None, model, task.train)
+    check(None, model, task.test)
+    check_fits(model, task)
+    return task, model, tokenizer
+
+
+def drop_trained_on(task: Task, folder: Path, owner: str, console: Console) -> Task:
+    """Return the task without the held-out rows that a saved network was trained on, and print how many they are."""
+    task, note = without_trained_on(task, folder, owner)
+    if note:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    return task
+
+
+@contextmanager
+def warnings_as_notes(console: Console) -> Iterator[None]:
+    """Print what the packages warn of inside the block as notes, each on one line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for message in dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning):
+        console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_without_teacher(source: Source) -> NoReturn:
+    """Raise DistillError for data that no network is trained for on first use."""
+    if source.data is not None and not Path(source.data).exists():
+        raise DistillError(f"--data {source.data} does not exist; name a file or folder that does.")
+    option = f"--task {source.task}" if source.task else f"--data {source.data}"
+    raise DistillError(
+        f"{option} has no teacher of its own; give a classifier trained on it (--teacher NAME_OR_FOLDER), or make one: "
+        f"distill teach {option} --from ENCODER --output teacher."
+    )

@@ -1,0 +1,153 @@
+"""The options that several commands share, in groups: the data, the schedule, and how interchanges are made."""
+
+import sys
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from distill.data.task import Task
+from distill.data.trained_on import split_seed_of
+from distill.errors import DistillError, checked
+from distill.interchange.mapping import Sides, as_mapping, mapping_of, pairs_of
+from distill.interchange.positions import Span
+from distill.interchange.sources import InContext, Shuffle
+from distill.objectives import DIITO, Objective
+from distill.tasks import load
+from distill.tasks.loading import length_for
+from distill.training.schedule import Schedule
+from interventions import Mixup, Noise, printable
+
+SOURCES = ("shuffle", "in-context", "mixup", "noise")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a command: a task or a file, and how much of it is used."""
+
+    task: str | None = None
+    data: str | None = None
+    eval_data: str | None = None
+    text: str | None = None
+    label: str | None = None
+    fraction: float = 1.0
+    classes: str | None = None
+    max_length: int | None = None
+    split_seed: int | None = None
+
+    def split_as(self, teacher: Path) -> "Source":
+        """Return the same rows split as those that a saved teacher was trained on, unless a split was requested."""
+        return self if self.split_seed is not None else replace(self, split_seed=split_seed_of(teacher))
+
+    def load(self, tokenizer: Any, seed: int, model: nn.Module | None = None) -> Task:
+        """Load the task; `pvr` where neither a task nor data is named.
+
+        Args:
+            tokenizer: for texts; None where the task has none.
+            seed: draws the share of the training rows that is used.
+            model: texts of a file are cut at the longest input that it reads.
+        """
+        name = "pvr" if self.task is None and self.data is None else self.task
+        options: dict[str, Any] = {
+            "data": self.data, "eval_data": self.eval_data, "text": self.text, "label": self.label,
+            "classes": None if self.classes is None else [name.strip() for name in self.classes.split(",")],
+            "max_length": self.max_length if name is not None or model is None else length_for(model, self.max_length),
+        }  # fmt: skip
+        split = 0 if self.split_seed is None else self.split_seed
+        return load(name, tokenizer=tokenizer, fraction=self.fraction, seed=seed, split_seed=split, **options)
+
+    @property
+    def name(self) -> str:
+        """The name of the task, or of the file without its ending, for folders."""
+        return self.task or (Path(self.data).name.split(".")[0] if self.data else "pvr")
+
+
+@checked
+@dataclass(frozen=True)
+class Timing:
+    """The settings of the schedule that the command line gives; None leaves the value of the task."""
+
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    param_dtype: str | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are not None, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def schedule(self, task: Task, seed: int) -> Schedule:
+        """Return the schedule of a student: that of the task, with the settings of the command line in its place.
+
+        Three epochs where the task has no network of its own, so that its teacher is one of the user.
+        """
+        schedule = Schedule.of(task.student or task.recipe, seed)
+        if task.network is None or self.epochs is not None:
+            schedule = replace(schedule, steps=None, epochs=3)
+        return replace(schedule, **self.given)
+
+
+@dataclass(frozen=True)
+class Interchanges:
+    """How interchanges are made: between which locations, with which sources, and at how many positions."""
+
+    mapping: str = "full"
+    sources: str = "shuffle"
+    share: float = 0.3
+    sigma: float = 1.0
+
+    @classmethod
+    def of(cls, **settings: Any) -> "Interchanges":
+        """Build it from what `asdict` returned, also in the version before, which called the sources `pairs`."""
+        return cls(**{"sources" if name == "pairs" else name: value for name, value in settings.items()})
+
+    def __post_init__(self) -> None:
+        if self.sources not in SOURCES:
+            raise DistillError(f"--sources {self.sources} does not exist: choose one of {', '.join(SOURCES)}.")
+        if not 0 <= self.sigma < inf:
+            raise DistillError(f"--sigma {self.sigma} is no size of noise; use a finite number of 0 or more.")
+        Span(self.share)  # raises DistillError for a share that is none
+
+    @property
+    def positions(self) -> Span:
+        """The rule that draws positions, in training and in measuring."""
+        return Span(self.share)
+
+    def mapped(self, teacher: nn.Module, student: nn.Module) -> Sides:
+        """Return the mapping between two models, every location of it checked."""
+        return as_mapping(pairs_of(mapping_of(self.mapping, teacher, student), teacher, student))
+
+    def check(self, task: Task) -> None:
+        """Raise DistillError for sources that cannot be made from the rows of the task."""
+        if self.sources == "in-context" and "input_ids" not in task.train.columns:
+            raise DistillError(
+                f"--sources in-context replaces tokens, and the rows of {task.name} are "
+                f"{', '.join(task.train.columns)}; use --sources shuffle."
+            )
+
+    def objective(self, match: Objective, words: Tensor | None) -> DIITO:
+        """Return the objective that matches counterfactual runs.
+
+        Args:
+            match: compares the student's counterfactual run with the teacher's.
+            words: ids of whole words, which in-context sources are made of; None where there is no tokenizer.
+        """
+        if self.sources in ("mixup", "noise"):
+            op = (Mixup if self.sources == "mixup" else Noise)(self.sigma)
+            return DIITO(op=op, positions=self.positions, match=match)
+        sources = Shuffle() if self.sources == "shuffle" else InContext(words=words)
+        return DIITO(sources, positions=self.positions, match=match)
+
+
+def sources_of(sources: str | None, pairs: str | None) -> str:
+    """Return the value of `--sources`, or of `--pairs`, as the version before called that option."""
+    if pairs is None:
+        return SOURCES[0] if sources is None else sources
+    if sources is not None:
+        raise DistillError(f"--sources {sources} and --pairs {pairs} are one option; leave --pairs out.")
+    print(printable(f"distill: --pairs is deprecated; write --sources {pairs}."), file=sys.stderr)
+    return pairs

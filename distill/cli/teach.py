@@ -1,0 +1,51 @@
+"""`distill teach`: a teacher, trained on the labels of a task or file."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from distill.cli.loading import warnings_as_notes
+from distill.cli.options import Source, Timing
+from distill.errors import DistillError
+from distill.models.pretrained import load_tokenizer, new_classifier, save_teacher
+from distill.teach import teach
+from distill.training.progress import console_of
+from distill.training.run_folder import Resume, refuse_used
+from distill.training.schedule import Schedule
+
+
+def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, output: Path, *, resume: Resume) -> None:
+    """Train a teacher, print its accuracy, and save it with its tokenizer.
+
+    Args:
+        source: the rows, with labels.
+        encoder: what is fine-tuned, by its folder or its name on the hub; None trains the network of an embedded task.
+        timing: settings of the schedule, in the place of those of the task.
+        seed: of the rows, the new weights and the training.
+        output: a new folder.
+        resume: start from the newest checkpoint in `output`, as `fit` does.
+    """
+    console = console_of()
+    if not resume:
+        refuse_used(output)
+    if encoder is None and (source.task == "sst2" or source.data is not None):
+        raise DistillError(f"{source.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
+    tokenizer = load_tokenizer(encoder) if encoder is not None and source.task != "pvr" else None
+    with warnings_as_notes(console):
+        task = source.load(tokenizer, seed)
+    if not task.classes:
+        raise DistillError(
+            f"{source.name!r} has no labels to teach; add a column of them, 'label', or name it: --label COLUMN."
+        )
+    if encoder is not None:
+        network = new_classifier(encoder, task, seed)
+    elif task.network is not None:
+        network = task.network(seed)
+    else:
+        raise DistillError(f"task {task.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
+    schedule = replace(
+        Schedule.of(task.recipe, seed), **({"steps": None} if "epochs" in timing.given else {}) | timing.given
+    )
+    result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
+    save_teacher(network, tokenizer, output, result.seen, source.split_seed or 0)
+    console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)
+    console.print(f"teacher: {output}", markup=False, highlight=False, soft_wrap=True)
