@@ -22,7 +22,6 @@ UNFINISHED = (
     "distill/specialists/",
     "distill/evaluation/",
     "distill/alignment/",
-    "distill/cli/",
     "distill/compat/",
     "distill/",
 )
@@ -37,7 +36,7 @@ VERBS = set(
     block break build cache calculate call carry cast center change check choose chunk clamp clear clip clone close
     collate collect combine compare complete compute concatenate configure convert copy correct count cover create
     crop cut decide decode default deepcopy define delay delete derive describe detach detect discard disable
-    distill distribute divide do download draw drop embed enable encode end enforce enter erase escape estimate
+    distil distill distribute divide do download draw drop embed enable encode end enforce enter erase escape estimate
     evaluate exclude execute exit expand export expose extend extract fail fetch fill filter find finish fit flatten
     fold follow forbid forget format forward free freeze gather generate get give group guard guess hand hash have
     hide hold identify ignore import include index infer initialize insert inspect install intercept interchange

@@ -153,7 +153,7 @@ def _fit_or_read(
                 clear_leftovers(output_dir)
                 return _read_finished(student, output_dir)
         except DistillError as error:
-            warnings.warn(f"{error} The student goes on from its last checkpoint.", stacklevel=2)
+            warnings.warn(f"{error} The student is resumed from its last checkpoint.", stacklevel=2)
     resume = resume if output_dir.exists() else False
     try:
         return fit(teacher, student, mapping, task.train, output_dir=output_dir, resume=resume, **settings)

@@ -93,7 +93,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Interchanges:
-    """How interchanges are made: between which locations, with which sources, and at how many positions."""
+    """The settings of interchanges: a mapping, the rule of sources, the share of positions, and the size of noise."""
 
     mapping: str = "full"
     sources: str = "shuffle"

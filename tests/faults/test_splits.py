@@ -20,8 +20,8 @@ FILE = "films.csv"
 
 @pytest.fixture
 def film_data(tmp_path, monkeypatch):
-    for command in ("fit", "evaluate"):
-        monkeypatch.setattr(f"distill.cli.{command}.evaluate", partial(distill.evaluate, pairs=20))
+    for name in ("fit", "evaluate"):
+        monkeypatch.setattr(f"distill.cli.{name}.evaluate", partial(distill.evaluate, pairs=20))
     monkeypatch.chdir(tmp_path)
     return write_csv(tmp_path / FILE, sentences(60))
 

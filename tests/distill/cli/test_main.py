@@ -517,7 +517,7 @@ def test_tasks_whose_teacher_is_no_transformer_say_how():
 def test_a_warning_is_printed_once(monkeypatch, capsys):
     """Where filters change in between Python gives it again."""
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    main._quiet()
+    main._silence_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", _shown)
