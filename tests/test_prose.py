@@ -11,12 +11,9 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("interventions", "distill") for path in (REPOSITORY / package).rglob("*.py"))
 UNFINISHED = (
     "interventions/tracing/",
-    "distill/storage/",
     "distill/data/",
     "distill/models/",
     "distill/tasks/",
-    "distill/interchange/",
-    "distill/students/",
     "distill/objectives/",
     "distill/training/",
     "distill/specialists/",

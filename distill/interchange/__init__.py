@@ -1,1 +1,1 @@
-"""Which places correspond, where sources come from, at which tokens, and the swap itself."""
+"""Interchanges: mappings between two models, sources, positions, and the swap itself."""

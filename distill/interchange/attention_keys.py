@@ -1,8 +1,8 @@
-"""Rows of attention scores and patterns of one text, written over the keys of another, token by token.
+"""Attention scores and patterns of a source, arranged by the keys of its base.
 
-A row has an entry for each key, so it is as long as its text was padded, and where rows are padded on the left the same
-token stands in another column. Key number i of the source is that of the base; keys that the source has not are not
-attended to, and those that the base has not are left out.
+A row of attention has an entry for each key, so its length is that of the padded text, and with padding on the left the
+same token stands in another column. Key number i of the source, counted over real tokens, moves to the column of key
+number i of the base. Keys that only the base has get no attention, and keys that only the source has are left out.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,15 +25,15 @@ KEYED = ("attention_scores", "attention_pattern")
 def over_keys(
     base: Run, source: Run, places: Iterable[Location], batch: Mapping[str, Tensor], other: Mapping[str, Tensor]
 ) -> Run:
-    """The source run, what attention has for its keys moved to the keys of the base; the run itself without any.
+    """Return the source run with its attention arranged by the keys of the base; without attention, the run itself.
 
     Args:
         base, source: runs of one model.
-        places: what will be taken from the source.
+        places: the locations that will be taken from the source.
         batch, other: the columns that base and source were run on, with their masks.
 
     Raises:
-        DistillError: keys of a served teacher's, in rows of other lengths.
+        DistillError: attention of a served teacher, with base and source of different lengths.
     """
     whole = list(dict.fromkeys(at.whole for at in places))
     kinds = {at: architecture(base.model).place(at).io for at in whole}
@@ -49,12 +49,12 @@ def over_keys(
             pairs = ((base, batch), (source, other))
             here, there = (_real_keys(each, at, columns).to(states[at].device) for each, columns in pairs)
             hidden = 0.0 if kind == "attention_pattern" else torch.finfo(states[at].dtype).min
-            states[at] = moved(states[at], there, here, hidden)
+            states[at] = move_to_keys(states[at], there, here, hidden)
     return replace(source, activations=states)
 
 
 def _refuse_ragged(base: Run, at: Location, batch: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> None:
-    """Raise where keys would have to be moved in a run that is elsewhere."""
+    """Raise DistillError if attention would have to be rearranged in a run of a served teacher."""
     mask = _mask_of_keys(base, at)
     if mask in batch and not (mask in other and torch.equal(batch[mask], other[mask])):
         raise DistillError(
@@ -63,22 +63,22 @@ def _refuse_ragged(base: Run, at: Location, batch: Mapping[str, Tensor], other: 
         )
 
 
-def moved(
+def move_to_keys(
     rows: Float[Tensor, "batch head query keys"],
     of: Bool[Tensor, "batch keys"],
     to: Bool[Tensor, "batch other"],
     hidden: float,
 ) -> Float[Tensor, "batch head query other"]:
-    """Each entry in the column of the key of its number; `hidden` where there is none.
+    """Return rows of attention with each entry in the column of the other text's key of the same number.
 
     Args:
         rows: attention over the keys of one text.
-        of: which of those are real.
-        to: which keys of the other text are.
-        hidden: what stands for a key that is not attended to.
+        of: which keys of that text are real.
+        to: which keys of the other text are real.
+        hidden: the entry of a key that gets no attention, and of padding.
 
     >>> row = torch.tensor([[[[0.0, 0.25, 0.75]]]])
-    >>> moved(row, torch.tensor([[False, True, True]]), torch.tensor([[True, True, True]]), 0.0).tolist()
+    >>> move_to_keys(row, torch.tensor([[False, True, True]]), torch.tensor([[True, True, True]]), 0.0).tolist()
     [[[[0.25, 0.75, 0.0]]]]
     """
     if torch.equal(of, to):
@@ -91,7 +91,7 @@ def moved(
 
 
 def _real_keys(base: Run, at: Location, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch keys"]:
-    """Which keys of a place are no padding: of its own tokens, or of what it attends to."""
+    """Return which keys of an attention are no padding: its own tokens, or those of the encoder that it attends to."""
     rows, keys = shape_of(base, at)[0], shape_of(base, at)[-1]
     mask = _mask_of_keys(base, at)
     fits = mask in batch and batch[mask].shape == (rows, keys)

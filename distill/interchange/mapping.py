@@ -1,4 +1,4 @@
-"""Which locations of the teacher correspond to which of the student: {teacher side: student side}."""
+"""Mappings: which locations of a teacher correspond to which locations of its student, {teacher side: student side}."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from interventions import InterventionError, Location, Place, architecture, as_l
 
 Side = Location | str | tuple[Location | str, ...]
 Sides = Mapping[Any, Side]
-"""{teacher side: student side}. The keys are sides too, but a Mapping is invariant in its keys."""
+"""{teacher side: student side}. The keys are of type Side too, but a Mapping is invariant in its keys."""
 KINDS = ("full", "middle", "late", "single")
 REMAINDERS = ("spread", "first")
 
@@ -24,9 +24,10 @@ class Pair:
     """One entry of a mapping: what is interchanged together in the teacher, and the locations in the student.
 
     Attributes:
-        teacher: locations; of a causal model the names of variables.
-        positions: of a causal model, which tokens of each location of the student: what `CausalModel.select` takes.
-            None is all of them.
+        teacher: locations, or with a causal model as teacher the names of variables.
+        student: locations.
+        positions: with a causal model as teacher, the tokens at each location of the student, as `CausalModel.select`
+            takes them. None is all tokens.
     """
 
     teacher: tuple[Any, ...]
@@ -52,21 +53,23 @@ def names_of(entries: tuple[Pair, ...]) -> list[str]:
 def layer_mapping(
     teacher: Any, student: Any, kind: str = "full", *, remainder: str = "spread"
 ) -> dict[tuple[Location, ...], Location]:
-    """The usual mappings between block outputs of two models of different depth.
+    """Return one of the usual mappings between the block outputs of two models of different depth.
 
     With L_t and L_s layers, counted from 0:
 
     - `"full"`: every student layer i ↔ teacher layers ⌊i·L_t/L_s⌋ … ⌊(i+1)·L_t/L_s⌋ − 1;
     - `"middle"`: one pair, teacher L_t // 2 ↔ student L_s // 2;
     - `"late"`: two pairs, teacher L_t − 3 ↔ student L_s − 3 and L_t − 2 ↔ L_s − 2;
-    - `"single"`: the second pair of `"late"` alone: the last one below the final block.
+    - `"single"`: only the second pair of `"late"`: the last one below the final block.
 
-    Wu et al. 2021 (DIITO, arXiv:2112.02505), section 3, for L_t = 12 and L_s = 3, 6 or 9. Their program's file for 12 →
-    9 (multiple_single_multilayer_layer_9.nm at b1948ce) gives two teacher layers each to the first three student layers
-    and one to the others: that is `remainder="first"`. At 3 and 6, which divide 12, both are the same.
+    Wu et al. 2021 (DIITO, arXiv:2112.02505), section 3, for L_t = 12 and L_s = 3, 6 or 9. The mapping file of their
+    code for 12 → 9 (multiple_single_multilayer_layer_9.nm at b1948ce) gives two teacher layers each to the first three
+    student layers and one to the others: that is `remainder="first"`. For 3 and 6, which divide 12, both agree.
 
     Args:
-        remainder: of "full", where L_t / L_s is no whole number, which student layers have one teacher layer more:
+        teacher, student: the models.
+        kind: one of the above.
+        remainder: for "full" with L_t / L_s no whole number, the student layers that get one more teacher layer:
             "spread" over the depth, as above, or the "first" L_t mod L_s of them.
 
     Raises:
@@ -85,7 +88,7 @@ def layer_mapping(
             f"the student has {shallow} layers and the teacher {deep}, so no layer mapping is defined; "
             "give a dict, e.g. {Location(1): Location(2)}."
         )
-    numbers = _numbers(kind, deep, shallow, remainder)
+    numbers = _number_layers(kind, deep, shallow, remainder)
     if not numbers:
         raise DistillError(
             f"mapping {kind!r} needs a block below the last one, and the student has {shallow} layer; use "
@@ -95,7 +98,7 @@ def layer_mapping(
 
 
 def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]:
-    """A mapping written as text: `teacher~student` entries with spaces between, `+` between locations of one side.
+    """Parse a mapping from text: `teacher~student` entries with spaces between, `+` between locations of one side.
 
     >>> parse_mapping("block_output.2+block_output.3~block_output.1")
     {(Location(2), Location(3)): (Location(1),)}
@@ -119,14 +122,18 @@ def parse_mapping(text: str) -> dict[tuple[Location, ...], tuple[Location, ...]]
 
 
 def mapping_of(mapping: Sides | str, teacher: Any, student: Any) -> Sides:
-    """A mapping given as itself, as a kind of `layer_mapping`, or as text."""
+    """Return a mapping from itself, from a kind of `layer_mapping`, or from text as `parse_mapping` reads it."""
     if not isinstance(mapping, str):
         return mapping
     return parse_mapping(mapping) if "~" in mapping else layer_mapping(teacher, student, mapping)
 
 
 def depth(model: Any) -> int:
-    """How many blocks `model` has in the stack that locations refer to by default."""
+    """Return the number of blocks of a model in the stack that locations refer to by default.
+
+    Raises:
+        DistillError: a model without such a stack.
+    """
     found = architecture(network_of(model))
     try:
         last = found.place(Location(-1)).block
@@ -138,12 +145,12 @@ def depth(model: Any) -> int:
 def pairs_of(
     mapping: Sides | tuple[Pair, ...] | str, teacher: Any, student: Any, positions: Any = None
 ) -> tuple[Pair, ...]:
-    """The entries of a mapping, every location checked against its model, and every variable.
+    """Return the entries of a mapping, after a check of every location and variable against its model.
 
     Args:
-        mapping: {teacher side: student side}, or as text, e.g. "full"; pairs are returned as they are.
-        teacher: whose places, or variables, the first sides are.
-        student: whose places the second sides are.
+        mapping: {teacher side: student side}, or a text, e.g. "full"; pairs are returned as they are.
+        teacher: the model with the locations, or the variables, of the first sides.
+        student: the model with the locations of the second sides.
         positions: for a causal model, the tokens of the student's places: one choice for all, or {variable or location:
             choice}, as `CausalModel.select` takes them. None is all tokens.
 
@@ -169,7 +176,7 @@ def pairs_of(
             "{Location(2): Location(1)} (teacher side: student side)."
         )
     if isinstance(teacher, CausalModel):
-        return _aligned(mapping, teacher, student, positions)
+        return _pair_variables(mapping, teacher, student, positions)
     pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
     if (empty := next((each for each in pairs if not each.teacher or not each.student), None)) is not None:
         raise DistillError(f"mapping entry {empty} names no place on a side; write {{Location(2): Location(1)}}.")
@@ -186,10 +193,10 @@ def pairs_of(
     return pairs
 
 
-def _aligned(mapping: Sides, model: CausalModel, student: nn.Module, positions: Any) -> tuple[Pair, ...]:
-    """Variables of a causal model with the places that hold them, no place for two."""
+def _pair_variables(mapping: Sides, model: CausalModel, student: nn.Module, positions: Any) -> tuple[Pair, ...]:
+    """Return the entries of a mapping from variables of a causal model; no two variables may share a place."""
     found, pairs = architecture(student), list[Pair]()
-    held: list[tuple[Location, Any, Place, str]] = []
+    claims: list[tuple[Location, Any, Place, str]] = []
     for names, side in mapping.items():
         variables = (names,) if isinstance(names, str) else names
         if not isinstance(variables, tuple) or not all(isinstance(name, str) for name in variables):
@@ -206,44 +213,44 @@ def _aligned(mapping: Sides, model: CausalModel, student: nn.Module, positions: 
         pair = Pair(variables, _side(side))
         pair = replace(pair, positions=tuple(_position(pair, at, positions, model) for at in pair.student))
         for at, tokens in zip(pair.student, pair.positions, strict=True):
-            mine = (at, tokens, found.place(at), "+".join(variables))
-            other = next((each for each in held if _meet(mine, each)), None)
+            claim = (at, tokens, found.place(at), "+".join(variables))
+            other = next((each for each in claims if _overlap(claim, each)), None)
             if other is not None:
                 raise DistillError(
-                    f"the mapping gives {at} to {mine[-1]} and {other[-1]}; give each variable a place of its own, "
+                    f"the mapping gives {at} to {claim[-1]} and {other[-1]}; give each variable a place of its own, "
                     "e.g. other dims."
                 )
-            held.append(mine)
+            claims.append(claim)
         pairs.append(pair)
     _check_used(positions, pairs)
     return tuple(pairs)
 
 
 def _position(pair: Pair, at: Location, positions: Any, model: CausalModel) -> Any:
-    """Which tokens of a location hold a variable; None is all of them."""
+    """Return the tokens at which a location holds a variable; None is all tokens."""
     chosen = positions
     if isinstance(positions, Mapping):
         keys = (at, str(at) if at.subspace is None else at, pair.teacher, *pair.teacher[: len(pair.teacher) == 1])
         chosen = next((positions[key] for key in keys if key in positions), None)
-    if _is_of_each_row(chosen):
+    if _differs_by_row(chosen):
         raise DistillError(
-            f"the positions of {'+'.join(pair.teacher)} are those of each row, and bases and sources are drawn in an "
-            "order of their own; give a function of the inputs: positions=lambda values: values['…'] + 1, or a name."
+            f"the positions of {'+'.join(pair.teacher)} are given row by row, and bases and sources are drawn in "
+            "another order; give a function of the inputs: positions=lambda values: values['…'] + 1, or a name."
         )
     for name in [chosen] if isinstance(chosen, str) else chosen if isinstance(chosen, list | tuple) else ():
         if isinstance(name, str) and name not in model.positions:
-            model.select(name, {})  # raises, and names those that there are
+            model.select(name, {})  # raises an error that lists the known names
     return chosen
 
 
-def _is_of_each_row(positions: Any) -> bool:
+def _differs_by_row(positions: Any) -> bool:
     if isinstance(positions, Tensor):
         return positions.ndim > 1 or positions.dtype == torch.bool
     return isinstance(positions, list | tuple) and any(isinstance(each, list | tuple | Tensor) for each in positions)
 
 
 def _check_used(positions: Any, pairs: list[Pair]) -> None:
-    """Raise for positions of something that the mapping does not name."""
+    """Raise DistillError for positions of a variable or location that the mapping does not name."""
     if not isinstance(positions, Mapping):
         return
     known = {key for pair in pairs for key in (pair.teacher, *pair.teacher[: len(pair.teacher) == 1], *pair.student)}
@@ -256,23 +263,23 @@ def _check_used(positions: Any, pairs: list[Pair]) -> None:
         )
 
 
-def _meet(first: tuple[Location, Any, Place, str], second: tuple[Location, Any, Place, str]) -> bool:
-    """Whether two places share something. Two subspaces of one place may be orthogonal."""
+def _overlap(first: tuple[Location, Any, Place, str], second: tuple[Location, Any, Place, str]) -> bool:
+    """Return whether two places share an entry of an activation; two subspaces of one place may be orthogonal."""
     (a, tokens, here, _), (b, others, there, _) = first, second
     if (here.path, here.io) != (there.path, there.io):
         return False
-    if tokens is not None and others is not None and not _may_meet(tokens, others):
+    if tokens is not None and others is not None and not _may_overlap(tokens, others):
         return False
     if a.subspace is not None and b.subspace is not None and a.subspace is not b.subspace:
         return False
     return all(
-        mine is None or others is None or not set(mine).isdisjoint(others)
-        for mine, others in ((a.heads, b.heads), (a.dims, b.dims))
+        one is None or other is None or not set(one).isdisjoint(other)
+        for one, other in ((a.heads, b.heads), (a.dims, b.dims))
     )
 
 
-def _may_meet(tokens: Any, others: Any) -> bool:
-    """Whether two choices of tokens name the same one, as far as can be told without data."""
+def _may_overlap(tokens: Any, others: Any) -> bool:
+    """Return whether two choices of tokens may share one, as far as is known without data."""
     sets = [
         set(each) if isinstance(each, list | tuple | range) else {each} for each in map(_hashable, (tokens, others))
     ]
@@ -284,11 +291,11 @@ def _hashable(tokens: Any) -> Any:
 
 
 def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Any, ...], tuple[Location, ...]]:
-    """Pairs as a mapping again."""
+    """Return pairs as a mapping, {teacher side: student side}."""
     return {pair.teacher: pair.student for pair in pairs}
 
 
-def _numbers(kind: str, deep: int, shallow: int, remainder: str) -> list[tuple[range, int]]:
+def _number_layers(kind: str, deep: int, shallow: int, remainder: str) -> list[tuple[range, int]]:
     if kind == "full" and remainder == "first":
         size, more = divmod(deep, shallow)
         starts = [i * size + min(i, more) for i in range(shallow + 1)]

@@ -1,4 +1,10 @@
-"""At which positions base and source are interchanged."""
+"""Span: the positions at which base and source are interchanged, drawn anew in every step.
+
+Of the eligible tokens of each example, count = max(1, ⌊min(len_base, len_source) · share⌋) are drawn, as a contiguous
+span or scattered.
+
+Wu et al. 2021 (DIITO, arXiv:2112.02505), section 4.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,18 +22,18 @@ AMONG = ("real", "content", "labelled")
 @checked
 @dataclass(frozen=True)
 class Span:
-    """Which positions are interchanged: a share of the tokens, count = max(1, ⌊min(len_base, len_source) · share⌋).
+    """A random share of the tokens: max(1, ⌊min(len_base, len_source) · share⌋) positions of each example.
 
     Wu et al. 2021 (DIITO, arXiv:2112.02505), section 4.
 
     Args:
-        share: the share of the tokens, above 0 and up to 1; 1 is all that both have.
+        share: the share of the tokens, above 0 and up to 1; 1 is as many as the shorter of the two has.
         consecutive: a random contiguous span; False scatters the positions.
-        same: the same positions in base and source. None: as the pairs say (`aligned`), so independent draws for
+        same: the same positions in base and source. None: as the sources say (`aligned`), so independent draws for
             unrelated sources.
         among: `"real"` tokens (never padding), `"content"` ones (no special tokens either; the data must have
             `special_tokens_mask`), or `"labelled"` ones (label not −100: the masked tokens of a masked language model).
-        most: at most so many in each example; None is no limit.
+        most: the most positions in an example; None is no limit.
     """
 
     share: float = 0.3
@@ -45,7 +51,11 @@ class Span:
             raise DistillError(f"Span(most={self.most}) interchanges nothing; use 1 or more, or None for no limit.")
 
     def eligible(self, batch: Mapping[str, Tensor], real: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
-        """The positions that may be drawn."""
+        """Return the positions that may be drawn.
+
+        Raises:
+            DistillError: the data lacks the column that `among` needs.
+        """
         if self.among == "real":
             return real
         labels = MASKED if MASKED in batch else "labels"
@@ -68,12 +78,12 @@ class Span:
         *,
         aligned: bool = False,
     ) -> tuple[Bool[Tensor, "b t"], Bool[Tensor, "b s"]]:
-        """The positions to write in the base and those to take from the source, as masks with as many in each row.
+        """Return the positions to write in the base and those to read in the source, as masks with equal counts a row.
 
         Args:
             base, source: the eligible positions.
-            uniform: numbers from [0, 1) that decide; w = 1 is enough for a consecutive span, max(t, s) otherwise.
-            aligned: what `same=None` means.
+            uniform: random numbers from [0, 1); w = 1 is enough for a consecutive span, max(t, s) otherwise.
+            aligned: the value of `same` if that is None.
 
         Raises:
             DistillError: an example without an eligible position.
@@ -85,7 +95,7 @@ class Span:
                 f"row {row} of the batch has no position to interchange among {self.among!r} tokens; use "
                 "Span(among='real')."
             )
-        # The small offset keeps products such as 0.29 · 100 = 28.999… from losing one.
+        # The small offset keeps products such as 0.29 · 100 = 28.999… from rounding down.
         counts = (lengths * self.share + 1e-6).long().clamp(min=1, max=self.most)
         same = aligned if self.same is None else self.same
         room = (lengths, lengths) if same else (base.sum(1), source.sum(1))
@@ -97,7 +107,7 @@ class Span:
         return _columns(ranks[0], base), _columns(ranks[1], source)
 
     def _ranks(self, counts: Tensor, lengths: Tensor, uniform: Tensor, width: int) -> Tensor:
-        """Which of the eligible tokens of each example, counted from 0, are chosen: `[batch, width]`."""
+        """Return which of the eligible tokens of each example, counted from 0, are chosen: `[batch, width]`."""
         ranks = torch.arange(width, device=lengths.device)
         if self.consecutive:
             first = (uniform[:, 0] * (lengths - counts + 1)).long().clamp(max=lengths - counts)[:, None]
@@ -107,6 +117,6 @@ class Span:
 
 
 def _columns(ranks: Bool[Tensor, "b t"], eligible: Bool[Tensor, "b t"]) -> Bool[Tensor, "b t"]:
-    """The columns in which the eligible tokens of the chosen ranks stand."""
+    """Return the columns of the eligible tokens whose rank is chosen."""
     rank = (eligible.long().cumsum(1) - 1).clamp(min=0)
     return eligible & ranks.gather(1, rank)

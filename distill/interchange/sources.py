@@ -1,4 +1,4 @@
-"""Where the sources of interchanges come from, and at which positions base and source are interchanged."""
+"""The sources of interchanges: other rows of the batch, or the same text with some words replaced."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ from interventions import shown
 
 @runtime_checkable
 class Pairs(Protocol):
-    """Says where the source of each example of a batch comes from."""
+    """A rule that gives each example of a batch its source."""
 
     @property
     def aligned(self) -> bool:
-        """Whether position i means the same in base and source, so that positions are the same in both by default."""
+        """True if position i means the same in base and source, so that positions are the same in both by default."""
         ...
 
     def draw(
         self, batch: Mapping[str, Tensor], vocabulary: int | None, generator: torch.Generator
     ) -> Tensor | dict[str, Tensor]:
-        """The source of each example: rows of the batch itself `[batch]`, or a batch of new inputs."""
+        """Draw the source of each example: row numbers of the same batch `[batch]`, or a batch of new inputs."""
         ...
 
 
 @checked
 @dataclass(frozen=True)
 class Shuffle:
-    """The source of an example is another example of its batch, by a random permutation drawn every step.
+    """Sources from the same batch: a random permutation of its rows, drawn every step.
 
-    Wu et al. 2021 (DIITO, arXiv:2112.02505); no source run is needed, because the batch was run already.
+    Wu et al. 2021 (DIITO, arXiv:2112.02505). No source run is needed, because the batch was run already.
     """
 
     aligned: bool = False
 
     def draw(self, batch: Mapping[str, Tensor], vocabulary: int | None, generator: torch.Generator) -> Tensor:
-        """A permutation of the rows `[batch]`."""
+        """Draw a permutation of the rows, `[batch]`."""
         rows = len(next(iter(batch.values())))
         return torch.randperm(rows, generator=generator, device=generator.device)
 
@@ -46,25 +46,27 @@ class Shuffle:
 @checked
 @dataclass(frozen=True)
 class Crossway(Shuffle):
-    """As `Shuffle`, and every pair serves both ways: base and source change parts, the positions with them.
+    """Sources as `Shuffle` draws them, with every pair used in both directions.
 
-    The terms are the mean of the two directions. Causal-Distill (arXiv:2112.02505) has it as `--include_crossway`; its
-    published runs do not use it, and its code leaves the positions where they were.
+    In the second direction base and source change roles, and so do their positions. The terms are the mean of both
+    directions. Causal-Distill (arXiv:2112.02505) has this as `--include_crossway`; its published runs do not use it,
+    and its code does not exchange the positions.
     """
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class InContext:
-    """The source of an example is the same text with a share of its tokens replaced by random words.
+    """Sources made from the bases: each is the same text with a share of its tokens replaced by random words.
 
-    "Two Improvements to Causal Distillation". share 0 is the text itself.
+    "Two Improvements to Causal Distillation". With share 0 the source is the base.
 
     Args:
-        share: the share of the tokens of an example that is replaced, at least one token unless 0; special tokens
+        share: the share of the tokens of an example to replace, at least one token unless 0; special tokens
             (`special_tokens_mask` in the data) and padding stay.
-        words: token ids to draw from; None is the whole vocabulary but the special tokens of the batch.
-        candidates: token id → ids to draw from for it (synonyms, antonyms, …); tokens without an entry stay.
+        words: token ids to draw from; None is the whole vocabulary without the special tokens of the batch.
+        candidates: for a token id the ids to draw from in its place (synonyms, antonyms, …); tokens without an entry
+            stay.
     """
 
     share: float = 0.3
@@ -84,7 +86,7 @@ class InContext:
     def draw(
         self, batch: Mapping[str, Tensor], vocabulary: int | None, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The batch with tokens replaced."""
+        """Draw a batch with some tokens replaced."""
         if "input_ids" not in batch:
             raise DistillError(
                 f"InContext replaces tokens and this data has no input_ids but {', '.join(batch)}; use "
@@ -100,7 +102,7 @@ class InContext:
         scores = torch.rand(ids.shape, generator=generator, device=generator.device).to(ids.device)
         counts = (eligible.sum(1) * self.share).long().clamp(min=1 if self.share else 0)
         chosen = eligible & (scores.masked_fill(~eligible, 2).argsort(1).argsort(1) < counts[:, None])
-        return {**batch, "input_ids": torch.where(chosen, self._drawn(ids, special, vocabulary, generator), ids)}
+        return {**batch, "input_ids": torch.where(chosen, self._draw_words(ids, special, vocabulary, generator), ids)}
 
     def _refuse_unknown(self, vocabulary: int | None) -> None:
         """Refuse tokens that the models do not know."""
@@ -115,7 +117,7 @@ class InContext:
                 "tokenizer.convert_tokens_to_ids(words)."
             )
 
-    def _drawn(self, ids: Tensor, special: Tensor, vocabulary: int | None, generator: torch.Generator) -> Tensor:
+    def _draw_words(self, ids: Tensor, special: Tensor, vocabulary: int | None, generator: torch.Generator) -> Tensor:
         draws = torch.rand(ids.shape, generator=generator, device=generator.device).to(ids.device)
         if self.candidates is not None:
             drawn = ids.clone()

@@ -1,4 +1,4 @@
-"""The interchange of a variable in a network: what a causal model's interchange is compared with."""
+"""The interchange in a network that corresponds to the interchange of a variable in a causal model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +16,11 @@ from interventions import Location, Run, interchange, run_to
 
 @dataclass(frozen=True, eq=False)
 class Ran:
-    """Values of a causal model, and what a network does with what they encode.
+    """Values of a causal model, and the run of a network on the inputs that they encode.
 
     Attributes:
-        values: of the inputs, or of all variables.
-        run: of the network, or what it is called with.
+        values: those of the inputs, or of all variables.
+        run: the run of the network, or the inputs to call it with.
     """
 
     values: Values
@@ -28,25 +28,25 @@ class Ran:
 
 
 def encoded(model: CausalModel, network: nn.Module, values: Values) -> Any:
-    """What a network is called with for these values, numbers in the type of its weights."""
+    """Return the inputs of a network that these values encode, floating-point ones in the dtype of its weights."""
     return in_dtype_of(network, model.encode(values))
 
 
 def source_of(model: CausalModel, network: nn.Module, values: Values, pairs: tuple[Pair, ...]) -> Ran:
-    """The network on these values, up to the last place of the pairs."""
+    """Return the source run: the network on these values, up to the last place of the pairs."""
     return Ran(values, run_to(network, encoded(model, network, values), places_of(pairs)))
 
 
 def places_of(pairs: tuple[Pair, ...]) -> list[Location]:
-    """The places of the network, each once."""
+    """Return the places of the network that pairs name, each once."""
     return list(dict.fromkeys(at for pair in pairs for at in pair.student))
 
 
 def swapped(model: CausalModel, network: nn.Module, pair: Pair, base: Ran, source: Ran) -> Run:
-    """The network on the base, with the places of a pair taken from the source.
+    """Return the counterfactual run: the network on the base, with the places of a pair taken from the source.
 
     Raises:
-        DistillError: all tokens of rows of different lengths.
+        DistillError: a place at every token, with base and source of different lengths.
     """
     if any(tokens is None for tokens in pair.positions):
         _refuse_ragged(model, pair, base, source)
@@ -61,7 +61,7 @@ def swapped(model: CausalModel, network: nn.Module, pair: Pair, base: Ran, sourc
 
 
 def _refuse_ragged(model: CausalModel, pair: Pair, base: Ran, source: Ran) -> None:
-    """Raise where tokens of the one row would be swapped with padding of the other."""
+    """Raise DistillError if tokens of one row would be swapped with padding of the other."""
     assert isinstance(source.run, Run)
     masks = [mask_of(each.run.inputs if isinstance(each.run, Run) else each.run) for each in (base, source)]
     if masks[0] is None or masks[1] is None or torch.equal(masks[0], masks[1]):

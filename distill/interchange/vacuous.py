@@ -1,9 +1,10 @@
-"""Interchanges that say nothing about computation: of all that an output can see, or of nothing that it can see.
+"""Vacuous interchanges, which say nothing about what a network computes.
 
-After the first the network answers what it would to the source, or to any base; after the second what it answers to the
-base. What happens decides: a place is all that a network computes with if a swap of it, at every position, gives the
-answers to the source. So the output of a block is, and that of its feed-forward part is not, which the residual stream
-goes past.
+Two kinds are vacuous. If a write replaces everything that the output depends on, the network answers as to the source,
+whatever the base; if it changes nothing that the output depends on, the network answers as to the base. The first kind
+is found by trial: a place is the whole state of a network if a swap of it, at every position, gives the answers to the
+source. So the output of a block is the whole state, and the output of its feed-forward part is not, because the
+residual stream passes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,18 +22,18 @@ from interventions import Add, Location, Run, architecture, intervene, run
 
 Places = tuple[Location, ...]
 CLOSE = 1e-4
-"""Below this share of the way from the base's answers to the source's, two answers are one."""
+"""Two answers count as equal if they differ by less than this share of the difference between base and source."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What one model answers to a base, to its source, and after an interchange of the two.
+    """The answers of one model to a base, to its source, and after an interchange of the two.
 
     Attributes:
-        base, source, after: the runs.
-        columns: of token models, for each token of the base the column of the source's token of the same number, and
-            −1 where it has none; None for one answer an example.
-        counted: which predictions count, `[batch]` or `[batch, token]`.
+        base, source, after: the three runs.
+        columns: in token models, for each token of the base the column of the source's token of the same number, −1 if
+            the source has none; None with one answer an example.
+        counted: which predictions are measured, `[batch]` or `[batch, token]`.
     """
 
     base: Run
@@ -42,11 +43,11 @@ class Answers:
     counted: Bool[Tensor, "batch ..."]
 
     def changed(self) -> Bool[Tensor, " batch"]:
-        """Whether the interchange changed any bit of what counts."""
+        """Return whether the interchange changed any bit of the measured predictions."""
         return _any((self.after.logits != self.base.logits).any(-1) & self.counted)
 
     def are_the_sources(self) -> Bool[Tensor, " batch"]:
-        """Whether all that counts is what the model answers to the source, and not what it does to the base."""
+        """Return whether all measured predictions are those to the source, and differ from those to the base."""
         after, base, source = (each.logits for each in (self.after, self.base, self.source))
         if self.columns is None:
             return arrived(after, base, source)
@@ -67,7 +68,7 @@ def arrived(
     source: Float[Tensor, "batch ... classes"],
     counted: Bool[Tensor, "batch ..."] | None = None,
 ) -> Bool[Tensor, " batch"]:
-    """Whether answers are those to the source, up to rounding, where those to the base are others."""
+    """Return whether answers equal those to the source, up to rounding, and those to the base differ."""
 
     def largest(values: Tensor) -> Tensor:
         values = values.abs().float().amax(-1)
@@ -81,10 +82,10 @@ def arrived(
 
 @dataclass(eq=False)
 class Whole:
-    """Which places of a model are all that it computes with, found on a few examples when it is asked.
+    """A trial on a few examples of which places are the whole state of a model.
 
     Attributes:
-        base, source: runs on examples without padding, so that nothing but the place tells them apart.
+        base, source: runs on examples without padding, so that they differ in their tokens only.
     """
 
     base: Run
@@ -92,12 +93,12 @@ class Whole:
     _found: dict[Places, bool] = field(default_factory=dict)
 
     def holds(self, places: Places) -> bool:
-        """Whether a swap of these places, at every position, gives the answers to the source."""
+        """Return whether a swap of these places, at every position, gives the answers to the source."""
         if places not in self._found:
-            self._found[places] = self._swapped(places)
+            self._found[places] = self._gives_source(places)
         return self._found[places]
 
-    def _swapped(self, places: Places) -> bool:
+    def _gives_source(self, places: Places) -> bool:
         base, source = self.base.logits, self.source.logits
         if base.shape != source.shape:
             return False
@@ -108,10 +109,10 @@ class Whole:
     def replaced(
         self, places: Places, seen: Mapping[Location, Tensor], chosen: Bool[Tensor, "batch position"] | None
     ) -> Bool[Tensor, " batch"]:
-        """Whether a write leaves nothing of the base that the output can see.
+        """Return whether a write replaces everything of the base that the output depends on.
 
         Args:
-            places: what is written together.
+            places: the locations that are written together.
             seen: for each, the positions that the output depends on, as `visible` finds them.
             chosen: the positions written, None for all of them.
         """
@@ -130,7 +131,7 @@ class Whole:
         return found
 
     def _modules(self, places: Places) -> list[Places]:
-        """The places of each module together: they may be parts that are all of it."""
+        """Return the places grouped by module, as the parts of one may cover it together."""
         groups: dict[tuple[str, str], Places] = {}
         for at in places:
             place = architecture(self.base.model).place(at)
@@ -140,7 +141,7 @@ class Whole:
 
 
 def unpadded(*batches: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The batches with their columns of tokens cut to the shortest row of all, so that none has padding."""
+    """Return the batches with their columns of tokens cut to the shortest row of all, so that none has padding."""
     names = [name for name, mask in batches[0].items() if name.endswith("attention_mask") and mask.ndim == 2]
     cut = [dict(batch) for batch in batches]
     for name in names:
@@ -155,21 +156,26 @@ def unpadded(*batches: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         else:
             continue
         for batch, columns, mask in zip(batches, cut, masks, strict=True):
-            mine = (each for each, column in batch.items() if column.shape[:2] == mask.shape)
-            columns |= {each: batch[each][:, part] for each in mine if _side(each, names) == prefix}
+            same = (each for each, column in batch.items() if column.shape[:2] == mask.shape)
+            columns |= {each: batch[each][:, part] for each in same if _side(each, names) == prefix}
     return cut
 
 
 def _side(column: str, masks: Sequence[str]) -> str:
-    """To which of the masks a column belongs, by the beginning of its name."""
+    """Return the prefix of the mask that a column belongs to, by the beginning of its name."""
     sides = [mask.removesuffix("attention_mask") for mask in masks]
     return max((side for side in sides if column.startswith(side)), key=len, default="")
 
 
 def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Location, Bool[Tensor, "batch _"]]:
-    """Which positions of each place the output depends on, `[batch, position]` (or `[batch, 1]` without positions).
+    """Return which positions of each place the output depends on, `[batch, position]` (`[batch, 1]` without positions).
 
-    A position that the output cannot see has a gradient of exactly 0. `weights` says which predictions count.
+    A position that the output does not depend on has a gradient of exactly 0.
+
+    Args:
+        base: the run.
+        places: the locations.
+        weights: the weight of each prediction, `[batch]` or `[batch, token]`; 0 leaves it out.
     """
     if isinstance(base, ServedRun) and base.teacher is not None:
         return dict(zip(places, base.teacher.seen(base, places, weights), strict=True))
@@ -186,7 +192,7 @@ def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Loca
 def touched(
     places: Places, seen: Mapping[Location, Tensor], chosen: Bool[Tensor, "batch position"] | None
 ) -> Bool[Tensor, " batch"]:
-    """Whether a write reaches a position that the output depends on."""
+    """Return whether a write reaches a position that the output depends on."""
     masks = [seen[at] if chosen is None else seen[at] & chosen.to(seen[at].device) for at in places]
     return torch.stack([mask.any(1) for mask in masks]).any(0)
 

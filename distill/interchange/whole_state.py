@@ -1,4 +1,8 @@
-"""Places that hold all that a network computes with: to swap these is to run the source, whatever they mean."""
+"""The refusal of alignments with the whole state of a network.
+
+If the places of a variable hold everything that the rest of the network reads, then to swap them is to run the source,
+whatever the places represent: such an alignment is no evidence for a causal model.
+"""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -18,15 +22,21 @@ from interventions import InterventionError, Location, Run, architecture, run, s
 def refuse_wholes(
     model: CausalModel, network: nn.Module, pairs: tuple[Pair, ...], base: Values, source: Values
 ) -> None:
-    """Raise where a pair takes all of the network's state from the source.
+    """Raise DistillError if a pair takes the whole state of the network from the source.
 
-    It does where its places hold all of the vectors somewhere, at every token, and the answers after the swap are
-    those of the source, though those of the causal model are not.
+    A pair does so if its places hold all entries of the vectors of a module, at every token, and the answers after the
+    swap are those to the source, although the causal model answers otherwise.
+
+    Args:
+        model: the causal model.
+        network: the network.
+        pairs: the entries of the mapping.
+        base, source: inputs of the causal model, one source a base.
 
     Raises:
-        DistillError: for such a pair, and for a subspace or dims that do not fit their place.
+        DistillError: such a pair, or a subspace or dims that do not fit their place.
     """
-    base, source = _padded_alike(model, base, source)
+    base, source = _pad_alike(model, base, source)
     high, there_high = model.run(base), model.run(source)
     with evaluating(network), torch.no_grad():
         inputs = [encoded(model, network, values) for values in (base, source)]
@@ -34,10 +44,10 @@ def refuse_wholes(
         for pair in pairs:
             after = model.interchange(high, {pair.teacher: there_high})
             if torch.equal(after[model.output], there_high[model.output]):
-                continue  # to run the source is right, as far as can be seen
+                continue  # on these examples the causal model answers as to the source
             try:
                 taken = source_of(model, network, source, (pair,))
-                whole = _whole(model, taken, pair)
+                whole = _covered_place(model, taken, pair)
                 if whole is None:
                     continue
                 logits = swapped(model, network, pair, Ran(base, inputs[0]), taken).logits
@@ -47,12 +57,12 @@ def refuse_wholes(
             if is_source and not torch.allclose(here, there, rtol=1e-4, atol=1e-5):
                 raise DistillError(
                     f"{'+'.join(pair.teacher)} is aligned with all of {whole}, and to swap that is to run the source; "
-                    f"give it a part: {_parts(taken, whole)}."
+                    f"give it a part: {_suggest_part(taken, whole)}."
                 )
 
 
-def _parts(taken: Ran, whole: Location) -> str:
-    """What could be swapped in place of everything, as code."""
+def _suggest_part(taken: Ran, whole: Location) -> str:
+    """Return code for what could be swapped instead of everything."""
     assert isinstance(taken.run, Run)
     vectors = taken.run.vectors(whole.whole)
     half = max(1, vectors.shape[-1] // 2)
@@ -60,8 +70,8 @@ def _parts(taken: Ran, whole: Location) -> str:
     return f"dims=range(0, {half}), subspace=Rotation({half}), or heads=… where there are some{tokens}"
 
 
-def _padded_alike(model: CausalModel, base: Values, source: Values) -> tuple[Values, Values]:
-    """Bases, each with a source of its padding: a mask reaches the output past every place."""
+def _pad_alike(model: CausalModel, base: Values, source: Values) -> tuple[Values, Values]:
+    """Return the bases with sources that have the same padding, as the mask influences the output past every place."""
     mask, others = mask_of(model.encode(base)), mask_of(model.encode(source))
     if mask is None or others is None or others.shape[1:] != mask.shape[1:]:
         return base, source
@@ -73,8 +83,8 @@ def _padded_alike(model: CausalModel, base: Values, source: Values) -> tuple[Val
     return {name: value[rows] for name, value in base.items()}, {name: value[taken] for name, value in source.items()}
 
 
-def _whole(model: CausalModel, taken: Ran, pair: Pair) -> Location | None:
-    """The first place of a pair of which all is named, by it and the other places of the pair together."""
+def _covered_place(model: CausalModel, taken: Ran, pair: Pair) -> Location | None:
+    """Return the first place whose module is covered by the places of a pair together, None if there is none."""
     assert isinstance(taken.run, Run)
     found = architecture(taken.run.model)
     for at, tokens in zip(pair.student, pair.positions, strict=True):
@@ -84,13 +94,13 @@ def _whole(model: CausalModel, taken: Ran, pair: Pair) -> Location | None:
             for other, others in zip(pair.student, pair.positions, strict=True)
             if (found.place(other).path, found.place(other).io) == (here.path, here.io) and str(others) == str(tokens)
         ]
-        if _all_tokens(model, taken, at, tokens) and _all_entries(taken.run.vectors(at.whole), beside):
+        if _covers_tokens(model, taken, at, tokens) and _covers_entries(taken.run.vectors(at.whole), beside):
             return at
     return None
 
 
-def _all_tokens(model: CausalModel, taken: Ran, at: Location, tokens: object) -> bool:
-    """Whether the tokens named are all that there are."""
+def _covers_tokens(model: CausalModel, taken: Ran, at: Location, tokens: object) -> bool:
+    """Return whether the chosen tokens are all tokens, and more than one."""
     assert isinstance(taken.run, Run)
     vectors, mask = taken.run.vectors(at.whole), mask_of(taken.run.inputs)
     if tokens is None or vectors.ndim < 3:
@@ -101,8 +111,8 @@ def _all_tokens(model: CausalModel, taken: Ran, at: Location, tokens: object) ->
     return len(chosen.rows) == int(real.sum()) and vectors.shape[1] > 1
 
 
-def _all_entries(vectors: Tensor, places: Iterable[Location]) -> bool:
-    """Whether these places of one module are, together, all entries of its vectors."""
+def _covers_entries(vectors: Tensor, places: Iterable[Location]) -> bool:
+    """Return whether these places of one module cover all entries of its vectors together."""
     left = torch.ones(vectors.shape[-2:] if vectors.ndim > 3 else vectors.shape[-1:], dtype=torch.bool)
     width = vectors.shape[-1]
     for at in places:
@@ -121,7 +131,7 @@ def _all_entries(vectors: Tensor, places: Iterable[Location]) -> bool:
 
 
 def _spans(subspace: nn.Module, vectors: Tensor) -> bool:
-    """Whether what a subspace replaces is everything, in eval mode."""
+    """Return whether a replacement in a subspace replaces the whole vector, in eval mode."""
     hard = deepcopy(subspace).eval()
     x = vectors.reshape(-1, vectors.shape[-1])
     there = x.flip(0)

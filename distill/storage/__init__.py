@@ -1,1 +1,1 @@
-"""Folders and files on disk: written whole or not at all, and by one process at a time."""
+"""Folders and files on disk: written whole or not at all, by one process at a time."""

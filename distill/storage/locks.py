@@ -1,4 +1,4 @@
-"""One process at a time in a folder: the others wait, or are told who is there."""
+"""Locks: one process at a time works in a folder; others wait or get an error that names the process."""
 
 import json
 import os
@@ -17,12 +17,12 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path, *, name: str = LOCK, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold a folder, which must be there, for one process; the lock of one that was killed is free.
+    """Hold the lock of an existing folder for one process; the lock of a killed process is free.
 
     Args:
-        folder: holds the lock, a file that is gone afterwards.
-        name: of the lock.
-        waiting: is told who holds it, and the lock is waited for; None raises instead.
+        folder: holds the lock, a file that is removed afterwards.
+        name: the name of that file.
+        waiting: called with the holder of the lock before waiting for it; None raises an error instead.
 
     Raises:
         DistillError: another process, or another run in this one, holds the folder.
@@ -41,25 +41,25 @@ def locked(folder: Path, *, name: str = LOCK, waiting: Callable[[str], None] | N
         lock.acquire()
     try:
         with suppress(OSError):
-            told = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-            path.write_text(json.dumps(told))
+            holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+            path.write_text(json.dumps(holder))
         yield
     finally:
-        # Under the lock: who waits for it sees that the file is another, and opens that.
+        # Removed under the lock: a process that waits for it sees that the file was replaced, and opens the new one.
         path.unlink(missing_ok=True)
         lock.release()
 
 
 def _holder(path: Path) -> str:
     try:
-        told = json.loads(path.read_text())
-        return f"process {told['pid']} on {told['host']} since {told['since']}"
+        holder = json.loads(path.read_text())
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
 def claim(make: Callable[[int], Path]) -> Path:
-    """The first folder of a numbered row that was not there, made now: no two processes get the same."""
+    """Create the first folder of a numbered series that does not exist; no two processes get the same."""
     number = 1
     while True:
         folder = make(number)

@@ -1,4 +1,10 @@
-"""A smaller model from a teacher's layers."""
+"""A shallower student from some of a teacher's layers.
+
+The student has the teacher's weights in the chosen layers and everywhere else. A transformers model is built anew from
+a smaller configuration, any other module is copied and its list of blocks cut.
+
+Sanh et al. 2019 (DistilBERT, arXiv:1910.01108); Sun et al. 2019 (PKD, arXiv:1908.09355), section 4.1.
+"""
 
 import copy
 import re
@@ -18,15 +24,15 @@ _SIDES = {
     "encoder": ("encoder_layers", "num_encoder_layers", "num_layers", "num_hidden_layers"),
     "decoder": ("decoder_layers", "num_decoder_layers", "num_hidden_layers", "num_layers"),
 }
-# Settings that say something of each layer: as many entries as layers, or the numbers of some of them.
+# Settings with an entry for each layer, or with the numbers of some layers.
 _PER_LAYER = re.compile(r"layer|_types?$|pattern$|windows?$|^intermediate_size$|_heads$|_theta$")
 _NUMBERS = re.compile(r"layers?$|idxs?$|ind(ic|ex)es$|layer_ids$|attn_layer")
-# What may differ between a layer and its copy: its number, and T5's relative positions, which its first layer holds.
+# Attributes that may differ between a layer and its copy: its number, and T5's relative positions in its first layer.
 _OWN = re.compile(r"training|has_relative_attention_bias|(.*_)?(layer|block)_?(idx|id|index|number|num)|idx|index")
 
 
 def spread(count: int, of: int) -> tuple[int, ...]:
-    """`count` layers of a teacher with `of`, evenly spread from the first to the last.
+    """Return the numbers of `count` layers among `of`, evenly spread from the first to the last.
 
     >>> spread(6, 12)  # as DistilBERT: Sanh et al. 2019 (arXiv:1910.01108)
     (0, 2, 4, 7, 9, 11)
@@ -38,7 +44,7 @@ def spread(count: int, of: int) -> tuple[int, ...]:
 def from_layers(
     teacher: nn.Module, layers: int | Sequence[int], *, stack: str | None = None, inputs: object = None
 ) -> nn.Module:
-    """A student like the teacher with some of its layers, and the teacher's weights in them and everywhere else.
+    """Return a student with some of the teacher's layers, and with the teacher's weights in them and everywhere else.
 
     The usual choices: `6` for six evenly spread (DistilBERT, Sanh et al. 2019, arXiv:1910.01108); `range(6)` for the
     first six (PKD, Sun et al. 2019, arXiv:1908.09355, section 4.1); `range(0, 12, 2)` for every other one; any list.
@@ -51,10 +57,10 @@ def from_layers(
 
     Args:
         teacher: a transformers model, or any module with a list of repeated blocks.
-        layers: which of its layers, in order, −1 is the last; or how many, spread evenly from the first to the last.
-        stack: which of several lists of blocks, as `Location(stack=…)` takes it; None is the decoder of an
+        layers: the numbers of the layers, in order, −1 is the last; or their count, spread evenly from first to last.
+        stack: one of several lists of blocks, as `Location(stack=…)` takes it; None is the decoder of an
             encoder–decoder. For both: `from_layers(from_layers(teacher, 6), 6, stack="encoder")`.
-        inputs: what the model is called with, as `interventions.run` takes it, to try the student out. Needed for a
+        inputs: inputs of the model, as `interventions.run` takes them, for a trial run of the student. Needed for a
             module without a transformers configuration whose blocks differ in shape.
 
     Returns:
@@ -65,9 +71,9 @@ def from_layers(
     """
     teacher = plain(teacher, "from_layers")
     whole = _stack_of(teacher, stack)
-    chosen = _chosen(layers, len(whole.blocks))
+    chosen = _choose(layers, len(whole.blocks))
     if hasattr(teacher, "config") and hasattr(teacher, "save_pretrained"):
-        student = _built(teacher, whole, chosen)
+        student = _build(teacher, whole, chosen)
     else:
         student = _cut(teacher, whole, chosen, is_tried=inputs is not None)
     if inputs is not None:
@@ -84,7 +90,7 @@ def _stack_of(model: nn.Module, name: str | None) -> Stack:
     return next(each for each in found.stacks if (each.name == name or name is None) and block in each.blocks)
 
 
-def _chosen(layers: int | Sequence[int], deep: int) -> tuple[int, ...]:
+def _choose(layers: int | Sequence[int], deep: int) -> tuple[int, ...]:
     if isinstance(layers, int):
         if not 1 <= layers <= deep:
             raise DistillError(
@@ -100,14 +106,11 @@ def _chosen(layers: int | Sequence[int], deep: int) -> tuple[int, ...]:
     return tuple(layer % deep for layer in layers)
 
 
-# --- transformers models: built from a smaller configuration ----------------------------------------------------------
-
-
-def _built(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> nn.Module:
+def _build(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> nn.Module:
     parameter = next(teacher.parameters())
     try:
         with torch.random.fork_rng(devices=[]):
-            student = type(teacher)(_smaller(teacher, stack, chosen)).to(parameter.device, parameter.dtype)
+            student = type(teacher)(_shrink_config(teacher, stack, chosen)).to(parameter.device, parameter.dtype)
     except (AssertionError, IndexError, NotImplementedError, TypeError, ValueError) as error:
         if isinstance(error, DistillError):
             raise
@@ -123,8 +126,8 @@ def _built(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> nn.Module:
     return student.train(teacher.training)
 
 
-def _smaller(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> Any:
-    """The configuration of the student: the count of its layers, and what is said of each."""
+def _shrink_config(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> Any:
+    """Return the configuration of the student: the number of its layers, and the settings of each layer."""
     whole = copy.deepcopy(teacher.config)
     part, deep = _part_of(teacher, whole, stack.path), len(stack.blocks)
     names = _SIDES.get(stack.name, ()) if getattr(part, "is_encoder_decoder", False) else ()
@@ -144,19 +147,19 @@ def _smaller(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> Any:
 
 
 def _part_of(teacher: Any, whole: Any, path: str) -> Any:
-    """The part of the copied configuration that the stack at `path` was built from."""
+    """Return the part of the copied configuration that the stack at `path` was built from."""
     names = [name for name in getattr(teacher.config, "sub_configs", {}) if getattr(teacher.config, name, None)]
     while path:
         path = path.rpartition(".")[0]
-        mine = getattr(teacher.get_submodule(path), "config", None)
+        own = getattr(teacher.get_submodule(path), "config", None)
         for name in names:
-            if mine is getattr(teacher.config, name):
+            if own is getattr(teacher.config, name):
                 return getattr(whole, name)
     return whole
 
 
 def _of_layers(name: str, values: list[Any], deep: int, chosen: tuple[int, ...]) -> list[Any] | None:
-    """What is left of a setting that says something of each layer, or names some by number; None for any other."""
+    """Return a setting for the chosen layers, if it has an entry for each layer or numbers of layers; None if not."""
     numbers = all(type(value) is int and 0 <= value < deep for value in values) and values == sorted(set(values))
     if values and numbers and _NUMBERS.search(name):
         return [new for new, old in enumerate(chosen) if old in values]
@@ -166,13 +169,13 @@ def _of_layers(name: str, values: list[Any], deep: int, chosen: tuple[int, ...])
 
 
 def _check_alike(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> None:
-    """Raise unless the blocks that were built are like those chosen, down to every number that their modules keep."""
+    """Raise DistillError unless the new blocks equal the chosen ones, down to every number that their modules hold."""
     blocks = next((each.blocks for each in architecture(student).stacks if each.path == stack.path), ())
     name = type(teacher).__name__
     if len(blocks) != len(chosen):
         raise DistillError(
             f"the configuration of {name} does not decide its number of layers ({len(blocks)} were built, "
-            f"{len(chosen)} asked for); build the student yourself and pass it to distill.fit(teacher, student, ...)."
+            f"{len(chosen)} needed); build the student yourself and pass it to distill.fit(teacher, student, ...)."
         )
     others = {each.path: len(each.blocks) for each in architecture(student).stacks}
     for each in architecture(teacher).stacks:
@@ -192,6 +195,7 @@ def _check_alike(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: t
 
 
 def _differences(old: nn.Module, new: nn.Module) -> Iterator[str]:
+    """Yield the names of modules, settings and unsaved buffers in which two blocks differ."""
     modules = dict(new.named_modules())
     kept = set(old.state_dict())
     buffers = dict(new.named_buffers())
@@ -214,14 +218,14 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _copy(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> None:
     sources = _sources(teacher, student, stack, chosen)
-    # Buffers that are not saved go along: a teacher in half precision has rounded ones.
+    # Buffers that are not saved are copied too: a teacher in half precision has rounded ones.
     given = dict(teacher.named_buffers()) | teacher.state_dict()
     with torch.no_grad():
         for name, target in (dict(student.named_buffers()) | student.state_dict()).items():
             path = next((each for each in sources if name.startswith(f"{each}.")), None)
             source = name if path is None else sources[path] + name.removeprefix(path)
             if source not in given and "relative_attention_bias" in name:
-                source = name  # T5 has it in its first layer alone: the first of the student gets it
+                source = name  # T5 has it in its first layer only: the first layer of the student gets it
             if source not in given or given[source].shape != target.shape:
                 raise DistillError(
                     f"{name!r} of the student has no counterpart of its shape among the weights of "
@@ -232,7 +236,7 @@ def _copy(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[in
 
 
 def _sources(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> dict[str, str]:
-    """{path of a part of the student: path of its source}, for the blocks and for what else there is one of a layer."""
+    """Return the path in the teacher for each path in the student, of blocks and of other modules with one a layer."""
     old, new = architecture(teacher), architecture(student)
     built = next(each for each in new.stacks if each.path == stack.path)
     sources: dict[str, str] = {}
@@ -250,7 +254,7 @@ def _sources(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple
 
 
 def _beside(model: nn.Module, stack: Stack) -> list[str]:
-    """Paths of other lists that have an entry for each block: those beside the stack, in the same module."""
+    """Return the paths of other lists in the module of the stack that have an entry for each block."""
     parent = stack.path.rpartition(".")[0]
     children = model.get_submodule(parent).named_children()
     paths = ((f"{parent}.{name}" if parent else name, child) for name, child in children)
@@ -263,9 +267,6 @@ def _beside(model: nn.Module, stack: Stack) -> list[str]:
         and path not in others
         and len(child) == len(stack.blocks)
     ]
-
-
-# --- other modules: a copy with some of its blocks --------------------------------------------------------------------
 
 
 def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried: bool) -> nn.Module:
@@ -282,8 +283,8 @@ def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried:
         )
     if not is_tried and len({tuple(p.shape for p in block.parameters()) for block in held}) > 1:
         raise DistillError(
-            f"the blocks {stack.path!r} of {name} differ in shape, so not every choice of them fits together; let the "
-            "student be tried out: from_layers(teacher, layers, inputs=…)."
+            f"the blocks {stack.path!r} of {name} differ in shape, so not every choice of them fits together; give "
+            "inputs for a trial run: from_layers(teacher, layers, inputs=…)."
         )
     student = copy.deepcopy(teacher)
     container = student.get_submodule(stack.path)
@@ -293,7 +294,7 @@ def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried:
     for key, block in enumerate(blocks):
         container.add_module(str(key), block)
     path = stack.path
-    while path:  # those around it may count its blocks
+    while path:  # the modules around the blocks may hold their number
         path = path.rpartition(".")[0]
         module = student.get_submodule(path)
         for count in ("num_blocks", "n_blocks", *_COUNTS):

@@ -1,4 +1,8 @@
-"""A narrower model from a teacher's units: part of its residual stream, of its heads and of its feed-forward units."""
+"""A narrower student from some of a teacher's units.
+
+The student has the first dimensions of the residual stream, the first heads of every attention, and the first units of
+every feed-forward part, with the teacher's weights: each weight matrix W of the teacher becomes W[:rows, :columns].
+"""
 
 import copy
 import re
@@ -17,11 +21,11 @@ _KEY_HEADS = ("num_key_value_heads",)
 _UNITS = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff", "ffn_dim", "hidden_dim")
 _STREAM = ("hidden_size", "word_embed_proj_dim", "embedding_size", "pooler_output_size")
 _HEAD_DIM = ("head_dim", "d_kv")
-# Projections that are several in one, one after the other: queries, keys, values; gates and values.
+# Projections that are several in one, concatenated: queries, keys, values; gates and values.
 _QUERIES_KEYS_VALUES = re.compile(r"(^|\.)(c_attn|qkv_proj|Wqkv)\.(weight|bias)$")
 _GATES_AND_VALUES = re.compile(r"(^|\.)(gate_up_proj|Wi)\.(weight|bias)$")
-# Those whose slices the tests check against their teachers. In others the order of what is merged may differ, or what
-# a head computes may depend on how many there are, as with ALiBi.
+# Architectures whose slices the tests check against their teachers. In others the order of merged parts may differ, or
+# what a head computes may depend on the number of heads, as with ALiBi.
 KNOWN = frozenset(
     """bart bert camembert deit distilbert electra gpt2 gpt_neox granite llama marian mbart
     ministral mistral modernbert mpnet mt5 opt pegasus phi3 qwen2 qwen3 roberta smollm3 starcoder2 t5 umt5 vit
@@ -29,33 +33,33 @@ KNOWN = frozenset(
 )
 
 
-def plain(model: Any, asked: str) -> Any:
-    """The model itself, from under `torch.compile`, if its weights can be copied part by part.
+def plain(model: Any, caller: str) -> Any:
+    """Return the model without `torch.compile`, after a check that its weights can be copied part by part.
 
     Raises:
-        DistillError: adapters hold a part of them, they are quantized, or a part was compiled as a module.
+        DistillError: adapters hold a part of the weights, they are quantized, or a part was compiled as a module.
     """
     model = uncompiled(model)
     compiled = next((path for path, module in model.named_modules() if "_orig_mod" in module._modules), None)
     if compiled is not None:
         raise DistillError(
-            f"{asked} copies the weights of a model, and {compiled} of this {type(model).__name__} went through "
+            f"{caller} copies the weights of a model, and {compiled} of this {type(model).__name__} went through "
             f"torch.compile(module), which gives them other names; put each original back: model.set_submodule("
             f"{compiled!r}, model.get_submodule({compiled!r})._orig_mod), or compile in place: module.compile()."
         )
     kinds = {type(module).__module__.split(".")[0] for module in model.modules()}
     if hasattr(model, "peft_config") or "peft" in kinds:
         raise DistillError(
-            f"{asked} copies the weights of a model, and adapters hold a part of those of this {type(model).__name__}; "
-            f"merge them first: {asked}(model.merge_and_unload(), …)."
+            f"{caller} copies the weights of a model, and adapters hold a part of the weights of this "
+            f"{type(model).__name__}; merge them first: {caller}(model.merge_and_unload(), …)."
         )
     settings = getattr(getattr(model, "config", None), "quantization_config", None)
     odd = next((each for each in model.modules() if _is_quantized(each)), None)
     if getattr(model, "is_quantized", False) or settings or odd is not None:
         name = type(odd if odd is not None else model).__name__
         raise DistillError(
-            f"{asked} copies the weights of a model part by part, and those of this {type(model).__name__} are "
-            f"quantized ({name}); take them from the model as it was: {asked}(…from_pretrained(name), …)."
+            f"{caller} copies the weights of a model part by part, and those of this {type(model).__name__} are "
+            f"quantized ({name}); take them from the model as it was: {caller}(…from_pretrained(name), …)."
         )
     return model
 
@@ -70,19 +74,19 @@ def _is_quantized(module: nn.Module) -> bool:
 def from_width(
     teacher: nn.Module, width: int | None = None, *, heads: int | None = None, intermediate: int | None = None
 ) -> nn.Module:
-    """A student like the teacher but narrower, with the leading part of the teacher's weights, as deep as it.
+    """Return a student as deep as the teacher but narrower, with the leading part of the teacher's weights.
 
-    What is kept: of the residual stream the first `width` dimensions; of every attention the first heads, whole, and
-    the first key and value heads in the same share; of every feed-forward part the first units. Embeddings, positions
-    and the head of the model lose the columns that the stream loses.
+    It keeps the first `width` dimensions of the residual stream; the first heads of every attention, each whole, and
+    the same share of the key and value heads; and the first units of every feed-forward part. Embeddings, positions and
+    the head of the model keep the columns of the dimensions of the stream that remain.
 
     Args:
         teacher: a transformers model of one of the types in `distill.students.from_width.KNOWN`.
-        width: of the residual stream. Heads and feed-forward units shrink in the same share unless they are given; the
-            width of a head stays.
-        heads: how many query heads of each layer. Without a width only for models whose configuration states the width
-            of a head (T5, Llama): elsewhere it would change.
-        intermediate: how many feed-forward units of each layer.
+        width: the width of the residual stream. Heads and feed-forward units shrink in the same ratio unless they are
+            given; the width of a head stays.
+        heads: the number of query heads of each layer. Without a width only for models whose configuration states the
+            width of a head (T5, Llama): in others it would change.
+        intermediate: the number of feed-forward units of each layer.
 
     Returns:
         A model of the same class, in the mode of the teacher, on its device; nothing is shared with the teacher. For
@@ -92,7 +96,8 @@ def from_width(
         DistillError: a model without a transformers configuration or of another type, or sizes that do not fit.
     """
     teacher = plain(teacher, "from_width")
-    config = _narrower(teacher, width, heads, intermediate)
+    _check_known(teacher)
+    config = _narrow_config(teacher, width, heads, intermediate)
     parameter = next(teacher.parameters())
     with torch.random.fork_rng(devices=[]):
         student = type(teacher)(config).to(parameter.device, parameter.dtype)
@@ -106,8 +111,8 @@ def from_width(
     return student.train(teacher.training)
 
 
-def _narrower(teacher: nn.Module, width: int | None, heads: int | None, intermediate: int | None) -> Any:
-    """The configuration of the student."""
+def _check_known(teacher: nn.Module) -> None:
+    """Raise DistillError for a model whose weights cannot be cut: without a configuration, or of another type."""
     old, name = getattr(teacher, "config", None), type(teacher).__name__
     kind = getattr(old, "model_type", None)
     if old is None or not hasattr(teacher, "save_pretrained"):
@@ -120,9 +125,15 @@ def _narrower(teacher: nn.Module, width: int | None, heads: int | None, intermed
             f"how the weights of a {kind!r} model are divided into heads and units was not checked (known: "
             f"{', '.join(sorted(KNOWN))}); build the student yourself: {name}(config) with a smaller configuration."
         )
+
+
+def _narrow_config(teacher: Any, width: int | None, heads: int | None, intermediate: int | None) -> Any:
+    """Return the configuration of the student."""
+    old: Any = teacher.config
+    kind = old.model_type
     if width is None and heads is None and intermediate is None:
         raise DistillError(
-            f"from_width needs what to cut; e.g. from_width(teacher, {old.hidden_size // 2}), or intermediate=…."
+            f"from_width needs a size to reduce; e.g. from_width(teacher, {old.hidden_size // 2}), or intermediate=…."
         )
     config, dim = copy.deepcopy(old), _head_dim(old)
     wide, many = old.hidden_size, old.num_attention_heads
@@ -170,11 +181,9 @@ def _narrower(teacher: nn.Module, width: int | None, heads: int | None, intermed
     return config
 
 
-def _refuse_larger(kind: str, what: str, asked: int, of: int) -> None:
-    if not 1 <= asked <= of:
-        raise DistillError(
-            f"{what}={asked} cannot be taken from this {kind!r} model, which has {of}; choose 1 to {of}."
-        )
+def _refuse_larger(kind: str, what: str, size: int, of: int) -> None:
+    if not 1 <= size <= of:
+        raise DistillError(f"{what}={size} cannot be taken from this {kind!r} model, which has {of}; choose 1 to {of}.")
 
 
 def _whole(count: int, by: int, problem: str, way_out: str) -> int:
@@ -184,7 +193,7 @@ def _whole(count: int, by: int, problem: str, way_out: str) -> int:
 
 
 def _fits(config: Any) -> str:
-    """Which widths leave whole heads, and whole key and value heads."""
+    """Return a hint at the widths that leave whole heads, and whole key and value heads."""
     many = config.num_attention_heads
     group = many // gcd(many, getattr(config, "num_key_value_heads", None) or many)
     return f"use a multiple of {group * config.hidden_size // many}"
@@ -196,7 +205,7 @@ def _head_dim(config: Any) -> int:
 
 
 def _sizes(config: Any) -> dict[str, tuple[int, ...]]:
-    """How long the parts of merged projections are."""
+    """Return the lengths of the parts of merged projections: queries, keys, values; gates, values."""
     dim, heads = _head_dim(config), config.num_attention_heads
     keys = (getattr(config, "num_key_value_heads", None) or heads) * dim
     units = next((n for name in _UNITS if isinstance(n := getattr(config, name, None), int)), 4 * config.hidden_size)
@@ -206,7 +215,7 @@ def _sizes(config: Any) -> dict[str, tuple[int, ...]]:
 def _part(
     name: str, weight: Tensor, shape: torch.Size, sizes: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
 ) -> Tensor:
-    """The part of a weight of the teacher that the student has."""
+    """Return the part of a weight of the teacher that the student keeps."""
     kind = "qkv" if _QUERIES_KEYS_VALUES.search(name) else "gates" if _GATES_AND_VALUES.search(name) else None
     for axis, (long, short) in enumerate(zip(weight.shape, shape, strict=True)):
         if long == short:
@@ -219,7 +228,7 @@ def _part(
 
 
 def _leading(old: tuple[int, ...], new: tuple[int, ...]) -> Int[Tensor, " kept"]:
-    """The first entries of each of the parts that lie one after the other.
+    """Return the indices of the first entries of each of several concatenated parts.
 
     >>> _leading((4, 2, 2), (2, 1, 1))
     tensor([0, 1, 4, 6])

@@ -21,7 +21,7 @@ from distill import (
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import uniform
 from distill.evaluation.interchange_accuracy import examples_of_rows
-from distill.interchange.attention_keys import KEYED, moved, over_keys
+from distill.interchange.attention_keys import KEYED, move_to_keys, over_keys
 from distill.interchange.mapping import pairs_of
 from distill.losses import kd
 from distill.models.inputs import answer_mask, inputs_of, real_tokens
@@ -189,7 +189,7 @@ def test_interchange_accuracy_at_heads_is_that_of_single_pairs(family, site):
                 here, there = (run(model, inputs(model, each), [place]) for each in (one, other))
             if site in ("attention_scores", "attention_pattern"):
                 hidden = 0.0 if site == "attention_pattern" else torch.finfo(torch.float32).min
-                state = moved(there.activations[place], masks[1], masks[0], hidden)
+                state = move_to_keys(there.activations[place], masks[1], masks[0], hidden)
                 there.activations.put(place, [state])
             with torch.no_grad():
                 after = interchange(model, here, there, place, positions=written, source_positions=read)
@@ -254,7 +254,7 @@ def test_keys_of_a_decoder_are_masked_by_what_they_are_of(family, paths):
         at = Location(module=path, io="attention_pattern")
         here, there = (run(model, each, [at]) for each in (batch, other))
         found = over_keys(here, there, [at], batch, other).activations[at]
-        wanted = moved(there.activations[at], own.flip(0).bool(), own.bool(), 0.0)
+        wanted = move_to_keys(there.activations[at], own.flip(0).bool(), own.bool(), 0.0)
         assert torch.equal(found, wanted)
 
 

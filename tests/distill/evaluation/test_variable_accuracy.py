@@ -292,7 +292,7 @@ def test_positions_of_each_row_are_refused():
     mapping = {"first": Location(module="hidden")}
     for positions in (torch.zeros(64, 1, dtype=torch.long), [[0]] * 64, torch.ones(64, 4, dtype=torch.bool)):
         with pytest.raises(
-            DistillError, match=r"positions of first are those of each row, .* give a function of the inp"
+            DistillError, match=r"positions of first are given row by row, .* give a function of the inp"
         ):
             distill.interchange_accuracy(TOKENS, Reader(), mapping, positions=positions, pairs=64)
 

@@ -315,7 +315,7 @@ def bloom():
         (bert, dict(intermediate=25), "intermediate=25 cannot be taken from this 'bert' model, which has 24"),
         (gpt2, dict(intermediate=65), "intermediate=65 cannot be taken from this 'gpt2' model, which has 64"),
         (llama, dict(heads=0), "heads=0 cannot be taken"),
-        (bert, {}, r"from_width needs what to cut; e.g. from_width\(teacher, 8\)"),
+        (bert, {}, r"from_width needs a size to reduce; e.g. from_width\(teacher, 8\)"),
         (scaled, dict(width=8), "multiplies its embeddings by √16"),
         (bloom, dict(width=8), "weights of a 'bloom' model .* was not checked .*bart, bert"),
         (CNN, dict(width=3), "CNN has no transformers configuration"),
