@@ -3,7 +3,6 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from distill.data.rows import Rows
@@ -89,6 +88,8 @@ def network(seed: int) -> nn.Module:
 
 def images_and_digits() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
     """scikit-learn's 8×8 digits, from −1 to 1, and what they show."""
+    from sklearn.datasets import load_digits  # scikit-learn takes a second and a half
+
     bunch = load_digits()
     return torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1, torch.tensor(bunch.target, dtype=torch.int64)
 
