@@ -16,13 +16,13 @@ from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.hooked import (
     check_complete,
-    drawing_write,
     fetcher,
-    listening,
-    reading,
-    recorded,
+    prepare_reads,
+    read_source,
     recording_of,
-    shifted_tap,
+    recording_scope,
+    resume_write,
+    shift_tap,
     tap_of,
 )
 from interventions.execution.origins import Stored, origin_of
@@ -119,7 +119,7 @@ def intervene(
             yield handle
         return
     model = module_of(model)
-    listen = partial(listening, model if origin is None else origin.model)
+    listen = partial(read_source, model if origin is None else origin.model)
     writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
     scope = Scope(model, [tap_of(write, write) for write in writes], generator=generator)
     with opened(scope):
@@ -188,7 +188,7 @@ def interchange(
         )
         return replace(done, answers=base.answers if isinstance(base, Run) else done.answers)
     model, found = module_of(model), architecture(model)
-    listen, where = partial(listening, model if origin is None else origin.model), (positions, source_positions, None)
+    listen, where = partial(read_source, model if origin is None else origin.model), (positions, source_positions, None)
     writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
     recording = None
     if isinstance(base, Run) and resume:
@@ -196,16 +196,16 @@ def interchange(
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
     kept = locations_of(record)
-    activations, reads = reading(found, kept)
+    activations, reads = prepare_reads(found, kept)
     count = 0 if recording is None else recording.reusable([w.place for w in writes], [found.place(at) for at in kept])
     replay = Replay(recording, count) if recording is not None and count else None
-    taps = [tap_of(write, write if replay is None else drawing_write(write)) for write in writes]
+    taps = [tap_of(write, write if replay is None else resume_write(write)) for write in writes]
     if replay is not None:
         places = [*(write.place for write in writes), *(found.place(at) for at in kept)]
-        shifted = [shifted_tap(tap, place, replay) for tap, place in zip([*taps, *reads], places, strict=True)]
+        shifted = [shift_tap(tap, place, replay) for tap, place in zip([*taps, *reads], places, strict=True)]
         taps, reads = shifted[: len(taps)], shifted[len(taps) :]
     again = Recording.begin(found) if found.stacks else None
-    scope = recorded(model, [*taps, *reads], again)
+    scope = recording_scope(model, [*taps, *reads], again)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
     inputs = without_cache(found, inputs)
     if replay is not None:

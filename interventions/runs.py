@@ -10,7 +10,7 @@ from torch import Tensor
 
 from interventions.arguments import checked
 from interventions.errors import InterventionError
-from interventions.execution.hooked import fetcher, read, reading, recorded, storing
+from interventions.execution.hooked import fetcher, make_store, prepare_reads, read, recording_scope
 from interventions.execution.parts import part_of
 from interventions.execution.recordings import Recording
 from interventions.execution.run import (
@@ -87,8 +87,8 @@ def run(
     inputs = without_cache(found, inputs)
     recording = Recording.begin(found) if resumable and found.stacks else None
     check_device(device)
-    activations, taps = reading(found, locations_of(at), detach=detach, device=device)
-    scope = recorded(model, taps, recording)
+    activations, taps = prepare_reads(found, locations_of(at), detach=detach, device=device)
+    scope = recording_scope(model, taps, recording)
     with opened(scope):
         output = call(model, inputs)
     output = output if keep is None else keep(output)
@@ -96,7 +96,7 @@ def run(
         recording.close()
     check_ran(activations, "this run")
     made = Stamp.of(model)
-    activations.fetch_with(fetcher(model, inputs, recording, made=made, store=storing(detach, device)))
+    activations.fetch_with(fetcher(model, inputs, recording, made=made, store=make_store(detach, device)))
     return Run(model, inputs, output, activations, recording, answers=answers, _stamp=made)
 
 
@@ -229,7 +229,7 @@ def record(
             yield activations
         return
     check_device(device)
-    activations, taps = reading(architecture(model), locations_of(at), detach=detach, device=device)
+    activations, taps = prepare_reads(architecture(model), locations_of(at), detach=detach, device=device)
     with opened(Scope(module_of(model), taps)):
         yield activations
     check_ran(activations, "this record block")

@@ -20,8 +20,8 @@ from interventions.execution.stacking import (
     positions_of,
     rows_at,
     shapes_of,
-    taken,
-    written,
+    tokens_taken,
+    tokens_written,
 )
 from interventions.interchanges import interchange
 from interventions.locations import Location
@@ -92,8 +92,8 @@ class Passes:
             self._base(len(cells)),
             source,
             {location: OneByOne.of(self.stacked.ops[location], cells, location) for location in locations},
-            positions={location: positions_of(written(cells, location)) for location in locations},
-            source_positions={location: positions_of(taken(cells, location)) for location in locations},
+            positions={location: positions_of(tokens_written(cells, location)) for location in locations},
+            source_positions={location: positions_of(tokens_taken(cells, location)) for location in locations},
             source_model=None if self.stacked.origin is None else self.stacked.origin.model,
             source_at=None
             if self.stacked.origin is None

@@ -21,7 +21,7 @@ from interventions.endings import without_gradients
 from interventions.errors import InterventionError
 from interventions.execution.cells import Cell, Column, cells_of, columns_of
 from interventions.execution.examples import examples_in
-from interventions.execution.origins import Origin, Stored, origin_of, taken_for_inputs
+from interventions.execution.origins import Origin, Stored, check_source_inputs, origin_of
 from interventions.execution.run import Inputs, Run
 from interventions.execution.stacking import Stacked, Summary, shapes_of
 from interventions.locations import Location, as_location
@@ -214,7 +214,7 @@ def _run_source(
             "a sweep repeats the examples of its source, and Stored activations have no run; give inputs or a Run, or "
             "write one place at a time: interchange(model, base, source=Stored(…), at=Location(3))."
         )
-    with taken_for_inputs(source, model):
+    with check_source_inputs(source, model):
         done = as_run(model, source, at, resumable=False, remote=remote)
     return done, summary.measure(done.output) if shapes_of(done.output) == summary.like else None
 

@@ -1,1 +1,1 @@
-"""A run, what it recorded, what is written into it, and requests as writes."""
+"""Runs of a model: their inputs, activations and recordings, and the writes of an intervention."""

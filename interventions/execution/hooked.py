@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from interventions.errors import InterventionError
-from interventions.execution.origins import taken_for_inputs
+from interventions.execution.origins import check_source_inputs
 from interventions.execution.parts import part_of
-from interventions.execution.recordings import Recording, Replay, drawing
-from interventions.execution.requests import held_by, of_run
+from interventions.execution.recordings import Recording, Replay, drawing_outside
+from interventions.execution.requests import sources_in, sources_of_run
 from interventions.execution.run import (
     Activations,
     Fetch,
@@ -35,7 +35,7 @@ from interventions.models.places import Place
 from interventions.models.wrappers import is_sharded
 
 
-def storing(detach: bool, device: torch.device | str | int | None) -> Callable[[Tensor], Tensor]:
+def make_store(detach: bool, device: torch.device | str | int | None) -> Callable[[Tensor], Tensor]:
     """Return a function that detaches an activation, or does not, and moves it to a device, if there is one."""
 
     def store(state: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def storing(detach: bool, device: torch.device | str | int | None) -> Callable[[
     return store
 
 
-def reading(
+def prepare_reads(
     found: Architecture,
     locations: list[Location],
     *,
@@ -53,7 +53,7 @@ def reading(
     device: torch.device | str | int | None = None,
 ) -> tuple[Activations, list[Tap]]:
     """Return empty activations and the taps that fill them in a run."""
-    activations, store = Activations(locations), storing(detach, device)
+    activations, store = Activations(locations), make_store(detach, device)
 
     def read(location: Location, place: Place) -> Tap:
         def keep(state: Tensor, context: CallContext) -> Tensor | None:
@@ -71,11 +71,11 @@ def reading(
     return activations, [read(location, found.place(location)) for location in locations]
 
 
-def recorded(model: nn.Module, taps: list[Tap], recording: Recording | None) -> Scope:
+def recording_scope(model: nn.Module, taps: list[Tap], recording: Recording | None) -> Scope:
     """Return a scope with these taps that also records the outputs of the blocks, if there is a recording."""
     if recording is None:
         return Scope(model, taps)
-    # The writes come first: what a block is recorded to return is what the next one is given.
+    # The writes come first, so that the recorded output of a block is the input of the next one.
     return Scope(model, [*taps, *recording.taps()], watched=recording.found.blocks, raw_outputs=recording.raw_output)
 
 
@@ -88,7 +88,7 @@ def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: 
         early: whether to stop; False where a place may run again later.
     """
     found = architecture(model)
-    activations, taps = reading(found, locations)
+    activations, taps = prepare_reads(found, locations)
     missing = set(locations)
     early = early and not is_sharded(model)  # FSDP must see each block return
 
@@ -165,13 +165,13 @@ def fetcher(
     return fetch
 
 
-def listening(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
+def read_source(model: nn.Module, given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
     """Return the activations of a source at the places: of a Run, or of a new run on inputs."""
     if isinstance(given, Run):
-        return of_run(given, model, places)
+        return sources_of_run(given, model, places)
     check_inputs(given)
-    with taken_for_inputs(given, model):
-        return held_by(read(model, given, list(places)), arguments_of(model, given), places)
+    with check_source_inputs(given, model):
+        return sources_in(read(model, given, list(places)), arguments_of(model, given), places)
 
 
 def tap_of(write: Write, function: Callable[[Tensor, CallContext], Tensor | None]) -> Tap:
@@ -179,19 +179,19 @@ def tap_of(write: Write, function: Callable[[Tensor, CallContext], Tensor | None
     return Tap.at(write.place, function)
 
 
-def shifted_tap(tap: Tap, place: Place, replay: Replay) -> Tap:
+def shift_tap(tap: Tap, place: Place, replay: Replay) -> Tap:
     """Return the tap for a resumed run, whose turn does not count the calls of its block that are skipped."""
     if tap.turn is None or place.module is place.block:
         return tap
     return replace(tap, turn=tap.turn - replay.blocks_called.count(place.block))
 
 
-def drawing_write(write: Write) -> Callable[[Tensor, CallContext], Tensor | None]:
+def resume_write(write: Write) -> Callable[[Tensor, CallContext], Tensor | None]:
     """Return a write for a resumed run, whose operator draws the numbers that it draws where every block runs."""
 
     def write_drawing(state: Tensor, context: CallContext) -> Tensor | None:
         assert isinstance(context, Scope)
-        with drawing(context):
+        with drawing_outside(context):
             return write(state, context)
 
     return write_drawing

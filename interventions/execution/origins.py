@@ -56,7 +56,7 @@ class Stored:
         if self.mask is not None and not _is_mask(self.mask):
             raise InterventionError(
                 f"Stored(mask={shown(self.mask)}) does not say which tokens are real; give the attention mask "
-                "[batch, token] of what was run."
+                "[batch, token] of the run."
             )
         object.__setattr__(self, "activations", {as_location(at): state for at, state in given.items()})
 
@@ -157,7 +157,7 @@ def origin_of(
 
 
 @contextmanager
-def taken_for_inputs(given: object, model: Model) -> Iterator[None]:
+def check_source_inputs(given: object, model: Model) -> Iterator[None]:
     """Run a source through its model in the block; raise a short error for one that looks like an activation.
 
     Raises:

@@ -74,7 +74,7 @@ class Recording:
         """Record the output of a block before any hook."""
         random = None if self.random is None else random_states(self.random)
         self._raw_state = hidden(output)
-        self.calls.append(BlockCall(module, own(output), versions=_versions(output), random=random))
+        self.calls.append(BlockCall(module, copy_inference_tensors(output), versions=_versions(output), random=random))
 
     def taps(self) -> list[Tap]:
         """Return the taps that record the hidden states after the hooks of the user."""
@@ -84,13 +84,13 @@ class Recording:
         """Record the hidden state of the block that ran last."""
         if not context.recomputing:
             last = self.calls[-1]
-            last.state = hidden(last.raw) if state is self._raw_state else own(state)
+            last.state = hidden(last.raw) if state is self._raw_state else copy_inference_tensors(state)
             last.versions += _versions(state)
             self._raw_state = None
 
     def detach(self) -> "Recording":
         """Return the same recording, cut off from the graph."""
-        cut = [replace(call, raw=detached(call.raw), state=detached(call.state)) for call in self.calls]
+        cut = [replace(call, raw=detach_tensors(call.raw), state=detach_tensors(call.state)) for call in self.calls]
         return replace(self, calls=cut)
 
     def close(self) -> None:
@@ -173,7 +173,7 @@ class Replay:
         self.done += 1
         if call.random is not None:
             set_random_states(call.random)
-        return own(call.raw)
+        return copy_inference_tensors(call.raw)
 
     @contextmanager
     def surrounding(self, scope: Scope) -> Iterator[None]:
@@ -191,7 +191,7 @@ class Replay:
 
 
 @contextmanager
-def drawing(scope: Scope) -> Iterator[None]:
+def drawing_outside(scope: Scope) -> Iterator[None]:
     """Let an operator draw from the default generators as they are outside of a resumed run."""
     if scope.outside is None:
         yield
@@ -216,24 +216,24 @@ def set_random_states(states: Mapping[torch.device, Tensor]) -> None:
         torch.set_rng_state(state) if device.type == "cpu" else torch.cuda.set_rng_state(state, device)
 
 
-def own(value: Any) -> Any:
+def copy_inference_tensors(value: Any) -> Any:
     """Return `value` with copies of its inference tensors, which keep no count of changes in place."""
-    return mapped(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
+    return map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, value)
 
 
-def detached(value: Any) -> Any:
+def detach_tensors(value: Any) -> Any:
     """Return `value` with its tensors cut off from the graph."""
-    return mapped(Tensor.detach, value)
+    return map_tensors(Tensor.detach, value)
 
 
-def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return `value` with a function applied to each tensor in it."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        entries = {key: mapped(function, entry) for key, entry in value.items()}
+        entries = {key: map_tensors(function, entry) for key, entry in value.items()}
         return type(value)(**entries) if hasattr(value, "to_tuple") else entries
-    return type(value)(mapped(function, entry) for entry in value) if type(value) in (tuple, list) else value
+    return type(value)(map_tensors(function, entry) for entry in value) if type(value) in (tuple, list) else value
 
 
 def _versions(*values: object) -> tuple[int, ...]:

@@ -227,7 +227,7 @@ def _is_by_location(source: object) -> bool:
     return isinstance(source, Mapping) and any(isinstance(key, Location) for key in source)
 
 
-def of_run(given: Run, model: Model, places: Mapping[Location, Place]) -> dict[Location, Source]:
+def sources_of_run(given: Run, model: Model, places: Mapping[Location, Place]) -> dict[Location, Source]:
     """Return the activations of a run of `model` at the places, as sources.
 
     Raises:
@@ -239,10 +239,10 @@ def of_run(given: Run, model: Model, places: Mapping[Location, Place]) -> dict[L
             "inputs), or say that activations are taken from that one: source_model=other."
         )
     given.check_fresh()
-    return held_by(given.activations, arguments_of(model, given.inputs), places)
+    return sources_in(given.activations, arguments_of(model, given.inputs), places)
 
 
-def held_by(
+def sources_in(
     states: Mapping, arguments: Mapping[str, object], places: Mapping[Location, Place]
 ) -> dict[Location, Source]:
     """Return activations at the places as sources, with the padding mask among the arguments of their run."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from interventions.errors import InterventionError
 from interventions.execution.examples import check_inputs_of, check_rows, examples_in, numbers_of
-from interventions.execution.recordings import Recording, detached
+from interventions.execution.recordings import Recording, detach_tensors
 from interventions.execution.stamps import Stamp
 from interventions.locations import Location, as_location
 from interventions.models.answers import Answers, logits_of, rule_of
@@ -61,7 +61,7 @@ class Activations(Mapping):
         return list(self._states[location]) if location in self._states else [self[location]]
 
     def put(self, location: Location, states: list[Tensor]) -> None:
-        """Set the activations of a location, in the order of the calls; what is added to the list later counts too."""
+        """Set the activations of a location, in the order of the calls; entries added to the list later count too."""
         self._states[location] = states
 
     def append(self, location: Location, state: Tensor) -> None:
@@ -159,7 +159,7 @@ class Run:
         """Return the same run, cut off from the graph."""
         cut = _Derived(self.activations, lambda location, state: state.detach())
         recording = None if self.recording is None else self.recording.detach()
-        return replace(self, output=detached(self.output), activations=cut, recording=recording)
+        return replace(self, output=detach_tensors(self.output), activations=cut, recording=recording)
 
 
 class _Derived(Activations):

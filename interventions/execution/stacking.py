@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interventions.execution.cells import Cell, Tokens
 from interventions.execution.origins import Origin
-from interventions.execution.recordings import mapped
+from interventions.execution.recordings import map_tensors
 from interventions.execution.run import Run, rows_of
 from interventions.locations import Location
 from interventions.operators import Operator
@@ -75,7 +75,7 @@ class Summary:
     def __call__(self, output: Any) -> dict[str, Any]:
         comparable = self.like is None or self.like == shapes_of(output)
         value = self.measure(output) if comparable else None
-        return {"value": value, "output": mapped(lambda tensor: tensor.to("meta"), output)}
+        return {"value": value, "output": map_tensors(lambda tensor: tensor.to("meta"), output)}
 
 
 def rows_at(number: int, examples: int) -> Tensor:
@@ -122,8 +122,11 @@ class OneByOne:
         """Return an operator that applies `op` to each cell by itself."""
         if len(cells) == 1:
             return op
-        counts = [[sum(map(len, rows)) for rows in each] for each in (written(cells, location), taken(cells, location))]
-        return cls(op, counts[0], counts[1])
+        counts, source_counts = (
+            [sum(map(len, rows)) for rows in tokens]
+            for tokens in (tokens_written(cells, location), tokens_taken(cells, location))
+        )
+        return cls(op, counts, source_counts)
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):  # pickle looks these up before there is an op
@@ -141,12 +144,12 @@ def positions_of(tokens: list[Tokens]) -> list[list[int]] | None:
     return list(chain(*tokens)) or None
 
 
-def written(cells: Sequence[Cell], location: Location) -> list[Tokens]:
+def tokens_written(cells: Sequence[Cell], location: Location) -> list[Tokens]:
     """Return the tokens that each cell writes at a location; [] where cells write all tokens."""
     return [cell.tokens[location] for cell in cells if cell.tokens is not None]
 
 
-def taken(cells: Sequence[Cell], location: Location) -> list[Tokens]:
+def tokens_taken(cells: Sequence[Cell], location: Location) -> list[Tokens]:
     """Return the tokens that each cell takes from the source at a location; [] where they take those written."""
     return [cell.source_tokens[location] for cell in cells if cell.source_tokens is not None]
 

@@ -2,7 +2,7 @@
 
 An attention computes scores S = QKᵀ / √d, the pattern P = softmax(S + mask), heads PV and from these its output.
 Attention functions of transformers are called with changed states (`attend`); in other code the softmax or the call of
-`scaled_dot_product_attention` is intercepted (`tapped`).
+`scaled_dot_product_attention` is intercepted (`changing_attention`).
 """
 
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def attend(
     if change.sites & _PATTERNS:
         if implementation is not eager:
             attention_mask = _make_additive(attention_mask, module, query, key, settings)
-        with _pushed(Softmax(change, keys=key.shape[-2])) as softmax:
+        with _using_mode(Softmax(change, keys=key.shape[-2])) as softmax:
             output, weights = eager(module, query, key, value, attention_mask, *rest, **settings)
         softmax.check()
     else:
@@ -153,17 +153,17 @@ class Products(TorchFunctionMode):
         """Return the heads that the product computes, with the states at the sites changed."""
         query, key, value = _change_inputs(self.change, query, key, value)
         if self.change.sites & _PATTERNS:
-            with _pushed(Softmax(self.change, keys=key.shape[-2])):
+            with _using_mode(Softmax(self.change, keys=key.shape[-2])):
                 output = _eager_product(query, key, value, *args, **settings)
         else:
             output = functional.scaled_dot_product_attention(query, key, value, *args, **settings)
         if "attention_heads" in self.change.sites:
-            output = _heads_first(self.change, "attention_heads", output)
+            output = _change_heads_first(self.change, "attention_heads", output)
         return output
 
 
 @contextmanager
-def tapped(change: Change, *, products: bool) -> Iterator[None]:
+def changing_attention(change: Change, *, products: bool) -> Iterator[None]:
     """Change the states of an attention that runs inside the block and is not computed by functions of transformers.
 
     Args:
@@ -171,13 +171,13 @@ def tapped(change: Change, *, products: bool) -> Iterator[None]:
         products: whether the attention calls `scaled_dot_product_attention`; else it computes a softmax.
     """
     mode = Products(change) if products else Softmax(change, heads=heads_of(change.module))
-    with _pushed(mode):
+    with _using_mode(mode):
         yield
     mode.check()
 
 
 @contextmanager
-def _pushed(mode: M) -> Iterator[M]:
+def _using_mode(mode: M) -> Iterator[M]:
     """Put a mode on torch's functions inside the block, and take it off also where an interrupt skipped its exit."""
 
     def end() -> None:
@@ -211,8 +211,8 @@ def store_in_cache(cache: object, name: str, module: nn.Module, old: Tensor, new
     own = next((layer for i, layer, state in alike if i == index and state.numel()), None)
     if own is not None:
         raise InterventionError(
-            f"the {type(own).__name__} of {type(module).__name__} keeps its {name} in another form, so what is "
-            "written would be lost at the next step; generate with use_cache=False."
+            f"the {type(own).__name__} of {type(module).__name__} keeps its {name} in another form, so the "
+            "write would be lost at the next step; generate with use_cache=False."
         )
 
 
@@ -238,13 +238,13 @@ def _check_one(count: int, change: Change, what: str) -> None:
 def _change_inputs(change: Change, *states: Tensor) -> Iterator[Tensor]:
     """Yield query, key and value, changed where `change` has the site; a new key or value is stored in the cache."""
     for site, state in zip(("query", "key", "value"), states, strict=True):
-        new = _heads_first(change, site, state) if site in change.sites else state
+        new = _change_heads_first(change, site, state) if site in change.sites else state
         if site != "query" and new is not state:
             change.store(site, state, new)
         yield new
 
 
-def _heads_first(change: Change, site: str, state: Tensor) -> Tensor:
+def _change_heads_first(change: Change, site: str, state: Tensor) -> Tensor:
     """Return a state `[batch, head, position, dim]`, changed by a function of `[batch, position, head, dim]`."""
     _check_axes(state, site, change.module)
     turned = state.transpose(1, 2)

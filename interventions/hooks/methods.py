@@ -9,7 +9,7 @@ from torch import nn
 
 from interventions.endings import ending
 from interventions.errors import InterventionError
-from interventions.hooks.attention import tapped
+from interventions.hooks.attention import changing_attention
 from interventions.hooks.attention_taps import tapped_attention
 from interventions.hooks.compiled import uncompiled
 from interventions.hooks.replacements import restore_attribute, users_of
@@ -36,7 +36,7 @@ def make_forward(module: nn.Module, original: Callable) -> Callable:
         kinds = {tap.kind for tap, _ in attention.taps}
         if kinds <= {"interface"}:  # its taps are called where transformers attends
             return original(*args, **kwargs)
-        with tapped(attention, products="sdpa" in kinds):
+        with changing_attention(attention, products="sdpa" in kinds):
             return original(*args, **kwargs)
 
     return forward

@@ -16,7 +16,7 @@ from interventions.endings import one_at_a_time, setting
 from interventions.hooks.replacements import lock
 from interventions.hooks.states import argument_in, at, path_in, with_argument, with_new
 from interventions.hooks.taps import Tap
-from interventions.models.calls import Call, Generation, Progress, begin, named
+from interventions.models.calls import Call, Generation, Progress, begin_call, bind_arguments
 from interventions.models.modules import modules_of
 
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
@@ -119,8 +119,8 @@ class Scope:
     def enter_model(self, model: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
         """Note the call of the model that begins."""
         if self.is_open:
-            arguments = named(model, args, kwargs or {})
-            self.call = begin(
+            arguments = bind_arguments(model, args, kwargs or {})
+            self.call = begin_call(
                 model,
                 arguments,
                 generation=self.generation,

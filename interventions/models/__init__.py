@@ -1,1 +1,1 @@
-"""Where things are in a model: its blocks, sites and axes, and exceptions to the structure."""
+"""Find locations in a model: its blocks, sites and axes, and the model types whose structure misleads."""

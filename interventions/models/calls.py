@@ -129,7 +129,7 @@ class CallContext(Protocol):
         ...
 
 
-def begin(
+def begin_call(
     module: nn.Module,
     arguments: Mapping[str, object],
     *,
@@ -247,11 +247,11 @@ def arguments_of(model: Model, inputs: object) -> Mapping[str, object]:
     """Return the arguments that `call(model, inputs)` passes, by name."""
     model = module_of(model)
     if isinstance(inputs, Mapping):
-        return named(model, (), dict(inputs))
-    return named(model, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
+        return bind_arguments(model, (), dict(inputs))
+    return bind_arguments(model, tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,), {})
 
 
-def named(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
+def bind_arguments(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
     """Return the arguments of a call by name, including those that the model gathers in `**kwargs`."""
     try:
         bound = signature_of(_forward_of(model)).bind(*args, **kwargs).arguments

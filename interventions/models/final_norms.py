@@ -71,10 +71,10 @@ def final_norm(model: nn.Module, stack: Stack, paths: dict[nn.Module, str], bloc
 def _after(owner: nn.Module, path: str, blocks: Set[nn.Module]) -> Iterator[nn.Module]:
     """Yield the parts that the forward of `owner` uses after the part at `path`, or the one around it, in order."""
     found = uses(owner)
-    mine = [i for i, use in enumerate(found) if _leads(use.path, path)]
-    called = [i for i in mine if found[i].is_called]
-    if mine:
-        later = [use for use in found[(called or mine)[-1] + 1 :] if not _leads(use.path, path)]
+    named = [i for i, use in enumerate(found) if _leads(use.path, path)]
+    called = [i for i in named if found[i].is_called]
+    if named:
+        later = [use for use in found[(called or named)[-1] + 1 :] if not _leads(use.path, path)]
     else:  # the forward does not name it: only the order in which the parts were registered is known
         names = [name for name, _ in owner.named_children()]
         later = [Use(name, True) for name in names[names.index(path.partition(".")[0]) + 1 :]]

@@ -120,10 +120,10 @@ def _is_another_part(model: nn.Module, path: str) -> bool:
     parts = {name: getattr(config, name, None) for name in names}
     for module in reversed(list(_around(model, path))):
         own = getattr(module, "config", None)
-        mine = [name for name, part in parts.items() if own is part]
-        mine = mine or [name for name, part in parts.items() if own is not None and type(own) is type(part)]
-        if len(mine) == 1 and own is not config:
-            return mine[0] != "text_config"
+        fitting = [name for name, part in parts.items() if own is part]
+        fitting = fitting or [name for name, part in parts.items() if own is not None and type(own) is type(part)]
+        if len(fitting) == 1 and own is not config:
+            return fitting[0] != "text_config"
     return False
 
 

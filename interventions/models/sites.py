@@ -119,8 +119,7 @@ def attention_of(block: nn.Module) -> Attention:
     if not found:
         mixers = [type(child).__name__ for name, child in block.named_children() if not is_norm(child)]
         raise Missing(f"no attention was found in {type(block).__name__} ({', '.join(mixers) or 'no parts'})")
-    mine = next((each for each in found if not CROSS.search(each[0])), found[0])
-    path, module = mine
+    path, module = next((each for each in found if not CROSS.search(each[0])), found[0])
     return Attention(module, path, kind_of(module) or "own", _projection(block, path))
 
 
@@ -306,7 +305,7 @@ def count(module: nn.Module, names: tuple[str, ...]) -> int | None:
 def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
     """Return the innermost modules of a block that compute attention, in order, with their paths."""
     found = [(path, module) for path, module in block.named_modules() if kind_of(module)]
-    # A wrapper is left out where what it wraps computes the attention through the interface.
+    # A wrapper is left out where a module inside it computes the attention.
     return [
         (path, module)
         for path, module in found

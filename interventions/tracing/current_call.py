@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from interventions.models.calls import Call, Generation, begin, named, tokens_in
+from interventions.models.calls import Call, Generation, begin_call, bind_arguments, tokens_in
 
 
 class CurrentCall:
@@ -61,12 +61,12 @@ class CurrentCall:
 
     def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """The model is called."""
-        arguments = named(module, args, kwargs)
+        arguments = bind_arguments(module, args, kwargs)
         tokens, first = tokens_in(arguments), not self._decodes
         if first:
             self._begin_generation(arguments, tokens)
         self._decodes = True
-        self.call = begin(module, arguments, generation=self.generation, before=self.call, prompts=self._prompts)
+        self.call = begin_call(module, arguments, generation=self.generation, before=self.call, prompts=self._prompts)
         chunked = not first and self.call.past > 0 and self.call.past == (self.generation and self.generation.prompt)
         if chunked and (tokens or 0) > 1:
             self.unsure = f"the second call of this generation reads {tokens} tokens at once (a prompt in chunks?)"
@@ -74,7 +74,7 @@ class CurrentCall:
     def encoded(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """The encoder is called; by `generate` before the model itself is."""
         if self.call is None and self.generation is None:
-            arguments = named(module, args, kwargs)
+            arguments = bind_arguments(module, args, kwargs)
             self.generation = Generation(arguments, tokens_in(arguments) or 1)
 
     def _begin_generation(self, arguments: Any, tokens: int | None) -> None:

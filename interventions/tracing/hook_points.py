@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from interventions.errors import InterventionError
-from interventions.hooks.attention import attend, tapped
+from interventions.hooks.attention import attend, changing_attention
 from interventions.hooks.attention_taps import TappedAttention
 from interventions.hooks.states import argument_in, at, path_in, with_argument, with_new
 from interventions.hooks.taps import Tap
@@ -103,7 +103,7 @@ class Computation:
         module = envoy._module
         change = changing(module, taps, moment, cache_in(args, kwargs))
         if change.sites:
-            with tapped(change, products=any(tap.kind == "sdpa" for tap, _ in change.taps)):
+            with changing_attention(change, products=any(tap.kind == "sdpa" for tap, _ in change.taps)):
                 output = run_body(vars(module)[STATE], module, args, kwargs)
             envoy.skip(output)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interventions.execution.parts import part_of
-from interventions.execution.recordings import mapped
+from interventions.execution.recordings import map_tensors
 from interventions.execution.writes import Source, Write
 from interventions.locations import Location
 from interventions.models.calls import CallContext
@@ -109,7 +109,7 @@ class Job:
             "writes": [(write.firings, write.calls, write.changed, write.norm) for write in self.writes],
             "generator": None if self.generator is None else self.generator.get_state(),
         }
-        return mapped(_alone, answer) if away else answer
+        return map_tensors(_alone, answer) if away else answer
 
     def take(self, answer: dict[str, Any]) -> None:
         """Keep here what was kept where the model is."""

@@ -7,9 +7,17 @@ import torch
 
 from interventions.execution.cells import Cell
 from interventions.execution.examples import examples_in
-from interventions.execution.requests import Listen, of_run, writes_of
+from interventions.execution.requests import Listen, sources_of_run, writes_of
 from interventions.execution.run import Run, rows_of
-from interventions.execution.stacking import Each, OneByOne, Stacked, chunks_of, positions_of, taken, written
+from interventions.execution.stacking import (
+    Each,
+    OneByOne,
+    Stacked,
+    chunks_of,
+    positions_of,
+    tokens_taken,
+    tokens_written,
+)
 from interventions.execution.writes import Source
 from interventions.locations import Location
 from interventions.models.architectures import architecture
@@ -30,8 +38,8 @@ def measured(
     asked: list[tuple[int, Sequence[Cell], Task]] = []
     for row, locations, chunk in chunks_of(rows, cells, stacked.most):
         pairs = {location: OneByOne.of(stacked.ops[location], chunk, location) for location in locations}
-        to = {location: positions_of(written(chunk, location)) for location in locations}
-        of = {location: positions_of(taken(chunk, location)) for location in locations}
+        to = {location: positions_of(tokens_written(chunk, location)) for location in locations}
+        of = {location: positions_of(tokens_taken(chunk, location)) for location in locations}
         listen = _listening(plan, sources, len(chunk))
         where = (to, of, None)
         writes = writes_of(architecture(model), pairs, stacked.source, where, stacked.generator, listen=listen)
@@ -51,7 +59,7 @@ def _listening(plan: Plan, sources: dict[int, Task], times: int) -> Listen:
     def listen(given: Any, places: dict[Location, Place]) -> dict[Location, Source]:
         again = torch.arange(examples_in(given.inputs)).repeat(times)
         if not _is_summary(given):
-            return of_run(given if times == 1 else given.take(again), plan.model, places)
+            return sources_of_run(given if times == 1 else given.take(again), plan.model, places)
         if times not in sources:
             sources[times] = plan.task(rows_of(given.inputs, again), None)
         task = sources[times]

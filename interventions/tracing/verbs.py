@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.execution.parts import part_of
-from interventions.execution.requests import Handle, Listen, check_fired, of_run, writes_of
+from interventions.execution.requests import Handle, Listen, check_fired, sources_of_run, writes_of
 from interventions.execution.run import (
     Activations,
     Inputs,
@@ -164,7 +164,7 @@ def _listening(plan: Plan, is_wanted: bool) -> Listen:
 
     def listen(given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
         if isinstance(given, Run):
-            return of_run(given, plan.model, places)
+            return sources_of_run(given, plan.model, places)
         task = plan.task(prepared(plan.model, given), None)
         plan.reads(task, places, is_wanted=is_wanted)
         return {read.location: read.source for read in task.reads}

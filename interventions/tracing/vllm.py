@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions.errors import InterventionError
-from interventions.execution.requests import Handle, check_fired, held_by, writes_of
+from interventions.execution.requests import Handle, check_fired, sources_in, writes_of
 from interventions.execution.run import Activations, Inputs, Keep, Run, check_ran
 from interventions.execution.writes import Source, Write
 from interventions.locations import HEAD_SITES, SIDES, Location
@@ -346,7 +346,7 @@ def _listening(model: Any) -> Any:
         source = given if isinstance(given, Run) else run(model, given, list(places))
         source.check_fresh()
         arguments = {} if is_traced(source.model) else arguments_of(source.model, source.inputs)
-        held = held_by(source.activations, arguments, places)
+        held = sources_in(source.activations, arguments, places)
         for location, each in held.items():
             examples = {len(state) for state in each.states}
             if examples != {1}:

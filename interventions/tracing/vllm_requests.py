@@ -18,7 +18,7 @@ from interventions.execution.writes import Write
 from interventions.hooks.states import at, path_in, with_new
 from interventions.hooks.taps import Tap
 from interventions.locations import Location
-from interventions.models.calls import Call, CallContext, Generation, named
+from interventions.models.calls import Call, CallContext, Generation, bind_arguments
 from interventions.models.places import Place
 from interventions.tracing.current_call import CurrentCall
 from interventions.tracing.visits import forever
@@ -100,7 +100,7 @@ class Request:
 
     def step(self, report: dict[str, Any]) -> None:
         """Wait for the next step of the engine that reads tokens of this request, and for the place in it."""
-        self._begin(named(self.model._module, *self.model.inputs))
+        self._begin(bind_arguments(self.model._module, *self.model.inputs))
         envoy, is_input = self.post.envoy, self.post.place.io == "input"
         value = envoy.inputs if is_input else envoy.output
         self._check_step()
@@ -210,7 +210,7 @@ class Request:
 
     def _of_inputs(self, given: tuple) -> tuple:
         place, (args, kwargs) = self.post.place, given
-        arguments = named(place.module, args, kwargs)
+        arguments = bind_arguments(place.module, args, kwargs)
         hidden, residual = _hidden_in(arguments, args, kwargs, self.post.location), arguments.get("residual")
         if place.module is place.block and isinstance(residual, Tensor):
             both = self._of_sum(hidden, residual)

@@ -1,4 +1,4 @@
-"""What a call is given, by name."""
+"""The arguments of a call by name, and what a tap sees of it."""
 
 from inspect import signature
 
@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from interventions.models.calls import named, signature_of
+from interventions.hooks.scopes import Scope
+from interventions.models.calls import Call, CallContext, bind_arguments, signature_of
+from interventions.tracing.current_call import CurrentCall
 
 
 class Doubled(nn.Module):
@@ -30,7 +32,13 @@ def test_a_signature_is_that_of_inspect():
 
 def test_arguments_are_named_with_those_gathered():
     x = torch.ones(1)
-    assert named(Doubled(), (x,), {"scale": 3.0, "mask": None}).keys() == {"x", "scale", "more", "mask"}
-    assert named(Tripled(), (x, 4.0), {}) == {"x": x, "factor": 4.0}
+    assert bind_arguments(Doubled(), (x,), {"scale": 3.0, "mask": None}).keys() == {"x", "scale", "more", "mask"}
+    assert bind_arguments(Tripled(), (x, 4.0), {}) == {"x": x, "factor": 4.0}
     with pytest.raises(TypeError):
         signature_of(Tripled().forward).bind()
+
+
+def test_hooks_and_traces_keep_what_a_tap_sees_of_the_running_call():
+    assert isinstance(Scope(nn.Linear(1, 1)), CallContext)
+    assert isinstance(CurrentCall(), CallContext)
+    assert not isinstance(Call(nn.Linear(1, 1), {}, 0, None, None), CallContext)
