@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from distill.data.classes import are_names, matched
+from distill.data.pad_ids import pad_id_of
 from distill.data.tables import fields_of_any_length
 from distill.data.task import fine_tuning
 from distill.errors import DistillError
@@ -146,6 +147,5 @@ def _rows(tokenizer: Any, rows: Sequence[tuple[tuple[str, ...], int]], max_lengt
     columns = [list(column) for column in zip(*texts, strict=True)]
     encoded = tokenizer(*columns, truncation=True, max_length=limit, return_special_tokens_mask=True)
     table = {name: [torch.tensor(row) for row in values] for name, values in encoded.items()}
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    pad_id = next(token for token in pads if token is not None)
-    return Rows({**table, "labels": torch.tensor(labels)}, pad_id=pad_id, padding_side=tokenizer.padding_side)
+    pad_id, side = pad_id_of(tokenizer), tokenizer.padding_side
+    return Rows({**table, "labels": torch.tensor(labels)}, pad_id=pad_id, padding_side=side)

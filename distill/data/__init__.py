@@ -1,1 +1,1 @@
-"""Rows, tasks as data, files of one's own, two tokenizers on one text, and which rows were trained on."""
+"""Rows of data, tasks, files, pairs of tokenizers, and the record of the rows that a network was trained on."""

@@ -1,7 +1,7 @@
-"""Which output of a model each class of a data set is: by the names that both give to their classes.
+"""The names of classes, and which output of a model each class of a data set corresponds to.
 
-A data set numbers its classes in one order and a model its outputs in another; `config.id2label` says which. Labels are
-matched with those names exactly, else whatever their case, else as whole numbers, which are the model's own indices.
+A data set numbers its classes in one order and a model its outputs in another, which `config.id2label` states. Labels
+are matched with these names exactly, else regardless of case, else as whole numbers, which are the model's indices.
 """
 
 import re
@@ -16,22 +16,22 @@ PLACEHOLDER = re.compile(r"(?:(?:label|class)[ _-]?)?(\d+)", re.IGNORECASE)
 
 
 class Ranked(tuple[str, ...]):
-    """The names of classes that are numbered by their place in sorted order alone, as the labels of a file are."""
+    """Names of classes whose numbers are only their places in sorted order, as those of the labels of a file."""
 
     __slots__ = ()
 
 
 class Stated(tuple[str, ...]):
-    """The names of classes in the order of a model's outputs, as the user stated it."""
+    """Names of classes in the order of a model's outputs, as the user stated it."""
 
     __slots__ = ()
 
 
 def stated(classes: Sequence[str]) -> Stated:
-    """The names that a user gave, in the order of a model's outputs.
+    """Return the names that a user stated, in the order of a model's outputs, after a check.
 
     Raises:
-        DistillError: fewer than two, one twice, or text in place of a list.
+        DistillError: fewer than two names, a name twice, or a text instead of a list.
     """
     found = Stated() if isinstance(classes, str) else Stated(str(each) for each in classes)
     if len(found) < 2 or len(set(found)) < len(found):
@@ -43,7 +43,9 @@ def stated(classes: Sequence[str]) -> Stated:
 
 
 def ranked(labels: Iterable[str]) -> Ranked:
-    """The labels of a data set, each once, in sorted order; whole numbers by value, also those of LABEL_0, LABEL_1, ….
+    """Return the labels of a data set, each once, in sorted order.
+
+    Whole numbers are sorted by value, also those in LABEL_0, LABEL_1, ….
 
     >>> ranked(["10", "9", "9"]), ranked(["b", "10", "a"]), ranked(["class 10", "class 9"])
     (('9', '10'), ('10', 'a', 'b'), ('class 9', 'class 10'))
@@ -54,7 +56,7 @@ def ranked(labels: Iterable[str]) -> Ranked:
 
 
 def are_names(names: Sequence[str]) -> bool:
-    """Whether the names of classes say more than their numbers.
+    """Return whether the names of classes are more than their numbers.
 
     >>> are_names(["LABEL_0", "LABEL_1"]), are_names(["0", "1"]), are_names(["1", "0"]), are_names(["no", "yes"])
     (False, False, True, True)
@@ -64,7 +66,7 @@ def are_names(names: Sequence[str]) -> bool:
 
 
 def whole_numbers(labels: Sequence[str]) -> list[int] | None:
-    """The labels as whole numbers; None if one is not.
+    """Return the labels as whole numbers; None if any label is not one.
 
     >>> whole_numbers(["01", "2.0"]), whole_numbers(["1", "one"])
     ([1, 2], None)
@@ -74,7 +76,7 @@ def whole_numbers(labels: Sequence[str]) -> list[int] | None:
 
 
 def placeholders(labels: Sequence[str]) -> list[int] | None:
-    """The whole numbers that the labels are or hold where that is all they say; None if one says more.
+    """Return the numbers of labels such as "1", "LABEL_1" or "class 1"; None if any label is another text.
 
     >>> placeholders(["LABEL_1", "label_0"]), placeholders(["2", "-1"]), placeholders(["LABEL_0", "good"])
     ([1, 0], [2, -1], None)
@@ -87,15 +89,15 @@ def placeholders(labels: Sequence[str]) -> list[int] | None:
 
 
 def matched(labels: Sequence[str], names: Sequence[str], whose: str = "the model") -> tuple[int, ...]:
-    """For each label its number among the names: as it is written, whatever its case, or as the number that it is.
+    """Return the number of each label among the names: by its exact text, regardless of case, or as a whole number.
 
     Args:
-        labels: of a data set, each once.
-        names: of the classes of a model, in the order of its outputs.
-        whose: whose names they are, for errors.
+        labels: the labels of a data set, each once.
+        names: the names of the classes of a model, in the order of its outputs.
+        whose: the owner of the names, for errors.
 
     Raises:
-        DistillError: a label that is none of them, or may be several.
+        DistillError: a label that matches no name, or several.
 
     >>> matched(["positive", "negative"], ["NEGATIVE", "POSITIVE"]), matched(["2", "0"], ["a", "b", "c"])
     ((1, 0), (2, 0))
@@ -113,25 +115,25 @@ def matched(labels: Sequence[str], names: Sequence[str], whose: str = "the model
     numbers = whole_numbers(labels)
     if numbers is None or known:
         lost = [label for label in labels if label not in known]
-        raise DistillError(_unmatched(labels, names, whose, f"{listed(lost)} {_is(lost)} none of them"))
+        raise DistillError(_describe_mismatch(labels, names, whose, f"{listed(lost)} {_is(lost)} none of them"))
     outside = [number for number in numbers if not 0 <= number < len(names)]
     if outside:
         why = f"{outside[0]} is neither a name nor an index (0 to {len(names) - 1})"
-        raise DistillError(_unmatched(labels, names, whose, why))
+        raise DistillError(_describe_mismatch(labels, names, whose, why))
     if _are_numbered_otherwise(names):
         why = "as indices they are not the numbers in the names"
-        raise DistillError(_unmatched(labels, names, whose, why))
+        raise DistillError(_describe_mismatch(labels, names, whose, why))
     return tuple(numbers)
 
 
 def check_stated(classes: Stated, names: Sequence[str]) -> None:
-    """That the order which a user stated does not contradict the names of a model.
+    """Raise DistillError if the order that a user stated contradicts the names of a model.
 
     Raises:
         DistillError: another number of classes, or a name that the model has at another place.
     """
-    theirs = {folded(name): number for number, name in enumerate(names)}
-    moved = [each for i, each in enumerate(classes) if are_names(names) and theirs.get(folded(each), i) != i]
+    number_of = {folded(name): number for number, name in enumerate(names)}
+    moved = [each for i, each in enumerate(classes) if are_names(names) and number_of.get(folded(each), i) != i]
     if len(classes) != len(names) or moved:
         why = f"{moved[0]!r} has another number there" if moved else f"{len(classes)} and {len(names)} classes"
         raise DistillError(
@@ -141,18 +143,18 @@ def check_stated(classes: Stated, names: Sequence[str]) -> None:
 
 
 def folded(name: str) -> str:
-    """A name whatever its case and the spaces around it."""
+    """Return a name in lower case and without surrounding spaces, for comparisons."""
     return normalize("NFKC", name).strip().casefold()
 
 
 def _number(name: str) -> str:
-    """A whole number in one spelling, so that "01" and "1" are one class; other text as it is folded."""
+    """Return a whole number in one spelling, so that "01" and "1" are one class; any other text folded."""
     numbers = whole_numbers([name])
     return folded(name) if numbers is None else str(numbers[0])
 
 
 def _are_numbered_otherwise(names: Sequence[str]) -> bool:
-    """Whether each name holds a number which is not its place, as in "1 star", "2 stars" and so on."""
+    """Return whether the names hold numbers that are not their places, as "1 star", "2 stars" and so on."""
     found = [re.findall(r"\d+", name) for name in names]
     numbers = [int(each[0]) for each in found if len(each) == 1]
     return len(set(numbers)) == len(names) and numbers != list(range(len(names)))
@@ -163,10 +165,10 @@ def _refuse_several(labels: Sequence[str], names: Sequence[str], found: Sequence
     if several is not None:
         label, places = several
         why = f"{label!r} may be each of {' and '.join(map(str, places))}"
-        raise DistillError(_unmatched(labels, names, whose, why))
+        raise DistillError(_describe_mismatch(labels, names, whose, why))
 
 
-def _unmatched(labels: Sequence[str], names: Sequence[str], whose: str, why: str) -> str:
+def _describe_mismatch(labels: Sequence[str], names: Sequence[str], whose: str, why: str) -> str:
     return (
         f"the labels of the data are {listed(labels)} and the classes of {whose} {listed(names)}: {why}; rename one "
         "side (model.config.id2label), or name the labels in the order of the model's outputs: "
@@ -175,7 +177,7 @@ def _unmatched(labels: Sequence[str], names: Sequence[str], whose: str, why: str
 
 
 def listed(names: Sequence[str]) -> str:
-    """The names one after the other, the first of many."""
+    """Return the names with commas between, at most the first 30."""
     more = f", … ({len(names)})" if len(names) > SHOWN else ""
     return ", ".join(map(str, names[:SHOWN])) + more
 

@@ -1,7 +1,7 @@
-"""A data set whose rows are drawn anew each time, as random transforms need: every draw is decided by seed and number.
+"""Data sets whose rows are drawn anew in each epoch, as with random transforms.
 
-What Python, NumPy and torch draw on the CPU while a row is made is decided by the seed, the epoch and the row; so a run
-that is resumed sees the same rows, whatever the number of workers.
+The generators of Python, NumPy and torch (on the CPU) are seeded for each row, by the seed, the epoch and the number of
+the row. So a resumed run sees the same rows, with any number of workers.
 """
 
 import warnings
@@ -23,26 +23,26 @@ from torch.utils.data import (
     default_collate,
 )
 
-from distill.data.seeds import decided
+from distill.data.seeds import decided, seed_from
 from distill.errors import DistillError
 
 FIRST_READING = -1
-"""The epoch, so to say, in which all rows are read in order: for what is measured, and checked before training."""
+"""The number of the epoch before training, in which all rows are read in order, for checks and measurements."""
 DRAWN_TWICE = 4
-"""Rows by which is decided whether the seed decides them."""
+"""The number of rows that are drawn twice, to check that the seed decides them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A map-style data set and what makes a batch of its rows.
+    """A map-style data set and the way to make batches of its rows.
 
     Attributes:
-        dataset: with `__getitem__` and `__len__`.
-        numbers: of the rows that are used, `[rows]`.
+        dataset: has `__getitem__` and `__len__`.
+        numbers: the numbers of the rows to use, `[rows]`.
         collate: makes a batch of rows; None stacks and pads as `Rows` does.
-        size: how many rows it is given at a time when all are read.
-        workers: processes that read.
-        classes: the number of the model for each label as the data set has it, where its classes have names.
+        size: the number of rows that `collate` gets at a time when all are read.
+        workers: the number of processes that read.
+        classes: the number of the class for each label of the data set, if its classes have names.
     """
 
     dataset: Any
@@ -56,14 +56,14 @@ class Source:
         return len(self.numbers)
 
     def take(self, index: Tensor) -> "Source":
-        """Some of the rows."""
+        """Return a source of some of the rows."""
         return replace(self, numbers=self.numbers[index])
 
     def draw(self, rows: Sequence[int], epoch: int, seed: int) -> list[Any]:
-        """These rows, as they are in an epoch.
+        """Return these rows, as they are in an epoch.
 
         Raises:
-            DistillError: the data set fails on one.
+            DistillError: the data set fails on one of them.
         """
         found = []
         for number in self.numbers[torch.as_tensor(rows, dtype=torch.int64)].tolist():
@@ -71,51 +71,52 @@ class Source:
                 try:
                     found.append(self.dataset[number])
                 except Exception as error:
-                    raise DistillError(self._unread(number, error)) from error
+                    raise DistillError(self._explain(number, error)) from error
         return found
 
     def collated(self, rows: Sequence[int], epoch: int, seed: int) -> dict[str, Tensor]:
-        """A batch of these rows, made by `collate`.
+        """Return a batch of these rows, made by `collate`.
 
         Raises:
-            DistillError: it fails, or makes more or fewer rows.
+            DistillError: `collate` fails, or makes more or fewer rows.
         """
         assert self.collate is not None
         items = self.draw(rows, epoch, seed)
-        with seeded(seed, epoch, int(self.numbers[rows[0]]), 1):  # what pads may mask at random, too
+        with seeded(seed, epoch, int(self.numbers[rows[0]]), 1):  # a collation may also draw, e.g. a random mask
             try:
                 made = self.collate(items)
             except Exception as error:
-                raise DistillError(f"collate_fn fails on {len(rows)} rows: {_told(error)}; correct it.") from error
+                raise DistillError(f"collate_fn fails on {len(rows)} rows: {_describe(error)}; correct it.") from error
         batch = tensors(named(made))
         odd = next((name for name, column in batch.items() if len(column) != len(rows)), None)
         if odd is not None:
             raise DistillError(
-                f"collate_fn made {len(batch[odd])} rows of {len(rows)} (column {odd!r}), and rows are known by their "
-                "numbers; make one of each, or read the batches once: data=[row for batch in loader for row in "
+                f"collate_fn made {len(batch[odd])} rows of {len(rows)} (column {odd!r}), and rows are identified by "
+                "their numbers; make one of each, or read the batches once: data=[row for batch in loader for row in "
                 "distill.Rows.of(batch)]."
             )
         return batch
 
     def keeps_labels(self) -> bool:
-        """Whether `collate` leaves the labels of the first rows as the data set has them."""
+        """Return whether `collate` leaves the labels of the first rows unchanged."""
         if self.collate is None:
             return True
         rows = range(min(self.size, len(self)))
         labels = [named(item).get("labels") for item in self.draw(rows, FIRST_READING, 0)]
         return _alike(labels, list(self.collated(rows, FIRST_READING, 0).get("labels", ())))
 
-    def _unread(self, number: int, error: Exception) -> str:
+    def _explain(self, number: int, error: Exception) -> str:
+        """Return the message for a row that cannot be read."""
         whole = f"{type(self.dataset).__name__} with {len(self.dataset)} rows"
         rest = f"[i for i in range({len(self.dataset)}) if i != {number}]"
         return (
-            f"row {number} of the data (a {whole}) cannot be read: {_told(error)}; see data[{number}], or leave it "
+            f"row {number} of the data (a {whole}) cannot be read: {_describe(error)}; see data[{number}], or leave it "
             f"out: torch.utils.data.Subset(data, {rest})."
         )
 
 
 def source_of(data: Any) -> Source | None:
-    """The source that `data` is; None for what is read once, as its rows cannot differ or cannot be asked for again."""
+    """Return the source of data that is drawn anew; None for data that is read once: its rows cannot change."""
     if isinstance(data, DataLoader):
         return _source_of_loader(data)
     if isinstance(data, Mapping | list | tuple | str | TensorDataset | IterableDataset | np.ndarray | Tensor):
@@ -128,17 +129,17 @@ def source_of(data: Any) -> Source | None:
 
 
 def is_hugging_face(data: Any) -> bool:
-    """Whether data is a map-style data set of Hugging Face."""
+    """Return whether data is a map-style data set of Hugging Face."""
     return not isinstance(data, IterableDataset) and hasattr(data, "with_format") and hasattr(data, "column_names")
 
 
 def is_frame(data: Any) -> bool:
-    """Whether data is a frame of pandas or polars, which is asked for columns and not for rows."""
+    """Return whether data is a frame of pandas or polars, which is indexed by columns instead of rows."""
     return hasattr(data, "columns") and hasattr(data, "to_dict")
 
 
 def batch_size_of(loader: Any) -> int | None:
-    """How many rows a batch of a DataLoader has; None where its batches are those of a sampler of its own."""
+    """Return the number of rows in a batch of a DataLoader; None if it has its own sampler of batches."""
     batches = loader.batch_sampler
     return batches.batch_size if type(batches) is BatchSampler else loader.batch_size
 
@@ -170,28 +171,28 @@ def _source_of_loader(loader: Any) -> Source | None:
     return Source(dataset, torch.arange(count), collate, size, loader.num_workers)
 
 
-def say_if_undecided(source: Source, found: Sequence[Any]) -> None:
-    """Warn of rows that are others when they are drawn again under the same seed.
+def warn_if_unseeded(source: Source, found: Sequence[Any]) -> None:
+    """Warn if the first rows of a source differ when they are drawn again under the same seed.
 
     Args:
-        source: whose first rows are drawn again.
-        found: its rows at the first reading.
+        source: the source.
+        found: its rows in the first reading.
     """
     few = found[:DRAWN_TWICE]
     if not _alike(few, source.draw(range(len(few)), FIRST_READING, 0)):
         warnings.warn(
-            f"rows of {type(source.dataset).__name__} differ when they are drawn twice under one seed, as by a "
-            "generator of its own: a run that is resumed, or has other workers, sees other rows; draw by torch.rand(), "
+            f"rows of {type(source.dataset).__name__} differ when they are drawn twice under one seed, as by "
+            "their own generator: a run that is resumed, or has other workers, sees other rows; draw by torch.rand(), "
             "random.random() or numpy.random.rand(), which are seeded for each row.",
             stacklevel=2,
         )
 
 
 def named(batch: Any) -> dict[str, Any]:
-    """The columns of a batch by name; of a pair (x, y) as "inputs" and "labels".
+    """Return the columns of a batch by name; a pair (x, y) has "inputs" and "labels".
 
     Raises:
-        DistillError: neither.
+        DistillError: neither a dict nor a pair.
     """
     if isinstance(batch, tuple | list) and len(batch) == 2:
         batch = {"inputs": batch[0], "labels": batch[1]}
@@ -208,7 +209,7 @@ def named(batch: Any) -> dict[str, Any]:
 
 
 def tensors(batch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The columns of a batch, which are tensors.
+    """Return the columns of a batch, after a check that all are tensors.
 
     Raises:
         DistillError: one is not.
@@ -222,22 +223,22 @@ def tensors(batch: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(batch)
 
 
-def _told(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.;')}"
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same, NaN too."""
+    """Return whether two values are equal, where NaN equals NaN."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_alike, one, other))
-    if getattr(one, "shape", ()) != getattr(other, "shape", ()):  # a number has none, like a tensor of one
+    if getattr(one, "shape", ()) != getattr(other, "shape", ()):  # a number has no shape
         return False
     same = (one == other) | (one != one) if isinstance(one, Tensor | np.ndarray | float) else one == other
     return bool(same.all() if isinstance(same, Tensor | np.ndarray) else same)
 
 
 def seeded(*numbers: int) -> AbstractContextManager[None]:
-    """A block in which the default generators of Python, NumPy and torch are decided by these numbers."""
-    return decided(hash(numbers) % 2**63)
+    """Seed the default generators of Python, NumPy and torch by these numbers for a block."""
+    return decided(seed_from(*numbers))

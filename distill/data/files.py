@@ -1,3 +1,5 @@
+"""Text classification from a file of the user: its texts, labels, classes, and the split into training and test."""
+
 import csv
 import re
 import warnings
@@ -11,7 +13,7 @@ from distill.data.classes import folded, matched, ranked, stated, whole_numbers
 from distill.data.rows import Rows
 from distill.data.tables import SUFFIXES, Quoting, kind_of, read
 from distill.data.task import Task, share
-from distill.data.text import need_tokenizer, text_task, tokenised
+from distill.data.text import need_tokenizer, text_task, tokenize_texts
 from distill.errors import DistillError
 from interventions import printable, shown
 
@@ -38,26 +40,32 @@ def task(
     test_share: float = 0.2,
     split_seed: int = 0,
 ) -> Task:
-    """Text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header; or texts alone.
+    """Return a task of text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header.
 
-    Tested on `eval_data`, or on a share of each class that is held out. `text` and `label` name the columns; left out,
-    they are "text" or "sentence", and "label" or "labels". `test_share` is held out of each class, drawn by
-    `split_seed`; `fraction` of the others is kept, drawn by `seed`.
-    Texts are cut at `max_length` tokens, 128 by default.
+    Classes are sorted, whole numbers by value, until a model numbers them (`numbered_as`). A file without a column of
+    labels, and a .txt file, which has a text a line, gives a task without classes, for objectives that need no labels.
 
-    Classes are sorted, whole numbers by value, until a model says how it numbers them (`numbered_as`); `classes` states
-    the labels in the order of the model's outputs.
+    Args:
+        data: the file.
+        tokenizer: reads the texts.
+        eval_data: a file of rows to test on; without it, a share of each class is held out.
+        fraction: the share of the training rows to keep, drawn by `seed`.
+        seed: seeds that draw.
+        text: the column of texts, "text" or "sentence" by default.
+        label: the column of labels, "label" or "labels" by default.
+        classes: the labels in the order of the model's outputs.
+        max_length: texts are cut at this number of tokens, 128 by default.
+        test_share: the share of each class to hold out, drawn by `split_seed`.
+        split_seed: seeds that draw.
 
-    A file without a column of labels, and a .txt file, which has a text a line, gives a task without classes: for what
-    a teacher alone teaches.
-
-    Raises DistillError without a tokenizer, for a file that is missing, empty, of another kind, or not parsable, a
-    column that does not exist or is there twice, an empty text or label, rows of a single class, labels of `eval_data`
-    that the training file lacks, and one file given as both.
+    Raises:
+        DistillError: no tokenizer; a file that is missing, empty, of another kind, or not parsable; a column that does
+            not exist or exists twice; an empty text or label; rows of a single class; labels of `eval_data` that the
+            training file lacks; one file given as both.
     """
-    name = _need(data, tokenizer)
+    name = _check_readable(data, tokenizer)
     texts, labels = labelled(data, text, label)
-    tests = None if eval_data is None else _tested(eval_data, data, texts, text, label)
+    tests = None if eval_data is None else _read_tests(eval_data, data, texts, text, label)
     names = _names(labels, data, classes, tests, eval_data)
     numbers = _numbers(labels, names)
     if tests is None:
@@ -80,16 +88,16 @@ def task(
 
 
 def rows_of(data: str | Path, tokenizer: Any, max_length: int | None = None) -> Rows:
-    """All rows of a file, its classes in sorted order until a model numbers them."""
-    _need(data, tokenizer)
+    """Return all rows of a file, its classes in sorted order until a model numbers them."""
+    _check_readable(data, tokenizer)
     texts, labels = labelled(data)
     names = None if labels is None else ranked(labels)
-    rows = tokenised(tokenizer, texts, None if names is None else _numbers(labels, names), max_length)
+    rows = tokenize_texts(tokenizer, texts, None if names is None else _numbers(labels, names), max_length)
     return Rows(rows.table, rows.pad_id, rows.padding_side, rows.pads, names)
 
 
-def _need(data: str | Path, tokenizer: Any) -> str:
-    """The name of the task that a file is, if it is there, and a tokenizer that reads it."""
+def _check_readable(data: str | Path, tokenizer: Any) -> str:
+    """Return the name of the task of a file, after a check that the file exists and a tokenizer is given."""
     kind_of(data)
     name = Path(data).name.split(".")[0]
     need_tokenizer(name, tokenizer)
@@ -99,13 +107,14 @@ def _need(data: str | Path, tokenizer: Any) -> str:
 def labelled(
     path: str | Path, text: str | None = None, label: str | None = None, *, quoting: Quoting = csv.QUOTE_MINIMAL
 ) -> tuple[list[str], Labels]:
-    """The texts and labels of a file, both as strings; None for the labels where there is no column of them.
+    """Return the texts and labels of a file, both as strings; None for the labels if it has no column of labels.
 
-    Raises DistillError for a column that was named and is missing, and for an empty text or label.
+    Raises:
+        DistillError: a column that was named and is missing, or an empty text or label.
     """
     rows = read(path, quoting=quoting)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = _found(path, columns, "text", text, TEXT_COLUMNS)
+    text = _find_column(path, columns, "text", text, TEXT_COLUMNS)
     if label is None and not set(columns) & set(LABEL_COLUMNS):
         others = [name for name in columns if name not in (text, "")]
         if others:
@@ -115,16 +124,20 @@ def labelled(
                 "--label on the command line",
                 stacklevel=4,
             )
-        return _filled(path, rows, "text", text), None
-    label = _found(path, columns, "label", label, LABEL_COLUMNS)
-    return _filled(path, rows, "text", text), _spelled([each.strip() for each in _filled(path, rows, "label", label)])
+        return _read_column(path, rows, "text", text), None
+    label = _find_column(path, columns, "label", label, LABEL_COLUMNS)
+    return _read_column(path, rows, "text", text), _unify_numbers(
+        [each.strip() for each in _read_column(path, rows, "label", label)]
+    )
 
 
 def held_out(labels: Sequence[int], test_share: float, seed: int) -> tuple[list[int], list[int]]:
-    """Indices, ascending, of training and test rows: about `test_share` of each class, and at least one, tests.
+    """Return the indices, ascending, of training and test rows: about `test_share` of each class is for tests.
 
-    At least one is left for training, so a class with one row stays in training. Raises DistillError if no class has
-    two.
+    Each class with two or more rows has at least one in each part; a class with one row has it in training.
+
+    Raises:
+        DistillError: no class has two rows.
     """
     classes = torch.tensor(labels)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -140,10 +153,10 @@ def held_out(labels: Sequence[int], test_share: float, seed: int) -> tuple[list[
     return sorted(set(range(len(labels))) - set(test)), sorted(test)
 
 
-def _tested(
+def _read_tests(
     eval_data: str | Path, data: str | Path, texts: list[str], text: str | None, label: str | None
 ) -> tuple[list[str], Labels]:
-    """The rows to test on, which should not be those to train on."""
+    """Return the texts and labels to test on; warn about texts that are also trained on."""
     if is_same_file(eval_data, data):
         raise DistillError(
             f"eval_data is {eval_data}, the file that is trained on, so nothing would be held out; leave eval_data out "
@@ -154,8 +167,8 @@ def _tested(
     if shared := sum(each in known for each in found[0]):
         warnings.warn(
             printable(
-                f"{shared} of the {len(found[0])} texts of {eval_data} are also in {data}, so what is measured on them "
-                "was trained on; remove them from one of the files"
+                f"{shared} of the {len(found[0])} texts of {eval_data} are also in {data}, so the network is tested "
+                "on texts that it was trained on; remove them from one of the files"
             ),
             stacklevel=4,
         )
@@ -163,7 +176,7 @@ def _tested(
 
 
 def is_same_file(one: Any, other: Any) -> bool:
-    """Whether two paths name one file."""
+    """Return whether two paths name one file."""
     both = isinstance(one, str | Path) and isinstance(other, str | Path)
     return both and Path(one).is_file() and Path(other).is_file() and Path(one).samefile(other)
 
@@ -171,7 +184,7 @@ def is_same_file(one: Any, other: Any) -> bool:
 def _names(
     labels: Labels, data: Any, classes: Sequence[str] | None, tests: tuple[list[str], Labels] | None, eval_data: Any
 ) -> tuple[str, ...]:
-    """The classes: as they were stated, else the sorted labels of the training file, else of that to test on."""
+    """Return the classes: as stated, else the sorted labels of the training file, else of the file to test on."""
     found = None if tests is None else tests[1]
     if classes is not None:
         return stated(classes)
@@ -198,8 +211,8 @@ def _at(numbers: list[int] | None, places: Sequence[int]) -> list[int] | None:
     return None if numbers is None else [numbers[i] for i in places]
 
 
-def _filled(path: str | Path, rows: list[dict[str, Any]], what: str, name: str) -> list[str]:
-    """A column, which has a value in every row."""
+def _read_column(path: str | Path, rows: list[dict[str, Any]], what: str, name: str) -> list[str]:
+    """Return a column as texts, after a check that every row has one."""
     for number, row in enumerate(rows, 1):
         if isinstance(value := row.get(name), list | dict) or (isinstance(value, str) and not _is_writable(value)):
             raise DistillError(
@@ -214,15 +227,16 @@ def _filled(path: str | Path, rows: list[dict[str, Any]], what: str, name: str) 
 
 
 def _is_writable(text: str) -> bool:
-    """Whether a text is made of whole characters: JSON can hold the half of one."""
+    """Return whether a text has only whole characters: JSON can hold half of a surrogate pair."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _found(path: str | Path, columns: list[str], what: str, asked: str | None, usual: tuple[str, ...]) -> str:
-    for name in usual if asked is None else (asked,):
+def _find_column(path: str | Path, columns: list[str], what: str, given: str | None, usual: tuple[str, ...]) -> str:
+    """Return the name of the column of texts or labels: the given one, else a usual one."""
+    for name in usual if given is None else (given,):
         if name in columns:
             return name
-    named = repr(asked) if asked is not None else " or ".join(map(repr, usual))
+    named = repr(given) if given is not None else " or ".join(map(repr, usual))
     mark = next((mark for mark in (";", "\t", "|") if len(columns) == 1 and mark in columns[0]), None)
     if mark is not None:
         raise DistillError(
@@ -235,8 +249,8 @@ def _found(path: str | Path, columns: list[str], what: str, asked: str | None, u
     )
 
 
-def _spelled(names: list[str]) -> list[str]:
-    """Whole numbers in one spelling, so that "01", "1" and "1.0" are one class."""
+def _unify_numbers(names: list[str]) -> list[str]:
+    """Return whole numbers in one spelling, so that "01", "1" and "1.0" are one class; other labels unchanged."""
     numbers = whole_numbers(names)
     return names if numbers is None else list(map(str, numbers))
 

@@ -1,4 +1,4 @@
-"""Labels as data has them: text or numbers, and the names that a data set gives to its numbers."""
+"""Labels of a data set: text or numbers, and the names that the data set gives to its numbers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,29 +13,31 @@ from distill.errors import DistillError
 
 
 def named_by(data: Any) -> tuple[str, ...] | None:
-    """The names of the classes of a data set, in the order of its numbers; None where it has none.
+    """Return the names of the classes of a data set, in the order of its numbers; None if it has none.
 
-    Those of a Hugging Face `ClassLabel`, or of `class_to_idx` as torchvision has it, also through a Subset, a
+    They are those of a Hugging Face `ClassLabel`, or of `class_to_idx` as in torchvision, also through a Subset, a
     ConcatDataset or a DataLoader.
 
     Raises:
-        DistillError: the parts of a ConcatDataset number their classes otherwise.
+        DistillError: the parts of a ConcatDataset number their classes differently.
     """
     if isinstance(data, DataLoader | Subset):
         return named_by(data.dataset)
     if isinstance(data, ConcatDataset):
-        return _of_all(data.datasets)
+        return _names_of_parts(data.datasets)
     features: Any = getattr(data, "features", None)
     if isinstance(features, Mapping):
         feature: Any = features.get("labels", features.get("label"))
-        while not hasattr(feature, "names") and hasattr(feature, "feature"):  # of a label for each token
+        while not hasattr(feature, "names") and hasattr(
+            feature, "feature"
+        ):  # the type of a sequence of labels, one a token
             feature = feature.feature
         names = getattr(feature, "names", None)
         return None if not names else tuple(map(str, names))
-    return _of_folders(data)
+    return _names_by_number(data)
 
 
-def _of_all(parts: Iterable[Any]) -> tuple[str, ...] | None:
+def _names_of_parts(parts: Iterable[Any]) -> tuple[str, ...] | None:
     found = [named_by(part) for part in parts]
     if len(set(found)) > 1:
         one, other = list(dict.fromkeys(found))[:2]
@@ -46,8 +48,8 @@ def _of_all(parts: Iterable[Any]) -> tuple[str, ...] | None:
     return found[0] if found else None
 
 
-def _of_folders(data: Any) -> tuple[str, ...] | None:
-    """The names by `class_to_idx`, several of one number joined; a transform of the labels may renumber them."""
+def _names_by_number(data: Any) -> tuple[str, ...] | None:
+    """Return the names by `class_to_idx`, several of one number joined; None if a transform may renumber the labels."""
     numbers = getattr(data, "class_to_idx", None)
     if not isinstance(numbers, Mapping) or not numbers or getattr(data, "target_transform", None) is not None:
         return None
@@ -60,10 +62,10 @@ def _of_folders(data: Any) -> tuple[str, ...] | None:
 
 
 def are_text(column: Any) -> bool:
-    """Whether labels are text, one a row or several.
+    """Return whether labels are text, one or several a row.
 
     Raises:
-        DistillError: some are and some are not.
+        DistillError: some are text and some are not.
     """
     if isinstance(column, Tensor) or not len(column):
         return False
@@ -78,15 +80,14 @@ def are_text(column: Any) -> bool:
 
 
 def texts_of(column: Any) -> set[str]:
-    """The labels of text, each once."""
+    """Return the labels that are text, each once."""
     return set(_flat(column))
 
 
 def check_shape(column: Any, ids: Any, names: Sequence[str]) -> None:
-    """That labels with names are one a row, or one a token.
+    """Raise DistillError unless labels with names are one a row or one a token.
 
-    Raises:
-        DistillError: several a row, which a model of several labels reads as a 0 or 1 for each class.
+    Several labels a row are read by a model of several labels as a 0 or 1 for each class.
     """
     widths = [len(each) if _is_nested(each) else None for each in column]
     if all(width is None for width in widths):
@@ -94,27 +95,27 @@ def check_shape(column: Any, ids: Any, names: Sequence[str]) -> None:
     tokens = None if ids is None else [len(each) for each in ids]
     if tokens != widths:
         row = next(i for i, width in enumerate(widths) if tokens is None or width != tokens[i])
-        told = "" if tokens is None else f" and {tokens[row]} tokens"
+        found = "" if tokens is None else f" and {tokens[row]} tokens"
         raise DistillError(
-            f"row {row} of the data has {widths[row]} labels{told}, and labels with names ({_listed(names)}) are one a "
-            "row or one a token; of several a row give a number for each class, in the order of the model's outputs: "
+            f"row {row} of the data has {widths[row]} labels{found}, and labels with names ({_listed(names)}) are one "
+            "a row or one a token; of several a row give a number for each class, in the order of the model's outputs: "
             "labels = "
             "[[float(name in row) for name in model.config.id2label.values()] for row in labels]."
         )
 
 
 def numbered(column: Any, names: Sequence[str]) -> tuple[list[Any], dict[Any, int]]:
-    """Labels of text as the numbers of their names, and the number of each label."""
+    """Return labels of text as the numbers of their names, and the number of each label."""
     texts = sorted(texts_of(column))
     number: dict[Any, int] = dict(zip(texts, matched(texts, names, "the names given"), strict=True))
     return [relabelled(each, number) for each in column], number
 
 
 def relabelled(label: Any, numbers: Mapping[Any, int]) -> Any:
-    """A label, or several, as the number that it has; negative ones stay, as they do not count.
+    """Return a label, or several, as numbers; negative ones, which losses ignore, stay.
 
     Raises:
-        DistillError: a label that is not known.
+        DistillError: an unknown label.
     """
     if isinstance(label, str):
         if label not in numbers:

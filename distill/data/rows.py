@@ -1,3 +1,5 @@
+"""Rows: a data set as columns of tensors, read from the usual kinds of data sets, and batched with padding."""
+
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,10 +21,10 @@ from distill.data.draws import (
     is_frame,
     is_hugging_face,
     named,
-    say_if_undecided,
     seeded,
     source_of,
     tensors,
+    warn_if_unseeded,
 )
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
 from distill.errors import DistillError, checked
@@ -30,8 +32,8 @@ from interventions import shown
 
 Column = Tensor | Sequence[Tensor]
 
-# A label of -100 is left out by torch's and transformers' losses; padding counts as special, so that no intervention
-# lands on it, and stands for no part of the text.
+# The losses of torch and transformers ignore the label -100. Padding counts as special, so that no intervention lands
+# on it, and has no place in the text.
 PADDING = {
     "special_tokens_mask": 1,
     "labels": -100,
@@ -43,17 +45,22 @@ TOKENS = ("input_ids", "decoder_input_ids")
 @checked
 @dataclass(frozen=True, eq=False)
 class Rows(Dataset[dict[str, Tensor]]):
-    """A data set held as columns: name -> tensor `[rows, ...]`, or one 1-D tensor a row where lengths differ.
+    """A data set as columns: name -> tensor `[rows, ...]`, or one 1-D tensor a row if lengths differ.
 
-    `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch, on
-    `padding_side`: token ids with `pad_id`, labels with -100, the mask of special tokens with 1, places of tokens in
-    the text with -1, anything else with 0; a column that `pads` names with the number that it gives. `source` is the
-    data set that they were read from, where its rows are drawn anew in each epoch of a training.
+    `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch.
 
-    `classes` are the names of the labels 0, 1, … where they are known: `fit` and the measurements then number the
-    labels as the model does. None takes the labels for the numbers of the model's outputs.
+    Attributes:
+        table: the columns.
+        pad_id: the id that pads token ids. Labels are padded with -100, the mask of special tokens with 1, places of
+            tokens in the text with -1, anything else with 0.
+        padding_side: the side of the padding.
+        pads: other numbers that pad, by column.
+        classes: the names of the labels 0, 1, … if they are known: `fit` and the measurements then number the labels
+            as the model does. None takes the labels for the numbers of the model's outputs.
+        source: the data set that the rows were read from, if its rows are drawn anew in each epoch of a training.
 
-    Raises DistillError for no rows, columns of unequal length, and ragged `input_ids` without an `attention_mask`.
+    Raises:
+        DistillError: no rows, columns of unequal length, or ragged `input_ids` without an `attention_mask`.
 
     >>> rows = Rows.of({"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "labels": [1, 0]})
     >>> rows.batch([0, 1])["input_ids"]
@@ -94,37 +101,44 @@ class Rows(Dataset[dict[str, Tensor]]):
         padding_side: Literal["right", "left"] = "right",
         classes: Sequence[str] | None = None,
     ) -> "Rows":
-        """`data` as Rows, its columns, their order and their values kept; a Rows is returned as it is.
+        """Return data as Rows with the same columns, order and values; a Rows is returned as it is.
 
         Accepts a Rows, a Hugging Face Dataset of model inputs, a dict or frame of columns, a list of dicts, and a
         map-style torch Dataset (or list) of dicts or of `(x, y)` pairs, which become the columns "inputs" and "labels".
         A column "label" is renamed to "labels", as transformers' own collators do. Floats of Python, NumPy and Hugging
-        Face become float32; tensors keep their type, labels of yes and no aside, which become 1 and 0.
+        Face become float32; tensors keep their type, except bool labels, which become 1 and 0.
 
         Labels may be text; they are numbered in sorted order, and by `fit` as the model numbers its classes. The names
         of a Hugging Face `ClassLabel`, or of `class_to_idx` as torchvision has it, are kept, also through a Subset or a
         DataLoader. `classes` states the names in the order of the model's outputs instead.
 
-        A Dataset that may draw (any that is not a list, a TensorDataset or a Hugging Face one without a transform) is
-        read in order here, each row under generators of its own, and drawn anew in each epoch of a training. Of a
-        DataLoader the data set, its collation, workers and batch size count, the order is that of the training's seed.
-        What has no length, or an order or a choice of rows of its own, is read once, which is said.
+        A Dataset that may draw at random (any but a list, a TensorDataset or a Hugging Face one without a transform) is
+        read in order here, each row under its own seed, and drawn anew in each epoch of a training. From a DataLoader
+        its data set, collation, workers and batch size are used; the order is that of the training's seed. Data without
+        a length, or with its own order or choice of rows, is read once, with a warning.
 
-        Raises DistillError for anything else, naming what it got.
+        Args:
+            data: any of these.
+            pad_id: the id that pads token ids.
+            padding_side: the side of the padding.
+            classes: the names of the classes, in the order of the model's outputs.
+
+        Raises:
+            DistillError: data of any other kind.
         """
         if isinstance(data, cls):
-            return data if classes is None else data._restated(stated(classes))
+            return data if classes is None else data._with_classes(stated(classes))
         source = source_of(data)
         columns = {
-            name: _listed(name, each)
+            name: _as_sequence(name, each)
             for name, each in named(_columns(data) if source is None else _read(source)).items()
         }
-        told = None if classes is None else stated(classes)
+        order = None if classes is None else stated(classes)
         labels, known = columns.get("labels"), None
         names: tuple[str, ...] | None = None
         text = labels is not None and are_text(labels)
         if text:
-            names = told or ranked(texts_of(labels))
+            names = order or ranked(texts_of(labels))
         elif (found := named_by(data)) is not None and (source is None or source.keeps_labels()):
             names, known = found, {number: number for number in range(len(found))}
         if names is not None and labels is not None:
@@ -134,7 +148,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         table = {name: _column(name, column) for name, column in columns.items()}
         source = None if source is None else replace(source, classes=known)
         rows = cls(table, pad_id, padding_side, classes=names, source=source)
-        return rows if told is None or text else rows._restated(told)
+        return rows if order is None or text else rows._with_classes(order)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -142,12 +156,12 @@ class Rows(Dataset[dict[str, Tensor]]):
         return tuple(self.table)
 
     def batch(self, indices: Tensor | Sequence[int]) -> dict[str, Tensor]:
-        """The rows at `indices`, in that order, as one tensor `[batch, ...]` a column."""
+        """Return the rows at `indices`, in that order, as one tensor `[batch, ...]` a column."""
         index = self._index(indices)
-        return {name: self._batched(name, column, index) for name, column in self.table.items()}
+        return {name: self._pad_batch(name, column, index) for name, column in self.table.items()}
 
     def take(self, indices: Tensor | Sequence[int]) -> "Rows":
-        """The rows at `indices`, in that order, as Rows."""
+        """Return the rows at `indices`, in that order, as Rows."""
         index = self._index(indices)
         table = {
             name: column[index] if isinstance(column, Tensor) else [column[i] for i in index.tolist()]
@@ -156,21 +170,26 @@ class Rows(Dataset[dict[str, Tensor]]):
         return replace(self, table=table, source=None if self.source is None else self.source.take(index))
 
     def drawn(self, indices: Tensor | Sequence[int], epoch: int, seed: int) -> dict[str, Tensor]:
-        """The rows at `indices` as a batch, as they are in an epoch: anew from their source, where they have one.
+        """Return the rows at `indices` as a batch, as they are in an epoch: drawn from their source, if they have one.
+
+        Args:
+            indices: the numbers of the rows.
+            epoch: the number of the epoch.
+            seed: the seed of the training.
 
         Raises:
-            DistillError: they cannot be read, or lack a column that they had at first.
+            DistillError: rows that cannot be read, or lack a column that they had at the first reading.
         """
         if self.source is None:
             return self.batch(indices)
         rows, numbers = self._index(indices).tolist(), self.source.classes
         collated = self.source.collate is not None
         read: Any = self.source.collated if collated else self.source.draw
-        columns = dict(read(rows, epoch, seed)) if collated else named(_transposed(read(rows, epoch, seed)))
+        columns = dict(read(rows, epoch, seed)) if collated else named(_transpose(read(rows, epoch, seed)))
         if lost := self.table.keys() - columns.keys():
             raise DistillError(
                 f"row {rows[0]} of the data had a column {min(lost)!r} at first and has {', '.join(columns)} now; give "
-                "every row the same columns, whenever it is asked for."
+                "every row the same columns in every reading."
             )
         if numbers is not None and "labels" in columns:
             columns["labels"] = [relabelled(each, numbers) for each in columns["labels"]]
@@ -178,10 +197,10 @@ class Rows(Dataset[dict[str, Tensor]]):
         return replace(self, table=table, source=None).batch(range(len(rows)))
 
     def renumbered(self, numbers: Sequence[int], names: tuple[str, ...]) -> "Rows":
-        """The rows with class i called number `numbers[i]`, one of the classes `names`; negative labels do not count.
+        """Return the rows with label i replaced by `numbers[i]`, and with these names; negative labels stay.
 
         Raises:
-            DistillError: a label that has no name.
+            DistillError: a label without a name.
         """
         labels = self.table.get("labels")
         if labels is None or (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point():
@@ -199,12 +218,12 @@ class Rows(Dataset[dict[str, Tensor]]):
             source = replace(source, classes={label: number[before] for label, before in source.classes.items()})
         return replace(self, table={**self.table, "labels": found}, classes=names, source=source)
 
-    def _restated(self, told: Stated) -> "Rows":
-        """The rows with classes in the order that the user states; other words than theirs are of their numbers."""
+    def _with_classes(self, order: Stated) -> "Rows":
+        """Return the rows with the classes that the user states, renumbered if they are the known names."""
         own = set(map(folded, self.classes or ()))
-        if not own or (not own & set(map(folded, told)) and not isinstance(self.classes, Ranked)):
-            return replace(self, classes=told)
-        return self.renumbered(matched(self.classes or (), told, "the names given"), told)
+        if not own or (not own & set(map(folded, order)) and not isinstance(self.classes, Ranked)):
+            return replace(self, classes=order)
+        return self.renumbered(matched(self.classes or (), order, "the names given"), order)
 
     def __len__(self) -> int:
         return len(next(iter(self.table.values())))
@@ -234,12 +253,12 @@ class Rows(Dataset[dict[str, Tensor]]):
             )
         if index.min() < -len(self) or index.max() >= len(self):
             raise DistillError(
-                f"rows {int(index.min())} to {int(index.max())} were asked of data with {len(self)} rows, 0 to "
+                f"rows {int(index.min())} to {int(index.max())} are not all in data with {len(self)} rows, 0 to "
                 f"{len(self) - 1}"
             )
         return index.long()
 
-    def _batched(self, name: str, column: Column, index: Tensor) -> Tensor:
+    def _pad_batch(self, name: str, column: Column, index: Tensor) -> Tensor:
         if isinstance(column, Tensor):
             return column[index]
         pad = self.pads.get(name, self.pad_id if name in TOKENS else PADDING.get(name, 0))
@@ -249,6 +268,7 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 
 def _columns(data: Any) -> Mapping[str, Any]:
+    """Return the columns of data that is read once."""
     if isinstance(data, Mapping):
         if not data or any(hasattr(column, "column_names") for column in data.values()):
             raise DistillError(
@@ -261,13 +281,13 @@ def _columns(data: Any) -> Mapping[str, Any]:
     if is_hugging_face(data):
         return data.with_format("torch", columns=data.format["columns"])[:]
     if isinstance(data, DataLoader):
-        _say_once(data)
+        _warn_of_one_reading(data)
         with seeded(0):
-            return _joined([named(batch) for batch in data])
+            return _join([named(batch) for batch in data])
     if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
-        _say_once(data)
+        _warn_of_one_reading(data)
         with seeded(0):
-            return _transposed(list(data))
+            return _transpose(list(data))
     single = isinstance(data, Tensor | np.ndarray) and data.ndim == 0
     if isinstance(data, str) or single or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DistillError(
@@ -275,35 +295,35 @@ def _columns(data: Any) -> Mapping[str, Any]:
             "give a dict of columns, a list of dicts, a datasets.Dataset, "
             "a torch Dataset with __len__ and __getitem__, or a DataLoader"
         )
-    # Not `list(data)`: a map-style Dataset need not raise IndexError at its end, and would then be iterated for ever.
-    return _transposed([data[i] for i in range(len(data))])
+    # Not `list(data)`: a map-style Dataset need not raise IndexError at its end, and its iteration would never end.
+    return _transpose([data[i] for i in range(len(data))])
 
 
 def _read(source: Source) -> Mapping[str, Any]:
-    """All rows of a source, in order."""
+    """Return all rows of a source, in order, as columns."""
     if source.collate is None:
         found = source.draw(range(len(source)), FIRST_READING, 0)
-        say_if_undecided(source, found)
-        return _transposed(found)
-    say_if_undecided(source, source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0))
+        warn_if_unseeded(source, found)
+        return _transpose(found)
+    warn_if_unseeded(source, source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0))
     parts = torch.arange(len(source)).split(source.size)
-    return _joined([source.collated(part.tolist(), FIRST_READING, 0) for part in parts])
+    return _join([source.collated(part.tolist(), FIRST_READING, 0) for part in parts])
 
 
-def _joined(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
-    """The rows of batches, one after the other."""
+def _join(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """Return the columns of several batches, concatenated."""
     read = [tensors(batch) for batch in batches]
     return {name: [row for batch in read for row in batch[name]] for name in (read[0] if read else ())}
 
 
-def _listed(name: str, column: Any) -> Any:
-    """A column that is asked for its values by number, as one of a frame need not be."""
+def _as_sequence(name: str, column: Any) -> Any:
+    """Return a column in a form that can be indexed by number, which a column of a frame need not be."""
     if isinstance(column, str | bytes) or not isinstance(column, Iterable):
         raise DistillError(f"column {name!r} is {shown(column)}; give a value a row, as {{{name!r}: [0, 1]}}.")
     return column if isinstance(column, Tensor | np.ndarray | list | tuple) else list(column)
 
 
-def _say_once(data: Any) -> None:
+def _warn_of_one_reading(data: Any) -> None:
     warnings.warn(
         f"a {type(data).__name__} without length, or with an order or a choice of rows of its own, is read once: every "
         "epoch sees the same rows, in the order of the seed; for rows that are drawn anew give a Dataset with "
@@ -312,7 +332,8 @@ def _say_once(data: Any) -> None:
     )
 
 
-def _transposed(items: list[Any]) -> dict[str, list[Any]]:
+def _transpose(items: list[Any]) -> dict[str, list[Any]]:
+    """Return rows, dicts or pairs (x, y), as columns."""
     if items and all(isinstance(item, tuple) and len(item) == 2 for item in items):
         items = [{"inputs": x, "labels": y} for x, y in items]
     for i, item in enumerate(items):
@@ -337,8 +358,10 @@ def _column(name: str, values: Any) -> Column:
         return values.long() if name == "labels" and values.dtype == torch.bool else values
     try:
         if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
-            return _plain(name, torch.tensor(values))
-        tensors = [value if isinstance(value, Tensor) else _plain(name, torch.as_tensor(value)) for value in values]
+            return _to_model_dtype(name, torch.tensor(values))
+        tensors = [
+            value if isinstance(value, Tensor) else _to_model_dtype(name, torch.as_tensor(value)) for value in values
+        ]
     except (TypeError, ValueError, RuntimeError) as error:
         raise DistillError(
             f"column {name!r} cannot become a tensor ({error}); "
@@ -353,8 +376,8 @@ def _column(name: str, values: Any) -> Column:
     return torch.stack(tensors) if len(shapes) == 1 else tensors
 
 
-def _plain(name: str, values: Tensor) -> Tensor:
-    """What was no tensor, in the types that models take: fp32, and for labels whole numbers in int64."""
+def _to_model_dtype(name: str, values: Tensor) -> Tensor:
+    """Return values that were no tensor in the dtypes of models: fp32, and int64 for labels that are whole numbers."""
     if values.dtype == torch.float64:
         return values.float()
     return values.long() if name == "labels" and not values.is_floating_point() else values
@@ -362,7 +385,7 @@ def _plain(name: str, values: Tensor) -> Tensor:
 
 @checked
 def batches(count: int, size: int) -> Iterator[Int[Tensor, " batch"]]:
-    """The numbers from 0 to count − 1, in order, `size` at a time.
+    """Yield the numbers from 0 to count − 1, in order, `size` at a time.
 
     Raises:
         DistillError: a size below 1.

@@ -1,4 +1,4 @@
-"""What decides all draws: a whole number."""
+"""Seeds: whole numbers that decide all random draws."""
 
 import random
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from interventions import shown
 
 
 def seed_of(given: Any) -> int:
-    """The seed as a number of Python.
+    """Return a seed as a Python integer.
 
     Raises:
-        DistillError: it is no whole number: a text or a NaN would be another one in each process.
+        DistillError: no whole number (the hash of a text or a NaN differs between processes).
 
     >>> seed_of(3)
     3
@@ -33,10 +33,10 @@ def seed_from(*numbers: int) -> int:
 
 @contextmanager
 def decided(seed: int) -> Iterator[None]:
-    """Inside the block the default generators of Python, NumPy and torch, on the CPU, are decided by the seed.
+    """Seed the default generators of Python, NumPy and torch (on the CPU) for a block, and restore them after it.
 
-    Outside of it they are as they were. Models draw from each: dropout from torch's, the masks that wav2vec2, Whisper
-    and SpeechT5 put over their inputs from NumPy's.
+    Models draw from each of them: dropout from torch's, and wav2vec2, Whisper and SpeechT5 draw the masks of their
+    inputs from NumPy's.
     """
     states = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)

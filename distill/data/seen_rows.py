@@ -1,6 +1,7 @@
-"""Which rows a network was trained on, so that it is not measured on them.
+"""A record of the rows that a network was trained on, so that it is not measured on them.
 
-A row is what it holds without its padding, whatever it is padded with, to which length and on which side.
+Each row is known by hashes of its columns without their padding, so the length, side and token of the padding do not
+matter.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,20 +21,20 @@ from distill.errors import DistillError
 
 CHUNK = 4096
 FILE = "trained_on.safetensors"
-Marks = np.ndarray  # uint64 [rows]
-# Of two rows that differ in these alone, one is seen; `teacher_` and `decoder_` may stand before them.
+Marks = np.ndarray  # hashes, uint64 [rows]
+# Two rows that differ only in these columns count as one row; their names may begin with `teacher_` or `decoder_`.
 IGNORED = ("labels", "special_tokens_mask", "token_type_ids", "position_ids", "attention_mask")
 MASK = "attention_mask"
 
 
 @dataclass(frozen=True, eq=False)
 class SeenRows:
-    """Rows that were trained on, known by what they held.
+    """The rows that a network was trained on.
 
     Attributes:
-        batches: makes them anew, batch by batch: {column: tensor `[rows, ...]`, or one tensor a row}. For rows that
+        batches: makes the rows anew, batch by batch: {column: tensor `[rows, ...]`, or one tensor a row}. For rows that
             cannot change, as those that a causal model samples by a seed.
-        marks: {column: a number for each row, decided by what it held}, remembered when they were trained on.
+        marks: {column: a hash of each row}, recorded at the training.
     """
 
     batches: Callable[[], Iterable[Mapping[str, Any]]] = tuple
@@ -42,42 +43,42 @@ class SeenRows:
 
     @classmethod
     def of(cls, table: Mapping[str, Any], read: Iterable[str] | None = None) -> "SeenRows":
-        """The rows of a table as they are now, whatever becomes of it or of the file that it was read from.
+        """Return a record of the rows of a table as they are now.
 
         Args:
             table: the columns.
-            read: those that a network reads, where that is known: the numbers of rows, say, are no part of them.
+            read: the columns that a network reads, if that is known: a column of row numbers, say, is not among them.
         """
-        held = _held(table)
+        held = _identifying_columns(table)
         kept = held.keys() & set(held if read is None else read) or held.keys()
         return cls(marks={name: marks_of(column) for name, column in held.items() if name in kept})
 
     def among(self, table: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
-        """Which rows of a table are among them, by the columns that both have.
+        """Return which rows of a table are among the recorded ones, by the columns that both have.
 
         Raises:
-            DistillError: they have none in common.
+            DistillError: no columns in common.
         """
-        mine = self.marks if self.marks is not None else _held(next(iter(self.batches())))
-        held = _held(table)
-        common = tuple(name for name in sorted(held) if name in mine)
+        recorded = self.marks if self.marks is not None else _identifying_columns(next(iter(self.batches())))
+        held = _identifying_columns(table)
+        common = tuple(name for name in sorted(held) if name in recorded)
         if not common:
             raise DistillError(
-                f"the rows trained on have {', '.join(mine)} and those to measure on {', '.join(table)}, so they "
+                f"the rows trained on have {', '.join(recorded)} and those to measure on {', '.join(table)}, so they "
                 "cannot be compared; give the columns the same names."
             )
         if common not in self._known:
-            self._known[common] = frozenset(number for marks in self._marks(common) for number in _together(marks))
+            self._known[common] = frozenset(number for marks in self._marks(common) for number in _combine(marks))
         known = self._known[common]
         return torch.tensor([number in known for number in fingerprints({name: held[name] for name in common})])
 
     def save(self, folder: Path) -> None:
-        """Keep them in a folder, as numbers alone: nobody reads the rows from these."""
+        """Write the hashes to a folder; the rows cannot be read from them."""
         save_file(dict(self.remembered().marks or {}), folder / FILE)
 
     @classmethod
     def load(cls, folder: Path, name: str = FILE) -> "SeenRows | None":
-        """Those that `save` kept in a folder; None where there are none.
+        """Return the rows that `save` recorded in a folder; None if there is no record.
 
         Raises:
             DistillError: the file is damaged.
@@ -95,26 +96,26 @@ class SeenRows:
         return cls(marks=marks)
 
     def remembered(self) -> "SeenRows":
-        """The same rows, each once, kept as numbers alone, as a file holds them."""
-        names = tuple(self.marks if self.marks is not None else _held(next(iter(self.batches()), {})))
+        """Return the same rows, each once, as hashes only, as a file holds them."""
+        names = tuple(self.marks if self.marks is not None else _identifying_columns(next(iter(self.batches()), {})))
         parts = list(self._marks(names)) if names else []
         rows = np.unique(np.concatenate([np.stack([part[name] for name in names], 1) for part in parts]), axis=0)
         return SeenRows(marks={name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(names)})
 
     def _marks(self, names: tuple[str, ...]) -> Iterator[Mapping[str, Marks]]:
-        """The numbers of these columns, as remembered, or batch by batch."""
+        """Yield the hashes of these columns: the recorded ones at once, or batch by batch."""
         if self.marks is not None:
             yield {name: self.marks[name] for name in names}
             return
-        for batch in map(_held, self.batches()):
+        for batch in map(_identifying_columns, self.batches()):
             yield {name: marks_of(batch[name]) for name in names}
 
 
 def seen_of(exclude: Any) -> SeenRows | None:
-    """What a result of `fit` or `align` was trained on.
+    """Return the rows that a result of `fit` or `align` was trained on; None for None.
 
     Raises:
-        DistillError: it is no such result, or does not know.
+        DistillError: no such result, or one without a record of its rows.
     """
     if exclude is None:
         return None
@@ -130,28 +131,30 @@ def seen_of(exclude: Any) -> SeenRows | None:
 
 
 def fingerprints(table: Mapping[str, Any]) -> list[int]:
-    """A number for each row, decided by what its columns hold."""
-    return _together({name: marks_of(column) for name, column in table.items()})
+    """Return a hash of each row of a table."""
+    return _combine({name: marks_of(column) for name, column in table.items()})
 
 
 def marks_of(column: Any) -> Marks:
-    """A number for each row of one column, decided by what it holds."""
-    return np.array([int.from_bytes(blake2b(row, digest_size=8).digest()) for row in _bytes(column)], dtype=np.uint64)
+    """Return a hash of each row of one column."""
+    return np.array(
+        [int.from_bytes(blake2b(row, digest_size=8).digest()) for row in _contents(column)], dtype=np.uint64
+    )
 
 
-def _held(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that make a row what it is, without their padding."""
+def _identifying_columns(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns that identify a row, without their padding."""
     masks = {name.removesuffix(MASK): mask for name, mask in table.items() if name.endswith(MASK)}
     found = {}
     for name, column in table.items():
         if name.removeprefix("teacher_").removeprefix("decoder_") not in IGNORED:
             of = max((before for before in masks if name.startswith(before)), key=len, default=None)
-            found[name] = column if of is None else _unpadded(column, masks[of])
+            found[name] = column if of is None else _without_padding(column, masks[of])
     return found
 
 
-def _unpadded(column: Any, mask: Any) -> Any:
-    """The values of each row at its real tokens; the column itself where it is none of tokens, or none is padding."""
+def _without_padding(column: Any, mask: Any) -> Any:
+    """Return the values of each row at its real tokens; the column itself if it has no tokens or no padding."""
     whole = isinstance(column, Tensor) and isinstance(mask, Tensor)
     if whole and (mask.ndim != 2 or column.shape[:2] != mask.shape or bool(mask.all())):
         return column
@@ -161,30 +164,30 @@ def _unpadded(column: Any, mask: Any) -> Any:
     return [each[real.bool().to(each.device)] for each, real in rows]
 
 
-def _together(marks: Mapping[str, Marks]) -> list[int]:
-    """One number for each row from those of its columns, in the order of their names."""
+def _combine(marks: Mapping[str, Marks]) -> list[int]:
+    """Return one hash for each row from the hashes of its columns, in the order of their names."""
     stacked = np.ascontiguousarray(np.stack([marks[name] for name in sorted(marks)], 1))
     return [int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest()) for row in stacked]
 
 
-def _bytes(column: Any) -> Iterator[bytes]:
-    """What each row of a column holds; whole numbers count alike in every width."""
+def _contents(column: Any) -> Iterator[bytes]:
+    """Yield the content of each row of a column, equal for equal numbers of different dtypes."""
     if isinstance(column, Tensor):
         for part in column.reshape(len(column), -1).split(CHUNK):
-            yield from (row.tobytes() for row in _plain(part))
+            yield from (row.tobytes() for row in _unify(part))
         return
     rows = [torch.as_tensor(row) for row in column]
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         if len({(row.dtype, row.device) for row in part}) > 1:
-            yield from (_plain(row).tobytes() for row in part)
+            yield from (_unify(row).tobytes() for row in part)
             continue
-        flat = _plain(torch.cat([row.reshape(-1) for row in part]))  # a tensor at a time takes ten times as long
+        flat = _unify(torch.cat([row.reshape(-1) for row in part]))  # one tensor at a time takes ten times as long
         ends = np.cumsum([row.numel() for row in part])
         yield from (row.tobytes() for row in np.split(flat, ends[:-1]))
 
 
-def _plain(tensor: Tensor) -> Any:
-    """In one form, so that 3 is 3.0, 0.0 is −0.0, and 0.1 in fp32 that in fp64."""
+def _unify(tensor: Tensor) -> Any:
+    """Return numbers in one form, in which 3 is 3.0, 0.0 is −0.0, and 0.1 in fp64 is 0.1 in fp32."""
     plain = tensor.detach().cpu()
     return ((plain.float() if plain.is_floating_point() else plain).double() + 0.0).numpy()

@@ -1,3 +1,5 @@
+"""Tables in files: .csv, .tsv, .jsonl and .txt, also compressed by gzip."""
+
 import csv
 import gzip
 import json
@@ -17,18 +19,18 @@ LIMIT = Lock()
 
 
 def read(path: str | Path, *, quoting: Quoting = csv.QUOTE_MINIMAL) -> list[dict[str, Any]]:
-    """The rows of a table as dicts; the file's ending says how it is written. A .txt file holds a text a line.
+    """Return the rows of a table as dicts; the ending of its name decides its format. A .txt file has a text a line.
 
     A .tsv that is not well-formed under `quoting` is read again with quotation marks as plain characters, as GLUE's
     files need.
 
-    Raises DistillError for a file that is missing, of another kind, malformed, with two columns of one name, or without
-    rows.
+    Raises:
+        DistillError: a file that is missing, of another kind or malformed, two columns of one name, or no rows.
     """
     path, kind = Path(path), kind_of(path)
-    content = _content(path)
+    content = _read_text(path)
     try:
-        rows = _rows(kind, content, quoting, path)
+        rows = _parse(kind, content, quoting, path)
     except DistillError:
         raise
     except (csv.Error, ValueError, RecursionError) as error:
@@ -45,9 +47,10 @@ def read(path: str | Path, *, quoting: Quoting = csv.QUOTE_MINIMAL) -> list[dict
 
 
 def kind_of(path: str | Path) -> str:
-    """How a file is written, by its ending.
+    """Return the kind of a file by its ending: ".csv", ".tsv", ".jsonl" or ".txt".
 
-    Raises DistillError for a file that is missing, a folder, or of another kind.
+    Raises:
+        DistillError: a file that is missing or of another kind, or a folder.
     """
     path = Path(path)
     kind = next((suffix for suffix in SUFFIXES if path.name.removesuffix(".gz").endswith(suffix)), None)
@@ -67,8 +70,8 @@ def kind_of(path: str | Path) -> str:
 
 @contextmanager
 def fields_of_any_length() -> Iterator[None]:
-    """The csv module reads fields of more than 131,072 characters inside the block; its limit is put back after it."""
-    with LIMIT:  # the limit is one for the whole process
+    """Let the csv module read fields of more than 131,072 characters inside a block; its limit is restored after it."""
+    with LIMIT:  # the limit is shared by the whole process
         before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
         try:
             yield
@@ -76,7 +79,7 @@ def fields_of_any_length() -> Iterator[None]:
             csv.field_size_limit(before)
 
 
-def _content(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
             return file.read().decode("utf-8-sig")
@@ -86,7 +89,7 @@ def _content(path: Path) -> str:
         raise DistillError(f"{path} cannot be read: {error}; check the file") from None
 
 
-def _rows(kind: str, content: str, quoting: Quoting, path: Path) -> list[Any]:
+def _parse(kind: str, content: str, quoting: Quoting, path: Path) -> list[Any]:
     if kind == ".txt":
         return [{"text": line.strip()} for line in content.splitlines() if line.strip()]
     if kind == ".jsonl":
@@ -97,14 +100,14 @@ def _rows(kind: str, content: str, quoting: Quoting, path: Path) -> list[Any]:
 
         return [json.loads(line, object_pairs_hook=row) for line in content.split("\n") if line.strip()]
     with fields_of_any_length():
-        return _table(content, "," if kind == ".csv" else "\t", quoting, path)
+        return _parse_lines(content, "," if kind == ".csv" else "\t", quoting, path)
 
 
-def _table(content: str, delimiter: str, quoting: Quoting, path: Path) -> list[dict[str, Any]]:
+def _parse_lines(content: str, delimiter: str, quoting: Quoting, path: Path) -> list[dict[str, Any]]:
     # newline="" leaves line ends inside quoted fields to the csv module.
     lines = csv.reader(StringIO(content, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     header = [name.strip() for name in next(lines, [])]
-    _refuse_twice([name for name in header if name], path)  # columns without a name cannot be asked for
+    _refuse_twice([name for name in header if name], path)  # columns without a name are never read
     rows = []
     for row in lines:
         if len(row) > len(header):

@@ -1,3 +1,5 @@
+"""Tasks: a data set with what is needed to train a teacher and a student on it."""
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
@@ -14,7 +16,7 @@ from distill.errors import DistillError, checked
 @checked
 @dataclass(frozen=True)
 class Recipe:
-    """How a teacher is trained on a task, with AdamW.
+    """The settings with which a teacher is trained on a task by AdamW.
 
     The learning rate rises linearly over the first `warmup` share of the steps, then falls linearly to 0.
     """
@@ -42,13 +44,19 @@ class Recipe:
 @checked
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A data set with what is needed to teach it.
+    """A data set with what is needed to train a teacher and a student on it.
 
-    `network(seed)` makes the untrained teacher; it is None where a teacher must be given. `student` is the recipe by
-    which its students are distilled, that of the teacher if None. `description` is one sentence for reports; `show`
-    turns one row into text for `example`. `tests` holds more rows to test on, by what is different about them.
-    `classes` are the names of the labels 0, 1, …, which its rows know too. `tokenizer` is what its texts were read
-    with, saved beside what is trained on it.
+    Attributes:
+        name: the name on the command line and in reports.
+        train, test: the rows to train on and to test on.
+        classes: the names of the labels 0, 1, …, which the rows hold too.
+        network: `network(seed)` makes the untrained teacher; None if a teacher must be given.
+        recipe: the settings by which the teacher is trained.
+        student: the settings by which students are distilled, those of the teacher if None.
+        description: one sentence for reports.
+        show: turns one row into text for `example`.
+        tests: more rows to test on, each under the name of what differs in them.
+        tokenizer: the tokenizer of the texts, saved beside the networks that are trained on them.
     """
 
     name: str
@@ -65,11 +73,11 @@ class Task:
 
     def __post_init__(self) -> None:
         for name in ("train", "test"):
-            object.__setattr__(self, name, self._named(getattr(self, name)))
-        object.__setattr__(self, "tests", {name: self._named(rows) for name, rows in self.tests.items()})
+            object.__setattr__(self, name, self._with_classes(getattr(self, name)))
+        object.__setattr__(self, "tests", {name: self._with_classes(rows) for name, rows in self.tests.items()})
 
-    def _named(self, rows: Rows) -> Rows:
-        """The rows, knowing the names of the classes."""
+    def _with_classes(self, rows: Rows) -> Rows:
+        """Return the rows with the names of the classes."""
         if rows.classes is not None and rows.classes != self.classes and set(rows.classes) == set(self.classes):
             raise DistillError(
                 f"task {self.name!r} has the classes {', '.join(self.classes)} and its rows {', '.join(rows.classes)}; "
@@ -82,7 +90,7 @@ class Task:
     def majority(self) -> float | None:
         """The share of the most common class among the labels of the test rows: the accuracy of a constant answer.
 
-        None where they have no labels.
+        None if they have no labels.
         """
         if "labels" not in self.test.columns:
             return None
@@ -92,7 +100,11 @@ class Task:
         return counts.max().item() / counts.sum().item()
 
     def example(self, i: int = 0) -> str:
-        """Test row `i` and its class, readable. Raises DistillError for a task that cannot show its rows."""
+        """Return test row `i` and its class as text.
+
+        Raises:
+            DistillError: a task that cannot show its rows.
+        """
         if self.show is None:
             raise DistillError(f"task {self.name!r} cannot show its rows as text; look at task.test[{i}]")
         row = self.test[i]
@@ -100,7 +112,7 @@ class Task:
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
-    """`build()` under a seeded generator: its weights depend on `seed` alone, and no later draw depends on it."""
+    """Return `build()` under a seeded generator: its weights depend on `seed` only, and no later draw depends on it."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not torch.manual_seed, which would also reseed the accelerators, and those are not forked.
         torch.default_generator.manual_seed(seed)
@@ -108,9 +120,12 @@ def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def share(rows: int, fraction: float, seed: int) -> Int[Tensor, " chosen"]:
-    """Indices, ascending, of a random `fraction` of `rows` rows, at least one; smaller fractions are subsets of larger.
+    """Draw a random `fraction` of `rows` rows, at least one; return their indices, ascending.
 
-    Raises DistillError unless 0 < fraction <= 1.
+    The rows of a smaller fraction are among those of a larger one.
+
+    Raises:
+        DistillError: unless 0 < fraction <= 1.
 
     >>> share(4, 1.0, seed=0)
     tensor([0, 1, 2, 3])
@@ -125,8 +140,9 @@ def share(rows: int, fraction: float, seed: int) -> Int[Tensor, " chosen"]:
 
 
 def fine_tuning(rows: int) -> Recipe:
-    """How to fine-tune a pretrained encoder: one pass over `rows` rows in batches of 32, and at least 200 steps.
+    """Return the settings for fine-tuning a pretrained encoder on so many rows.
 
-    A much shorter run can leave the encoder near the majority class.
+    One pass over the rows in batches of 32, and at least 200 steps: a much shorter run can leave the encoder near the
+    majority class.
     """
     return Recipe(steps=max(200, ceil(rows / 32)), batch_size=32, lr=1e-4, warmup=0.06, weight_decay=0.01)

@@ -1,3 +1,5 @@
+"""Texts as rows of tokens, and as tasks."""
+
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -5,6 +7,7 @@ from typing import Any
 
 import torch
 
+from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Column, Rows
 from distill.data.task import Task, fine_tuning
 from distill.errors import DistillError
@@ -24,15 +27,15 @@ def text_task(
     description: str,
     max_length: int | None = None,
 ) -> Task:
-    """A task of texts and class indices, if there are any, tokenised; its teacher must be given."""
+    """Return a task of tokenized texts and class indices, if there are any; its teacher must be given."""
     recipe = fine_tuning(len(train[0]))
     return Task(
         name=name,
-        train=tokenised(tokenizer, *train, max_length),
-        test=tokenised(tokenizer, *test, max_length),
+        train=tokenize_texts(tokenizer, *train, max_length),
+        test=tokenize_texts(tokenizer, *test, max_length),
         classes=classes,
         recipe=recipe,
-        student=replace(recipe, lr=5e-5),  # it starts from a teacher's layers, not from an encoder with a new head
+        student=replace(recipe, lr=5e-5),  # a student starts from the layers of a fine-tuned teacher
         description=description,
         show=lambda row: tokenizer.decode(row["input_ids"], skip_special_tokens=True),
         tokenizer=tokenizer,
@@ -40,7 +43,7 @@ def text_task(
 
 
 def need_tokenizer(name: str, tokenizer: Any) -> None:
-    """Raises DistillError without a tokenizer, or for another thing; called before anything is read or downloaded."""
+    """Raise DistillError without a tokenizer; call this before anything is read or downloaded."""
     if tokenizer is None:
         raise DistillError(
             f"task {name!r} is text and needs the teacher's tokenizer, but no teacher was given; "
@@ -53,13 +56,16 @@ def need_tokenizer(name: str, tokenizer: Any) -> None:
         )
 
 
-def tokenised(
+def tokenize_texts(
     tokenizer: Any, texts: Sequence[str], labels: Sequence[int] | None, max_length: int | None = None
 ) -> Rows:
-    """Texts as the model inputs that a Hugging Face tokenizer makes of them, with `special_tokens_mask` and `labels`.
+    """Return texts as rows of the inputs that a Hugging Face tokenizer makes, with `special_tokens_mask` and `labels`.
 
-    Texts are cut at `max_length` tokens (None: 128), and that is said. Rows are padded as the tokenizer would. A
-    tokenizer without a padding token pads with its end token, which the attention mask hides.
+    Texts are cut at `max_length` tokens (None: 128), with a warning. Rows are padded on the side of the tokenizer, by
+    the token of `pad_id_of`.
+
+    Raises:
+        DistillError: a `max_length` below 1.
     """
     if max_length is not None and max_length < 1:
         raise DistillError(f"max_length={max_length} leaves nothing of a text; use e.g. max_length=128")
@@ -73,15 +79,10 @@ def tokenised(
             "says where, as far as the model has positions",
             stacklevel=4,
         )
-    pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     table: dict[str, Column] = {name: _ragged(values) for name, values in encoded.items()}
     if labels is not None:
         table["labels"] = torch.tensor(labels)
-    return Rows(
-        table,
-        pad_id=next(token for token in pads if token is not None),
-        padding_side=tokenizer.padding_side,
-    )
+    return Rows(table, pad_id=pad_id_of(tokenizer), padding_side=tokenizer.padding_side)
 
 
 def _ragged(values: list[list[int]]) -> list[torch.Tensor]:

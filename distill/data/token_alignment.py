@@ -1,4 +1,12 @@
-"""Two tokenizers on the same text: which of their tokens end at the same character, and which mean the same."""
+"""Distillation between models with different tokenizers, by text span.
+
+Positions are paired at which both models have read the same characters. There each softmax is pooled over tokens that
+mean the same, p(m) = Σ_{tokens t of meaning m} softmax(z / τ)_t, with one more bin for tokens that the other vocabulary
+lacks, and the loss is the divergence between the pooled distributions, times τ².
+
+Boizard et al. 2024 (arXiv:2402.12030) compare sorted probabilities instead; Minixhofer et al. 2025 (arXiv:2503.20083)
+align chunks of text.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.token_meanings import Shared, shared_meanings
 from distill.errors import DistillError, checked
@@ -20,7 +29,7 @@ _NOWHERE = 2**31
 
 
 class Spans(NamedTuple):
-    """Positions of both tokenizers that belong together, `[pairs]` each: the row, the student's and the teacher's."""
+    """Paired positions of two tokenizers, `[pairs]` each: the row, the student's and the teacher's position."""
 
     rows: Int[Tensor, " pairs"]
     student: Int[Tensor, " pairs"]
@@ -30,20 +39,20 @@ class Spans(NamedTuple):
 @checked
 @dataclass(frozen=True, eq=False)
 class TokenAlignment:
-    """The tokenizers of a teacher and of a student that read different tokens, for distillation by text span.
+    """The tokenizers of a teacher and a student with different vocabularies, for distillation by text span.
 
-    `rows` tokenises texts for both; `spans` says where both have read the same text; `shared` which tokens mean the
-    same. `span_kd` compares the answers there, and `SpanKD(alignment)` is the objective.
+    `rows` tokenizes texts for both; `spans` finds where both have read the same text; `shared` has the tokens that mean
+    the same. `span_kd` compares the answers there, and `SpanKD(alignment)` is the objective.
 
-    That models of different tokenizers are compared by text: Boizard et al. 2024 (arXiv:2402.12030), who sort the
-    probabilities where we match the tokens; Minixhofer et al. 2025 (arXiv:2503.20083).
+    Boizard et al. 2024 (arXiv:2402.12030), who sort probabilities instead of matching tokens; Minixhofer et al. 2025
+    (arXiv:2503.20083).
 
     Args:
         teacher: a fast Hugging Face tokenizer.
         student: another.
 
     Raises:
-        DistillError: a tokenizer that cannot say where its tokens stand in the text.
+        DistillError: a tokenizer that gives no places of its tokens in the text.
     """
 
     teacher: Any
@@ -59,16 +68,19 @@ class TokenAlignment:
 
     @checked
     def rows(self, texts: Sequence[str], labels: Any = None, *, max_length: int = 128) -> Rows:
-        """The texts as both models read them, padded on the right.
+        """Return the texts as rows with the tokens of both models, padded on the right.
 
-        Columns: what the student's tokenizer returns, with `special_tokens_mask`; the same for the teacher, each name
-        after `teacher_`; and for both `starts` and `ends`: the characters between which a token stands, whitespace
-        before it left out, −1 for special tokens.
+        The columns are what the student's tokenizer returns, with `special_tokens_mask`; the same for the teacher, with
+        names that begin with `teacher_`; and for both `starts` and `ends`: the characters between which a token stands,
+        without whitespace before it, −1 for special tokens.
 
         Args:
-            texts: each is cut at `max_length` tokens, of each tokenizer for itself.
-            labels: become the column `labels`.
-            max_length: of either tokenizer.
+            texts: the texts.
+            labels: the column `labels`, one number or several for each text.
+            max_length: each text is cut at this number of tokens, separately for each tokenizer.
+
+        Raises:
+            DistillError: no texts, one without a token, or labels that do not fit.
         """
         if not texts:
             raise DistillError("rows(texts) takes a list of texts, at least one; e.g. rows(['A text.', 'Another.']).")
@@ -80,19 +92,19 @@ class TokenAlignment:
         }
         if labels is not None:
             table["labels"] = _labels(labels, len(texts))
-        return Rows(table, pad_id=_pad(self.student), pads={"teacher_input_ids": _pad(self.teacher)})
+        return Rows(table, pad_id=pad_id_of(self.student), pads={"teacher_input_ids": pad_id_of(self.teacher)})
 
     @checked
     def spans(self, batch: Mapping[str, Tensor], by: str = "prefix") -> Spans:
-        """Where both tokenizers have read the same text.
+        """Return the positions at which both tokenizers have read the same text.
 
         Args:
-            batch: of `rows`.
-            by: "prefix" pairs tokens after which the same text has been read, for causal language models, whose answer
-                there is what comes next; "token" pairs those that stand for the same characters, for masked ones.
+            batch: a batch of `rows`.
+            by: "prefix" pairs tokens that end at the same character, for causal language models, which predict what
+                comes next; "token" pairs tokens that stand for the same characters, for masked language models.
 
         Raises:
-            DistillError: a batch of other rows, or none in common.
+            DistillError: a batch of other rows, or no pair at all.
         """
         found = self.found(batch, by)
         if not len(found.rows):
@@ -105,7 +117,7 @@ class TokenAlignment:
         return found
 
     def found(self, batch: Any, by: str = "prefix") -> Spans:
-        """As `spans`, with none where there are none."""
+        """Return the same as `spans`, also if there is no pair at all."""
         if by not in ("prefix", "token"):
             raise DistillError(f"by={by!r} does not pair tokens; use by='prefix' or by='token'.")
         missing = [name for name in ("starts", "ends", "teacher_starts", "teacher_ends") if name not in batch]
@@ -114,17 +126,19 @@ class TokenAlignment:
                 f"tokens are aligned by the column {missing[0]!r} and the data has {', '.join(batch)}; make it with "
                 "data=alignment.rows(texts)."
             )
-        (starts, ends), (others, theirs) = ((batch[f"{side}starts"], batch[f"{side}ends"]) for side in ("", "teacher_"))
-        same = ends[:, :, None] == theirs[:, None]
-        here, there = _boundaries(starts, ends), _boundaries(others, theirs)
+        starts, ends, teacher_starts, teacher_ends = (
+            batch[f"{side}{edge}"] for side in ("", "teacher_") for edge in ("starts", "ends")
+        )
+        same = ends[:, :, None] == teacher_ends[:, None]
+        student, teacher = _boundaries(starts, ends), _boundaries(teacher_starts, teacher_ends)
         if by == "token":
-            same = same & (starts[:, :, None] == others[:, None])
-            here, there = here & _alone(starts, ends), there & _alone(others, theirs)
-        return Spans(*(same & here[:, :, None] & there[:, None]).nonzero(as_tuple=True))
+            same = same & (starts[:, :, None] == teacher_starts[:, None])
+            student, teacher = student & _begins_new(starts, ends), teacher & _begins_new(teacher_starts, teacher_ends)
+        return Spans(*(same & student[:, :, None] & teacher[:, None]).nonzero(as_tuple=True))
 
     @cached_property
     def shared(self) -> Shared:
-        """Which tokens of both vocabularies mean the same, as `shared_meanings` finds them."""
+        """The tokens of both vocabularies that mean the same, as `shared_meanings` finds them."""
         return shared_meanings(self.student, self.teacher)
 
 
@@ -138,11 +152,14 @@ def span_kd(
     scale_t2: bool = True,
     divergence: Divergence = forward_kl,
 ) -> Float[Tensor, ""]:
-    """Divergence [nats / pair] between what both models say where they have read the same, times temperature².
+    """Return the divergence [nats / pair] between both models at paired positions, times temperature².
 
-    Each softmax is over the model's own vocabulary at the temperature; then the probabilities of tokens that mean the
-    same are added up, and those of all that the other vocabulary lacks. The mean is over the pairs of positions. For
-    one tokenizer on both sides it is `kd` over the positions paired.
+    Each softmax is over the model's own vocabulary at the temperature. Then the probabilities of tokens that mean the
+    same are added, and those of all tokens that the other vocabulary lacks. The mean is over the pairs of positions.
+    With the same tokenizer on both sides this is `kd` over the paired positions.
+
+    Raises:
+        DistillError: a temperature that is not above 0, or fewer logits than tokens.
     """
     if not temperature > 0:
         raise DistillError(
@@ -160,14 +177,13 @@ def shared_log_probabilities(
     shared: Shared,
     temperature: float = 1.0,
 ) -> tuple[Float[Tensor, "pairs meanings"], Float[Tensor, "pairs meanings"]]:
-    """Log-probabilities of student and teacher over what both can say, and of all the rest in the last column.
+    """Return log-probabilities of student and teacher over the shared meanings, other tokens in the last column.
 
-    Where one of them has no rest, because the other knows all its tokens, none has a column for it: the probabilities
-    of both are then those among the shared meanings, since no finite divergence could hold it against the one that it
-    cannot say the rest.
+    If one of them has no other tokens, the last column is left out and the probabilities of both are those among the
+    shared meanings: a divergence from a distribution that cannot give the rest any probability would be infinite.
     """
     bins = [
-        _widened_bins(each, logits.shape[-1], shared.count, side).to(logits.device)
+        _widen_bins(each, logits.shape[-1], shared.count, side).to(logits.device)
         for each, logits, side in (
             (shared.student, student_logits, "student"),
             (shared.teacher, teacher_logits, "teacher"),
@@ -175,7 +191,7 @@ def shared_log_probabilities(
     ]
     has_rest = all(bool((each == shared.count).any()) for each in bins)
     pooled = [
-        _pooled(widen(logits) / temperature, each, shared.count + 1)
+        _pool(widen(logits) / temperature, each, shared.count + 1)
         for logits, each in zip((student_logits, teacher_logits), bins, strict=True)
     ]
     if not has_rest:
@@ -183,8 +199,8 @@ def shared_log_probabilities(
     return pooled[0].log_softmax(-1), pooled[1].log_softmax(-1)
 
 
-def _widened_bins(bins: Tensor, width: int, rest: int, side: str) -> Tensor:
-    """The bin of each logit: models often have more than their tokenizer has tokens."""
+def _widen_bins(bins: Tensor, width: int, rest: int, side: str) -> Tensor:
+    """Return the bin of each logit: models often have more logits than their tokenizer has tokens."""
     if width < len(bins):
         raise DistillError(
             f"the {side} has {width} logits and its tokenizer {len(bins)} tokens; give the tokenizers that "
@@ -193,12 +209,12 @@ def _widened_bins(bins: Tensor, width: int, rest: int, side: str) -> Tensor:
     return torch.cat([bins, bins.new_full((width - len(bins),), rest)])
 
 
-def _pooled(logits: Tensor, bins: Tensor, count: int) -> Tensor:
-    """The logarithm of the sum of exponentials in each bin, `[pairs, count]`; −∞ in an empty one."""
+def _pool(logits: Tensor, bins: Tensor, count: int) -> Tensor:
+    """Return the logarithm of the sum of exponentials in each bin, `[pairs, count]`; −∞ in an empty bin."""
     empty = logits.new_full((len(logits), count), -torch.inf)
-    if len(bins) == len(bins.unique()):  # one token a bin: nothing is added up, so that no rounding comes in
+    if len(bins) == len(bins.unique()):  # one token a bin: nothing is added, so nothing is rounded
         return empty.index_copy(1, bins, logits)
-    # The largest is taken out for precision alone: its gradient cancels.
+    # The largest is subtracted for precision only: its gradient cancels.
     least = torch.finfo(logits.dtype).min
     largest = empty.scatter_reduce(1, bins.expand_as(logits), logits.detach(), "amax").clamp(min=least)
     summed = torch.zeros_like(empty).index_add(1, bins, (logits - largest[:, bins]).exp())
@@ -214,7 +230,7 @@ def _columns(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str,
     table = {name: [torch.tensor(row, dtype=torch.long) for row in rows] for name, rows in encoded.items()}
     places: list[Tensor] = []
     for text, row, special in zip(texts, offsets, table["special_tokens_mask"], strict=True):
-        found = [(-1, -1) if odd else _trimmed(text, *place) for place, odd in zip(row, special.tolist(), strict=True)]
+        found = [(-1, -1) if odd else _trim(text, *place) for place, odd in zip(row, special.tolist(), strict=True)]
         places.append(torch.tensor(found, dtype=torch.long).reshape(-1, 2))
     empty = next((i for i, row in enumerate(places) if not len(row)), None)
     if empty is not None:
@@ -222,15 +238,15 @@ def _columns(tokenizer: Any, texts: Sequence[str], max_length: int) -> dict[str,
     return {**table, "starts": [row[:, 0] for row in places], "ends": [row[:, 1] for row in places]}
 
 
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """Without the whitespace in front, which some tokenizers count to a token and others drop."""
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return a place without the whitespace in front, which some tokenizers include in a token and others drop."""
     while start < end and text[start].isspace():
         start += 1
     return start, end
 
 
 def _labels(given: Any, count: int) -> Tensor:
-    """One number a text, or several."""
+    """Return labels as a tensor, one number or several for each text."""
     try:
         labels = torch.as_tensor(given)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -245,23 +261,19 @@ def _labels(given: Any, count: int) -> Tensor:
     return labels
 
 
-def _pad(tokenizer: Any) -> int:
-    return next(token for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if token is not None)
-
-
 def _boundaries(starts: Int[Tensor, "batch token"], ends: Int[Tensor, "batch token"]) -> Bool[Tensor, "batch token"]:
-    """After which tokens the text up to their end has been read: none of a letter in several tokens but the last."""
+    """Return the tokens at whose end all text up to there was read; of a letter in several tokens only the last."""
     real = ends >= 0
     return real & (ends > 0) & (_least_after(starts, real) >= ends) & (_least_after(ends, real) > ends)
 
 
 def _least_after(values: Tensor, real: Tensor) -> Tensor:
-    """The least of the values of all later tokens."""
+    """Return the least of the values of all later tokens."""
     least = values.masked_fill(~real, _NOWHERE).flip(1).cummin(1).values.flip(1)
     return torch.cat([least[:, 1:], torch.full_like(least[:, :1], _NOWHERE)], 1)
 
 
-def _alone(starts: Tensor, ends: Tensor) -> Tensor:
-    """Which tokens begin after all before them have ended."""
+def _begins_new(starts: Tensor, ends: Tensor) -> Tensor:
+    """Return which tokens begin after all earlier tokens have ended."""
     most = ends.cummax(1).values
     return starts >= torch.cat([torch.full_like(most[:, :1], -1), most[:, :-1]], 1)

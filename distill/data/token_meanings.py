@@ -1,4 +1,8 @@
-"""What the tokens of two tokenizers mean, so that those that mean the same are found."""
+"""The tokens of two vocabularies that mean the same text.
+
+Each token is described by the text that it stands for and by whether it begins a word; tokens with equal descriptions
+mean the same.
+"""
 
 import json
 from collections.abc import Sequence
@@ -16,13 +20,13 @@ Key = tuple[Any, ...] | None
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """Which tokens of two vocabularies mean the same text.
+    """The meanings that the tokens of two vocabularies share.
 
     Attributes:
-        student, teacher: `[vocabulary]`: the number of the meaning of each token; `count` for one that the other
+        student, teacher: `[vocabulary]`: the number of the meaning of each token; `count` for a meaning that the other
             vocabulary lacks.
-        count: how many meanings both have. One may have several tokens, as "The" and "the" for a tokenizer that knows
-            no capitals.
+        count: the number of shared meanings. One may have several tokens, as "The" and "the" if the other tokenizer
+            has no capitals.
     """
 
     student: Int[Tensor, " student_vocabulary"]
@@ -31,35 +35,36 @@ class Shared:
 
 
 def shared_meanings(student: Any, teacher: Any) -> Shared:
-    """Which tokens of two fast Hugging Face tokenizers mean the same.
+    """Return which tokens of two fast Hugging Face tokenizers mean the same.
 
-    Tokenizers of one kind are compared token by token. Others by the text that a token stands for, whether it begins a
-    word (Ġ, ▁, or no ##) and what the normalisations of both make of it; bytes that are no whole letter by themselves.
-    Where a tokenizer drops spaces, signs that are no letters mean the same with and without one. Of the special tokens
-    of tokenizers of two kinds the end of the text alone means the same.
+    Tokenizers of one kind are compared token by token. Tokenizers of two kinds are compared by the text of a token
+    after the normalizations of both, and by whether it begins a word (Ġ, ▁, or no ##); bytes that are no whole letter
+    are compared as bytes. If a tokenizer drops spaces, signs that are no letters mean the same with and without a
+    space. Of the special tokens of tokenizers of two kinds only the end of the text means the same.
 
     Raises:
         DistillError: vocabularies that have nothing in common, or a tokenizer that does not mark where words begin.
     """
-    ours, theirs = _keys(student, teacher)
-    known = set(theirs)
-    common = [key for key in dict.fromkeys(ours) if key is not None and key in known]
+    student_keys, teacher_keys = _keys(student, teacher)
+    known = set(teacher_keys)
+    common = [key for key in dict.fromkeys(student_keys) if key is not None and key in known]
     if not common:
         raise DistillError(
             "no token of the student's vocabulary means the same as one of the teacher's, so their answers cannot be "
             "compared; distil features instead, or take models that share a script."
         )
     numbers: dict[Key, int] = {key: number for number, key in enumerate(common)}
-    bins, others = (torch.tensor([numbers.get(key, len(common)) for key in side]) for side in (ours, theirs))
-    return Shared(bins, others, len(common))
+    bins = [torch.tensor([numbers.get(key, len(common)) for key in keys]) for keys in (student_keys, teacher_keys)]
+    return Shared(bins[0], bins[1], len(common))
 
 
 def _keys(student: Any, teacher: Any) -> tuple[list[Key], list[Key]]:
-    """What each token of both means, in a form that is equal where the meaning is; None for nothing to compare."""
+    """Return the meaning of each token of both, as keys that are equal for equal meanings; None for no meaning."""
     kinds = _kind(student), _kind(teacher)
     if kinds[0] == kinds[1]:
-        ours, theirs = ([("token", text) for text in _tokens(each)] for each in (student, teacher))
-        return _with_ends(student, ours), _with_ends(teacher, theirs)
+        keys_of_both = ([("token", text) for text in _tokens(each)] for each in (student, teacher))
+        student_keys, teacher_keys = keys_of_both
+        return _with_ends(student, student_keys), _with_ends(teacher, teacher_keys)
     readers = _Reader.of(student, "student"), _Reader.of(teacher, "teacher")
     drops = any(reader.drops_spaces for reader in readers)
     made = []
@@ -75,7 +80,7 @@ def _keys(student: Any, teacher: Any) -> tuple[list[Key], list[Key]]:
 def _key(text: str | bytes, begins: bool, readers: "tuple[_Reader, _Reader]", drops: bool) -> Key:
     if isinstance(text, str) and text.strip():
         for reader in readers:
-            text = reader.normalised(text)
+            text = reader.normalize(text)
         if not text:
             return None
         if drops and not _is_spaced(text[0]):
@@ -84,12 +89,12 @@ def _key(text: str | bytes, begins: bool, readers: "tuple[_Reader, _Reader]", dr
 
 
 def _is_spaced(letter: str) -> bool:
-    """Whether words that begin with it have a space in front: not signs, nor Chinese, Japanese and Korean writing."""
+    """Return whether a word that begins with this letter has a space in front: no signs, no CJK writing."""
     return letter.isalnum() and not "\u2e80" <= letter <= "\ud7ff"
 
 
 def _tokens(tokenizer: Any) -> list[str | None]:
-    """The tokens by number; None where a number is not taken."""
+    """Return the tokens by number; None for an unused number."""
     vocabulary = tokenizer.get_vocab()
     tokens: list[str | None] = [None] * (max(vocabulary.values()) + 1)
     for token, number in vocabulary.items():
@@ -98,7 +103,7 @@ def _tokens(tokenizer: Any) -> list[str | None]:
 
 
 def _with_ends(tokenizer: Any, keys: Sequence[Key]) -> list[Key]:
-    """With one meaning for what ends a text, whatever it is called."""
+    """Return the keys with one meaning for the token that ends a text, whatever its name is."""
     end = tokenizer.eos_token_id
     return [("end",) if number == end else None if key == ("token", None) else key for number, key in enumerate(keys)]
 
@@ -108,7 +113,7 @@ def _settings(tokenizer: Any) -> dict[str, Any]:
 
 
 def _kind(tokenizer: Any) -> Any:
-    """All that decides what a token means but the vocabulary."""
+    """Return all settings except the vocabulary that decide what a token means."""
     settings = _settings(tokenizer)
     model = {
         name: settings["model"].get(name)
@@ -119,12 +124,13 @@ def _kind(tokenizer: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class _Reader:
-    """What the tokens of a tokenizer stand for.
+    """A reader of the tokens of one tokenizer.
 
     Attributes:
         way: "bytes" (GPT-2's letters for bytes), "space" (▁ for a space), "pieces" (a prefix such as ## inside words),
-            or "words" (whole words alone).
-        prefix: inside words.
+            or "words" (only whole words).
+        normalizer: the normalizer of the tokenizer, None if it has none.
+        prefix: the prefix of tokens inside words.
     """
 
     way: str
@@ -157,7 +163,7 @@ class _Reader:
         return self.way in ("pieces", "words")
 
     def read(self, token: str) -> tuple[str | bytes, bool]:
-        """The text of a token without the space in front, or bytes that are no text; whether it begins a word."""
+        """Return the text of a token without the space in front (or bytes), and whether it begins a word."""
         if self.drops_spaces:
             inside = bool(self.prefix) and token.startswith(self.prefix) and token != self.prefix
             return (token.removeprefix(self.prefix), False) if inside else (token, True)
@@ -175,15 +181,15 @@ class _Reader:
         except UnicodeDecodeError:
             return raw, begins
 
-    def normalised(self, text: str) -> str:
-        """What the tokenizer makes of a text before it looks for tokens."""
+    def normalize(self, text: str) -> str:
+        """Return a text as the tokenizer normalizes it before it looks for tokens."""
         if self.normalizer is None:
             return text
         return self.normalizer.normalize_str(text).replace("▁", " ").strip(" ")
 
 
 def _parts(settings: Any) -> list[dict[str, Any]]:
-    """The steps of a pre-tokenizer or decoder, those of sequences one by one."""
+    """Return the steps of a pre-tokenizer or decoder, with nested sequences flattened."""
     if settings is None:
         return []
     inner = settings.get("pretokenizers") or settings.get("decoders")
@@ -191,7 +197,7 @@ def _parts(settings: Any) -> list[dict[str, Any]]:
 
 
 def _letters_of_bytes() -> dict[str, int]:
-    """GPT-2's letter for each byte: its own where it can be printed, else one from 256 on, in order."""
+    """Return the byte of each of GPT-2's letters: printable bytes are their own letter, others one from 256 on."""
     own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in own]
     return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(rest)}

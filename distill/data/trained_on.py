@@ -1,4 +1,4 @@
-"""Rows that a saved network was trained on, and the seed of the split that they come from, kept beside it."""
+"""The rows that a saved network was trained on, and the seed of their split, in files beside the network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,31 +13,35 @@ SPLIT = "split.json"
 
 
 def save_split(folder: Path, split_seed: int) -> None:
-    """Keep the seed by which rows were held out of what a network was trained on."""
+    """Write the seed of the split into training and test rows to the folder of a network."""
     write_json(folder / SPLIT, {"split_seed": split_seed})
 
 
 def split_seed_of(folder: Path) -> int | None:
-    """The seed of the split of the data that a network in a folder was trained on; None where it is not known."""
+    """Return the seed of the split of the data that a network in a folder was trained on; None if it is unknown.
+
+    Raises:
+        DistillError: a damaged file.
+    """
     path = folder / SPLIT
     if not path.is_file():
         return None
-    told = read_json(path, f"say it: --split-seed N, and delete {path}").get("split_seed")
-    if isinstance(told, bool) or not isinstance(told, int):
-        raise DistillError(f"{path} names no seed but {told!r}; say it: --split-seed N, and delete {path}.")
-    return told
+    seed = read_json(path, f"state it: --split-seed N, and delete {path}").get("split_seed")
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise DistillError(f"{path} names no seed but {seed!r}; state it: --split-seed N, and delete {path}.")
+    return seed
 
 
 def without_trained_on(task: Task, folder: Path, whose: str) -> tuple[Task, str]:
-    """A task without the held-out rows that a network in a folder was trained on, and a line that says how many.
+    """Return a task without the test rows that a network in a folder was trained on, and a sentence with their number.
 
     Args:
-        task: its test rows are looked at.
-        folder: where the network is saved; one that does not say what it was trained on leaves all.
-        whose: for the line.
+        task: the task.
+        folder: the folder of the network; without a record of its training rows, all test rows stay.
+        whose: the name of the network, for the sentence.
 
     Raises:
-        DistillError: none is left.
+        DistillError: no test row is left.
     """
     seen = SeenRows.load(folder)
     if seen is None or seen.marks is None or not set(seen.marks) & set(task.test.columns):

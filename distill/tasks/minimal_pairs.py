@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from distill.data.rows import Rows
-from distill.data.text import need_tokenizer, tokenised
+from distill.data.text import need_tokenizer, tokenize_texts
 from distill.errors import DistillError, checked
 
 SENTENCES = (("good", "bad"), ("sentence_good", "sentence_bad"))
@@ -45,7 +45,7 @@ class MinimalPairs:
 def minimal_pairs(
     path: str | Path, tokenizer: Any, *, by: str | None = None, limit: int | None = None, seed: int = 0
 ) -> MinimalPairs:
-    """The pairs of a file, one JSON object a line, tokenised: `good` and `bad`, or `sentence_good` and `sentence_bad`.
+    """The pairs of a file, one JSON object a line, tokenized: `good` and `bad`, or `sentence_good` and `sentence_bad`.
 
     That is how Marvin, Linzen 2018 (arXiv:1808.09031) and BLiMP (Warstadt et al. 2020, arXiv:1912.00582) come.
 
@@ -109,7 +109,7 @@ def _drawn(groups: Sequence[str], limit: int | None, seed: int) -> list[int]:
 
 
 def _rows(tokenizer: Any, texts: list[str]) -> Rows:
-    rows = tokenised(tokenizer, texts, [0] * len(texts))
+    rows = tokenize_texts(tokenizer, texts, [0] * len(texts))
     return Rows(
         {name: column for name, column in rows.table.items() if name != "labels"}, rows.pad_id, rows.padding_side
     )

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from distill.data.pad_ids import pad_id_of
 from distill.errors import DistillError, checked
 
 ROWS = 50_000
@@ -92,9 +93,7 @@ class Prompts:
         With the tokenizer's padding token, or its end token, or token 0: the mask hides it.
         """
         rows, device = self._rows(numbers), _device(numbers)
-        known = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
-        pad = next(token for token in known if token is not None)
-        ids = self._padded([row.ids for row in rows], pad)
+        ids = self._padded([row.ids for row in rows], pad_id_of(self.tokenizer))
         mask = self._padded([[1] * len(row.ids) for row in rows], 0)
         return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 

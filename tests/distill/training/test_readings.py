@@ -269,7 +269,7 @@ def test_what_of_a_loader_does_not_count_is_said():
 @pytest.mark.parametrize(
     ("collate", "match"),
     [
-        (lambda rows: default_collate(rows[1:]), "made 3 rows of 4 .* rows are known by their numbers; .*Rows.of"),
+        (lambda rows: default_collate(rows[1:]), "made 3 rows of 4 .* rows are identified by their numbers; .*Rows.of"),
         (lambda rows: default_collate(rows * 2), "made 8 rows of 4"),
         (
             lambda rows: torch.stack([row["inputs"] for row in rows]),
