@@ -24,7 +24,7 @@ from distill.evaluation.intervals import Share
 from distill.evaluation.metrics import accuracy
 from distill.fit import fit
 from distill.models.class_names import class_names, real_names
-from distill.models.pretrained import bars_of_others_off, save_model
+from distill.models.pretrained import hide_progress_bars, save_model
 from distill.objectives import Labels
 from distill.objectives.processes import process_state
 from distill.results import FitResult
@@ -198,7 +198,7 @@ def _saved(network: Any, folder: Path) -> Path:
 def _loaded(network: Any, folder: Path) -> nn.Module:
     """The network that was saved in `folder`; one that is not from transformers gets its weights back in place."""
     if hasattr(network, "save_pretrained"):
-        with bars_of_others_off():
+        with hide_progress_bars():
             return type(network).from_pretrained(folder)
     load_weights(network.cpu(), _saved(network, folder), strict=True)
     return network

@@ -11,7 +11,6 @@ REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("interventions", "distill") for path in (REPOSITORY / package).rglob("*.py"))
 UNFINISHED = (
     "interventions/tracing/",
-    "distill/models/",
     "distill/tasks/",
     "distill/objectives/",
     "distill/training/",

@@ -1,1 +1,1 @@
-"""What a user's model is called with and what it answers: its inputs, mode, precision, classes and head."""
+"""Models of the user: their inputs, answers, mode, precision, classes, padding and head."""

@@ -1,4 +1,4 @@
-"""Whether the labels of rows are classes, and the answers of a model say which."""
+"""Whether labels are classes, and whether the logits of a model are those of classes."""
 
 from typing import Any
 
@@ -11,9 +11,15 @@ from distill.models.loss_masks import IGNORED
 
 
 def are_classes(model: Any, logits: Tensor, data: Rows) -> bool:
-    """Whether logits say which class of several a row or token is, and not real values, or yes or no for each class.
+    """Return whether logits are those of one class out of several, not real values, nor yes or no for each class.
 
-    `problem_type` of a transformers configuration decides; else one logit, and labels as many as the logits, are none.
+    The `problem_type` of a transformers configuration decides. Without it, a single logit is no class, and labels of
+    the shape of the logits are none.
+
+    Args:
+        model: the model.
+        logits: its answers.
+        data: rows with labels.
     """
     config = getattr(innermost(model), "config", None)
     labels = data.batch([0])["labels"]
@@ -23,7 +29,7 @@ def are_classes(model: Any, logits: Tensor, data: Rows) -> bool:
 
 @checked
 def has_classes(data: Rows) -> bool:
-    """Whether rows have labels that are classes, not numbers to regress on, and any of them counts."""
+    """Return whether rows have labels that are classes, not real values, and any of them is not ignored (−100)."""
     labels = data.table.get("labels")
     if labels is None or (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point():
         return False

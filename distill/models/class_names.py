@@ -1,4 +1,4 @@
-"""What a classifier calls its classes, in the order of its outputs."""
+"""The names that a classifier gives to its classes, in the order of its outputs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from distill.models.inputs import Combined, innermost
 
 
 def class_names(model: Any) -> tuple[str, ...] | None:
-    """What a classifier calls its classes, in the order of its outputs; None where it has no configuration that says.
+    """Return the names of a classifier's classes, in the order of its outputs; None without a configuration of them.
 
     Raises:
-        DistillError: its configuration does not number them from 0, or numbers them in two ways.
+        DistillError: a configuration that does not number them from 0, or numbers them in two ways.
     """
     inner = _network(model)
     config: Any = getattr(inner, "config", None)
@@ -36,16 +36,17 @@ def class_names(model: Any) -> tuple[str, ...] | None:
 
 
 def real_names(model: Any) -> tuple[str, ...] | None:
-    """`class_names`, where they say anything: None for LABEL_0, LABEL_1, …, and for bare numbers."""
+    """Return `class_names` if they are more than numbers: None for LABEL_0, LABEL_1, …, and for bare numbers."""
     names = class_names(model)
     return names if names is not None and are_names(names) else None
 
 
 def check_alike(one: Any, other: Any, whose: tuple[str, str] = ("the teacher", "the student")) -> None:
-    """That two classifiers that both name their classes number them alike.
+    """Raise DistillError if two classifiers have as many classes, and different names or orders of them.
 
-    Raises:
-        DistillError: the same number of classes, and another name for one of them.
+    Args:
+        one, other: the classifiers; those without names pass.
+        whose: how an error names the two.
     """
     names, others = real_names(one), real_names(other)
     if names is None or others is None or len(names) != len(others):
@@ -61,7 +62,7 @@ def check_alike(one: Any, other: Any, whose: tuple[str, str] = ("the teacher", "
 
 
 def name_classes(model: Any, names: Sequence[str] | None) -> None:
-    """Give a transformers classifier the names of the classes that it was trained on, where it has none of its own."""
+    """Write the names of classes into the configuration of a transformers classifier, if it has no names yet."""
     inner, before = _network(model), class_names(model)
     if names is None or before is None or are_names(before) or not are_names(names) or len(before) != len(names):
         return
@@ -71,7 +72,7 @@ def name_classes(model: Any, names: Sequence[str] | None) -> None:
 
 
 def _network(model: Any) -> nn.Module:
-    """The model that has the configuration, also of one that is compiled; what combines others has its own, or none."""
+    """Return the model with the configuration: the innermost, not compiled; a model that combines others is itself."""
     if isinstance(model, Combined):
         return model  # type: ignore[return-value]
     inner: Any = innermost(model)
@@ -79,13 +80,13 @@ def _network(model: Any) -> nn.Module:
 
 
 def _is_classifier(inner: nn.Module) -> bool:
-    """Not every transformers model with names of classes in its configuration, as all have them, answers with them."""
+    """Return whether a model is a classifier: all transformers models have names of classes in their configuration."""
     kinds = [kind for kind in type(inner).__mro__ if kind.__module__.startswith("transformers.models.")]
     return not kinds or any("Classification" in kind.__name__ for kind in kinds)
 
 
 def _in_order(id2label: Mapping[Any, Any], model: str) -> tuple[str, ...]:
-    """The names by their numbers, which files may keep as text."""
+    """Return the names in the order of their numbers, which files may keep as text."""
     try:
         named = {int(number): str(name) for number, name in id2label.items()}
     except (TypeError, ValueError):

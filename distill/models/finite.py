@@ -1,4 +1,4 @@
-"""Answers and weights that are no numbers any more: no figure is made of the first, and the second are not saved."""
+"""Checks for NaN and infinity: no accuracy is computed from such answers, and no such weights are saved."""
 
 from pathlib import Path
 
@@ -11,14 +11,13 @@ from interventions import unanswered
 
 
 def check_answers(logits: Tensor, what: str) -> None:
-    """That every answer is one: the class with the highest logit, or a number.
+    """Raise DistillError if an answer has no highest logit or is no number.
+
+    A logit of −∞ is a class that is masked out; an answer whose logits are all −∞ is an error too.
 
     Args:
-        logits: those that are counted, `[…, classes]`.
-        what: is measured, for the error.
-
-    Raises:
-        DistillError: a logit that is NaN or infinite; −∞ is a class that is masked out, and none where all are.
+        logits: the logits that are measured, `[…, classes]`.
+        what: the quantity that is measured, for the error.
     """
     wrong = int(unanswered(logits).sum())
     if wrong:
@@ -31,17 +30,14 @@ def check_answers(logits: Tensor, what: str) -> None:
 
 
 def check_weights(model: nn.Module, step: int, last: Path | None) -> None:
-    """That what was trained, and what normalises, is still made of numbers, before it is saved.
+    """Raise DistillError if a trained parameter or a running statistic is NaN or infinite, before it is saved.
 
     Args:
-        model: with the trained parameters.
-        step: after which they are looked at.
+        model: the model that is trained.
+        step: the number of the last step.
         last: the checkpoint before, if there is one.
-
-    Raises:
-        DistillError: a parameter or a running statistic that is NaN or infinite.
     """
-    for name, value in _changing(model).items():
+    for name, value in _trained_values(model).items():
         wrong = int((~value.isfinite()).sum())
         if wrong:
             where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
@@ -52,7 +48,8 @@ def check_weights(model: nn.Module, step: int, last: Path | None) -> None:
 
 
 @torch.no_grad()
-def _changing(model: nn.Module) -> dict[str, Tensor]:
+def _trained_values(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained parameters and the running statistics of norms in train mode, by name."""
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     norms = {path: each for path, each in model.named_modules() if isinstance(each, _NormBase) and each.training}
     return trained | {

@@ -1,4 +1,4 @@
-"""The features that a model answers from: what its last linear layer is given."""
+"""The penultimate features of a model: the input of its last linear layer, its head."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,15 @@ WAY_OUT = "say where its features are, e.g. at=Location(-1) or at=Location(modul
 
 
 def penultimate(model: nn.Module, inputs: object = None) -> Location:
-    """The input of the last linear layer of `model`: its head.
+    """Return the location of the input of a model's head, its last linear layer.
 
-    Decided by structure: the linear layer that is registered last. `inputs`, as `interventions.run` takes them, are for
-    a check by one forward: then it is the last registered layer whose output is the answer (or, for GPT-2's classifier,
-    holds it at one position of each example), else, where something is computed from the head's output, the last
-    registered layer that ran.
+    Without inputs the head is the linear layer that is registered last. With inputs, as `interventions.run` takes them,
+    the model runs on them, and the head is the last registered layer whose output is the answer (or, for GPT-2's
+    classifier, holds it at one position of each example); if there is none, because something is computed from the
+    output of the head, it is the last registered layer that ran.
 
     Raises:
-        DistillError: no linear layer, none that ran, or the last one is a part of the last of several equal blocks.
+        DistillError: no linear layer, none that ran, or the last one belongs to the last of several equal blocks.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), nn.LogSoftmax(-1))
     >>> penultimate(net)
@@ -29,8 +29,8 @@ def penultimate(model: nn.Module, inputs: object = None) -> Location:
     """
     paths = [path for path, _ in _linears(network_of(model))][::-1]
     if not paths:
-        raise DistillError(f"{type(model).__name__} has no linear layer, so nothing is known as its head; {WAY_OUT}.")
-    chosen = paths[0] if inputs is None else _reached(model, inputs, paths)
+        raise DistillError(f"{type(model).__name__} has no linear layer, so it has no known head; {WAY_OUT}.")
+    chosen = paths[0] if inputs is None else _find_head(model, inputs, paths)
     if _is_repeated(network_of(model), chosen):
         raise DistillError(
             f"{type(model).__name__} ends in blocks and has no head after them (its last linear layer is {chosen!r}); "
@@ -40,12 +40,12 @@ def penultimate(model: nn.Module, inputs: object = None) -> Location:
 
 
 def _linears(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The linear layers in the order of registration; those inside of another, as adapters have them, go with it."""
+    """Yield the linear layers in the order of registration; those inside another, as in adapters, belong to it."""
     for name, child in module.named_children():
         child_path = f"{path}.{name}" if path else name
         if _is_linear(getattr(child, "base_layer", child)):
             yield child_path, child
-        # The output projection of torch's attention is linear in name: it is never called.
+        # The output projection of torch's attention is of a linear class but is never called.
         elif not isinstance(child, nn.MultiheadAttention):
             yield from _linears(child, child_path)
 
@@ -54,8 +54,8 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # as GPT-2 has it
 
 
-def _reached(model: nn.Module, inputs: object, paths: list[str]) -> str:
-    """Of the layers, the last registered first: the one that gives the answer, else the first that ran."""
+def _find_head(model: nn.Module, inputs: object, paths: list[str]) -> str:
+    """Return the first of these layers that gives the answer, else the first that ran on these inputs."""
     ran = []
     with evaluating(model), torch.no_grad():
         for path in paths:
@@ -75,7 +75,7 @@ def _reached(model: nn.Module, inputs: object, paths: list[str]) -> str:
 
 
 def _answers(found: Run, at: Location) -> bool:
-    """Whether what the layer returned is the answer, or holds the answer of each example at one of its positions."""
+    """Return whether the output of a layer is the answer, or holds the answer of each example at one position."""
     try:
         logits = found.logits
     except InterventionError:  # not a model with logits
@@ -89,7 +89,7 @@ def _answers(found: Run, at: Location) -> bool:
 
 
 def _is_repeated(model: nn.Module, path: str) -> bool:
-    """Whether the block before that of the layer has the same layer at the same place."""
+    """Return whether the block before that of the layer has an equal layer at the same place."""
     parts, layer = path.split("."), model.get_submodule(path)
     for i, part in enumerate(parts[:-1]):
         if part.isdigit() and part != "0":

@@ -1,4 +1,4 @@
-"""Which columns of a batch a model is called with, and which of its tokens are real."""
+"""The inputs of a model: which columns of a batch it is called with, and which of its tokens are real."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,54 +18,54 @@ from interventions import architecture
 
 NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
 MASKED = "mlm_labels"
-"""The column of the tokens that were masked in this step, −100 elsewhere."""
+"""The column with the tokens that were masked in this step, −100 elsewhere."""
 DECODERS = frozenset({"decoder_input_ids", "decoder_inputs_embeds"})
-"""The columns that say what a decoder reads; without them it may be made of the labels."""
+"""The columns that a decoder reads; without them its tokens may be made from the labels."""
 TEACHERS = "teacher_"
-"""Before the names of columns that the teacher alone is called with, where it reads other inputs than the student."""
+"""The prefix of columns for the teacher only, if it reads other inputs than the student."""
 
 
 @runtime_checkable
 class Chooses(Protocol):
-    """A model that says itself which columns it is called with, as one that is made of several must."""
+    """A model that chooses the columns that it is called with, as a model of several networks must."""
 
     def columns_of(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The columns of a batch that it is called with, by name."""
+        """Return the columns of a batch that it is called with, by name."""
         ...
 
 
 @runtime_checkable
-class Asked(Protocol):
-    """A teacher that is asked for its answers, wherever it runs: a `Served`."""
+class Serves(Protocol):
+    """A teacher that answers requests, wherever it runs: a `Served`."""
 
     @property
     def network(self) -> nn.Module:
-        """The torch model that answers, or what is known of it here."""
+        """The torch model that answers, without weights if they are on another machine."""
         ...
 
 
 @runtime_checkable
 class Combined(Protocol):
-    """A model that makes its own answer of what others answer, and reads their outputs itself."""
+    """A model that computes its answer from the answers of other models, whose outputs it reads itself."""
 
     @property
     def combines(self) -> tuple[nn.Module, ...]:
-        """Those others, in order."""
+        """The other models, in order."""
         ...
 
 
 def network_of(model: Any) -> nn.Module:
-    """The torch model itself: the one that a model of nnsight traces, or that a served teacher asks."""
+    """Return the torch model: the model itself, or that of a model of nnsight or of a served teacher."""
     if isinstance(model, nn.Module):
         return model
-    return model.network if isinstance(model, Asked) else architecture(model).model
+    return model.network if isinstance(model, Serves) else architecture(model).model
 
 
 def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tuple[Tensor]:
-    """What `model` is called with: the columns that its `forward` names, labels left out.
+    """Return what a model is called with: the columns of a batch that its `forward` names, except labels.
 
-    An encoder–decoder that is given labels and no `decoder_input_ids` gets the labels shifted by one, as it shifts
-    them itself.
+    An encoder–decoder with labels and without `decoder_input_ids` gets the labels shifted by one, as it shifts them
+    itself.
 
     Raises:
         DistillError: no column fits.
@@ -91,7 +91,7 @@ def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tu
 
 
 def in_dtype_of(model: Any, inputs: Any) -> Any:
-    """Inputs with their floating-point tensors in the type of the model's weights, as a linear layer needs them."""
+    """Return inputs with floating-point tensors in the dtype of the model's weights."""
     dtype = next((p.dtype for p in network_of(model).parameters() if p.is_floating_point() and p.itemsize > 1), None)
 
     def cast(value: Any) -> Any:
@@ -107,7 +107,11 @@ def in_dtype_of(model: Any, inputs: Any) -> Any:
 def real_tokens(
     batch: Mapping[str, Tensor], rows: int, width: int, device: torch.device, *, column: str = "attention_mask"
 ) -> Bool[Tensor, "rows width"]:
-    """Which of `width` positions of each example are no padding: those of its mask, or all where the batch has none."""
+    """Return which of `width` positions of each example are no padding, by its mask; all if the batch has no mask.
+
+    Raises:
+        DistillError: a mask of another width.
+    """
     mask = batch.get(column)
     if mask is None or (mask.shape != (rows, width) and bool(mask.bool().all())):
         return torch.ones(rows, width, dtype=torch.bool, device=device)
@@ -121,27 +125,27 @@ def real_tokens(
 
 
 def mask_of(inputs: object) -> Tensor | None:
-    """Which tokens are no padding, where the inputs say so."""
+    """Return the mask of the tokens that are no padding, `[batch, token]`; None if the inputs have none."""
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def answer_mask(model: Any, batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Which positions of the answers of `model` are no padding, `[batch, token]`: of its decoder where it has one."""
+    """Return which positions of a model's answers are no padding, `[batch, token]`, in its decoder if it has one."""
     if "decoder_input_ids" in batch:
         return mask_of({"attention_mask": batch.get("decoder_attention_mask")})
     return batch["labels"] != -100 if writes_labels(model, batch) else mask_of(batch)
 
 
 def decoder_masked(model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The batch with a mask of the decoder's tokens where the decoder writes the labels: those that are not −100."""
+    """Return the batch with a mask of the decoder's tokens, if it writes the labels: those that are not −100."""
     if "decoder_attention_mask" in batch or not writes_labels(model, batch):
         return batch
     return {**batch, "decoder_attention_mask": (batch["labels"] != -100).long()}
 
 
 def writes_labels(model: Any, batch: Mapping[str, Tensor]) -> bool:
-    """Whether `model` is an encoder–decoder that is to write the labels, `[batch, token]`."""
+    """Return whether a model is an encoder–decoder whose decoder writes the labels, `[batch, token]`."""
     labels = batch.get("labels")
     if DECODERS & batch.keys() or labels is None or labels.ndim != 2 or labels.is_floating_point():
         return False
@@ -149,27 +153,27 @@ def writes_labels(model: Any, batch: Mapping[str, Tensor]) -> bool:
 
 
 def teachers(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The columns for the teacher: those that are named `teacher_…`, without that, if it has inputs of its own."""
+    """Return the columns for the teacher: those named `teacher_…`, without the prefix, if it has its own inputs."""
     if not reads_apart(batch):
         return batch
     return {name.removeprefix(TEACHERS): column for name, column in batch.items() if name.startswith(TEACHERS)}
 
 
 def reads_apart(columns: Iterable[str]) -> bool:
-    """Whether the teacher has inputs of its own: a column `teacher_x` beside `x`."""
+    """Return whether the teacher has its own inputs: a column `teacher_x` beside `x`."""
     names = set(columns)
     return any(name.startswith(TEACHERS) and name.removeprefix(TEACHERS) in names for name in names)
 
 
 def students(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The columns for the student: all but the teacher's own."""
+    """Return the columns for the student: all but the teacher's own."""
     return {name: column for name, column in batch.items() if not name.startswith(TEACHERS)}
 
 
 def following(batch: Mapping[str, Tensor]) -> Tensor:
-    """The token after each but the last, `[batch, token − 1]`; −100 where it does not count.
+    """Return the token after each but the last, `[batch, token − 1]`, −100 for those that losses ignore.
 
-    Padding does not, nor does the first token of the next document of a packed row.
+    These are padding and the first token of the next document in a packed row.
     """
     tokens, mask = batch.get("labels", batch["input_ids"]), batch.get("attention_mask")
     if tokens.shape != batch["input_ids"].shape:
@@ -181,7 +185,7 @@ def following(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def vocabulary_of(model: Any) -> int | None:
-    """How many token ids `model` knows; None if it reads no tokens."""
+    """Return the number of token ids of a model; None if it reads no tokens."""
     embeddings = getattr(network_of(model), "get_input_embeddings", lambda: None)
     try:
         table = embeddings()
@@ -191,10 +195,10 @@ def vocabulary_of(model: Any) -> int | None:
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`.
+    """Return the batch on a device.
 
     Raises:
-        DistillError: a column that holds no values, on the device "meta".
+        DistillError: a column without values, on the device "meta".
     """
     empty = next((name for name, column in batch.items() if column.is_meta), None)
     if empty is not None and device.type != "meta":
@@ -206,38 +210,38 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 def device_of(model: Any) -> torch.device:
-    """Where the first parameter of `model` is; the CPU for a model without parameters, or that is asked elsewhere."""
+    """Return the device of a model's first parameter; the CPU without parameters, or if it runs on another machine."""
     parameter = next(network_of(model).parameters(), None)
     is_elsewhere = parameter is not None and parameter.is_meta and not isinstance(model, nn.Module)
     return torch.device("cpu") if parameter is None or is_elsewhere else parameter.device
 
 
-def refuse_valueless(network: nn.Module, asked: str) -> None:
-    """Refuse a network with a part on the device "meta", which holds no values; `asked` is what is done with it."""
+def refuse_valueless(network: nn.Module, caller: str) -> None:
+    """Raise DistillError for a network with a part on the device "meta", which holds no values."""
     tensors = (*network.named_parameters(), *network.named_buffers())
     empty = next((name for name, each in tensors if each.is_meta), None)
     if empty is not None:
         raise DistillError(
-            f"{asked} needs the weights of this {type(network).__name__}, and {empty!r} is on the device 'meta', which "
-            "holds no values; load them, or make them: model.to_empty(device='cpu')."
+            f"{caller} needs the weights of this {type(network).__name__}, and {empty!r} is on the device 'meta', "
+            "which holds no values; load them, or make them: model.to_empty(device='cpu')."
         )
 
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Eval mode inside the block, and a padding token for a classifier that knows none; afterwards all is as before."""
+    """Put a model in eval mode for a block, a classifier without a padding token with one; undo both after it."""
     with in_eval_mode(network_of(model)), pad_token_named(innermost(model)):
         yield
 
 
 def uncompiled(model: Any) -> Any:
-    """The model that `torch.compile` was given, of which hooks fire; any other is itself."""
+    """Return the model inside `torch.compile`, whose hooks fire; any other model is returned as it is."""
     inner = getattr(model, "_orig_mod", None) if isinstance(model, nn.Module) else None
     return inner if isinstance(inner, nn.Module) else model
 
 
 def innermost(model: Any) -> nn.Module:
-    """The model whose `forward` names its arguments: adapters and parallel wrappers take `*args, **kwargs`."""
+    """Return the model whose `forward` names its arguments, from inside adapters and parallel wrappers."""
     network: Any = network_of(model)
     if hasattr(network, "get_base_model"):
         return innermost(network.get_base_model())

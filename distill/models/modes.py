@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def in_eval_mode(network: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; every module is put back in its own mode after it."""
+    """Put a network in eval mode for a block; every module gets its own mode back after it."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:

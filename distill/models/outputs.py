@@ -1,4 +1,4 @@
-"""What of the outputs of teacher and student is their answer, where that was said: `fit(…, answers=…)`."""
+"""Rules for finding the answers in the outputs of teacher and student: `fit(…, answers=…)`."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.models.inputs import Asked, Combined, network_of
+from distill.models.inputs import Combined, Serves, network_of
 from interventions import InterventionError, Run, answering, rule_of
 
 T = TypeVar("T")
@@ -17,24 +17,24 @@ TEACHER, STUDENT = "teacher", "student"
 
 @contextmanager
 def answered(models: Sequence[Any], answers: Any) -> Iterator[None]:
-    """Inside the block the runs of the models are read as `answers` says.
+    """Read the answers of runs of the models by these rules inside a block.
 
     Args:
-        models: teacher and student, or several networks; what is no network is left out.
-        answers: a name, an index or a function of the output, for all of them; or one for each, in a tuple or a list,
-            of teacher and student also `{"teacher": …, "student": …}`. None is `output.logits`, the output itself if it
-            is a tensor, or the only tensor in it that is no scalar. Of an Ensemble and other models that combine
-            several, it is about the outputs of these: one for all of them, or one for each in a list of its own.
+        models: teacher and student, or several networks; anything that is no network is left out.
+        answers: a name, an index or a function of the output, for all models; or one for each, in a tuple or a list; or
+            `{"teacher": …, "student": …}`. None is `output.logits`, the output itself if it is a tensor, or its only
+            tensor that is no scalar. For an Ensemble and other models that combine several, the rule applies to the
+            outputs of these: one rule for all of them, or a list of one for each.
 
     Raises:
-        DistillError: another number of rules than models, what is no rule, or one for a teacher that keeps its answers
-            itself.
+        DistillError: another number of rules than models, an object that is no rule, or a rule for a teacher that reads
+            its answers itself.
     """
     rules = _rules(models, answers)
     with ExitStack() as stack:
         try:
             for model, rule in zip(models, rules, strict=True):
-                for network, own in _read(model, rule):
+                for network, own in _networks_read(model, rule):
                     stack.enter_context(answering(network, own))
         except InterventionError as error:
             raise DistillError(str(error)) from error
@@ -42,7 +42,7 @@ def answered(models: Sequence[Any], answers: Any) -> Iterator[None]:
 
 
 def each_answered(models: Sequence[Any], answers: Any, records: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The records, each made inside of such a block; the body of the caller's loop is outside of it."""
+    """Yield the records, each made inside a block of `answered`; the body of the caller's loop is outside of it."""
     try:
         while True:
             with answered(models, answers):
@@ -57,7 +57,7 @@ def each_answered(models: Sequence[Any], answers: Any, records: Generator[T, Non
 
 
 def logits_if_any(run: Run) -> Tensor | None:
-    """The logits of a run; None for a model without, as one that embeds, unless somebody said where they are."""
+    """Return the logits of a run; None for a model without logits, unless a rule for its answers was given."""
     try:
         return run.logits
     except InterventionError:
@@ -67,21 +67,22 @@ def logits_if_any(run: Run) -> Tensor | None:
 
 
 def same_answers(new: nn.Module, network: Any) -> Any:
-    """A block in which the runs of a network that was made after another are read as those of that."""
+    """Return a block in which a new network is read by the rule of the network that it was made from."""
     return answering(new, rule_of(network_of(network)))
 
 
 def _rules(models: Sequence[Any], answers: Any) -> list[Any]:
+    """Return the rule of each model, None if it has none."""
     if isinstance(answers, Mapping):
         if len(models) != 2 or not answers or set(answers) - {TEACHER, STUDENT}:
             raise DistillError(
-                f"answers={{{', '.join(map(repr, answers))}: …}} names no side or others than 'teacher' and 'student'; "
-                "give answers={'teacher': 'logits', 'student': 0}, or one rule for all."
+                f"answers={{{', '.join(map(repr, answers))}: …}} names no side, or others than 'teacher' and "
+                "'student'; give answers={'teacher': 'logits', 'student': 0}, or one rule for all."
             )
         answers = (answers.get(TEACHER), answers.get(STUDENT))
     if not isinstance(answers, tuple | list):
-        # A teacher that keeps its own answers, or a causal one, has no output to be read.
-        return [None if isinstance(model, Asked) and not isinstance(model, nn.Module) else answers for model in models]
+        # A served teacher reads its answers itself, and a causal model has no output to read.
+        return [None if isinstance(model, Serves) and not isinstance(model, nn.Module) else answers for model in models]
     if len(answers) != len(models):
         raise DistillError(
             f"answers has {len(answers)} rules for {len(models)} model{'s' * (len(models) != 1)}; give one for each, "
@@ -91,13 +92,13 @@ def _rules(models: Sequence[Any], answers: Any) -> list[Any]:
     if odd is not None:
         raise DistillError(
             f"answers gives a rule for a {type(odd).__name__}, which reads its answers itself; leave that side out, "
-            f"answers=(None, …){', and say it where it is made: Served(model, answers=…)' if _is_served(odd) else ''}."
+            f"answers=(None, …){', and give it to Served(model, answers=…)' if _is_served(odd) else ''}."
         )
     return list(answers)
 
 
-def _read(model: Any, rule: Any) -> Iterator[tuple[nn.Module, Any]]:
-    """The networks whose outputs are read by a rule: the model itself, or those that it combines."""
+def _networks_read(model: Any, rule: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """Yield the networks whose outputs a rule reads, with their rules: the model itself, or those that it combines."""
     if rule is None or not _is_network(model):
         return
     network = network_of(model)
@@ -112,11 +113,11 @@ def _read(model: Any, rule: Any) -> Iterator[tuple[nn.Module, Any]]:
             f"each, answers={_example(len(inner))}, or one for all, answers='logits'."
         )
     for each, own in zip(inner, rules, strict=True):
-        yield from _read(each, own)
+        yield from _networks_read(each, own)
 
 
 def _is_served(model: Any) -> bool:
-    return isinstance(model, Asked) and not isinstance(model, nn.Module) and hasattr(model, "answers")
+    return isinstance(model, Serves) and not isinstance(model, nn.Module) and hasattr(model, "answers")
 
 
 def _example(count: int) -> str:

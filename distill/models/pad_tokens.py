@@ -1,4 +1,4 @@
-"""Which token pads: classifiers of decoders answer at the last token that is none of it, so they must know."""
+"""The padding token of a model: classifiers of decoders answer at the last token that is no padding, so need one."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,12 +14,12 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "
 
 
 def counts_padding(network: nn.Module) -> bool:
-    """Whether a model finds padding by its token: to answer at the last other one, or to number the others."""
+    """Return whether a model recognizes padding by its token: to answer at the last other one, or to number others."""
     return type(network).__name__.endswith("ForSequenceClassification") or numbers_by_padding(network)
 
 
 def numbers_by_padding(network: nn.Module) -> bool:
-    """Whether a model numbers its tokens itself, padding left out, as RoBERTa does."""
+    """Return whether a model numbers its tokens itself, without padding, as RoBERTa does."""
     return any(
         getattr(module, "padding_idx", None) is not None and "position" in name.rpartition(".")[2]
         for name, module in network.named_modules()
@@ -27,13 +27,13 @@ def numbers_by_padding(network: nn.Module) -> bool:
 
 
 def pad_token_of(network: nn.Module) -> int | None:
-    """The token that a model takes for padding, by its configuration."""
+    """Return the padding token of a model, by its configuration; None if it names none."""
     pad = getattr(_config_of(network), "pad_token_id", None)
     return pad if isinstance(pad, int) and pad >= 0 else None
 
 
 def longest_input(network: nn.Module) -> int | None:
-    """How many tokens a network has a table of positions for; None where it has no such table, or does not say."""
+    """Return the number of tokens in a network's table of positions; None without a table or a stated size."""
     config = _config_of(network)
     known = [size for name in POSITIONS if isinstance(size := getattr(config, name, None), int) and size > 0]
     tables = (name for name, module in network.named_modules() if isinstance(module, nn.Embedding))
@@ -44,15 +44,15 @@ def longest_input(network: nn.Module) -> int | None:
 
 @contextmanager
 def pad_token_named(network: nn.Module) -> Iterator[None]:
-    """Inside the block a classifier that knows no padding token pads with its end token, and that is said."""
-    token = _end_token_of(network) if _lacks_one(network) else None
+    """Let a classifier without a padding token pad with its end token inside a block, with a warning."""
+    token = _end_token_of(network) if _lacks_pad_token(network) else None
     if token is None:
         yield
         return
     config = _config_of(network)
     warnings.warn(
-        f"{type(network).__name__} knows no padding token, so texts are padded with its end token {token}; a student "
-        f"keeps that, other models are as before afterwards. To choose: model.config.pad_token_id = {token}.",
+        f"{type(network).__name__} has no padding token, so texts are padded with its end token {token}; a student "
+        f"keeps that, other models are unchanged afterwards. To choose: model.config.pad_token_id = {token}.",
         stacklevel=1,
     )
     config.pad_token_id = token
@@ -63,21 +63,21 @@ def pad_token_named(network: nn.Module) -> Iterator[None]:
 
 
 def keep_pad_token(network: nn.Module) -> None:
-    """Name the end token as the padding token of a classifier that knows none, for good."""
-    if _lacks_one(network):
+    """Set the padding token of a classifier without one to its end token, permanently."""
+    if _lacks_pad_token(network):
         _config_of(network).pad_token_id = _end_token_of(network)
 
 
 def padded_as_known(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The columns of a batch, its padding the token that the model takes for padding.
+    """Return the columns of a batch, padded with the padding token of the model.
 
     Raises:
-        DistillError: several texts for a classifier that knows no padding token, and no end token to take for it.
+        DistillError: several texts for a classifier without a padding token and without an end token.
     """
     ids, mask = columns.get("input_ids"), columns.get("attention_mask")
-    if ids is not None and len(ids) > 1 and _lacks_one(network) and _end_token_of(network) is None:
+    if ids is not None and len(ids) > 1 and _lacks_pad_token(network) and _end_token_of(network) is None:
         raise DistillError(
-            f"{type(network).__name__} answers at the last token that is no padding, and knows no padding token: "
+            f"{type(network).__name__} answers at the last token that is no padding, and has no padding token: "
             "config.pad_token_id=None; name one: model.config.pad_token_id = …."
         )
     pad = pad_token_of(network)
@@ -87,8 +87,8 @@ def padded_as_known(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[s
     return dict(columns) if torch.equal(padded, ids) else {**columns, "input_ids": padded}
 
 
-def _lacks_one(network: nn.Module) -> bool:
-    """Whether a model is a classifier of texts by their last token, without a padding token."""
+def _lacks_pad_token(network: nn.Module) -> bool:
+    """Return whether a model classifies texts by their last token and has no padding token."""
     config = _config_of(network)
     return (
         type(network).__name__.endswith("ForSequenceClassification")
@@ -105,6 +105,6 @@ def _end_token_of(network: nn.Module) -> int | None:
 
 
 def _config_of(network: nn.Module) -> Any:
-    """The configuration of a model, or of its text part."""
+    """Return the configuration of a model, or of its text part."""
     config: Any = getattr(network, "config", None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -1,7 +1,7 @@
-"""Whether the side on which texts are padded changes what a model answers, where the other side would not.
+"""A warning about padding on the side that changes the answers of a model.
 
-BERT's classifiers read the first place of a row and XLNet's the last, which must be no padding; BART and others count
-places from the start of the row and take no `position_ids`. transformers says nothing of either.
+BERT's classifiers read the first position of a row and XLNet's the last, which must not be padding; BART and others
+count positions from the start of the row and take no `position_ids`. transformers warns of neither.
 """
 
 import warnings
@@ -13,27 +13,27 @@ from jaxtyping import Bool
 from torch import Tensor
 
 LOOKED_AT = 256
-"""Rows by which is decided whether texts are padded."""
+"""The number of rows that are read to find whether texts are padded."""
 CHANGED = 1e-3
-"""The share of the largest answer by which padding changes an answer where it is said."""
+"""The least change of an answer that is warned about, as a share of the largest answer."""
 
 
 def padded_rows(masks: Any) -> list[int]:
-    """The shortest and the longest of the first texts, by their masks; none where they are of one length."""
+    """Return the row numbers of the shortest and the longest of the first texts; none if all have one length."""
     lengths = [int(mask.sum()) for mask in masks[:LOOKED_AT]]
     shortest, longest = (choose(range(len(lengths)), key=lengths.__getitem__) for choose in (min, max))
     return [shortest, longest] if lengths[shortest] < len(masks[longest]) else []
 
 
-def say_if_on_wrong_side(
+def warn_if_on_wrong_side(
     kind: str, columns: Mapping[str, Tensor], answer: Callable[[Mapping[str, Tensor]], Tensor | None]
 ) -> None:
-    """Warn where the first text is answered otherwise than without its padding, and not so padded on the other side.
+    """Warn if padding changes the answer to the first text, and padding on the other side would not.
 
     Args:
-        kind: of model.
-        columns: of a batch.
-        answer: what the model answers to such columns.
+        kind: the name of the model, for the warning.
+        columns: the columns of a batch.
+        answer: returns the logits of the model for such columns.
     """
     mask = columns.get("attention_mask")
     if mask is None or mask.ndim != 2 or any("position_ids" in name or "decoder" in name for name in columns):
@@ -54,14 +54,14 @@ def say_if_on_wrong_side(
 
     alone = answers(lambda column: column[:, real], real[real])
     here = answers(lambda column: column, real)
-    off = _off(here, alone)
+    off = _difference(here, alone)
     if off is None or not off > CHANGED:
         return
     before = torch.get_rng_state()
-    drawn = _off(answers(lambda column: column[:, real], real[real]), alone)
+    drawn = _difference(answers(lambda column: column[:, real], real[real]), alone)
     if drawn is None or drawn > off / 20 or not torch.equal(before, torch.get_rng_state()):
-        return  # its answers are drawn anew each time, as those of a NoisyTeacher
-    there = _off(answers(lambda column: column.roll(shift, 1), real.roll(shift)), alone)
+        return  # its answers are random, as those of a NoisyTeacher
+    there = _difference(answers(lambda column: column.roll(shift, 1), real.roll(shift)), alone)
     if there is not None and there < off / 20:
         warnings.warn(
             f"{kind} answers otherwise where a text is padded on the {side} (by {off:.1%} of its largest answer), and "
@@ -71,8 +71,8 @@ def say_if_on_wrong_side(
         )
 
 
-def _off(one: Tensor | None, other: Tensor | None) -> float | None:
-    """How far answers lie apart, as a share of the largest; None where they cannot be compared."""
+def _difference(one: Tensor | None, other: Tensor | None) -> float | None:
+    """Return the largest difference of answers, as a share of the largest answer; None for different shapes."""
     if one is None or other is None or one.shape != other.shape:
         return None
     return float((one - other).abs().max() / other.abs().max().clamp(min=torch.finfo(other.dtype).tiny))

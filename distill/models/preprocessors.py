@@ -1,4 +1,4 @@
-"""What turns raw data into a model's inputs, tokenizers and processors: found beside a model, and saved beside one."""
+"""Tokenizers and processors, which turn raw data into a model's inputs: finding and saving them beside a model."""
 
 import copy
 import json
@@ -12,24 +12,24 @@ from distill.errors import DistillError
 from distill.models.inputs import network_of, vocabulary_of
 from interventions import shown
 
-OF_TOKENIZERS = (
+TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
-OF_OTHERS = {"image_processor_type": "AutoImageProcessor", "feature_extractor_type": "AutoFeatureExtractor"}
+KINDS = {"image_processor_type": "AutoImageProcessor", "feature_extractor_type": "AutoFeatureExtractor"}
 FAILURES = (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError)
 
 
 def preprocessors_for(given: Any, task: Task | None, teacher: Any, student: Any) -> tuple[Any, ...]:
-    """What is saved beside a student: what was given, else the tokenizer of the task, else what lies by the models.
+    """Return the preprocessors to save beside a student: the given ones, else the task's, else those of the models.
 
-    That of the teacher comes first, as both read the same inputs; where they know different tokens, only the student's
-    own is of use.
+    The teacher's come first, as both models read the same inputs; if their vocabularies differ, only the student's own
+    are used.
 
     Args:
         given: a tokenizer, processor, image processor or feature extractor, or several; None is nothing.
-        task: whose rows are trained on.
-        teacher: a network or what asks one; None and causal models have none.
+        task: the task whose rows are trained on.
+        teacher: a network or a served teacher; None and causal models have no preprocessors.
         student: the network.
     """
     if given is not None:
@@ -43,24 +43,24 @@ def preprocessors_for(given: Any, task: Task | None, teacher: Any, student: Any)
 
 
 def preprocessors_of(model: Any) -> tuple[Any, ...]:
-    """The tokenizer and processors that were saved where a transformers model was loaded from, none where it was not.
+    """Return the tokenizer and processors that lie beside the files that a transformers model was loaded from.
 
-    A tokenizer without words does not count: transformers makes one up where none was saved.
+    A tokenizer without words does not count: transformers makes one up if none was saved.
     """
     name = getattr(getattr(network_of(model), "config", None), "_name_or_path", "")
     if not name:
         return ()
-    told = {**_settings(name, "preprocessor_config.json"), **_settings(name, "processor_config.json")}
-    kinds = [kind for setting, kind in OF_OTHERS.items() if setting in json.dumps(told)]
-    if any(_file(name, file) for file in OF_TOKENIZERS):
+    settings = {**_settings(name, "preprocessor_config.json"), **_settings(name, "processor_config.json")}
+    kinds = [kind for setting, kind in KINDS.items() if setting in json.dumps(settings)]
+    if any(_file(name, file) for file in TOKENIZER_FILES):
         kinds.append("AutoTokenizer")
-    if len(kinds) > 1 and (whole := _loaded("AutoProcessor", name)) is not None:
+    if len(kinds) > 1 and (whole := _load("AutoProcessor", name)) is not None:
         return (whole,)
-    return tuple(found for kind in kinds if (found := _loaded(kind, name)) is not None)
+    return tuple(found for kind in kinds if (found := _load(kind, name)) is not None)
 
 
 def given_preprocessors(tokenizer: Any) -> list[Any]:
-    """One or several, as they are given to `fit`; None is none.
+    """Return the preprocessors that were given to `fit`, one or several, as a list; None is none.
 
     Raises:
         DistillError: one that cannot be saved beside a student.
@@ -76,7 +76,7 @@ def given_preprocessors(tokenizer: Any) -> list[Any]:
 
 
 def tokenizer_among(preprocessors: Sequence[Any]) -> Any:
-    """The tokenizer that one of them is or holds, None where there is none."""
+    """Return the tokenizer among preprocessors, or inside one of them; None if there is none."""
     for each in preprocessors:
         if hasattr(each, "all_special_ids"):
             return each
@@ -86,7 +86,7 @@ def tokenizer_among(preprocessors: Sequence[Any]) -> Any:
 
 
 def save_preprocessors(preprocessors: Sequence[Any], folder: Path, model: Any) -> None:
-    """Save them beside a model; a tokenizer without a padding token is saved with that of the model."""
+    """Save preprocessors beside a model; a tokenizer without a padding token is saved with that of the model."""
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     for each in preprocessors:
         tokenizer = tokenizer_among([each])
@@ -113,7 +113,7 @@ def _file(name: str, file: str) -> str | None:
         return None
 
 
-def _loaded(kind: str, name: str) -> Any:
+def _load(kind: str, name: str) -> Any:
     import transformers
 
     try:

@@ -1,4 +1,4 @@
-"""Models, encoders and tokenizers in folders and on the hub: loaded and saved."""
+"""Loading and saving of models, encoders and tokenizers, in folders and from the hub."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from distill.storage.files import MANIFEST, check_folder_whole, new_folder, save
 
 
 @contextmanager
-def bars_of_others_off() -> Iterator[None]:
-    """Inside the block transformers shows no bars of its own while it saves and loads."""
+def hide_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers inside a block."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
@@ -32,12 +32,12 @@ def bars_of_others_off() -> Iterator[None]:
 
 
 def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: SeenRows | None = None) -> None:
-    """Save a model in a folder of its own, whole or not at all, with checksums: `save_pretrained`, else its weights.
+    """Save a model to a new folder, whole or not at all, with checksums: by `save_pretrained`, else only its weights.
 
     Args:
         model: the network.
-        folder: what was there is replaced.
-        preprocessors: what makes its inputs.
+        folder: the folder; an older one is replaced.
+        preprocessors: the tokenizers and processors that make its inputs.
         seen: the rows that it was trained on, so that it is not measured on them.
     """
     with new_folder(folder) as partial:
@@ -45,9 +45,9 @@ def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen
 
 
 def write_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: SeenRows | None = None) -> None:
-    """The files of a model, in a folder that is there."""
+    """Write the files of a model to an existing folder."""
     if hasattr(model, "save_pretrained"):
-        with bars_of_others_off():
+        with hide_progress_bars():
             model.save_pretrained(folder)
     else:
         save_weights(model, str(folder / "model.safetensors"))
@@ -57,10 +57,10 @@ def write_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), see
 
 
 def load_classifier(name: str | Path) -> nn.Module:
-    """A classifier saved by transformers: a folder, or a name on the hub.
+    """Return a classifier saved by transformers, from a folder or by its name on the hub.
 
     Raises:
-        DistillError: nothing there, or a model without a trained classifier.
+        DistillError: no model there, or one without a trained classifier.
     """
     import transformers
 
@@ -88,7 +88,11 @@ def load_classifier(name: str | Path) -> nn.Module:
 
 
 def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
-    """An encoder with a new, untrained classifier for the classes of a task."""
+    """Return an encoder with a new, untrained classifier for the classes of a task.
+
+    Raises:
+        DistillError: an encoder that cannot be loaded.
+    """
     import transformers
 
     kinds = {"pixel_values": transformers.AutoModelForImageClassification}
@@ -109,7 +113,11 @@ def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
 
 
 def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer saved beside a model."""
+    """Return the tokenizer saved beside a model.
+
+    Raises:
+        DistillError: no tokenizer there, or one without words.
+    """
     import transformers
 
     try:
@@ -119,9 +127,9 @@ def load_tokenizer(name: str | Path) -> Any:
             f"no tokenizer is saved with {str(name)!r}: {_first_line(error)}; save it there: "
             "tokenizer.save_pretrained(…)."
         ) from error
-    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made from the configuration alone, without its file of words
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # made from the configuration, without its file of words
         raise DistillError(
-            f"no tokenizer is saved with {str(name)!r}: it would know no words; save it there: "
+            f"no tokenizer is saved with {str(name)!r}: it would have no words; save it there: "
             "tokenizer.save_pretrained(…)."
         )
     return tokenizer
@@ -130,10 +138,16 @@ def load_tokenizer(name: str | Path) -> Any:
 def save_teacher(
     teacher: nn.Module, tokenizer: Any, folder: Path, seen: SeenRows | None = None, split_seed: int | None = None
 ) -> None:
-    """Save a teacher so that `load_classifier(folder)` finds it, with its tokenizer or what it was loaded with.
+    """Save a teacher for `load_classifier(folder)`, with its tokenizer or the preprocessors that it was loaded with.
 
-    What else is in the folder, as a log of the training, stays. `seen` are the rows that it was trained on, and
-    `split_seed` what held the others out.
+    Other files in the folder, e.g. a log of the training, stay.
+
+    Args:
+        teacher: the network.
+        tokenizer: its tokenizer; None saves the preprocessors that lie beside the model it was loaded from.
+        folder: the folder.
+        seen: the rows that it was trained on.
+        split_seed: the seed by which the test rows were held out.
     """
     with save_into(folder) as partial:
         write_model(teacher, partial, preprocessors_of(teacher) if tokenizer is None else (tokenizer,), seen)

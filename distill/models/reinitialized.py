@@ -13,10 +13,14 @@ from distill.models.inputs import refuse_valueless
 
 @checked
 def reinitialized(network: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy of a network with new weights, drawn as those of a new one.
+    """Return a copy of a network with new weights, drawn as those of a new network.
 
-    A model of transformers is built again from its config; of any other, each module that has `reset_parameters` does
-    that, and parameters that none of them owns are drawn from a normal of the mean and deviation that they have.
+    A transformers model is built again from its configuration. In any other, each module with `reset_parameters` resets
+    its parameters, and all other parameters are drawn from a normal with their mean and standard deviation.
+
+    Args:
+        network: the network.
+        seed: seeds the draws.
     """
     seed = seed_of(seed)
     refuse_valueless(network, "reinitialized")
@@ -26,7 +30,7 @@ def reinitialized(network: nn.Module, seed: int = 0) -> nn.Module:
         first = next(network.parameters(), None)
         if first is not None and hasattr(network, "init_weights") and config is not None:
             new = type(network)(deepcopy(config)).to(first.device, first.dtype).train(network.training)
-            if _shapes(new) == _shapes(network):  # else a part was replaced since
+            if _shapes(new) == _shapes(network):  # if not, a part was replaced after it was built
                 return new
         copy, drawn = deepcopy(network).cpu(), set[int]()
         for module in copy.modules():

@@ -1,7 +1,7 @@
-"""Where in its text a token stands: counted from the first real token, in packed rows from that of each document.
+"""Positions of tokens in their text: counted from the first real token, in packed rows from that of each document.
 
 Without `position_ids` most models count from the start of the row, so that padding on the left moves every token; and
-transformers keeps packed documents apart by their `position_ids` only where it is given no attention mask.
+transformers separates packed documents by their `position_ids` only if it gets no attention mask.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,19 +18,19 @@ from distill.errors import DistillError
 from distill.models.modes import in_eval_mode
 
 _FIRST: "WeakKeyDictionary[nn.Module, int | None]" = WeakKeyDictionary()
-_APART: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+_SEPARATES: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
 def placed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a model is called with, so that its tokens stand where they stand in their texts.
+    """Return the inputs of a model with `position_ids` that count from the start of each text, if it needs them.
 
     Args:
-        network: whose `forward` names its arguments.
-        columns: those of the batch that it names.
+        network: a model whose `forward` names its arguments.
+        columns: the columns of the batch that it names.
         batch: all columns.
 
     Raises:
-        DistillError: packed rows for a model that does not keep documents apart.
+        DistillError: packed rows for a model that does not separate documents.
     """
     if is_packed(batch):
         return _packed(network, columns)
@@ -44,7 +44,7 @@ def placed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str
 
 
 def counted(mask: Shaped[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
-    """The place of each token after the first real one of its row; padding before it is at 0 too.
+    """Return the position of each token, counted from the first real one of its row; padding before it has 0 too.
 
     >>> counted(torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0]]))
     tensor([[0, 0, 0, 1, 2],
@@ -55,12 +55,12 @@ def counted(mask: Shaped[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
 
 
 def is_packed(batch: Mapping[str, Tensor]) -> bool:
-    """Whether a row holds several documents: its `position_ids` begin anew among its real tokens."""
+    """Return whether a row holds several documents: its `position_ids` begin anew among its real tokens."""
     return "position_ids" in batch and bool(starts(batch)[:, 1:].any())
 
 
 def starts(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
-    """Which real tokens are the first of a document, by `position_ids`; of the first of all only where it says so."""
+    """Return which real tokens are the first of a document, by `position_ids`."""
     positions, mask = batch["position_ids"], batch.get("attention_mask")
     if positions.ndim != 2:
         return torch.zeros(len(positions), 2, dtype=torch.bool, device=positions.device)
@@ -73,9 +73,9 @@ def starts(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
 
 
 def _packed(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The columns without the mask; padding is a document of its own, one a token."""
+    """Return the columns without the mask; each token of padding becomes a document."""
     name = type(network).__name__
-    if "position_ids" not in columns or not _keeps_apart(network):
+    if "position_ids" not in columns or not _separates_documents(network):
         raise DistillError(
             f"the rows are packed (position_ids begin anew within a row), and {name} lets the tokens of one document "
             "see those of another; give each document a row of its own."
@@ -87,13 +87,13 @@ def _packed(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def _first_number(network: nn.Module) -> int | None:
-    """The number that a model gives to the first token of a row, tried out; None where it makes them in its own way."""
+    """Return the number of the first position of a model, found by trial runs; None if it numbers in another way."""
     if network not in _FIRST:
         numbers = [0, *(int(b.flatten()[0]) for name, b in network.named_buffers() if _last(name) == "position_ids")]
         tables = [module for name, module in network.named_modules() if "position" in _last(name)]
         numbers += [pad + 1 for each in tables if isinstance(pad := getattr(each, "padding_idx", None), int)]
         axes = any(hasattr(module, "get_rope_index") for module in network.modules())
-        _FIRST[network] = None if axes else _tried_first(network, dict.fromkeys(numbers))
+        _FIRST[network] = None if axes else _try_first_numbers(network, dict.fromkeys(numbers))
     return _FIRST[network]
 
 
@@ -101,28 +101,30 @@ def _last(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _tried_first(network: nn.Module, numbers: Iterable[int]) -> int | None:
+def _try_first_numbers(network: nn.Module, numbers: Iterable[int]) -> int | None:
+    """Return the first of these numbers that gives the answers that the model gives without `position_ids`."""
     given = {"input_ids": _tokens(network)[:1], "attention_mask": torch.ones_like(_tokens(network)[:1])}
-    wanted = _tried(network, given)
+    wanted = _try(network, given)
     if wanted is None:
         return None
     for number in numbers:
-        found = _tried(network, {**given, "position_ids": number + torch.arange(4, device=wanted.device)[None]})
+        found = _try(network, {**given, "position_ids": number + torch.arange(4, device=wanted.device)[None]})
         if found is not None and bool((found - wanted).abs().max() <= 1e-4 * wanted.abs().max()):
             return number
     return None
 
 
-def _keeps_apart(network: nn.Module) -> bool:
-    """Whether a document of a packed row is answered alike whatever stands before it, tried out on four tokens."""
-    if network not in _APART:
-        _APART[network] = _tried_apart(network)
-    return _APART[network]
+def _separates_documents(network: nn.Module) -> bool:
+    """Return whether the answers to a document are independent of the one before it in its row, by a trial run."""
+    if network not in _SEPARATES:
+        _SEPARATES[network] = _try_two_documents(network)
+    return _SEPARATES[network]
 
 
-def _tried_apart(network: nn.Module) -> bool:
+def _try_two_documents(network: nn.Module) -> bool:
+    """Return whether two rows with the same second document have the same answers to it."""
     ids = _tokens(network)
-    answers = _tried(network, {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 0, 1]] * 2, device=ids.device)})
+    answers = _try(network, {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 0, 1]] * 2, device=ids.device)})
     if answers is None or answers.ndim != 3 or answers.shape[:2] != ids.shape:
         return False
     one, other = answers[:, 2:]
@@ -130,7 +132,7 @@ def _tried_apart(network: nn.Module) -> bool:
 
 
 def _tokens(network: Any) -> Int[Tensor, "2 4"]:
-    """Two rows of tokens that end alike."""
+    """Return two rows of tokens with the same second half."""
     ids = torch.tensor([[12, 13, 14, 15], [16, 17, 14, 15]], device=next(network.parameters()).device)
     try:
         known = getattr(network.get_input_embeddings(), "num_embeddings", None)
@@ -140,8 +142,8 @@ def _tokens(network: Any) -> Int[Tensor, "2 4"]:
     return ids % known if isinstance(known, int) and known else ids
 
 
-def _tried(network: Any, given: Mapping[str, Tensor]) -> Tensor | None:
-    """What a model answers, in eval mode, without a cache or a graph; None where it cannot be called so."""
+def _try(network: Any, given: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the answers of a model in eval mode, without a cache or a graph; None if the call fails."""
     takes = signature(network.forward).parameters.keys()
     settings = {"use_cache": False} if {"use_cache", "kwargs"} & takes else {}
     device = next(iter(given.values())).device

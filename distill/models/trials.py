@@ -1,4 +1,4 @@
-"""What fails when a model is tried on data, said in one line: what was asked, why it fails, the value, the way out."""
+"""Trial runs of a model on data: a failure becomes an error of one line with its cause, the value and the way out."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,16 +21,16 @@ _IMAGES = ("pixel_values", "images", "image")
 
 
 @contextmanager
-def tried(asked: str, model: Any = None, given: Any = None, unless: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Raise what fails inside of the block as a DistillError of one line, the error itself as its cause.
+def tried(subject: str, model: Any = None, given: Any = None) -> Iterator[None]:
+    """Translate any error inside a block into a DistillError of one line, with the error as its cause.
 
     Args:
-        asked: what is tried, e.g. "the teacher".
-        model: what is run there, if it is one model.
-        given: what it is called with, or the columns of the batch.
+        subject: the name of what is tried, e.g. "the teacher".
+        model: the model that runs in the block, if it is one model.
+        given: the inputs of the model, or the columns of the batch.
 
     Raises:
-        DistillError: as above. Errors of ours keep their words.
+        DistillError: as above. The text of a DistillError or InterventionError stays.
     """
     try:
         yield
@@ -39,12 +39,12 @@ def tried(asked: str, model: Any = None, given: Any = None, unless: tuple[type[E
             raise
         raise DistillError(" ".join(str(error).split())) from error
     except Exception as error:
-        raise DistillError(_line(asked, model, given, error)) from error
+        raise DistillError(_describe(subject, model, given, error)) from error
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise an error of `interventions` inside of the block as one of ours: of one line, the error as its cause."""
+    """Translate an InterventionError inside a block into a DistillError of one line, with the error as its cause."""
     try:
         yield
     except InterventionError as error:
@@ -59,22 +59,22 @@ def answer_of(
     *,
     needed: bool = True,
 ) -> Tensor | None:
-    """What a model answers on a batch; what fails is said in one line.
+    """Return the logits of a model on a batch.
 
     Args:
-        name: what to call it, e.g. "the teacher".
+        name: the name of the model in errors, e.g. "the teacher".
         model: the model, in the mode that it is to be tried in.
-        columns: of the batch.
-        run: what runs it.
-        needed: whether it must have logits; else None stands for those of a model that only embeds.
+        columns: the columns of the batch.
+        run: the function that runs it.
+        needed: whether it must have logits; if not, a model without logits gives None.
 
     Raises:
-        DistillError: it has no logits, does not run on these columns, or gives no answer for each row.
+        DistillError: a model that has no logits, does not run on these columns, or gives no answer for each row.
     """
     with tried(name):
         batch = to_device(columns, device_of(model))
         given = inputs_of(model, batch)
-    # Those that are given by position have names for who reads the error.
+    # Inputs that are given by position get their names for the error.
     named = given if isinstance(given, Mapping) else {key: x for key, x in batch.items() if any(x is y for y in given)}
     with tried(name, model, named):
         ran = run(model, given, resumable=False)
@@ -84,62 +84,64 @@ def answer_of(
     return logits
 
 
-def check_values(asked: str, values: Any) -> None:
-    """Raise for what a model without weights gives: shapes, and no values.
-
-    Raises:
-        DistillError: as above.
-    """
+def check_values(name: str, values: Any) -> None:
+    """Raise DistillError for an answer on the device "meta", which has a shape and no values."""
     if isinstance(values, Tensor) and values.is_meta:
         raise DistillError(
-            f"{asked} lies on the meta device, so it gives shapes and no values; load its weights: "
+            f"{name} lies on the meta device, so it gives shapes and no values; load its weights: "
             "model.to_empty(device='cpu') and model.load_state_dict(…)."
         )
 
 
-def check_rows(asked: str, answer: Any, rows: int) -> None:
-    """Raise where a model does not give an answer a row: it took the rows for something else.
-
-    Raises:
-        DistillError: as above.
-    """
+def check_rows(name: str, answer: Any, rows: int) -> None:
+    """Raise DistillError if a model does not give an answer for each row: it took the rows for something else."""
     if not isinstance(answer, Tensor):
         return
     if answer.ndim < 2 or len(answer) != rows:
         raise DistillError(
-            f"{asked} answers {list(answer.shape)} on {rows} rows, and [rows, classes] or [rows, token, classes] is "
-            "read; make it so: answers=lambda output: output.reshape(rows, -1), or give the data an axis of channels: "
-            "x[:, None]."
+            f"{name} answers {list(answer.shape)} on {rows} rows, and [rows, classes] or [rows, token, classes] is "
+            "needed; reshape it: answers=lambda output: output.reshape(rows, -1), or give the data an axis of "
+            "channels: x[:, None]."
         )
 
 
-def _line(asked: str, model: Any, given: Any, error: Exception) -> str:
+def _describe(name: str, model: Any, given: Any, error: Exception) -> str:
+    """Return an error as one line: what fails, on which inputs, why, and the way out."""
     named = _by_name(given)
     objective = _objective_of(error)
-    subject = f"{objective} fails on {asked}" if objective else f"{asked} fails"
+    subject = f"{objective} fails on {name}" if objective else f"{name} fails"
     if model is not None and not objective:
-        subject = f"{asked} ({type(network_of(model)).__name__}) fails"
+        subject = f"{name} ({type(network_of(model)).__name__}) fails"
     why = f"{type(error).__name__}: {_first_line(error)}"
     way_out = _way_out(model, named, error) or (
-        "see the error above it; look at what a step is given, e.g. distill.Rows.of(data).batch([0, 1])"
+        "see the error above it; look at the batch of a step, e.g. distill.Rows.of(data).batch([0, 1])"
     )
-    told = f" on {_shown(named)}" if named else ""
-    room = max(60, LONGEST - len(subject) - len(told) - len(way_out) - 6)
-    return f"{subject}{told}: {_cut(why, room)}; {way_out}."
+    inputs = f" on {_show(named)}" if named else ""
+    room = max(60, LONGEST - len(subject) - len(inputs) - len(way_out) - 6)
+    return f"{subject}{inputs}: {_cut(why, room)}; {way_out}."
 
 
 def _way_out(model: Any, given: Mapping[str, Tensor], error: Exception) -> str | None:
-    """What to change, as code, where that can be told."""
+    """Return what to change, as code, if the cause is recognized."""
     labels = given.get("labels")
     if model is None:
-        told = labels is not None and isinstance(error, RuntimeError | ValueError | IndexError | TypeError)
-        return _of_labels(labels, error) if told and labels is not None else None
+        if labels is None or not isinstance(error, RuntimeError | ValueError | IndexError | TypeError):
+            return None
+        return _explain_labels(labels)
     network, given = innermost(model), {name: x for name, x in given.items() if name not in NEVER}
-    checks = (_of_tokens, _of_positions, _of_devices, _of_dtypes, _of_pictures, _of_arguments, _of_decoders)
+    checks = (
+        _explain_tokens,
+        _explain_positions,
+        _explain_devices,
+        _explain_dtypes,
+        _explain_pictures,
+        _explain_arguments,
+        _explain_decoders,
+    )
     return next((found for check in checks if (found := check(network, given, error)) is not None), None)
 
 
-def _of_tokens(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+def _explain_tokens(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     size = vocabulary_of(network)
     if size is None:
         tables = [module.num_embeddings for module in network.modules() if isinstance(module, nn.Embedding)]
@@ -158,7 +160,7 @@ def _of_tokens(network: nn.Module, given: Mapping[str, Tensor], error: Exception
     return None
 
 
-def _of_positions(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+def _explain_positions(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     known = longest_input(network)
     widths = {name: column.shape[1] for name, column in given.items() if column.ndim == 2 and _is_whole(column)}
     if known is None or not widths:
@@ -172,7 +174,7 @@ def _of_positions(network: nn.Module, given: Mapping[str, Tensor], error: Except
     )
 
 
-def _of_devices(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+def _explain_devices(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     home = device_of(network)
     for name, column in given.items():
         if column.device != home:
@@ -183,7 +185,7 @@ def _of_devices(network: nn.Module, given: Mapping[str, Tensor], error: Exceptio
     return None
 
 
-def _of_dtypes(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+def _explain_dtypes(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     wanted = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     reads_ids = any(isinstance(module, nn.Embedding) for module in network.modules())
     for name, column in given.items():
@@ -204,7 +206,7 @@ def _of_dtypes(network: nn.Module, given: Mapping[str, Tensor], error: Exception
     return None
 
 
-def _of_pictures(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+def _explain_pictures(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     name = next((name for name, x in given.items() if x.is_floating_point() and x.ndim in (3, 4)), None)
     if first is None or name is None:
@@ -220,7 +222,7 @@ def _of_pictures(network: nn.Module, given: Mapping[str, Tensor], error: Excepti
     return None
 
 
-def _of_arguments(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+def _explain_arguments(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     missing = re.search(r"missing \d+ required \w+ arguments?: (.*)", str(error))
     if isinstance(error, TypeError) and missing is not None:
         names = re.findall(r"'(\w+)'", missing[1])
@@ -231,20 +233,20 @@ def _of_arguments(network: nn.Module, given: Mapping[str, Tensor], error: Except
     return f"add a column: data={{…, {lacking[0]!r}: …}}" if lacking and len(given) > 1 else None
 
 
-def _of_decoders(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
+def _explain_decoders(network: nn.Module, given: Mapping[str, Tensor], error: Exception) -> str | None:
     config = getattr(network, "config", None)
     if "<eos> token" in str(error):
         end = getattr(config, "eos_token_id", None)
         return f"it answers at the end token {end}, which each text must have; tokenize with it: tokenizer(texts)"
     if getattr(config, "is_encoder_decoder", False) and not DECODERS & given.keys():
         return (
-            "this encoder–decoder was given nothing for its decoder; add what it writes, data={…, 'labels': …}, or "
+            "this encoder–decoder has no inputs for its decoder; add what it writes, data={…, 'labels': …}, or "
             "what it reads, data={…, 'decoder_input_ids': …}"
         )
     return None
 
 
-def _of_labels(labels: Tensor, error: Exception) -> str | None:
+def _explain_labels(labels: Tensor) -> str:
     if labels.is_floating_point():
         return (
             f"the labels are {labels.dtype} {list(labels.shape)}; for classes give data['labels'].long(), for values "
@@ -264,13 +266,13 @@ def _by_name(given: Any) -> dict[str, Tensor]:
     return {f"input {number}": column for number, column in enumerate(columns) if isinstance(column, Tensor)}
 
 
-def _shown(named: Mapping[str, Tensor]) -> str:
-    told = [f"{name} {list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for name, x in named.items()]
-    return _cut(", ".join(told), 120)
+def _show(named: Mapping[str, Tensor]) -> str:
+    inputs = [f"{name} {list(x.shape)} {str(x.dtype).removeprefix('torch.')}" for name, x in named.items()]
+    return _cut(", ".join(inputs), 120)
 
 
 def _objective_of(error: BaseException) -> str | None:
-    """The name of the objective in whose code an error was raised, if it was in one."""
+    """Return the name of the objective in whose code an error was raised, if it was in one."""
     trace = error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")

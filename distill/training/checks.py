@@ -30,7 +30,7 @@ from distill.models.inputs import (
     to_device,
     vocabulary_of,
 )
-from distill.models.padding_sides import padded_rows, say_if_on_wrong_side
+from distill.models.padding_sides import padded_rows, warn_if_on_wrong_side
 from distill.models.trials import answer_of, tried
 from distill.objectives import Objective
 from distill.teachers.served import Served
@@ -177,7 +177,7 @@ def _say_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[...,
     chosen = padded_rows(rows.table[f"{own}attention_mask"])
     if chosen:
         kind = f"{name} ({type(innermost(model)).__name__})"
-        say_if_on_wrong_side(
+        warn_if_on_wrong_side(
             kind, columns_of(rows.batch(chosen)), lambda few: answer_of(name, model, few, run_of, needed=False)
         )
 

@@ -228,7 +228,7 @@ def test_classes_without_names_are_taken_in_sorted_order_or_as_told(teacher, csv
     arguments = ["fit", "--data", csv, "--teacher", unnamed, "--objective", "kd", *FIT]
     status, out, err = distill(*arguments, "--output", tmp_path / "a")
     assert (status, err) == (0, "")
-    assert out.count("note: the model does not say what its classes are called") == 1
+    assert out.count("note: the model does not name its classes") == 1
     status, out, err = distill(*arguments, "--output", tmp_path / "b", "--classes", "negative,positive")
     assert (status, err, "note:" in out) == (0, "", False)
     assert accuracies(tmp_path / "a") == accuracies(tmp_path / "b")

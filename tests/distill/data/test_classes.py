@@ -273,7 +273,7 @@ def test_the_order_can_be_stated(tmp_path, folder, tokenizer):
 
 def test_fewer_labels_than_unnamed_classes_are_ambiguous(tmp_path, folder, tokenizer):
     path = write_csv(tmp_path / "x.csv", [row for row in ROWS if row[1] != "war"])
-    with pytest.raises(DistillError, match="does not say what its 3 classes are called, so it is not known which is"):
+    with pytest.raises(DistillError, match="does not name its 3 classes, so their order is not known"):
         distill.evaluate(None, answering(folder, NAMES, called=("LABEL_0", "LABEL_1", "LABEL_2")), None, path)
     assert distill.evaluate(None, answering(folder, ORDERS[2]), None, path).accuracy.value == 1.0
     stars = write_csv(tmp_path / "y.csv", [(text, NAMES.index(name) + 1) for text, name in ROWS])

@@ -163,7 +163,7 @@ def test_a_served_teacher_says_where_its_rule_is_given(tmp_path):
     teacher, student = pair(make)
     with pytest.raises(DistillError, match=r"say which: .*where it is served: Served\(model, answers=…\)"):
         trained(Served(teacher), student, KD(), {}, answers=answers)
-    with pytest.raises(DistillError, match=r"leave that side out, .*, and say it where it is made: Served"):
+    with pytest.raises(DistillError, match=r"leave that side out, .*, and give it to Served"):
         trained(Served(teacher), student, KD(), {}, answers=(1, 1))
     Served(teacher, answers=1, cache=tmp_path / "kept").fetch(vectors())
     with pytest.raises(DistillError, match="cache"):  # the other part of the output is another teacher's answer
@@ -211,7 +211,7 @@ def test_each_side_has_its_own():
     ("answers", "match"),
     [
         ((1, None, 2), r"answers has 3 rules for 2 models; give one for each"),
-        ({"pupil": 1}, r"answers=\{'pupil': …\} names no side or others than 'teacher' and 'student'"),
+        ({"pupil": 1}, r"answers=\{'pupil': …\} names no side, or others than 'teacher' and 'student'"),
         (1.5, r"answers=1\.5 does not say what of an output is the answer"),
         ("nothing", r"answers='nothing' names no part of a tuple"),
     ],

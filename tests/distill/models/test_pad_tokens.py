@@ -12,7 +12,7 @@ from interventions import run
 from tests.distill.tiny_models import CLASSES, QUIET, VOCABULARY, spread, text
 
 END = 39
-SAID = "knows no padding token, so texts are padded with its end token 39"
+SAID = "has no padding token, so texts are padded with its end token 39"
 TYPES = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "mistral", "phi3", "gemma2")
 
 
@@ -64,7 +64,7 @@ def test_rows_padded_with_another_token_than_the_models_are_answered_alike():
 
 def test_no_end_token_either_is_one_line_with_the_way_out():
     model, rows = classifier("gpt2", eos_token_id=None), text(8)
-    with pytest.raises(DistillError, match=r"knows no padding token: config.pad_token_id=None; name one"):
+    with pytest.raises(DistillError, match=r"has no padding token: config.pad_token_id=None; name one"):
         accuracy(model, rows)
     assert accuracy(model, Rows({name: column[:1] for name, column in rows.table.items()})).count == 1
 
