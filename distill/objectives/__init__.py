@@ -9,9 +9,10 @@ from distill.objectives.diito import DIITO
 from distill.objectives.features import AT, PKD, Cosine, FitNets
 from distill.objectives.iit import IIT
 from distill.objectives.language import CausalLM, MaskedLM
-from distill.objectives.objective import About, Moment, Objective, Reads, Step
+from distill.objectives.objective import About, Objective
 from distill.objectives.response import DKD, KD, Labels
 from distill.objectives.spans import SpanKD
+from distill.objectives.step import Moment, Reads, Step
 
 __all__ = [
     "AT",

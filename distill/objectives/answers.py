@@ -1,4 +1,4 @@
-"""What the logits of a model mean: one class of several, several labels at once, or real values."""
+"""What the logits of a model stand for: one class of several, several labels at once, or real values."""
 
 from dataclasses import replace
 from typing import Any, Literal
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from distill.errors import DistillError
 from distill.models.inputs import innermost
-from distill.objectives.objective import Step
+from distill.objectives.step import Step
 from interventions import shown
 
 Answers = Literal["classes", "labels", "values"]
@@ -19,28 +19,29 @@ PROBLEMS: dict[str, Answers] = {
 }
 
 
-def told_answers(answers: Any, asked: str) -> Answers | None:
-    """`answers` if it is a kind of answers or None; `asked` is who was given it."""
+def check_answers(answers: Any, caller: str) -> Answers | None:
+    """Return `answers`, or raise DistillError if it is neither None nor a kind of answers; `caller` is named then."""
     is_known = answers is None or (isinstance(answers, str) and answers in KINDS)
     if not is_known:
         raise DistillError(
-            f"{asked}(answers={shown(answers)}) is no kind of answers; use 'classes' (softmax), 'labels' (a yes or no "
+            f"{caller}(answers={shown(answers)}) is no kind of answers; use 'classes' (softmax), 'labels' (a yes or no "
             "each), 'values' (real numbers), or leave it out."
         )
     return answers
 
 
-def answers_of(step: Step, logits: Tensor, told: Answers | None, asked: str) -> Answers:
-    """What the student's logits mean: as told, as its configuration says, or as the labels look.
+def answers_of(step: Step, logits: Tensor, chosen: Answers | None, caller: str) -> Answers:
+    """Return what the student's logits stand for: as chosen, else by its configuration, else by the labels.
 
-    `problem_type` of a transformers configuration decides; else labels that are as many as the logits are multi-label
-    where all are from 0 to 1, and real values where not; one logit an example is a real value; all else is classes.
+    Where nothing is chosen, `problem_type` of a transformers configuration decides. Without one, labels of the shape of
+    the logits make several labels an example if all are from 0 to 1, and real values if not; one logit an example is a
+    real value; everything else is classes.
 
     Raises:
-        DistillError: one logit with whole-numbered labels in a model that does not say what it is.
+        DistillError: one logit an example and integer labels, in a model without a configuration.
     """
-    if told is not None:
-        return told
+    if chosen is not None:
+        return chosen
     config = getattr(innermost(step.network), "config", None)
     problem = PROBLEMS.get(getattr(config, "problem_type", None) or "")
     if problem is not None:
@@ -50,8 +51,8 @@ def answers_of(step: Step, logits: Tensor, told: Answers | None, asked: str) -> 
     if logits.ndim == 2 and logits.shape[-1] == 1:
         if labels is not None and not real and config is None:
             raise DistillError(
-                f"{asked} cannot tell whether one logit with labels of {labels.dtype} is a yes or no or a real value; "
-                f"say {asked.removesuffix('()')}(answers='labels') or (answers='values')."
+                f"{caller} cannot tell whether one logit with labels of {labels.dtype} is a yes or no or a real value; "
+                f"say {caller.removesuffix('()')}(answers='labels') or (answers='values')."
             )
         return "values"
     if labels is not None and logits.ndim == 2 and labels.shape[1:] == logits.shape[1:]:
@@ -60,8 +61,8 @@ def answers_of(step: Step, logits: Tensor, told: Answers | None, asked: str) -> 
     return "classes"
 
 
-def decided(step: Step, told: Answers | None, asked: str) -> Answers:
-    """What the logits mean, decided once, by all labels of the data and not those of a batch."""
+def decide_answers(step: Step, chosen: Answers | None, caller: str) -> Answers:
+    """Return what the logits stand for, as `answers_of` does, by all labels of the data instead of those of a batch."""
     labels = None if step.data is None else step.data.table.get("labels")
     batch = {**step.batch, "labels": labels} if isinstance(labels, Tensor) else step.batch
-    return answers_of(replace(step, batch=batch), step.student.logits, told, asked)
+    return answers_of(replace(step, batch=batch), step.student.logits, chosen, caller)

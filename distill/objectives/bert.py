@@ -15,8 +15,9 @@ from distill.losses import hint, soft_cross_entropy
 from distill.models.loss_masks import checked_tokens
 from distill.objectives.features import Cosine, Layers, matched, refuse_nowhere, regressed, regressors_for, shown
 from distill.objectives.language import MaskedLM
-from distill.objectives.objective import About, Objective, Reads, Step, averaged, nothing
+from distill.objectives.objective import About, Objective
 from distill.objectives.response import KD
+from distill.objectives.step import Reads, Step, averaged, nothing
 from distill.precision import widen
 from interventions import Location
 

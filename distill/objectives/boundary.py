@@ -11,8 +11,9 @@ from distill.errors import DistillError, checked, refuse_negative, refuse_unless
 from distill.losses import boundary_samples, kd, most_different
 from distill.losses.boundary import STOPS, Bounds
 from distill.losses.common import find_labelled
-from distill.objectives.objective import About, Objective, Step, nothing
+from distill.objectives.objective import About, Objective
 from distill.objectives.points import Places, check_points, functions
+from distill.objectives.step import Step, nothing
 from distill.objectives.term_weights import Ramp, Weight
 from distill.precision import widen
 

@@ -16,9 +16,10 @@ from distill.losses import Divergence, contrast, forward_kl, invariance, nce
 from distill.models.head import penultimate
 from distill.models.loss_masks import checked_tokens
 from distill.objectives.memories import Classes, Memory
-from distill.objectives.objective import About, Objective, Reads, Step, linear, nothing
+from distill.objectives.objective import About, Objective, linear
 from distill.objectives.points import Places, of_both
-from distill.objectives.processes import gathered, processes
+from distill.objectives.processes import gather, processes
+from distill.objectives.step import Reads, Step, nothing
 from distill.objectives.term_weights import named
 from distill.precision import widen
 from distill.teachers.verbs import refuse_elsewhere
@@ -142,7 +143,7 @@ class CRD(Objective):
         if processes() > 1:
             if step.moment.shares.get("examples") == 0:  # a row that only keeps this process busy
                 rows, student, teacher = rows[:0], student[:0], teacher[:0]
-            rows, student, teacher = (gathered(each) for each in (rows, student, teacher))
+            rows, student, teacher = (gather(each) for each in (rows, student, teacher))
         self.student_memory.remember(rows, student, self.momentum)
         self.teacher_memory.remember(rows, teacher, self.momentum)
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from distill.interchange.mapping import Pair
 from distill.interchange.swap import Ran, encoded, places_of, source_of, swapped
 from distill.objectives.iit import compared, on_cpu
-from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.objective import About, Objective
+from distill.objectives.step import Reads, Step
 
 
 class DAS(Objective):

@@ -10,8 +10,9 @@ from distill.errors import DistillError, checked
 from distill.losses import sobolev_terms
 from distill.models.inputs import answer_mask, students
 from distill.models.loss_masks import checked_tokens
-from distill.objectives.objective import About, Objective, Step, nothing
+from distill.objectives.objective import About, Objective
 from distill.objectives.points import Places, check_points, functions
+from distill.objectives.step import Step, nothing
 
 
 @checked

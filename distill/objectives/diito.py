@@ -15,8 +15,9 @@ from distill.interchange.mapping import Pair
 from distill.interchange.positions import Span
 from distill.interchange.sources import Crossway, Pairs, Shuffle
 from distill.models.inputs import decoder_masked, inputs_of, real_tokens, vocabulary_of
-from distill.objectives.objective import About, Objective, Reads, Step, terms_of
+from distill.objectives.objective import About, Objective, terms_of
 from distill.objectives.response import KD
+from distill.objectives.step import Reads, Step
 from distill.teachers.served import ServedRun
 from distill.teachers.verbs import answering, grid_of, interchanged, run_to, unit_of
 from interventions import Location, Mixup, Noise, Run, Swap, architecture, renamed

@@ -12,7 +12,8 @@ from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair, depth
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.models.loss_masks import SOURCE, checked_tokens
-from distill.objectives.objective import About, Objective, Reads, Step, averaged, linear, nothing
+from distill.objectives.objective import About, Objective, linear
+from distill.objectives.step import Reads, Step, averaged, nothing
 from interventions import InterventionError, Location, Model, Run, architecture
 
 Layers = Mapping[Location, Location]

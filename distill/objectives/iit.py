@@ -12,7 +12,8 @@ from distill.errors import checked
 from distill.interchange.mapping import Pair
 from distill.interchange.swap import Ran, source_of, swapped
 from distill.losses import cross_entropy
-from distill.objectives.objective import About, Objective, Reads, Step
+from distill.objectives.objective import About, Objective
+from distill.objectives.step import Reads, Step
 from interventions import Location, Run, as_location
 
 

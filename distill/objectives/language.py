@@ -10,7 +10,8 @@ from distill.errors import DistillError, checked
 from distill.losses import cross_entropy
 from distill.models.inputs import MASKED, TEACHERS, following, writes_labels
 from distill.models.loss_masks import LABELS
-from distill.objectives.objective import About, Objective, Step, nothing
+from distill.objectives.objective import About, Objective
+from distill.objectives.step import Step, nothing
 
 FOLLOWING = "next_tokens"
 

@@ -1,4 +1,4 @@
-"""Memories of the features of all rows, and which rows are not of one class."""
+"""The memory of CRD: features of all rows of the data, and which rows are of one class."""
 
 from math import sqrt
 from typing import Any, NamedTuple
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from distill.data.rows import Rows
-from distill.objectives.processes import gathered
+from distill.objectives.processes import gather
 
 HIGHEST = 2**62
 
 
 class Classes(NamedTuple):
-    """Which rows are of one class: a row without a class is of its own.
+    """The classes of the rows of the data; a row without a class is the only one of its own.
 
     Attributes:
-        order: the rows, those of a class one after the other.
+        order: the numbers of the rows, sorted by class.
         firsts: for each row, where its class begins in that order.
-        sizes: for each row, how many are of its class.
+        sizes: for each row, how many rows are of its class.
     """
 
     order: Int[Tensor, " rows"]
@@ -30,7 +30,7 @@ class Classes(NamedTuple):
 
     @classmethod
     def of(cls, data: Rows) -> "Classes":
-        """By the column `labels`, if that holds one class a row; −100 is none."""
+        """Return the classes by the column `labels`, if it holds one class a row; −100 is no class."""
         labels, alone = data.table.get("labels"), torch.arange(len(data))
         if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
             return cls(alone, alone, torch.ones_like(alone))
@@ -42,7 +42,7 @@ class Classes(NamedTuple):
     def others(
         self, rows: Int[Tensor, " batch"], number: int, generator: torch.Generator
     ) -> Int[Tensor, "batch number"]:
-        """Rows of other classes than each of these, all equally probable, drawn with replacement."""
+        """Draw rows of other classes for each of these rows, uniformly and with replacement."""
         # In the order of classes, the others lie before the first of the class and after its last.
         first, size = self.firsts[rows][:, None], self.sizes[rows][:, None]
         drawn = torch.randint(HIGHEST, (len(rows), number), generator=generator, device=generator.device)
@@ -51,9 +51,9 @@ class Classes(NamedTuple):
 
 
 class Memory(nn.Module):
-    """Features of all rows, `[rows, width]`, near the unit sphere, and the constant that scores are divided by.
+    """The features of all rows, `[rows, width]`, near the unit sphere, and the constant Z that scores are divided by.
 
-    Both are buffers, so checkpoints hold them.
+    Both are buffers, so that checkpoints hold them.
     """
 
     def __init__(self, rows: int, width: int) -> None:
@@ -67,9 +67,10 @@ class Memory(nn.Module):
     def scores(
         self, anchors: Float[Tensor, "batch width"], rows: Int[Tensor, "batch k"], temperature: float
     ) -> Float[Tensor, "batch k"]:
-        """exp(cosine / temperature) / Z of each anchor with the features of some rows.
+        """Return exp(cosine / temperature) / Z of each anchor with the features of some rows.
 
-        Z is the number of rows times the mean of the first batch in training mode, of all processes, for good.
+        Z is the number of rows times the mean exponential in the first batch in training mode, over all processes; it
+        is constant from then on.
         """
         with torch.autocast(anchors.device.type, enabled=False):
             if len(self.features) <= rows.shape[1] * self.features.shape[1]:  # the products with all take less memory
@@ -80,28 +81,29 @@ class Memory(nn.Module):
         return scores / self._normaliser(scores.detach())
 
     def remember(self, rows: Int[Tensor, " batch"], features: Float[Tensor, "batch width"], momentum: float) -> None:
-        """Move the features of some rows towards new ones."""
+        """Move the features of some rows towards new ones; `momentum` is the share of the old features."""
         # Not in place: the backward pass needs the memory as it was.
-        self.features = remembered(self.features, rows, features, momentum)
+        self.features = update(self.features, rows, features, momentum)
 
     def _normaliser(self, scores: Tensor) -> Tensor:
+        """Return Z; in training mode the first batch decides it."""
         if bool(self.normaliser > 0):
             return self.normaliser
         if not self.training:
             return scores.mean() * len(self.features)
-        self.normaliser = gathered(scores.mean()[None]).mean() * len(self.features)
+        self.normaliser = gather(scores.mean()[None]).mean() * len(self.features)
         return self.normaliser
 
 
-def remembered(
+def update(
     memory: Float[Tensor, "rows width"],
     rows: Int[Tensor, " batch"],
     features: Float[Tensor, "batch width"],
     momentum: float,
 ) -> Float[Tensor, "rows width"]:
-    """A memory with the features of some rows moved towards new ones, and normalised again.
+    """Return a memory in which the features of some rows are moved towards new ones, and normalised again.
 
-    >>> remembered(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([1]), torch.tensor([[0.0, 1.0]]), 0.5)
+    >>> update(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([1]), torch.tensor([[0.0, 1.0]]), 0.5)
     tensor([[1.0000, 0.0000],
             [0.7071, 0.7071]])
     """

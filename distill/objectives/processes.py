@@ -1,4 +1,4 @@
-"""What the processes of one training hold, together."""
+"""The processes of one training, and what they gather from each other."""
 
 import torch
 from accelerate import PartialState
@@ -8,30 +8,31 @@ from torch import Tensor, distributed
 
 
 def process_state() -> PartialState:
-    """Which of the processes of a run this is, as an `Accelerator` made now would find it."""
+    """Return the state of this process among those of the run, as an `Accelerator` that is made now would have it."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def processes() -> int:
-    """How many processes train together; 1 where nobody started more."""
+    """Return how many processes train together; 1 without `torch.distributed`."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def gathered(rows: Shaped[Tensor, "mine ..."]) -> Shaped[Tensor, "all ..."]:
-    """The rows of all processes, in their order, the same on each of them; without a graph.
+def gather(rows: Shaped[Tensor, "own ..."]) -> Shaped[Tensor, "all ..."]:
+    """Return the rows of all processes, in the order of the processes, on each of them; without a graph.
 
-    Each may have another number of rows, or none. All processes must call it equally often.
+    The processes may have different numbers of rows, or none. All of them must call it equally often.
     """
     rows = rows.detach().contiguous()
     if processes() == 1:
         return rows
-    mine = torch.tensor([len(rows)], device=rows.device)
-    counts = [int(count) for count in torch.cat(_from_all(mine))]
+    own_count = torch.tensor([len(rows)], device=rows.device)
+    counts = [int(count) for count in torch.cat(_gather_equal(own_count))]
     padded = torch.cat([rows, rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])])
-    return torch.cat([part[:count] for part, count in zip(_from_all(padded), counts, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(_gather_equal(padded), counts, strict=True)])
 
 
-def _from_all(value: Tensor) -> list[Tensor]:
+def _gather_equal(value: Tensor) -> list[Tensor]:
+    """Return a tensor of each process, all of one shape."""
     parts = [torch.empty_like(value) for _ in range(processes())]
     distributed.all_gather(parts, value)
     return parts

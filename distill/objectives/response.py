@@ -23,8 +23,9 @@ from distill.losses import (
 )
 from distill.models.inputs import TEACHERS, inputs_of
 from distill.models.loss_masks import LABELS, TOKENS, answers_by_decoder, checked_tokens
-from distill.objectives.answers import Answers, answers_of, decided, told_answers
-from distill.objectives.objective import About, Objective, Step, averaged, nothing
+from distill.objectives.answers import Answers, answers_of, check_answers, decide_answers
+from distill.objectives.objective import About, Objective
+from distill.objectives.step import Step, averaged, nothing
 from distill.objectives.term_weights import named
 from interventions import run
 
@@ -80,7 +81,7 @@ class KD(Objective):
         if reduction not in ("batchmean", "mean"):
             raise DistillError(f"KD(reduction={reduction!r}) is no scalar; use 'batchmean' or 'mean'.")
         self.temperature, self.reduction, self.scale_t2, self.divergence = temperature, reduction, scale_t2, divergence
-        self.answers = told_answers(answers, "KD")
+        self.answers = check_answers(answers, "KD")
         self._decided: Answers | None = None
         self.teacher_noise, self.student_noise = teacher_noise, student_noise
         self.tokens = checked_tokens(tokens, "KD")
@@ -88,7 +89,7 @@ class KD(Objective):
     def prepare(self, step: Step, rows: int) -> None:
         """Decide what the answers are."""
         if step.student.logits.shape == step.taught.logits.shape:
-            self._decided = decided(step, self.answers, "KD()")
+            self._decided = decide_answers(step, self.answers, "KD()")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """The term `kd`."""
@@ -227,13 +228,13 @@ class Labels(Objective):
             raise DistillError(
                 f"Labels(smoothing={smoothing}) leaves nothing of the label; use 0 to below 1, e.g. 0.1."
             )
-        self.smoothing, self.answers = smoothing, told_answers(answers, "Labels")
+        self.smoothing, self.answers = smoothing, check_answers(answers, "Labels")
         self._decided: Answers | None = None
 
     def prepare(self, step: Step, rows: int) -> None:
         """Decide what the answers are; refuse labels of a causal language model that are the tokens at their places."""
         _refuse_unlabelled(step, "Labels()")
-        self._decided = decided(step, self.answers, "Labels()")
+        self._decided = decide_answers(step, self.answers, "Labels()")
         labels, ids = step.batch.get("labels"), step.batch.get("input_ids")
         if labels is None or ids is None or labels.shape != ids.shape or step.student.logits.ndim != 3:
             return

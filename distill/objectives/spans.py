@@ -10,7 +10,8 @@ from distill.errors import DistillError, checked
 from distill.losses import Divergence, forward_kl
 from distill.models.inputs import mask_of
 from distill.models.loss_masks import IGNORED, answer_labels, checked_tokens
-from distill.objectives.objective import About, Objective, Step, nothing
+from distill.objectives.objective import About, Objective
+from distill.objectives.step import Step, nothing
 from distill.objectives.term_weights import named
 
 

@@ -1,4 +1,4 @@
-"""How much a term weighs in the loss: a number, or a function of the share of the training that is done."""
+"""The weight of a term in the loss: a number, or a function of the share of the training that is done."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Ramp:
             raise DistillError(f"{self} is no weight at its ends; use finite numbers, e.g. Ramp(4, 1).")
 
     def __call__(self, progress: float) -> float:
-        """The weight when this share of the training is done."""
+        """Return the weight when this share of the training is done."""
         return self.start + (self.end - self.start) * min(progress / self.until, 1.0)
 
 
@@ -41,10 +41,10 @@ Weight = float | Callable[[float], float]
 
 
 def weight_at(weight: Weight, progress: float, term: str) -> float:
-    """The weight of a term when this share of the training is done.
+    """Return the weight of a term when this share of the training is done.
 
     Raises:
-        DistillError: a function that returns no number.
+        DistillError: the function returns something else than a number.
     """
     found: Any = weight(progress) if callable(weight) else weight
     found = found.item() if isinstance(found, Tensor) and not found.ndim else found
@@ -57,7 +57,7 @@ def weight_at(weight: Weight, progress: float, term: str) -> float:
 
 
 def named(function: Callable[..., object]) -> str:
-    """A function as text that is the same in every process.
+    """Return a text for a function that is the same in every process.
 
     >>> from functools import partial
     >>> named(partial(pow, 2))

@@ -21,7 +21,7 @@ from distill.models.inputs import inputs_of
 from distill.objectives import Moment
 from distill.objectives.contrastive import pooled
 from distill.objectives.memories import Classes, Memory
-from distill.objectives.processes import gathered
+from distill.objectives.processes import gather
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import Computation
 from interventions import Location, run
@@ -369,15 +369,15 @@ def test_by_fit(tmp_path):
 
 def test_one_process_gathers_its_own():
     rows = torch.randn(3, 2, requires_grad=True)
-    assert torch.equal(gathered(rows), rows)
-    assert not gathered(rows).requires_grad
+    assert torch.equal(gather(rows), rows)
+    assert not gather(rows).requires_grad
 
 
 def work(folder: str) -> None:
     """One of two processes: batches of 3 of 7 rows, so that one process has none in the second step."""
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
-    sizes = gathered(torch.full((2 * rank, 2), float(rank)))
+    sizes = gather(torch.full((2 * rank, 2), float(rank)))
     objective = CRD(8, 20)
     schedule = Schedule(steps=3, batch_size=3, lr=1e-12, weight_decay=0.0)
     both = [KD(), objective]
