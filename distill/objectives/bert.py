@@ -65,7 +65,7 @@ class DistilBERT(Objective):
         return cosine.reads(mapping)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         return f"{self.parts['kd']}, {self.parts['mlm']}"
 
     def forward(self, step: Step) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ class TinyBERT(Objective):
         return terms
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         settings = [f"stage={self.stage}", f"temperature={self.temperature}", f"lr={self.lr}"]
         settings += [] if self.shares_map else ["maps='each'"]
         settings += ["tokens='all'"] if self.tokens == "all" else []

@@ -106,7 +106,7 @@ class BSS(Objective):
         check_points(*functions(step, self.at, "BSS()"), "BSS()")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `bss`."""
+        """Return the term `bss`."""
         logits = step.student.logits
         done = step.moment.progress >= self.schedule.until
         chosen = torch.arange(0) if done else self._chosen(step)
@@ -123,7 +123,7 @@ class BSS(Objective):
         return {"bss": step.mean(kd(answers, target, self.temperature, scale_t2=self.scale_t2))}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         settings = f"samples={self.samples}, both={self.both}, until={self.schedule.until}, at={self.at}"
         divergence = f"temperature={self.temperature}, scale_t2={self.scale_t2}"
         return f"{divergence}, {settings}, {self.move.keywords}"

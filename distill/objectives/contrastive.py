@@ -114,7 +114,7 @@ class CRD(Objective):
         self.student_memory, self.teacher_memory = memories
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `crd`; in training mode the rows are remembered."""
+        """Return the term `crd`; in training mode the rows are remembered."""
         rows, memories = step.moment.rows, (self.teacher_memory, self.student_memory)
         if rows is None or self.classes is None:
             raise DistillError(
@@ -132,7 +132,7 @@ class CRD(Objective):
         return {"crd": step.mean(torch.stack(values).sum(), self.embedded.kind(step))}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         settings = f"negatives={self.negatives}, temperature={self.temperature}, momentum={self.momentum}"
         return f"{self.embedded.extra_repr()}, {settings}, lr={self.lr}"
 
@@ -207,7 +207,7 @@ class ICD(Objective):
         self.log_scale = nn.Parameter(torch.tensor(1.0, device=step.generator.device))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The terms `icd_contrast` and `icd_invariance`."""
+        """Return the terms `icd_contrast` and `icd_invariance`."""
         student, teacher = self.embedded(step)
         scale, kind = self.log_scale.exp().clamp(max=10.0), self.embedded.kind(step)
         if not len(student):
@@ -219,7 +219,7 @@ class ICD(Objective):
         }
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         shown = f", divergence={named(self.divergence)}" if self.divergence is not forward_kl else ""
         return f"{self.embedded.extra_repr()}, lr={self.lr}{shown}"
 
@@ -275,7 +275,7 @@ class Embedded(nn.Module):
         return step.kind_of(self._masks(step)[1])
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         shown = ", tokens='all'" if self.tokens == "all" else ""
         return f"width={self.width}, at={self.at}{shown}"
 

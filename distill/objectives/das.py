@@ -1,4 +1,14 @@
-"""Distributed alignment search: learn where, and in which directions, a frozen network holds a variable."""
+"""Distributed alignment search (DAS): learn in which directions of a frozen network a variable of a causal model lies.
+
+A learned subspace at a location of the network N is aligned with a variable v of the causal model H. For a base b and a
+source s, the coordinates in the subspace are interchanged, and the subspace is trained so that the network answers as
+the causal model does after the same interchange,
+
+    L = Σ_entries CE(N(b; Π(v) ← N(s)), H(b; v ← H(s))).
+
+Geiger et al. 2023 (arXiv:2303.02536), section 3. With learned boundaries, the share of the dims that is replaced is a
+term of its own: Wu et al. 2023 (arXiv:2305.08809), section 3.
+"""
 
 from collections.abc import Sequence
 
@@ -7,7 +17,7 @@ from torch import Tensor
 
 from distill.interchange.mapping import Pair
 from distill.interchange.swap import Ran, encoded, places_of, source_of, swapped
-from distill.objectives.iit import compared, on_cpu
+from distill.objectives.iit import answer_loss, generator_on_cpu
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Reads, Step
 
@@ -15,9 +25,9 @@ from distill.objectives.step import Reads, Step
 class DAS(Objective):
     """Distributed alignment search on a causal model. Terms: `das` and, for learned choices of dims, `size`.
 
-    Every step draws a source for each example and interchanges every entry of the mapping. `das` is the sum over the
-    entries of the cross-entropy of what the network then answers under what the causal model does, so that each is
-    learned as it would be alone; `size` the sum of the shares of dims that the subspaces replace.
+    Every step draws a source for each example and interchanges every entry of the mapping, one at a time. `das` is the
+    sum over the entries of the cross-entropy of the network's answers under those of the causal model, so that each
+    entry is learned as it would be alone; `size` is the sum of the shares of dims that the subspaces replace.
 
     Geiger et al. 2023 (arXiv:2303.02536), section 3; `size`: Wu et al. 2023 (arXiv:2305.08809), section 3.
     """
@@ -32,7 +42,7 @@ class DAS(Objective):
     compares_runs = False
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """Nothing: sources are runs of their own."""
+        """Return no locations: sources are runs of their own."""
         return Reads()
 
     @property
@@ -41,20 +51,20 @@ class DAS(Objective):
         return True
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The terms of all entries of the mapping."""
+        """Return the terms of all entries of the mapping."""
         model, feed, network = step.causal, step.feed, step.network
         assert feed is not None
         base = model.run({name: step.batch[name] for name in model.inputs})
         rows = len(base[model.output])
-        source = model.run(feed.sources(rows, on_cpu(step.generator), step.generator.device))
+        source = model.run(feed.sources(rows, generator_on_cpu(step.generator), step.generator.device))
         with torch.no_grad():
             taken = source_of(model, network, source, step.mapping)
             # One entry needs no base run: its counterfactual is a run of the base.
             shared = step.student if len(step.mapping) > 1 else encoded(model, network, base)
         losses = []
         for pair in step.mapping:
-            wanted = model.answers(model.interchange(base, {pair.teacher: source}))
-            losses.append(compared(model, swapped(model, network, pair, Ran(base, shared), taken), base, wanted))
+            answers = model.answers(model.interchange(base, {pair.teacher: source}))
+            losses.append(answer_loss(model, swapped(model, network, pair, Ran(base, shared), taken), base, answers))
         terms = {"das": step.mean(torch.stack(losses).sum())}
         sizes = [at.subspace.size for at in places_of(step.mapping) if hasattr(at.subspace, "size")]
         return terms | ({"size": torch.stack(sizes).sum()} if sizes else {})

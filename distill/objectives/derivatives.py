@@ -1,4 +1,13 @@
-"""Objectives on derivatives: the student's answers change with the input as the teacher's do."""
+"""Sobolev training: the student's answers, and their derivatives by the input, should be those of the teacher.
+
+With the logits z of student and teacher at an input x and random unit vectors v (over answers) and w (over inputs),
+
+    L = ‖z_s − z_t‖² + E_v ‖∂⟨z_s, v⟩/∂x − ∂⟨z_t, v⟩/∂x‖²,
+
+and for order 2 E_vw of the squared difference of ∂⟨∂⟨z, v⟩/∂x, w⟩/∂x; the losses are in `distill.losses.derivatives`.
+
+Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
+"""
 
 from dataclasses import replace
 
@@ -19,18 +28,19 @@ from distill.objectives.step import Step, nothing
 class Sobolev(Objective):
     """Sobolev training: logits and their derivatives by the input. Terms `sobolev_value`, `sobolev_1`, `sobolev_2`.
 
-    Both models are functions of one input: the floating column of the data (images, vectors), or for tokens what the
-    teacher's first block is given, which replaces what the student's is. Its embedding is then not trained by these
-    terms: add another, as `KD()`. The run is the student's own, so dropout is the same for value and derivatives, and
-    it is in single precision under autocast. Of models that answer at every token, the answer at one token of each
-    example counts, drawn in every step from those that count; an example without any is left out.
+    Both models are functions of one input: the floating column of the data (images, vectors), or for tokens the input
+    of the teacher's first block, which replaces that of the student's. The student's embedding is then not trained by
+    these terms: add another, as `KD()`. Values and derivatives come from one run of the student, so that dropout is
+    the same for them, and it is in single precision under autocast. For models that answer at every token, the answer
+    at one token of each example is compared, drawn in every step from the tokens that count; an example without any is
+    left out.
 
     Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
 
     Args:
         order: of the highest derivative, 1 or 2.
-        projections: how many random directions of the answers are compared; None compares all entries.
-        at: by what to derive; None is the input as above.
+        projections: the number of random directions v of the answers; None compares all entries.
+        at: the location whose activations are the input; None is the input as above.
         tokens: `"labelled"` or `"all"`, as for `KD`.
 
     Raises:
@@ -64,7 +74,7 @@ class Sobolev(Objective):
         check_points(*functions(step, self.at, "Sobolev()"), "Sobolev()")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The terms up to the order."""
+        """Return the terms up to the order."""
         # In half precision, differences of derivatives are mostly rounding.
         with torch.autocast(step.generator.device.type, enabled=False):
             teacher, student = functions(step, self.at, "Sobolev()")
@@ -74,7 +84,7 @@ class Sobolev(Objective):
                 real = None
             tokens = step.mask(step.taught.logits, tokens=self.tokens)
             if step.taught.logits.ndim == 3:
-                token = _drawn_token(step, self.tokens)
+                token = _draw_tokens(step, self.tokens)
                 teacher, student = replace(teacher, token=token), replace(student, token=token)
             if tokens is not None and not bool(tokens.bool().any(1).all()):
                 some = tokens.bool().any(1).nonzero()[:, 0]
@@ -87,7 +97,7 @@ class Sobolev(Objective):
         return {name: step.mean(term, step.kind_of(tokens)) for name, term in terms.items()}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         shown = ", tokens='all'" if self.tokens == "all" else ""
         return f"order={self.order}, projections={self.projections}, at={self.at}{shown}"
 
@@ -96,8 +106,8 @@ class Sobolev(Objective):
         return ("sobolev_value", "sobolev_1", "sobolev_2")[: self.order + 1]
 
 
-def _drawn_token(step: Step, tokens: str = "labelled") -> Int[Tensor, " batch"]:
-    """The position of one token of each example, each that counts alike."""
+def _draw_tokens(step: Step, tokens: str = "labelled") -> Int[Tensor, " batch"]:
+    """Draw the position of one token of each example, uniformly from those that count."""
     logits = step.taught.logits
     mask = step.mask(logits, tokens=tokens)
     real = torch.ones(logits.shape[:2], device=logits.device).long() if mask is None else mask.long()

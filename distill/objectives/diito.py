@@ -110,7 +110,7 @@ class DIITO(Objective):
         return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         settings = f"op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
         return f"{self.sources}, {settings}, match={list(self.match)}"
 

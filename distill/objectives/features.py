@@ -48,14 +48,14 @@ class Cosine(Objective):
         self._places = (self.at, self.at) if self.at is not None else _last_hidden(step)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `cosine`."""
+        """Return the term `cosine`."""
         above, below = self._places or _last_hidden(step)
         student, teacher = step.student.vectors(below), step.taught.vectors(above)
         mask = step.mask(student, below, self.tokens)
         return {"cosine": averaged(step, partial(cosine, mask=mask), student, teacher, mask)}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         shown = [] if self.at is None else [f"at={str(self.at)!r}"]
         return ", ".join(shown + _told(self.tokens))
 
@@ -90,7 +90,7 @@ class PKD(Objective):
         return Reads(tuple(layers), tuple(layers.values()))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `pkd`."""
+        """Return the term `pkd`."""
         layers = _below_last(step) if self.layers is None else self.layers
         if not layers:
             raise DistillError(
@@ -113,7 +113,7 @@ class PKD(Objective):
         return {"pkd": step.mean(value, next((kind for kind in kinds if SOURCE not in kind), kinds[0]))}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         return ", ".join(([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _told(self.tokens))
 
 
@@ -179,7 +179,7 @@ class FitNets(Objective):
         self.regressors = regressors_for(step, self._layers, "FitNets", self._given)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `hint`."""
+        """Return the term `hint`."""
         losses = []
         for above, below in self._layers.items():
             student, teacher = matched(step.student, below, step.taught, above, "FitNets")
@@ -189,7 +189,7 @@ class FitNets(Objective):
         return {"hint": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         settings = [] if self.layers is None else [f"layers={shown(self.layers)}"]
         return ", ".join(settings + ([f"lr={self.lr}"] if self.lr is not None else []) + _told(self.tokens))
 
@@ -237,7 +237,7 @@ class AT(Objective):
         return Reads(tuple(layers), tuple(layers.values()))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `at`."""
+        """Return the term `at`."""
         layers = self._layers(step.mapping)
         if not layers:
             raise DistillError(
@@ -254,7 +254,7 @@ class AT(Objective):
         return {"at": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         return ", ".join(([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _told(self.tokens))
 
     def _layers(self, mapping: Sequence[Pair]) -> Layers:

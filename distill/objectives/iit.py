@@ -1,4 +1,15 @@
-"""Interchange intervention training: a network learns to compute what a causal model computes, where it is told."""
+"""Interchange intervention training (IIT): a network learns to compute what a causal model does, at aligned locations.
+
+The network N is trained to answer as the causal model H does on a base b, and after an interchange: the locations Π(v)
+aligned with a variable v take the values that they have on a source s, in N as in H,
+
+    L = CE(N(b), H(b)) + CE(N(b; Π(v) ← N(s)), H(b; v ← H(s))),
+
+with v drawn in every step. The strict variant adds that locations aligned with no variable do not change the answer,
+CE(N(b; unaligned ← N(s)), H(b)).
+
+Geiger et al. 2021 (arXiv:2112.00826), section 3; strict: Gupta et al. 2024 (arXiv:2407.14494), section 3.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,19 +32,19 @@ from interventions import Location, Run, as_location
 class IIT(Objective):
     """Interchange intervention training on a causal model. Terms: `task`, `iit` and, with `strict`, `siit`.
 
-    Every step draws one entry of the mapping and a source for each example. `iit` compares what the network answers
-    with the aligned places taken from its run on the source, with what the causal model answers with the variables
-    taken from its own; `task` compares the answers on the base. Gradients flow through the network's base and source
-    runs. Answers are compared by cross-entropy; those of a real-valued causal model by squared error.
+    Every step draws one entry of the mapping and a source for each example. `task` compares the answers of network and
+    causal model on the base; `iit` compares them after the aligned locations of the network, and the variables of the
+    causal model, took their values on the source. Gradients flow through the network's base and source runs. Answers
+    are compared by cross-entropy; those of a real-valued causal model by squared error.
 
     Geiger et al. 2021 (arXiv:2112.00826), section 3; strict: Gupta et al. 2024 (arXiv:2407.14494), section 3.
 
     Args:
-        strict: places that hold no variable. One is drawn in each step and taken from the source, and the answer must
-            stay that of the base.
+        strict: locations that hold no variable. One is drawn in each step and interchanged, and the answer must stay
+            that of the base.
         detach_source: cut the network's source run off from the graph.
-        positions: which tokens of the places, as `CausalModel.select` takes them: one choice for all, or {variable or
-            location: choice}. None is all of them.
+        positions: which tokens of the locations, as `CausalModel.select` takes them: one choice for all, or {variable
+            or location: choice}. None is all of them.
     """
 
     about = About(
@@ -58,32 +69,33 @@ class IIT(Objective):
         return True
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """Nothing: sources are runs of their own, and base runs keep what resuming takes."""
+        """Return no locations: sources are runs of their own, and base runs keep what resuming needs."""
         return Reads()
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The terms of one drawn entry of the mapping."""
+        """Return the terms for one drawn entry of the mapping."""
         model, feed = step.causal, step.feed
         assert feed is not None
         values = {name: step.batch[name] for name in model.inputs}
-        base, generator = model.run(values), on_cpu(step.generator)
+        base, generator = model.run(values), generator_on_cpu(step.generator)
         source = model.run(feed.sources(len(step.student.logits), generator, step.generator.device))
-        terms = {"task": step.mean(compared(model, step.student, base, model.answers(base)))}
+        terms = {"task": step.mean(answer_loss(model, step.student, base, model.answers(base)))}
         if step.mapping:
             pair = step.mapping[int(torch.randint(len(step.mapping), (), generator=generator))]
-            wanted = model.answers(model.interchange(base, {pair.teacher: source}))
-            terms["iit"] = step.mean(compared(model, self._swapped(step, pair, base, source), base, wanted))
+            answers = model.answers(model.interchange(base, {pair.teacher: source}))
+            terms["iit"] = step.mean(answer_loss(model, self._interchange(step, pair, base, source), base, answers))
         if self.strict:
             place = self.strict[int(torch.randint(len(self.strict), (), generator=generator))]
-            swap = self._swapped(step, Pair((), (place,)), base, source)
-            terms["siit"] = step.mean(compared(model, swap, base, model.answers(base)))
+            swap = self._interchange(step, Pair((), (place,)), base, source)
+            terms["siit"] = step.mean(answer_loss(model, swap, base, model.answers(base)))
         return terms
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         return f"strict={[str(place) for place in self.strict]}, detach_source={self.detach_source}"
 
-    def _swapped(self, step: Step, pair: Pair, base: Values, source: Values) -> Run:
+    def _interchange(self, step: Step, pair: Pair, base: Values, source: Values) -> Run:
+        """Return the counterfactual run of the network for one entry of the mapping."""
         model, network = step.causal, step.student.model
         taken = source_of(model, network, source, (pair,))
         if self.detach_source and isinstance(taken.run, Run):
@@ -91,15 +103,15 @@ class IIT(Objective):
         return swapped(model, network, pair, Ran(base, step.student), taken)
 
 
-def compared(model: CausalModel, run: Run, base: Values, answers: Tensor) -> Tensor:
-    """Cross-entropy [nats] of a network's answers under those of the causal model; for real values squared error."""
+def answer_loss(model: CausalModel, run: Run, base: Values, answers: Tensor) -> Tensor:
+    """Return the cross-entropy [nats] of a network's answers under a causal model's, or their squared error."""
     logits = model.decode(run.logits, base)
     if answers.is_floating_point():
         return (as_answers(logits, answers) - answers.to(logits)).square().mean()
     return cross_entropy(logits, answers)
 
 
-def on_cpu(generator: torch.Generator) -> torch.Generator:
-    """A generator of the CPU that the given one decides: a causal model draws the same on every device."""
+def generator_on_cpu(generator: torch.Generator) -> torch.Generator:
+    """Return a generator of the CPU that the given one decides: a causal model draws the same on every device."""
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     return torch.Generator().manual_seed(int(seed))

@@ -1,4 +1,13 @@
-"""Objectives of language models: tokens that were masked, and tokens that follow."""
+"""Objectives of language models: masked language modelling (MLM) and causal language modelling (CLM).
+
+With the student's logits z_t at token t of the text x,
+
+    MLM = CE(z_t, x_t), averaged over the tokens t that were masked
+    CLM = CE(z_t, x_{t+1}), averaged over the tokens t.
+
+Devlin et al. 2018 (BERT, arXiv:1810.04805), section 3.1; Radford et al. 2018, Improving Language Understanding by
+Generative Pre-Training, section 3.1. MLM is a term of distillation in Sanh et al. 2019 (arXiv:1910.01108), section 3.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,10 +37,10 @@ class MaskedLM(Objective):
     (arXiv:1910.01108), section 3.
 
     Args:
-        tokenizer: knows the mask token, the special tokens and how many tokens there are. None: the data is masked
-            already, and its column `labels`, `[batch, token]`, holds the tokens, −100 where none was masked.
-        share: of the tokens that are chosen.
-        replaced: the shares of the chosen ones that become the mask token, and a random token.
+        tokenizer: has the mask token, the special tokens and the number of tokens. None: the data is masked already,
+            and its column `labels`, `[batch, token]`, holds the tokens, −100 where none was masked.
+        share: the probability that a token is chosen.
+        replaced: the shares of the chosen tokens that become the mask token, and a random token.
     """
 
     about = About(("mlm",), "CE(z_s, token) over the masked tokens", "Devlin et al. 2018, arXiv:1810.04805")
@@ -52,7 +61,7 @@ class MaskedLM(Objective):
             self.tokens, self.special = len(tokenizer), tuple(tokenizer.all_special_ids)
 
     def alter(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
-        """The batch with tokens masked, and what they were; as it is where that was done already."""
+        """Return the batch with tokens masked and with what they were; a batch that is masked already is returned."""
         if self.mask_token is None or MASKED in batch:
             return batch
         if TEACHERS + "input_ids" in batch:
@@ -76,11 +85,11 @@ class MaskedLM(Objective):
         return {**batch, "input_ids": masked.to(ids.dtype), MASKED: ids.masked_fill(~chosen, -100)}
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """The masked tokens, where they were masked in this step."""
+        """Return the number of masked tokens, where they were masked in this step."""
         return {MASKED: int((batch[MASKED] != -100).sum())} if MASKED in batch else {}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `mlm`; 0 where no token happens to be masked."""
+        """Return the term `mlm`; 0 where no token happens to be masked."""
         logits = step.student.logits
         labels = step.batch[MASKED] if MASKED in step.batch else step.labels_in_place("MaskedLM()")
         _refuse_other_shapes(logits, labels, "MaskedLM")
@@ -89,7 +98,7 @@ class MaskedLM(Objective):
         return {"mlm": step.mean(cross_entropy(logits, labels), MASKED if MASKED in step.batch else LABELS)}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         if self.mask_token is None:
             return ""
         return f"mask_token={self.mask_token}, tokens={self.tokens}, share={self.share}, replaced={self.replaced}"
@@ -98,9 +107,10 @@ class MaskedLM(Objective):
 class CausalLM(Objective):
     """Causal language modelling: cross-entropy of each next token, for the student. Term `clm`.
 
-    The answer at a token is compared with the token after it; where either is padding nothing is compared. The tokens
-    are the data's `labels`, `[batch, token]`, not shifted, −100 where none counts; without that column `input_ids`.
-    An encoder–decoder that is given labels alone reads them shifted by one, and its answer is for the label there.
+    The answer at a token is compared with the token after it, unless either is padding. The tokens are the data's
+    `labels`, `[batch, token]`, not shifted, −100 where none counts; without that column `input_ids`. An
+    encoder–decoder whose decoder has no inputs of its own reads the labels shifted by one: its answer at a position is
+    compared with the label there.
 
     Radford et al. 2018, Improving Language Understanding by Generative Pre-Training, section 3.1.
     """
@@ -110,11 +120,11 @@ class CausalLM(Objective):
     )
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """The tokens that follow another."""
+        """Return the number of tokens that follow another."""
         return {FOLLOWING: int((following(batch) != -100).sum())} if "input_ids" in batch else {}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `clm`."""
+        """Return the term `clm`."""
         logits = step.student.logits
         writes = writes_labels(step.network, step.batch)  # its decoder reads the labels shifted by one already
         step.column("labels" if writes else "input_ids", "CausalLM()")
@@ -128,15 +138,17 @@ class CausalLM(Objective):
         return {"clm": step.mean(cross_entropy(logits, labels), LABELS if writes else FOLLOWING)}
 
 
-def _refuse_other_shapes(logits: Tensor, labels: Tensor, asked: str) -> None:
+def _refuse_other_shapes(logits: Tensor, labels: Tensor, caller: str) -> None:
+    """Raise DistillError if there is not one answer for each label of a token."""
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
         raise DistillError(
-            f"{asked}() needs a model that answers at every token, [batch, token, vocabulary], and it answers "
+            f"{caller}() needs a model that answers at every token, [batch, token, vocabulary], and it answers "
             f"{list(logits.shape)} for tokens {list(labels.shape)}; use Labels() for classifiers."
         )
 
 
 def _mask_token(tokenizer: Any) -> int:
+    """Return the id of the mask token, or raise DistillError if the tokenizer has none."""
     found = getattr(tokenizer, "mask_token_id", None)
     if found is None:
         raise DistillError(

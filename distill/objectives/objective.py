@@ -1,4 +1,4 @@
-"""What an objective is: a small module that compares runs and returns named, unweighted terms."""
+"""Objectives: small modules that compare the runs of teacher and student and return named, unweighted terms."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,13 +21,13 @@ from interventions import shown
 @checked
 @dataclass(frozen=True)
 class About:
-    """What `distill objectives` says of an objective.
+    """A description of an objective, as `distill objectives` prints it.
 
     Attributes:
-        terms: their names.
-        formula: as implemented, in one line.
+        terms: the names of its terms.
+        formula: the formula as implemented, in one line.
         source: author, year and arXiv id.
-        runs: what it costs a step beyond the one base run of each model that all objectives share.
+        runs: the runs that a step needs beyond the one base run of each model that all objectives share.
     """
 
     terms: tuple[str, ...]
@@ -37,14 +37,14 @@ class About:
 
 
 def terms_of(objectives: Iterable["Objective"], step: Step) -> dict[str, Tensor]:
-    """The terms of all objectives by name.
+    """Return the terms of all objectives by name.
 
     Raises:
-        DistillError: two objectives that return one term.
+        DistillError: two objectives return terms of one name.
     """
     terms: dict[str, Tensor] = {}
     for objective in objectives:
-        new = _named_terms(objective, objective(step))
+        new = _check_terms(objective, objective(step))
         twice = new.keys() & terms.keys()
         if twice:
             raise DistillError(f"two objectives return the term {min(twice)!r}; leave one of them out.")
@@ -52,8 +52,8 @@ def terms_of(objectives: Iterable["Objective"], step: Step) -> dict[str, Tensor]
     return terms
 
 
-def _named_terms(objective: nn.Module, terms: Any) -> dict[str, Tensor]:
-    """What an objective returned, if that is a scalar for each name."""
+def _check_terms(objective: nn.Module, terms: Any) -> dict[str, Tensor]:
+    """Return what an objective returned, or raise DistillError if it is not a scalar for each name."""
     scalars = isinstance(terms, Mapping) and all(isinstance(each, Tensor) and each.ndim == 0 for each in terms.values())
     if not scalars or not all(isinstance(name, str) for name in terms):
         found = {name: describe(each) for name, each in terms.items()} if isinstance(terms, Mapping) else terms
@@ -65,13 +65,15 @@ def _named_terms(objective: nn.Module, terms: Any) -> dict[str, Tensor]:
 
 
 class Objective(nn.Module, ABC):
-    """Compares runs: `objective(step)` returns {name: scalar}. Parameters of its own are trained with the student.
+    """The base class of objectives: `objective(step)` compares runs and returns {name: scalar}.
+
+    Parameters of its own are trained with the student.
 
     Attributes:
-        about: what `distill objectives` says of it.
-        needs: columns of the data without which it has nothing to say.
+        about: its description, for `distill objectives`.
+        needs: columns of the data that it cannot do without.
         lr: the learning rate of its own parameters; None is that of the schedule.
-        compares_runs: whether it compares the runs that it is given, so that it can compare counterfactual ones.
+        compares_runs: whether it compares the two runs of the step, so that it can compare counterfactual ones too.
     """
 
     about: ClassVar[About | None] = None
@@ -80,48 +82,49 @@ class Objective(nn.Module, ABC):
     compares_runs: ClassVar[bool] = True
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """Locations that it needs of the base runs, besides the output."""
+        """Return the locations whose activations it needs from the base runs, besides the output."""
         return Reads()
 
     @property
     def interchanges(self) -> bool:
-        """Whether it resumes from the base runs, which then keep what every block returned."""
+        """True if its runs resume from the base runs, which then keep the output of every block."""
         return False
 
     @property
     def weights(self) -> Mapping[str, Weight]:
-        """The weights that the method gives its terms, where they are not 1."""
+        """The weights of its terms in its paper, where they are not 1."""
         return {}
 
     def prepare(self, step: Step, rows: int) -> None:
         """Make what depends on the models and the data, once before training: projections, memories.
 
         Args:
-            step: a trial on a few rows, without a graph or what `reads` asks for, as that may depend on what is made
-                here; the default generators are those of the seed.
+            step: a trial on a few rows, without a graph and without the activations that `reads` names, as these may
+                depend on what is made here; the default generators are those of the seed.
             rows: how many rows the data has.
         """
 
     def alter(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
-        """What both models are given in place of the batch, e.g. with masked tokens."""
+        """Return the batch that both models read instead of this one, e.g. with masked tokens."""
         return batch
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """Over how many values its means are, by kind, where that is neither the examples nor the tokens."""
+        """Return {kind of mean: number of values} for its means that are neither over examples nor over tokens."""
         return {}
 
     def __repr__(self) -> str:
-        """Its settings, and nothing that it learns or remembers."""
+        """Return its class and settings, without what it learns or remembers."""
         return f"{type(self).__name__}({self.extra_repr()})"
 
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The terms of this step by name, each a scalar, not weighted."""
+        """Return the terms of this step by name, each a scalar, not weighted."""
 
 
 def linear(width_in: int, width_out: int, like: Shaped[Tensor, "..."]) -> nn.Linear:
-    """A new linear layer, in single precision at least, where `like` is, drawn by the default generator of the CPU.
+    """Return a new linear layer in at least single precision, on the device of `like`.
 
-    So are its weights the same on every device. Call it in `Objective.prepare`, where that generator is seeded.
+    Its weights are drawn by the default generator of the CPU, so that they are the same on every device. Call it in
+    `Objective.prepare`, where that generator is seeded.
     """
     return nn.Linear(width_in, width_out).to(like.device, at_least_single(like.dtype))

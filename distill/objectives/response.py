@@ -92,7 +92,7 @@ class KD(Objective):
             self._decided = decide_answers(step, self.answers, "KD()")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `kd`."""
+        """Return the term `kd`."""
         student, teacher = step.student.logits, step.taught.logits
         if student.shape != teacher.shape and student.ndim == 3 and TEACHERS + "input_ids" in step.batch:
             raise DistillError(
@@ -108,7 +108,7 @@ class KD(Objective):
         return {"kd": averaged(step, loss, student, teacher, mask)}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         shown = [f"temperature={self.temperature}"]
         shown += [f"reduction={self.reduction!r}"] if self.reduction != "batchmean" else []
         shown += ["scale_t2=False"] if not self.scale_t2 else []
@@ -186,7 +186,7 @@ class DKD(Objective):
             )
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `dkd`."""
+        """Return the term `dkd`."""
         student, teacher, labels = step.student.logits, step.taught.logits, step.labels("DKD()")
         if labels.is_floating_point():
             raise DistillError(
@@ -200,7 +200,7 @@ class DKD(Objective):
         return {"dkd": step.mean(value, TOKENS if step.labels_tokens else LABELS) * rise}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         return f"alpha={self.alpha}, beta={self.beta}, temperature={self.temperature}, warmup={self.warmup}"
 
 
@@ -246,7 +246,7 @@ class Labels(Objective):
             )
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `labels`."""
+        """Return the term `labels`."""
         logits, labels = step.student.logits, step.labels_in_place("Labels()")
         answers = answers_of(step, logits, self._decided or self.answers, "Labels()")
         if self.smoothing and answers != "classes":
@@ -267,7 +267,7 @@ class Labels(Objective):
         return {"labels": step.mean(cross_entropy(logits, labels, self.smoothing), LABELS)}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         shown: list[Any] = [f"smoothing={self.smoothing}"] if self.smoothing else []
         return ", ".join(shown + ([f"answers={self.answers!r}"] if self.answers else []))
 

@@ -1,4 +1,13 @@
-"""Distillation between language models that read different tokens."""
+"""Knowledge distillation between language models with different tokenizers, at positions that are paired by their text.
+
+Both models have read the same text in different tokens. Where a position of the student and one of the teacher end at
+the same character, their answers are compared over the tokens of one meaning,
+
+    L = τ² mean over pairs KL(p_t^τ ‖ p_s^τ),    p^τ = softmax(z / τ), summed over tokens of one meaning.
+
+Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2; other ways to pair tokens by text: Boizard et al. 2024
+(arXiv:2402.12030), Minixhofer et al. 2025 (arXiv:2503.20083).
+"""
 
 from collections.abc import Mapping
 from math import inf
@@ -17,17 +26,17 @@ from distill.objectives.term_weights import named
 
 @checked
 class SpanKD(Objective):
-    """Knowledge distillation between two tokenizers, where both have read the same text. Term `span_kd`.
+    """Knowledge distillation between models of two tokenizers that read the same text. Term `span_kd`.
 
-    The data are `alignment.rows(texts)`. For one tokenizer on both sides it is `KD` over the tokens that are not
+    The data are `alignment.rows(texts)`. With one tokenizer for both models it is `KD` over the tokens that are not
     special. Where the data has labels of the student's tokens, positions whose answer has the label −100 are left out;
-    by prefix the answer at a token has the label of the next one.
+    with `by="prefix"` the answer at a token has the label of the next one.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2, at positions paired by text, as Boizard et al. 2024
     (arXiv:2402.12030) and Minixhofer et al. 2025 (arXiv:2503.20083) do in other ways.
 
     Args:
-        alignment: of the tokenizers of teacher and student.
+        alignment: that of the tokenizers of teacher and student.
         temperature: softens both answers.
         by: "prefix" for causal language models, "token" for masked ones: see `TokenAlignment.spans`.
         scale_t2: multiply by temperature².
@@ -63,21 +72,21 @@ class SpanKD(Objective):
         self.tokens = checked_tokens(tokens, "SpanKD")
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """How many positions are paired and count."""
-        return {"spans": len(self._counted(batch, self.alignment.found(batch, self.by)).rows)}
+        """Return the number of paired positions that count."""
+        return {"spans": len(self._counting(batch, self.alignment.found(batch, self.by)).rows)}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `span_kd`."""
+        """Return the term `span_kd`."""
         student, teacher = step.student.logits, step.taught.logits
         for side, logits in (("student", student), ("teacher", teacher)):
             if logits.ndim != 3:
                 raise DistillError(
-                    f"SpanKD compares what language models say after each token and the {side} gives logits of shape "
+                    f"SpanKD compares answers of language models after each token and the {side} gives logits of shape "
                     f"{list(logits.shape)}; for classifiers use KD()."
                 )
-        if step.moment.shares.get("spans") == 0:  # of the parts of this step, others have pairs
+        if step.moment.shares.get("spans") == 0:  # other parts of this step have pairs
             return {"span_kd": nothing(student)}
-        spans = self._counted(step.batch, self.alignment.spans(step.batch, self.by))
+        spans = self._counting(step.batch, self.alignment.spans(step.batch, self.by))
         if not len(spans.rows):
             return {"span_kd": nothing(student)}
         loss = span_kd(
@@ -92,13 +101,13 @@ class SpanKD(Objective):
         return {"span_kd": step.mean(loss, "spans")}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         settings = f"temperature={self.temperature}, by={self.by!r}, scale_t2={self.scale_t2}"
         shown = ", tokens='all'" if self.tokens == "all" else ""
         return f"{settings}, divergence={named(self.divergence)}{shown}"
 
-    def _counted(self, batch: Mapping[str, Tensor], spans: Spans) -> Spans:
-        """The pairs of positions whose answer counts."""
+    def _counting(self, batch: Mapping[str, Tensor], spans: Spans) -> Spans:
+        """Return the pairs of positions whose answer counts."""
         labels = batch.get("labels")
         if self.tokens == "all" or labels is None or labels.shape != batch["ends"].shape:
             return spans

@@ -1,4 +1,4 @@
-"""What an objective is: a small module that compares runs and returns named, unweighted terms."""
+"""A training step as objectives see it: the batch, the runs of both models, the mapping, and which positions count."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ from interventions import Location, Run, architecture, shown
 @checked
 @dataclass(frozen=True)
 class Reads:
-    """Locations whose activations an objective compares."""
+    """The locations whose activations an objective compares, in the teacher and in the student."""
 
     teacher: tuple[Location, ...] = ()
     student: tuple[Location, ...] = ()
@@ -45,15 +45,15 @@ class Reads:
 @checked
 @dataclass(frozen=True, eq=False)
 class Moment:
-    """When in the training a step is, and which part of it these rows are.
+    """A point of the training, and which part of the step the rows of a batch are.
 
     Attributes:
         rows: the numbers of the rows in the data, `[batch]`; None where the data has no numbers.
         epoch, epochs: passes over the data that are done, and how many there will be.
         part: the number of this part of the step.
-        shares: of each kind of mean ("examples", "tokens" and the others of `distill.models.loss_masks`, or as an
-            objective counts), what a mean over these rows is times to add up to the mean over the whole step; 1 where a
-            step is computed in one part.
+        shares: {kind of mean: factor}. A mean over these rows, times the factor of its kind, adds up over the parts to
+            the mean over the whole step; the factor is 1 where a step has one part. Kinds are "examples", "tokens" and
+            the others of `distill.models.loss_masks`, or those that an objective counts.
     """
 
     rows: Int[Tensor, " batch"] | None = None
@@ -75,19 +75,19 @@ class Moment:
 @checked
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What the objectives of one training step see.
+    """The batch, the models, their runs and the settings that the objectives of one training step work with.
 
     Attributes:
         batch: the columns of the data, on the device.
         network: the student.
-        base: makes its run on the batch; `student` asks for it once.
-        teacher: the run of the teacher on the batch, without a graph; None where there is no teacher, or a causal one.
-        feed: of a causal teacher: the model, and where sources come from; the batch then holds its inputs.
+        base: makes the student's run on the batch; `student` calls it once.
+        teacher: the teacher's run on the batch, without a graph; None where there is no teacher, or a causal model.
+        feed: with a causal model as teacher, the model and the source of its samples; the batch holds its inputs.
         mapping: the pairs of locations to interchange.
-        reads: what the objectives compare, to be recorded in counterfactual runs too.
+        reads: the locations that the objectives compare, to be recorded in counterfactual runs too.
         generator: the one source of randomness.
-        moment: when it is.
-        data: all rows that are trained on; in `prepare` alone, and not those of a causal teacher.
+        moment: the point of the training.
+        data: all rows that are trained on; only in `prepare`, and not with a causal model as teacher.
         label_place: where the label of the answer at a token stands; None decides it by the batch.
     """
 
@@ -106,17 +106,17 @@ class Step:
     @cached_property
     def student(self) -> Run:
         """The run of the student on the batch, attached to the graph."""
-        found: Any = self.base()
-        if not isinstance(found, Run):
+        made: Any = self.base()
+        if not isinstance(made, Run):
             raise DistillError(
-                f"Step(base=…) made {shown(found)}, and the run of the student is needed; give a function that makes "
+                f"Step(base=…) made {shown(made)}, and the run of the student is needed; give a function that makes "
                 "it: base=lambda: interventions.run(student, inputs)."
             )
-        return found
+        return made
 
     @property
     def causal(self) -> CausalModel:
-        """The causal model that is the teacher, or an error that says that it is none."""
+        """The causal model that is the teacher; DistillError if the teacher is a network, or missing."""
         if self.feed is None:
             raise DistillError(
                 "this objective learns from a causal model and the teacher is none; use DIITO() for a network, or pass "
@@ -126,7 +126,7 @@ class Step:
 
     @property
     def taught(self) -> Run:
-        """The teacher's run, or an error that says that there is none."""
+        """The teacher's run; DistillError if there is none."""
         if self.feed is not None:
             raise DistillError(
                 "this objective compares with the run of a network and the teacher is a causal model; use "
@@ -136,35 +136,35 @@ class Step:
             raise DistillError("this objective compares with a teacher and there is none; use objective=[Labels()].")
         return self.teacher
 
-    def column(self, name: str, asked: str) -> Tensor:
-        """A column of the data, or an error that says that `asked` needs it."""
+    def column(self, name: str, caller: str) -> Tensor:
+        """Return a column of the data, or raise DistillError, which says that `caller` needs it."""
         if name not in self.batch:
             raise DistillError(
-                f"{asked} needs a column {name!r} and the data has {', '.join(self.batch)}; add it, or leave {asked} "
-                "out to train on what the teacher says."
+                f"{caller} needs a column {name!r} and the data has {', '.join(self.batch)}; add it, or leave {caller} "
+                "out to train on the teacher's answers."
             )
         return self.batch[name]
 
     def mask(self, states: Tensor, at: Location | None = None, tokens: str = "labelled") -> Tensor | None:
-        """For states of tokens, `[batch, token, …]`: which positions count. None for one an example, or where all do.
+        """Return which positions count of states of tokens, `[batch, token, …]`; None for one an example, or if all do.
 
-        Padding never counts, nor does, where tokens have labels, one whose answer has the label −100: of a causal
-        language model the answer at t has the label at t + 1.
+        Padding never counts. Where tokens have labels, neither does a token whose answer has the label −100; the answer
+        of a causal language model at token t has the label at t + 1.
 
         Args:
-            states: the answers, or what the student has at a place.
-            at: that place: in an encoder other tokens count than in the answers of a decoder.
-            tokens: `"labelled"` as above, `"all"` leaves out padding alone.
+            states: the answers, or activations of the student.
+            at: the location of the activations: in an encoder other tokens count than in the answers of a decoder.
+            tokens: `"labelled"` as above; `"all"` leaves out padding only.
         """
         return self._masked(self._masks, self.network, at, tokens, states)
 
     def mask_of_keys(self, states: Tensor, at: Location) -> Tensor | None:
-        """For an attention pattern of the student, what its keys are: which of them, `[batch, key, …]`, are real."""
+        """Return which keys of an attention pattern of the student, `[batch, key, …]`, are real tokens."""
         keys = replace(at, site="key") if at.module is None else replace(at, io="key")
         return self._masked(self._masks, self.network, keys, "all", states)
 
     def mask_of_teacher(self, states: Tensor, at: Location, tokens: str = "labelled") -> Tensor | None:
-        """As `mask`, of what the teacher has at a place; where it reads tokens of its own they have no labels."""
+        """Return what `mask` does, for activations of the teacher; tokens that it alone reads have no labels."""
         model = self.taught.model
         masks = self._masks
         if reads_apart(self.batch):
@@ -173,33 +173,41 @@ class Step:
             masks = loss_masks(model, self.batch, self._label_place)
         return self._masked(masks, model, at, tokens, states)
 
-    def labels(self, asked: str) -> Tensor:
-        """The label of each answer, `[batch]` or `[batch, token]`, −100 where none counts; `asked` needs them."""
-        labels = self.column("labels", asked)
+    def labels(self, caller: str) -> Tensor:
+        """Return the label of each answer, `[batch]` or `[batch, token]`, −100 where none counts.
+
+        Raises:
+            DistillError: the data has no labels, which `caller` needs.
+        """
+        labels = self.column("labels", caller)
         found = answer_labels(self.batch, self._label_place, answer_mask(self.network, self.batch))
         return labels if found is None else found
 
-    def labels_in_place(self, asked: str) -> Tensor:
-        """The labels as they stand in the data, −100 where none counts; `asked` needs them."""
-        labels, counts = self.column("labels", asked), labelled(self.network, self.batch, self._label_place)
+    def labels_in_place(self, caller: str) -> Tensor:
+        """Return the labels at their positions in the data, −100 where none counts.
+
+        Raises:
+            DistillError: the data has no labels, which `caller` needs.
+        """
+        labels, counts = self.column("labels", caller), labelled(self.network, self.batch, self._label_place)
         return labels if counts is None or self._label_place == "none" else labels.masked_fill(~counts, IGNORED)
 
     @property
     def labels_tokens(self) -> bool:
-        """Whether every answer at a token has a label of its own."""
+        """True if every answer at a token has a label of its own."""
         return self._label_place != "none"
 
     def kind_of(self, mask: Tensor | None) -> str:
-        """The kind of a mean over the examples that a mask of this step keeps any position of."""
+        """Return the kind of a mean over the examples of which a mask of this step keeps at least one position."""
         return "examples" if mask is None else examples_with(self._kind_of(mask))
 
     def mean(self, value: Tensor, over: Tensor | str | None = None) -> Tensor:
-        """A mean over these rows as its part of the mean over the whole step.
+        """Return a mean over these rows as its part of the mean over the whole step.
 
         Args:
             value: the mean, a scalar.
-            over: the mask of the tokens that it is over, None for a mean over examples, or a kind that is counted: one
-                of `distill.models.loss_masks`, or of the objective's own.
+            over: the mask of the tokens that it was taken over, None for a mean over examples, or a kind of mean: one
+                of `distill.models.loss_masks`, or one that the objective counts.
         """
         kind = over if isinstance(over, str) else "examples" if over is None else self._kind_of(over)
         share = self.moment.shares.get(kind, 1.0)
@@ -210,7 +218,7 @@ class Step:
         if self.label_place is not None:
             return self.label_place
         if "labels" not in self.batch or self.batch["labels"].ndim != 2:
-            return "none"  # which asks for no run
+            return "none"  # without a run of the student
         return label_place(self.network, logits_if_any(self.student), self.batch)
 
     @cached_property
@@ -220,7 +228,7 @@ class Step:
     def _masked(
         self, masks: Mapping[str, Tensor | None], model: nn.Module, at: Location | None, tokens: str, states: Tensor
     ) -> Tensor | None:
-        """The mask that holds at a place of a model, where the states there have positions, and as many."""
+        """Return the mask for states at a location of a model, None if they have no positions, or other ones."""
         side = None if at is None else architecture(model).place(at).side
         if states.ndim < 3 or (side is not None and side.beside):  # of an image or a sound no token of the text counts
             return None
@@ -231,24 +239,25 @@ class Step:
         return mask if mask is not None and mask.shape == states.shape[:2] else None
 
     def _kind_of(self, mask: Tensor) -> str:
+        """Return the kind of a mean over the positions that a mask keeps."""
         return next((kind for kind, each in self._masks.items() if each is mask), TOKENS)
 
     def drawing(self, name: str) -> torch.Generator:
-        """A generator for draws of one's own, decided by the step's: to use it changes no other draws."""
-        told = f"{name} {self.moment.part} {self.teacher is not None and self.teacher.is_counterfactual}"
-        seed = crc32(told.encode()) ^ self.generator.initial_seed()
+        """Return a new generator, decided by the step's and a name: drawing from it changes no other draws."""
+        description = f"{name} {self.moment.part} {self.teacher is not None and self.teacher.is_counterfactual}"
+        seed = crc32(description.encode()) ^ self.generator.initial_seed()
         return torch.Generator(self.generator.device).manual_seed(seed % 2**63)
 
 
 def nothing(values: Tensor) -> Tensor:
-    """0 with a graph to the values, which are not looked at."""
+    """Return 0 with a graph to the values, whatever they are."""
     return values[..., :0].sum()
 
 
 def averaged(
     step: Step, loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None
 ) -> Tensor:
-    """The loss of the positions that a mask keeps, as its part of the whole step; 0 where it keeps none."""
+    """Return the loss at the positions that a mask keeps, as its part of the whole step; 0 where it keeps none."""
     if mask is not None and not bool(mask.any()):
         return nothing(student)
     return step.mean(loss(student, teacher), mask)

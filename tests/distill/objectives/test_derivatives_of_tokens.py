@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from distill import Sobolev
-from distill.objectives.derivatives import _drawn_token
+from distill.objectives.derivatives import _draw_tokens
 from distill.training.computation import Computation
 from tests.distill.tiny_models import gpt2_lm, masked_lm, spread, text
 
@@ -18,7 +18,7 @@ def step_of(batch, seed=0, make=masked_lm):
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_each_token_that_is_no_padding_is_drawn_alike(side):
     batch = text(3, 2, 5, labels=False, side=side).batch(range(3))
-    drawn = torch.stack([_drawn_token(step_of(batch, seed)) for seed in range(400)])
+    drawn = torch.stack([_draw_tokens(step_of(batch, seed)) for seed in range(400)])
     for row in range(3):
         counts = drawn[:, row].bincount(minlength=batch["input_ids"].shape[1])
         real = batch["attention_mask"][row].bool()
@@ -28,10 +28,10 @@ def test_each_token_that_is_no_padding_is_drawn_alike(side):
 
 
 @pytest.mark.parametrize("make", [masked_lm, gpt2_lm])
-def test_the_value_is_that_of_the_drawn_tokens_and_padding_changes_nothing(make):
+def test_the_value_is_that_of_the_draw_tokenss_and_padding_changes_nothing(make):
     batch = text(4, labels=False).batch(range(4))
     step = step_of(batch, make=make)
-    token = _drawn_token(step)
+    token = _draw_tokens(step)
     rows = torch.arange(4)
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     embedded = step.taught.model(**inputs, output_hidden_states=True).hidden_states[0]
@@ -41,7 +41,7 @@ def test_the_value_is_that_of_the_drawn_tokens_and_padding_changes_nothing(make)
     assert terms["sobolev_1"] > 0
     wider = {name: functional.pad(c, (0, 3), value=int(name[0] == "s")) for name, c in batch.items()}
     again = Sobolev()(step_of(wider, make=make))
-    assert torch.equal(_drawn_token(step_of(wider, make=make)), token)
+    assert torch.equal(_draw_tokens(step_of(wider, make=make)), token)
     assert again["sobolev_value"].item() == pytest.approx(terms["sobolev_value"].item(), rel=1e-4)
     assert again["sobolev_1"].item() == pytest.approx(terms["sobolev_1"].item(), rel=1e-4)
     theirs = step.taught.logits[rows, token]

@@ -35,7 +35,7 @@ from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.interchange.mapping import layer_mapping, pairs_of
 from distill.models.loss_masks import label_place
 from distill.objectives import Moment, Objective, Step
-from distill.objectives.derivatives import _drawn_token
+from distill.objectives.derivatives import _draw_tokens
 from distill.training.computation import Computation
 from interventions import Location, Run, run
 from tests.distill.data.test_token_alignment import TEXTS, pieces
@@ -259,7 +259,7 @@ def test_sobolev_draws_among_the_kept(family):
     some = kept.any(1).nonzero()[:, 0]
     for seed in range(20):
         step = computation.step(batch, torch.Generator().manual_seed(seed))
-        token = _drawn_token(step)
+        token = _draw_tokens(step)
         assert kept[some, token[some]].all()
     error = (step.student.logits - step.taught.logits)[some, token[some]]
     assert Sobolev(at=Location(0))(step)["sobolev_1"] > 0
