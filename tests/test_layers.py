@@ -135,6 +135,8 @@ TESTED_BY = {
     "distill/objectives/objective.py": "tests/distill/objectives/test_loss_mask.py",
     "distill/objectives/points.py": "tests/distill/objectives/test_derivatives.py",
     "distill/objectives/processes.py": "tests/distill/training/test_processes.py",
+    "distill/objectives/regressors.py": "tests/distill/objectives/test_features.py",
+    "distill/objectives/step.py": "tests/distill/objectives/test_loss_mask.py",
     "distill/objectives/term_weights.py": "tests/distill/training/test_schedule.py",
     "distill/results.py": "tests/distill/cli/test_report.py",
     "distill/storage/files.py": "tests/faults/test_corruption.py",

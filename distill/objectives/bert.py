@@ -1,4 +1,15 @@
-"""The recipes of DistilBERT and TinyBERT."""
+"""The recipes of DistilBERT and TinyBERT, two ways to distill BERT into fewer layers.
+
+DistilBERT, Sanh et al. 2019 (arXiv:1910.01108), section 3, on answers z, masked tokens and last hidden states h:
+
+    L = 5 τ² KL(p_t^τ ‖ p_s^τ) + 2 CE(z_s, masked tokens) + 1 (1 − cos(h_s, h_t)),    τ = 2.
+
+TinyBERT, Jiao et al. 2019 (arXiv:1909.10351), sections 3.1 and 3.2, on attention scores A before the softmax, hidden
+states h of all layers, embedding outputs e, and learned linear maps W and W_e:
+
+    stage 1: L = Σ_layers MSE(A_s, A_t) + MSE(W_e e_s, e_t) + Σ_layers MSE(W h_s, h_t)
+    stage 2: L = −τ² Σ_k p_t^τ log p_s^τ.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,9 +24,10 @@ from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair, depth
 from distill.losses import hint, soft_cross_entropy
 from distill.models.loss_masks import checked_tokens
-from distill.objectives.features import Cosine, Layers, matched, refuse_nowhere, regressed, regressors_for, shown
+from distill.objectives.features import Cosine
 from distill.objectives.language import MaskedLM
 from distill.objectives.objective import About, Objective
+from distill.objectives.regressors import Layers, matched, refuse_nowhere, regress, regressors_for, shown
 from distill.objectives.response import KD
 from distill.objectives.step import Reads, Step, averaged, nothing
 from distill.precision import widen
@@ -35,9 +47,9 @@ class DistilBERT(Objective):
 
     Args:
         tokenizer: masks the text anew in every step; None: the data is masked already and has `labels` (`MaskedLM`).
-        temperature: of the answers.
-        tokens: where answers and hidden states are compared: `"all"`, wherever there is no padding, as published, or
-            `"labelled"`: in data that is masked already, the masked tokens alone.
+        temperature: τ of the answers.
+        tokens: where answers and hidden states are compared: `"all"`, at every token that is not padding, as published,
+            or `"labelled"`: in data that is masked already, only at the masked tokens.
     """
 
     about = About(
@@ -56,11 +68,11 @@ class DistilBERT(Objective):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """5, 2 and 1, as published."""
+        """The published weights: 5, 2 and 1."""
         return {"distilbert_kd": 5.0, "distilbert_mlm": 2.0, "distilbert_cosine": 1.0}
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The last hidden states."""
+        """Return the last hidden states of both models."""
         cosine: Any = self.parts["cosine"]
         return cosine.reads(mapping)
 
@@ -69,7 +81,7 @@ class DistilBERT(Objective):
         return f"{self.parts['kd']}, {self.parts['mlm']}"
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The three terms."""
+        """Return the three terms."""
         return {f"distilbert_{name}": part(step)[name] for name, part in self.parts.items()}
 
 
@@ -79,22 +91,22 @@ class TinyBERT(Objective):
 
     Stage 1, the transformer layers: squared error of the attention scores before the softmax, head by head, and of the
     hidden states behind a linear map, the embedding output included; summed over layers. Where the widths differ two
-    maps are made and trained with the student: one that all layers share, and one for the embeddings. Student
-    layer i learns from teacher layer (i + 1) · L_t / L_s − 1, counted
-    from 0. Stage 2: cross-entropy under the teacher's softened answers.
+    maps are made and trained with the student: one that all layers share, and one for the embeddings. Student layer i
+    learns from teacher layer (i + 1) · L_t / L_s − 1, counted from 0. Stage 2: cross-entropy under the teacher's
+    softened answers.
 
-    Scores count where both models attend from a token that counts; each text is averaged over its own pairs.
-    The published code sets hidden scores to 0 and averages over padding too.
+    Scores are compared at pairs of a query that counts and a key that both models attend to, averaged over the pairs
+    of each text. The published code sets masked scores to 0 and averages over padding too.
 
     Jiao et al. 2019 (arXiv:1909.10351), sections 3.1 and 3.2.
 
     Args:
         stage: 1, 2, or None for both at once.
         layers: teacher block → student block; None as above.
-        temperature: of stage 2.
+        temperature: τ of stage 2.
         lr: the learning rate of the linear maps; None is the schedule's.
         maps: `"shared"`: one linear map for all layers, as in the paper and its code; `"each"`: one a layer.
-        tokens: `"labelled"` or `"all"`, as for `KD`; of attention scores the queries.
+        tokens: `"labelled"` or `"all"`, as for `KD`; for attention scores it selects queries.
     """
 
     about = About(
@@ -128,7 +140,7 @@ class TinyBERT(Objective):
         self._first: Location | None = None
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """Attention scores and hidden states of the compared layers, and the embedding outputs."""
+        """Return the attention scores and hidden states of the compared layers, and the embedding outputs."""
         if self.stage == 2:
             return Reads()
         teacher, student = tuple(self._layers), tuple(self._layers.values())
@@ -139,8 +151,8 @@ class TinyBERT(Objective):
         if self.stage == 2:
             return
         if self.layers is None:
-            above, below = depth(step.taught.model), depth(step.student.model)
-            self._even = {Location((i + 1) * above // below - 1): Location(i) for i in range(below)}
+            teacher, student = depth(step.taught.model), depth(step.student.model)
+            self._even = {Location((i + 1) * teacher // student - 1): Location(i) for i in range(student)}
         chosen = dict(self._hidden())
         if self.shares_map:
             self._first = self._first_mapped(step)
@@ -148,7 +160,7 @@ class TinyBERT(Objective):
         self.maps = regressors_for(step, chosen, "TinyBERT")
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The terms of the stage."""
+        """Return the terms of the stage."""
         terms: dict[str, Tensor] = {}
         if self.stage != 2:
             terms["tinybert_attention"] = torch.stack(self._attention(step)).sum()
@@ -158,8 +170,8 @@ class TinyBERT(Objective):
                 mask = step.mask(student, place, self.tokens)
                 shared = self.shares_map and at != EMBEDDING
                 needed = not shared or student.shape[-1] != teacher.shape[-1]
-                ours = regressed(self.maps, self._first or at if shared else at, student) if needed else student
-                losses.append(averaged(step, partial(hint, mask=mask), ours, teacher, mask))
+                mapped = regress(self.maps, self._first or at if shared else at, student) if needed else student
+                losses.append(averaged(step, partial(hint, mask=mask), mapped, teacher, mask))
             terms["tinybert_hidden"] = torch.stack(losses).sum()
         if self.stage != 1:
             student, teacher = step.student.logits, step.taught.logits
@@ -177,13 +189,15 @@ class TinyBERT(Objective):
 
     @property
     def _layers(self) -> Layers:
+        """The compared layers, given or spread evenly."""
         return self._even if self.layers is None else self.layers
 
     def _hidden(self) -> list[tuple[Location, Location]]:
+        """Return the places of the compared hidden states in teacher and student, that of the embedding first."""
         return [(EMBEDDING, EMBEDDING), *self._layers.items()]
 
     def _first_mapped(self, step: Step) -> Location:
-        """The teacher's place under which the map of all layers is kept: the first where the widths differ."""
+        """Return the teacher location under which the map of all layers is kept: the first where the widths differ."""
         found: dict[tuple[int, int], Location] = {}
         for above, below in self._layers.items():
             student, teacher = matched(step.student, below, step.taught, above, "TinyBERT")
@@ -198,6 +212,7 @@ class TinyBERT(Objective):
         return next(iter(found.values()), next(iter(self._layers)))
 
     def _attention(self, step: Step) -> list[Tensor]:
+        """Return the loss of the attention scores of each layer."""
         losses = []
         for above, below in self._layers.items():
             student, teacher = step.student.activations[_scores(below)], step.taught.activations[_scores(above)]
@@ -205,7 +220,7 @@ class TinyBERT(Objective):
                 raise DistillError(
                     f"TinyBERT compares attention head by head, [batch, head, query, key]: {_scores(below)} of the "
                     f"student has {list(student.shape)}, {_scores(above)} of the teacher {list(teacher.shape)}; "
-                    "give the student as many heads, or use AT(), which adds the heads up."
+                    "give the student as many heads, or use AT(), which sums over the heads."
                 )
             mask = step.mask(step.student.vectors(below), below, self.tokens)
             losses.append(step.mean(scores_error(student, teacher, mask), step.kind_of(mask)))
@@ -217,27 +232,28 @@ def scores_error(
     teacher: Float[Tensor, "batch head query key"],
     mask: Tensor | None,
 ) -> Float[Tensor, ""]:
-    """Squared error of attention scores where both attend, averaged over the pairs of each example, then the batch.
+    """Return the squared error of attention scores where both attend, averaged over pairs, then over examples.
 
     An example without a query that counts is left out.
     """
-    seen: Bool[Tensor, "batch head query key"] = _seen(student) & _seen(teacher)
+    attended: Bool[Tensor, "batch head query key"] = _is_attended(student) & _is_attended(teacher)
     if mask is not None:
-        seen = seen & mask.bool()[:, None, :, None]
+        attended = attended & mask.bool()[:, None, :, None]
     errors = widen(student) - widen(teacher)
-    squared = errors.masked_fill(~seen, 0).square().flatten(1).sum(1)
-    pairs = seen.flatten(1).sum(1)
+    squared = errors.masked_fill(~attended, 0).square().flatten(1).sum(1)
+    pairs = attended.flatten(1).sum(1)
     each = squared / pairs.clamp(min=1)
     if mask is None:
         return each.mean()
-    some = mask.bool().any(1)
-    return each[some].mean() if bool(some.any()) else nothing(each)
+    is_left = mask.bool().any(1)
+    return each[is_left].mean() if bool(is_left.any()) else nothing(each)
 
 
-def _seen(scores: Tensor) -> Tensor:
-    """Where the mask of the attention did not put the lowest number."""
+def _is_attended(scores: Tensor) -> Tensor:
+    """Return where attention scores are not the lowest number, which masks put at keys that are not attended to."""
     return scores > torch.finfo(scores.dtype).min / 4
 
 
 def _scores(at: Location) -> Location:
+    """Return the location of the attention scores of a layer."""
     return replace(at, site="attention_scores")

@@ -1,4 +1,12 @@
-"""Objectives at the decision boundary of the teacher."""
+"""Distillation at samples that support the teacher's decision boundary (BSS).
+
+Examples x of class y that teacher and student classify correctly are moved over the teacher's boundary towards a drawn
+class k, x' ← x' + η (z_y − z_k + ε) ∇(z_k − z_y) / ‖∇(z_k − z_y)‖, and the student learns the teacher's answers there,
+
+    L = KL(p_t^τ(x') ‖ p_s^τ(x')),    weighted by max(2 (1 − 4e / (3E)), 0) after e of E epochs.
+
+Heo et al. 2018 (arXiv:1805.05532), sections 3 and 4; the move is in `distill.losses.boundary`.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -22,11 +30,11 @@ from distill.precision import widen
 class BSS(Objective):
     """Distillation at samples that support the teacher's decision boundary. Term `bss`.
 
-    Examples that teacher and student get right are moved over the teacher's boundary to a class drawn by its
-    probabilities, until the label is no longer its answer, and the student learns the teacher's answers there, as
-    `KD`, not times τ². What is moved is the floating input (images, vectors), or for
-    tokens what the teacher's first block is given, which then replaces what the student's is. Of more than `samples`
-    such examples those are taken where the two differ most beside the label; of none the term is 0.
+    Examples that teacher and student classify correctly are moved over the teacher's boundary to a class drawn by its
+    probabilities, until the label is no longer its answer, and the student learns the teacher's answers there, as in
+    `KD` but not times τ². The floating input is moved (images, vectors), or for tokens the input of the teacher's first
+    block, which then replaces that of the student's. Of more than `samples` such examples, those are moved on which the
+    models differ most in the classes other than the label; if there is none the term is 0.
 
     The published schedule is the default: weight 2 that falls to 0 by `until`, after which nothing is moved, beside
     `weights={"kd": Ramp(4, 1)}` of KD(3.0, scale_t2=False) and Labels().
@@ -35,19 +43,19 @@ class BSS(Objective):
     (bhheo/BSS_distillation, commit 6a318cb): `both`, `stop` and `scale_t2`.
 
     Args:
-        temperature: of the divergence.
-        lr: η, how far a step goes: η (gap + ε). The objective has no parameters of its own.
+        temperature: τ of the divergence.
+        lr: η, the length of a step: η (gap + ε). The objective has no parameters of its own.
         eps: ε, in units of the logits.
-        steps: how many steps an example is moved at most.
-        samples: how many are moved at most, in each part of a batch.
+        steps: the largest number of steps of an example.
+        samples: the largest number of examples that are moved in each part of a batch.
         clamp: lowest and highest value of the input, as numbers or tensors that broadcast over it.
-        both: move only what the student gets right too; False asks the teacher alone.
+        both: move only examples that the student classifies correctly too; False looks at the teacher alone.
         probabilities: climb on probabilities rather than logits.
-        stop: `"label"`: a move ends once the label is no longer the teacher's answer, whatever is; `"target"`: once
-            the teacher finds the drawn class more probable than the label.
+        stop: `"label"`: a move ends once the label is no longer the teacher's answer, even if a third class is;
+            `"target"`: once the teacher finds the drawn class more probable than the label.
         scale_t2: multiply by temperature².
-        until: the share of the training during which it is done.
-        at: what is moved; None is the input as above.
+        until: the share of the training during which examples are moved.
+        at: the location whose activations are moved; None is the input as above.
 
     Raises:
         DistillError: embeddings of different width, or models without one answer of several classes an example.
@@ -109,7 +117,7 @@ class BSS(Objective):
         """Return the term `bss`."""
         logits = step.student.logits
         done = step.moment.progress >= self.schedule.until
-        chosen = torch.arange(0) if done else self._chosen(step)
+        chosen = torch.arange(0) if done else self._choose(step)
         if not len(chosen):
             return {"bss": nothing(logits)}
         teacher, student = functions(step, self.at, "BSS()")
@@ -118,7 +126,7 @@ class BSS(Objective):
         moved = self.move(teacher, points[chosen], labels, generator=step.drawing("bss")).inputs
         with torch.no_grad():
             target = teacher(moved)
-        # With the rest of the batch, so that batch normalisation sees as many examples as ever.
+        # With the rest of the batch, so that batch normalisation sees as many examples as usual.
         answers = student(points.index_copy(0, chosen, moved))[chosen]
         return {"bss": step.mean(kd(answers, target, self.temperature, scale_t2=self.scale_t2))}
 
@@ -128,18 +136,18 @@ class BSS(Objective):
         divergence = f"temperature={self.temperature}, scale_t2={self.scale_t2}"
         return f"{divergence}, {settings}, {self.move.keywords}"
 
-    def _chosen(self, step: Step) -> Int[Tensor, " chosen"]:
-        """The rows that are moved."""
+    def _choose(self, step: Step) -> Int[Tensor, " chosen"]:
+        """Return the rows that are moved."""
         labels = step.column("labels", "BSS()")
-        taught, learnt = step.taught.logits, step.student.logits.detach()
-        if taught.ndim != 2 or taught.shape[1] < 2:
+        teacher, student = step.taught.logits, step.student.logits.detach()
+        if teacher.ndim != 2 or teacher.shape[1] < 2:
             raise DistillError(
-                f"BSS() moves examples over a boundary of classes, and the answers are {tuple(taught.shape)}; use it "
+                f"BSS() moves examples over a boundary of classes, and the answers are {tuple(teacher.shape)}; use it "
                 "for a classifier, whose answers are [batch, two classes or more]."
             )
-        right = find_labelled("BSS", taught, labels) & (taught.argmax(1) == labels)
-        rows = (right & (learnt.argmax(1) == labels) if self.both else right).nonzero()[:, 0]
+        correct = find_labelled("BSS", teacher, labels) & (teacher.argmax(1) == labels)
+        rows = (correct & (student.argmax(1) == labels) if self.both else correct).nonzero()[:, 0]
         if len(rows) <= self.samples:
             return rows
-        ours, theirs = (widen(logits[rows]).softmax(1) for logits in (learnt, taught))
-        return rows[most_different(ours, theirs, labels[rows], self.samples)]
+        student_probs, teacher_probs = (widen(logits[rows]).softmax(1) for logits in (student, teacher))
+        return rows[most_different(student_probs, teacher_probs, labels[rows], self.samples)]

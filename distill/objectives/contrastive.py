@@ -1,4 +1,15 @@
-"""Contrastive objectives: the features of an example are nearer to the teacher's of it than to those of others."""
+"""Contrastive objectives: a student's features of an example should single out the teacher's features of that example.
+
+Linear maps put the features of student and teacher on one unit sphere, as u and v. CRD compares them with a memory u',
+v' of the features of all N rows, with scores P(a, b) = exp(⟨a, b⟩ / τ) / Z, by noise-contrastive estimation against m
+negatives of other classes; ICD compares them within the batch,
+
+    CRD = NCE(P(u, v')) + NCE(P(v, u')), times 0.8
+    ICD = CE(s u vᵀ, diagonal) + 0.5 KL(softmax over u for each v ‖ softmax over v for each u), s = min(e^learned, 10).
+
+CRD: Tian, Krishnan, Isola 2019 (arXiv:1910.10699), section 3.2. ICD: Giakoumoglou, Stathaki 2024 (arXiv:2407.11802),
+section 3. The losses are in `distill.losses.contrastive`.
+"""
 
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -26,27 +37,27 @@ from distill.teachers.verbs import refuse_elsewhere
 from interventions import Location, Run
 
 COLDEST = 0.02
-"""The lowest temperature at which exp(1 / τ) is a number in single precision."""
+"""The lowest temperature at which exp(1 / τ) is finite in single precision."""
 
 
 @checked
 class CRD(Objective):
     """Contrastive representation distillation, with a memory of the features of all rows. Term `crd`.
 
-    Each side's features, on the unit sphere of `width` dims, are to be told from noise: those of the student beside the
-    teacher's of the same row and of `negatives` others, as the memory has them, and the other way round. The rows of
-    the data must have numbers; those of the class of a row, where the data has labels of classes, are no negatives of
-    it. Negatives are drawn with replacement.
+    Features are mapped to the unit sphere in `width` dims. The student's features of a row should single out the
+    teacher's of that row among those of `negatives` other rows, which a memory holds, and the teacher's features the
+    student's. The rows of the data must have numbers. Negatives are drawn with replacement, and where the data has
+    labels of classes, from rows of other classes.
 
     Tian, Krishnan, Isola 2019 (arXiv:1910.10699), section 3.2; memory and constants as in the published code.
 
     Args:
         width: dims of the features that are compared.
-        negatives: how many other rows each is compared with.
+        negatives: the number of other rows that each row is compared with.
         temperature: divides the cosines.
-        momentum: of the memory: the share of the old features in the new.
-        at: where the features are; None is what each model's last linear layer is given. Those of tokens are averaged
-            over the tokens that count; an example without any is left out.
+        momentum: the share of the old features when the memory is updated.
+        at: the location of the features; None is the input of each model's last linear layer. Features of tokens are
+            averaged over the tokens that count; an example without any is left out.
         lr: the learning rate of the two linear maps; None is that of the schedule.
         tokens: `"labelled"` or `"all"`, as for `KD`.
 
@@ -87,11 +98,11 @@ class CRD(Objective):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """That of the paper."""
+        """The weight of the paper: 0.8."""
         return {"crd": 0.8}
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The features of both models."""
+        """Return the locations of the features of both models."""
         return self.embedded.reads
 
     def prepare(self, step: Step, rows: int) -> None:
@@ -121,7 +132,7 @@ class CRD(Objective):
                 "CRD() compares with its memory of numbered rows, and it has none, or these have no numbers; train by "
                 "distill.fit or distill.steps."
             )
-        features, rows = self.embedded(step), self.embedded.counted(step, rows)
+        features, rows = self.embedded(step), self.embedded.select(step, rows)
         if not len(rows):
             self._remember(step, rows, *features)
             return {"crd": nothing(features[0]) + nothing(features[1])}
@@ -137,7 +148,7 @@ class CRD(Objective):
         return f"{self.embedded.extra_repr()}, {settings}, lr={self.lr}"
 
     def _remember(self, step: Step, rows: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """In training mode move the features of these rows in memory towards the new ones, on all processes of all."""
+        """Move the features of these rows, of all processes, in memory towards the new ones; in training mode alone."""
         if not self.training:
             return
         if processes() > 1:
@@ -152,20 +163,21 @@ class CRD(Objective):
 class ICD(Objective):
     """Invariant causal distillation: contrast in the batch. Terms `icd_contrast`, `icd_invariance`.
 
-    Cosines of the features of both in `width` dims, times a learned scale, at most 10. The student is to find the
-    teacher's features of the same row in the batch, and the teacher the student's with like probabilities. Negatives
-    are the other rows of the batch, so a batch that is computed in parts, or by several processes, has fewer of them,
-    and one of a single row has none: both terms are 0.
+    The similarities are cosines of the features in `width` dims, times a learned scale, at most 10. The student's
+    features should single out the teacher's features of the same row within the batch, and the probabilities should be
+    the same from student to teacher as from teacher to student. Negatives are the other rows of the batch, so a batch
+    that is computed in parts, or by several processes, has fewer of them, and one of a single row has none: both terms
+    are 0.
 
     Giakoumoglou, Stathaki 2024 (arXiv:2407.11802), section 3.
 
     Args:
         width: dims of the features that are compared.
-        at: where the features are; None is what each model's last linear layer is given. Those of tokens are averaged
-            over the tokens that count; an example without any is left out.
+        at: the location of the features; None is the input of each model's last linear layer. Features of tokens are
+            averaged over the tokens that count; an example without any is left out.
         lr: the learning rate of the linear maps and the scale; None is that of the schedule.
-        divergence: of the invariance: `forward_kl`, KL(P₂ ‖ P₁), as in the published code, with P₁ the softmax over the
-            teacher's features of each student's and P₂ that over the student's features of each teacher's;
+        divergence: that of the invariance: `forward_kl`, KL(P₂ ‖ P₁), as in the published code, where P₁ is the softmax
+            over the teacher's features for each student's and P₂ that over the student's for each teacher's;
             `reverse_kl`, KL(P₁ ‖ P₂); or another of `distill.losses`.
         tokens: `"labelled"` or `"all"`, as for `KD`.
     """
@@ -194,15 +206,15 @@ class ICD(Objective):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """That of the invariance; the contrast has weight 1."""
+        """The weight of the invariance, 0.5; the contrast has weight 1."""
         return {"icd_invariance": 0.5}
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The features of both models."""
+        """Return the locations of the features of both models."""
         return self.embedded.reads
 
     def prepare(self, step: Step, rows: int) -> None:
-        """Make the linear maps, and the scale as it was."""
+        """Make the linear maps, and start the scale anew."""
         self.embedded.prepare(step)
         self.log_scale = nn.Parameter(torch.tensor(1.0, device=step.generator.device))
 
@@ -211,8 +223,8 @@ class ICD(Objective):
         student, teacher = self.embedded(step)
         scale, kind = self.log_scale.exp().clamp(max=10.0), self.embedded.kind(step)
         if not len(student):
-            none = nothing(student) + nothing(scale[None])
-            return {"icd_contrast": none, "icd_invariance": none}
+            zero = nothing(student) + nothing(scale[None])
+            return {"icd_contrast": zero, "icd_invariance": zero}
         return {
             "icd_contrast": step.mean(contrast(student, teacher, scale), kind),
             "icd_invariance": step.mean(invariance(student, teacher, scale, divergence=self.divergence), kind),
@@ -225,9 +237,9 @@ class ICD(Objective):
 
 
 class Embedded(nn.Module):
-    """The features of student and teacher by a linear map each, on one unit sphere: two times `[rows, width]`.
+    """The features of student and teacher, mapped linearly to one unit sphere: twice `[rows, width]`.
 
-    The rows are those of the batch that have a token that counts; all where features are of examples.
+    The rows are those of the batch with at least one token that counts; all rows where features are of examples.
     """
 
     def __init__(self, width: int, at: Places | None, tokens: str = "labelled") -> None:
@@ -241,37 +253,37 @@ class Embedded(nn.Module):
 
     @property
     def reads(self) -> Reads:
-        """The places of the features, once they are known."""
+        """The locations of the features, once they are known."""
         return Reads() if self._places is None else Reads((self._places[0],), (self._places[1],))
 
     def prepare(self, step: Step) -> None:
         """Find the features and make the linear maps."""
-        taught, student = step.taught, step.student
         if self.at is None:
-            refuse_elsewhere(taught, "to find the features", "say where they are: at=Location(-1)")
-            self._places = (penultimate(taught.model, taught.inputs), penultimate(student.model, student.inputs))
+            refuse_elsewhere(step.taught, "to find the features", "say where they are: at=Location(-1)")
+            above, below = (penultimate(run.model, run.inputs) for run in (step.taught, step.student))
+            self._places = (above, below)
         else:
             self._places = of_both(self.at)
-        theirs, ours = self._features(step)
-        self.student = linear(ours.shape[1], self.width, ours.float())
-        self.teacher = linear(theirs.shape[1], self.width, theirs.float())
+        teacher, student = self._features(step)
+        self.student = linear(student.shape[1], self.width, student.float())
+        self.teacher = linear(teacher.shape[1], self.width, teacher.float())
 
     def forward(self, step: Step) -> tuple[Float[Tensor, "rows width"], Float[Tensor, "rows width"]]:
-        """The features of the student and those of the teacher."""
+        """Return the features of the student and those of the teacher."""
         if self.student is None:
             raise DistillError(
                 "the maps of the features were not made yet; call objective.prepare(step, rows), as distill.fit does."
             )
-        theirs, ours = (self.counted(step, features) for features in self._features(step))
-        return self._mapped(self.student, ours), self._mapped(self.teacher, theirs)
+        teacher, student = (self.select(step, features) for features in self._features(step))
+        return self._project(self.student, student), self._project(self.teacher, teacher)
 
-    def counted(self, step: Step, rows: Tensor) -> Tensor:
-        """Of something for each example, that of those that have a token that counts."""
-        some = [mask.bool().any(1) for mask in self._masks(step) if mask is not None]
-        return rows[torch.stack(some).all(0)] if some else rows
+    def select(self, step: Step, rows: Tensor) -> Tensor:
+        """Return the rows, one an example, of the examples with at least one token that counts."""
+        masks = [mask.bool().any(1) for mask in self._masks(step) if mask is not None]
+        return rows[torch.stack(masks).all(0)] if masks else rows
 
     def kind(self, step: Step) -> str:
-        """The kind of a mean over these examples."""
+        """Return the kind of a mean over these examples."""
         return step.kind_of(self._masks(step)[1])
 
     def extra_repr(self) -> str:
@@ -280,31 +292,33 @@ class Embedded(nn.Module):
         return f"width={self.width}, at={self.at}{shown}"
 
     def _features(self, step: Step) -> tuple[Tensor, Tensor]:
-        """Those of the teacher and those of the student."""
+        """Return the features of the teacher and those of the student, one vector an example."""
         above, below = self._known
-        theirs, ours = self._masks(step)
-        return pooled(step.taught, above, theirs), pooled(step.student, below, ours)
+        teacher_mask, student_mask = self._masks(step)
+        return pool(step.taught, above, teacher_mask), pool(step.student, below, student_mask)
 
     def _masks(self, step: Step) -> tuple[Tensor | None, Tensor | None]:
-        """Which tokens count at the features of the teacher and of the student."""
+        """Return which tokens count at the features of the teacher and at those of the student."""
         above, below = self._known
-        theirs, ours = step.taught.vectors(above), step.student.vectors(below)
-        return step.mask_of_teacher(theirs, above, self.tokens), step.mask(ours, below, self.tokens)
+        teacher, student = step.taught.vectors(above), step.student.vectors(below)
+        return step.mask_of_teacher(teacher, above, self.tokens), step.mask(student, below, self.tokens)
 
     @property
     def _known(self) -> tuple[Location, Location]:
+        """The locations of the features of teacher and student; DistillError where they are not known yet."""
         if self._places is None:
             raise DistillError("the places of the features are not known yet; call prepare first, as distill.fit does.")
         return self._places
 
     @staticmethod
-    def _mapped(projection: nn.Linear, features: Tensor) -> Tensor:
+    def _project(projection: nn.Linear, features: Tensor) -> Tensor:
+        """Return features mapped linearly to the unit sphere."""
         with torch.autocast(features.device.type, enabled=False):
             return normalize(projection(features.to(projection.weight.dtype)), dim=1)
 
 
-def pooled(run: Run, at: Location, mask: Tensor | None) -> Float[Tensor, "batch width"]:
-    """One vector an example of what a run computed at a place, averaged over the positions that a mask keeps."""
+def pool(run: Run, at: Location, mask: Tensor | None) -> Float[Tensor, "batch width"]:
+    """Return one vector an example of the activations at a location, averaged over the positions that a mask keeps."""
     vectors = widen(run.vectors(at))
     if vectors.ndim == 4:
         vectors = rearrange(vectors, "batch position head dims -> batch position (head dims)")

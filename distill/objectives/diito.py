@@ -1,4 +1,14 @@
-"""Causal objectives: the same interchange on both sides must have the same effect."""
+"""Distillation by interchange interventions (DIITO): one interchange in teacher and student should have one effect.
+
+In every step a pair of mapped locations is drawn, L_t of the teacher M_t and L_s of the student M_s, and a source s for
+each base b. Both models run on b with the activations at their location, at some positions, replaced by those of their
+run on s. The two counterfactual runs are compared by another objective, by default knowledge distillation,
+
+    L = KD(M_s(b; L_s ← M_s(s)), M_t(b; L_t ← M_t(s))).
+
+Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.00826). Instead of the swap, Mixup and
+Noise write random vectors, the same in both models, without a source: "Two Improvements to Causal Distillation".
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,21 +41,20 @@ class DIITO(Objective):
     """Distillation by interchange interventions. Terms: those of `match`, with `_cf` behind the name, e.g. `kd_cf`.
 
     Every step draws one pair of the mapping, interchanges it in teacher and student with the same sources and
-    positions, and
-    compares the two counterfactual runs. Gradients flow through the student's base and source runs.
+    positions, and compares the two counterfactual runs. Gradients flow through the student's base and source runs.
 
     Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.00826); for InContext and Mixup "Two
     Improvements to Causal Distillation".
 
-    The random vector of a position at a site with heads is that of all its heads, one after the other.
+    At a site with heads, the random vector of a position is that of all heads, concatenated.
 
     Args:
-        sources: where they come from: `Shuffle()` (the default), `Crossway()`, `InContext(0.3)`, or None for an
+        sources: where sources come from: `Shuffle()` (the default), `Crossway()`, `InContext(0.3)`, or None for an
             operator without a source.
         op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every
             location of both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
-        positions: the rule that draws positions, the same in both models; None is all of them.
-        match: what is compared of the counterfactual runs: one objective or several, e.g. `[KD(2.0), Cosine()]`.
+        positions: the rule that draws the positions, the same in both models; None is all of them.
+        match: how the counterfactual runs are compared: by one objective or several, e.g. `[KD(2.0), Cosine()]`.
         detach_source: cut the student's source run off from the graph.
 
     Raises:
@@ -93,20 +102,20 @@ class DIITO(Objective):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Those of what is matched."""
+        """The weights of the objectives in `match`."""
         return {f"{name}_cf": weight for each in self.match for name, weight in each.weights.items()}
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """What `match` compares, and the mapped places that are no block outputs, which runs keep anyway."""
+        """Return the locations that `match` compares and the mapped ones; not block outputs, which runs keep anyway."""
         matched = [objective.reads(mapping) for objective in self.match]
         return Reads(
-            tuple(dict.fromkeys([*_inner(mapping, "teacher"), *(at for r in matched for at in r.teacher)])),
-            tuple(dict.fromkeys([*_inner(mapping, "student"), *(at for r in matched for at in r.student)])),
+            tuple(dict.fromkeys([*_besides_blocks(mapping, "teacher"), *(at for r in matched for at in r.teacher)])),
+            tuple(dict.fromkeys([*_besides_blocks(mapping, "student"), *(at for r in matched for at in r.student)])),
         )
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The terms of `match` on the two counterfactual runs of one drawn pair of the mapping."""
-        found = [self._compared(step, *runs) for runs in self._directions(step, self.draw_pair(step))]
+        """Return the terms of `match` on the two counterfactual runs of one drawn pair of the mapping."""
+        found = [self._compare(step, *runs) for runs in self._counterfactuals(step, self.draw_pair(step))]
         return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}
 
     def extra_repr(self) -> str:
@@ -115,7 +124,7 @@ class DIITO(Objective):
         return f"{self.sources}, {settings}, match={list(self.match)}"
 
     def draw_pair(self, step: Step) -> Pair:
-        """One entry of the mapping, uniformly."""
+        """Draw one entry of the mapping, uniformly."""
         if not step.mapping:
             raise DistillError(
                 "DIITO needs a mapping; give mapping='full' or distill.layer_mapping(teacher, student, 'full')."
@@ -123,46 +132,52 @@ class DIITO(Objective):
         drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
         return step.mapping[int(drawn)]
 
-    def _directions(self, step: Step, pair: Pair) -> Iterator[tuple[Run, Run]]:
-        """The counterfactual runs of teacher and student; with crossway sources those of the other direction too."""
+    def _counterfactuals(self, step: Step, pair: Pair) -> Iterator[tuple[Run, Run]]:
+        """Yield the counterfactual runs of teacher and student; with crossway sources also in the other direction."""
         if self.sources is None:
             yield self._with_noise(step, pair)
             return
         drawn = self.sources.draw(step.batch, vocabulary_of(step.student.model), step.generator)
-        written, read = self._positions(step, pair, _drawn_from(step.batch, drawn))
-        yield self._interchanged(step, pair, drawn, (written, read))
+        written, read = self._draw_positions(step, pair, _source_columns(step.batch, drawn))
+        yield self._interchange(step, pair, drawn, (written, read))
         if isinstance(self.sources, Crossway) and isinstance(drawn, Tensor):
             back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
             turned = [None if mask is None else mask[back.to(mask.device)] for mask in (read, written)]
-            yield self._interchanged(step, pair, back, (turned[0], turned[1]))
+            yield self._interchange(step, pair, back, (turned[0], turned[1]))
 
     def _compared_at(self, step: Step) -> tuple[Location, ...]:
-        """What is compared of the teacher's counterfactual run."""
+        """Return the locations that are compared in the teacher's counterfactual run."""
         if isinstance(step.taught.model, nn.Module) and not isinstance(step.taught, ServedRun):
             return step.reads.teacher
         return tuple(dict.fromkeys(at for each in self.match for at in each.reads(step.mapping).teacher))
 
-    def _compared(self, step: Step, teacher: Run, student: Run) -> dict[str, Tensor]:
+    def _compare(self, step: Step, teacher: Run, student: Run) -> dict[str, Tensor]:
+        """Return the terms of `match` on two counterfactual runs."""
         counterfactual = replace(step, teacher=teacher, base=lambda: student)
         return {f"{name}_cf": term for name, term in terms_of(self.match, counterfactual).items()}
 
-    def _interchanged(
+    def _interchange(
         self,
         step: Step,
         pair: Pair,
         drawn: Tensor | Mapping[str, Tensor],
         positions: tuple[Tensor | None, Tensor | None],
     ) -> tuple[Run, Run]:
-        columns = [decoder_masked(step.student.model, each) for each in (step.batch, _drawn_from(step.batch, drawn))]
+        """Return the counterfactual runs of teacher and student for drawn sources, rows of the batch or new inputs."""
+        columns = [
+            decoder_masked(step.student.model, each) for each in (step.batch, _source_columns(step.batch, drawn))
+        ]
         with torch.no_grad():
-            source = over_keys(step.taught, _source(step.taught, drawn, pair.teacher), pair.teacher, *columns)
+            source = over_keys(step.taught, _run_source(step.taught, drawn, pair.teacher), pair.teacher, *columns)
             teacher = interchanged(step.taught, source, pair.teacher, positions, self._compared_at(step))
-        source = over_keys(step.student, _source(step.student, drawn, pair.student), pair.student, *columns)
+        source = over_keys(step.student, _run_source(step.student, drawn, pair.student), pair.student, *columns)
         source = source.detach() if self.detach_source else source
         return teacher, interchanged(step.student, source, pair.student, positions, step.reads.student)
 
-    def _positions(self, step: Step, pair: Pair, source: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """Masks over the positions of base and source, or None where all are written."""
+    def _draw_positions(
+        self, step: Step, pair: Pair, source: Mapping[str, Tensor]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Draw the positions of base and source, as masks `[batch, position]`; None where all are written."""
         grid = _grid(step, pair)
         if self.positions is None or len(grid) < 2:
             return None, None
@@ -178,32 +193,33 @@ class DIITO(Objective):
         return self.positions.draw(eligible[0], eligible[1], uniform, aligned=aligned)
 
     def _with_noise(self, step: Step, pair: Pair) -> tuple[Run, Run]:
-        chosen, _ = self._positions(step, pair, step.batch)
-        sides = ((step.taught, pair.teacher), (step.student, pair.student))
-        units = {(id(run), place): unit_of(run, place) for run, places in sides for place in places}
+        """Return the runs of teacher and student with the same random vectors written into both."""
+        chosen, _ = self._draw_positions(step, pair, step.batch)
+        models = ((step.taught, pair.teacher), (step.student, pair.student))
+        units = {(id(run), place): unit_of(run, place) for run, places in models for place in places}
         vectors = _grid(step, pair) if chosen is None else (int(chosen.sum()),)
         widest, device = max(map(prod, units.values())), step.generator.device
         normal = torch.randn(*vectors, widest, generator=step.generator, device=device)
 
-        def written(run: Run, locations: tuple[Location, ...], record: tuple[Location, ...]) -> Run:
-            at = {place: self._drawn(normal, units[id(run), place], run, place) for place in locations}
+        def write(run: Run, locations: tuple[Location, ...], record: tuple[Location, ...]) -> Run:
+            at = {place: self._operator(normal, units[id(run), place], run, place) for place in locations}
             return interchanged(run, None, at, (chosen, None), record)
 
         with torch.no_grad():
-            teacher = written(step.taught, pair.teacher, self._compared_at(step))
-        return teacher, written(step.student, pair.student, step.reads.student)
+            teacher = write(step.taught, pair.teacher, self._compared_at(step))
+        return teacher, write(step.student, pair.student, step.reads.student)
 
-    def _drawn(self, normal: Tensor, unit: tuple[int, ...], run: Run, place: Location) -> Any:
-        """The operator of a place with its draws, `[…, *unit]`, from those of all places, `[…, dims]`."""
+    def _operator(self, normal: Tensor, unit: tuple[int, ...], run: Run, place: Location) -> Any:
+        """Return the operator of a location with its part, `[…, *unit]`, of the random vectors of all, `[…, dims]`."""
         if isinstance(self.op, Swap):
             raise DistillError("Swap() draws nothing; this is an error in DIITO.")
-        mine = narrowed(normal, prod(unit)).reshape(*normal.shape[:-1], *unit)
-        op = replace(self.op, normal=mine)
+        own = narrow(normal, prod(unit)).reshape(*normal.shape[:-1], *unit)
+        op = replace(self.op, normal=own)
         return Attended(op) if is_pattern(run, place) else op
 
 
-def narrowed(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*batch narrow"]:
-    """Standard normal vectors in fewer dims, by a fixed semi-orthogonal map, so that they stay standard normal."""
+def narrow(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*batch narrow"]:
+    """Return standard normal vectors in fewer dims, by a fixed semi-orthogonal map: they stay standard normal."""
     wide = normal.shape[-1]
     if wide == width:
         return normal
@@ -212,13 +228,13 @@ def narrowed(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, 
 
 
 def is_pattern(run: Run, place: Location) -> bool:
-    """Whether a place holds what attention weighs its keys with."""
+    """Return whether a location holds attention patterns."""
     return architecture(run.model).place(place).io == "attention_pattern"
 
 
 @dataclass(frozen=True, eq=False)
 class Attended:
-    """An operator on attention patterns that lets nothing be attended to that is hidden: what is 0 stays 0."""
+    """An operator on attention patterns that leaves weights of 0, those of masked keys, at 0."""
 
     op: Mixup | Noise
     needs_source: ClassVar[bool] = False
@@ -227,20 +243,24 @@ class Attended:
         return torch.where(base == 0, base, self.op(base, source, generator))
 
 
-def _drawn_from(batch: Mapping[str, Tensor], drawn: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The columns of the sources: other rows of the batch, or a batch of their own."""
+def _source_columns(batch: Mapping[str, Tensor], drawn: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return the columns of the sources: those of other rows of the batch, or of a batch of their own."""
     return drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in batch.items()}
 
 
-def _source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:
-    """The source run: other rows of the base run, or a run of new inputs up to the last location read."""
+def _run_source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:
+    """Return the source run: other rows of the base run, or a run on new inputs up to the last location read."""
     if isinstance(drawn, Tensor):
         return run.take(drawn)
     return run_to(answering(run), inputs_of(run.model, drawn), [location.whole for location in locations])
 
 
 def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
-    """`(batch, positions)` of the mapped locations, `(batch,)` where there are no positions; the same on both sides."""
+    """Return `(batch, positions)` of the mapped locations, `(batch,)` where there are no positions.
+
+    Raises:
+        DistillError: the locations of teacher and student differ in it.
+    """
     grids = [
         grid_of(run, place)
         for run, places in ((step.taught, pair.teacher), (step.student, pair.student))
@@ -255,7 +275,7 @@ def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
     return grids[0]
 
 
-def _inner(mapping: Sequence[Pair], side: str) -> list[Location]:
-    """The mapped places that are no block outputs, whole."""
+def _besides_blocks(mapping: Sequence[Pair], side: str) -> list[Location]:
+    """Return the mapped locations of one side that are not block outputs, with all heads and dims."""
     places = [place.whole for pair in mapping for place in getattr(pair, side)]
     return [place for place in places if place.module is not None or place.site != "block_output"]

@@ -1,4 +1,12 @@
-"""Objectives on hidden states: what the models compute at a place."""
+"""Objectives on hidden states: last hidden states, first tokens, hints at chosen layers, and attention maps.
+
+With hidden states h of student and teacher at mapped locations, and attention maps Q = Σ_c A_c² of feature maps A,
+
+    Cosine = 1 − cos(h_s, h_t), token by token       DistilBERT: Sanh et al. 2019 (arXiv:1910.01108), section 3
+    PKD = ‖h_s / ‖h_s‖ − h_t / ‖h_t‖‖² / width       of the first token: Sun et al. 2019 (arXiv:1908.09355), section 3.2
+    FitNets = MSE(W h_s, h_t), W a regressor         Romero et al. 2014 (arXiv:1412.6550), section 2.2
+    AT = mean (Q_s / ‖Q_s‖ − Q_t / ‖Q_t‖)²           Zagoruyko, Komodakis 2016 (arXiv:1612.03928), section 3.1.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -6,18 +14,15 @@ from functools import partial
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn import functional
 
 from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Pair, depth
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.models.loss_masks import SOURCE, checked_tokens
-from distill.objectives.objective import About, Objective, linear
+from distill.objectives.objective import About, Objective
+from distill.objectives.regressors import Layers, key_of, matched, refuse_nowhere, regress, regressors_for, shown
 from distill.objectives.step import Reads, Step, averaged, nothing
-from interventions import InterventionError, Location, Model, Run, architecture
-
-Layers = Mapping[Location, Location]
-"""Teacher location → student location."""
+from interventions import InterventionError, Location, Model, architecture
 
 
 @checked
@@ -40,7 +45,7 @@ class Cosine(Objective):
         self._places = None if at is None else (at, at)
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The compared location of both models."""
+        """Return the compared location of both models."""
         return Reads() if self._places is None else Reads(self._places[:1], self._places[1:])
 
     def prepare(self, step: Step, rows: int) -> None:
@@ -57,7 +62,7 @@ class Cosine(Objective):
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         shown = [] if self.at is None else [f"at={str(self.at)!r}"]
-        return ", ".join(shown + _told(self.tokens))
+        return ", ".join(shown + _tokens_setting(self.tokens))
 
 
 @checked
@@ -69,8 +74,8 @@ class PKD(Objective):
     Sun et al. 2019 (arXiv:1908.09355), section 3.2. Both models have the same width.
 
     Args:
-        layers: teacher location → student location. None: the last location of each teacher side of the mapping with
-            the last of its student side, but for the last block of the teacher, which the answers show.
+        layers: {teacher location: student location}. None: for each pair of the mapping its last teacher location and
+            its last student location, without the last block of the teacher, whose effect the answers show.
         tokens: `"labelled"` or `"all"`, as for `KD`.
     """
 
@@ -85,7 +90,7 @@ class PKD(Objective):
         self.layers, self.tokens = layers, checked_tokens(tokens, "PKD")
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The compared locations of both models."""
+        """Return the compared locations of both models."""
         layers = _ends(mapping) if self.layers is None else self.layers
         return Reads(tuple(layers), tuple(layers.values()))
 
@@ -99,22 +104,25 @@ class PKD(Objective):
             )
         masks, pairs = [], []
         for above, below in layers.items():
-            student, teacher = step.student.vectors(below), step.taught.vectors(above)
-            mask = step.mask(student, below, self.tokens)
+            states, teacher_states = step.student.vectors(below), step.taught.vectors(above)
+            mask = step.mask(states, below, self.tokens)
             masks.append(mask)
-            pairs.append((_first(student, mask), _first(teacher, step.mask_of_teacher(teacher, above, self.tokens))))
-        ours, theirs = (torch.stack(side, 1) for side in zip(*pairs, strict=True))
+            teacher_mask = step.mask_of_teacher(teacher_states, above, self.tokens)
+            pairs.append((_first_token(states, mask), _first_token(teacher_states, teacher_mask)))
+        student, teacher = (torch.stack(side, 1) for side in zip(*pairs, strict=True))
         given = [mask for mask in masks if mask is not None]
         if not given:
-            return {"pkd": step.mean(patient(ours, theirs))}
-        some = torch.stack([mask.bool().any(1) for mask in given]).all(0)
-        value = patient(ours[some], theirs[some]) if bool(some.any()) else nothing(ours)
+            return {"pkd": step.mean(patient(student, teacher))}
+        is_left = torch.stack([mask.bool().any(1) for mask in given]).all(0)
+        value = patient(student[is_left], teacher[is_left]) if bool(is_left.any()) else nothing(student)
         kinds = [step.kind_of(mask) for mask in given]
         return {"pkd": step.mean(value, next((kind for kind in kinds if SOURCE not in kind), kinds[0]))}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
-        return ", ".join(([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _told(self.tokens))
+        return ", ".join(
+            ([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _tokens_setting(self.tokens)
+        )
 
 
 @checked
@@ -123,12 +131,12 @@ class FitNets(Objective):
 
     Where the widths differ a linear regressor is made and trained with the student (for feature maps a convolution of
     1 × 1); where they agree the features are compared as they are. Of feature maps of different sizes the larger is
-    averaged down to the smaller. Several layers are added.
+    averaged down to the smaller. The losses of several layers are added.
 
     Romero et al. 2014 (FitNets, arXiv:1412.6550), section 2.2; the weight 100 is that of RepDistiller's runs.
 
     Args:
-        layers: teacher location → student location. None: the middle layers of both, as in the paper.
+        layers: {teacher location: student location}. None: the middle layers of both, as in the paper.
         lr: the learning rate of the regressors; None is the schedule's.
         regressors: {teacher location: module} of your own, from the student's vectors to the teacher's.
         tokens: `"labelled"` or `"all"`, as for `KD`.
@@ -159,16 +167,16 @@ class FitNets(Objective):
                 f"FitNets(regressors=…) names {odd[0]}, which is none of the teacher's layers: "
                 f"{', '.join(map(str, layers or ()))}; use the same text for a place in both."
             )
-        self.regressors = nn.ModuleDict({_key(at): module for at, module in self._given.items()})
+        self.regressors = nn.ModuleDict({key_of(at): module for at, module in self._given.items()})
         self._middle: Layers = {}
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """100, as published."""
+        """The published weight: 100."""
         return {"hint": 100.0}
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The compared locations of both models."""
+        """Return the compared locations of both models."""
         return Reads(tuple(self._layers), tuple(self._layers.values()))
 
     def prepare(self, step: Step, rows: int) -> None:
@@ -184,17 +192,18 @@ class FitNets(Objective):
         for above, below in self._layers.items():
             student, teacher = matched(step.student, below, step.taught, above, "FitNets")
             mask = step.mask(student, below, self.tokens)
-            ours = regressed(self.regressors, above, student)
-            losses.append(averaged(step, partial(hint, mask=mask), ours, teacher, mask))
+            mapped = regress(self.regressors, above, student)
+            losses.append(averaged(step, partial(hint, mask=mask), mapped, teacher, mask))
         return {"hint": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         settings = [] if self.layers is None else [f"layers={shown(self.layers)}"]
-        return ", ".join(settings + ([f"lr={self.lr}"] if self.lr is not None else []) + _told(self.tokens))
+        return ", ".join(settings + ([f"lr={self.lr}"] if self.lr is not None else []) + _tokens_setting(self.tokens))
 
     @property
     def _layers(self) -> Layers:
+        """The compared layers, given or the middle ones."""
         return self._middle if self.layers is None else self.layers
 
 
@@ -204,7 +213,7 @@ class AT(Objective):
 
     The map of a feature map is the sum over its channels of the squares; of a transformer the attention patterns take
     the place of the feature map, the heads that of the channels. Of feature maps of different sizes the larger is
-    averaged down to the smaller. Several layers are added.
+    averaged down to the smaller. The losses of several layers are added.
 
     Zagoruyko, Komodakis 2016 (arXiv:1612.03928), section 3.1; the weight 1000 is that of the published code.
 
@@ -228,11 +237,11 @@ class AT(Objective):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """1000, as published."""
+        """The published weight: 1000."""
         return {"at": 1000.0}
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The maps of both models."""
+        """Return the locations of the maps of both models."""
         layers = self._layers(mapping)
         return Reads(tuple(layers), tuple(layers.values()))
 
@@ -255,9 +264,12 @@ class AT(Objective):
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
-        return ", ".join(([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _told(self.tokens))
+        return ", ".join(
+            ([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _tokens_setting(self.tokens)
+        )
 
     def _layers(self, mapping: Sequence[Pair]) -> Layers:
+        """Return the compared layers: the given ones, else the attention patterns of the layers of the mapping."""
         if self.layers is not None:
             return self.layers
         return {
@@ -270,7 +282,7 @@ class AT(Objective):
 
 
 def last_hidden(model: Model) -> Location:
-    """Where the last hidden states of a model are: behind the norm after its blocks, else after the last block."""
+    """Return the location of the last hidden states: behind the norm after the blocks, else after the last block."""
     normed = Location(site="final_norm")
     try:
         architecture(model).place(normed)
@@ -280,62 +292,12 @@ def last_hidden(model: Model) -> Location:
 
 
 def _last_hidden(step: Step) -> tuple[Location, Location]:
+    """Return the locations of the last hidden states of teacher and student."""
     return last_hidden(step.taught.model), last_hidden(step.student.model)
 
 
-def matched(student: Run, below: Location, teacher: Run, above: Location, asked: str) -> tuple[Tensor, Tensor]:
-    """The features of both, `[batch, width]` or `[batch, position, width]`, of as many positions.
-
-    Raises:
-        DistillError: other positions, and they are no feature maps.
-    """
-    maps = student.activations[below], teacher.activations[above]
-    if all(each.ndim == 4 for each in maps) and below.module is not None:
-        height, width = (min(each.shape[axis] for each in maps) for axis in (2, 3))
-        pooled = (functional.adaptive_avg_pool2d(each, (height, width)) for each in maps)
-        ours, theirs = (rearrange(each, "b c h w -> b (h w) c") for each in pooled)
-        return ours, theirs
-    ours, theirs = student.vectors(below), teacher.vectors(above)
-    if ours.shape[:-1] != theirs.shape[:-1]:
-        raise DistillError(
-            f"{asked} compares {below} of the student, {list(ours.shape)}, with {above} of the teacher, "
-            f"{list(theirs.shape)}, position by position; choose places of the same positions."
-        )
-    return ours, theirs
-
-
-def regressors_for(
-    step: Step, layers: Layers, asked: str, given: Mapping[Location, nn.Module] | None = None
-) -> nn.ModuleDict:
-    """For each teacher location a map from the student's width to the teacher's: given, else linear; none if equal."""
-    made = {}
-    for above, below in layers.items():
-        student, teacher = matched(step.student, below, step.taught, above, asked)
-        widths = student.shape[-1], teacher.shape[-1]
-        new = nn.Identity() if widths[0] == widths[1] else linear(*widths, like=student)
-        made[_key(above)] = (given or {}).get(above, new)
-    return nn.ModuleDict(made)
-
-
-def regressed(regressors: nn.ModuleDict, at: Location, student: Tensor) -> Tensor:
-    """The student's features behind the regressor of a teacher location, in single precision at least."""
-    if _key(at) not in regressors:
-        raise DistillError(
-            f"the regressor to {at} was not made yet; call objective.prepare(step, rows) first, as distill.fit does."
-        )
-    module = regressors[_key(at)]
-    own = next(module.parameters(), None)
-    return module(student if own is None else student.to(own.dtype))
-
-
-def refuse_nowhere(layers: Layers | None, asked: str) -> None:
-    """Refuse a choice of no layers."""
-    if layers is not None and not layers:
-        raise DistillError(f"{asked}(layers={{}}) compares nothing; give {asked}({{Location(1): Location(0)}}).")
-
-
-def _first(states: Tensor, mask: Tensor | None) -> Tensor:
-    """The first token that counts, `[batch, width]`; a vector an example as it is."""
+def _first_token(states: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the states of the first token that counts, `[batch, width]`; states of examples as they are."""
     if states.ndim == 2:
         return states
     if mask is None:
@@ -343,21 +305,13 @@ def _first(states: Tensor, mask: Tensor | None) -> Tensor:
     return states[torch.arange(len(states), device=states.device), mask.long().argmax(1)]
 
 
-def shown(layers: Layers) -> str:
-    """Layers for printing."""
-    return "{" + ", ".join(f"{str(above)!r}: {str(below)!r}" for above, below in layers.items()) + "}"
-
-
-def _key(at: Location) -> str:
-    return str(at).replace(".", "_")
-
-
-def _told(tokens: str) -> list[str]:
+def _tokens_setting(tokens: str) -> list[str]:
+    """Return the setting `tokens` for printing, where it is not the default."""
     return ["tokens='all'"] if tokens == "all" else []
 
 
 def _pairs_of_tokens(step: Step, at: Location, maps: Tensor, tokens: str) -> tuple[Tensor | None, Tensor | None]:
-    """For attention patterns, which queries count, and which pairs of query and key, `[batch, query, key]`."""
+    """Return which queries of attention patterns count, and which pairs of query and key, `[batch, query, key]`."""
     if "attention_pattern" not in (at.site, at.io):
         return None, None
     queries = step.mask(rearrange(maps, "b h q k -> b q (h k)"), at, tokens)
@@ -371,10 +325,12 @@ def _pairs_of_tokens(step: Step, at: Location, maps: Tensor, tokens: str) -> tup
 
 
 def _ends(mapping: Sequence[Pair]) -> dict[Location, Location]:
+    """Return {last teacher location: last student location} of the pairs of a mapping."""
     return {pair.teacher[-1]: pair.student[-1] for pair in mapping}
 
 
 def _below_last(step: Step) -> dict[Location, Location]:
+    """Return the same for the mapping of a step, without the last blocks of the teacher."""
     found = architecture(step.taught.model)
     last = [stack.blocks[-1] for stack in found.stacks]
     return {above: below for above, below in _ends(step.mapping).items() if found.place(above).module not in last}

@@ -1,4 +1,14 @@
-"""Objectives on the answers: what the models say, whatever they compute inside."""
+"""Objectives on the answers of the models, independent of what they compute inside: KD, DKD and the labels of the data.
+
+With logits z of student and teacher, softened distributions p^τ = softmax(z / τ), and labels y,
+
+    KD = τ² KL(p_t^τ ‖ p_s^τ)                        Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2
+    DKD = min(epoch / warmup, 1) (α TCKD + β NCKD)   Zhao et al. 2022 (arXiv:2203.08679), section 3
+    Labels = CE(z_s, y)
+
+KD may perturb the logits with noise: Sau, Balasubramanian 2016 (arXiv:1610.09650), section 3. TCKD and NCKD are in
+`distill.losses.decoupled`.
+"""
 
 import warnings
 from functools import partial
@@ -34,8 +44,8 @@ from interventions import run
 class KD(Objective):
     """Knowledge distillation: divergence between the softened answers of teacher and student. Term `kd`.
 
-    For classifiers with several labels an example the mean over the labels of the divergence of each yes or no; for
-    real values the squared error.
+    For classifiers with several labels an example it is the binary divergence of each label, averaged over labels; for
+    real values it is the squared error.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2; noise on logits: Sau, Balasubramanian 2016
     (arXiv:1610.09650), section 3.
@@ -46,13 +56,13 @@ class KD(Objective):
             PKD).
         scale_t2: multiply by temperature².
         divergence: `forward_kl`, `reverse_kl`, `jensen_shannon` of `distill.losses`, or a function like them; or
-            `squared_error`, between the logits themselves, where temperature and reduction have no part.
-        answers: what logits mean: "classes", "labels" (several an example) or "values"; None asks the model and the
-            data.
+            `squared_error`, between the logits themselves, for which temperature and reduction mean nothing.
+        answers: what logits stand for: "classes", "labels" (several an example) or "values"; None decides it by the
+            model and the data.
         teacher_noise, student_noise: perturb the logits of either in every step.
-        tokens: of models that answer at every token: `"labelled"` compares where the answer has a label that is not
-            −100 (of a causal language model the answer at t has the label at t + 1), `"all"` wherever there is no
-            padding. Without labels of tokens they are the same.
+        tokens: for models that answer at every token: `"labelled"` compares answers with a label that is not −100 (the
+            answer of a causal language model at t has the label at t + 1), `"all"` those at all tokens but padding.
+            Without labels of tokens they are the same.
     """
 
     about = About(
@@ -87,7 +97,7 @@ class KD(Objective):
         self.tokens = checked_tokens(tokens, "KD")
 
     def prepare(self, step: Step, rows: int) -> None:
-        """Decide what the answers are."""
+        """Decide what the logits stand for."""
         if step.student.logits.shape == step.taught.logits.shape:
             self._decided = decide_answers(step, self.answers, "KD()")
 
@@ -101,8 +111,8 @@ class KD(Objective):
             )
         _refuse_other_positions(step)
         answers = answers_of(step, student, self._decided or self.answers, "KD()")
-        student = self._noisy(student, self.student_noise, "student", step)
-        teacher = self._noisy(teacher, self.teacher_noise, "teacher", step)
+        student = self._perturb(student, self.student_noise, "student", step)
+        teacher = self._perturb(teacher, self.teacher_noise, "teacher", step)
         mask = step.mask(student, tokens=self.tokens)
         loss = partial(self._divergence, answers=answers, mask=mask)
         return {"kd": averaged(step, loss, student, teacher, mask)}
@@ -120,6 +130,7 @@ class KD(Objective):
         return ", ".join(shown)
 
     def _divergence(self, student: Tensor, teacher: Tensor, answers: Answers, mask: Tensor | None) -> Tensor:
+        """Return the divergence that fits what the logits stand for."""
         if answers == "values" or self.divergence is squared_error:
             return squared_error(student, teacher, mask=mask)
         if answers == "classes":
@@ -133,7 +144,8 @@ class KD(Objective):
         return multi_label_kd(student, teacher, self.temperature, self.reduction, self.scale_t2, mask=mask)
 
     @staticmethod
-    def _noisy(logits: Tensor, noise: LogitNoise | None, whose: str, step: Step) -> Tensor:
+    def _perturb(logits: Tensor, noise: LogitNoise | None, whose: str, step: Step) -> Tensor:
+        """Return the logits with noise, where there is any."""
         return logits if noise is None else noise(logits, step.drawing(f"noise of the {whose}"))
 
 
@@ -141,16 +153,16 @@ class KD(Objective):
 class DKD(Objective):
     """Decoupled knowledge distillation: α TCKD + β NCKD, each × τ², rising over the first epochs. Term `dkd`.
 
-    TCKD compares how sure teacher and student are of the label, NCKD what they say of the other classes. The
+    TCKD compares the probabilities of the label against all other classes, NCKD those among the other classes. The
     cross-entropy of the paper's loss is `Labels()`; where tokens have labels the answer of a causal language model has
-    the label of the next token, as in `CausalLM()`. With two classes it is α `KD`, and says so.
+    the label of the next token, as in `CausalLM()`. With two classes it is α `KD`, and warns of that.
 
     Zhao et al. 2022 (arXiv:2203.08679), section 3; the warm-up is that of the published code.
 
     Args:
         alpha, beta: weights of the two parts; β is 8, 6 or 2 by pair in the paper, and 0.5 with τ 1 on ImageNet.
         temperature: τ.
-        warmup: the term counts min(epoch / warmup, 1) in an epoch counted from 1; 0 for none.
+        warmup: the term is multiplied by min(epoch / warmup, 1), with epochs counted from 1; 0 is no warm-up.
     """
 
     about = About(
@@ -169,7 +181,7 @@ class DKD(Objective):
         self.alpha, self.beta, self.temperature, self.warmup = alpha, beta, temperature, warmup
 
     def prepare(self, step: Step, rows: int) -> None:
-        """Say what will not be as expected: two classes, or a warm-up longer than the training."""
+        """Warn of two classes, and of a warm-up longer than the training."""
         _refuse_unlabelled(step, "DKD()")
         classes = step.student.logits.shape[-1]
         if classes == 2:
@@ -190,7 +202,7 @@ class DKD(Objective):
         student, teacher, labels = step.student.logits, step.taught.logits, step.labels("DKD()")
         if labels.is_floating_point():
             raise DistillError(
-                f"DKD() sets one label an example against the other classes, and the labels are {labels.dtype} "
+                f"DKD() compares one label an example with the other classes, and the labels are {labels.dtype} "
                 f"{list(labels.shape)}; use KD(), which takes several labels and real values too."
             )
         if not bool((labels != -100).any()):
@@ -208,15 +220,15 @@ class DKD(Objective):
 class Labels(Objective):
     """The student's answer under the labels of the data. Term `labels`.
 
-    Cross-entropy for classes, the mean over the labels of each one's cross-entropy for several labels an example,
-    −100 left out; squared error for real values, where every number counts. Of labels of tokens, classes or values,
-    those at padding and those that are −100 are left out.
+    It is cross-entropy for classes, binary cross-entropy averaged over labels for several labels an example, both
+    without labels of −100, and squared error for real values, where every number counts. Labels of tokens, classes or
+    values, are left out at padding and where they are −100.
 
     Args:
-        smoothing: ε: the label counts 1 − ε, and ε is shared by all classes alike (Szegedy et al. 2015,
+        smoothing: ε: the target is 1 − ε on the label plus ε / C on each of the C classes (Szegedy et al. 2015,
             arXiv:1512.00567, section 7).
-        answers: what logits mean: "classes", "labels" (several an example) or "values"; None asks the model and the
-            data.
+        answers: what logits stand for: "classes", "labels" (several an example) or "values"; None decides it by the
+            model and the data.
     """
 
     about = About(("labels",), "CE(z_s, y), with smoothing (1 − ε) CE + ε mean over the classes", "")
@@ -232,14 +244,14 @@ class Labels(Objective):
         self._decided: Answers | None = None
 
     def prepare(self, step: Step, rows: int) -> None:
-        """Decide what the answers are; refuse labels of a causal language model that are the tokens at their places."""
+        """Decide what the logits stand for; refuse labels of a causal language model that are its own input tokens."""
         _refuse_unlabelled(step, "Labels()")
         self._decided = decide_answers(step, self.answers, "Labels()")
         labels, ids = step.batch.get("labels"), step.batch.get("input_ids")
         if labels is None or ids is None or labels.shape != ids.shape or step.student.logits.ndim != 3:
             return
-        counted = labels != -100
-        if bool(counted.any()) and bool((labels == ids)[counted].all()) and _reads_to_the_right(step):
+        is_labelled = labels != -100
+        if bool(is_labelled.any()) and bool((labels == ids)[is_labelled].all()) and _is_causal(step):
             raise DistillError(
                 "Labels() compares the answer at a token with the label there, and the labels are the tokens that this "
                 "model reads from left to right; use CausalLM(), which compares with the next one."
@@ -254,16 +266,16 @@ class Labels(Objective):
                 f"Labels(smoothing={self.smoothing}) shares a part of the label among classes, and these answers are "
                 f"{answers!r}; use Labels()."
             )
-        counts = labels != -100
+        is_labelled = labels != -100
         if answers == "values" and not step.labels_tokens:
             return {"labels": step.mean(mean_squared_error(logits, labels))}
-        if not bool(counts.any()):
+        if not bool(is_labelled.any()):
             return {"labels": nothing(logits)}
         if answers == "values":
-            return {"labels": step.mean(mean_squared_error(logits[counts], labels[counts]), LABELS)}
+            return {"labels": step.mean(mean_squared_error(logits[is_labelled], labels[is_labelled]), LABELS)}
         if answers == "labels":
-            wanted = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
-            return {"labels": step.mean(binary_cross_entropy(logits, wanted), LABELS)}
+            targets = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
+            return {"labels": step.mean(binary_cross_entropy(logits, targets), LABELS)}
         return {"labels": step.mean(cross_entropy(logits, labels, self.smoothing), LABELS)}
 
     def extra_repr(self) -> str:
@@ -273,7 +285,7 @@ class Labels(Objective):
 
 
 def _refuse_other_positions(step: Step) -> None:
-    """Refuse to compare token by token what is not of the same tokens, as of a decoder and an encoder–decoder."""
+    """Raise DistillError if token models answer at different tokens, as a decoder and an encoder–decoder do."""
     student, teacher = step.student.logits, step.taught.logits
     if student.ndim != 3 or teacher.ndim != 3:
         return
@@ -288,15 +300,15 @@ def _refuse_other_positions(step: Step) -> None:
         )
 
 
-def _refuse_unlabelled(step: Step, asked: str) -> None:
-    """Refuse data of which no label counts."""
+def _refuse_unlabelled(step: Step, caller: str) -> None:
+    """Raise DistillError if all labels of the data are −100."""
     labels = None if step.data is None else step.data.table.get("labels")
     if labels is not None and all(bool((row == -100).all()) for row in labels):
-        raise DistillError(f"{asked} needs a label that is not -100, and none of the {len(labels)} rows has one.")
+        raise DistillError(f"{caller} needs a label that is not -100, and none of the {len(labels)} rows has one.")
 
 
-def _reads_to_the_right(step: Step) -> bool:
-    """Whether the answer at the first token is the same whatever the last one is."""
+def _is_causal(step: Step) -> bool:
+    """Return whether the student's answer at the first token is the same when the last token is another."""
     ids = step.batch["input_ids"]
     other = torch.where(ids[:, -1] == ids[:, 0], ids[:, -1] ^ 1, ids[:, 0])
     changed = {**step.batch, "input_ids": torch.cat([ids[:, :-1], other[:, None]], 1)}

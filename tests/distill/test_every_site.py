@@ -25,7 +25,7 @@ from distill.interchange.attention_keys import KEYED, move_to_keys, over_keys
 from distill.interchange.mapping import pairs_of
 from distill.losses import kd
 from distill.models.inputs import answer_mask, inputs_of, real_tokens
-from distill.objectives.diito import Attended, narrowed
+from distill.objectives.diito import Attended, narrow
 from distill.training.computation import Computation
 from interventions import Location, Mixup, Noise, Rotation, architecture, interchange, run
 from interventions.locations import HEAD_SITES
@@ -83,7 +83,7 @@ def by_hand(teacher, student, places, objective, batch):
         normal = torch.randn(*count, max(map(prod, units)), generator=draws)
     for model, place, unit in zip((teacher, student), places, units, strict=True):
         if objective.sources is None:
-            op = type(objective.op)(objective.op.sigma, normal=narrowed(normal, prod(unit)).reshape(*count, *unit))
+            op = type(objective.op)(objective.op.sigma, normal=narrow(normal, prod(unit)).reshape(*count, *unit))
             if place.site == "attention_pattern":  # what is hidden stays hidden
                 op = Attended(op)
             after = interchange(model, inputs(model, batch), None, {place: op}, positions=written, resume=False)

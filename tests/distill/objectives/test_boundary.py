@@ -304,8 +304,8 @@ def test_the_published_program(monkeypatch):
         assert torch.equal(labels[rows], mine)
         return rows
 
-    original = BSS._chosen
-    monkeypatch.setattr(BSS, "_chosen", lambda self, step: chosen.setdefault("rows", original(self, step)))
+    original = BSS._choose
+    monkeypatch.setattr(BSS, "_choose", lambda self, step: chosen.setdefault("rows", original(self, step)))
 
     def term(**settings):
         chosen.clear()

@@ -19,7 +19,7 @@ from distill import CRD, DIITO, ICD, KD, DistillError, Rows, Schedule, fit, step
 from distill.losses import contrast, invariance
 from distill.models.inputs import inputs_of
 from distill.objectives import Moment
-from distill.objectives.contrastive import pooled
+from distill.objectives.contrastive import pool
 from distill.objectives.memories import Classes, Memory
 from distill.objectives.processes import gather
 from distill.training.checkpoints import Checkpoints
@@ -283,13 +283,13 @@ def test_features_are_the_mean_over_real_tokens():
     model, data, at = spread(gpt2(2)), text(6), Location(module="score", io="input")
     batch = data.batch(range(6))
     mask = batch["attention_mask"]
-    found = pooled(run(model, inputs_of(model, batch), [at]), at, mask)
+    found = pool(run(model, inputs_of(model, batch), [at]), at, mask)
     for i in range(6):
         alone = data.batch([i])
         states = run(model, inputs_of(model, alone), [at]).activations[at]
         assert torch.allclose(found[i], states[0].mean(0), atol=1e-5)
     heads = Location(1, "attention_heads")
-    assert pooled(run(model, inputs_of(model, batch), [heads]), heads, mask).shape == (6, 16)
+    assert pool(run(model, inputs_of(model, batch), [heads]), heads, mask).shape == (6, 16)
 
 
 PLACES = {

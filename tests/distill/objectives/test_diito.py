@@ -12,7 +12,7 @@ from distill.interchange.mapping import pairs_of
 from distill.losses import kd
 from distill.models.inputs import inputs_of
 from distill.objectives import Reads, Step
-from distill.objectives.diito import narrowed
+from distill.objectives.diito import narrow
 from distill.training.computation import Computation
 from interventions import Location, Mixup, Noise, run
 from tests.distill.tiny_models import VOCABULARY, bert, gpt2, gpt2_lm, images, mlp, spread, t5, text, vectors, vit
@@ -120,7 +120,7 @@ def naive(objective, teacher, student, mapping, batch, stack, seed=0):
                 whole = states[at.layer][drawn] if isinstance(drawn, torch.Tensor) else states[at.layer]
                 return put(state, torch.stack([whole[r, c, dims] for r, c in taken]), chosen, dims)
             h = torch.stack([state[r, c, dims] for r, c in chosen])
-            z = objective.op.sigma * h.detach().square().mean(-1, keepdim=True).sqrt() * narrowed(normal, h.shape[-1])
+            z = objective.op.sigma * h.detach().square().mean(-1, keepdim=True).sqrt() * narrow(normal, h.shape[-1])
             keep = objective.op.keep if isinstance(objective.op, Mixup) else None
             return put(state, h + z if keep is None else keep * h + (1 - keep) * z, chosen, dims)
 
@@ -343,17 +343,17 @@ def test_random_vectors_are_projected_to_narrower_models():
     pair = ((Location(2),), (Location(1),))
     (above,), (below,) = changes(teacher, student, DIITO(op=Noise(3.0, relative=False)), pair, batch_of("bert"))
     where = above.abs().sum(-1) > 0
-    assert torch.allclose(narrowed(above[where], 8), below.detach()[where], atol=1e-4)
+    assert torch.allclose(narrow(above[where], 8), below.detach()[where], atol=1e-4)
 
 
 def test_the_projection_is_semi_orthogonal_and_keeps_the_scale():
-    map_ = narrowed(torch.eye(24, dtype=torch.float64), 10)
+    map_ = narrow(torch.eye(24, dtype=torch.float64), 10)
     assert torch.allclose(map_.T @ map_, torch.eye(10, dtype=torch.float64), atol=1e-12)
-    drawn = narrowed(torch.randn(20_000, 24, generator=generator()), 10)
+    drawn = narrow(torch.randn(20_000, 24, generator=generator()), 10)
     assert torch.allclose(drawn.var(0), torch.ones(10), atol=0.05)
     assert torch.allclose(torch.cov(drawn.T), torch.eye(10), atol=0.05)
-    assert torch.equal(narrowed(drawn, 10), drawn)
-    assert torch.equal(narrowed(drawn, 4), narrowed(drawn, 4))
+    assert torch.equal(narrow(drawn, 10), drawn)
+    assert torch.equal(narrow(drawn, 4), narrow(drawn, 4))
 
 
 def test_sigma_is_in_units_of_each_vector():

@@ -233,7 +233,7 @@ def test_a_warm_up_longer_than_the_training_warns():
 
 
 def test_dkd_needs_one_label_an_example():
-    with pytest.raises(DistillError, match=r"DKD\(\) sets one label an example.*use KD\(\)"):
+    with pytest.raises(DistillError, match=r"DKD\(\) compares one label an example.*use KD\(\)"):
         terms(spread(mlp()), spread(mlp(), 1), DKD(warmup=0), several().batch(range(4)))
 
 
