@@ -85,6 +85,7 @@ TESTED_BY = {
     },
     "interventions/tracing/hosts.py": "tests/faults/test_remote_answers.py",
     "interventions/tracing/vllm.py": "tests/interventions/engine/test_vllm.py",
+    "interventions/tracing/vllm_architecture.py": "tests/interventions/engine/test_vllm.py",
     "interventions/tracing/vllm_requests.py": "tests/interventions/engine/test_vllm.py",
     **{
         f"distill/causal/{name}.py": "tests/distill/causal/test_model.py"

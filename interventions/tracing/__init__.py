@@ -1,8 +1,9 @@
-"""The verbs of `interventions` on models of nnsight: on this machine, served, or remote.
+"""The functions of `interventions` on models of nnsight: on this machine, on a vLLM engine, or on another machine.
 
-What is done in a run stands on the model as edits of nnsight, so that the user's own traces carry it wherever they go
-(`edits`, `visits`, `hook_points`). Our own verbs run several traces as one job (`jobs`), and all that travels does so
-as text and data (`packing`). Nothing here is imported until a model of nnsight is passed.
+The reads and writes of an open block are put on the model as edits of nnsight, so that the user's own traces carry them
+to wherever they run (`edits`, `visits`, `hook_points`). `run`, `interchange` and `sweep` make several traces as one job
+(`jobs`, `plans`, `sessions`). Code is sent to another machine as source text, and the rest as data (`packing`). Nothing
+here is imported until a model of nnsight is passed.
 """
 
 from interventions.tracing.hosts import backend

@@ -1,4 +1,4 @@
-"""Which call of a traced model is going on: what writes ask for to count tokens, steps and turns."""
+"""The current call of a traced model, from which writes count tokens, steps and calls."""
 
 from collections.abc import Iterable, Iterator
 from types import FrameType
@@ -11,17 +11,17 @@ from interventions.models.calls import Call, Generation, begin_call, bind_argume
 
 
 class CurrentCall:
-    """What is known of the run of a traced model that is going on; taps and writes take it for a scope of hooks.
+    """The state of the current run of a traced model; taps and writes use it in place of a `Scope` of hooks.
 
-    A run is one trace: all its calls of the model are those of one generation.
+    A run is one trace, and all its calls of the model belong to one generation.
 
     Attributes:
-        call: the call of the model that is going on, or the last one.
-        generation: the run, from its first call, or that of the encoder before it.
-        recomputing: False: what is recomputed later is not traced, and `check_recomputable` raises for it.
-        unsure: why the prompt cannot be told from what is generated, if it cannot; `given` says with what arguments.
-        stores: whether a changed key or value is kept in the cache; not where nobody is given that.
-        is_open: True: what stands on a model as an edit acts in every run.
+        call: the current call of the model, or the last one.
+        generation: the run, from its first call, or from that of the encoder before it.
+        recomputing: always False, because recomputed forwards are not traced (`check_recomputable` raises for them).
+        unsure: the reason why prompt and generated tokens cannot be distinguished; "" if they can.
+        stores: True if a changed key or value is kept in the cache, because the cache is returned.
+        is_open: always True, because edits on a model act in every run.
     """
 
     is_open = True
@@ -32,23 +32,23 @@ class CurrentCall:
         self.begin()
 
     def __reduce__(self) -> tuple:
-        return CurrentCall, ()  # what goes on here is of no interest elsewhere
+        return CurrentCall, ()  # the calls on this machine are not those of another one
 
     def begin(self) -> None:
-        """A run begins."""
+        """Begin a run: forget the calls of the last one."""
         self.call: Call | None = None
         self.generation: Generation | None = None
         self.unsure = ""
         self._decodes = False
 
-    def given(self, settings: Iterable[str]) -> None:
-        """Note the arguments of the run that make the first call read more, or less, than the prompt."""
+    def note_settings(self, settings: Iterable[str]) -> None:
+        """Note the settings of the run with which its first call reads more, or less, than the prompt."""
         hiding = sorted(_HIDING & set(settings))
         if hiding:
             self.unsure = f"this generation is made with {', '.join(hiding)}"
 
     def frames(self) -> Iterator[FrameType]:
-        """What the model is in the middle of: it runs in the greenlet that waits for the one we are in."""
+        """Yield the frames of the model's forward, which runs in the greenlet that waits for the current one."""
         from greenlet import getcurrent
 
         waiting: Any = getcurrent().parent
@@ -59,8 +59,8 @@ class CurrentCall:
                 frame = frame.f_back
             waiting = waiting.parent
 
-    def called(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """The model is called."""
+    def begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Begin a call of the model with these arguments."""
         arguments = bind_arguments(module, args, kwargs)
         tokens, first = tokens_in(arguments), not self._decodes
         if first:
@@ -71,8 +71,8 @@ class CurrentCall:
         if chunked and (tokens or 0) > 1:
             self.unsure = f"the second call of this generation reads {tokens} tokens at once (a prompt in chunks?)"
 
-    def encoded(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """The encoder is called; by `generate` before the model itself is."""
+    def begin_encoding(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Begin a call of the encoder, which `generate` makes before it calls the model."""
         if self.call is None and self.generation is None:
             arguments = bind_arguments(module, args, kwargs)
             self.generation = Generation(arguments, tokens_in(arguments) or 1)
@@ -81,7 +81,7 @@ class CurrentCall:
         cache = arguments.get("past_key_values")
         filled = hasattr(cache, "get_seq_length") and int(cache.get_seq_length()) > 0
         if filled or isinstance(cache, tuple) or tokens is None:
-            return  # the prompt was read before, elsewhere; or there is none, as for images
+            return  # the prompt was read before this run, or there is none, as for images
         before = {} if self.generation is None else self.generation.arguments
         self.generation = Generation({**before, **arguments}, tokens)
 
@@ -90,5 +90,5 @@ _HIDING = {"prompt_lookup_num_tokens", "assistant_model", "prefill_chunk_size", 
 
 
 def cache_in(args: tuple, kwargs: dict[str, Any]) -> object:
-    """The cache that a module was given, under one name or another."""
+    """Return the key–value cache among the arguments of a module, whatever its name; None without one."""
     return next((each for each in (*args, *kwargs.values()) if hasattr(each, "get_seq_length")), None)

@@ -1,4 +1,4 @@
-"""Where a traced model lets one in: the two sides of a module, an operation in its forward, or its attention."""
+"""Doors of a traced model, where taps act: the two sides of a module, an operation in its forward, its attention."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ from interventions.tracing.current_call import CurrentCall, cache_in
 
 @runtime_checkable
 class Door(Protocol):
-    """A way into a module of a traced model."""
+    """A way into a module of a traced model, at which taps read and write."""
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
-        """Wait until the model comes by once more, and put what is there through the taps, one after the other.
+    def meet(self, envoy: Any, taps: Sequence[Tap], current: CurrentCall, memory: dict[str, Any]) -> None:
+        """Wait until the model comes by once more, and put the tensor there through the taps, one after the other.
 
         Args:
-            kept: what it remembers from one time to the next, within a run.
+            envoy: nnsight's view of the module.
+            taps: those that act in this run.
+            current: the current call of the model.
+            memory: what the door remembers from one time to the next within a run.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Side:
-    """What a module returns, or what it is given.
+    """The output of a module, or its first input.
 
     Attributes:
         io: "output" or "input".
@@ -40,8 +43,8 @@ class Side:
 
     io: str
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
-        passed(envoy, self.io, envoy._module, taps, moment)
+    def meet(self, envoy: Any, taps: Sequence[Tap], current: CurrentCall, memory: dict[str, Any]) -> None:
+        apply(envoy, self.io, envoy._module, taps, current)
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,17 @@ class Operation:
     """A call or an assignment in the forward of a module, or in a function that it calls.
 
     Attributes:
-        names: of the operation, after those of the calls that it is in.
+        names: the name of the operation, after those of the calls that it is in.
         io: "output" or "input".
     """
 
     names: tuple[str, ...]
     io: str
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
-        operation = opened(envoy, self.names)
+    def meet(self, envoy: Any, taps: Sequence[Tap], current: CurrentCall, memory: dict[str, Any]) -> None:
+        operation = open_operation(envoy, self.names)
         try:
-            passed(operation, self.io, envoy._module, taps, moment)
+            apply(operation, self.io, envoy._module, taps, current)
         except InterventionError as error:
             where = f"{envoy.path} {'.'.join(self.names)}"
             raise InterventionError(str(error) if where in str(error) else f"{where}: {error}") from None
@@ -67,71 +70,71 @@ class Operation:
 
 @dataclass(frozen=True)
 class Function:
-    """The function of transformers that an attention calls, with its query, key, value, scores, pattern and heads.
+    """The attention function of transformers that a module calls, with query, key, value, scores, pattern and heads.
 
     Attributes:
-        name: of the call.
-        chooser: of the call that gave the function, and was given the model's own eager one.
+        name: the name of the call.
+        chooser: the name of the call that chose the function, among whose arguments is the model's eager one.
     """
 
     name: str
     chooser: str
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
-        if not kept or kept["cache"] is not None:
-            kept["cache"] = cache_in(*envoy.inputs)
-        if "eager" not in kept:  # it may be called several times in one call of the module, and is chosen once
-            chooser = opened(envoy, (self.chooser,))
+    def meet(self, envoy: Any, taps: Sequence[Tap], current: CurrentCall, memory: dict[str, Any]) -> None:
+        if not memory or memory["cache"] is not None:
+            memory["cache"] = cache_in(*envoy.inputs)
+        if "eager" not in memory:  # a module may call the function several times, and chooses it once
+            chooser = open_operation(envoy, (self.chooser,))
             choice, settings = chooser.inputs
-            kept["eager"] = settings["default"] if "default" in settings else choice[1]
-            kept["implementation"] = chooser.output
-        operation = opened(envoy, (self.name,))
+            memory["eager"] = settings["default"] if "default" in settings else choice[1]
+            memory["implementation"] = chooser.output
+        operation = open_operation(envoy, (self.name,))
         (module, *states), kwargs = operation.inputs
-        change = changing(module, taps, moment, kept["cache"])
+        change = tapped_attention(module, taps, current, memory["cache"])
         if change.sites:
-            operation.skip(attend(change, kept["implementation"], kept["eager"], *states, **kwargs))
+            operation.skip(attend(change, memory["implementation"], memory["eager"], *states, **kwargs))
 
 
 @dataclass(frozen=True)
 class Computation:
-    """All that an attention computes, where it does so by products and a softmax of its own."""
+    """The whole forward of an attention that computes its products and softmax itself."""
 
-    def meet(self, envoy: Any, taps: Sequence[Tap], moment: CurrentCall, kept: dict[str, Any]) -> None:
+    def meet(self, envoy: Any, taps: Sequence[Tap], current: CurrentCall, memory: dict[str, Any]) -> None:
         from nnsight.intervention.source import STATE, run_body
 
         args, kwargs = envoy.inputs
         module = envoy._module
-        change = changing(module, taps, moment, cache_in(args, kwargs))
+        change = tapped_attention(module, taps, current, cache_in(args, kwargs))
         if change.sites:
             with changing_attention(change, products=any(tap.kind == "sdpa" for tap, _ in change.taps)):
                 output = run_body(vars(module)[STATE], module, args, kwargs)
             envoy.skip(output)
 
 
-def changing(module: nn.Module, taps: Sequence[Tap], moment: CurrentCall, cache: object) -> TappedAttention:
-    """What is done in the call of an attention that begins."""
-    mine = tuple((tap, moment) for tap in taps if tap.has_turn(moment))
-    return TappedAttention(module, mine, lambda: cache if moment.stores else None)
+def tapped_attention(module: nn.Module, taps: Sequence[Tap], current: CurrentCall, cache: object) -> TappedAttention:
+    """Return the call of an attention that begins, with the taps that act in it."""
+    acting = tuple((tap, current) for tap in taps if tap.has_turn(current))
+    return TappedAttention(module, acting, lambda: cache if current.stores else None)
 
 
-def passed(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], moment: CurrentCall) -> None:
-    """Put what a module or an operation returns, or is given, through the taps."""
+def apply(view: Any, io: str, module: nn.Module, taps: Sequence[Tap], current: CurrentCall) -> None:
+    """Put the output, or the arguments, of a module or an operation through the taps."""
     if io == "input":
-        given = view.inputs
-        new = of_arguments(module, given, taps, moment)
-        if new is not given:
+        arguments = view.inputs
+        new = apply_to_arguments(module, arguments, taps, current)
+        if new is not arguments:
             view.inputs = new
         return
     value = view.output
-    new = of_output(module, value, taps, moment)
+    new = apply_to_output(module, value, taps, current)
     if new is not value:
         view.output = new
 
 
-def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: CurrentCall) -> Any:
-    """What `module` returned, put through the taps; itself where none writes."""
+def apply_to_output(module: nn.Module, value: Any, taps: Sequence[Tap], current: CurrentCall) -> Any:
+    """Return what `module` returned after the taps; the same object if none of them writes."""
     for tap in taps:
-        if tap.has_turn(moment):
+        if tap.has_turn(current):
             path = path_in(module, tap.io, value)
             state = at(value, path)
             if state.ndim < 2 or (tap.writes and not state.is_floating_point()):
@@ -139,29 +142,29 @@ def of_output(module: nn.Module, value: Any, taps: Sequence[Tap], moment: Curren
                     f"{type(module).__name__} has {state.dtype} {list(state.shape)} there, which is no activation "
                     "[batch, …, dims]; name another place."
                 )
-            new = tap(state, moment)
+            new = tap(state, current)
             value = value if new is None else with_new(value, path, new)
     return value
 
 
-def of_arguments(module: nn.Module, given: tuple, taps: Sequence[Tap], moment: CurrentCall) -> tuple:
-    """What `module` was given, put through the taps; itself where none writes."""
+def apply_to_arguments(module: nn.Module, arguments: tuple, taps: Sequence[Tap], current: CurrentCall) -> tuple:
+    """Return `(args, kwargs)` of `module` after the taps; the same object if none of them writes."""
     for tap in taps:
-        if not tap.has_turn(moment):
+        if not tap.has_turn(current):
             continue
-        args, kwargs = given
+        args, kwargs = arguments
         name = argument_in(module, args, kwargs)
-        new = tap(args[0] if name is None else kwargs[name], moment)
+        new = tap(args[0] if name is None else kwargs[name], current)
         if new is not None:
-            given = with_argument(module, args, kwargs, new)
-    return given
+            arguments = with_argument(module, args, kwargs, new)
+    return arguments
 
 
-def opened(envoy: Any, names: tuple[str, ...]) -> Any:
-    """An operation in the forward of a module, or in a function that it calls.
+def open_operation(envoy: Any, names: tuple[str, ...]) -> Any:
+    """Return nnsight's view of an operation in the forward of a module, or in a function that it calls.
 
     Raises:
-        InterventionError: there is none, or no source to look into.
+        InterventionError: there is no such operation, or no source text to look it up in.
     """
     from nnsight.intervention.source import SourceNotAvailable
 

@@ -1,8 +1,8 @@
-"""A host's answer, read without running any of it.
+"""Reading of a remote host's answer without running any code in it.
 
-nnsight loads what a host sends with pickles allowed, so a host, or whoever stands between, could run programs here.
-Read like this, an answer is tensors, plain data and outputs of transformers, whose classes are looked up among those
-that were imported here; anything else is refused before it is made.
+nnsight unpickles what a host sends, so the host, or an attacker on the way, could run programs on this machine. Here an
+answer may hold tensors, plain data and outputs of transformers, whose classes are looked up among those that are
+already imported. Anything else is refused before it is constructed.
 """
 
 import io
@@ -21,20 +21,25 @@ import torch
 from interventions.errors import InterventionError
 
 PLAIN = (slice, range, frozenset)
-_reading = Lock()  # what torch may load besides tensors is of the whole process
+_reading = Lock()  # the classes that torch may load are a setting of the whole process
 
 
 def backend(model: Any, remote: bool | str) -> Any:
-    """The way to a host, for `model.trace(…, backend=…)`: True is the configured one, a text an address."""
-    asked = model._remote_backend(remote, True, None, False)
-    safe = _reader()(asked.model_key, host=asked.host, env=asked.env)
-    safe.display = asked.display
+    """Return a backend for `model.trace(…, backend=…)` that reads the answers of a host without running code in them.
+
+    Args:
+        model: a model of nnsight.
+        remote: True for the host that nnsight is configured for, or the address of one.
+    """
+    default = model._remote_backend(remote, True, None, False)
+    safe = _reader()(default.model_key, host=default.host, env=default.env)
+    safe.display = default.display
     return safe
 
 
 @cache
 def _reader() -> type:
-    """The class, made when it is needed: nnsight is imported by whoever has a model of it."""
+    """Return the class of the backend, defined on first use so that nnsight is imported only with a model of it."""
     from nnsight.intervention.backends.remote import RemoteBackend
     from nnsight.schema.response import ResponseModel
     from pydantic import ValidationError
@@ -45,7 +50,7 @@ def _reader() -> type:
             try:
                 return RemoteBackend.parse(message) if isinstance(message, str) else ResponseModel(**status_in(message))
             except ValidationError as error:
-                raise _refused(f"a status that is none ({error})") from error
+                raise _refuse(f"a status that is none ({error})") from error
 
         def finalize(self, content: bytes) -> Any:
             self._log(f"result: {len(content):,} bytes")
@@ -59,10 +64,10 @@ def _reader() -> type:
 
 
 def status_in(message: bytes) -> dict[str, Any]:
-    """The fields of a status, which a host sends as `torch.save` writes them: texts, and the bytes of a result.
+    """Return the fields of a status message, which is written by `torch.save`: texts, and the bytes of a result.
 
     Raises:
-        InterventionError: anything else.
+        InterventionError: the message holds anything else.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(message)) as archive:
@@ -71,26 +76,26 @@ def status_in(message: bytes) -> dict[str, Any]:
     except InterventionError:
         raise
     except Exception as error:
-        raise _refused(f"a message that cannot be read ({type(error).__name__}: {error})") from error
+        raise _refuse(f"a message that cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(fields, dict):
-        raise _refused(f"a message that is no status, but of type {type(fields).__name__}")
+        raise _refuse(f"a message that is no status, but of type {type(fields).__name__}")
     return fields
 
 
 class _Plain(pickle.Unpickler):
-    """Reads plain data, and of classes the name of a status."""
+    """An unpickler of plain data that knows one class, the status of a job."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) != ("nnsight.schema.response", "Status"):
-            raise _refused(f"{module}.{name}")
-        return lambda value: value  # what was sent can set attributes of this alone, which is thrown away
+            raise _refuse(f"{module}.{name}")
+        return lambda value: value  # the message can set attributes of this function alone, which is dropped
 
     def persistent_load(self, pid: Any) -> Any:
-        raise _refused("tensors in the message of a status")
+        raise _refuse("tensors in the message of a status")
 
 
 def result_in(content: bytes) -> Any:
-    """What a job saved, as `torch.save` writes it.
+    """Return the result of a job, which is written by `torch.save`.
 
     Raises:
         InterventionError: an object that is no tensor, no plain data and no output of transformers.
@@ -99,22 +104,22 @@ def result_in(content: bytes) -> Any:
     try:
         allowed: list[Any] = []
         for name in torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(content)):
-            made, is_output = _known(name)
-            allowed.append((_noting(made, outputs) if is_output else made, name))
+            found, is_output = _look_up(name)
+            allowed.append((_recorder(found, outputs) if is_output else found, name))
         with _reading, torch.serialization.safe_globals(allowed):
-            found = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return _with_outputs(found, outputs)
+            result = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        return _restore_outputs(result, outputs)
     except InterventionError:
         raise
     except Exception as error:
-        raise _refused("what torch does not load as tensors and plain data") from error
+        raise _refuse("what torch does not load as tensors and plain data") from error
 
 
-def _known(name: str) -> tuple[Any, bool]:
-    """What makes an object of this name, and whether it is an output of transformers.
+def _look_up(name: str) -> tuple[Any, bool]:
+    """Return the allowed class of this name, and whether it is an output of transformers.
 
     Raises:
-        InterventionError: a name of something else.
+        InterventionError: the name is not that of an allowed class.
     """
     module, _, attribute = name.rpartition(".")
     found = vars(sys.modules[module]).get(attribute) if module in sys.modules else None
@@ -125,29 +130,30 @@ def _known(name: str) -> tuple[Any, bool]:
 
         if isinstance(found, type) and issubclass(found, ModelOutput) and module.split(".")[0] == "transformers":
             return found, True
-    raise _refused(name)
+    raise _refuse(name)
 
 
-def _noting(output: type, outputs: dict[int, tuple[Any, type]]) -> Callable[..., Any]:
-    """Makes a dict in the place of an output, as torch fills nothing else, and notes whose fields it has."""
+def _recorder(output: type, outputs: dict[int, tuple[Any, type]]) -> Callable[..., Any]:
+    """Return a function that makes a dict in place of an output, as torch fills nothing else, and notes its class."""
 
     def make(*fields: Any) -> OrderedDict[str, Any]:
-        made: OrderedDict[str, Any] = OrderedDict()
-        outputs[id(made)] = made, output
-        return made
+        entries: OrderedDict[str, Any] = OrderedDict()
+        outputs[id(entries)] = entries, output
+        return entries
 
     return make
 
 
-def _with_outputs(value: Any, outputs: dict[int, tuple[Any, type]]) -> Any:
-    """`value` with outputs of transformers where dicts stood for them."""
+def _restore_outputs(value: Any, outputs: dict[int, tuple[Any, type]]) -> Any:
+    """Return `value` with outputs of transformers in place of the dicts that stand for them."""
     if isinstance(value, dict):
-        entries = {key: _with_outputs(each, outputs) for key, each in value.items()}
+        entries = {key: _restore_outputs(each, outputs) for key, each in value.items()}
         return outputs[id(value)][1](**entries) if id(value) in outputs else entries
-    return type(value)(_with_outputs(each, outputs) for each in value) if type(value) in (tuple, list) else value
+    return type(value)(_restore_outputs(each, outputs) for each in value) if type(value) in (tuple, list) else value
 
 
-def _refused(what: str) -> InterventionError:
+def _refuse(what: str) -> InterventionError:
+    """Return the error for an answer that holds something not allowed."""
     return InterventionError(
         f"the host's answer holds {' '.join(what.split())}, which is refused, as loading it could run a program of the "
         "host's here; let keep= and what you .save() be tensors, numbers, texts, lists and dicts."

@@ -1,4 +1,4 @@
-"""Several runs of a traced model in one go: where it is, one after the other, so that activations stay there."""
+"""Jobs: several runs of a traced model, one after the other on its machine, so that activations stay there."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class Task:
     """One run of a job.
 
     Attributes:
-        args, kwargs: what the model is called with.
-        finish: what is kept of its output; None ends the run after the last of the reads.
-        reads: what is kept of its activations.
-        output: what `finish` kept.
+        args: the positional arguments of the model.
+        kwargs: its named arguments.
+        finish: returns what to keep of the output; None ends the run after the last of the reads.
+        reads: the activations to keep.
+        output: what `finish` returned.
     """
 
     args: tuple
@@ -36,18 +37,21 @@ class Task:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all that is to be read was read."""
+        """True once all reads have happened."""
         return all(read.source.states for read in self.reads)
 
 
 @dataclass(eq=False)
 class Read:
-    """A tap function that keeps what is at a place.
+    """A tap function that keeps the activation at a place.
 
     Attributes:
-        shapes_only: what is kept are the shapes.
-        source: what was kept, call by call, and which of its tokens are real.
-        is_wanted: whether it is part of the answer.
+        location: the location that was requested.
+        place: where it is in the model.
+        detach: True cuts the activation off from the graph.
+        is_wanted: True if it is part of the answer, False if other runs of the job alone need it.
+        shapes_only: True keeps its shape alone, as a tensor on the meta device.
+        source: the activations, call by call, with the mask of their tokens.
     """
 
     location: Location
@@ -57,25 +61,26 @@ class Read:
     shapes_only: bool = False
     source: Source = field(default_factory=lambda: Source([]))
 
-    def __call__(self, state: Tensor, moment: CallContext) -> Tensor | None:
+    def __call__(self, state: Tensor, current: CallContext) -> Tensor | None:
         part = part_of(state, self.location, self.place)
         kept = part.to("meta") if self.shapes_only else part
         self.source.states.append(kept.detach() if self.detach else kept)
-        going_on = moment.call or moment.generation
-        mask = None if going_on is None else going_on.arguments.get(self.place.mask)
+        call = current.call or current.generation
+        mask = None if call is None else call.arguments.get(self.place.mask)
         self.source.mask = mask if isinstance(mask, Tensor) else None
-        # The model goes on with a copy, which it may change in place; what is kept stays on the way to the output.
+        # The model continues with a copy, which it may change in place, while gradients still flow to the kept tensor.
         return state.clone() if part is state else None
 
 
 @dataclass(eq=False)
 class Job:
-    """The runs that one verb asks for.
+    """The runs of one `run`, `interchange` or `sweep`.
 
     Attributes:
-        task: the one that is going on.
-        writes: of all its runs.
-        generator: of the operators; it is as far on here, afterwards, as it is where they drew.
+        tasks: the runs.
+        writes: the writes of all runs.
+        generator: of the operators; afterwards it has the state that it reached on the machine of the model.
+        task: the run in progress.
     """
 
     tasks: Sequence[Task]
@@ -84,35 +89,35 @@ class Job:
     task: Task | None = None
 
     def begin(self, number: int) -> tuple[tuple, dict[str, Any]]:
-        """The arguments of a run that begins now."""
+        """Begin a run, and return its arguments."""
         self.task = self.tasks[number]
         return self.task.args, self.task.kwargs
 
     def finish(self, tracer: Any) -> None:
-        """Wait for the end of a run, unless it is stopped before, and keep what is asked for."""
+        """Wait for the end of the run in progress, unless it is stopped before, and keep its output."""
         from nnsight.intervention.interleaver import OutOfOrderError
 
         task = self.task
         assert task is not None
         try:
             output = tracer.result
-        except OutOfOrderError:  # stopped
+        except OutOfOrderError:  # the run was stopped early
             return
         if task.finish is not None:
             task.output = task.finish(output)
 
     def answer(self, *, away: bool) -> dict[str, Any]:
-        """What was kept; without its graph, where it goes to another machine."""
+        """Return everything that was kept, detached and copied if it is sent to another machine."""
         answer = {
             "outputs": [task.output for task in self.tasks],
             "reads": [[read.source.states for read in task.reads if read.is_wanted] for task in self.tasks],
             "writes": [(write.firings, write.calls, write.changed, write.norm) for write in self.writes],
             "generator": None if self.generator is None else self.generator.get_state(),
         }
-        return map_tensors(_alone, answer) if away else answer
+        return map_tensors(_detach, answer) if away else answer
 
     def take(self, answer: dict[str, Any]) -> None:
-        """Keep here what was kept where the model is."""
+        """Take over the answer of the copy of this job on the machine of the model."""
         self.task = None
         for task, output, states in zip(self.tasks, answer["outputs"], answer["reads"], strict=True):
             task.output = output
@@ -126,28 +131,28 @@ class Job:
 
 @dataclass(frozen=True, eq=False)
 class During:
-    """A tap function that acts while its job runs one task, and else is not there."""
+    """A tap function that acts in one task of a job only."""
 
     function: Callable[..., Any]
     job: Job
     task: Task
 
-    def __call__(self, state: Tensor, moment: CallContext) -> Tensor | None:
-        return self.function(state, moment)
+    def __call__(self, state: Tensor, current: CallContext) -> Tensor | None:
+        return self.function(state, current)
 
     @property
     def acts(self) -> bool:
-        """Whether its task is going on."""
+        """True while its task is in progress."""
         return self.job.task is self.task
 
 
 @dataclass(frozen=True, eq=False)
 class Stop:
-    """A tap function that ends a run when all that is to be read was read."""
+    """A tap function that ends a run once all its reads have happened."""
 
     task: Task
 
-    def __call__(self, state: Tensor, moment: CallContext) -> Tensor | None:
+    def __call__(self, state: Tensor, current: CallContext) -> Tensor | None:
         from nnsight.intervention.interleaver import EarlyStopException
 
         if self.task.is_complete:
@@ -155,7 +160,8 @@ class Stop:
         return None
 
 
-def _alone(tensor: Tensor) -> Tensor:
-    """A tensor without its graph, and without what it is a view of, which would be sent with it."""
-    alone = tensor.detach()
-    return alone.clone() if alone.untyped_storage().nbytes() > alone.nbytes and not alone.is_meta else alone
+def _detach(tensor: Tensor) -> Tensor:
+    """Return a tensor without its graph, copied if it is a view, as all of its storage would be sent along."""
+    detached = tensor.detach()
+    is_view = detached.untyped_storage().nbytes() > detached.nbytes and not detached.is_meta
+    return detached.clone() if is_view else detached

@@ -1,4 +1,4 @@
-"""The operations inside the forward of a module, as nnsight names them: `torch_relu_0` is its first call of it."""
+"""The operations inside the forward of a module, under nnsight's names: `torch_relu_0` is its first call of relu."""
 
 import ast
 import difflib
@@ -22,11 +22,11 @@ _CHOOSER = re.compile(r".*get_interface_\d+")
 
 @dataclass(frozen=True)
 class Operations:
-    """Those of one forward, in the order of its text.
+    """The operations of one forward, in the order of its source text.
 
     Attributes:
-        names: what they are called.
-        lines: in which line of the text each stands.
+        names: their names.
+        lines: {name: the line of the text that it is on}.
     """
 
     names: tuple[str, ...]
@@ -34,7 +34,7 @@ class Operations:
 
     @property
     def attention(self) -> tuple[str, tuple[str, ...]] | None:
-        """Which one chooses the function of transformers that attends, and which ones call it."""
+        """The call that chooses the attention function of transformers, and the calls of that; None without one."""
         chooser = next(filter(_CHOOSER.fullmatch, self.names), None)
         if chooser is None:
             return None
@@ -44,13 +44,13 @@ class Operations:
 
 
 def operations_of(module: nn.Module) -> Operations | None:
-    """The operations in the forward of a module; None where that is no Python. Nothing is done to the module."""
+    """Return the operations in the forward of a module, which stays untouched; None if it is not written in Python."""
     found = _forward_of(module)
     return None if found is None else Operations(found.names, found.lines)
 
 
 def _forward_of(module: nn.Module) -> Any:
-    """The forward of a module as nnsight reads it."""
+    """Return the forward of a module as nnsight compiles it; None if there is no source text."""
     from nnsight.intervention.source import STATE, SourceNotAvailable, compiled, decorator_chain, module_body
 
     state = vars(module).get(STATE)
@@ -62,7 +62,7 @@ def _forward_of(module: nn.Module) -> Any:
 
 
 def operations_listed(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[str]:
-    """The operations of each module that is written in Python and not torch's own, line by line."""
+    """Yield lines that list the operations of each module, without torch's own modules."""
     shown: set[type] = set()
     for path, module in modules:
         if type(module).__module__.startswith("torch.") or type(module) in shown:
@@ -76,7 +76,7 @@ def operations_listed(modules: Iterable[tuple[str, nn.Module]]) -> Iterator[str]
 
 
 def runs_once(outer: nn.Module, path: str) -> bool:
-    """Whether a part is called in one line for each call of `outer`, and in no loop, as far as the texts tell."""
+    """Return whether a part is called once for each call of `outer`: on one line, and in no loop of the source."""
     module = outer
     for name in path.split("."):
         if not _calls_once(module, name):
@@ -86,27 +86,29 @@ def runs_once(outer: nn.Module, path: str) -> bool:
 
 
 def _calls_once(module: nn.Module, name: str) -> bool:
+    """Return whether the forward of a module calls its child `name` on exactly one line, outside of loops."""
     forward = _forward_of(module)
     if forward is None:
         return False
     tree = ast.parse(forward.source)
-    again = [each for each in ast.walk(tree) if isinstance(each, _AGAIN)]
+    loops = [each for each in ast.walk(tree) if isinstance(each, _LOOPS)]
     named = [each for each in ast.walk(tree) if _is_own(each, name)]
     called = [each for each in ast.walk(tree) if isinstance(each, ast.Call) and _is_own(each.func, name)]
-    looped = any(named[0] in ast.walk(each) for each in again) if named else False
+    looped = any(named[0] in ast.walk(each) for each in loops) if named else False
     return len(named) == len(called) == 1 and not looped
 
 
-_AGAIN = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
+_LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda)
 
 
 def _is_own(node: ast.AST, name: str) -> bool:
+    """Return whether a node is `self.name`."""
     own = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
     return own and isinstance(node, ast.Attribute) and node.attr == name
 
 
 def check_operation(location: Location, module: nn.Module, path: str, name: str) -> None:
-    """Raise where the forward of a module has no operation of that name."""
+    """Raise InterventionError if the forward of a module has no operation of that name."""
     found = operations_of(module)
     where = f"the forward of {path or 'the model'} ({type(module).__name__})"
     if found is None:
@@ -120,7 +122,7 @@ def check_operation(location: Location, module: nn.Module, path: str, name: str)
 
 
 def opened_modules(model: Any) -> Iterator[nn.Module]:
-    """The modules whose forward nnsight has rewritten, so that its operations can be seen."""
+    """Yield the modules whose forward nnsight has rewritten to show its operations."""
     from nnsight.intervention.source import STATE
 
     for module in modules_of(model._module):
@@ -130,7 +132,7 @@ def opened_modules(model: Any) -> Iterator[nn.Module]:
 
 
 def close(module: nn.Module) -> None:
-    """Put the forward of a module back as it was written."""
+    """Restore the original forward of a module."""
     from nnsight.intervention.source import STATE
 
     state = vars(module)[STATE]

@@ -1,8 +1,8 @@
-"""What travels to the machine where a model is: our own code as source text, and what it is to do as data.
+"""Packing of reads and writes for the machine of a model: the code of this package as source text, the rest as data.
 
-The other side has torch and nnsight, and not this package. Classes pickled by value would not do: they carry bytecode
-of one Python version, and where they are unpickled in the process that made them (`remote="local"`), they overwrite
-the originals. So the sources of the files that are needed go along, and are run there as modules of nobody else's.
+The other machine has torch and nnsight, but not this package. Classes pickled by value would not do: they carry
+bytecode of one Python version, and unpickled in the process that made them (`remote="local"`) they overwrite the
+originals. So the source files that are needed are sent along, and run there as modules with names of their own.
 """
 
 import io
@@ -18,16 +18,24 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from interventions.models.wrappers import Traced
-from interventions.tracing.source_texts import PACKAGES, STANDING_IN, is_its_text, is_local, is_ours, names_in, sources
+from interventions.tracing.source_texts import (
+    PACKAGES,
+    STANDING_IN,
+    is_in_packages,
+    is_its_text,
+    is_local,
+    names_in,
+    sources,
+)
 
 
 class Parcel:
-    """Something with methods, which are called here or, sent along with a trace, where the model is.
+    """An object whose methods are called here or, if it is sent along with a trace, on the machine of the model.
 
     Args:
-        model: what it is done to; its modules, and nnsight's views of them, travel as their paths.
-        content: what has the methods. Where it arrives, its `away` is set to True.
-        packed: called when it is sent.
+        model: the traced model; its modules, and nnsight's views of them, are sent as their paths.
+        content: the object with the methods. On arrival its attribute `away` is set to True.
+        packed: called when the parcel is sent.
     """
 
     def __init__(self, model: Traced, content: Any, packed: Callable[[], None] = lambda: None) -> None:
@@ -35,17 +43,17 @@ class Parcel:
         self._arrived: Any = None
 
     def call(self, model: Traced, name: str, *args: Any) -> Any:
-        """`content.name(*args)`; `model` is the one that is there."""
+        """Return `content.name(*args)`; `model` is the model on the machine where this is called."""
         if self._arrived is not None:
             return self._arrived.call(model, name, *args)
         return getattr(self.content, name)(*args)
 
     def rehearse(self) -> None:
-        """From now on be what arrives elsewhere: packed, and unpacked where none of our modules can be seen."""
+        """Pack the content, unpack it where this package cannot be imported, and use that copy from now on."""
         from nnsight.intervention.serialization import dumps, loads
 
         sent = dumps(self)
-        with _elsewhere():
+        with _hidden_packages():
             self._arrived = loads(sent)
             self._arrived.open(self.model)
 
@@ -56,7 +64,12 @@ class Parcel:
 
 
 def unpack(payload: bytes, files: bytes) -> Any:
-    """What a parcel is where it arrives. It is sent as text, so it imports all that it needs."""
+    """Return the parcel on the machine where it arrives; this function is sent as text, so it imports all it needs.
+
+    Args:
+        payload: the pickled content, compressed.
+        files: {name of a module: its source text} as a literal, compressed.
+    """
     import ast
     import builtins
     import io
@@ -73,7 +86,7 @@ def unpack(payload: bytes, files: bytes) -> Any:
     def load(name):  # type: ignore[no-untyped-def]
         if name in loaded:
             return loaded[name]
-        known_as = f"parcel.{name}"  # a name that is nobody else's, and known only while dataclasses look it up
+        known_as = f"parcel.{name}"  # a name that no other module has, registered only while dataclasses look it up
         module = loaded[name] = types.ModuleType(known_as)
         module.__dict__["__builtins__"] = building()
         if name in texts:
@@ -93,7 +106,9 @@ def unpack(payload: bytes, files: bytes) -> Any:
         if not fromlist:
             return load(name) if name == root else importing(root)
         parts = {each: load(f"{name}.{each}") for each in fromlist if f"{name}.{each}" in texts}
-        if len(parts) == len(fromlist):  # a package of modules, whose own text need not run
+        if len(parts) == len(
+            fromlist
+        ):  # a package of which modules alone are imported, so that its own text need not run
             return types.SimpleNamespace(**parts)
         vars(load(name)).update(parts)
         return load(name)
@@ -101,7 +116,7 @@ def unpack(payload: bytes, files: bytes) -> Any:
     def building():  # type: ignore[no-untyped-def]
         return {**vars(builtins), "__import__": importing}
 
-    def importing_ours(function):  # type: ignore[no-untyped-def]
+    def with_packages(function):  # type: ignore[no-untyped-def]
         copy = types.FunctionType(
             function.__code__, {"__builtins__": building()}, function.__name__, function.__defaults__
         )
@@ -114,8 +129,8 @@ def unpack(payload: bytes, files: bytes) -> Any:
         def find_class(self, module, name):  # type: ignore[no-untyped-def]
             if module.split(".")[0] not in packages:
                 found = super().find_class(module, name)
-                # A function that was sent by its text finds our packages as this text does.
-                return (lambda *args: importing_ours(found(*args))) if name == "_load_function" else found
+                # A function that was sent as its text finds these packages as the text here does.
+                return (lambda *args: with_packages(found(*args))) if name == "_load_function" else found
             found = load(module)
             for part in name.split("."):
                 found = getattr(found, part)
@@ -147,7 +162,11 @@ def unpack(payload: bytes, files: bytes) -> Any:
 
 @dataclass(frozen=True)
 class _Barred(MetaPathFinder):
-    """Finds none of these packages, and does not let others look for them."""
+    """An import finder that raises for some packages, before other finders look for them.
+
+    Attributes:
+        roots: the names of the packages.
+    """
 
     roots: frozenset[str]
 
@@ -157,10 +176,10 @@ class _Barred(MetaPathFinder):
 
 
 @contextmanager
-def _elsewhere() -> Iterator[None]:
-    """Inside, files of the user and our packages are not to be found, and classes that arrive are new ones.
+def _hidden_packages() -> Iterator[None]:
+    """Hide this package and the user's own files from imports inside the block, as on another machine.
 
-    Those that cloudpickle made, it would find again, and overwrite.
+    Cloudpickle's register of classes is empty inside too: it would find the originals again, and overwrite them.
     """
     from cloudpickle import cloudpickle
 
@@ -179,14 +198,14 @@ def _elsewhere() -> Iterator[None]:
 
 
 def _by_value(function: Any) -> FunctionType:
-    """A function that is sent as its source text, as it is of no module that could be imported."""
+    """Return a copy of a function that is sent as its source text, as it belongs to no module that can be imported."""
     copy = FunctionType(function.__code__, {"__builtins__": __builtins__}, function.__name__)
     copy.__module__ = "__main__"
     return copy
 
 
 def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
-    """`content`, with what is of our packages by name, and the names of the modules of ours that it needs."""
+    """Return the pickled content, in which this package is referred to by name, and the names of the needed modules."""
     from cloudpickle.cloudpickle import _PICKLE_BY_VALUE_MODULES, CloudPickler
     from nnsight.intervention.serialization import CustomCloudPickler
 
@@ -199,7 +218,7 @@ def _pickled(model: Traced, content: Any) -> tuple[bytes, frozenset[str]]:
 
     class Packing(CustomCloudPickler):
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, type | FunctionType) and is_ours(obj):
+            if isinstance(obj, type | FunctionType) and is_in_packages(obj):
                 used.add(obj.__module__)
                 return NotImplemented  # by name
             if isinstance(obj, type | FunctionType) and is_local(obj.__module__):

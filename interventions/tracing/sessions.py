@@ -1,4 +1,4 @@
-"""A job as one session of nnsight: here, simulated as remote, or on another machine."""
+"""Sessions: a job carried out as one session of nnsight, on this machine, in a rehearsal, or on another machine."""
 
 import linecache
 import re
@@ -14,18 +14,20 @@ Remote = bool | str
 
 
 def perform(model: Any, block: Block, remote: Remote) -> None:
-    """Run the tasks of the job of a block, and keep what they found.
+    """Run the job of a block, and keep its results in the job.
 
     Args:
-        remote: False: on this machine. True: on the host that nnsight is configured for, or the address of one.
-            "local": here, having gone through all that a remote run goes through.
+        model: the traced model.
+        block: the block of the job.
+        remote: False runs on this machine, True on the host that nnsight is configured for, a text on the host of that
+            address. "local" runs here, after packing and unpacking everything as for a host.
 
     Raises:
-        InterventionError: what the job itself raises, wherever; `remote` for a model that has no other machine.
+        InterventionError: the job itself raises one, on any machine; `remote` is set for a model without a host.
     """
     job = block.job
     assert job is not None
-    elsewhere = _elsewhere(model, remote)
+    settings = _remote_settings(model, remote)
     for task in job.tasks:
         if not model._batch_size(*task.args, **task.kwargs):
             raise InterventionError(
@@ -33,10 +35,10 @@ def perform(model: Any, block: Block, remote: Remote) -> None:
                 "not run the model; give input_ids, or wrap the plain model: NNsight(module)."
             )
     rehearsed = remote == "local"
-    with ours(), _sources_dropped() if rehearsed else nullcontext(), attached(model, block) as parcel:
+    with restored_errors(), _drop_sources() if rehearsed else nullcontext(), attached(model, block) as parcel:
         if rehearsed:
             parcel.rehearse()
-        answer = _session(model, parcel, len(job.tasks), elsewhere)
+        answer = _session(model, parcel, len(job.tasks), settings)
     try:
         job.take(answer)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -48,12 +50,13 @@ def perform(model: Any, block: Block, remote: Remote) -> None:
         ) from error
 
 
-def _session(model: Any, parcel: Any, runs: int, elsewhere: dict[str, Any]) -> Any:
+def _session(model: Any, parcel: Any, runs: int, settings: dict[str, Any]) -> Any:
+    """Run all tasks in one session, and return the answer of the job."""
     import torch
     from nnsight import save
 
     graded = torch.is_grad_enabled()
-    with model.session(**elsewhere):
+    with model.session(**settings):
         for number in range(runs):
             args, kwargs = parcel.call(model, "begin", number)
             with torch.set_grad_enabled(graded), model.trace(*args, **kwargs) as tracer:
@@ -62,13 +65,14 @@ def _session(model: Any, parcel: Any, runs: int, elsewhere: dict[str, Any]) -> A
     return answer
 
 
-def _elsewhere(model: Any, remote: Remote) -> dict[str, Any]:
+def _remote_settings(model: Any, remote: Remote) -> dict[str, Any]:
+    """Return the arguments of nnsight's session for `remote`, or raise InterventionError if it is not possible."""
     if not remote:
         return {}
     if not hasattr(model, "to_model_key"):
         raise InterventionError(
-            f"remote={remote!r} needs a model that another machine can be asked for, and {type(model).__name__} wraps "
-            "a module of this one; load it with nnsight.TransformersModel(name), or leave remote out."
+            f"remote={remote!r} needs a model that another machine has too, and {type(model).__name__} wraps a module "
+            "of this one; load it with nnsight.TransformersModel(name), or leave remote out."
         )
     if remote != "local" and not getattr(model, "repo_id", True):
         raise InterventionError(
@@ -79,8 +83,8 @@ def _elsewhere(model: Any, remote: Remote) -> dict[str, Any]:
 
 
 @contextmanager
-def _sources_dropped() -> Iterator[None]:
-    """Drop afterwards the sources of edits that arrived here: nnsight keeps each of them, as a host would, for good."""
+def _drop_sources() -> Iterator[None]:
+    """Drop the sources of edits that arrive inside the block, which nnsight would keep for the life of the process."""
     before = set(linecache.cache)
     try:
         yield
@@ -91,14 +95,14 @@ def _sources_dropped() -> Iterator[None]:
 
 
 @contextmanager
-def ours() -> Iterator[None]:
-    """Raise an error of ours as that, where it comes back from another machine as text."""
+def restored_errors() -> Iterator[None]:
+    """Raise an InterventionError of another machine, which arrives as text, as an InterventionError again."""
     try:
         yield
     except InterventionError:
         raise
     except Exception as error:
-        is_copy = type(error).__name__ == "InterventionError"  # of the sources that were sent, and ran here
+        is_copy = type(error).__name__ == "InterventionError"  # the class as defined by the sources that were sent
         found = [str(error)] if is_copy else re.findall(r"^(?:\S+\.)?InterventionError: (.+)$", str(error), re.M)
         if not found:
             raise

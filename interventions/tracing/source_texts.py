@@ -1,4 +1,4 @@
-"""Our own code, and that of users, as text: which files are needed elsewhere, and which functions are their text."""
+"""Source texts: the files of this package that another machine needs, and the functions that can be sent as text."""
 
 import ast
 import inspect
@@ -12,7 +12,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 PACKAGES = frozenset({"interventions", "distill"})
-# jaxtyping names shapes in annotations, which say nothing when a program runs.
+# jaxtyping is used in annotations alone, which have no effect at run time.
 STANDING_IN = {
     "jaxtyping": """
 def __getattr__(name):
@@ -25,7 +25,7 @@ def __getattr__(name):
 
 @cache
 def sources(names: frozenset[str]) -> dict[str, str]:
-    """The text of modules of ours, and of those that they import, by name."""
+    """Return {module: source text} of modules of this package and all that they import from it."""
     for package in PACKAGES & sys.modules.keys():
         _public_modules(package)  # imports them: what they import is looked for among the imported modules
     found = dict(STANDING_IN)
@@ -44,7 +44,7 @@ def sources(names: frozenset[str]) -> dict[str, str]:
 
 
 def _public(package: str) -> tuple[str, list[str]]:
-    """A text that gives the public names of a package when they are asked for, and the modules that have them."""
+    """Return a text that imports the public names of a package on first use, and the modules that define them."""
     modules = _public_modules(package)
     text = f"""
 _modules = {modules!r}
@@ -65,7 +65,7 @@ def _public_modules(package: str) -> dict[str, str]:
 
 
 def _imported(text: str) -> Iterator[str]:
-    """The modules of ours that a text imports."""
+    """Yield the modules of this package that a text imports."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -73,7 +73,7 @@ def _imported(text: str) -> Iterator[str]:
             names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
         else:
             continue
-        # Those that nothing imported here are not run there either.
+        # Modules that are not imported here, such as a plotting file, are not needed there.
         yield from (name for name in names if name.split(".")[0] in PACKAGES and "." in name and name in sys.modules)
 
 
@@ -83,13 +83,13 @@ def _file(name: str) -> str:
     return file
 
 
-def is_ours(obj: Any) -> bool:
-    """Whether it is of our packages, and can be found there by its name."""
+def is_in_packages(obj: Any) -> bool:
+    """Return whether a class or function belongs to this package, and can be found in it by its name."""
     return (obj.__module__ or "").split(".")[0] in PACKAGES and "<" not in obj.__qualname__
 
 
 def is_local(name: str | None) -> bool:
-    """Return whether a module is a file of the user's, and not one of a package that is installed."""
+    """Return whether a module is a file of the user, and not part of an installed package."""
     file = getattr(sys.modules.get(name or ""), "__file__", None)
     if file is None or not Path(file).is_absolute() or _is_installed(file):
         return False
@@ -98,43 +98,45 @@ def is_local(name: str | None) -> bool:
 
 @cache
 def _is_installed(file: str) -> bool:
-    """Return whether a file is one of Python's own or of a package that is installed."""
+    """Return whether a file belongs to the standard library or to an installed package."""
     return any(Path(file).is_relative_to(folder) for folder in _folders_of_packages())
 
 
 @cache
 def _folders_of_packages() -> tuple[str, ...]:
-    """Return where Python's own modules are and installed packages, which takes sysconfig a while to find out."""
+    """Return the folders of the standard library and of installed packages, which sysconfig takes a while to find."""
     return tuple(sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def names_in(code: CodeType) -> set[str]:
-    """The names that a function uses, and those that are nested in it."""
+    """Return the names that a function and the functions nested in it use."""
     inner = (each for each in code.co_consts if isinstance(each, CodeType))
     return set(code.co_names).union(*map(names_in, inner))
 
 
 def is_its_text(function: FunctionType) -> bool:
-    """Whether the text where a function was written still gives it, alone, at the top of a file.
+    """Return whether the source text of a function, alone at the top of a file, defines the same function.
 
-    Not so for wrappers (the text found is that of what they wrap), for files that changed since, for methods that use
-    `super()` or names with two underscores, for what writes to variables around it, and with attributes of its own.
+    It does not for wrappers (whose text is that of the wrapped function), for files that changed since, for methods
+    that use `super()` or names with two underscores, for functions that write to variables around them, and for
+    functions with attributes.
     """
     code = function.__code__
     if vars(function) or "__class__" in code.co_freevars:
         return False
     if code.co_name == "<lambda>":
-        return True  # nnsight finds it by its place in the line
+        return True  # nnsight finds a lambda by its place in the line
     try:
         text = textwrap.dedent(inspect.getsource(function))
         around = f"def around({', '.join(code.co_freevars)}):\n{textwrap.indent(text, '    ')}"
         found = [each for each in _inner(compile(around, "", "exec")) if each.co_name == code.co_name]
     except (OSError, TypeError, SyntaxError):
-        return True  # without a text nnsight sends bytecode itself
+        return True  # without a text nnsight itself sends bytecode
     return "nonlocal " not in text and any(_same(each, code) for each in found)
 
 
 def _inner(code: CodeType) -> Iterator[CodeType]:
+    """Yield the code of all functions nested in a function."""
     for each in code.co_consts:
         if isinstance(each, CodeType):
             yield each
@@ -142,6 +144,7 @@ def _inner(code: CodeType) -> Iterator[CodeType]:
 
 
 def _same(a: CodeType, b: CodeType) -> bool:
+    """Return whether two functions and all functions nested in them have the same code."""
     constants = [[each for each in code.co_consts if not isinstance(each, CodeType)] for code in (a, b)]
     inner = [[each for each in code.co_consts if isinstance(each, CodeType)] for code in (a, b)]
     names = all(getattr(a, name) == getattr(b, name) for name in ("co_code", "co_names", "co_varnames", "co_freevars"))

@@ -1,4 +1,4 @@
-"""The counterfactuals of a sweep over a traced model, as one job of which only what is measured comes back."""
+"""The counterfactuals of a sweep over a traced model: one job, from which the metric alone comes back."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,11 +31,15 @@ from interventions.tracing.sessions import Remote
 def measured(
     stacked: Stacked, remote: Remote, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
 ) -> Iterator[tuple[int, Cell, Any]]:
-    """Each cell of each row, with what is measured of its counterfactual."""
+    """Run all counterfactuals as one job, and yield each cell with the number of its row and its metric.
+
+    Raises:
+        InterventionError: the model is a vLLM engine.
+    """
     vllm.refuse(stacked.base.model, "sweep")
     model, examples = stacked.base.model, examples_in(stacked.base.inputs)
     plan, sources = Plan.of(model, stacked.generator), dict[int, Task]()
-    asked: list[tuple[int, Sequence[Cell], Task]] = []
+    passes: list[tuple[int, Sequence[Cell], Task]] = []
     for row, locations, chunk in chunks_of(rows, cells, stacked.most):
         pairs = {location: OneByOne.of(stacked.ops[location], chunk, location) for location in locations}
         to = {location: positions_of(tokens_written(chunk, location)) for location in locations}
@@ -46,15 +50,18 @@ def measured(
         inputs = rows_of(stacked.base.inputs, torch.arange(examples).repeat(len(chunk)))
         task = plan.task(inputs, Each(stacked.measure, len(chunk), examples))
         plan.write(task, writes)
-        asked.append((row, chunk, task))
+        passes.append((row, chunk, task))
     plan.run(remote)
-    for row, chunk, task in asked:
+    for row, chunk, task in passes:
         for cell, value in zip(chunk, task.output, strict=True):
             yield row, cell, value
 
 
 def _listening(plan: Plan, sources: dict[int, Task], times: int) -> Listen:
-    """The source with its examples repeated: run once for each number of times, if its activations are not here."""
+    """Return a listener that repeats the examples of the source, and runs it in the job if its activations are there.
+
+    Such a source runs once for each number of times that its examples are repeated.
+    """
 
     def listen(given: Any, places: dict[Location, Place]) -> dict[Location, Source]:
         again = torch.arange(examples_in(given.inputs)).repeat(times)
@@ -71,10 +78,11 @@ def _listening(plan: Plan, sources: dict[int, Task], times: int) -> Listen:
 
 
 def _is_summary(given: Run) -> bool:
-    """Whether only the shapes of its activations are here."""
+    """Return whether a run holds the shapes of its activations alone."""
     return all(state.is_meta for location in given.activations for state in _calls(given, location))
 
 
 def _calls(given: Run, location: Location) -> list[Any]:
+    """Return the activations at a location, call by call."""
     kept: Any = given.activations
     return kept.calls(location) if hasattr(kept, "calls") else [kept[location]]

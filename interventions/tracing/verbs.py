@@ -1,4 +1,4 @@
-"""`run`, `record`, `intervene` and `interchange` on a model of nnsight."""
+"""`run`, `run_to`, `record`, `intervene` and `interchange` on a model of nnsight."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,11 +28,11 @@ from interventions.models.places import Place
 from interventions.operators import Operator
 from interventions.steps import parse_steps
 from interventions.tracing import vllm
-from interventions.tracing.edits import Block, attached, ran_here, surroundings, tapped
-from interventions.tracing.inputs import prepared
+from interventions.tracing.edits import Block, attached, ran_here, surroundings, tap_at
+from interventions.tracing.inputs import to_tensors
 from interventions.tracing.jobs import Read, Task
 from interventions.tracing.plans import Plan
-from interventions.tracing.sessions import Remote, ours
+from interventions.tracing.sessions import Remote, restored_errors
 
 
 def run(
@@ -45,10 +45,10 @@ def run(
     keep: Keep | None = None,
     remote: Remote = False,
 ) -> Run:
-    """`interventions.run`: one trace. Only the output, without its cache, and the activations asked for come back."""
+    """Run a traced model in one trace, as `interventions.run` does: output without cache, and requested activations."""
     if vllm.is_engine(model):
         return vllm.run(model, inputs, at, detach=detach, device=device, keep=keep, remote=remote)
-    inputs = prepared(model, inputs)
+    inputs = to_tensors(model, inputs)
     plan = Plan.of(model)
     task = plan.task(inputs, without_past if keep is None else keep)
     shapes_only = device is not None and torch.device(device).type == "meta"
@@ -61,19 +61,19 @@ def run(
 
 
 def run_to(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote = False) -> Run:
-    """`interventions.run_to`: one trace that stops."""
+    """Run a traced model in one trace that stops after the last location, as `interventions.run_to` does."""
     if vllm.is_engine(model):
         return vllm.run(model, inputs, at, remote=remote)
-    inputs, found = prepared(model, inputs), architecture(model)
+    inputs, found = to_tensors(model, inputs), architecture(model)
     activations = read(model, inputs, list(dict.fromkeys(location.whole for location in at)), remote=remote)
     activations.fetch_with(lambda location, kept: part_of(kept[location.whole], location, found.place(location)))
     return Run(model, inputs, None, activations)
 
 
 def read(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote = False) -> Activations:
-    """The activations at the locations, of a run that stops after the last of them."""
+    """Return the activations at the locations, from a run that stops after the last of them."""
     plan = Plan.of(model)
-    task = plan.task(prepared(model, inputs), None)
+    task = plan.task(to_tensors(model, inputs), None)
     plan.reads(task, at)
     plan.run(remote)
     activations = _activations(task, None)
@@ -85,13 +85,13 @@ def read(model: Any, inputs: Inputs, at: Sequence[Location], *, remote: Remote =
 def record(
     model: Any, at: Sequence[Location], *, detach: bool = False, device: torch.device | str | None = None
 ) -> Iterator[Activations]:
-    """`interventions.record`: of the user's own traces inside the block, on this machine."""
+    """Record the user's own traces inside the block on this machine, as `interventions.record` does."""
     vllm.refuse(model, "record")
     found, activations = architecture(model), Activations(at)
     reads = [Read(location, found.place(location), detach) for location in at]
     for each in reads:
         activations.put(each.location, each.source.states)
-    taps = [(each.location, each.place, tapped(each.place, each, writes=False)) for each in reads]
+    taps = [(each.location, each.place, tap_at(each.place, each, writes=False)) for each in reads]
     stays = (
         "a trace that runs elsewhere leaves the activations of a record block there; write run(model, inputs, "
         "at=[…], remote=…), or .save() them in the trace."
@@ -114,7 +114,10 @@ def intervene(
     *,
     remote: Remote = False,
 ) -> Iterator[Handle]:
-    """`interventions.intervene`: in the user's own traces inside the block, wherever they run. Sources run first."""
+    """Intervene in the user's own traces inside the block, wherever they run, as `interventions.intervene` does.
+
+    Sources passed as inputs run first, as one job.
+    """
     if vllm.is_engine(model):
         with vllm.intervene(model, pairs, source, where, generator, remote=remote) as handle:
             yield handle
@@ -123,10 +126,10 @@ def intervene(
     writes = tuple(writes_of(plan.found, pairs, source, where, generator, listen=_listening(plan, True)))
     if plan.tasks:
         plan.run(remote)
-    block = Block([(write.location, write.place, tapped(write.place, write)) for write in writes], writes)
-    with ours(), attached(model, block):
+    block = Block([(write.location, write.place, tap_at(write.place, write)) for write in writes], writes)
+    with restored_errors(), attached(model, block):
         yield Handle(writes, lambda: block.sent and not ran_here(model, block))
-    if ran_here(model, block) or not block.sent:  # elsewhere it was seen to by `Visits.watch`
+    if ran_here(model, block) or not block.sent:  # on another machine `Visits.watch` checks it
         check_fired(writes, "this intervene block; open a trace of the model inside the block")
 
 
@@ -142,10 +145,10 @@ def interchange(
     keep: Keep | None = None,
     remote: Remote = False,
 ) -> Run:
-    """`interventions.interchange`: sources and base as one job, of which only the counterfactual comes back."""
+    """Run sources and counterfactual as one job, as `interventions.interchange` does; the counterfactual comes back."""
     vllm.refuse(model, "interchange")
     plan = Plan.of(model, generator)
-    inputs = base.inputs if isinstance(base, Run) else prepared(model, base)
+    inputs = base.inputs if isinstance(base, Run) else to_tensors(model, base)
     listen = _listening(plan, False)
     writes = writes_of(plan.found, pairs, source, (*where, parse_steps(None)), generator, listen=listen)
     task = plan.task(inputs, without_past if keep is None else keep)
@@ -160,12 +163,12 @@ def interchange(
 
 
 def _listening(plan: Plan, is_wanted: bool) -> Listen:
-    """Sources as runs of the plan: what they have is there when these ran."""
+    """Return a listener that adds sources as runs to the plan; their activations are there once the plan has run."""
 
     def listen(given: Inputs | Run, places: dict[Location, Place]) -> dict[Location, Source]:
         if isinstance(given, Run):
             return sources_of_run(given, plan.model, places)
-        task = plan.task(prepared(plan.model, given), None)
+        task = plan.task(to_tensors(plan.model, given), None)
         plan.reads(task, places, is_wanted=is_wanted)
         return {read.location: read.source for read in task.reads}
 
@@ -173,6 +176,7 @@ def _listening(plan: Plan, is_wanted: bool) -> Listen:
 
 
 def _activations(task: Task, device: torch.device | str | None) -> Activations:
+    """Return the activations that a task has read, on a device."""
     activations = Activations(read.location for read in task.reads)
     for read in task.reads:
         states = read.source.states
@@ -181,13 +185,13 @@ def _activations(task: Task, device: torch.device | str | None) -> Activations:
 
 
 def _fetcher(model: Any, inputs: Inputs, remote: Remote, *, is_counterfactual: bool = False) -> Any:
-    """What runs again for an activation that was not asked for."""
+    """Return the function that computes activations of a run that were not recorded, by another run of its inputs."""
     found, made, around = architecture(model), Stamp.of(model), surroundings(model)
 
     def fetch(location: Location, kept: Mapping[Location, Tensor]) -> Tensor:
         whole_one = location.whole
         if whole_one is location or whole_one not in kept:
-            training = found.model.training and not remote  # a host has its models in eval mode
+            training = found.model.training and not remote  # hosts hold their models in eval mode
             check_repeatable(location, is_counterfactual=is_counterfactual, training=training)
             check_fresh(model, made)
             if surroundings(model) != around:

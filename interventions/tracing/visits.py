@@ -1,4 +1,4 @@
-"""What is done in the runs of a traced model, and by whom: the part that goes where the model is."""
+"""Visits: the reads and writes in the runs of a traced model, as they are sent to the machine of the model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from interventions.tracing.operations import close, opened_modules
 
 @dataclass(eq=False)
 class Runs:
-    """How many runs there were on this machine."""
+    """A counter of the runs of a model on this machine."""
 
     count: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Visit:
-    """A door of a module, and what is put through there.
+    """The taps at one door of a module.
 
     Attributes:
         envoy: nnsight's view of the module.
-        taps: with the number of the block of each.
+        door: the way to the tensor: a side of the module, an operation in its forward, or its attention.
+        taps: each tap with the number of its block.
     """
 
     envoy: Any
@@ -38,42 +39,44 @@ class Visit:
 
 @dataclass(eq=False)
 class Visits:
-    """All that is done in the runs of a traced model, by all blocks that are open on it.
+    """All reads and writes in the runs of a traced model, by all blocks that are open on it.
 
     Attributes:
         visits: one for each door.
         encoders: nnsight's views of the modules that encode before the model is called.
-        writes: of the blocks that are open around what the user runs.
-        job: the runs that are going on for one of our own verbs.
-        mine: which blocks are open in the context (thread, task) in which a run is made; None is all of them.
-        away: whether this is a copy, on the machine where the model is: nobody else can see what ran.
-        is_over: whether other visits took its place; edits that somebody copied meanwhile do nothing then.
-        runs: how many runs there were.
+        writes: the writes of the user's `intervene` blocks.
+        job: the job of a `run`, `interchange` or `sweep` in progress.
+        current: the current call of the model.
+        open_blocks: returns the numbers of the blocks that are open in the context (thread, task) of a run; None means
+            all of them.
+        away: True for the copy on the machine of the model, where alone it is known what ran.
+        is_over: True once other visits have replaced these; copies of the edits that carry them then do nothing.
+        runs: the counter of runs.
     """
 
     visits: list[Visit] = field(default_factory=list)
     encoders: tuple[Any, ...] = ()
     writes: tuple[Write, ...] = ()
     job: Job | None = None
-    moment: CurrentCall = field(default_factory=CurrentCall)
-    mine: Callable[[], Collection[int]] | None = None
+    current: CurrentCall = field(default_factory=CurrentCall)
+    open_blocks: Callable[[], Collection[int]] | None = None
     away: bool = False
     is_over: bool = False
     runs: Runs = field(default_factory=Runs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"mine": None, "runs": Runs()}  # threads and counts are of this machine
+        return vars(self) | {"open_blocks": None, "runs": Runs()}  # contexts and counts belong to this machine
 
     def watch(self, model: Any) -> None:
-        """Note each call of the model. It begins before all other workers of a run, and ends before them."""
+        """Note each call of the model. This edit begins before all others of a run, and ends before them."""
         if self.is_over:
             return
         self.runs.count += 1
-        self.moment.begin()
-        self.moment.given(settings_of_run())
+        self.current.begin()
+        self.current.note_settings(settings_of_run())
         before = set(opened_modules(model)) if self.away else set()
         try:
-            forever(lambda: self.moment.called(model._module, *model.inputs))
+            repeat_until_end(lambda: self.current.begin_call(model._module, *model.inputs))
         finally:
             for module in set(opened_modules(model)) - before if self.away else ():
                 close(module)
@@ -84,37 +87,37 @@ class Visits:
         """Note each call of an encoder."""
         encoder = self.encoders[number]
         if not self.is_over:
-            forever(lambda: self.moment.encoded(encoder._module, *encoder.inputs))
+            repeat_until_end(lambda: self.current.begin_encoding(encoder._module, *encoder.inputs))
 
     def visit(self, number: int) -> None:
-        """Stand at a door for one run."""
+        """Apply the taps at a door, each time that the model passes it in one run."""
         visit = self.visits[number]
-        mine = None if self.mine is None else self.mine()
-        taps = [tap for tap, block in visit.taps if _acts(tap) and (mine is None or block in mine)]
-        kept: dict[str, Any] = {}
+        blocks = None if self.open_blocks is None else self.open_blocks()
+        taps = [tap for tap, block in visit.taps if _acts(tap) and (blocks is None or block in blocks)]
+        memory: dict[str, Any] = {}
         if taps and not self.is_over:
-            forever(lambda: visit.door.meet(visit.envoy, taps, self.moment, kept))
+            repeat_until_end(lambda: visit.door.meet(visit.envoy, taps, self.current, memory))
 
     def begin(self, number: int) -> tuple[tuple, dict[str, Any]]:
-        """The arguments of the next run of the job."""
+        """Begin a run of the job, and return its arguments."""
         assert self.job is not None
         args, kwargs = self.job.begin(number)
-        self.moment.stores = bool(kwargs.get("use_cache"))
+        self.current.stores = bool(kwargs.get("use_cache"))
         return args, kwargs
 
     def finish(self, tracer: Any) -> None:
-        """Stand at the end of a run of the job."""
+        """Wait for the end of a run of the job, and keep its output."""
         assert self.job is not None
         self.job.finish(tracer)
 
     def answer(self) -> dict[str, Any]:
-        """What the job found, in what every machine knows: tensors, lists and the output of the model."""
+        """Return what the job found, as tensors, plain data and outputs of the model, which every machine can load."""
         assert self.job is not None
         return self.job.answer(away=self.away)
 
 
 def settings_of_run() -> set[str]:
-    """The names of the arguments that the run was begun with, as far as they are not None."""
+    """Return the names of the arguments of the current run that are not None."""
     from greenlet import getcurrent
 
     batcher: Any = getcurrent().mediator().interleaver.batcher
@@ -123,11 +126,12 @@ def settings_of_run() -> set[str]:
 
 
 def _acts(tap: Tap) -> bool:
+    """Return whether a tap acts in the current run: one of a job acts in its own run alone."""
     return not isinstance(tap.function, During) or tap.function.acts
 
 
-def forever(meet: Callable[[], None]) -> None:
-    """Meet what a run brings until it ends."""
+def repeat_until_end(meet: Callable[[], None]) -> None:
+    """Call `meet`, which waits for the model to come by, again and again until the run ends."""
     from nnsight.intervention.interleaver import OutOfOrderError
     from nnsight.intervention.iterator import Iterations
 
@@ -135,11 +139,11 @@ def forever(meet: Callable[[], None]) -> None:
         for _ in Iterations():
             meet()
     except OutOfOrderError:
-        pass  # the run is over
+        pass  # nnsight's sign that the run is over
 
 
-def grouped(taps: Sequence[tuple[Any, Door, Tap, int]]) -> list[Visit]:
-    """One visit for each door: the taps at it, in their order."""
+def group_by_door(taps: Sequence[tuple[Any, Door, Tap, int]]) -> list[Visit]:
+    """Return one visit for each door, with the taps there in their order."""
     doors: dict[tuple[int, Door], list[tuple[Any, Tap, int]]] = {}
     for envoy, door, tap, block in taps:
         doors.setdefault((id(envoy), door), []).append((envoy, tap, block))

@@ -1,52 +1,45 @@
 """`intervene` and `run` on a vLLM engine of nnsight: swap, add and noise while it generates.
 
-The engine is another process, and reads many requests at once. What is done stands on it as edits of nnsight, of which
-each request gets a copy (`vllm_requests`); what these count, and their errors, come back on the outputs of the
-requests.
+The engine is another process, and reads many requests at once. Reads and writes are put on it as edits of nnsight, of
+which each request gets a copy (`vllm_requests`). Their counts and errors come back on the outputs of the requests.
 
-Nothing here was run on vLLM itself. It was written against nnsight 0.8.1's own support of vLLM, whose tracer, edits,
-requests, batcher and collecting of what is saved run in the tests on a stand-in for vLLM's scheduler and kernels.
-What it can do and what not: docs/engines.md.
+This was never run on vLLM itself. It is written against the support of vLLM in nnsight 0.8.1: in the tests its tracer,
+edits, requests, batcher and its collecting of saved values run on a stand-in for vLLM's scheduler and kernels.
+docs/engines.md lists what is possible and what is not.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from inspect import signature
 from typing import Any
 from uuid import uuid4
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.execution.requests import Handle, check_fired, sources_in, writes_of
 from interventions.execution.run import Activations, Inputs, Keep, Run, check_ran
 from interventions.execution.writes import Source, Write
-from interventions.locations import HEAD_SITES, SIDES, Location
-from interventions.models.architectures import Architecture, architecture
+from interventions.locations import Location
 from interventions.models.calls import arguments_of
 from interventions.models.places import Place
-from interventions.models.sites import Missing
 from interventions.models.wrappers import is_traced
 from interventions.operators import Operator
 from interventions.tracing.packing import Parcel
-from interventions.tracing.sessions import Remote, ours
-from interventions.tracing.vllm_requests import Draws, Post
-
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
-_FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
+from interventions.tracing.sessions import Remote, restored_errors
+from interventions.tracing.vllm_architecture import EngineArchitecture
+from interventions.tracing.vllm_requests import Draws, RequestTap
 
 
 def is_engine(model: object) -> bool:
-    """Whether it is a vLLM engine of nnsight. Seen without importing either."""
+    """Return whether a model is a vLLM engine of nnsight, without importing either of the two."""
     return any(
         cls.__name__ == "VLLM" and cls.__module__.startswith("nnsight.modeling.vllm") for cls in type(model).__mro__
     )
 
 
 def refuse(model: object, verb: str) -> None:
-    """Raise for what an engine cannot do.
+    """Raise if `model` is an engine, on which `verb` does not work.
 
     Raises:
         InterventionError: `model` is an engine.
@@ -69,16 +62,23 @@ def run(
     keep: Keep | None = None,
     remote: Remote = False,
 ) -> Run:
-    """`interventions.run` of one prompt: what the places hold while it is read, `[1, tokens, dims]`, on the CPU.
+    """Run one prompt on an engine, as `interventions.run` does; activations are `[1, tokens, dims]` on the CPU.
 
-    The engine reads the prompt and generates one token; the output of the run is vLLM's own, without logits.
+    The engine reads the prompt and generates one token. The output of the run is that of vLLM, without logits.
+
+    Raises:
+        InterventionError: the engine cannot be intervened on, or a location does not exist or never ran.
     """
     check_engine(model, remote)
     _check_settings(model, counts=True)
     found, prompt, activations = EngineArchitecture.of(model), _prompt(inputs), Activations(at)
     states: list[list[Tensor]] = [[] for _ in at]
-    posts = [_post(model, found, location) for location in at]
-    with ours(), _standing(model, posts, lambda number, report: states[number].extend(report.get("states", ()))):
+    taps = [_tap(model, found, location) for location in at]
+
+    def take(number: int, report: dict[str, Any]) -> None:
+        states[number].extend(report.get("states", ()))
+
+    with restored_errors(), _installed(model, taps, take):
         (output,) = model.generate(prompt, max_tokens=1, temperature=0.0)
     for location, parts in zip(at, states, strict=True):
         if parts:
@@ -99,41 +99,45 @@ def intervene(
     *,
     remote: Remote = False,
 ) -> Iterator[Handle]:
-    """`interventions.intervene`: in all requests that the engine begins inside the block, whoever makes them."""
+    """Intervene in every request that the engine begins inside the block, as `interventions.intervene` does.
+
+    Raises:
+        InterventionError: the engine cannot be intervened on; a location does not exist, never ran, or does not fit.
+    """
     check_engine(model, remote)
     found = EngineArchitecture.of(model)
     writes = tuple(writes_of(found, pairs, source, where, None, listen=_listening(model)))
     settings = [each for write in writes for each in (write.positions, write.steps, write.source)]
     _check_settings(model, counts=any(each is not None for each in settings))
-    drawn, drew = torch.default_generator if generator is None else generator, []
-    posts = [
-        _post(model, found, write.location, write, Draws(str(drawn.device), drawn.get_state(), number))
+    generator, drew = torch.default_generator if generator is None else generator, []
+    taps = [
+        _tap(model, found, write.location, write, Draws(str(generator.device), generator.get_state(), number))
         for number, write in enumerate(writes)
     ]
 
-    def hear(number: int, report: dict[str, Any]) -> None:
+    def take(number: int, report: dict[str, Any]) -> None:
         _count(writes[number], report)
         drew.append(report.get("drew", False))
 
-    with ours(), _standing(model, posts, hear):
+    with restored_errors(), _installed(model, taps, take):
         yield Handle(writes)
     if any(drew):
-        torch.rand((), generator=drawn, device=drawn.device)  # so that what is drawn next is something else
+        torch.rand((), generator=generator, device=generator.device)  # so that the next draws here are others
     check_fired(writes, "this intervene block; generate, or trace the model, inside the block")
 
 
 def check_engine(model: Any, remote: Remote = False) -> None:
-    """Bring the engine up, if it is not.
+    """Start the engine if it does not run yet.
 
     Raises:
-        InterventionError: it is one on which nothing can be changed from here.
+        InterventionError: nothing can be changed on it from this process.
     """
     taps = list(getattr(model, "taps", ()))
     why = (
-        f"remote={remote!r} asks another machine, and there the requests of all others would be changed too; load the "
+        f"remote={remote!r} asks another machine, and there the requests of other users would be changed too; load the "
         "engine in this process: VLLM(name, dispatch=True)."
         if remote
-        else "its engine streams (mode='async') and can be told things only by await; load it without mode."
+        else "its engine streams (mode='async') and takes calls only by await; load it without mode."
         if getattr(model, "_async_engine", False)
         else f"its engine replays CUDA graphs (taps={taps}), which do not say which tokens they read; load it without."
         if taps
@@ -146,7 +150,12 @@ def check_engine(model: Any, remote: Remote = False) -> None:
 
 
 def _check_settings(model: Any, *, counts: bool) -> None:
-    """Raise for an engine that does not read all tokens, or not all where the model is."""
+    """Raise InterventionError for an engine that skips tokens, reads them in chunks, or splits the blocks up.
+
+    Args:
+        model: the engine.
+        counts: True if positions, steps or a source are used, so that tokens have to be counted.
+    """
     config = getattr(_core(model), "vllm_config", None)
     parallel, cache, scheduler = (
         getattr(config, name, None) for name in ("parallel_config", "cache_config", "scheduler_config")
@@ -169,146 +178,81 @@ def _check_settings(model: Any, *, counts: bool) -> None:
 
 
 def _core(model: Any) -> Any:
+    """Return the object of vLLM that has the settings and the step of the engine."""
     return getattr(model.vllm_entrypoint, "llm_engine", model.vllm_entrypoint)
 
 
-class EngineArchitecture(Architecture):
-    """What can be addressed in a model as vLLM writes it: blocks, their attention and feed-forward part, modules."""
-
-    @classmethod
-    def of(cls, model: Any) -> "EngineArchitecture":
-        """Of an engine."""
-        found = architecture(model)
-        return cls(found.model, found.stacks, found.paths)
-
-    def place(self, location: Location) -> Place:
-        """Where `location` is.
-
-        Raises:
-            InterventionError: as of `Architecture`; or vLLM does not compute it as one tensor.
-        """
-        self._check(location)
-        if location.module is not None or location.site in ("block_input", "block_output", "embedding", "final_norm"):
-            place = super().place(location)
-        else:
-            block = super().place(replace(location, site="block_output"))
-            part, io = self._part(block, location)
-            place = replace(block, module=part, path=self.paths[part], io=io)
-        if place.turn is not None:
-            raise InterventionError(f"{location} is in a block that runs several times in a step; name a module.")
-        return place
-
-    def adds(self, place: Place) -> bool:
-        """Whether what comes after the blocks adds the two tensors that they pass on: hidden state and residual."""
-        stack = next((each for each in self.stacks if place.block in each.blocks), None)
-        try:
-            norm = type(self.final_norm(stack)) if stack is not None else None
-        except Missing:
-            return False
-        if norm is None or not norm.__module__.startswith("vllm.") or not norm.__name__.endswith("RMSNorm"):
-            return False
-        forwards = (getattr(norm, name, None) for name in ("forward_native", "forward"))
-        return any(each is not None and "residual" in signature(each).parameters for each in forwards)
-
-    def _check(self, location: Location) -> None:
-        site = location.site if location.module is None else location.io
-        why = (
-            "no operation in a forward can be reached there; name a module."
-            if location.operation is not None
-            else "query, key and value are one product and the attention one kernel; name a projection: "
-            "Location(module='….qkv_proj', dims=…) or Location(module='….o_proj', io='input', dims=…)."
-            if site in HEAD_SITES or location.heads is not None
-            else "logits are computed after the model has returned; write model.logits = … in a trace."
-            if site == "logits"
-            else f"io={site!r} is of recurrent modules; use io='output'."
-            if location.module is not None and site not in SIDES
-            else ""
-        )
-        if why:
-            raise InterventionError(f"{location} cannot be written on a vLLM engine: {why}")
-
-    def _part(self, place: Place, location: Location) -> tuple[nn.Module, str]:
-        """The module in a block, and which side of it, that a site is."""
-        site, block = location.site, place.module
-        names = _ATTENTION if site.startswith("attention") else _FEED_FORWARD
-        part = next((module for name, module in block.named_children() if name in names), None)
-        rows = [] if part is None else [each for each in part.modules() if _is_row(each)]
-        if part is None or (site == "mlp_activation" and len(rows) != 1):
-            raise InterventionError(
-                f"{location} was not found in {type(block).__name__}, whose parts are "
-                f"{', '.join(name for name, _ in block.named_children())}; name a module: Location(module='…')."
-            )
-        if site == "mlp_activation":
-            return rows[0], "input"
-        return part, "input" if site.endswith("input") else "output"
-
-
-def _is_row(module: nn.Module) -> bool:
-    return any(cls.__name__ == "RowParallelLinear" for cls in type(module).__mro__)
-
-
-def _post(
+def _tap(
     model: Any, found: EngineArchitecture, location: Location, write: Write | None = None, draws: Draws | None = None
-) -> Post:
+) -> RequestTap:
+    """Return the read, or the write, of a location in every request."""
     place = found.place(location)
     view = next(each for each in model.modules() if each._module is place.module)
-    return Post(view, location, place, found.adds(place), write, draws)
+    return RequestTap(view, location, place, found.adds(place), write, draws)
 
 
 @contextmanager
-def _standing(model: Any, posts: Sequence[Post], hear: Callable[[int, dict[str, Any]], None]) -> Iterator[None]:
-    """Do what the posts do in all requests that begin inside, and hear what was done when each of them is over.
+def _installed(model: Any, taps: Sequence[RequestTap], take: Callable[[int, dict[str, Any]], None]) -> Iterator[None]:
+    """Apply the taps in all requests that begin inside the block.
+
+    Args:
+        model: the engine.
+        taps: the reads and writes.
+        take: called with the number of a tap and its report when a request is over.
 
     Raises:
-        RuntimeError: what went wrong in a request, when the block ends.
+        RuntimeError: a request failed; raised when the block ends.
     """
     from nnsight.intervention.errors import raise_deferred
 
-    names = {f"interventions_{uuid4().hex}": number for number in range(len(posts))}
+    names = {f"interventions_{uuid4().hex}": number for number in range(len(taps))}
     errors: list[Any] = []
     with ExitStack() as stack:
-        stack.enter_context(_listened(model, lambda output: _told(output, names, hear, errors)))
+        stack.enter_context(_watched_outputs(model, lambda output: _take_reports(output, names, take, errors)))
         for name, number in names.items():
-            stack.callback(_install(model, Parcel(model, posts[number]), name).clear)
+            stack.callback(_install(model, Parcel(model, taps[number]), name).clear)
         yield
     for error in errors:
         raise_deferred(error)
 
 
 def _install(model: Any, parcel: Parcel, name: str) -> Any:
+    """Put a tap on the engine as an edit that saves its report under `name`, and return the edit."""
     from nnsight import save
 
     with model.edit() as (_, edit):
         globals()[name] = save({})
-        parcel.call(model, "stand", model, globals()[name])
+        parcel.call(model, "act", model, globals()[name])
     return edit
 
 
 @contextmanager
-def _listened(model: Any, hear: Callable[[Any], None]) -> Iterator[None]:
-    """Hear each output of a finished request, as the engine gives it out."""
+def _watched_outputs(model: Any, take: Callable[[Any], None]) -> Iterator[None]:
+    """Call `take` inside the block with each output of a finished request, as the engine returns it."""
     core = _core(model)
-    before, mine = core.step, vars(core).get("step")
+    original, own = core.step, vars(core).get("step")
 
     def step(*args: Any, **kwargs: Any) -> Any:
-        outputs = before(*args, **kwargs)
+        outputs = original(*args, **kwargs)
         for output in outputs:
             if getattr(output, "finished", False):
-                hear(output)
+                take(output)
         return outputs
 
     core.step = step
     try:
         yield
     finally:
-        if mine is None:
+        if own is None:
             del core.step
         else:
-            core.step = mine
+            core.step = own
 
 
-def _told(output: Any, names: Mapping[str, int], hear: Callable[[int, dict[str, Any]], None], errors: list) -> None:
-    """Take what our edits saved off an output, for each of the sequences that were sampled."""
+def _take_reports(
+    output: Any, names: Mapping[str, int], take: Callable[[int, dict[str, Any]], None], errors: list
+) -> None:
+    """Take the reports of the taps off an output, for each of its sampled sequences, and collect errors."""
     sequences = [
         each.saves for each in getattr(output, "outputs", ()) or () if getattr(each, "saves", None) is not None
     ]
@@ -316,7 +260,7 @@ def _told(output: Any, names: Mapping[str, int], hear: Callable[[int, dict[str, 
     for saves in sequences or [everything]:
         for name in names.keys() & saves.keys():
             report = saves.pop(name)
-            hear(names[name], report)
+            take(names[name], report)
             errors += [_deferred(report["error"])] if "error" in report else []
     for name in names.keys() & everything.keys():
         del everything[name]
@@ -326,11 +270,12 @@ def _told(output: Any, names: Mapping[str, int], hear: Callable[[int, dict[str, 
 
 
 def _deferred(message: str) -> dict[str, Any]:
-    """An error of ours in the form in which nnsight brings those of a request."""
+    """Return the message of an InterventionError in the form in which nnsight returns errors of a request."""
     return {"type_name": "InterventionError", "message": message, "traceback": "", "is_control_flow": False}
 
 
 def _count(write: Write, report: Mapping[str, Any]) -> None:
+    """Add the counts of one request to those of a write."""
     write.firings += report.get("firings", 0)
     write.calls += report.get("calls", 0)
     if report.get("change") is not None:
@@ -340,7 +285,7 @@ def _count(write: Write, report: Mapping[str, Any]) -> None:
 
 
 def _listening(model: Any) -> Any:
-    """Sources: a Run of this engine or of any other model, or a prompt that this engine reads first."""
+    """Return a listener for sources: a Run of this engine or any other model, or a prompt that the engine reads now."""
 
     def listen(given: Any, places: dict[Location, Place]) -> dict[Location, Source]:
         source = given if isinstance(given, Run) else run(model, given, list(places))
@@ -361,7 +306,11 @@ def _listening(model: Any) -> Any:
 
 
 def _prompt(inputs: Any) -> Any:
-    """One prompt as vLLM takes it: text, or the numbers of its tokens."""
+    """Return one prompt as vLLM takes it: a text, or the numbers of its tokens.
+
+    Raises:
+        InterventionError: `inputs` are not one prompt.
+    """
     if isinstance(inputs, str):
         return inputs
     if isinstance(inputs, Mapping) and "input_ids" in inputs:

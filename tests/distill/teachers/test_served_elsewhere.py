@@ -79,7 +79,7 @@ def test_which_errors_of_nnsight_are_of_the_network(answers, name, expected):
         ("derivatives", r"Sobolev() runs the teacher on inputs of its own"),
         ("features", "say where they are: at=Location(-1)"),
         ("stale", "holds answers of a teacher with weights="),
-        ("not remotable", "needs a model that another machine can be asked for"),
+        ("not remotable", "needs a model that another machine has too"),
     ],
 )
 def test_what_cannot_be_says_so(answers, name, message):

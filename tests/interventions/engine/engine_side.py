@@ -403,7 +403,7 @@ def an_operation() -> None:
     written(engine(), at=Location(module="model.layers.1.mlp", operation="silu_0"))
 
 
-@fails(r"PassingOnLayer passes on two tensors, .* so what block_output.1 is cannot be told")
+@fails(r"PassingOnLayer passes on two tensors, .* so the value of block_output.1 is not known")
 def a_block_output_that_cannot_be_told() -> None:
     written(engine("passing on"))
 

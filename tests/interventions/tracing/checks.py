@@ -51,15 +51,15 @@ def equal(a: Tensor, b: Tensor) -> None:
 
 def left_on(subject: Subject) -> list:
     """All that an intervention might leave behind."""
-    from interventions.tracing.edits import Standing, _standing
+    from interventions.tracing.edits import OpenBlocks, _opened
     from interventions.tracing.operations import opened_modules
 
-    standing = _standing.get(subject.model, Standing())
+    opened = _opened.get(subject.model, OpenBlocks())
     return [
         trace(subject.net),
         list(subject.model._edits),
         list(opened_modules(subject.model)),
-        [*standing.blocks, *standing.edits],
+        [*opened.blocks, *opened.edits],
         subject.model.interleaver.interleaving,
         torch._C._len_torch_function_stack(),
         torch.is_grad_enabled(),
@@ -480,7 +480,7 @@ def a_wrapped_module_has_no_other_machine() -> None:
         lambda: run(subject.model, subject.base, remote="local"),
         lambda: interchange(subject.model, subject.base, subject.source, Location(1), remote="local"),
     ):
-        with raising(InterventionError, "needs a model that another machine can be asked for"):
+        with raising(InterventionError, "needs a model that another machine has too"):
             verb()
 
 
