@@ -61,11 +61,11 @@ class Read:
     shapes_only: bool = False
     source: Source = field(default_factory=lambda: Source([]))
 
-    def __call__(self, state: Tensor, current: CallContext) -> Tensor | None:
+    def __call__(self, state: Tensor, context: CallContext) -> Tensor | None:
         part = part_of(state, self.location, self.place)
         kept = part.to("meta") if self.shapes_only else part
         self.source.states.append(kept.detach() if self.detach else kept)
-        call = current.call or current.generation
+        call = context.call or context.generation
         mask = None if call is None else call.arguments.get(self.place.mask)
         self.source.mask = mask if isinstance(mask, Tensor) else None
         # The model continues with a copy, which it may change in place, while gradients still flow to the kept tensor.
@@ -137,8 +137,8 @@ class During:
     job: Job
     task: Task
 
-    def __call__(self, state: Tensor, current: CallContext) -> Tensor | None:
-        return self.function(state, current)
+    def __call__(self, state: Tensor, context: CallContext) -> Tensor | None:
+        return self.function(state, context)
 
     @property
     def acts(self) -> bool:
@@ -152,7 +152,7 @@ class Stop:
 
     task: Task
 
-    def __call__(self, state: Tensor, current: CallContext) -> Tensor | None:
+    def __call__(self, state: Tensor, context: CallContext) -> Tensor | None:
         from nnsight.intervention.interleaver import EarlyStopException
 
         if self.task.is_complete:

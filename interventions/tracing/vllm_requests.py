@@ -130,7 +130,7 @@ class Request:
         report["change"] = (float(self.write.changed), float(self.write.norm)) if known else None  # type: ignore[arg-type]
         report["drew"] = self.generator is not None and not torch.equal(self.generator.get_state(), self.first_state)  # type: ignore[arg-type]
 
-    def read(self, state: Tensor, current: CallContext) -> None:
+    def read(self, state: Tensor, context: CallContext) -> None:
         """Keep a copy of the activation, as a tap function; the engine will change it in place."""
         part = part_of(state, self.location, self.place)
         self.states.append(part.detach().to("cpu", copy=True))
