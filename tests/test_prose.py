@@ -14,7 +14,6 @@ UNFINISHED = (
     "distill/training/",
     "distill/specialists/",
     "distill/evaluation/",
-    "distill/alignment/",
     "distill/compat/",
     "distill/",
 )

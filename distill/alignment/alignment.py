@@ -1,4 +1,4 @@
-"""Where, and in which directions, a network holds the variables of a causal model: learned, measured, saved."""
+"""An alignment: the locations and subspaces in which a network holds the variables of a causal model, in files too."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -30,15 +30,16 @@ SEEN = "seen.safetensors"
 
 @checked
 class Alignment(Mapping, Result):
-    """Variables → the places that hold them, with their subspaces; it is a mapping wherever one is taken.
+    """A mapping from variables to the locations that hold them, with the subspaces that were learned.
 
-    `interchange_accuracy(causal_model, network, alignment)` measures it on new pairs, `save` writes it.
+    It is a mapping wherever one is taken: `interchange_accuracy(causal_model, network, alignment)` measures it on new
+    pairs. `save` writes it.
 
     Attributes:
-        pairs: its entries.
+        pairs: the entries of the mapping.
         accuracy: the interchange accuracy after learning; None if it was not measured.
         records: one for each step of learning.
-        settings: what was asked for.
+        settings: numbers of steps and pairs, seed, learning rate, and the like.
         seen: the rows that it was learned on; `interchange_accuracy(…, exclude=alignment)` refuses them.
     """
 
@@ -65,7 +66,7 @@ class Alignment(Mapping, Result):
 
     @property
     def positions(self) -> dict[Location, Any]:
-        """The tokens of each place; None is all of them. Of one place with several, `pairs` has each."""
+        """The tokens of each location; None is all of them. For one location with several choices, read `pairs`."""
         return {at: tokens for pair in self.pairs for at, tokens in zip(pair.student, pair.positions, strict=True)}
 
     @property
@@ -74,7 +75,11 @@ class Alignment(Mapping, Result):
         return None if self.accuracy is None else self.accuracy.iia
 
     def plot(self) -> Picture:
-        """Bars of the accuracy of each variable, with both baselines and the controls."""
+        """Draw bars of the accuracy of each variable, with both baselines and the controls.
+
+        Raises:
+            DistillError: it was not measured.
+        """
         if self.accuracy is None:
             raise DistillError(
                 "this alignment was not measured; write interchange_accuracy(causal_model, network, alignment).plot()."
@@ -116,7 +121,9 @@ class Alignment(Mapping, Result):
 
     @checked
     def save(self, folder: str | Path, network: nn.Module, *, overwrite: bool = False) -> Path:
-        """Write `alignment.json`, the places with their subspaces, and which rows were learned on: no pickle, no code.
+        """Write the alignment into a folder: no pickle, no code.
+
+        `alignment.json`, the locations with their subspaces, and the fingerprints of the rows that it was learned on.
 
         Args:
             folder: a new one.
@@ -162,12 +169,13 @@ class Alignment(Mapping, Result):
     def load(
         cls, folder: str | Path, network: nn.Module, subspaces: Mapping[str, nn.Module] | None = None
     ) -> "Alignment":
-        """An alignment that `save` wrote, for a network like the one that it was learned on.
+        """Load an alignment that `save` wrote, for a network like the one that it was learned on.
 
         Args:
-            folder: what `save` was given.
+            folder: the one that `save` wrote.
             network: the network.
-            subspaces: by the text of its location, a module for each that holds code, as for `interventions.load`.
+            subspaces: {text of a location: module}, for subspaces of classes of the user's own, as for
+                `interventions.load`.
 
         Raises:
             DistillError: no alignment in the folder, a damaged one, or a newer format.
@@ -179,14 +187,14 @@ class Alignment(Mapping, Result):
                 f"{folder} holds no alignment: there is no {DESCRIPTION}; write one with save(folder, …)."
             )
         way_out = f"align again, or take another copy of {folder}"
-        told = read_json(path, way_out, FORMAT)
+        saved = read_json(path, way_out, FORMAT)
         check_folder_whole(Path(folder), way_out)
         places = tuple(interventions.load(Path(folder) / PLACES, network, subspaces=subspaces).at)
         seen = SeenRows.load(Path(folder)) or SeenRows.load(Path(folder), SEEN)
         try:
-            records = tuple(Record(**record) for record in told["records"])
-            accuracy = None if told["accuracy"] is None else _accuracy(told["accuracy"])
-            return cls(_pairs(told["entries"], places), accuracy, records, told["settings"], seen)
+            records = tuple(Record(**record) for record in saved["records"])
+            accuracy = None if saved["accuracy"] is None else _accuracy(saved["accuracy"])
+            return cls(_pairs(saved["entries"], places), accuracy, records, saved["settings"], seen)
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {way_out}.") from None
 
@@ -202,6 +210,7 @@ class Alignment(Mapping, Result):
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
+    """Raise DistillError for a folder that holds something, unless it is an alignment that may be overwritten."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not (folder / DESCRIPTION).is_file():
@@ -211,7 +220,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
 
 
 def _pairs(entries: Any, places: tuple[Location, ...]) -> tuple[Pair, ...]:
-    """The entries of a file."""
+    """Build the entries of a mapping from those of a file and its locations."""
     return tuple(
         Pair(
             tuple(Location.parse(each["location"]) if isinstance(each, dict) else each for each in entry["variables"]),
@@ -223,7 +232,7 @@ def _pairs(entries: Any, places: tuple[Location, ...]) -> tuple[Pair, ...]:
 
 
 def _written(side: str | Location) -> Any:
-    """A variable, or a location of a teacher network, as JSON."""
+    """Return the name of a variable, or a location of a teacher network, as JSON."""
     if isinstance(side, str):
         return side
     if side.subspace is not None:
@@ -232,7 +241,7 @@ def _written(side: str | Location) -> Any:
 
 
 def _plain(positions: Any) -> Any:
-    """Positions as JSON."""
+    """Return positions as JSON."""
     if isinstance(positions, slice):
         return {"slice": [positions.start, positions.stop, positions.step]}
     if hasattr(positions, "tolist"):
@@ -240,18 +249,21 @@ def _plain(positions: Any) -> Any:
     return list(positions) if isinstance(positions, range | tuple) else positions
 
 
-def _positions(told: Any) -> Any:
-    return slice(*told["slice"]) if isinstance(told, dict) else told
+def _positions(saved: Any) -> Any:
+    """Return positions from JSON, as `_plain` wrote them."""
+    return slice(*saved["slice"]) if isinstance(saved, dict) else saved
 
 
-def _accuracy(told: dict[str, Any]) -> InterchangeAccuracy:
+def _accuracy(saved: dict[str, Any]) -> InterchangeAccuracy:
+    """Build an interchange accuracy from what its `to_dict` returned."""
+
     def outcome(each: dict[str, Any]) -> Outcome:
         return Outcome(**{**each, "iia": None if each["iia"] is None else Share(**each["iia"])})
 
     return InterchangeAccuracy(
-        outcome(told["overall"]),
-        {name: outcome(each) for name, each in told["per_pair"].items()},
-        told["settings"],
-        {name: outcome(each) for name, each in told["controls"].items()},
-        told["overlap"],
+        outcome(saved["overall"]),
+        {name: outcome(each) for name, each in saved["per_pair"].items()},
+        saved["settings"],
+        {name: outcome(each) for name, each in saved["controls"].items()},
+        saved["overlap"],
     )

@@ -1,4 +1,11 @@
-"""`search_alignment`: how well each layer and token holds each variable."""
+"""The search for the place of each variable: how well each location and position of a network holds it.
+
+A cell is a variable at a location and a position. Its figure is the interchange intervention accuracy of that entry
+alone: the share of counterfactual runs, with the value at the place taken from the source, in which the network answers
+as the causal model does when the variable takes the value that it has for the source.
+
+Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -11,8 +18,8 @@ from jaxtyping import Float, Int
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill.alignment.align import COLDEST, learn, scheduled
 from distill.alignment.alignment import Alignment
+from distill.alignment.learning import COLDEST, learn, schedule_of
 from distill.causal.feed import Given
 from distill.causal.model import CausalModel
 from distill.causal.values import call_or_explain
@@ -37,14 +44,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Search(Result):
-    """How well each place holds each variable. It prints as a table and shows in notebooks as a heat map.
+    """The figures of every variable at every location and position. It prints as a table, and plots as a heat map.
 
     Attributes:
         pairs: one entry for each variable, location and position, in this order.
         outcomes: the figures of each.
-        tally: what they come from; `clusters` says which pairs of examples share their base.
         variables, locations, positions: what was searched, as text; positions are [""] without any.
-        settings: what was asked for.
+        tally: the counts that the figures are computed from.
+        clusters: the number of the base of each pair of examples; pairs that share their base are not independent.
+        settings: numbers of pairs and steps, seed, and the like.
     """
 
     pairs: tuple[Pair, ...]
@@ -58,26 +66,27 @@ class Search(Result):
 
     @property
     def iia(self) -> Float[Tensor, "variables locations positions"]:
-        """Interchange intervention accuracy of every cell; NaN for real-valued answers, which have an error."""
+        """The interchange intervention accuracy of every cell; NaN for real-valued answers, which have an error."""
         return self._grid([None if each.iia is None else each.iia.value for each in self.outcomes])
 
     @property
     def error(self) -> Float[Tensor, "variables locations positions"]:
-        """For real-valued answers, the mean absolute error of every cell; else NaN."""
+        """The mean absolute error of every cell for real-valued answers; NaN for classes."""
         return self._grid([each.error for each in self.outcomes])
 
     @property
     def values(self) -> Float[Tensor, "variables locations positions"]:
-        """What is shown: the accuracy, or the error."""
+        """The figures that are shown: the error for real-valued answers, else the accuracy."""
         return self.error if self.tally.regression else self.iia
 
     def _grid(self, figures: list[float | None]) -> Tensor:
+        """Order one figure for each cell by variable, location and position; None becomes NaN."""
         numbers = torch.tensor([float("nan") if each is None else each for each in figures])
         return numbers.reshape(len(self.variables), len(self.locations), len(self.positions))
 
     @property
     def best(self) -> Alignment:
-        """The place of each variable with the highest accuracy or lowest error (the first of several), aligned."""
+        """The alignment of each variable with its best place: the first of highest accuracy, or of lowest error."""
         per_variable = len(self.locations) * len(self.positions)
         score = -self.error if self.tally.regression else self.iia
         chosen = [int(cells.argmax()) + i * per_variable for i, cells in enumerate(score.flatten(1))]
@@ -86,7 +95,14 @@ class Search(Result):
         return Alignment(pairs, accuracy, settings=self.settings)
 
     def plot(self, variable: str | None = None) -> Picture:
-        """A heat map of the accuracies: locations down, positions across, variable by variable (or of one)."""
+        """Draw a heat map of the figures: locations down, positions across, the variables side by side.
+
+        Args:
+            variable: the only one to draw; None draws all.
+
+        Raises:
+            DistillError: the variable was not searched.
+        """
         chosen = self.variables if variable is None else (variable,)
         unknown = [name for name in chosen if name not in self.variables]
         if unknown:
@@ -156,44 +172,44 @@ def search_alignment(
     console: Console | None = None,
     answers: Any = None,
 ) -> Search:
-    """The interchange intervention accuracy of every variable at every location and position.
+    """Measure the interchange intervention accuracy of every variable at every location and position.
 
     The runs on base and source are shared by all cells, and every counterfactual resumes from that of the base. With a
     subspace, each cell has one of its own, learned as `align` would learn it alone; the cells of one location are
     learned together.
 
     Args:
-        causal_model: what the network is thought to compute.
+        causal_model: the hypothesis about what the network computes.
         network: any torch model; it is not changed.
-        variables: which; by default the inner ones.
+        variables: names, or tuples of names that are interchanged together; by default the inner variables.
         at: the locations; by default the output of every block.
         data: {name: tensor} of the causal model's inputs; by default it samples them.
-        positions: the tokens, each a name, a number or what else `CausalModel.select` takes. By default the named
-            positions of the causal model; without any, every token of the shortest example. [None] is all tokens at
-            once.
+        positions: the tokens, each a name, a number or another form that `CausalModel.select` takes. By default the
+            named positions of the causal model; without any, every token of the shortest example. [None] is all tokens
+            at once.
         subspace: makes the subspace of a cell, as `lambda: Rotation(8)`, which all start alike (`Rotation(8, seed=1)`
             is another start); None swaps whole vectors.
         weights, steps, batch_size, lr, coldest: of learning, as for `align`.
         pairs: how many held-out pairs each cell is measured on, the same for all.
         seed: of learning and of the pairs.
         console: shows the progress; `rich.console.Console(quiet=True)` for none.
-        answers: what of the network's output is its answer, as for `fit`.
+        answers: which part of the network's output is its answer, as for `fit`.
 
     Raises:
         DistillError: a network in place of the causal model, nothing to search, a variable that does not exist, or a
-            cell that is all that the network computes with.
+            cell that holds everything the network's answer depends on.
 
     Geiger et al. 2023 (arXiv:2303.02536), section 4; Wu et al. 2023 (arXiv:2305.08809), section 4.
     """
     _refuse_networks(causal_model, network)
     with answered((causal_model, network), answers), translated(), torch.inference_mode(False):  # it learns
-        return _searched(
+        return _search(
             causal_model, network, variables, at, data, positions=positions, subspace=subspace, weights=weights,
-            schedule=scheduled(steps, batch_size, seed), lr=lr, coldest=coldest, pairs=pairs, console=console,
+            schedule=schedule_of(steps, batch_size, seed), lr=lr, coldest=coldest, pairs=pairs, console=console,
         )  # fmt: skip
 
 
-def _searched(
+def _search(
     causal_model: CausalModel,
     network: nn.Module,
     variables: Any,
@@ -209,11 +225,11 @@ def _searched(
     pairs: int,
     console: Console | None,
 ) -> Search:
-    """What `search_alignment` returns."""
-    names = causal_model.inner if variables is None else _listed(variables, "variables")
-    places = _places(network) if at is None else [as_location(place) for place in _listed(at, "at")]
+    """Search with a causal model and a network that were checked; the arguments are those of `search_alignment`."""
+    names = causal_model.inner if variables is None else _as_list(variables, "variables")
+    places = _places(network) if at is None else [as_location(place) for place in _as_list(at, "at")]
     if positions is not None:
-        positions = _listed(positions, "positions")
+        positions = _as_list(positions, "positions")
     _refuse_shared(subspace)
     seed, batch_size = schedule.seed, schedule.batch_size
     feed = feed_of(causal_model, data, schedule)
@@ -225,7 +241,7 @@ def _searched(
         )
     tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
     cells = tuple(
-        pairs_of({_variables(name): made(place, subspace)}, causal_model, network, token)[0]
+        pairs_of({_variables(name): _with_subspace(place, subspace)}, causal_model, network, token)[0]
         for name in names
         for place in places
         for token in tokens
@@ -251,7 +267,7 @@ def _searched(
 
 
 def _refuse_networks(causal_model: Any, network: Any) -> None:
-    """Raise for a teacher that is no causal model: a network has no variables."""
+    """Raise DistillError for a teacher that is no causal model, as a network has no variables."""
     if isinstance(network, CausalModel):
         raise DistillError(
             f"search_alignment(causal_model, network) was given a {type(causal_model).__name__} and then the causal "
@@ -272,7 +288,7 @@ def _refuse_networks(causal_model: Any, network: Any) -> None:
 
 
 def _refuse_shared(subspace: Any) -> None:
-    """Raise for a subspace in place of a function that makes one."""
+    """Raise DistillError for a subspace in the place of a function that makes one."""
     if subspace is not None and (isinstance(subspace, nn.Module) or not callable(subspace)):
         raise DistillError(
             f"subspace={subspace!r} would be shared by all cells; give a function that makes one: "
@@ -280,8 +296,8 @@ def _refuse_shared(subspace: Any) -> None:
         )
 
 
-def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
-    """The place with a subspace of its own."""
+def _with_subspace(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
+    """Return the location with a new subspace, or as it is where there is none to make."""
     if subspace is None:
         return place
     new = call_or_explain("subspace", "give a function without arguments: subspace=lambda: Rotation(8)", subspace)
@@ -290,8 +306,12 @@ def made(place: Location, subspace: Callable[[], nn.Module] | None) -> Location:
     return replace(place, subspace=new)
 
 
-def _listed(given: Any, name: str) -> list[Any]:
-    """One or several as a list."""
+def _as_list(given: Any, name: str) -> list[Any]:
+    """Return one or several variables, locations or positions as a list.
+
+    Raises:
+        DistillError: another type; `name` is that of the argument.
+    """
     if isinstance(given, str | Location | int | np.integer | slice) or callable(given):
         return [given]
     if not isinstance(given, Sequence | range | set) or isinstance(given, bytes):
@@ -300,7 +320,11 @@ def _listed(given: Any, name: str) -> list[Any]:
 
 
 def _variables(name: Any) -> str | tuple[str, ...]:
-    """One variable, or those that are interchanged together."""
+    """Return the name of a variable, or a tuple of those that are interchanged together.
+
+    Raises:
+        DistillError: something that is no name.
+    """
     together = tuple(name) if isinstance(name, list) else name
     names = together if isinstance(together, tuple) else (together,)
     if not all(isinstance(each, str) for each in names):
@@ -312,7 +336,7 @@ def _variables(name: Any) -> str | tuple[str, ...]:
 
 
 def _places(network: nn.Module) -> list[Location]:
-    """The output of every block of the stack that locations refer to by default."""
+    """Return the outputs of the blocks of the stack that locations without a stack refer to."""
     found = architecture(network)
     if not found.stacks:
         raise DistillError(
@@ -322,7 +346,7 @@ def _places(network: nn.Module) -> list[Location]:
 
 
 def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few: dict[str, Tensor]) -> list[Any]:
-    """The positions to search where none are named."""
+    """Return the positions to search where none are requested; [None] where the activations have no tokens."""
     if model.positions:
         return list(model.positions)
     with evaluating(network), torch.no_grad():
@@ -335,24 +359,29 @@ def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few:
 
 
 def _check_apart(cells: tuple[Pair, ...]) -> None:
+    """Raise DistillError where two cells share one subspace."""
     subspaces = {id(cell.student[0].subspace) for cell in cells}
     if len(subspaces) < len(cells):
         raise DistillError("subspace=… gave one object twice; make a new one in each call: lambda: Rotation(8).")
 
 
 def _rows(values: Mapping[str, Tensor]) -> int:
+    """Return the number of examples."""
     return len(next(iter(values.values())))
 
 
 def _name(variables: Any) -> str:
+    """Return the name of a variable in tables; of several, with + between them."""
     return variables if isinstance(variables, str) else "+".join(variables)
 
 
 def _text(positions: Any) -> str:
+    """Return the heading of a position in tables; empty for all tokens."""
     if positions is None:
         return ""
     return getattr(positions, "__name__", "function") if callable(positions) else str(positions)
 
 
 def _label(variable: str, token: str, several: bool) -> str:
+    """Return the label of a column of the heat map, with the variable where there are several."""
     return " @ ".join(part for part in (variable if several else "", token) if part) or variable

@@ -7,7 +7,7 @@ from torch import nn
 
 import distill
 from distill import CausalModel, DistillError
-from distill.alignment.align import vectors_at
+from distill.alignment.fitting import vectors_at
 from distill.interchange.mapping import pairs_of
 from distill.tasks.causal.equality import hierarchical_equality
 from interventions import PCA, BoundlessRotation, Location, Mask, Rotation, SparseCoder, interchange, run
