@@ -8,9 +8,11 @@ from torch import nn
 from interventions.arguments import checked
 from interventions.locations import BLOCK_SITES
 from interventions.models.architectures import Architecture, architecture
+from interventions.models.attentions import attention_of
 from interventions.models.block_sites import inside
+from interventions.models.feed_forwards import feed_forward_of
+from interventions.models.layers import Missing, width_in, width_out
 from interventions.models.modules import model_name
-from interventions.models.sites import Missing, attention_of, feed_forward_of, width_in, width_out
 from interventions.models.stacks import Stack
 from interventions.models.wrappers import Model
 from interventions.names import printable

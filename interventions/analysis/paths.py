@@ -16,8 +16,8 @@ from interventions.execution.run import Inputs, Run, Where, locations_of
 from interventions.interchanges import interchange
 from interventions.locations import BLOCK_SITES, Location, as_location
 from interventions.models.architectures import Architecture, architecture
+from interventions.models.attentions import kind_of
 from interventions.models.modules import model_name
-from interventions.models.sites import kind_of
 from interventions.models.stacks import Stack
 from interventions.models.wrappers import Model
 from interventions.positions import Positions

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from interventions.endings import ending
 from interventions.errors import InterventionError
-from interventions.models.sites import heads_of
+from interventions.models.attentions import heads_of
 
 M = TypeVar("M", bound=TorchFunctionMode)
 _SOFTMAX = frozenset({functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax})

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from interventions.errors import InterventionError
 from interventions.locations import STATES
 from interventions.models.answers import UnknownAnswer, logits_of, rule_of
-from interventions.models.sites import kind_of
+from interventions.models.attentions import kind_of
 
 Path = tuple[int | str, ...]
 

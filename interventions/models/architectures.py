@@ -8,13 +8,14 @@ from torch import nn
 
 from interventions.errors import InterventionError
 from interventions.locations import HEAD_SITES, STATES, Location
+from interventions.models.attentions import Attention, attention_at
 from interventions.models.block_sites import heads_at, inside
 from interventions.models.final_norms import final_norm
+from interventions.models.layers import Missing
 from interventions.models.modules import example_path, indexed, model_name, modules_of
 from interventions.models.overrides import Blocks, exception_for
 from interventions.models.places import Place
 from interventions.models.sides import Side, has_sides, lengths_at, side_of
-from interventions.models.sites import Attention, Missing, attention_at
 from interventions.models.stacks import Stack, entries_of, halves_in, names_of, stacks_in
 from interventions.models.wrappers import Model, compiled_part, module_of
 

@@ -3,7 +3,9 @@
 from torch import nn
 
 from interventions.locations import HEAD_SITES
-from interventions.models.sites import Attention, Missing, attention_of, feed_forward_of
+from interventions.models.attentions import Attention, attention_of
+from interventions.models.feed_forwards import feed_forward_of
+from interventions.models.layers import Missing
 
 
 def inside(block: nn.Module, site: str) -> tuple[nn.Module, str, Attention | None]:

@@ -6,9 +6,10 @@ from itertools import takewhile
 
 from torch import nn
 
+from interventions.models.attentions import has_attention
 from interventions.models.calls import Progress
 from interventions.models.forward_order import Use, has_forward, uses
-from interventions.models.sites import Missing, has_attention, is_norm
+from interventions.models.layers import Missing, is_norm
 from interventions.models.stacks import Stack
 
 

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from interventions.errors import InterventionError
 from interventions.locations import HEAD_SITES, STATES, Location
+from interventions.models.attentions import heads_of, kind_of
 from interventions.models.axes import axes_of
 from interventions.models.final_norms import AfterBlocks
 from interventions.models.padding import real_of
 from interventions.models.sides import NOWHERE, Side, token_lengths
-from interventions.models.sites import heads_of, kind_of
 from interventions.models.stacks import Stack
 
 
@@ -31,7 +31,7 @@ class Place:
         lengths: the part of the model that counts the tokens its convolutions make of frames, if there is one.
         stack: the stack before it, for the normalisation after the blocks and for the logits (the last stack).
         heads: the number of heads side by side on the last axis; None where the last axis has no heads.
-        kind: the kind of attention, as in `interventions.models.sites.Attention`.
+        kind: the kind of attention, as in `interventions.models.attentions.Attention`.
         turn: the number of the call of the block, where layers share blocks.
         axes: the axes of activations in the block, where `interventions.models.overrides` states them.
         unflattens: whether examples and tokens may lie on one axis, as in the feed-forward part of OPT.

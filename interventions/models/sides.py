@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from interventions.models.attentions import CROSS
 from interventions.models.calls import parameters_of
 from interventions.models.overrides import exception_for
-from interventions.models.sites import CROSS
 from interventions.models.wrappers import unwrapped
 
 _BESIDE = re.compile(

@@ -14,8 +14,10 @@ from itertools import chain
 
 from torch import nn
 
+from interventions.models.attentions import has_attention, only_attends
+from interventions.models.feed_forwards import has_feed_forward
 from interventions.models.forward_order import adds, has_forward, uses
-from interventions.models.sites import has_attention, has_feed_forward, is_linear, is_norm, is_scale, only_attends
+from interventions.models.layers import is_linear, is_norm, is_scale
 
 _COUNTS = (
     "num_hidden_layers",

@@ -11,8 +11,9 @@ from torch import nn
 from interventions import InterventionError, Location, interchange, run
 from interventions.locations import BLOCK_SITES
 from interventions.models.architectures import architecture
+from interventions.models.attentions import kind_of
 from interventions.models.axes import axis
-from interventions.models.sites import Missing, is_norm, kind_of
+from interventions.models.layers import Missing, is_norm
 from interventions.models.stacks import Stack
 from tests.conformance.building import Subject, tensors
 from tests.conformance.cases import Case, away, same, seeded

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from interventions import InterventionError, Location, Zero, architecture, interchange, intervene, run
-from interventions.models.sites import Missing
+from interventions.models.layers import Missing
 from tests.conformance.building import built, quiet
 
 AT = Location(site="final_norm")

@@ -1,4 +1,4 @@
-"""Find the parts of a block by structure: its attention, its feed-forward part and their projections."""
+"""Find the attention of a block, how it is computed, and its output projection: by structure and code."""
 
 import dis
 import re
@@ -10,7 +10,17 @@ from typing import Any, cast
 
 from torch import nn
 
-from interventions.models.forward_order import has_forward
+from interventions.models.layers import (
+    Missing,
+    ancestor,
+    count,
+    is_inside,
+    is_linear,
+    is_norm,
+    is_scale,
+    linears,
+    width_in,
+)
 
 _HEADS = (
     "num_heads",
@@ -37,14 +47,7 @@ _STATES = (  # the parts of an attention that make its queries, keys and values
     re.compile(r"(w?k|key)(_?(proj|lin|layer|head))?|qkv.*|query_?key.*|c_attn", re.I),
     re.compile(r"(w?v|value)(_?(proj|lin|layer|head))?|qkv.*|query_?key_?value.*|c_attn", re.I),
 )
-_SCALES = re.compile("scale|gamma|gain|alpha", re.I)
 CROSS = re.compile(r"cross|enc_?dec|encoder_attn|src_attn|multi_?head_attention_2", re.I)
-_NO_MLP = re.compile(r"mixer|mamba|ssm|conv|recurrent|rglru|time|delta|rwkv|lstm|hyena|pool", re.I)
-_MLP = re.compile(
-    r"mlp|ffn?\d?$|^ffn?_|ffw|feed_?forward|intermediate|^output$|fc_?\d|linear_?\d|lin\d|dense_?\d|densere|moe|expert|^wi|^wo"
-    r"|^w[123]$|4h|ff_?layer|fully|channel_mix|_proj$|positionwise|boom",
-    re.I,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,25 +93,6 @@ class Attention:
         return count(self.module, ("qk_head_dim",)) or self.head_dim
 
 
-@dataclass(frozen=True, eq=False)
-class FeedForward:
-    """The feed-forward part of a block.
-
-    Attributes:
-        input: the module that reads the input of the part.
-        output: the module that returns its output.
-        down: the last projection; None for a mixture of experts, which has several.
-    """
-
-    input: nn.Module
-    output: nn.Module
-    down: nn.Module | None
-
-
-class Missing(LookupError):
-    """The error for a site that a block does not have, with the reason."""
-
-
 def attention_of(block: nn.Module) -> Attention:
     """Return the self-attention of a block: the first module that computes attention and is no cross-attention.
 
@@ -135,39 +119,6 @@ def attention_at(module: nn.Module) -> Attention:
         elsewhere = f"; its part {inside[0]!r} does" if inside else ""
         raise Missing(f"{type(module).__name__} computes no attention itself{elsewhere}")
     return Attention(module, "", kind, _projection(module, ""))
-
-
-def feed_forward_of(block: nn.Module) -> FeedForward:
-    """Return the feed-forward part of a block.
-
-    Raises:
-        Missing: it has none, or several.
-    """
-    areas = _attention_areas(block)
-    outside = {path: module for path, module in block.named_modules() if path and not _inside(path, areas)}
-    experts = [path for path, module in outside.items() if path.split(".")[-1] == "experts" and list(module.modules())]
-    if experts:
-        path = experts[0].rpartition(".")[0]
-        if not path:
-            raise Missing(f"the experts of {type(block).__name__} lie in no module of their own")
-        return FeedForward(outside[path], outside[path], None)
-    linear = {path: module for path, module in _linears(block) if path in outside and _looks_feed_forward(block, path)}
-    if not linear:
-        raise Missing(f"no feed-forward part was found in {type(block).__name__}")
-    downs = _downs(linear)
-    if len(downs) != 1:
-        raise Missing(
-            f"{type(block).__name__} has {len(downs) or 'no'} projections that could end its feed-forward part"
-            + (f" ({', '.join(downs)}); name one by its path" if downs else "")
-        )
-    down = downs[0]
-    ups = [path for path in linear if path != down]
-    common = _ancestor([*ups, down])
-    if common and has_forward(outside[common]) and not any(_inside(area, [common]) for area in areas):
-        return FeedForward(outside[common], linear[down], linear[down])
-    if len(ups) != 1:
-        raise Missing(f"the feed-forward part of {type(block).__name__} lies in no module of its own")
-    return FeedForward(linear[ups[0]], linear[down], linear[down])
 
 
 def kind_of(module: nn.Module) -> str | None:
@@ -237,11 +188,6 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
             yield from _nested(constant)
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Return whether a module is a normalisation: by the name of its class, with only normalisations inside it."""
-    return "norm" in type(module).__name__.lower() and all(map(is_norm, module.children()))
-
-
 def has_attention(module: nn.Module) -> bool:
     """Return whether a module or a part of it computes attention."""
     return any(kind_of(part) for part in module.modules())
@@ -249,57 +195,16 @@ def has_attention(module: nn.Module) -> bool:
 
 def only_attends(module: nn.Module) -> bool:
     """Return whether a module is only an attention: the other weights in it are those of norms or scales."""
-    areas = _attention_areas(module)
+    areas = attention_areas(module)
     holders = (
         (path, part) for path, part in module.named_modules() if any(True for _ in part.parameters(recurse=False))
     )
-    return bool(areas) and all(_inside(path, areas) or is_norm(part) or is_scale(part) for path, part in holders)
-
-
-def is_scale(module: nn.Module) -> bool:
-    """Return whether all weights that a module itself has are scales of a residual sum."""
-    return all(map(_SCALES.search, module._parameters))
-
-
-def has_feed_forward(block: nn.Module) -> bool:
-    """Return whether a feed-forward part of a block is found."""
-    try:
-        feed_forward_of(block)
-    except Missing:
-        return False
-    return True
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Return whether a module is a matrix product: a linear layer, plain, quantised or adapted, or `Conv1D`."""
-    return width_in(module) is not None and width_out(module) is not None
-
-
-def width_in(module: nn.Module) -> int | None:
-    """Return the width of the input of a linear module; None of any other."""
-    width = getattr(module, "in_features", None)
-    return width if isinstance(width, int) else getattr(module, "nx", None)
-
-
-def width_out(module: nn.Module) -> int | None:
-    """Return the width of the output of a linear module; None of any other."""
-    width = getattr(module, "out_features", None)
-    return width if isinstance(width, int) else getattr(module, "nf", None)
+    return bool(areas) and all(is_inside(path, areas) or is_norm(part) or is_scale(part) for path, part in holders)
 
 
 def heads_of(module: nn.Module) -> int | None:
     """Return how many query heads an attention module states; None if it states none."""
     return count(module, _HEADS)
-
-
-def count(module: nn.Module, names: tuple[str, ...]) -> int | None:
-    """Return the first positive number that a module, or its configuration, has under one of `names`."""
-    for holder in (module, getattr(module, "config", None)):
-        for name in names:
-            number = getattr(holder, name, None)
-            if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-                return number
-    return None
 
 
 def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -309,7 +214,7 @@ def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:
     return [
         (path, module)
         for path, module in found
-        if not any(other != path and _inside(other, [path]) for other, _ in found)
+        if not any(other != path and is_inside(other, [path]) for other, _ in found)
     ]
 
 
@@ -318,7 +223,7 @@ def _projection(block: nn.Module, path: str) -> nn.Module | None:
     own = block.get_submodule(path)
     if isinstance(own, nn.MultiheadAttention):
         return None
-    last = [(name, module) for name, module in _linears(own) if name and _is_out(name)]
+    last = [(name, module) for name, module in linears(own) if name and _is_out(name)]
     if last:
         return last[-1][1]
     while path:
@@ -326,21 +231,12 @@ def _projection(block: nn.Module, path: str) -> nn.Module | None:
         children = list(block.get_submodule(path).named_children())
         later = children[[child for child, _ in children].index(name) + 1 :]
         for child_name, child in later:
-            for inner, module in _linears(child, child_name):
+            for inner, module in linears(child, child_name):
                 if _is_out(inner):
                     return module
         if path == "":
             break
     return None
-
-
-def _linears(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield the linear modules inside a module, but not those inside an adapted one."""
-    if is_linear(module):
-        yield prefix, module
-        return
-    for name, child in module.named_children():
-        yield from _linears(child, f"{prefix}.{name}" if prefix else name)
 
 
 def _is_out(path: str) -> bool:
@@ -350,7 +246,7 @@ def _is_out(path: str) -> bool:
     return bool(_OUT.fullmatch(name)) and not _IN.fullmatch(name)
 
 
-def _attention_areas(block: nn.Module) -> list[str]:
+def attention_areas(block: nn.Module) -> list[str]:
     """Return the paths below which a block has its attentions and their projections."""
     paths = {module: path for path, module in block.named_modules()}
     areas = []
@@ -358,43 +254,6 @@ def _attention_areas(block: nn.Module) -> list[str]:
         projection = _projection(block, path)
         areas.append(path)
         if projection is not None:
-            common = _ancestor([path, paths[projection]], leaf=True)
+            common = ancestor([path, paths[projection]], leaf=True)
             areas.append(common or paths[projection])
     return areas
-
-
-def _inside(path: str, areas: list[str]) -> bool:
-    """Return whether a path lies below one of `areas`."""
-    return any(f"{path}.".startswith(f"{area}.") if area else True for area in areas)
-
-
-def _ancestor(paths: list[str], leaf: bool = False) -> str:
-    """Return the path of the innermost module around all paths; "" for the block itself."""
-    parts = [path.split(".") if leaf else path.split(".")[:-1] for path in paths]
-    common = []
-    for steps in zip(*parts, strict=False):
-        if len(set(steps)) > 1:
-            break
-        common.append(steps[0])
-    return ".".join(common)
-
-
-def _looks_feed_forward(block: nn.Module, path: str) -> bool:
-    """Return whether the names and classes on a path are those of a feed-forward part."""
-    names, module, classes = path.split("."), block, []
-    for name in names[:-1]:
-        module = module.get_submodule(name)
-        classes.append(type(module).__name__)
-    words = [*names, *classes]
-    return not any(map(_NO_MLP.search, words)) and any(map(_MLP.search, words))
-
-
-def _downs(linear: dict[str, nn.Module]) -> list[str]:
-    """Return the paths of the projections that may be the last one: as wide as the input of the first, and no gate."""
-    paths = list(linear)
-    width = width_in(linear[paths[0]])
-    if len(paths) < 2:
-        return []
-    back = [path for path in paths[1:] if width_out(linear[path]) == width and not re.search("gate|up_", path)]
-    wide = [path for path in back if width_in(linear[path]) != width]
-    return wide or back[-1:]
