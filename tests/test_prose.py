@@ -10,7 +10,6 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("interventions", "distill") for path in (REPOSITORY / package).rglob("*.py"))
 UNFINISHED = (
-    "distill/tasks/",
     "distill/training/",
     "distill/specialists/",
     "distill/evaluation/",
@@ -23,6 +22,8 @@ DIALECT = re.compile(
     r"(?<![A-Za-z])(told|asked|theirs|ours|forever|nobody|whoever|goes? on|going on|is said|are said)(?![A-Za-z])",
     re.IGNORECASE,
 )
+QUOTED = {("distill/tasks/causal/verb_number.py", "told")}
+"""Such words in a sentence that is data."""
 VERBS = set(
     """accept activate adapt add align allow answer append apply ask assemble assign attach average bar begin bind blend
     block break build cache calculate call carry cast center change check choose chunk clamp clear clip clone close
@@ -65,6 +66,8 @@ def faults(path: str, source: str) -> Iterator[str]:
     """Yield each line that a stranger would stumble over, with its number."""
     for number, line in enumerate(source.splitlines(), 1):
         for word in DIALECT.finditer(line):
+            if (path, word[0].lower()) in QUOTED:
+                continue
             yield f"{path}:{number}: {word[0]!r} is a word of our own; use the field's term"
     for node, opening in documented(ast.parse(source)):
         place = f"{path}:{node.lineno}: {node.name}: {opening[:90]!r}"

@@ -1,4 +1,4 @@
-"""Tasks: embedded data sets and causal models, and data of one's own by name, file or rows."""
+"""Tasks: embedded data sets and causal models, and data of the user by name, file or rows."""
 
 from distill.data.rows import Rows
 from distill.data.task import Recipe, Task

@@ -1,3 +1,8 @@
+"""Subject-verb agreement in sentences of an embedded grammar, for classifiers of a masked verb.
+
+Linzen, Dupoux, Goldberg 2016 (arXiv:1611.01368).
+"""
+
 from collections.abc import Sequence
 from functools import cache
 from random import Random
@@ -23,7 +28,7 @@ NOUNS = tuple(
 )
 DETERMINERS = ("the", "my", "your", "our", "their")
 PREPOSITIONS = ("near", "behind", "beside", "with", "under", "from", "above", "across")
-# Past tense, so that no verb but the masked one shows a number.
+# Past tense, so that only the masked verb shows a number.
 VERBS = ("liked", "followed", "remembered", "noticed", "avoided", "described", "admired", "passed")
 ADVERBS = ("very", "quite", "often", "always", "never", "really")
 ADJECTIVES = ("old", "small", "famous", "quiet", "green", "strange", "heavy", "beautiful", "clean", "alone")
@@ -36,18 +41,18 @@ Sentence = tuple[str, ...]
 
 
 def task() -> Task:
-    """Subject-verb agreement: is the masked verb singular or plural, with 0 to 3 attractors between it and its subject?
+    """Return the task of subject-verb agreement: deciding whether a masked verb is singular or plural.
 
-    A row is a sentence of an embedded grammar, one token a word: `[CLS] near your boats , the keys to ... [MASK] very
-    old . [SEP]`. See `sentence` for why neither the nearest nor the first noun, nor the count of plural nouns, gives
-    the answer away. No sentence is in both train and test, and half of the test rows with a distractor pair their
-    subject with a noun that no training row pairs it with.
+    Between the verb and its subject stand 0 to 3 attractors. A row is a sentence of an embedded grammar, one token a
+    word: `[CLS] near your boats , the keys to ... [MASK] very old . [SEP]`. See `sentence` for the reason why neither
+    the nearest nor the first noun, nor the count of plural nouns, predicts the answer. No sentence is in both train and
+    test, and half of the test rows with a distractor pair their subject with a noun that it has in no training row.
 
-    Linzen, Dupoux, Goldberg 2016 (arXiv:1611.01368) for the task; the grammar is this project's own.
+    The task is that of Linzen, Dupoux, Goldberg 2016 (arXiv:1611.01368); the grammar is this project's.
     """
     seen: set[Sentence] = set()
-    train = _sentences(TRAIN_ROWS, seen, Random(0), novel=0.0)
-    test = _sentences(TEST_ROWS, seen, Random(1), novel=0.5)
+    train = _draw_sentences(TRAIN_ROWS, seen, Random(0), novel=0.0)
+    test = _draw_sentences(TEST_ROWS, seen, Random(1), novel=0.5)
     return Task(
         name="agreement",
         train=rows(train),
@@ -63,35 +68,39 @@ def task() -> Task:
 
 
 def sentence(plural: bool, novel: bool, random: Random) -> Sentence:
-    """One sentence whose subject is plural or not; with `novel`, it has a noun pair that is held out from training.
+    """Draw a sentence.
 
     Between subject and verb stand 0 to 3 attractors (with weights 1, 3, 3, 3), in prepositional phrases and relative
-    clauses; before the subject stand 0 to 2 more distractors, in an opening phrase. How many distractors agree with the
-    subject is uniform over 0 to all. So each of them agrees half of the time, and given how many nouns there are and
-    how many are plural both answers are equally likely, except where all nouns agree. Adjectives move the subject's
-    place.
+    clauses; before the subject stand 0 to 2 more distractors, in an opening phrase. The number of distractors that
+    agree with the subject is uniform over 0 to all. So each agrees half of the time, and for every number of nouns and
+    of plural nouns both answers are equally likely, except if all nouns agree. Adjectives move the subject's place.
+
+    Args:
+        plural: whether the subject is plural.
+        novel: whether it has a pair of nouns that is held out from training.
+        random: the generator.
     """
     attractors = random.choices((0, 1, 2, 3), weights=(1, 3, 3, 3))[0]
     before = random.choice((0, 1, 2))
-    subject, distractors = _lemmas(attractors + before, novel, random)
+    subject, distractors = _draw_lemmas(attractors + before, novel, random)
     agreeing = random.randint(0, len(distractors))
     numbers = [plural] * agreeing + [not plural] * (len(distractors) - agreeing)
     random.shuffle(numbers)
-    phrases = [_phrase(NOUNS[lemma][number], random) for lemma, number in zip(distractors, numbers, strict=True)]
+    phrases = [_draw_phrase(NOUNS[lemma][number], random) for lemma, number in zip(distractors, numbers, strict=True)]
     opening = [word for phrase in phrases[:before] for word in (random.choice(PREPOSITIONS), *phrase)]
     comma = [","] if before else []
-    modifiers = [word for phrase in phrases[before:] for word in _modifier(phrase, random)]
+    modifiers = [word for phrase in phrases[before:] for word in _draw_modifier(phrase, random)]
     ending = (random.choice(ADVERBS), random.choice(ADJECTIVES), ".")
-    return (*opening, *comma, *_phrase(NOUNS[subject][plural], random), *modifiers, "[MASK]", *ending)
+    return (*opening, *comma, *_draw_phrase(NOUNS[subject][plural], random), *modifiers, "[MASK]", *ending)
 
 
 def held_out(subject: int, distractor: int) -> bool:
-    """Whether training never pairs these two nouns (places in NOUNS): one distractor in eight for each subject."""
+    """Return whether two nouns (places in NOUNS) are never paired in training: one distractor in eight a subject."""
     return (subject * 3 + distractor) % 8 == 0
 
 
 def rows(sentences: Sequence[tuple[Sentence, int]]) -> Rows:
-    """Sentences and their labels as token ids; rows differ in length."""
+    """Return sentences and their labels as rows of token ids, of different lengths."""
     ids = [torch.tensor([IDS[word] for word in ("[CLS]", *words, "[SEP]")]) for words, _ in sentences]
     special = torch.arange(len(VOCABULARY)) < len(SPECIAL)
     return Rows(
@@ -106,7 +115,7 @@ def rows(sentences: Sequence[tuple[Sentence, int]]) -> Rows:
 
 
 def network(seed: int) -> nn.Module:
-    """An untrained BERT that classifies from its first token, `[CLS]`."""
+    """Return an untrained BERT that classifies from its first token, `[CLS]`."""
     from transformers import BertConfig, BertForSequenceClassification
 
     settings: dict[str, Any] = dict(
@@ -120,15 +129,15 @@ def network(seed: int) -> nn.Module:
         max_position_embeddings=64,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        # BERT's 0.02 belongs to a width of 768; at this width some seeds then leave their plateau too late, or never.
+        # BERT's 0.02 suits a width of 768; at this width some seeds then leave their plateau too late, or never.
         initializer_range=0.06,
         pad_token_id=IDS["[PAD]"],
     )
     return seeded(seed, lambda: BertForSequenceClassification(BertConfig(**settings)))
 
 
-def _sentences(count: int, seen: set[Sentence], random: Random, novel: float) -> list[tuple[Sentence, int]]:
-    """`count` new sentences, as many singular as plural, in random order; adds them to `seen`."""
+def _draw_sentences(count: int, seen: set[Sentence], random: Random, novel: float) -> list[tuple[Sentence, int]]:
+    """Draw `count` new sentences, as many singular as plural, in random order; add them to `seen`."""
     found: list[tuple[Sentence, int]] = []
     while len(found) < count:
         label = len(found) % 2
@@ -140,8 +149,8 @@ def _sentences(count: int, seen: set[Sentence], random: Random, novel: float) ->
     return found
 
 
-def _lemmas(count: int, novel: bool, random: Random) -> tuple[int, list[int]]:
-    """A subject and `count` distractors, all different."""
+def _draw_lemmas(count: int, novel: bool, random: Random) -> tuple[int, list[int]]:
+    """Draw a subject and `count` distractors, all different."""
     subject = random.randrange(len(NOUNS))
     distractors = random.sample(_partners(subject, novel=False), count)
     if novel and count:
@@ -154,11 +163,11 @@ def _partners(subject: int, novel: bool) -> tuple[int, ...]:
     return tuple(lemma for lemma in range(len(NOUNS)) if lemma != subject and held_out(subject, lemma) == novel)
 
 
-def _phrase(noun: str, random: Random) -> Sentence:
+def _draw_phrase(noun: str, random: Random) -> Sentence:
     adjective = (random.choice(ADJECTIVES),) if random.random() < 0.3 else ()
     return (random.choice(DETERMINERS), *adjective, noun)
 
 
-def _modifier(phrase: Sentence, random: Random) -> Sentence:
+def _draw_modifier(phrase: Sentence, random: Random) -> Sentence:
     verb = random.choice(VERBS)
     return random.choice(((random.choice(PREPOSITIONS), *phrase), ("that", *phrase, verb), ("that", verb, *phrase)))

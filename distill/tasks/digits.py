@@ -1,4 +1,7 @@
-"""Handwritten digits, tested where they were trained, shifted, and scaled."""
+"""Handwritten digits, with tests on the same distribution and on shifted and scaled images.
+
+After Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 5, who use MNIST and MNIST-C.
+"""
 
 import torch
 from einops import rearrange
@@ -18,13 +21,13 @@ SHADES = " .:-=+*#%@"
 
 
 def digits() -> Task:
-    """Which digit does an 8×8 image show? scikit-learn's 1,797 digits: 80 % of each to train on, the others to test on.
+    """Return the task of recognizing scikit-learn's 1,797 digits, 80 % of each for training, the others for tests.
 
     A row is `pixel_values` `[1, 8, 8]`, from −1 to 1, and its label. The test rows also come shifted, by 1 pixel along
     both axes, and scaled, to 0.7 of their size, in `tests`; see `shifted` and `scaled`.
 
-    Alpaydin, Kaynak 1998 (UCI optical recognition of handwritten digits); the question is that of Abnar, Dehghani,
-    Zuidema 2020 (arXiv:2006.00555), section 5, who ask it of MNIST: `load("mnist")`.
+    The digits are those of Alpaydin, Kaynak 1998 (UCI optical recognition of handwritten digits); the tests are those
+    of Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 5, on MNIST: `load("mnist")`.
     """
     images, labels = images_and_digits()
     train, test = split(labels)
@@ -39,14 +42,14 @@ def digit_task(
     pixels: int,
     steps: int,
 ) -> Task:
-    """The task of telling digits apart, taught in so many steps, and tested on shifted and scaled images too.
+    """Return the task of recognizing digits, with tests on shifted and scaled images too.
 
     Args:
-        name: of the task.
+        name: the name of the task.
         train: images and digits.
         test: images and digits.
-        pixels: how far the test images are shifted.
-        steps: how long its teacher is trained.
+        pixels: the shift of the test images [pixel].
+        steps: the number of steps in which its teacher is trained.
     """
     images, labels = test
     return Task(
@@ -57,16 +60,16 @@ def digit_task(
         network=network,
         recipe=Recipe(steps=steps, batch_size=64, lr=2e-3, warmup=0.1, weight_decay=0.01),
         description="Handwritten digits: which one does an image show, also where it is shifted or scaled?",
-        show=_drawing,
+        show=_draw_text,
         tests={"shifted": _rows(shifted(images, pixels), labels), "scaled": _rows(scaled(images), labels)},
     )
 
 
 def shifted(images: Float[Tensor, "n height width"], pixels: int, *, seed: int = 0) -> Float[Tensor, "n height width"]:
-    """Each image moved by so many pixels along both axes, into one of the four corners, which `seed` decides.
+    """Return each image moved by so many pixels along both axes, to one of four corners, drawn by `seed`.
 
-    What leaves the image is lost, what comes in is background. Mu, Gilmer 2019 (MNIST-C, arXiv:1906.02337): translate,
-    of 1 to 5 pixels by severity.
+    Pixels that leave the image are lost, and background comes in. Mu, Gilmer 2019 (MNIST-C, arXiv:1906.02337):
+    translate, of 1 to 5 pixels by severity.
 
     >>> shifted(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), 1, seed=3)
     tensor([[[ 4., -1.],
@@ -84,7 +87,7 @@ def shifted(images: Float[Tensor, "n height width"], pixels: int, *, seed: int =
 
 
 def scaled(images: Float[Tensor, "n height width"], size: float = SCALE) -> Float[Tensor, "n height width"]:
-    """Each image at `size` times its size about its middle, with bilinear interpolation; around it is background.
+    """Return each image at `size` times its size about its center, by bilinear interpolation, on the background.
 
     Mu, Gilmer 2019 (MNIST-C, arXiv:1906.02337): scale, to 0.9, 0.8, 0.7, 0.6 or 0.5 by severity, 0.7 by default.
 
@@ -102,7 +105,7 @@ def scaled(images: Float[Tensor, "n height width"], size: float = SCALE) -> Floa
 
 
 def network(seed: int) -> nn.Module:
-    """An untrained convolutional network."""
+    """Return an untrained convolutional network."""
     return seeded(seed, CNN)
 
 
@@ -110,6 +113,6 @@ def _rows(images: Float[Tensor, "n side side"], labels: Int[Tensor, " n"]) -> Ro
     return Rows({"pixel_values": rearrange(images, "n height width -> n 1 height width"), "labels": labels})
 
 
-def _drawing(row: dict[str, Tensor]) -> str:
+def _draw_text(row: dict[str, Tensor]) -> str:
     levels = ((row["pixel_values"][0] + 1) / 2 * (len(SHADES) - 1)).round().long()
     return "\n".join("".join(SHADES[level] for level in line) for line in levels.tolist())

@@ -1,4 +1,4 @@
-"""What `data=` may be: a task, the name of one, a file, rows in any form, or "random"."""
+"""The values of `data=`: a task, the name of one, a file, rows in any form, or "random"."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,12 +29,12 @@ RANDOM, RANDOM_ROWS, HELD_OUT_SEED = "random", 4096, 2**31 - 1
 
 
 def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
-    """The rows to train on, their labels numbered as the model numbers its classes.
+    """Return the rows to train on, their labels numbered as the model numbers its classes.
 
     Args:
-        data: a Task or its name, a path to a file of one's own, rows in any form that `Rows.of` takes, or "random".
-        model: knows the tokenizer of a task given by name, what random inputs look like, and what its classes are.
-        seed: of random data.
+        data: a Task or its name, the path of a file, rows in any form that `Rows.of` takes, or "random".
+        model: the model; it gives the tokenizer of a task by name, the shape of random inputs, and the classes.
+        seed: seeds random data.
         others: models that are trained with it; the first that names its classes decides.
 
     Raises:
@@ -53,12 +53,12 @@ def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
 
 
 def as_read(data: Any) -> Any:
-    """Data that can be used again: what is read once is read now, as rows; names, files and tasks stay."""
+    """Return data in a form that can be used several times: rows; names, files and tasks stay as they are."""
     return data if data is None or isinstance(data, str | Path | Task) else Rows.of(data)
 
 
 def held_out(data: Any, model: Any, *others: Any) -> Rows:
-    """The rows to measure on, labels as for training: the test rows of a task, else the rows themselves."""
+    """Return the rows to measure on, labels as for training: the test rows of a task, else the rows themselves."""
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
     task = task_of(data, model)
@@ -66,14 +66,14 @@ def held_out(data: Any, model: Any, *others: Any) -> Rows:
 
 
 def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Rows, *models: Any) -> Rows | None:
-    """What `fit` measures on: all rows of a file, else as `held_out`; without any the test rows of its task.
+    """Return the rows that `fit` measures on: all rows of a file, else as `held_out`, else the test rows of its task.
 
     Args:
-        eval_data: what `fit` was given.
-        trained_on: its data.
-        task: what these are or name, if that is a task.
-        rows: those that are trained on; they name the classes where no model does.
-        models: the first knows the tokenizer of a file.
+        eval_data: the argument of `fit`; None is the test rows of the task.
+        trained_on: the training data of `fit`.
+        task: the task of the training data, if it is one.
+        rows: the training rows; they name the classes if no model does.
+        models: the models; the first gives the tokenizer of a file.
     """
     if eval_data is None or is_same_file(eval_data, trained_on):
         return None if task is None else task.test
@@ -89,9 +89,9 @@ def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Ro
 
 
 def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
-    """The task that `data` is or names, its classes as they are; None for rows and "random".
+    """Return the task that data is or names, its classes not renumbered; None for rows and "random".
 
-    Text is read with the model's own tokenizer where none is given.
+    Text is read with the model's own tokenizer if none is given.
     """
     if isinstance(data, Task):
         return data
@@ -104,9 +104,9 @@ def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
     return None
 
 
-def length_for(model: Any, asked: int | None = None) -> int:
-    """At how many tokens texts are cut for a model: those that are asked for, as far as it has positions."""
-    wanted = MAX_LENGTH if asked is None else asked
+def length_for(model: Any, max_length: int | None = None) -> int:
+    """Return the number of tokens at which texts are cut for a model: `max_length`, or the positions that it has."""
+    wanted = MAX_LENGTH if max_length is None else max_length
     most = longest_input(innermost(model))
     return wanted if most is None else min(wanted, most)
 
@@ -116,15 +116,15 @@ def _is_file(data: Any) -> bool:
 
 
 def tokenizer_of(model: Any) -> Any:
-    """The tokenizer saved with a transformers model, None where there is none."""
+    """Return the tokenizer saved beside a transformers model, None if there is none."""
     return tokenizer_among(preprocessors_of(model))
 
 
 def random_rows(model: Any, count: int, seed: int) -> Rows:
-    """Random inputs without labels: uniform token ids of random lengths, or standard normal pixels.
+    """Draw random inputs without labels: uniform token ids of random lengths, or standard normal pixels.
 
     Raises:
-        DistillError: a model that says neither how many tokens it knows nor how large its images are.
+        DistillError: a model without a known size of its vocabulary or of its images.
     """
     generator = torch.Generator().manual_seed(seed)
     vocabulary, config = vocabulary_of(model), getattr(network_of(model), "config", None)
@@ -147,7 +147,7 @@ def random_rows(model: Any, count: int, seed: int) -> Rows:
 
 
 def names() -> tuple[str, ...]:
-    """The tasks that have a name: embedded ones, and those whose data lie in a folder or on the Hugging Face hub."""
+    """Return the names of tasks: embedded ones, and those with data in a folder or on the Hugging Face hub."""
     return (*EMBEDDED, "mnist", "sst2")
 
 
@@ -166,20 +166,27 @@ def load(
     max_length: int | None = None,
     split_seed: int = 0,
 ) -> Task:
-    """A task by name, or from a file of one's own.
+    """Return a task by name, or from a file of the user.
 
     `load("pvr")`, `load("mnist", data=FOLDER)`, `load("sst2", data=FOLDER, tokenizer=...)`,
     `load(data="my.csv", tokenizer=...)`.
 
-    `fraction` keeps a random share of the training rows, drawn by `seed`; the test rows stay. `text` and `label` name
-    the columns of a file, `eval_data` its test file; without one a fifth is held out, drawn by `split_seed` whatever
-    `seed` is, so that runs of other seeds are measured on the same rows. Text needs the teacher's `tokenizer`; that of
-    a file is cut at `max_length` tokens, 128 by default, and that is said.
+    Args:
+        name: one of `names()`; None for a file.
+        data: the folder of a task by name, or the file.
+        eval_data: the test file; without one a fifth is held out.
+        tokenizer: the teacher's tokenizer, for tasks of text.
+        fraction: the share of the training rows to keep, drawn by `seed`; the test rows stay.
+        seed: seeds that draw.
+        text, label: the columns of a file.
+        classes: the labels of the data in the order of the model's outputs. Without it, `fit` and the measurements
+            match them with the names that a model gives to its classes (`config.id2label`).
+        max_length: texts of a file are cut at this number of tokens, 128 by default, with a warning.
+        split_seed: seeds the draw of the held-out fifth. It does not depend on `seed`, so that runs of other seeds are
+            measured on the same rows.
 
-    `classes` states the labels of the data in the order of the model's outputs. Left out, `fit` and the measurements
-    match them with the names that a model gives to its classes (`config.id2label`).
-
-    Raises DistillError for an unknown name, settings that the task does not take, and data that cannot be used.
+    Raises:
+        DistillError: an unknown name, settings that the task does not take, or data that cannot be used.
     """
     share(1, fraction, seed)  # raises before anything is read
     if name is None and data is not None:
@@ -203,8 +210,8 @@ def load(
         task = replace(task, train=task.train.take(share(len(task.train), fraction, seed)))
     if classes is None:
         return task
-    told = stated(classes)
-    return renumbered(task, matched(task.classes, told, "the names given"), told)
+    order = stated(classes)
+    return renumbered(task, matched(task.classes, order, "the names given"), order)
 
 
 def _unknown(name: str) -> str:

@@ -1,4 +1,7 @@
-"""Pairs of sentences that differ in one word, of which a language model should find the one more probable."""
+"""Minimal pairs: a grammatical sentence and an ungrammatical one, which a language model should find less probable.
+
+Marvin, Linzen 2018 (arXiv:1808.09031); Warstadt et al. 2020 (BLiMP, arXiv:1912.00582).
+"""
 
 import gzip
 import json
@@ -20,9 +23,13 @@ GROUPS = ("test", "UID")
 @checked
 @dataclass(frozen=True, eq=False)
 class MinimalPairs:
-    """Grammatical sentences, the ungrammatical ones beside them, and what each pair tests.
+    """Pairs of a grammatical and an ungrammatical sentence.
 
-    `distill.metrics.preferences(model, pairs)` says how often a language model prefers the right one.
+    `distill.metrics.preferences(model, pairs)` measures how often a language model prefers the grammatical one.
+
+    Attributes:
+        good, bad: the grammatical and the ungrammatical sentences, in the same order.
+        groups: the name of the phenomenon that each pair tests.
     """
 
     good: Rows
@@ -45,19 +52,20 @@ class MinimalPairs:
 def minimal_pairs(
     path: str | Path, tokenizer: Any, *, by: str | None = None, limit: int | None = None, seed: int = 0
 ) -> MinimalPairs:
-    """The pairs of a file, one JSON object a line, tokenized: `good` and `bad`, or `sentence_good` and `sentence_bad`.
+    """Return the pairs of a file, tokenized.
 
-    That is how Marvin, Linzen 2018 (arXiv:1808.09031) and BLiMP (Warstadt et al. 2020, arXiv:1912.00582) come.
+    Each line is a JSON object with `good` and `bad`, or `sentence_good` and `sentence_bad`, the format of Marvin,
+    Linzen 2018 (arXiv:1808.09031) and BLiMP (Warstadt et al. 2020, arXiv:1912.00582).
 
     Args:
         path: a .jsonl or .jsonl.gz file.
-        tokenizer: of the language model.
-        by: the field by which results are grouped; by default "test" or "UID", whichever there is.
-        limit: at most so many pairs of each group, drawn by `seed`; None is all.
-        seed: of the draw.
+        tokenizer: the tokenizer of the language model.
+        by: the field by which results are grouped; by default "test" or "UID", whichever the file has.
+        limit: the most pairs of each group, drawn by `seed`; None is all.
+        seed: seeds the draw.
 
     Raises:
-        DistillError: no file, a line that is no such object, or a pair of equal tokens.
+        DistillError: no file, a line that is no such object, or a pair with equal tokens.
     """
     need_tokenizer(Path(path).name, tokenizer)
     lines = _lines(Path(path))
@@ -68,7 +76,7 @@ def minimal_pairs(
         raise DistillError(
             f"{path} has {', '.join(lines[0])} and not {wanted}; rename the fields, or choose another by=…."
         )
-    chosen = _drawn([str(line.get(group, "all")) for line in lines], limit, seed)
+    chosen = _draw([str(line.get(group, "all")) for line in lines], limit, seed)
     try:
         good, bad = ([str(lines[i][name]) for i in chosen] for name in names)
     except KeyError as error:
@@ -95,8 +103,8 @@ def _lines(path: Path) -> list[Mapping[str, Any]]:
     return found
 
 
-def _drawn(groups: Sequence[str], limit: int | None, seed: int) -> list[int]:
-    """The numbers of the pairs to keep, in order."""
+def _draw(groups: Sequence[str], limit: int | None, seed: int) -> list[int]:
+    """Draw the numbers of the pairs to keep, in order."""
     if limit is None:
         return list(range(len(groups)))
     if limit < 1:

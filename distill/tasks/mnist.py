@@ -20,10 +20,10 @@ FILE = "mnist.npz"
 def mnist(
     folder: str | Path | None = None, split: Literal["train", "test"] = "train"
 ) -> tuple[Float[Tensor, "images 28 28"], Int[Tensor, " images"]]:
-    """The images of MNIST, from −1 to 1, and the digits they show: 60,000 to train on, 10,000 to test.
+    """Return the images of MNIST, from −1 to 1, and the digits they show: 60,000 for training, 10,000 for tests.
 
     Args:
-        folder: holds mnist.npz, with x_train, y_train, x_test and y_test of uint8; None asks the Hugging Face hub.
+        folder: holds mnist.npz, with x_train, y_train, x_test and y_test of uint8; None is the Hugging Face hub.
         split: `"train"` or `"test"`, as they were published.
 
     LeCun, Bottou, Bengio, Haffner 1998 (doi:10.1109/5.726791).
@@ -42,10 +42,10 @@ def mnist(
 
 @checked
 def mnist_digits(folder: str | Path | None = None) -> Task:
-    """Which digit does a 28×28 image of MNIST show? 60,000 rows to train on, and the 10,000 others to test on.
+    """Return the task of recognizing the digits of MNIST, 60,000 rows for training and 10,000 for tests.
 
     A row is `pixel_values` `[1, 28, 28]`, from −1 to 1, and its label. The test rows also come shifted, by 3 pixels
-    along both axes, and scaled, to 0.7 of their size, in `tests`: what MNIST-C calls translate and scale at severity 3;
+    along both axes, and scaled, to 0.7 of their size, in `tests`: translate and scale at severity 3 in MNIST-C;
     see `shifted` and `scaled` in `distill.tasks.digits`.
 
     LeCun, Bottou, Bengio, Haffner 1998 (doi:10.1109/5.726791); Mu, Gilmer 2019 (MNIST-C, arXiv:1906.02337).

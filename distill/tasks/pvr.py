@@ -1,3 +1,8 @@
+"""Pointer-value retrieval on images of four digits, of which the first chooses the answer.
+
+Zhang, Raghu, Kleinberg, Bengio 2021 (arXiv:2107.12580).
+"""
+
 from typing import Any
 
 import torch
@@ -10,12 +15,12 @@ from distill.data.task import Recipe, Task, seeded
 
 TRAIN_ROWS, TEST_ROWS = 40_000, 4_000
 CLASSES = tuple("0123456789")
-# By the pointer digit, the tile that holds the answer: 0 top left (the pointer), 1 top right, 2 and 3 below.
+# For each pointer digit the tile with the answer: 0 top left (the pointer), 1 top right, 2 and 3 below.
 ANSWER_TILE = (1, 1, 1, 1, 2, 2, 2, 3, 3, 3)
 
 
 def task() -> Task:
-    """Pointer-value retrieval on scikit-learn's 8x8 handwritten digits.
+    """Return the task of pointer-value retrieval on scikit-learn's 8x8 handwritten digits.
 
     Of four tiles, the top-left one's digit chooses the tile whose digit is the answer: 0 to 3 choose the top right
     tile, 4 to 6 the bottom left, 7 to 9 the bottom right. A row is `pixel_values` `[1, 16, 16]`, in [-1, 1], and its
@@ -35,12 +40,12 @@ def task() -> Task:
         recipe=Recipe(steps=600, batch_size=256, lr=2e-3, warmup=0.1, weight_decay=0.01),
         student=Recipe(steps=1000, batch_size=256, lr=2e-3, warmup=0.1, weight_decay=0.01),
         description="Pointer-value retrieval: of four digits, the top-left one says which other one is the answer.",
-        show=_drawing,
+        show=_draw_text,
     )
 
 
 def split(digits: Int[Tensor, " images"]) -> tuple[Int[Tensor, " train"], Int[Tensor, " test"]]:
-    """Indices of the digit images for training (80 % of each digit) and for testing; always the same ones."""
+    """Return the indices of the images for training (80 % of each digit) and for tests; always the same ones."""
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     by_digit = [order[digits[order] == digit] for digit in range(10)]
     kept = [len(indices) * 4 // 5 for indices in by_digit]
@@ -50,14 +55,14 @@ def split(digits: Int[Tensor, " images"]) -> tuple[Int[Tensor, " train"], Int[Te
 
 
 def grids(images: Float[Tensor, "images 8 8"], digits: Int[Tensor, " images"], rows: int, *, seed: int) -> Rows:
-    """`rows` grids of four images drawn with replacement, and the digit that each pointer chooses."""
+    """Draw `rows` grids of four images, with replacement, and the digit that each pointer chooses."""
     tiles = torch.randint(len(images), (rows, 4), generator=torch.Generator().manual_seed(seed))
     pixels = rearrange(images[tiles], "rows (down across) height width -> rows 1 (down height) (across width)", down=2)
     return Rows({"pixel_values": pixels.contiguous(), "labels": answers(digits[tiles])})
 
 
 def answers(digits: Int[Tensor, "*rows 4"]) -> Int[Tensor, "*rows"]:
-    """The digit in the tile that the first tile's digit points to.
+    """Return the digit in the tile that the first tile's digit points to.
 
     >>> answers(torch.tensor([[0, 7, 8, 9], [5, 7, 8, 9]]))
     tensor([7, 8])
@@ -67,7 +72,7 @@ def answers(digits: Int[Tensor, "*rows 4"]) -> Int[Tensor, "*rows"]:
 
 
 def network(seed: int) -> nn.Module:
-    """An untrained vision transformer that sees each tile as one token."""
+    """Return an untrained vision transformer for which each tile is one token."""
     from transformers import ViTConfig, ViTForImageClassification
 
     settings: dict[str, Any] = dict(
@@ -87,14 +92,14 @@ def network(seed: int) -> nn.Module:
 
 
 def images_and_digits() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
-    """scikit-learn's 8×8 digits, from −1 to 1, and what they show."""
+    """Return scikit-learn's 8×8 images of digits, from −1 to 1, and the digits that they show."""
     from sklearn.datasets import load_digits  # scikit-learn takes a second and a half
 
     bunch = load_digits()
     return torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1, torch.tensor(bunch.target, dtype=torch.int64)
 
 
-def _drawing(row: dict[str, Tensor]) -> str:
+def _draw_text(row: dict[str, Tensor]) -> str:
     shades = " .:-=+*#%@"
     levels = ((row["pixel_values"][0] + 1) / 2 * (len(shades) - 1)).round().long()
     return "\n".join("".join(shades[level] for level in line) for line in levels.tolist())

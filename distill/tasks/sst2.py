@@ -1,3 +1,8 @@
+"""SST-2 of GLUE, the sentiment of film reviews, from a folder or from the Hugging Face hub.
+
+Socher et al. 2013 (EMNLP, D13-1170); Wang et al. 2018 (arXiv:1804.07461).
+"""
+
 import csv
 from pathlib import Path
 from typing import Any
@@ -11,14 +16,19 @@ CLASSES = ("negative", "positive")
 
 
 def task(data: str | Path | None = None, tokenizer: Any = None, *, fraction: float = 1.0, seed: int = 0) -> Task:
-    """GLUE SST-2: is a sentence from a film review negative or positive? Tested on the dev set.
-
-    `data` is a folder with train.tsv and dev.tsv (either may end in .gz), columns "sentence" and "label"; without one,
-    the data set comes from the Hugging Face hub. Texts are tokenised by the teacher's `tokenizer`.
+    """Return the task of GLUE SST-2: is a sentence from a film review negative or positive? Its dev set is the test.
 
     Socher et al. 2013 (EMNLP, D13-1170); Wang et al. 2018 (arXiv:1804.07461).
 
-    Raises DistillError without a tokenizer, and for a folder or a hub that does not give the data.
+    Args:
+        data: a folder with train.tsv and dev.tsv (either may end in .gz), columns "sentence" and "label"; without one,
+            the data set is loaded from the Hugging Face hub.
+        tokenizer: the tokenizer of the teacher.
+        fraction: the share of the training rows to keep, drawn by `seed`.
+        seed: seeds the draw.
+
+    Raises:
+        DistillError: no tokenizer, or a folder or a hub that does not give the data.
     """
     need_tokenizer("sst2", tokenizer)
     train, test = _hub() if data is None else _folder(Path(data))

@@ -1,1 +1,1 @@
-"""Embedded causal models, whose variables a network may be trained to compute."""
+"""Embedded causal models, with whose variables networks are trained or aligned."""

@@ -1,4 +1,12 @@
-"""Addition as a causal model: what "17 + 25 =" is followed by, by its digits and the one that is carried."""
+"""Addition as a causal model of how "17 + 25 =" is continued: digit by digit, with a carry.
+
+    ones = (a + b) mod 10
+    carry = ⌊(a mod 10 + b mod 10) / 10⌋
+    tens = ⌊a / 10⌋ + ⌊b / 10⌋ + carry
+    sum = 10 · tens + ones
+
+Stolfo, Belinkov, Sachan 2023 (arXiv:2305.15054); Quirke, Barez 2023 (arXiv:2310.13121).
+"""
 
 from collections.abc import Sequence
 from itertools import product
@@ -25,32 +33,32 @@ def addition(
     modulo: int | None = None,
     template: str | None = None,
 ) -> CausalModel:
-    """The sum of two numbers, as people add: the ones, what is carried, then the rest, called `tens` (12 for 123).
+    """Return the causal model of the sum of two numbers, by its ones, the carry and `tens`, all other digits.
 
-    `sum` is 10 · tens + ones, and the answer is the sum, or what is left of it modulo `modulo`. An interchange may make
-    sums that no pair of inputs has; they are answers too.
+    `sum` is 10 · tens + ones (tens are 12 in 123), and the answer is the sum, or the sum modulo `modulo`. An
+    interchange may make sums that no pair of inputs has; they are answers too.
 
-    A language model says its answer one token at a time, and it is read by the first one, which must tell all answers
-    apart. With a token for each number, as GPT-2 has for most of those up to 500, any such range will do. A tokenizer
-    of digits (Llama, Qwen, stories260K) gives away a first digit only: take sums below 10,
-    `addition(tokenizer, range(5), range(5))`, or ask for the last digit, `addition(tokenizer, modulo=10)`. Where the
-    space before the answer is a token of its own, as it then is, the prompt is fed with it: "17 + 25 = ".
+    The answer of a language model is read by its first token, which must differ between all answers. If each number is
+    one token, as in GPT-2 for most numbers up to 500, any such range is possible. A tokenizer of digits (Llama, Qwen,
+    stories260K) shows only the first digit: take sums below 10, `addition(tokenizer, range(5), range(5))`, or the last
+    digit as answer, `addition(tokenizer, modulo=10)`. If the space before the answer is a separate token, as it is
+    then, the prompt ends with it: "17 + 25 = ".
 
     Positions have names: "a" and "b", the last token of each number (of digits, its ones), "a_first" and "b_first"
     their first, and "end". Inputs are the numbers themselves.
 
     Args:
-        tokenizer: of the causal language model, a fast one.
+        tokenizer: the tokenizer of the causal language model, a fast one.
         a: whole numbers from 0.
         b: the same for the second number.
-        modulo: what the answer is taken modulo; it fills the slot `{modulo}`.
+        modulo: the modulus of the answer; it fills the slot `{modulo}`.
         template: `"{a} + {b} ="`, or `"({a} + {b}) modulo {modulo} ="` with `modulo`.
 
     Stolfo, Belinkov, Sachan 2023 (arXiv:2305.15054) for prompts of this kind; Quirke, Barez 2023 (arXiv:2310.13121) for
-    the carried one.
+    the carry.
 
     Raises:
-        DistillError: negative numbers, a modulo below 2, or answers that cannot be told apart by their first token.
+        DistillError: negative numbers, a modulo below 2, or answers with the same first token.
     """
     _check(a, b, modulo)
     domains = {"a": domain_of("a", a), "b": domain_of("b", b)}
@@ -102,7 +110,7 @@ def _check(a: Sequence[int], b: Sequence[int], modulo: int | None) -> None:
 
 
 def _domains(a: list[int], b: list[int], modulo: int | None) -> dict[str, list[int]]:
-    """The values of each variable, in all runs and after all interchanges."""
+    """Return the values of each variable in all runs and after all interchanges."""
     added = {x + y for x, y in product({x % 10 for x in a}, {y % 10 for y in b})}
     ones, carry = {each % 10 for each in added}, {each // 10 for each in added}
     rest = {x + y for x, y in product({x // 10 for x in a}, {y // 10 for y in b})}
@@ -116,7 +124,7 @@ def _domains(a: list[int], b: list[int], modulo: int | None) -> dict[str, list[i
 def _prompts(
     tokenizer: Any, template: str, a: Sequence[int], b: Sequence[int], answer: tuple[int | None, list[str]]
 ) -> Prompts:
-    """The prompts without a space at the end, or with one if only so the answers can be told apart."""
+    """Return the prompts without a space at the end, or with one if only then the first tokens of answers differ."""
     modulo, words = answer
     fillers = {"a": [str(x) for x in a], "b": [str(y) for y in b], "modulo": [str(modulo)]}
     faults = []

@@ -1,4 +1,9 @@
-"""Hierarchical equality: is the answer to two questions of equality the same?"""
+"""Hierarchical equality as a causal model: do two pairs agree in whether they are equal?
+
+    answer = (a = b) = (c = d)
+
+Geiger, Carstensen, Frank, Potts 2022 (arXiv:2006.07968).
+"""
 
 from functools import cache
 
@@ -11,16 +16,16 @@ from distill.errors import DistillError, checked
 
 @checked
 def hierarchical_equality(entities: int | None = 20, width: int = 4, seed: int = 0) -> CausalModel:
-    """(a = b) = (c = d), for entities that a network sees as random vectors.
+    """Return the causal model of (a = b) = (c = d), for entities that a network gets as random vectors.
 
-    Half of the sampled pairs (a, b), and half of the (c, d), are equal. The network is fed the four vectors in one,
-    `[batch, 4 · width]`, uniform in [−1, 1].
+    Half of the sampled pairs (a, b), and half of the pairs (c, d), are equal. The network is fed the four vectors,
+    concatenated to `[batch, 4 · width]`, uniform in [−1, 1].
 
     Args:
-        entities: how many there are, their vectors drawn by `seed`; inputs are their numbers. None draws new vectors
+        entities: the number of entities, with vectors drawn by `seed`; inputs are their numbers. None draws new vectors
             for every example, as pyvene does, and these are the inputs, `[batch, width]`.
-        width: of each vector.
-        seed: of the vectors of a fixed number of entities.
+        width: the width of each vector.
+        seed: seeds the vectors of a fixed number of entities.
 
     Geiger, Carstensen, Frank, Potts 2022 (arXiv:2006.07968); as in the introduction of pyvene (Wu et al. 2024,
     arXiv:2403.07809), where a, b, c, d are W, X, Y, Z.
@@ -36,13 +41,13 @@ def hierarchical_equality(entities: int | None = 20, width: int = 4, seed: int =
     vectors = torch.rand(entities or 1, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     vectors_on = cache(vectors.to)
 
-    def drawn(n: int, generator: torch.Generator) -> Tensor:
+    def draw(n: int, generator: torch.Generator) -> Tensor:
         if entities is None:
             return torch.rand(4, n, width, generator=generator, device=generator.device) * 2 - 1
         return torch.randint(entities, (4, n), generator=generator, device=generator.device)
 
     def sample(n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        a, b, c, d = drawn(n, generator)
+        a, b, c, d = draw(n, generator)
         left, right = torch.rand(2, n, *[1] * (a.ndim - 1), generator=generator, device=generator.device) < 0.5
         return {"a": a, "b": torch.where(left, a, b), "c": c, "d": torch.where(right, c, d)}
 
@@ -64,5 +69,5 @@ def hierarchical_equality(entities: int | None = 20, width: int = 4, seed: int =
 
 
 def _same(first: Tensor, second: Tensor) -> Tensor:
-    """Whether two numbers, or two vectors, are equal, for each example."""
+    """Return whether two numbers, or two vectors, are equal, for each example."""
     return (first == second).reshape(len(first), -1).all(1)

@@ -1,4 +1,11 @@
-"""Indirect object identification as a causal model: to whom is something given, of two people, one of whom gives it?"""
+"""Indirect object identification as a causal model: "Mary and John …, John gave a book to" is continued by "Mary".
+
+    subject = the name that occurs twice
+    position = the place of the other name, 0 first, 1 second
+    answer = the name at that position
+
+Wang, Variengien, Conmy, Shlegeris, Steinhardt 2022 (arXiv:2211.00593).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,31 +42,33 @@ def indirect_object(
     places: Sequence[str] = PLACES,
     objects: Sequence[str] = OBJECTS,
 ) -> CausalModel:
-    """Which of two names continues "{name_A} and {name_B} …, {name_C} gave a {object} to": the one said only once.
+    """Return the causal model of which name continues "{name_A} and {name_B} …, {name_C} gave a {object} to".
 
-    `order` says whom `name_C` repeats: 0 the second name (ABBA, so the indirect object stands first), 1 the first one
-    (BABA). What a network may use of it, and what papers align, are two variables:
+    It is the name that occurs only once. `order` decides whom `name_C` repeats: 0 the second name (ABBA, so the
+    indirect object is first), 1 the first one (BABA). Two inner variables, which papers align, are signals that a
+    network may use:
 
-    - `subject`, the token signal: the name that was said twice;
-    - `position`, the position signal: where the indirect object stands, 0 first, 1 second. It follows from where the
-      subject was said before. A subject from a run with other names was said nowhere; then `order` still counts.
+    - `subject`, the token signal: the name that occurs twice;
+    - `position`, the position signal: the place of the indirect object, 0 first, 1 second. It is the place at which the
+      subject did not occur before. If the subject is neither name, because it was interchanged with one from a run with
+      other names, `order` decides.
 
     The answer is the name at that position. It is read at the last token, by the first tokens of the names, which are
-    its classes. Positions have names: "IO", "S1" (the subject where it is introduced), "S1+1" (the token after it),
-    "S2" (the subject again), "name_A" and "name_B" (the first and the second name), "end". A name of several tokens
-    stands at its last one. Sampled names differ.
+    its classes. Positions have names: "IO" (the indirect object), "S1" (the subject's first occurrence), "S1+1" (the
+    token after it), "S2" (the subject's second occurrence), "name_A" and "name_B" (the first and the second name),
+    "end". The position of a name of several tokens is that of its last one. Sampled names differ.
 
     Args:
-        tokenizer: of the causal language model, a fast one.
-        templates: with the slots `{name_A}`, `{name_B}` and `{name_C}`, in this order, and `{place}` and `{object}`
-            where wanted. Mind a and an.
-        names: which differ in their first tokens, after a space.
+        tokenizer: the tokenizer of the causal language model, a fast one.
+        templates: texts with the slots `{name_A}`, `{name_B}` and `{name_C}`, in this order, and perhaps `{place}` and
+            `{object}`. Mind a and an.
+        names: names that differ in their first tokens, after a space.
         places: fillers of `{place}`.
         objects: fillers of `{object}`.
 
     Wang, Variengien, Conmy, Shlegeris, Steinhardt 2022 (arXiv:2211.00593), sections 2 and 3, appendix A for the two
-    signals; position as a subspace: Makelov, Lange, Nanda 2023 (arXiv:2311.17030). The default lists are this project's
-    own.
+    signals; position as a subspace: Makelov, Lange, Nanda 2023 (arXiv:2311.17030). The default lists are this
+    project's.
 
     Raises:
         DistillError: fewer than two names, names that share their first token, a template without the three names.
@@ -69,8 +78,8 @@ def indirect_object(
     def numbers(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**values, "name_C": subject(values["name_A"], values["name_B"], values["order"])}
 
-    def said_by_order(values: dict[str, Tensor], number: int) -> Tensor:
-        """The place of the first name in the rows of this order, of the second one in others."""
+    def place_by_order(values: dict[str, Tensor], number: int) -> Tensor:
+        """Return the position of the first name in rows of this order, of the second one in others."""
         first, second = (prompts.last(slot, numbers(values)) for slot in ("name_A", "name_B"))
         return torch.where(values["order"] == number, first, second)
 
@@ -90,9 +99,9 @@ def indirect_object(
         sample=lambda n, generator: _sample(n, generator, prompts),
         domains={"subject": range(len(names)), "position": range(2), "answer": range(len(names))},
         positions={
-            "IO": lambda values: said_by_order(values, 0),
-            "S1": lambda values: said_by_order(values, 1),
-            "S1+1": lambda values: said_by_order(values, 1) + 1,
+            "IO": lambda values: place_by_order(values, 0),
+            "S1": lambda values: place_by_order(values, 1),
+            "S1+1": lambda values: place_by_order(values, 1) + 1,
             "S2": lambda values: prompts.last("name_C", numbers(values)),
             "name_A": lambda values: prompts.last("name_A", numbers(values)),
             "name_B": lambda values: prompts.last("name_B", numbers(values)),
@@ -102,17 +111,17 @@ def indirect_object(
 
 
 def subject(name_A: Tensor, name_B: Tensor, order: Tensor) -> Tensor:
-    """The name that is said twice."""
+    """Return the name that occurs twice."""
     return torch.where(order == 0, name_B, name_A)
 
 
 def position(name_A: Tensor, name_B: Tensor, subject: Tensor, order: Tensor) -> Tensor:
-    """Where the name stands that is not the subject, 0 first, 1 second; as `order` says if the subject is neither."""
+    """Return the place of the name that is not the subject, 0 first, 1 second; `order` if the subject is neither."""
     return torch.where(subject == name_A, 1, torch.where(subject == name_B, 0, order))
 
 
 def answer(name_A: Tensor, name_B: Tensor, position: Tensor) -> Tensor:
-    """The name at that position."""
+    """Return the name at that position."""
     return torch.where(position == 0, name_A, name_B)
 
 
@@ -124,8 +133,8 @@ def _prompts(
     fillers = {"name_A": names, "name_B": names, "name_C": names, "place": places, "object": objects}
     prompts = Prompts(templates, fillers, tokenizer)
     for template in prompts.templates:
-        said = [template.find(f"{{{slot}}}") for slot in ("name_A", "name_B", "name_C")]
-        if -1 in said or said != sorted(said):
+        found = [template.find(f"{{{slot}}}") for slot in ("name_A", "name_B", "name_C")]
+        if -1 in found or found != sorted(found):
             raise DistillError(
                 f"a template must name {{name_A}}, {{name_B}} and {{name_C}} in this order: {template!r}; write it as "
                 f"{TEMPLATES[1]!r}."

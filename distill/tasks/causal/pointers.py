@@ -1,4 +1,9 @@
-"""Pointer-value retrieval as a causal model: the first of four digits says which other one is the answer."""
+"""Pointer-value retrieval as a causal model: the first of four digits chooses which other one is the answer.
+
+    answer = digit of the tile that `pointer` chooses: 0–3 top right, 4–6 bottom left, 7–9 bottom right
+
+Zhang, Raghu, Kleinberg, Bengio 2021 (arXiv:2107.12580); Geiger et al. 2021 (arXiv:2112.00826).
+"""
 
 from functools import cache
 from typing import Literal
@@ -22,17 +27,17 @@ def pointer_values(
     *,
     part: Literal["train", "test"] | None = "train",
 ) -> CausalModel:
-    """Four tiles, each an image of a digit; `pointer` (top left) chooses the tile whose digit is the answer.
+    """Return the causal model of four images of digits, of which `pointer` (top left) chooses the answer.
 
-    The inputs are the numbers of the images, so that one of them decides a tile to the pixel: what is to be held out
-    are images, not digits. Everything else, the digit of each tile and the answer, is computed. A network is fed
-    `pixel_values`, `[batch, 1, 2 · height, 2 · width]`.
+    The inputs are the numbers of the images, so that an input decides all pixels of its tile: test examples hold out
+    images rather than digits. The digit of each tile and the answer are computed. A network is fed `pixel_values`,
+    `[batch, 1, 2 · height, 2 · width]`.
 
     Args:
         images: scikit-learn's 8x8 digits by default, as in the task `pvr`.
-        digits: what the images show, 0 to 9.
+        digits: the digits that the images show, 0 to 9.
         part: `"train"` draws from 80 % of the images of each digit, `"test"` from the others; always the same ones.
-            None draws from all of them, where the images are split already: `pointer_values(*mnist(folder, "test"),
+            None draws from all of them, for images that are split already: `pointer_values(*mnist(folder, "test"),
             part=None)`.
 
     Zhang, Raghu, Kleinberg, Bengio 2021 (arXiv:2107.12580); Geiger et al. 2021 (arXiv:2112.00826).

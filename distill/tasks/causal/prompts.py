@@ -1,4 +1,4 @@
-"""Prompts from templates: their tokens, where the words that fill a slot stand, and how answers continue them."""
+"""Prompts from templates: their tokens, the positions of the words in their slots, and the tokens of answers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -13,16 +13,16 @@ from distill.data.pad_ids import pad_id_of
 from distill.errors import DistillError, checked
 
 ROWS = 50_000
-"""How many prompts stay tokenised."""
+"""The number of tokenized prompts to keep."""
 OPENING = ("(", "[", "{", "“", "‘", "«")
-"""What a word follows without a space."""
+"""Characters that a word follows without a space."""
 
 Key = tuple[int, ...]
-"""A prompt: the number of its template, and of the filler of each of its slots."""
+"""A prompt: the number of its template, and the number of the filler of each of its slots."""
 
 
 class _Row(NamedTuple):
-    """One tokenised prompt: its ids, the first and last token of each slot, the last token and word of the text."""
+    """A tokenized prompt: its ids, the first and last token of each slot, the last token and word of the text."""
 
     ids: list[int]
     spans: dict[str, tuple[int, int]]
@@ -34,13 +34,13 @@ class _Row(NamedTuple):
 class Prompts:
     """Templates with named slots, the words that fill them, and the tokenizer of the network that reads them.
 
-    A batch of prompts is `numbers`: for `"template"` (may be left out where there is one) and each slot a tensor
-    `[batch]` of places in `templates` and in `fillers[slot]`. Positions are counted over real tokens, as those of
-    `CausalModel`, and right for every fast tokenizer: they come from its character offsets, so that added tokens,
-    words of several tokens and punctuation that shares a token with a word need no care. A slot that stands twice in a
-    template is where it stands first.
+    A batch of prompts is `numbers`: for `"template"` (optional if there is only one) and each slot a tensor `[batch]`
+    of places in `templates` and in `fillers[slot]`. Positions are counted over real tokens, as those of `CausalModel`.
+    They are right for every fast tokenizer, because they come from its character offsets: added tokens, words of
+    several tokens, and punctuation in one token with a word are all allowed. The position of a slot that occurs twice
+    in a template is that of its first occurrence.
 
-    A prompt is tokenised once and kept, up to 50,000 of them.
+    A prompt is tokenized once and kept, up to 50,000 of them.
 
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
@@ -60,8 +60,8 @@ class Prompts:
 
         Args:
             templates: texts as `str.format` writes them, "The {subject} near the {attractor}".
-            fillers: by slot, the words that may stand in it.
-            tokenizer: a fast one; its padding side is that of the batches, its settings stay as they are.
+            fillers: for each slot the words that may fill it.
+            tokenizer: a fast one; batches are padded on its padding side, and its settings are not changed.
 
         Raises:
             DistillError: a slow tokenizer, no template, or a slot without fillers.
@@ -77,29 +77,29 @@ class Prompts:
             )
         self.templates, self.tokenizer = tuple(templates), tokenizer
         self.fillers = {slot: tuple(words) for slot, words in fillers.items()}
-        self._parts = [_parts(template, self.fillers) for template in templates]
+        self._parts = [_split_template(template, self.fillers) for template in templates]
         self._seen: dict[Key, _Row] = {}
         self._continued: dict[tuple[str, ...], dict[str, Tensor]] = {}
 
     @checked
     def texts(self, numbers: Mapping[str, Tensor]) -> list[str]:
-        """What each prompt says."""
-        return [self._written(key)[0] for key in self._keys(numbers)]
+        """Return the text of each prompt."""
+        return [self._write(key)[0] for key in self._keys(numbers)]
 
     @checked
     def encode(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`input_ids` and `attention_mask`, both `[batch, token]`, padded on the tokenizer's side.
+        """Return `input_ids` and `attention_mask`, both `[batch, token]`, padded on the tokenizer's side.
 
-        With the tokenizer's padding token, or its end token, or token 0: the mask hides it.
+        The token that pads is that of `distill.data.pad_ids.pad_id_of`.
         """
         rows, device = self._rows(numbers), _device(numbers)
-        ids = self._padded([row.ids for row in rows], pad_id_of(self.tokenizer))
-        mask = self._padded([[1] * len(row.ids) for row in rows], 0)
+        ids = self._pad([row.ids for row in rows], pad_id_of(self.tokenizer))
+        mask = self._pad([[1] * len(row.ids) for row in rows], 0)
         return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
 
     @checked
     def first(self, slot: str, numbers: Mapping[str, Tensor]) -> Int[Tensor, " batch"]:
-        """The position of the first token of what fills a slot.
+        """Return the position of the first token of the filler of a slot.
 
         Raises:
             DistillError: a template without the slot.
@@ -108,7 +108,7 @@ class Prompts:
 
     @checked
     def last(self, slot: str, numbers: Mapping[str, Tensor]) -> Int[Tensor, " batch"]:
-        """The position of the last token of what fills a slot: the first that has seen all of it.
+        """Return the position of the last token of the filler of a slot, the first position that sees all of it.
 
         Raises:
             DistillError: a template without the slot.
@@ -117,19 +117,19 @@ class Prompts:
 
     @checked
     def end(self, numbers: Mapping[str, Tensor]) -> Int[Tensor, " batch"]:
-        """The position of the last token of the text; a token that the tokenizer adds at the end is not counted."""
+        """Return the position of the last token of the text; a token that the tokenizer adds at the end is ignored."""
         return torch.tensor([row.end for row in self._rows(numbers)], device=_device(numbers))
 
     @checked
     def answer_ids(self, answers: Sequence[str], numbers: Mapping[str, Tensor]) -> Int[Tensor, "batch answers"]:
-        """The first token of each answer as it continues each prompt: after a space, unless the prompt ends with one.
+        """Return the first token of each answer as it continues each prompt, after a space unless the prompt has one.
 
-        Found by tokenising a prompt with each answer, once for all prompts that end with the same word: what stands
-        before that is taken not to matter.
+        A prompt is tokenized with each answer, once for all prompts that end with the same word: the text before that
+        word is assumed not to matter.
 
         Raises:
             DistillError: answers that share their first token, or that change the tokens of the prompt; a tokenizer
-                that ends prompts with a token of its own.
+                that adds a token at the end of prompts.
         """
         return self._answer_ids(answers, numbers).to(_device(numbers))
 
@@ -137,10 +137,10 @@ class Prompts:
     def read(
         self, logits: Float[Tensor, "batch token vocabulary"], answers: Sequence[str], numbers: Mapping[str, Tensor]
     ) -> Float[Tensor, "batch answers"]:
-        """The logits of the answers' first tokens at the last token of each prompt.
+        """Return the logits of the answers' first tokens at the last token of each prompt.
 
         Args:
-            logits: of a run on what `encode` gives for these numbers.
+            logits: the logits of a run on `encode(numbers)`.
             answers: words that may continue the prompts.
             numbers: the prompts.
 
@@ -165,14 +165,14 @@ class Prompts:
         if not answers:
             raise DistillError("no answers were named; give the words that may continue the prompts: answers=['was'].")
         keys = self._keys(numbers)
-        words = [row.last_word for row in self._kept(keys)]
+        words = [row.last_word for row in self._tokenized_rows(keys)]
         for word, key in dict(zip(words, keys, strict=True)).items():
             if word not in known:
                 known[word] = torch.tensor(self._first_ids(key, answers))
         return torch.stack([known[word] for word in words])
 
     def _first_ids(self, key: Key, answers: Sequence[str]) -> list[int]:
-        text, row = self._written(key)[0], self._kept([key])[0]
+        text, row = self._write(key)[0], self._tokenized_rows([key])[0]
         if row.end < len(row.ids) - 1:
             raise DistillError(
                 f"nothing can continue {_short(text)}: the tokenizer ends it with "
@@ -199,16 +199,16 @@ class Prompts:
         token = self.tokenizer.decode([first[one]]).strip()
         way_out = f"leave out {sorted({answers[i] for i in shared})}"
         if not token and len(set(first)) == 1:
-            way_out = "the space is a token of its own, so end the template with it, as template + ' '"
+            way_out = "the space is a separate token, so end the template with it, as template + ' '"
         raise DistillError(
             f"the answers {answers[one]!r} and {answers[other]!r} share their first token {token or ' '!r} after "
             f"{_short(text)}; {way_out}."
         )
 
     def _spans(self, slot: str, numbers: Mapping[str, Tensor]) -> Tensor:
-        """`[batch, 2]`, the first and last token of a slot."""
+        """Return the first and last position of a slot, `[batch, 2]`."""
         keys = self._keys(numbers)
-        rows = self._kept(keys)
+        rows = self._tokenized_rows(keys)
         for key, row in zip(keys, rows, strict=True):
             if slot not in row.spans:
                 raise DistillError(
@@ -218,19 +218,19 @@ class Prompts:
         return torch.tensor([row.spans[slot] for row in rows], device=_device(numbers))
 
     def _rows(self, numbers: Mapping[str, Tensor]) -> list[_Row]:
-        return self._kept(self._keys(numbers))
+        return self._tokenized_rows(self._keys(numbers))
 
-    def _kept(self, keys: Sequence[Key]) -> list[_Row]:
-        """The rows of these prompts, those not seen before tokenised together; the oldest make room."""
+    def _tokenized_rows(self, keys: Sequence[Key]) -> list[_Row]:
+        """Return the rows of these prompts; new ones are tokenized together, and the oldest are dropped."""
         new = [key for key in dict.fromkeys(keys) if key not in self._seen]
-        self._seen.update(zip(new, self._tokenised(new), strict=True))
+        self._seen.update(zip(new, self._tokenize(new), strict=True))
         rows = [self._seen[key] for key in keys]
         for key in list(islice(self._seen, max(0, len(self._seen) - ROWS))):
             del self._seen[key]
         return rows
 
-    def _tokenised(self, keys: Sequence[Key]) -> Iterator[_Row]:
-        written = [self._written(key) for key in keys]
+    def _tokenize(self, keys: Sequence[Key]) -> Iterator[_Row]:
+        written = [self._write(key) for key in keys]
         if not written:
             return
         texts = [text for text, _ in written]
@@ -241,8 +241,8 @@ class Prompts:
             end = max((i for i, special in enumerate(added) if not special), default=0)
             yield _Row(list(ids), spans, end, text[len(text.rstrip().rpartition(" ")[0]) :])
 
-    def _written(self, key: Key) -> tuple[str, dict[str, tuple[int, int]]]:
-        """The text of a prompt, and the characters of each slot."""
+    def _write(self, key: Key) -> tuple[str, dict[str, tuple[int, int]]]:
+        """Return the text of a prompt, and the places of the characters of each slot."""
         text, places, parts = "", dict[str, tuple[int, int]](), self._parts[key[0]]
         chosen = dict(zip(_slots(parts), key[1:], strict=True))
         for literal, slot in parts:
@@ -280,14 +280,14 @@ class Prompts:
         slots = [[columns[slot] for slot in _slots(parts)] for parts in self._parts]
         return [(t, *(column[row] for column in slots[t])) for row, t in enumerate(columns["template"])]
 
-    def _padded(self, rows: list[list[int]], blank: int) -> list[list[int]]:
+    def _pad(self, rows: list[list[int]], blank: int) -> list[list[int]]:
         width, left = max(map(len, rows)), self.tokenizer.padding_side == "left"
         blanks = [[blank] * (width - len(row)) for row in rows]
         return [fill + row if left else row + fill for row, fill in zip(rows, blanks, strict=True)]
 
 
-def _parts(template: str, fillers: Mapping[str, Sequence[str]]) -> list[tuple[str, str | None]]:
-    """The pieces of a template: a text, and the slot that follows it."""
+def _split_template(template: str, fillers: Mapping[str, Sequence[str]]) -> list[tuple[str, str | None]]:
+    """Return the pieces of a template: each a text, and the slot that follows it."""
     parts = [(text, slot) for text, slot, *_ in Formatter().parse(template)]
     for slot in _slots(parts):
         if not fillers.get(slot):
@@ -303,7 +303,7 @@ def _slots(parts: list[tuple[str, str | None]]) -> list[str]:
 
 
 def _span(slot: str, place: tuple[int, int], offsets: Sequence[Sequence[int]], text: str) -> tuple[int, int]:
-    """The first and last token that hold a character of a slot."""
+    """Return the first and last token that hold a character of a slot."""
     start, end = place
     inside = [i for i, (low, high) in enumerate(offsets) if low < high and low < end and high > start]
     if not inside:
@@ -315,7 +315,7 @@ def _span(slot: str, place: tuple[int, int], offsets: Sequence[Sequence[int]], t
 
 
 def _counts_rows(numbers: Tensor) -> bool:
-    """Whether these can be the numbers of what fills a slot, one a prompt."""
+    """Return whether a tensor can hold the numbers of the fillers of a slot, one a prompt."""
     return numbers.ndim == 1 and len(numbers) > 0 and not numbers.is_floating_point() and not numbers.is_complex()
 
 

@@ -1,4 +1,4 @@
-"""Boolean trees: a formula over bits, each gate a variable."""
+"""Boolean trees as causal models: a formula over bits, in which each gate is a variable."""
 
 from collections.abc import Callable, Sequence
 from inspect import Parameter, Signature
@@ -10,7 +10,7 @@ from distill.causal.model import CausalModel
 from distill.errors import DistillError, checked
 
 DEEPEST = 16
-"""A tree of so many levels has 65,536 bits."""
+"""The most levels: 16 have 65,536 bits."""
 GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "and": lambda left, right: left & right,
     "or": lambda left, right: left | right,
@@ -23,10 +23,15 @@ GATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @checked
 def boolean_tree(depth: int = 2, gates: Sequence[str] = ("and", "or", "xor"), seed: int = 0) -> CausalModel:
-    """A full binary tree of gates over the bits x0, x1, …; each gate is drawn from `gates`, by `seed`.
+    """Return the causal model of a full binary tree of gates over the bits x0, x1, ….
 
     The gate at the root is `answer`, those below are `left` and `right`, below these `left_left`, `left_right` and so
     on. A network is fed the bits as −1 and 1, `[batch, 2 ** depth]`.
+
+    Args:
+        depth: the number of levels of gates.
+        gates: the kinds of gates that are drawn.
+        seed: seeds the draw of each gate.
 
     >>> boolean_tree(2)
     CausalModel(x0, x1, x2, x3, left(x0, x1), right(x2, x3), answer(left, right))
@@ -59,7 +64,7 @@ def boolean_tree(depth: int = 2, gates: Sequence[str] = ("and", "or", "xor"), se
 
 
 def _name(level: int, place: int) -> str:
-    """The way from the root, as the binary digits of the place say."""
+    """Return the path from the root to a gate, by the binary digits of its place in its level."""
     turns = [("left", "right")[place >> bit & 1] for bit in reversed(range(level))]
     return "_".join(turns) or "answer"
 

@@ -1,4 +1,9 @@
-"""Agreement of a verb with its subject as a causal model for language models, with another noun to mislead."""
+"""Agreement of a verb with its subject as a causal model for language models, with another noun as an attractor.
+
+    answer = number of the subject, whatever the number of the attractor
+
+Linzen, Dupoux, Goldberg 2016 (arXiv:1611.01368); Marvin, Linzen 2018 (arXiv:1808.09031).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,14 +22,14 @@ BEFORE = (
     "They went to the {attractor} where the {subject}",
     "Mom told the {attractor} that the {subject}",
 )
-"""The attractor stands before the subject, which the verb follows at once: the easy ones."""
+"""Templates with the attractor before the subject, which the verb follows at once: the easy ones."""
 BETWEEN = (
     "The {subject} near the {attractor}",
     "The {subject} behind the {attractor}",
     "The {subject} next to the {attractor}",
     "The {subject} that the {attractor} saw",
 )
-"""The attractor stands between subject and verb: a network that goes by the nearest noun gets half of these right."""
+"""Templates with the attractor between subject and verb: half of these are right by the nearest noun."""
 NOUNS = tuple((noun, f"{noun}s") for noun in "dog cat bird boy girl friend toy ball car flower bug".split())
 VERBS = (("was", "were"),)
 
@@ -37,24 +42,25 @@ def verb_number(
     nouns: Sequence[Sequence[str]] = NOUNS,
     verbs: Sequence[Sequence[str]] = VERBS,
 ) -> CausalModel:
-    """Whether the verb that continues "Next to the dogs, the cat" is singular (0, "was") or plural (1, "were").
+    """Return the causal model of the verb after "Next to the dogs, the cat": singular (0, "was") or plural (1, "were").
 
-    Inputs are the numbers of the nouns and whether each is plural; `number` is the subject's, and the answer follows
-    it, whatever the attractor's. A number is read at the last token by the verbs' first tokens, as the logarithm of the
-    total weight of its forms. Positions have names: "subject" and "attractor", the last token of each (of several
-    tokens, mostly the one that shows the number), and "end". Sampled nouns differ, where there are two.
+    Inputs are the numbers of the nouns and whether each is plural; `number` is that of the subject, and the answer
+    equals it. The network's answer is read at the last token: the logit of a number is the log-sum-exp of the logits of
+    the first tokens of its verb forms. Positions have names: "subject" and "attractor", the last token of each (in a
+    noun of several tokens, mostly the one that shows the number), and "end". Sampled nouns differ, if there are two.
 
     The attractor stands before the subject by default; `templates=BETWEEN` puts it between subject and verb, where a
     small model may follow it instead: measure that first. By default "end" is the subject's last token, too.
 
     Args:
-        tokenizer: of the causal language model, a fast one.
-        templates: with the slot `{subject}`, `{attractor}` where wanted, and a verb to come: BEFORE, BETWEEN or others.
+        tokenizer: the tokenizer of the causal language model, a fast one.
+        templates: texts with the slot `{subject}` and perhaps `{attractor}` that a verb continues: BEFORE, BETWEEN or
+            others.
         nouns: pairs of a singular and its plural.
         verbs: pairs of a singular and a plural form, which all differ in their first tokens after a space.
 
     Linzen, Dupoux, Goldberg 2016 (arXiv:1611.01368); for language models Marvin, Linzen 2018 (arXiv:1808.09031). The
-    default sentences are this project's own, of words that small models of children's stories know.
+    default sentences are this project's, with words that small models of children's stories know.
 
     Raises:
         DistillError: verb forms that share their first token, a template without a subject, no pairs.
