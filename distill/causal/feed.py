@@ -19,7 +19,8 @@ class Feed(Protocol):
     """Numbered rows of base inputs, and a supply of source inputs for them."""
 
     @property
-    def model(self) -> CausalModel: ...
+    def model(self) -> CausalModel:
+        """The causal model that computes the answers."""
 
     def __len__(self) -> int: ...
 
@@ -146,6 +147,6 @@ def _check_agrees(name: str, stated: Tensor, computed: Tensor) -> None:
         row = int(different.nonzero()[0])
         raise DistillError(
             f"the data contradicts the causal model in {int(different.sum())} of {len(stated)} rows: {name!r} of row "
-            f"{row} is {stated[row].tolist()} and its mechanism gives {computed[row].tolist()}; mend the row or the "
+            f"{row} is {stated[row].tolist()} and its mechanism gives {computed[row].tolist()}; correct the row or the "
             f"mechanism, or leave the column {name!r} out."
         )

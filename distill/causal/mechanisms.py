@@ -15,7 +15,7 @@ from distill.errors import DistillError
 
 @dataclass(frozen=True, eq=False)
 class Mechanisms:
-    """The functions of a causal model, and what their values must be.
+    """The functions that compute the variables of a causal model, with the domains of their values.
 
     Attributes:
         variables: all of them, each after its parents.

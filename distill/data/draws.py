@@ -60,7 +60,7 @@ class Source:
         return replace(self, numbers=self.numbers[index])
 
     def draw(self, rows: Sequence[int], epoch: int, seed: int) -> list[Any]:
-        """Return these rows, as they are in an epoch.
+        """Draw these rows, as they are in an epoch.
 
         Raises:
             DistillError: the data set fails on one of them.

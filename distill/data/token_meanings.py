@@ -139,6 +139,7 @@ class _Reader:
 
     @classmethod
     def of(cls, tokenizer: Any, side: str) -> "_Reader":
+        """Return the reader of a tokenizer, by the way in which it marks the beginnings of words."""
         settings = _settings(tokenizer)
         parts = [part["type"] for name in ("pre_tokenizer", "decoder") for part in _parts(settings[name])]
         model, normalizer = settings["model"], tokenizer.backend_tokenizer.normalizer
@@ -160,6 +161,7 @@ class _Reader:
 
     @property
     def drops_spaces(self) -> bool:
+        """True if tokens do not include the space before a word."""
         return self.way in ("pieces", "words")
 
     def read(self, token: str) -> tuple[str | bytes, bool]:

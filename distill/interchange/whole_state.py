@@ -100,7 +100,7 @@ def _covered_place(model: CausalModel, taken: Ran, pair: Pair) -> Location | Non
 
 
 def _covers_tokens(model: CausalModel, taken: Ran, at: Location, tokens: object) -> bool:
-    """Return whether the chosen tokens are all tokens, and more than one."""
+    """Return whether the chosen tokens are all real tokens of all rows, where rows have more than one token."""
     assert isinstance(taken.run, Run)
     vectors, mask = taken.run.vectors(at.whole), mask_of(taken.run.inputs)
     if tokens is None or vectors.ndim < 3:

@@ -60,7 +60,10 @@ def is_packed(batch: Mapping[str, Tensor]) -> bool:
 
 
 def starts(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
-    """Return which real tokens are the first of a document, by `position_ids`."""
+    """Return which real tokens are the first of a document, by `position_ids`.
+
+    The first token of a row with padding on the left is not among them.
+    """
     positions, mask = batch["position_ids"], batch.get("attention_mask")
     if positions.ndim != 2:
         return torch.zeros(len(positions), 2, dtype=torch.bool, device=positions.device)

@@ -174,8 +174,8 @@ class Served:
         masks: Any = self._send(request, graded=True).output
         if masks is None:
             warnings.warn(
-                "the teacher's host keeps no graph, so which positions its answers depend on is not known; all that "
-                "are no padding count, also where the teacher never looks.",
+                "the teacher's host keeps no graph, so the positions that its answers depend on are not known; all "
+                "that are no padding are measured, also those that it ignores.",
                 stacklevel=2,
             )
             shapes = [self.shape(place, base) for place in places]

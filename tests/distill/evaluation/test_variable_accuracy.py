@@ -82,7 +82,7 @@ def test_data_is_compared_with_the_causal_model():
     wrong[[7, 9]] += 1
     with pytest.raises(DistillError, match=r"contradicts the causal model in 2 of 60 rows: 'inner' of row 7 is \d and"):
         distill.interchange_accuracy(SUM, Wired(), RIGHT, data | {"inner": wrong}, pairs=50)
-    with pytest.raises(DistillError, match=r"'labels' of row 0 is \d and its mechanism gives \d; mend the row"):
+    with pytest.raises(DistillError, match=r"'labels' of row 0 is \d and its mechanism gives \d; correct the row"):
         distill.fit(SUM, Wired(), RIGHT, data | {"labels": (data["labels"] + 1) % 3}, steps=1, console=QUIET)
     with pytest.raises(DistillError, match=r"data has 'sentence', which is no variable of the causal model; leave i"):
         distill.fit(SUM, Wired(), RIGHT, data | {"sentence": data["a"]}, steps=1, console=QUIET)
