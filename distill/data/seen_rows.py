@@ -1,7 +1,7 @@
 """A record of the rows that a network was trained on, so that it is not measured on them.
 
-Each row is known by hashes of its columns without their padding, so the length, side and token of the padding do not
-matter.
+Each row is recorded by hashes of its columns without their padding, so that the length, side and token of the padding
+do not matter.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping

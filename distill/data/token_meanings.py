@@ -62,9 +62,8 @@ def _keys(student: Any, teacher: Any) -> tuple[list[Key], list[Key]]:
     """Return the meaning of each token of both, as keys that are equal for equal meanings; None for no meaning."""
     kinds = _kind(student), _kind(teacher)
     if kinds[0] == kinds[1]:
-        keys_of_both = ([("token", text) for text in _tokens(each)] for each in (student, teacher))
-        student_keys, teacher_keys = keys_of_both
-        return _with_ends(student, student_keys), _with_ends(teacher, teacher_keys)
+        same = [[("token", text) for text in _tokens(tokenizer)] for tokenizer in (student, teacher)]
+        return _with_ends(student, same[0]), _with_ends(teacher, same[1])
     readers = _Reader.of(student, "student"), _Reader.of(teacher, "teacher")
     drops = any(reader.drops_spaces for reader in readers)
     made = []

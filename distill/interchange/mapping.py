@@ -42,7 +42,7 @@ class Pair:
 
 
 def names_of(entries: tuple[Pair, ...]) -> list[str]:
-    """Return the entries as text, those that read alike numbered."""
+    """Return the entries as text; equal texts are numbered."""
     texts = [str(entry) for entry in entries]
     return [
         text if texts.count(text) == 1 else f"{text} ({texts[: i + 1].count(text)})" for i, text in enumerate(texts)

@@ -65,7 +65,7 @@ class Span:
             found = "none" if values is None else list(values.shape)
             raise DistillError(
                 f"Span(among={self.among!r}) needs a column {column} of shape {list(real.shape)}, found {found}; use "
-                "among='real', or tokenise with return_special_tokens_mask=True."
+                "among='real', or tokenize with return_special_tokens_mask=True."
             )
         values = values.to(real.device)
         return real & (~values.bool() if self.among == "content" else values != -100)

@@ -17,7 +17,6 @@ from distill.models.pad_tokens import longest_input
 from interventions import InterventionError, Run
 
 LONGEST = 380  # of a line [characters]
-_IMAGES = ("pixel_values", "images", "image")
 
 
 @contextmanager

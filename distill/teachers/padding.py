@@ -48,7 +48,7 @@ class Padded:
 
     @property
     def width(self) -> int:
-        """The width of an answer with one entry a token [token]."""
+        """The number of tokens of the padded rows, in answers with one entry a token."""
         return self.columns[f"{self._answering_side}attention_mask"].shape[1]
 
     def tokens_of(self, positions: int) -> str | None:
