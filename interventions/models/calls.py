@@ -12,12 +12,8 @@ from torch import Tensor, nn
 
 from interventions.models.wrappers import Model, module_of
 
-_STATES = (
-    "cache_params",
-    "state",
-    "mems",
-    "past_buckets_states",
-)  # of models that remember otherwise than by a cache of keys
+_STATES = ("cache_params", "state", "mems", "past_buckets_states")
+"""Arguments with the state of models that remember otherwise than by a cache of keys."""
 _TOKENS = ("decoder_input_ids", "decoder_inputs_embeds", "input_ids", "inputs_embeds", "inputs")
 
 

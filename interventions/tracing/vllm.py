@@ -22,7 +22,6 @@ from interventions.execution.run import Activations, Inputs, Keep, Run, check_ra
 from interventions.execution.writes import Source, Write
 from interventions.locations import Location
 from interventions.models.calls import arguments_of
-from interventions.models.layers import Missing
 from interventions.models.places import Place
 from interventions.models.wrappers import is_traced
 from interventions.operators import Operator
