@@ -9,8 +9,8 @@ from torch import nn
 from interventions.errors import InterventionError
 from interventions.locations import HEAD_SITES, SIDES, Location
 from interventions.models.architectures import Architecture, architecture
+from interventions.models.layers import Missing
 from interventions.models.places import Place
-from interventions.models.sites import Missing
 
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 _FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe")
