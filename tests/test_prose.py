@@ -12,7 +12,6 @@ SOURCES = sorted(path for package in ("interventions", "distill") for path in (R
 UNFINISHED = (
     "distill/training/",
     "distill/specialists/",
-    "distill/evaluation/",
     "distill/compat/",
     "distill/",
 )

@@ -1,4 +1,4 @@
-"""Whether a model is as sure as it is right: the expected calibration error, and the reliability diagram.
+"""Calibration: whether the confidence of a model is its accuracy, as a figure and as the reliability diagram.
 
 Answers are sorted into bins by their confidence, the probability of the class that was answered. The error is
 
@@ -47,12 +47,12 @@ class Bin:
 @checked
 @dataclass(frozen=True)
 class Calibration(Result):
-    """Whether a model is right as often as it is sure.
+    """The calibration of a classifier: how far its confidence is from its accuracy.
 
     Attributes:
         error: the expected calibration error, from 0 to 1.
         accuracy: how often its most probable class is the label.
-        confidence: the mean probability of that class. Above the accuracy, the model is too sure.
+        confidence: the mean probability of that class. Above the accuracy, the model is overconfident.
         bins: by confidence, for the reliability diagram; empty where only the figures are known.
 
     >>> print(Calibration(0.05, Share(0.9, 0.88, 0.92, 1000), 0.95))
@@ -112,7 +112,7 @@ class Calibration(Result):
 def calibration(
     model: nn.Module, data: Any, *, bins: int = 15, batch_size: int = 128, answers: Any = None
 ) -> Calibration:
-    """The expected calibration error of `model` on rows (on labelled tokens, for token models), with its accuracy.
+    """Measure the expected calibration error of `model` on rows (of token models, on labelled tokens).
 
     `data` and `answers` are those of `accuracy`.
 
@@ -141,7 +141,7 @@ def calibration(
 def expected_calibration_error(
     confidence: Float[Tensor, " examples"], correct: Shaped[Tensor, " answers"], bins: int = 15
 ) -> Float[Tensor, ""]:
-    """How far confidence and accuracy lie apart: Σ over bins of their share of the examples × |accuracy − confidence|.
+    """Return the expected calibration error: Σ over bins of their share of the examples × |accuracy − confidence|.
 
     Guo, Pleiss, Sun, Weinberger 2017 (arXiv:1706.04599), section 2, equation 3. Bins are equally wide; an edge belongs
     to the bin below it, (low, high], and 0 to the first. Edges have the dtype of the confidences, so 0.9 in float32

@@ -1,4 +1,9 @@
-"""What an interchange accuracy must be compared with: the same measurement where nothing was learned."""
+"""Controls of an interchange accuracy: the same measurement where nothing was learned, to compare the figure with.
+
+`subspace` takes random parts of the same size in the student, `labels` gives the teacher the sources of other pairs,
+`network` takes a student with new weights. An alignment or a student that computes as the teacher does is above all
+three.
+"""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -16,9 +21,13 @@ ANOTHER = 1_000_003  # added to a seed, so that no one compares a new network wi
 CONTROLS = ("subspace", "labels", "network")
 
 
-def controls_of(asked: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The names of the controls that are asked for; `"all"` stands for all three."""
-    names = CONTROLS if asked == "all" else (asked,) if isinstance(asked, str) else tuple(asked or ())
+def controls_of(requested: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the requested controls; `"all"` stands for all three.
+
+    Raises:
+        DistillError: a control that does not exist.
+    """
+    names = CONTROLS if requested == "all" else (requested,) if isinstance(requested, str) else tuple(requested or ())
     unknown = next((name for name in names if name not in CONTROLS), None)
     if unknown is not None:
         raise DistillError(f"there is no control {unknown!r}; controls are {', '.join(CONTROLS)}, or controls='all'.")
@@ -26,24 +35,24 @@ def controls_of(asked: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def random_parts(pairs: tuple[Pair, ...], ran: Run, seed: int) -> tuple[Pair, ...] | None:
-    """The same pairs with parts of the same size, drawn at random: other dims, heads or directions.
+    """Return the same entries with random parts of the same size in the student: other dims, heads or directions.
 
     Args:
         pairs: the entries of a mapping.
-        ran: a run of the network, which tells the widths.
-        seed: of what is drawn.
+        ran: a run of the student, recorded at its locations, whose activations have the widths.
+        seed: of the draws.
 
     Returns:
-        None where a place is no part of anything.
+        The entries; None where a location of the student is whole, so that there is no part to draw.
     """
     generator = torch.Generator().manual_seed(seed)
     if any(at == at.whole for pair in pairs for at in pair.student):
         return None
-    return tuple(replace(pair, student=tuple(_redrawn(at, ran, generator) for at in pair.student)) for pair in pairs)
+    return tuple(replace(pair, student=tuple(_redraw(at, ran, generator) for at in pair.student)) for pair in pairs)
 
 
-def _redrawn(at: Location, ran: Run, generator: torch.Generator) -> Location:
-    """A random part of the same size at the same place."""
+def _redraw(at: Location, ran: Run, generator: torch.Generator) -> Location:
+    """Return the same location with a random part of the same size."""
     vectors = ran.vectors(at.whole)
     if at.subspace is not None:
         width = vectors.shape[-1] if at.dims is None else len(at.dims)
@@ -57,7 +66,7 @@ def _redrawn(at: Location, ran: Run, generator: torch.Generator) -> Location:
 
 
 def _random_subspace(subspace: Any, vectors: Tensor, generator: torch.Generator) -> nn.Module:
-    """A subspace of as many directions (of as many coordinates, for a mask), drawn at random."""
+    """Return a random subspace of as many directions; for a mask, the mask with its coordinates shuffled."""
     seed = int(torch.randint(2**31, (), generator=generator))
     if isinstance(subspace, Mask) and not isinstance(subspace.within, Rotation):
         mask = deepcopy(subspace).eval()
@@ -69,7 +78,7 @@ def _random_subspace(subspace: Any, vectors: Tensor, generator: torch.Generator)
 
 
 def _size(subspace: Any, vectors: Tensor) -> int:
-    """How many directions a subspace replaces."""
+    """Return the number of directions that a subspace replaces."""
     with torch.no_grad():
         coordinates = subspace.coordinates(vectors.reshape(-1, vectors.shape[-1])[:1])
     return int(subspace.chosen.sum()) if hasattr(subspace, "chosen") else coordinates.shape[-1]

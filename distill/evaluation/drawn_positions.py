@@ -1,6 +1,6 @@
-"""At which positions each pair of a measurement is interchanged: decided by a seed and the number of the pair alone.
+"""The positions at which each pair of a measurement is interchanged, drawn from a seed and the pair's number alone.
 
-What is drawn for a pair depends neither on the batch that it is measured in nor on the other pairs.
+The draw of a pair depends neither on the batch that it is measured in nor on the other pairs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,15 +14,18 @@ from distill.data.seeds import seed_from
 from distill.errors import DistillError
 from distill.interchange.positions import Span
 
-Two = tuple[Tensor, Tensor]
+Masks = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnPositions:
-    """Where a base is written and a source read: masks `[batch, position]`, None for all of them.
+    """The positions that are interchanged, of each base and source of a batch.
 
     Attributes:
-        alike: whether both have as many tokens, and those of the same numbers are interchanged.
+        written: the positions of the base that are replaced, `[batch, position]`; None for all of them.
+        read: the positions of the source that the values are taken from, `[batch, position]`; None for all of them.
+        alike: for each pair, whether base and source have equally many real tokens, and those that are interchanged
+            have the same numbers.
     """
 
     written: Bool[Tensor, "batch _"] | None
@@ -37,10 +40,10 @@ class DrawnPositions:
 
 @dataclass(frozen=True)
 class PositionDraws:
-    """How positions are drawn.
+    """The rule by which a measurement draws positions.
 
     Attributes:
-        rule: which may be drawn, and how many; None is all of them.
+        rule: which positions are eligible, and how many are drawn; None takes all of them.
         aligned: whether position i means the same in base and source.
         seed: decides the draws, with the numbers of the entry and of the pair.
     """
@@ -55,9 +58,10 @@ class PositionDraws:
         """Return the positions of these pairs for one entry of a mapping.
 
         Args:
-            entry, pairs: their numbers.
-            sides: the columns of base and source.
-            real: of each which positions are no padding, `[batch, position]`.
+            entry: its number in the mapping.
+            pairs: their numbers.
+            sides: the columns of the bases and of the sources.
+            real: for bases and sources, which positions are no padding, `[batch, position]`.
 
         Raises:
             DistillError: all positions, of bases and sources of different lengths.
@@ -78,13 +82,17 @@ class PositionDraws:
 
 
 def uniform(width: int, *numbers: int) -> Float[Tensor, "2 width"]:
-    """Return numbers from [0, 1) for base and source; a longer batch leaves the first ones as they are."""
+    """Return uniform numbers from [0, 1) for base and source; a greater width leaves the first ones as they are."""
     drawn = torch.rand(width, 2, generator=torch.Generator().manual_seed(seed_from(*numbers)))
     return drawn.T.contiguous()
 
 
-def _alike(base: Two, source: Two) -> Bool[Tensor, " batch"]:
-    """Return whether two pairs of masks, of what is real and of what is chosen of it, are equal token by token."""
+def _alike(base: Masks, source: Masks) -> Bool[Tensor, " batch"]:
+    """Return for each example whether base and source have the same real tokens, by number, and the same chosen.
+
+    Args:
+        base, source: two masks each: of real positions, and of the chosen ones.
+    """
     width = max(base[0].shape[1], source[0].shape[1])
 
     def by_number(real: Tensor, chosen: Tensor) -> Tensor:

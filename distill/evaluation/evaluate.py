@@ -1,4 +1,4 @@
-"""How well a trained network answers, and how far it computes like its teacher."""
+"""The evaluation of a trained network: its accuracy on held-out rows, and its interchange accuracy under a mapping."""
 
 import warnings
 from dataclasses import asdict, dataclass
@@ -41,10 +41,12 @@ NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """Accuracy on held-out rows, and interchange intervention accuracy; None for what could not be measured.
+    """The accuracy on held-out rows, and the interchange accuracy under a mapping.
 
-    `note` says why there is no interchange accuracy, where one was asked for, and why nothing was measured, where there
-    was held-out data.
+    Attributes:
+        accuracy: the share of right answers; None where it could not be measured.
+        interchange: the figures of the mapping; None where they could not be measured.
+        note: why the interchange accuracy of a mapping is None, or, with held-out rows, why both are; else empty.
     """
 
     accuracy: Share | None
@@ -116,9 +118,16 @@ def evaluate_variables(
     seed: int = 0,
     exclude: SeenRows | None = None,
 ) -> Evaluation:
-    """Accuracy of a network on what a causal model answers, and its interchange accuracy under a mapping.
+    """Measure how often a network answers as a causal model does, and its interchange accuracy under a mapping.
 
-    Both are measured on rows of `data`, or on what the causal model samples.
+    Args:
+        model: the causal model.
+        network: the network.
+        pairs: the entries of the mapping; without any, the accuracy alone is measured.
+        data: rows of its inputs; None takes examples that the causal model samples.
+        examples: how many pairs of base and source are drawn; the accuracy is that on the bases.
+        seed: of the draws.
+        exclude: the rows that were trained on, as for `interchange_accuracy`.
     """
     try:
         rows = None if data is None else given(model, data)
@@ -139,7 +148,7 @@ def evaluate_variables(
 def accuracy_under(
     model: CausalModel, network: nn.Module, values: Values, *, batch_size: int = 256, answers: Any = None
 ) -> Share:
-    """`accuracy(network, causal_model, values=values)`, as the version before called it."""
+    """Measure `accuracy(network, causal_model, values=values)`, which has this name in the version before."""
     warnings.warn(
         "distill.accuracy_under(model, network, values) is deprecated; use "
         "distill.accuracy(network, causal_model, values=values).",
@@ -161,15 +170,27 @@ def evaluate(
     seed: Any = 0,
     answers: Any = None,
 ) -> Evaluation:
-    """Accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
+    """Measure the accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
 
-    What cannot be measured is None. The note of the evaluation says why where that is the interchange accuracy of a
-    mapping, the accuracy on rows without labels, or all. `data` and `answers` are those of `fit`.
+    A figure that cannot be measured is None, and the note of the evaluation says why.
+
+    Args:
+        teacher: a network, here or `Served`; None measures the accuracy alone.
+        student: any torch model.
+        mapping: as `fit` takes it; None or {} measures the accuracy alone.
+        data: held-out rows, or a Task or the name of one (its test rows), as `fit` takes them.
+        positions: the rule that draws positions; None takes all of them.
+        pairs: how many pairs of base and source are interchanged.
+        seed: of the pairs and positions.
+        answers: which part of a model's output is its answer, as for `fit`.
+
+    Raises:
+        DistillError: data that does not fit the models, or a number of pairs below 1.
     """
     teacher, student, seed = uncompiled(teacher), uncompiled(student), seed_of(seed)
     if teacher is not None:
         with translated():
-            network_of(teacher)  # raises early
+            network_of(teacher)  # raises DistillError for what is no network
     check_pairs(pairs)
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
@@ -178,7 +199,7 @@ def evaluate(
         measured = accuracy(student, rows) if logits is not None and are_classes(student, logits, rows) else None
         if teacher is None or not mapping or mute:
             unmapped = NO_TEACHER if teacher is None else NO_PAIR
-            why = f"{_unanswered(rows)}, and {unmapped}"
+            why = f"{_why_no_accuracy(rows)}, and {unmapped}"
             why = f"{type(student).__name__} has no logits" if mute else why
             return Evaluation(measured, None, "" if measured else f"nothing was measured: {why}")
         return _with_interchange(teacher, student, mapping, rows, measured, positions=positions, pairs=pairs, seed=seed)
@@ -192,7 +213,8 @@ def _with_interchange(
     measured: Share | None,
     **settings: Any,
 ) -> Evaluation:
-    unmeasured = "" if "labels" in rows.columns else f"no accuracy: {_unanswered(rows)}."
+    """Add the interchange accuracy to a measured accuracy, or the reason why there is none."""
+    unmeasured = "" if "labels" in rows.columns else f"no accuracy: {_why_no_accuracy(rows)}."
     try:
         interchange = interchange_accuracy(teacher, student, mapping, rows, **settings)
     except (DistillError, InterventionError) as nothing:
@@ -200,8 +222,8 @@ def _with_interchange(
     return Evaluation(measured, interchange, unmeasured)
 
 
-def _unanswered(rows: Any) -> str:
-    """Why no accuracy is measured on held-out rows."""
+def _why_no_accuracy(rows: Any) -> str:
+    """Return why no accuracy can be measured on held-out rows, as the first half of a sentence."""
     columns = getattr(rows, "table", {})
     if "labels" not in columns:
         found = f"{len(rows)} held-out rows have no labels (columns: {', '.join(columns)}); add a column labels"

@@ -1,7 +1,10 @@
 """Interchange intervention accuracy (IIA): how far a student computes like its teacher.
 
-Base and source run in both; what the teacher's places, or its variables, hold in the source is put into the base, and
-the same is done at the student's places. IIA is the share of such counterfactuals on which the two answer alike.
+A base and a source run in both models. In the run of the base, the values at the teacher's locations (or of a causal
+model's variables) are replaced with those of the source, and so are the values at the student's locations. IIA is the
+share of such counterfactuals on which the two answer alike,
+
+    IIA = Σ 1[student(base ← source) = teacher(base ← source)] / Σ 1.
 
 Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
 """
@@ -37,7 +40,7 @@ from interventions import Model, shown
 
 DRAWN = Span(0.3)
 PROBED = 32
-"""How many examples show what networks answer and see."""
+"""How many examples show what networks answer, and which positions their answers depend on."""
 
 
 @checked
@@ -56,13 +59,13 @@ def interchange_accuracy(
     exclude: Any = None,
     answers: Any = None,
 ) -> InterchangeAccuracy:
-    """How often the same interchange makes student and teacher give the same answer.
+    """Measure how often the same interchange makes student and teacher give the same answer.
 
     Every pair of a base and a source is interchanged at every entry of the mapping, in both models, at the same
-    positions; what is
-    drawn depends on `seed` alone, not on the batch size. A write that replaces all that one of the outputs can see, or
-    nothing of it, is left out: it would compare answers, not computation. The output of a block is all that comes after
-    it can see; that of its feed-forward part is not, which the residual stream goes past.
+    positions. The draws depend on `seed` alone, not on the batch size. An interchange that replaces everything that an
+    output depends on, or nothing of it, is left out: it would compare answers, not computation. Later blocks read
+    nothing but the output of a block, so all positions of it are everything; the output of its feed-forward part is
+    not, as the residual stream bypasses it.
 
     Args:
         teacher: a network, here or `Served`, or a causal model, which samples its own inputs where there is no `data`.
@@ -73,31 +76,34 @@ def interchange_accuracy(
         pairs: how many pairs of base and source.
         sources: `Shuffle()` (another row, the default) or `InContext(share)`.
         positions: the rule that draws positions, `Span(0.3)` by default; None writes all of them. For a causal model
-            the tokens of the places: one choice for all, or {variable or location: choice}, as `CausalModel.select`
+            the tokens of the locations: one choice for all, or {variable or location: choice}, as `CausalModel.select`
             takes them; by default those of the mapping, if that is an Alignment, else all.
         controls: the same measurement where nothing was learned: `"subspace"` (random ones of the same size),
-            `"labels"` (the teacher is told of other sources), `"network"` (a student with new weights), or `"all"`.
+            `"labels"` (the teacher takes the sources of other pairs), `"network"` (a student with new weights), or
+            `"all"`.
             Where an alignment was learned, also learn one for `distill.reinitialized(network)`.
-        exclude: the result of `fit`: data may not hold rows that it was trained on, and of sampled pairs the share that
-            it was trained on is reported.
-        answers: what of a model's output is its answer, as for `fit`.
+        seed: of the pairs, the positions and the controls.
+        batch_size: pairs of a forward.
+        exclude: the result of `fit`: data may not hold rows that it was trained on; of pairs sampled by a causal model
+            the share that it was trained on is reported.
+        answers: which part of a model's output is its answer, as for `fit`.
 
     Raises:
-        NothingToMeasure: a mapping whose every write is left out, or of places with different positions.
+        NothingToMeasure: a mapping under which every interchange is left out, or of locations with different positions.
         DistillError: fewer than two rows, or positions=None for rows of different lengths.
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
     teacher, student = uncompiled(teacher), uncompiled(student)
-    gradients = torch.inference_mode(False)  # they show what an output sees
+    gradients = torch.inference_mode(False)  # they show which positions an output depends on
     with answered((teacher, student), answers), translated(), gradients:
-        return _measured(
+        return _measure(
             teacher, student, mapping, data, pairs=pairs, sources=sources, positions=positions, seed=seed_of(seed),
             batch_size=batch_size, controls=controls, seen=seen_of(exclude),
         )  # fmt: skip
 
 
-def _measured(
+def _measure(
     teacher: Model | Served | CausalModel,
     student: Model,
     mapping: Sides | tuple[Pair, ...] | str,
@@ -111,7 +117,7 @@ def _measured(
     controls: str | Sequence[str],
     seen: SeenRows | None,
 ) -> InterchangeAccuracy:
-    """Return what `interchange_accuracy` does."""
+    """Measure the interchange accuracy of models as they are; the arguments are those of `interchange_accuracy`."""
     if isinstance(teacher, CausalModel):
         if not isinstance(student, nn.Module):
             raise DistillError(
@@ -129,13 +135,13 @@ def _measured(
     check_alike(teacher, student)
     entries = pairs_of(mapping, teacher, student)
     _refuse_rules(sources, positions)
-    taken: Pairs = Shuffle() if sources is None else sources
+    rule: Pairs = Shuffle() if sources is None else sources
     rows, names = held_out(data, student), controls_of(controls)
     _try(teacher, student, rows)
     if seen is not None:
         refuse_seen(rows.table, seen, "rows.take((~result.seen.among(rows.table)).nonzero()[:, 0])")
-    examples = examples_of_rows(rows, pairs, taken, vocabulary_of(student), seed)
-    draws, few = PositionDraws(positions, taken.aligned, seed), examples.first(PROBED, device_of(student))
+    examples = examples_of_rows(rows, pairs, rule, vocabulary_of(student), seed)
+    draws, few = PositionDraws(positions, rule.aligned, seed), examples.first(PROBED, device_of(student))
     measurement = Measurement(NetworkInterchanges(teacher, student, entries, draws, few), examples, seed, batch_size)
     tally = measurement.tally()
     if not bool(tally.kept.any()):
@@ -144,12 +150,12 @@ def _measured(
             "is nothing to measure; map a block below the last one, or dims=range(...) of it, or choose "
             "positions=Span(0.3)."
         )
-    settings = {"pairs": pairs, "sources": repr(taken), "positions": repr(positions), "seed": seed}
+    settings = {"pairs": pairs, "sources": repr(rule), "positions": repr(positions), "seed": seed}
     return measurement.accuracy(tally, settings, names, overlap=None if seen is None else 0.0)
 
 
 def _refuse_rules(sources: Any, positions: Any) -> None:
-    """Raise for what is no rule of sources or positions, also where the models have no tokens to draw."""
+    """Raise DistillError for values that are no rules of sources or positions, also where the models have no tokens."""
     if sources is not None and (isinstance(sources, type) or not hasattr(sources, "aligned")):
         raise DistillError(f"sources={shown(sources)} draws no sources; use sources=Shuffle() or InContext(0.3).")
     if positions is not None and (isinstance(positions, type) or not hasattr(positions, "eligible")):
@@ -157,11 +163,7 @@ def _refuse_rules(sources: Any, positions: Any) -> None:
 
 
 def _try(teacher: Model | Served, student: Model, rows: Rows) -> None:
-    """Raise where a network gives no answers to the first rows.
-
-    Raises:
-        DistillError: as above.
-    """
+    """Raise DistillError where a network gives no answers to the first rows."""
     few = rows.batch(range(min(PROBED, len(rows))))
     for name, model, columns in (("the teacher", teacher, teachers(few)), ("the student", student, students(few))):
         with evaluating(model), torch.no_grad():
@@ -169,14 +171,14 @@ def _try(teacher: Model | Served, student: Model, rows: Rows) -> None:
 
 
 def examples_of_rows(rows: Rows, pairs: int, sources: Pairs, vocabulary: int | None, seed: int) -> Examples:
-    """Return pairs of rows, or of rows and what a rule of sources makes of them.
+    """Return pairs of two rows, or of a row and the source that a rule makes from it.
 
     Args:
-        rows: every one is a base in turn.
+        rows: each is a base in turn.
         pairs: how many.
-        sources: another row for `Shuffle`; else what it draws for each base.
-        vocabulary: how many token ids there are to draw from.
-        seed: decides all draws.
+        sources: the rule: with `Shuffle` the source is another row.
+        vocabulary: the number of token ids that may be drawn.
+        seed: of all draws.
 
     Raises:
         DistillError: fewer than two rows, no pairs, or a rule that draws other rows of a batch.

@@ -1,4 +1,11 @@
-"""Shares with their intervals."""
+"""Proportions with their 95 % intervals: Wilson's score interval, and the bootstrap over clusters.
+
+Of k right among n, with p = k / n, Wilson's interval is
+
+    (p + z² / 2n ± z √(p (1 − p) / n + z² / 4n²)) / (1 + z² / n).
+
+Wilson 1927, JASA 22; Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
+"""
 
 from dataclasses import dataclass
 from math import inf, sqrt
@@ -15,7 +22,7 @@ RESAMPLES = 1000
 @checked
 @dataclass(frozen=True)
 class Share:
-    """A share of `count` examples with its 95 % interval.
+    """A share of `count` examples, from 0 to 1, with its 95 % interval from `low` to `high`.
 
     >>> print(Share(0.9, 0.88, 0.92, 1000))
     0.900 [0.880, 0.920]
@@ -39,7 +46,15 @@ class Share:
 
 @checked
 def wilson(right: int, total: int, z: float = 1.959964) -> Share:
-    """A share with its Wilson score interval (Wilson 1927, JASA 22).
+    """Return the share of `right` among `total` with its Wilson score interval (Wilson 1927, JASA 22).
+
+    Args:
+        right: how many.
+        total: of how many, at least one.
+        z: the quantile of the normal distribution; 1.96 for 95 %.
+
+    Raises:
+        DistillError: `right` is not from 0 to `total`, or there are no examples.
 
     >>> print(wilson(90, 100))
     0.900 [0.826, 0.945]
@@ -50,20 +65,24 @@ def wilson(right: int, total: int, z: float = 1.959964) -> Share:
             "finite z of 0 or more; use e.g. wilson(90, 100)."
         )
     share = right / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return Share(share, max(0.0, centre - half), min(1.0, centre + half), total)
+    return Share(share, max(0.0, center - half), min(1.0, center + half), total)
 
 
 @checked
 def bootstrap(
     right: Float[Tensor, " examples"], total: Float[Tensor, " examples"], clusters: Int[Tensor, " examples"], seed: int
 ) -> Share:
-    """A share with its percentile bootstrap interval, whole clusters drawn with replacement.
+    """Return the share of right ones with its percentile bootstrap interval, whole clusters drawn with replacement.
 
     Args:
-        right, total: sums of each example.
-        clusters: which examples belong together, from 0, e.g. because they share their base.
+        right, total: how many predictions of each example are right, and how many there are.
+        clusters: the number of the cluster of each example, from 0: examples that share their base are of one.
+        seed: of the draws.
+
+    Raises:
+        DistillError: other numbers of examples, or no prediction.
 
     Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
     """

@@ -1,4 +1,4 @@
-"""What a model answers to rows, batch by batch, beside their labels."""
+"""The answers of a model to rows, batch by batch, beside the labels of the rows."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,23 +17,36 @@ from distill.tasks.loading import held_out
 
 
 def few_answers(model: nn.Module, data: Rows) -> Tensor | None:
-    """The logits of a model on two rows; None of one that only embeds."""
+    """Return the logits of a model on the first two rows; None for a model that has none, as one that only embeds."""
     with evaluating(model), torch.no_grad():
         few = students(data.batch(range(min(2, len(data)))))
         return answer_of("the model", model, few, needed=False)
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a model on a batch; what fails is said in one line."""
+    """Return the logits of a model on a batch.
+
+    Raises:
+        DistillError: the model fails on the batch, or has no logits.
+    """
     logits = answer_of("the model", model, batch)
     assert logits is not None
     return logits
 
 
 def labelled_answers(model: nn.Module, data: Any, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batch by batch, the logits `[answers, classes]` and classes of whatever has a label.
+    """Yield for each batch the logits `[answers, classes]` and the classes of all answers that have a label.
 
-    Of a causal language model the answer at a token is for the next; padding never counts.
+    The answer of a causal language model at a token is for the next token; padding has no label.
+
+    Args:
+        model: a classifier or a language model.
+        data: rows with labels, as `accuracy` takes them.
+        batch_size: rows of a forward.
+        what: the name of the figure, for error messages.
+
+    Raises:
+        DistillError: rows without labels, or labels that are no classes of the model.
     """
     model = uncompiled(model)
     data = held_out(data, model)
@@ -62,7 +75,7 @@ def labelled_answers(model: nn.Module, data: Any, batch_size: int, what: str) ->
 
 
 def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
-    """Raise for labels that are no classes of these answers."""
+    """Raise DistillError for labels whose type, shape or values are not those of classes of these answers."""
     if labels.is_floating_point():
         raise DistillError(
             f"{what} counts classes and the labels are {labels.dtype} {list(labels.shape)}; give whole numbers: "
@@ -89,17 +102,13 @@ def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
 
 
 def check_labels(labels: Tensor, classes: int, what: str) -> None:
-    """That whole-numbered labels are classes of a model, which no answer could be right about otherwise.
-
-    Raises:
-        DistillError: one below 0 or above the last class.
-    """
+    """Raise DistillError for a whole-numbered label below 0 or above the last class: no answer could be right."""
     if classes < 2 or labels.is_floating_point():
         return
     outside = labels[(labels < 0) | (labels >= classes)]
     if len(outside):
         raise DistillError(
-            f"{what} was asked of rows with label {int(outside[0])} and the model has {classes} classes (0 to "
+            f"{what} is requested of rows with label {int(outside[0])} and the model has {classes} classes (0 to "
             f"{classes - 1}), so no answer is right; map the labels to its classes, or give −100 to rows that do not "
             "count."
         )

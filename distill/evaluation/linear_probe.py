@@ -1,4 +1,13 @@
-"""How far the features of a frozen model carry over to another data set: a linear probe."""
+"""Linear probe: the accuracy of a linear classifier of the frozen features of a model, on another data set or the same.
+
+The features x of every train row are computed once and standardized; logistic regression is fitted to them,
+
+    min over W, b of Σ −log softmax(W x + b)[y] + penalty / 2 · ‖W‖²,
+
+and the probe's figure is its accuracy on the test rows.
+
+Tian et al. 2019 (arXiv:1910.10699), section 4.2.
+"""
 
 import math
 from typing import Any
@@ -36,12 +45,12 @@ def linear_probe(
     batch_size: int = 128,
     answers: Any = None,
 ) -> Share:
-    """The share of test rows that a linear classifier of the frozen features gets right, with its Wilson interval.
+    """Measure the accuracy of a linear classifier of the frozen features on test rows, with its Wilson interval.
 
     Logistic regression (`sklearn`, L-BFGS) is fitted to the features of the train rows, which are computed once, in
-    eval mode and without a graph; each is first centred and divided by its standard deviation over the train rows.
-    Nothing is drawn, and the model is left as it was. Where features have positions, of tokens or of an image, those of
-    a row are pooled, padding left out.
+    eval mode and without a graph; each is first centered and divided by its standard deviation over the train rows.
+    There is no randomness, and the model is left as it was. Where features have positions, of tokens or of an image,
+    those of a row are pooled without its padding.
 
     Transferability as in Tian et al. 2019 (CRD, arXiv:1910.10699), section 4.2, and Giakoumoglou, Stathaki 2024 (ICD,
     arXiv:2407.11802), who train the classifier by stochastic gradient descent.
@@ -50,12 +59,13 @@ def linear_probe(
         model: the student, or any model.
         data: a Task or its name, or train rows in any form that `Rows.of` takes. Its classes need not be the model's.
         test: the test rows, where the data are rows.
-        at: where the features are; None is what the last linear layer is given, see `penultimate`.
-        pool: "mean", "first" or "last": how positions become one vector.
+        at: the location of the features; None is the input of the last linear layer, see `penultimate`.
+        pool: "mean", "first" or "last": how the vectors of the positions become one.
         penalty: of the squared weights, as 1/C of sklearn: beside the sum of the cross-entropies, half of it times the
             sum of the squares.
         batch_size: rows of a forward.
-        answers: what of the output of the model is its answer, as for `fit`; it tells which layer gives it.
+        answers: which part of the output of the model is its answer, as for `fit`, by which its last linear layer is
+            found.
 
     Raises:
         DistillError: rows without classes, of one class or without test rows, or features that are no numbers.
@@ -80,7 +90,7 @@ def linear_probe(
             "rows of at least two."
         )
     seen, new = (features(model, rows, at, pool=pool, batch_size=batch_size) for rows in (train, held_out))
-    answers = _fitted(seen, new, labels[0], penalty)
+    answers = _fit_and_predict(seen, new, labels[0], penalty)
     counted = labels[1] != -100
     return wilson(int((answers == labels[1])[counted].sum()), int(counted.sum()))
 
@@ -88,7 +98,18 @@ def linear_probe(
 def features(
     model: nn.Module, data: Rows, at: Location, *, pool: str = "mean", batch_size: int = 128
 ) -> Float[Tensor, "rows width"]:
-    """What `model` computes at a location for every row, on the CPU, positions pooled; the model is left as it was."""
+    """Return the activations of `model` at a location, one vector a row, on the CPU; the model is left as it was.
+
+    Args:
+        model: any torch model.
+        data: the rows.
+        at: the location.
+        pool: how the vectors of the positions become one, as for `linear_probe`.
+        batch_size: rows of a forward.
+
+    Raises:
+        DistillError: activations that are not finite, or no numbers.
+    """
     found = []
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
@@ -96,7 +117,7 @@ def features(
             with tried("the model", model, inputs):
                 states = run(model, inputs, at, resumable=False).vectors(at)
             check_values("the model", states)
-            found.append(_pooled(states, mask_of(inputs), pool).cpu())
+            found.append(_pool(states, mask_of(inputs), pool).cpu())
     every = torch.cat(found)
     if not every.isfinite().all():
         count = int((~every.isfinite()).any(1).sum())
@@ -107,7 +128,8 @@ def features(
     return every
 
 
-def _pooled(states: Tensor, mask: Tensor | None, pool: str) -> Float[Tensor, "batch width"]:
+def _pool(states: Tensor, mask: Tensor | None, pool: str) -> Float[Tensor, "batch width"]:
+    """Return one vector for each row: the mean over its real positions, or its first or last one."""
     states = widen(states)
     if states.ndim == 2:
         return states
@@ -126,24 +148,30 @@ def _pooled(states: Tensor, mask: Tensor | None, pool: str) -> Float[Tensor, "ba
 
 
 def _rows(model: nn.Module, data: Any, test: Any) -> tuple[Rows, Rows]:
+    """Return the train rows and the test rows, their classes numbered alike."""
     task = task_of(data, model)
     if task is not None:
-        return task.train, task.test if test is None else _as(Rows.of(test), task.train)
+        return task.train, task.test if test is None else _numbered_as(Rows.of(test), task.train)
     if test is None:
         raise DistillError(
             "a probe is measured on rows that it was not fitted to, and train rows alone were given; give a Task, or "
             "linear_probe(model, train_rows, test_rows)."
         )
     train = Rows.of(data)
-    return train, _as(Rows.of(test), train)
+    return train, _numbered_as(Rows.of(test), train)
 
 
-def _as(test: Rows, train: Rows) -> Rows:
-    """Test rows whose classes have the numbers that they have in training."""
+def _numbered_as(test: Rows, train: Rows) -> Rows:
+    """Return the test rows with their classes numbered as those of the train rows."""
     return test if train.classes is None else numbered_as(test, names=train.classes)
 
 
 def _labels(rows: Rows, name: str) -> Tensor:
+    """Return the class of each row.
+
+    Raises:
+        DistillError: rows without one class each.
+    """
     labels = rows.table.get("labels")
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         one = isinstance(labels, Tensor) and labels.ndim == 1
@@ -157,16 +185,16 @@ def _labels(rows: Rows, name: str) -> Tensor:
     return labels.cpu()
 
 
-def _fitted(train: Tensor, test: Tensor, labels: Tensor, penalty: float) -> Tensor:
-    """What the classifier answers on the test features."""
+def _fit_and_predict(train: Tensor, test: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    """Fit the classifier to the train features, and return the classes that it predicts for the test features."""
     from sklearn.linear_model import LogisticRegression
 
     counted = labels != -100
     seen = train[counted].double()
-    centre, scale = seen.mean(0), seen.std(0, correction=0)
-    # A feature that is constant but for rounding tells nothing, and must not be blown up.
-    scale = torch.where(scale > 1e-9 * (1 + centre.abs()), scale, torch.inf)
+    center, scale = seen.mean(0), seen.std(0, correction=0)
+    # A feature that is constant but for rounding has no information, and its rounding must not be magnified.
+    scale = torch.where(scale > 1e-9 * (1 + center.abs()), scale, torch.inf)
     classifier = LogisticRegression(C=1 / penalty, max_iter=5000)
-    classifier.fit(((seen - centre) / scale).numpy(), labels[counted].numpy())
-    answers: np.ndarray = classifier.predict(((test.double() - centre) / scale).numpy())
+    classifier.fit(((seen - center) / scale).numpy(), labels[counted].numpy())
+    answers: np.ndarray = classifier.predict(((test.double() - center) / scale).numpy())
     return torch.from_numpy(answers)

@@ -1,12 +1,12 @@
-"""A measurement of interchange accuracy, by one mechanism for every kind of teacher.
+"""A measurement of interchange accuracy, the same for every kind of teacher.
 
-Pairs of a base and a source are drawn; every entry of a mapping is interchanged in teacher and student alike; and what
-the two answer then is counted. Interchange intervention accuracy is the share of counterfactuals on which they agree,
+Pairs of a base and a source are drawn; every entry of a mapping is interchanged in the teacher and in the student; and
+the answers of both are compared. Interchange intervention accuracy is the share of counterfactuals on which they agree,
 
     IIA = Σ 1[student(base ← source) = teacher(base ← source)] / Σ 1.
 
-How networks and causal models run and answer, `Interchanges` says. The pairs, the sums, the controls and the figures
-are the same for all.
+Subclasses of `Interchanges` run networks and causal models. The pairs, the sums, the controls and the figures are the
+same for all.
 
 Geiger et al. 2021 (arXiv:2106.02997), section 3.
 """
@@ -41,6 +41,8 @@ class Examples:
     """Pairs of a base and a source.
 
     Attributes:
+        base: the base of each pair, a row each.
+        source: the source of each pair, a row each.
         clusters: the number of the base of each pair; pairs with one number share it.
     """
 
@@ -65,25 +67,18 @@ def paired(rows: int, pairs: int, generator: torch.Generator) -> tuple[Int[Tenso
 
 
 def check_pairs(pairs: Any) -> None:
-    """Raise for a number of pairs that measures nothing.
-
-    Raises:
-        DistillError: as above.
-    """
+    """Raise DistillError for a number of pairs that is no whole number above 0."""
     if not isinstance(pairs, int) or pairs < 1:
         raise DistillError(f"pairs={pairs!r} measures nothing; use e.g. pairs=2000.")
 
 
 def refuse_seen(data: Mapping[str, Any], seen: SeenRows, others: str) -> None:
-    """Raise where rows of data were trained on.
+    """Raise DistillError where rows of data were trained on.
 
     Args:
-        data: its columns.
-        seen: what was trained on.
-        others: the way out: code that leaves these rows out.
-
-    Raises:
-        DistillError: as above.
+        data: the columns.
+        seen: the rows that were trained on.
+        others: code that leaves these rows out, for the message.
     """
     found = seen.among(data)
     if bool(found.any()):
@@ -100,7 +95,7 @@ class Interchanges(ABC):
     Attributes:
         teacher: a network, or a causal model.
         student: the network that is measured.
-        entries: what is interchanged together.
+        entries: those of the mapping.
     """
 
     teacher: Any
@@ -110,30 +105,30 @@ class Interchanges(ABC):
     @property
     @abstractmethod
     def networks(self) -> tuple[Any, ...]:
-        """Those of the two that are networks: they run in eval mode."""
+        """The networks among teacher and student, which run in eval mode."""
 
     @abstractmethod
     def inputs(self, batch: Batch) -> Any:
-        """Return what the student is called with."""
+        """Return the inputs that the student is called with."""
 
     @abstractmethod
     def count(self, base: Batch, source: Batch, teacher_source: Batch | None, pairs: Int[Tensor, " batch"]) -> Tally:
         """Return what these pairs add to the sums of each entry.
 
         Args:
-            base, source: the columns of both.
-            teacher_source: what the teacher takes in place of the source; None is the source.
-            pairs: the numbers of the pairs, which decide what is drawn for them.
+            base, source: their columns.
+            teacher_source: the columns of another source, which the teacher takes; None is the same source.
+            pairs: the numbers of the pairs, by which their positions are drawn.
         """
 
     @property
     def subspaces(self) -> list[nn.Module]:
-        """Those of the places, on both sides."""
+        """The subspaces of the locations of both sides."""
         places = (at for entry in self.entries for at in (*entry.teacher, *entry.student) if isinstance(at, Location))
         return [at.subspace for at in places if isinstance(at.subspace, nn.Module)]
 
     def random_parts(self, base: Batch, seed: int) -> "Interchanges | None":
-        """Return the same with random parts of the same size in the student; None where a place is no part."""
+        """Return the same with random parts of the same size in the student; None where a location is whole."""
         with torch.no_grad(), evaluating(self.student):
             places = [at.whole for entry in self.entries for at in entry.student]
             parts = random_parts(self.entries, run(self.student, self.inputs(base), places), seed)
@@ -142,11 +137,13 @@ class Interchanges(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Measurement:
-    """What is interchanged, in which pairs of examples, and how they are run.
+    """A measurement: interchanges in pairs of examples.
 
     Attributes:
+        interchanges: the entries of a mapping in a teacher and a student.
+        examples: the pairs of a base and a source.
         seed: of the intervals and of the controls.
-        batch_size: of the runs; nothing that is drawn depends on it.
+        batch_size: pairs of a forward; the draws do not depend on it.
     """
 
     interchanges: Interchanges
@@ -155,10 +152,10 @@ class Measurement:
     batch_size: int
 
     def tally(self, teacher_sources: Int[Tensor, " pairs"] | None = None) -> Tally:
-        """Return the sums of every pair and entry; the subspaces of the places choose as in eval mode.
+        """Return the sums of every pair and entry; the subspaces of the locations are in eval mode.
 
         Args:
-            teacher_sources: for each pair, of which one's source the teacher takes; its own by default.
+            teacher_sources: for each pair, the number of the pair whose source the teacher takes; its own by default.
         """
         device = device_of(self.interchanges.student)
 
@@ -181,10 +178,10 @@ class Measurement:
         """Return the figures of a tally of this measurement, beside those of its controls.
 
         Args:
-            tally: what was counted.
-            settings: what was asked for, to be told with the figures.
-            controls: the names of those to measure.
-            overlap: the share of the bases that were trained on, where that is known.
+            tally: the sums.
+            settings: of the measurement, kept with the figures.
+            controls: the names of the controls to measure.
+            overlap: the share of the bases that were trained on, where it is known.
         """
         clusters, seed = self.examples.clusters, self.seed
         tallies = {name: each for name in controls if (each := self.control(name)) is not None}
@@ -193,7 +190,7 @@ class Measurement:
         return replace(found, controls=compared, overlap=overlap)
 
     def control(self, name: str) -> Tally | None:
-        """Return the sums of the same measurement where nothing was learned; None where there is no such control."""
+        """Return the sums of the same measurement where nothing was learned; None where the control is impossible."""
         student, sources = self.interchanges.student, None
         changed: Interchanges | None = self.interchanges
         if name == "labels":
@@ -217,12 +214,12 @@ def accuracy_of(
     return InterchangeAccuracy(figures(tally), per_pair, settings)
 
 
-def classes_compared(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
-    """Return what is counted of classes, by the names of `SUMS`.
+def compare_classes(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
+    """Compare the classes that teacher and student answer; return what each prediction adds, by the names of `SUMS`.
 
     Args:
-        wanted, unchanged: what the teacher answers after the interchange, and to the base.
-        after, base, source: what the student answers after the interchange, to the base and to the source.
+        wanted, unchanged: the teacher's answers after the interchange, and to the base.
+        after, base, source: the student's answers after the interchange, to the base and to the source.
     """
     right, effect = after == wanted, wanted != unchanged
     nothing, everything = base == wanted, source == wanted
@@ -232,12 +229,12 @@ def classes_compared(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Ten
     }  # fmt: skip
 
 
-def summed(values: Mapping[str, Tensor], weights: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch sums"]:
-    """Return what each pair adds to the sums: the values by the names of `SUMS`, those of its tokens together.
+def sum_predictions(values: Mapping[str, Tensor], weights: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch sums"]:
+    """Sum the values of the predictions of each pair, in the order of `SUMS`.
 
     Args:
-        values: one for each prediction; what is not named is 0.
-        weights: which predictions count.
+        values: {a name of `SUMS`: a value for each prediction}; those of other names are 0.
+        weights: 1 for predictions that count, else 0.
     """
     values, nothing = {"total": torch.ones_like(weights), **values}, torch.zeros_like(weights)
     names = SUMS if "as_source" in values else SUMS[:-1]

@@ -1,4 +1,4 @@
-"""How well a model answers: shares with their intervals."""
+"""Figures of one model on held-out rows: accuracy, perplexity, and preferences among minimal pairs of sentences."""
 
 from collections.abc import Mapping
 from math import exp
@@ -59,7 +59,9 @@ __all__ = [
 def accuracy(
     model: nn.Module, data: Any, *, values: Values | None = None, batch_size: int = 128, answers: Any = None
 ) -> Share:
-    """The share of rows (of labelled tokens, for token models) that `model` answers right, with its Wilson interval.
+    """Measure the share of rows (of token models, of labelled tokens) that are answered right.
+
+    The share has its Wilson score interval.
 
     Args:
         model: a classifier or a language model.
@@ -67,7 +69,7 @@ def accuracy(
             takes. Or a causal model, whose answers are the right ones.
         values: of a causal model, the examples: `causal_model.sample(1000, generator)`.
         batch_size: rows of a forward.
-        answers: what of the output of the model is its answer, as for `fit`.
+        answers: which part of the output of the model is its answer, as for `fit`.
 
     Raises:
         DistillError: data without labels, or with a label that is no class of the model; a causal model without values.
@@ -90,7 +92,7 @@ def accuracy(
 def _accuracy_under(
     causal_model: CausalModel, network: nn.Module, values: Values | None, batch_size: int, answers: Any
 ) -> Share:
-    """The share of examples that a network answers as a causal model does."""
+    """Measure the share of examples that a network answers as a causal model does; the arguments are `accuracy`'s."""
     if values is None:
         raise DistillError(
             "accuracy(network, causal_model) has no examples; give some, e.g. "
@@ -112,14 +114,21 @@ def _accuracy_under(
 def preferences(
     model: nn.Module, pairs: MinimalPairs, *, batch_size: int = 64, answers: Any = None
 ) -> dict[str, Share]:
-    """How often a causal language model finds the good sentence of a pair more probable, by group and over "all".
+    """Measure how often a causal language model finds the good sentence of a pair more probable than the bad one.
 
     The probability of a sentence is the product of those of its tokens after the first, each given those before it; the
     first counts where the tokenizer puts a token before it.
 
-    `answers` says what of the output of the model is its answer, as for `fit`.
-
     Marvin, Linzen 2018 (arXiv:1808.09031), section 3.
+
+    Args:
+        model: a causal language model.
+        pairs: sentences that differ in one word, in groups.
+        batch_size: sentences of a forward.
+        answers: which part of the output of the model is its answer, as for `fit`.
+
+    Returns:
+        The share of each group, and that of all pairs as "all".
 
     Raises:
         DistillError: a model that gives no logits for each token.
@@ -135,7 +144,7 @@ def preferences(
 
 
 def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[Tensor, " sentences"]:
-    """The log-probability [nats] of each sentence, from its second token."""
+    """Return the log-probability [nats] of each sentence, from its second token on."""
     found = []
     with evaluating(model), torch.no_grad():
         for chosen in batches(len(rows), batch_size):
@@ -158,11 +167,16 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
 
 @checked
 def perplexity(model: nn.Module, data: Any, *, batch_size: int = 32, answers: Any = None) -> float:
-    """Exp of the mean cross-entropy [nats] of each next token under a language model.
+    """Measure the perplexity of a language model: exp of the mean cross-entropy [nats] of each next token.
 
-    Counted are the tokens that follow another, padding left out; with a column `labels`, those of it that are not −100.
-    An encoder–decoder writes the labels, or else what its decoder reads.
-    `data` and `answers` are those of `accuracy`.
+    The mean is over the tokens that follow another and are no padding; with a column `labels`, over the labels that are
+    not −100. An encoder–decoder predicts the labels, or else the input of its decoder.
+
+    Args:
+        model: a language model.
+        data: rows of tokens, as `accuracy` takes them.
+        batch_size: rows of a forward.
+        answers: which part of the output of the model is its answer, as for `fit`.
 
     Raises:
         DistillError: data without input_ids, or a model that does not answer at every token.
@@ -174,11 +188,12 @@ def perplexity(model: nn.Module, data: Any, *, batch_size: int = 32, answers: An
 
 
 def _perplexity(model: nn.Module, data: Rows, batch_size: int) -> float:
+    """Measure the perplexity on rows; the arguments are those of `perplexity`."""
     total = count = 0.0
     with evaluating(model), torch.no_grad():
         for rows in batches(len(data), batch_size):
             batch = to_device(data.batch(rows), device_of(model))
-            logits, labels = _next(model, batch)
+            logits, labels = _next_tokens(model, batch)
             known = int((labels != -100).sum())
             if known:
                 check_answers(logits[labels != -100], "perplexity")
@@ -189,8 +204,8 @@ def _perplexity(model: nn.Module, data: Rows, batch_size: int) -> float:
     return exp(total / count)
 
 
-def _next(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The answers of a language model and, in their shape, the tokens that they are for; −100 where none counts."""
+def _next_tokens(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the logits of a language model and the tokens that they predict; −100 for tokens that do not count."""
     logits, decodes = logits_of(model, batch), answers_by_decoder(model, batch)
     if decodes and "labels" in batch:
         counts = labelled(model, batch, "here")

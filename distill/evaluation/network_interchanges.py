@@ -1,7 +1,8 @@
-"""Interchanges in two networks at once: the same positions and sources on both sides of a mapping.
+"""Interchanges in two networks at once, with the same positions and sources on both sides of a mapping.
 
-A write that replaces all that an output can see, or nothing of it, is left out: it would compare answers, not
-computation. Of token models every prediction counts that has a label, or without labels that is no padding.
+An interchange that replaces everything that an output depends on, or nothing of it, is left out: it would compare
+answers, not computation. The predictions of token models count where they have a label, or without labels where they
+are no padding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import DrawnPositions, PositionDraws
-from distill.evaluation.measurement import Batch, Interchanges, classes_compared, summed
+from distill.evaluation.measurement import Batch, Interchanges, compare_classes, sum_predictions
 from distill.evaluation.outcome import Tally
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Pair
@@ -38,12 +39,12 @@ class NetworkRuns:
 
     Attributes:
         name: "teacher" or "student".
-        base, source: its runs.
-        columns, source_columns: what both networks were given there.
+        base, source: the runs.
+        columns, source_columns: the columns of the bases and of the sources.
         student_source: the student's run on the same source.
-        seen: for each place, the positions that the output depends on.
-        whole: tells which places are all that the network computes with.
-        answers: of token models, for each token of the base the column of the source's token of its number, −1 without.
+        seen: for each location, the positions that the output depends on.
+        whole: finds interchanges that replace everything that the network's answer depends on.
+        answers: of token models, for each token of the base the column of the source's token of the same number, or −1.
     """
 
     name: str
@@ -57,17 +58,24 @@ class NetworkRuns:
     answers: Int[Tensor, "batch token"] | None
 
     def interchanged(self, places: Places, drawn: DrawnPositions) -> Run:
-        """Return the run on the base with places taken from the source."""
+        """Return the counterfactual run: the base with the values at these locations taken from the source."""
         source = over_keys(self.base, self.source, places, self.columns, self.source_columns)
         return interchanged(self.base, source, places, (drawn.written, drawn.read))
 
-    def says_something(
+    def is_informative(
         self, after: Run, places: Places, drawn: DrawnPositions, counted: Bool[Tensor, "batch ..."]
     ) -> Bool[Tensor, " batch"]:
-        """Return whether a write reaches what the output can see, and leaves something of the base."""
+        """Return whether an interchange replaces something that the output depends on, but not everything.
+
+        Args:
+            after: the counterfactual run.
+            places: the locations that were interchanged.
+            drawn: the positions that were interchanged.
+            counted: which predictions count.
+        """
         answers = Answers(self.base, self.source, after, self.answers, counted)
         reached = touched(places, self.seen, drawn.written)
-        if not isinstance(self.base, ServedRun):  # whose answers come from several requests: they differ in rounding
+        if not isinstance(self.base, ServedRun):  # the requests of a served run differ in rounding
             reached = reached | answers.changed()
         whole = self.whole.replaced(places, self.seen, drawn.written)
         return reached & ~whole & ~(answers.are_the_sources() & drawn.alike)
@@ -78,9 +86,9 @@ class NetworkInterchanges(Interchanges):
     """The entries of a mapping between two networks, each interchanged in both.
 
     Attributes:
-        draws: how positions are drawn.
-        few: a few bases and sources. They show where labels stand, whether the outputs depend on every real token, and
-            which places are all that a network computes with.
+        draws: the rule that draws positions.
+        few: a few bases and sources. On them it is found out which tokens have the labels, whether the outputs depend
+            on every real token, and which locations hold everything that an output depends on.
     """
 
     draws: PositionDraws
@@ -88,11 +96,11 @@ class NetworkInterchanges(Interchanges):
 
     @property
     def networks(self) -> tuple[Any, ...]:
-        """Both."""
+        """The teacher and the student."""
         return self.teacher, self.student
 
     def inputs(self, batch: Batch) -> Any:
-        """Return what the student is called with."""
+        """Return the inputs that the student is called with."""
         return inputs_of(self.student, students(batch))
 
     def count(self, base: Batch, source: Batch, teacher_source: Batch | None, pairs: Int[Tensor, " batch"]) -> Tally:
@@ -104,26 +112,26 @@ class NetworkInterchanges(Interchanges):
             _check(side.name, side.source.logits, self._counted(side, weights > 0))
         on_source = _answers_at(student.source.logits, student.answers)
         for number, entry in enumerate(self.entries):
-            drawn = self._drawn(number, student, sides, pairs)
-            draws = (drawn if teacher_source is None else self._drawn(number, teacher, sides, pairs), drawn)
+            drawn = self._draw(number, student, sides, pairs)
+            draws = (drawn if teacher_source is None else self._draw(number, teacher, sides, pairs), drawn)
             after, kept = [], torch.ones(len(weights), dtype=torch.bool, device=weights.device)
             for side, places, chosen in zip(sides, (entry.teacher, entry.student), draws, strict=True):
                 after.append(side.interchanged(places, chosen))
                 _check(f"{side.name} after an interchange", after[-1].logits, weights > 0)
-                kept &= side.says_something(after[-1], places, chosen, weights > 0)
+                kept &= side.is_informative(after[-1], places, chosen, weights > 0)
             counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))
-            sums.append(summed(_compared(after, sides, on_source), counted))
+            sums.append(sum_predictions(_compare(after, sides, on_source), counted))
         return Tally(torch.stack(sums, 1), regression=student.base.logits.shape[-1] == 1)
 
     @cached_property
     def label_place(self) -> LabelPlace:
-        """Where the labels of token models stand."""
+        """The rule by which tokens of token models have labels."""
         few = self.few[0]
         return label_place(self.student, run_of(self.student, self.inputs(few), resumable=False).logits, few)
 
     @cached_property
     def sees_all(self) -> bool:
-        """Whether outputs depend on every real token of the few examples, so that batches need no gradients."""
+        """True where outputs depend on every real token of the few examples: then batches need no gradients."""
         few = self.few[0]
         bases = self._runs(few)
         both = zip(self._visible(bases, few), self._real(bases, few), strict=True)
@@ -131,12 +139,12 @@ class NetworkInterchanges(Interchanges):
 
     @cached_property
     def wholes(self) -> tuple[Whole, ...]:
-        """What tells, for each network, which places are all that it computes with."""
+        """The checks, one for each network, whether locations hold everything that its answer depends on."""
         bases, sources = (self._runs(batch) for batch in unpadded(*self.few))
         return tuple(Whole(base, source) for base, source in zip(bases, sources, strict=True))
 
     def weights(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Return which predictions count: one an example, or the tokens with a label, else the real ones."""
+        """Return 1 for predictions that count, else 0: one of each example, or tokens with a label, or real tokens."""
         if logits.ndim == 2:
             return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
         mask = loss_masks(self.student, batch, self.label_place)[TOKENS] if self.label_place != "none" else None
@@ -149,11 +157,12 @@ class NetworkInterchanges(Interchanges):
             places = self._places(number)
             if isinstance(model, nn.Module):  # its run keeps what every block returned
                 places = [at for at in places if at.module is not None or at.site != "block_output"]
-            given = students(batch) if number else teachers(batch)
-            runs.append(run_of(model, inputs_of(model, given), list(dict.fromkeys(at.whole for at in places))))
+            columns = students(batch) if number else teachers(batch)
+            runs.append(run_of(model, inputs_of(model, columns), list(dict.fromkeys(at.whole for at in places))))
         return tuple(runs)
 
     def _places(self, number: int) -> list[Location]:
+        """Return the locations of the teacher (0) or the student (1), each once."""
         return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[number]))
 
     def _sides(self, base: Batch, source: Batch, teacher_source: Batch) -> tuple[NetworkRuns, NetworkRuns]:
@@ -171,33 +180,36 @@ class NetworkInterchanges(Interchanges):
         return side(0, teacher_source, others), side(1, source, sources)
 
     def _masked(self, batch: Batch) -> Mapping[str, Tensor]:
+        """Return the batch with the padding masks that the student's decoder takes."""
         return decoder_masked(self.student, batch)
 
     def _counted(self, side: NetworkRuns, counted: Tensor) -> Tensor:
-        """Return which answers to the source must be some."""
+        """Return which answers to the source must be finite."""
         logits = side.source.logits
         return counted if logits.ndim == 2 else _real_answers(logits, self._masked(side.source_columns))
 
     def _visible(self, bases: Sequence[Run], batch: Batch) -> list[Masks]:
+        """Return the positions that the outputs depend on, for each network and location; this needs gradients."""
         return [visible(b, self._places(i), self.weights(b.logits, batch)) for i, b in enumerate(bases)]
 
     def _real(self, bases: Sequence[Run], batch: Batch) -> list[Masks]:
+        """Return the positions that are no padding, for each network and location."""
         return [{at: _real(b, at, batch) for at in self._places(i)} for i, b in enumerate(bases)]
 
-    def _drawn(
+    def _draw(
         self, number: int, side: NetworkRuns, sides: Sequence[NetworkRuns], pairs: Int[Tensor, " batch"]
     ) -> DrawnPositions:
-        """Return the positions of one entry in the bases and in the sources of a side."""
+        """Draw the positions of one entry in the bases and in the sources of one network."""
         entry, student = self.entries[number], sides[1].base
         if len(_grid(entry, [each.base for each in sides])) < 2:
             return DrawnPositions.every(len(pairs), student.logits.device)
-        given = ((student, side.columns), (side.student_source, side.source_columns))
-        real = [_real(ran, entry.student[0], columns) for ran, columns in given]
+        runs = ((student, side.columns), (side.student_source, side.source_columns))
+        real = [_real(ran, entry.student[0], columns) for ran, columns in runs]
         return self.draws.of(number, pairs, (side.columns, side.source_columns), real)
 
 
 def _grid(entry: Pair, bases: Sequence[Run]) -> tuple[int, ...]:
-    """Return `[batch, position]` of the places of an entry.
+    """Return the numbers of examples and positions that the locations of an entry have in common.
 
     Raises:
         NothingToMeasure: they differ.
@@ -214,7 +226,7 @@ def _grid(entry: Pair, bases: Sequence[Run]) -> tuple[int, ...]:
 
 
 def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
-    """Return which positions of a place are no padding; one that counts where there are no positions."""
+    """Return which positions of a location are no padding; one real position where the activations have none."""
     rows, *width = grid_of(base, at)
     if not width:
         return torch.ones(rows, 1, dtype=torch.bool)
@@ -223,21 +235,22 @@ def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
 
 
 def _real_answers(logits: Tensor, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
-    """Return which tokens of a token model's answer are no padding."""
+    """Return which tokens of a token model's answers are no padding."""
     decodes = {"decoder_input_ids", "decoder_attention_mask"} & batch.keys()
     column = "decoder_attention_mask" if decodes else "attention_mask"
     rows, width = logits.shape[:2]
     return real_tokens(batch, rows, width, logits.device, column=column)
 
 
-def _check(whose: str, logits: Tensor, counted: Tensor) -> None:
-    check_answers(logits[counted], f"the interchange accuracy of the {whose}")
+def _check(owner: str, logits: Tensor, counted: Tensor) -> None:
+    """Raise DistillError for logits that count and are not finite."""
+    check_answers(logits[counted], f"the interchange accuracy of the {owner}")
 
 
 def _columns(
     source: Tensor, source_batch: Mapping[str, Tensor], base: Tensor, base_batch: Mapping[str, Tensor]
 ) -> Tensor | None:
-    """Return for each token of the base the column of the source's token of its number, −1 without one."""
+    """Return for each token of the base the column of the source's token of the same number; −1 where there is none."""
     if base.ndim == 2:
         return None
     there, here = _real_answers(source, source_batch), _real_answers(base, base_batch)
@@ -248,22 +261,22 @@ def _columns(
 
 
 def _answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
-    """Return the answers of the source run; for token models those at the columns, −1 where there is none."""
+    """Return the classes that the source run answers; of token models those at the columns, −1 where there is none."""
     answers = source.argmax(-1)
     return answers if columns is None else answers.gather(1, columns.clamp(min=0)).where(columns >= 0, -1)
 
 
-def _compared(after: Sequence[Run], sides: Sequence[NetworkRuns], on_source: Tensor) -> Batch:
-    """Return what is counted of each prediction, by the names of `SUMS`.
+def _compare(after: Sequence[Run], sides: Sequence[NetworkRuns], on_source: Tensor) -> Batch:
+    """Compare the predictions of teacher and student, and return what each adds, by the names of `SUMS`.
 
     Args:
-        after: the runs of teacher and student after the interchange.
-        sides: those before.
-        on_source: what the student answers to the source.
+        after: the counterfactual runs of teacher and student.
+        sides: the runs before the interchange.
+        on_source: the student's answers to the source.
     """
     teacher, student = (each.logits for each in after)
     if teacher.shape[-1] == 1:
         return {"error": (teacher - student).abs()[..., 0]}
     wanted, (unchanged, base) = teacher.argmax(-1), (side.base.logits.argmax(-1) for side in sides)
-    compared = classes_compared(wanted, unchanged, student.argmax(-1), base, on_source)
+    compared = compare_classes(wanted, unchanged, student.argmax(-1), base, on_source)
     return compared | {"divergence": kd(student, teacher, reduction="none")}

@@ -1,4 +1,4 @@
-"""What a measurement of interchange accuracy shows: figures, their table and their picture."""
+"""The figures of a measurement of interchange accuracy, with their table and their picture."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,13 @@ SUMS = ("total", "agree", "effect", "agree_on_effect", "do_nothing", "replace_al
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Sums over what is predicted for each pair of examples and entry of the mapping, by the names in `SUMS`.
+    """Sums over the predictions of each pair of examples and entry of the mapping, by the names in `SUMS`.
 
-    A total of 0 stands for a counterfactual that is left out. The last sum is counted under causal models alone.
+    A total of 0 stands for a counterfactual that is left out. The last sum exists under causal models alone.
 
     Attributes:
-        regression: whether the answers are numbers, of which only the error is counted.
+        sums: in the order of `SUMS`.
+        regression: whether the answers are real-valued, so that only the error is summed.
     """
 
     sums: Float[Tensor, "pairs entries sums"]
@@ -35,6 +36,7 @@ class Tally:
 
     @property
     def kept(self) -> Bool[Tensor, "pairs entries"]:
+        """The counterfactuals that are not left out."""
         return self["total"] > 0
 
     def of(self, *entries: int) -> "Tally":
@@ -44,21 +46,20 @@ class Tally:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What interchanges of one pair of the mapping, or of all, showed.
+    """The figures of one entry of the mapping, or of all entries together.
 
     Attributes:
-        iia: share of counterfactuals on which the student answers as the teacher does, with its 95 % interval from a
-            bootstrap over base examples. None for regression.
-        effect_rate: share on which the teacher's answer is another than on the base.
+        iia: the share of counterfactuals on which the student answers as the teacher does, with its 95 % interval from
+            a bootstrap over base examples. None for regression.
+        effect_rate: the share on which the teacher's answer is another than on the base.
         effective_iia: `iia` on those alone; None if there are none.
-        do_nothing: what a student that ignores interchanges would reach: its answers on the base.
-        replace_all: what a student that runs the source would reach: its answers on the source.
+        do_nothing: the `iia` of the student's answers to the base: of a student that ignores interchanges.
+        replace_all: the `iia` of the student's answers to the source: of a student that runs the source instead.
         kl: KL(teacher ‖ student) of the counterfactual answers [nats]; None for regression.
         error: for regression, the mean absolute difference of the counterfactual predictions.
         count: how many counterfactuals were counted.
-        left_out: how many were not: they replace all that the output can see, or nothing that it can see.
-        as_source: under a causal model, the share after which all that the network answers is what it answers to the
-            source.
+        left_out: how many were not: they replace everything that the output depends on, or nothing of it.
+        as_source: under a causal model, the share on which the network's logits are those that it has for the source.
     """
 
     iia: Share | None
@@ -75,20 +76,26 @@ class Outcome:
 
 @dataclass(frozen=True)
 class InterchangeAccuracy(Result):
-    """Interchange intervention accuracy of a student under a mapping: overall, and for each mapped pair."""
+    """The interchange intervention accuracy of a student under a mapping: overall, and for each entry.
+
+    Attributes:
+        overall: the figures of all entries together.
+        per_pair: the figures of each entry, by its text.
+        settings: the number of pairs, the rules of sources and positions, and the seed.
+        controls: the overall figures of `subspace` (random ones of the same size), `labels` (the teacher takes the
+            sources of other pairs) and `network` (a student with new weights).
+        overlap: the share of the bases that were trained on; None where it is not known.
+    """
 
     overall: Outcome
     per_pair: dict[str, Outcome]
     settings: dict[str, Any]
     controls: dict[str, Outcome] = field(default_factory=dict)
-    """Overall figures of `subspace` (a random one of the same size), `labels` (the causal model, or the teacher, told
-    of other sources) and `network` (with new weights)."""
     overlap: float | None = None
-    """The share of the bases that were trained on, where that was asked for."""
 
     @property
     def iia(self) -> float | None:
-        """The headline figure."""
+        """The interchange intervention accuracy over all entries; None for regression."""
         return None if self.overall.iia is None else self.overall.iia.value
 
     @property
@@ -99,7 +106,7 @@ class InterchangeAccuracy(Result):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the figures must know."""
+        """The remarks that a reader of the figures needs: counterfactuals left out, and rows that were trained on."""
         notes = []
         for name, outcome in self.per_pair.items():
             if outcome.left_out:
@@ -131,6 +138,7 @@ class InterchangeAccuracy(Result):
         return table_of(({"entry": name, **figures_of(outcome)} for name, outcome in self._rows()), "entry")
 
     def _rows(self) -> list[tuple[str, Outcome]]:
+        """Return the figures of the entries, of all together and of the controls, by their headings."""
         controls = [(f"control: {name}", outcome) for name, outcome in self.controls.items()]
         return [*self.per_pair.items(), ("overall", self.overall), *controls]
 
@@ -146,8 +154,8 @@ class InterchangeAccuracy(Result):
         figure = Picture(figsize=(8, 1.1 + 0.4 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for y, (name, outcome, share) in enumerate(rows):
-            colour = "#bbbbbb" if name.startswith("control") else "#4477aa"
-            axes.barh(y, share.value, color=colour, height=0.6, label="IIA" if y == 0 else None)
+            color = "#bbbbbb" if name.startswith("control") else "#4477aa"
+            axes.barh(y, share.value, color=color, height=0.6, label="IIA" if y == 0 else None)
             axes.plot([share.low, share.high], [y, y], color="black", label="95 % interval" if y == 0 else None)
             axes.plot([outcome.do_nothing or 0], [y], "o", color="#ee6677", label="do nothing" if y == 0 else None)
             axes.plot([outcome.replace_all or 0], [y], "s", color="#ccbb44", label="replace all" if y == 0 else None)
@@ -205,13 +213,20 @@ def figures_of(outcome: Outcome) -> dict[str, float | None]:
 
 
 def _error(outcome: Outcome) -> str:
+    """Return the error of real-valued answers as text."""
     if outcome.error is None:
         return "left out"
     return f"mean absolute error {outcome.error:.4g} ({outcome.count} counterfactuals)"
 
 
 def outcome_of(tally: Tally, clusters: Int[Tensor, " pairs"], seed: int) -> Outcome:
-    """Return the figures of a tally; `clusters` says which pairs share their base, `seed` decides the interval."""
+    """Return the figures of a tally.
+
+    Args:
+        tally: the sums.
+        clusters: the number of the base of each pair; pairs that share it are drawn together by the bootstrap.
+        seed: of the interval.
+    """
     total, left_out = float(tally["total"].sum()), int((~tally.kept).sum())
     count = int(tally.kept.sum())
     if not total or tally.regression:

@@ -1,4 +1,15 @@
-"""How alike two networks represent the same examples."""
+"""Similarities of two networks' representations of the same examples.
+
+Representational similarity compares the n × n matrices of cosines C between the vectors of each network, row by row,
+
+    1/n Σ_i cos(C_a[i], C_b[i]),
+
+and linear centered kernel alignment (CKA) the centered activations A and B,
+
+    ‖BᵀA‖² / (‖AᵀA‖ ‖BᵀB‖).
+
+Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555); Kornblith, Norouzi, Lee, Hinton 2019 (arXiv:1905.00414).
+"""
 
 import torch
 from einops import rearrange
@@ -13,7 +24,7 @@ CHUNK = 1024  # rows of the similarity matrices held at a time
 
 @checked
 def representational_similarity(a: Float[Tensor, "n d1"], b: Float[Tensor, "others d2"]) -> Float[Tensor, ""]:
-    """How alike two networks find the same pairs of examples, from −1 to 1.
+    """Similarity, from −1 to 1, of the cosines that two networks give to the same pairs of examples.
 
     Each network gives an n × n matrix of the cosines between its vectors. The result is the mean over the examples of
     the cosine between the row of the one matrix and the row of the other. It is 1 for a network with itself, and does
@@ -33,8 +44,8 @@ def representational_similarity(a: Float[Tensor, "n d1"], b: Float[Tensor, "othe
     >>> representational_similarity(a, b)  # rows (1, 0) and (0, 1) with (1, 1) and (1, 1): ½ √2
     tensor(0.7071)
     """
-    a, b = _checked(a, b)
-    units = _unit(a, "first"), _unit(b, "second")
+    a, b = _check_and_widen(a, b)
+    units = _normalize(a, "first"), _normalize(b, "second")
     rows = []
     for chunk in torch.arange(len(a), device=a.device).split(CHUNK):
         one, other = (vectors[chunk] @ vectors.T for vectors in units)
@@ -44,11 +55,11 @@ def representational_similarity(a: Float[Tensor, "n d1"], b: Float[Tensor, "othe
 
 @checked
 def cka(a: Float[Tensor, "n d1"], b: Float[Tensor, "others d2"]) -> Float[Tensor, ""]:
-    """Linear centred kernel alignment, from 0 to 1: ‖BᵀA‖² / (‖AᵀA‖ ‖BᵀB‖) of the centred activations.
+    """Linear centered kernel alignment, from 0 to 1: ‖BᵀA‖² / (‖AᵀA‖ ‖BᵀB‖) of the centered activations.
 
     It does not change where either is rotated, scaled or moved. It is the biased estimate: with fewer examples than
-    dims, unrelated activations come near 1. Computed from the d × d or the n × n products, whichever cost less; both
-    are the same number.
+    dims, unrelated activations come near 1. It is computed from the d × d or the n × n products, whichever cost less;
+    both are the same number.
 
     Kornblith, Norouzi, Lee, Hinton 2019 (arXiv:1905.00414), section 3.
 
@@ -63,26 +74,30 @@ def cka(a: Float[Tensor, "n d1"], b: Float[Tensor, "others d2"]) -> Float[Tensor
     >>> cka(a, b)
     tensor(1.)
     """
-    a, b = _checked(a, b)
-    a, b = _centred(a, "first"), _centred(b, "second")
+    a, b = _check_and_widen(a, b)
+    a, b = _center(a, "first"), _center(b, "second")
     (n, wide), narrow = a.shape, b.shape[1]
     by_features = wide * wide + narrow * narrow + wide * narrow <= n * (wide + narrow)
-    return _of_features(a, b) if by_features else _of_examples(a, b)
+    return _cka_by_dims(a, b) if by_features else _cka_by_examples(a, b)
 
 
-def _of_features(a: Float[Tensor, "n d1"], b: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
-    """CKA from products between dims, for centred activations."""
+def _cka_by_dims(a: Float[Tensor, "n d1"], b: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
+    """CKA from products between dims, for centered activations."""
     return (b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm())
 
 
-def _of_examples(a: Float[Tensor, "n d1"], b: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
-    """CKA from products between examples, for centred activations."""
+def _cka_by_examples(a: Float[Tensor, "n d1"], b: Float[Tensor, "n d2"]) -> Float[Tensor, ""]:
+    """CKA from products between examples, for centered activations."""
     one, other = a @ a.T, b @ b.T
     return (one * other).sum() / (one.norm() * other.norm())
 
 
-def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as matrices of one dtype, at least float32, and scaled so that no product overflows."""
+def _check_and_widen(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both in one dtype of at least float32.
+
+    Raises:
+        DistillError: other numbers of examples, other devices, or values that are not finite.
+    """
     if a.shape[0] != b.shape[0] or not len(a):
         raise DistillError(
             f"the activations are of {a.shape[0]} and of {b.shape[0]} examples; run both networks on the same, in the "
@@ -103,8 +118,12 @@ def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.to(dtype), b.to(dtype)
 
 
-def _unit(vectors: Float[Tensor, "n dims"], name: str) -> Float[Tensor, "n dims"]:
-    """Every vector at length 1."""
+def _normalize(vectors: Float[Tensor, "n dims"], name: str) -> Float[Tensor, "n dims"]:
+    """Return every vector at length 1.
+
+    Raises:
+        DistillError: a vector is 0.
+    """
     largest = vectors.abs().amax(1)
     if (largest == 0).any():
         raise DistillError(
@@ -115,13 +134,17 @@ def _unit(vectors: Float[Tensor, "n dims"], name: str) -> Float[Tensor, "n dims"
     return scaled / scaled.norm(dim=1, keepdim=True)
 
 
-def _centred(vectors: Float[Tensor, "n dims"], name: str) -> Float[Tensor, "n dims"]:
-    """The vectors without their mean, at most 1 in every dim."""
+def _center(vectors: Float[Tensor, "n dims"], name: str) -> Float[Tensor, "n dims"]:
+    """Return the vectors without their mean, scaled to at most 1 so that no product overflows.
+
+    Raises:
+        DistillError: all vectors are the same.
+    """
     if (vectors == vectors[:1]).all():
         raise DistillError(
             f"the {name} activations are the same for all {len(vectors)} examples, so there is nothing to compare; "
             "give several different examples."
         )
     scaled = vectors / vectors.abs().max()
-    centred = scaled - scaled.mean(0, keepdim=True)
-    return centred / centred.abs().max()
+    centered = scaled - scaled.mean(0, keepdim=True)
+    return centered / centered.abs().max()

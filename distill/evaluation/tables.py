@@ -1,4 +1,4 @@
-"""Figures as tables of pandas."""
+"""Tables of pandas from the figures of a result."""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any

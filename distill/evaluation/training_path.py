@@ -1,4 +1,14 @@
-"""How training moves through the space of representations: checkpoints of several runs as points in a plane."""
+"""Training paths: how training moves through the space of representations, checkpoint by checkpoint.
+
+The checkpoints of several runs become points x in a plane by metric multidimensional scaling: their distances are as
+near as they can be to d = 1 − the similarity of the representations, so that
+
+    stress = √(Σ_ij (‖x_i − x_j‖ − d_ij)² / Σ_ij ‖x_i − x_j‖²)
+
+is least.
+
+Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 4; Kruskal 1964 (doi:10.1007/BF02289565).
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,12 +54,14 @@ ROUNDING = 1e-6  # distances that float32 has made of 0
 @checked
 @dataclass(frozen=True, eq=False)
 class TrainingPath(Result):
-    """Checkpoints of runs as points: the nearer, the more alike their representations. It prints as a table.
+    """The checkpoints of runs as points in a plane: the nearer two are, the more alike are their representations.
+
+    It prints as a table.
 
     Attributes:
-        points: of each run, the place of each checkpoint; only distances mean anything, not the axes.
+        points: for each run, the point of each checkpoint; distances have a meaning, the axes have none.
         distances: 1 − similarity between all checkpoints, run after run.
-        stress: how far the points are from showing these distances (Kruskal's stress-1): 0.05 is good, 0.2 poor.
+        stress: how much the distances in the plane differ from these (Kruskal's stress-1): 0.05 is good, 0.2 poor.
         similarity: the name of the measure.
     """
 
@@ -59,14 +71,15 @@ class TrainingPath(Result):
     similarity: str
 
     def between(self, one: str, other: str) -> Float[Tensor, "checkpoints others"]:
-        """The distances from the checkpoints of a run to those of another, or among its own.
+        """Return the distances from the checkpoints of one run to those of another, or among its own.
 
         Raises:
-            DistillError: a run that there is not.
+            DistillError: a run that does not exist.
         """
         return self.distances[self._numbers(one)][:, self._numbers(other)]
 
     def _numbers(self, run: str) -> slice:
+        """Return the rows of a run in `distances`."""
         if run not in self.points:
             raise DistillError(f"there is no run {run!r}; the runs are {', '.join(map(repr, self.points))}.")
         names = list(self.points)
@@ -74,17 +87,17 @@ class TrainingPath(Result):
         return slice(before, before + len(self.points[run]))
 
     def plot(self) -> Picture:
-        """The runs as lines from their first checkpoint (hollow) to their last (large)."""
+        """Draw the runs as lines from their first checkpoint (hollow) to their last (large)."""
         figure = Picture(figsize=(5.6, 4.6), dpi=110, layout="constrained")
         axes = figure.subplots()
         for number, (name, points) in enumerate(self.points.items()):
             across, down = points.T.tolist()
-            colour = f"C{number % 10}"
-            axes.plot(across, down, color=colour, lw=1, alpha=0.6, zorder=1)
-            axes.scatter(across[1:-1], down[1:-1], s=12, color=colour, zorder=2)
+            color = f"C{number % 10}"
+            axes.plot(across, down, color=color, lw=1, alpha=0.6, zorder=1)
+            axes.scatter(across[1:-1], down[1:-1], s=12, color=color, zorder=2)
             if len(points) > 1:
-                axes.scatter(across[:1], down[:1], s=36, facecolors="white", edgecolors=colour, zorder=3)
-            axes.scatter(across[-1:], down[-1:], s=64, color=colour, edgecolors="white", zorder=3, label=label(name))
+                axes.scatter(across[:1], down[:1], s=36, facecolors="white", edgecolors=color, zorder=3)
+            axes.scatter(across[-1:], down[-1:], s=64, color=color, edgecolors="white", zorder=3, label=label(name))
         axes.set_aspect("equal", adjustable="datalim")
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
@@ -132,6 +145,7 @@ class TrainingPath(Result):
 
     @property
     def _measure(self) -> str:
+        """The name of the similarity in words."""
         return self.similarity.replace("_", " ")
 
 
@@ -142,14 +156,14 @@ def training_path(
     similarity: Callable[[Tensor, Tensor], Tensor] = representational_similarity,
     seed: int = 0,
 ) -> TrainingPath:
-    """Checkpoints of several runs in one plane, as far apart as 1 − the similarity of their representations.
+    """Place the checkpoints of several runs in one plane, as far apart as 1 − the similarity of their representations.
 
     Abnar, Dehghani, Zuidema 2020 (arXiv:2006.00555), section 4. The points come from metric multidimensional scaling
     (SMACOF; Borg, Groenen 2005, Modern Multidimensional Scaling, chapter 8).
 
     Args:
-        runs: {name: [what each checkpoint gives, in order]}, all on the same examples, see `representations`. A network
-            that is not trained, such as a teacher, is a run of one.
+        runs: {name: [the representations of each checkpoint, in order]}, all of the same examples, see
+            `representations`. A network that is not trained, such as a teacher, is a run of one checkpoint.
         similarity: `representational_similarity`, `cka`, or a function like them.
         seed: of the random starts of the scaling.
 
@@ -172,7 +186,7 @@ def training_path(
                 "distance; see whether both are numbers: states.isfinite().all()."
             )
         distances[i, j] = distances[j, i] = max(0.0, 1 - alike)
-    points = _in_the_plane(distances, seed)
+    points = _scale_to_plane(distances, seed)
     lengths = [len(checkpoints) for checkpoints in runs.values()]
     each = dict(zip(runs, points.split(lengths), strict=True))
     return TrainingPath(each, distances, _stress(points, distances), getattr(similarity, "__name__", "similarity"))
@@ -188,15 +202,15 @@ def representations(
     batch_size: int = 128,
     answers: Any = None,
 ) -> Float[Tensor, "examples dims"]:
-    """The activations of `model` at a location, in eval mode: a vector for each row.
+    """Return the activations of `model` at a location, in eval mode: a vector for each row.
 
     Args:
         model: any torch model; it is not changed.
         data: held-out rows, in any form that `accuracy` takes.
-        at: where, as `Location(1)`, "block_output.1" or "logits".
+        at: a location, as `Location(1)`, "block_output.1" or "logits".
         positions: which token, counted over real tokens; −1 is the last. None takes all positions side by side.
-        batch_size: rows at a time.
-        answers: what of the model's output is its answer, as for `fit`; for "logits".
+        batch_size: rows of a forward.
+        answers: which part of the model's output is its answer, as for `fit`; for "logits".
 
     Raises:
         DistillError: rows of several lengths and no `positions`, data that does not fit, or a location or position that
@@ -208,11 +222,11 @@ def representations(
     with evaluating(model), torch.no_grad(), answered((model,), answers):
         for chosen in batches(len(rows), batch_size):
             batch = to_device(rows.batch(chosen), device_of(model))
-            given = inputs_of(model, batch)
-            with tried("the model", model, given):
-                vectors = run(model, given, place, resumable=False).vectors(place)
+            inputs = inputs_of(model, batch)
+            with tried("the model", model, inputs):
+                vectors = run(model, inputs, place, resumable=False).vectors(place)
             check_values("the model", vectors)
-            found.append(_one_each(vectors, _real(model, place, vectors, batch), positions).cpu())
+            found.append(_one_vector_each(vectors, _real(model, place, vectors, batch), positions).cpu())
     if len({each.shape[1] for each in found}) > 1:
         raise _ragged()
     return torch.cat(found)
@@ -229,17 +243,17 @@ def snapshots(
     positions: int | None = None,
     answers: Any = None,
 ) -> list[Float[Tensor, "examples dims"]]:
-    """Train, and take the representations of `model` before the first step, after `every` so many, and after the last.
+    """Train, and take the representations of `model` before the first step, after every `every` steps and the last.
 
     `snapshots(distill.steps(teacher, student, data=task), student, task.test, Location(1), every=100)` is one run for
     `training_path`.
 
     Args:
-        records: `distill.steps(...)`, whose student is `model`, not yet begun.
+        records: `distill.steps(...)`, whose student is `model`, before its first step.
         model: as for `representations`.
         data: as for `representations`.
         at: as for `representations`.
-        every: how many steps lie between two.
+        every: the number of steps between two snapshots.
         positions, answers: as for `representations`.
 
     Raises:
@@ -261,8 +275,8 @@ def snapshots(
     return taken
 
 
-def _one_each(vectors: Tensor, mask: Tensor | None, positions: int | None) -> Float[Tensor, "batch dims"]:
-    """One vector for each example: of one position, or of all side by side."""
+def _one_vector_each(vectors: Tensor, mask: Tensor | None, positions: int | None) -> Float[Tensor, "batch dims"]:
+    """Return one vector for each example: of one position, or of all positions side by side."""
     if vectors.ndim == 4:
         vectors = rearrange(vectors, "batch position heads dims -> batch position (heads dims)")
     if vectors.ndim == 2:
@@ -281,7 +295,7 @@ def _one_each(vectors: Tensor, mask: Tensor | None, positions: int | None) -> Fl
 
 
 def _real(model: nn.Module, at: Location, vectors: Tensor, batch: Mapping[str, Tensor]) -> Tensor | None:
-    """Which tokens at a place are no padding; None where it has none, and all count."""
+    """Return which tokens at a location are no padding; None where the activations have no tokens."""
     if vectors.ndim < 3:
         return None
     rows, width = vectors.shape[:2]
@@ -290,20 +304,21 @@ def _real(model: nn.Module, at: Location, vectors: Tensor, batch: Mapping[str, T
     if real is None:
         raise DistillError(
             f"{place.mask} has shape {list(batch[place.mask].shape)} and {at} has {width} tokens, so padding cannot be "
-            "told; leave the mask out, or name another place."
+            "found; leave the mask out, or name another place."
         )
     return real
 
 
 def _ragged() -> DistillError:
+    """Return the error about rows of several lengths."""
     return DistillError(
         "the rows have several lengths, so not every one has all positions; name one: positions=0, or positions=-1 "
         "for the last."
     )
 
 
-def _in_the_plane(distances: Float[Tensor, "n n"], seed: int) -> Float[Tensor, "n 2"]:
-    """Points whose distances are as near as they can be to those given, the longest way across."""
+def _scale_to_plane(distances: Float[Tensor, "n n"], seed: int) -> Float[Tensor, "n 2"]:
+    """Return points whose distances are as near as they can be to these, their largest extent along the first axis."""
     from sklearn.manifold import smacof
 
     if distances.max() < ROUNDING:
@@ -317,12 +332,12 @@ def _in_the_plane(distances: Float[Tensor, "n n"], seed: int) -> Float[Tensor, "
         eps=1e-9,
         random_state=seed % 2**32,
     )
-    centred = torch.tensor(points) - torch.tensor(points).mean(0)
-    turned = centred @ torch.linalg.svd(centred, full_matrices=False).Vh.T
+    centered = torch.tensor(points) - torch.tensor(points).mean(0)
+    turned = centered @ torch.linalg.svd(centered, full_matrices=False).Vh.T
     return turned * torch.where(turned[0] > 0, -1.0, 1.0)  # the first checkpoint at the lower left
 
 
 def _stress(points: Float[Tensor, "n 2"], distances: Float[Tensor, "n n"]) -> float:
-    """Kruskal 1964 (doi:10.1007/BF02289565), stress-1; 0 where all points are one."""
+    """Return Kruskal's stress-1 (Kruskal 1964, doi:10.1007/BF02289565); 0 where all points are one."""
     shown = torch.cdist(points, points)
     return float(((shown - distances).square().sum() / shown.square().sum().clamp_min(1e-30)).sqrt())

@@ -1,7 +1,11 @@
-"""Interchange intervention accuracy of a network under a causal model: do its places hold what the variables hold?
+"""Interchange intervention accuracy of a network under a causal model.
 
-The causal model says what the answer must be when a variable takes the value that it has in the source, and the network
-is right if it gives that answer when the variable's places take their vectors from the source.
+The causal model answers with a variable set to the value that it has for the source. The network is right if it gives
+the same answer with the vectors at the variable's locations taken from its run of the source:
+
+    IIA = Σ 1[network(base; places ← source) = causal model(base; variable ← source)] / Σ 1.
+
+Geiger et al. 2021 (arXiv:2106.02997), section 3.
 """
 
 from collections.abc import Sequence
@@ -26,10 +30,10 @@ from distill.evaluation.measurement import (
     Interchanges,
     Measurement,
     check_pairs,
-    classes_compared,
+    compare_classes,
     paired,
     refuse_seen,
-    summed,
+    sum_predictions,
 )
 from distill.evaluation.outcome import InterchangeAccuracy, Tally
 from distill.interchange.mapping import Pair, Sides, pairs_of
@@ -39,9 +43,9 @@ from distill.models.finite import check_answers
 from distill.models.inputs import device_of, refuse_valueless
 from interventions import Run, run
 
-STREAM = 2**31 - 1  # pairs that are measured come from another stream than those that are trained on
+STREAM = 2**31 - 1  # seeds the pairs that are measured, apart from those that are trained on
 FEW = 16
-"""How many examples show whether a place is the whole state of a layer."""
+"""How many examples show whether a location is the whole state of a layer."""
 
 
 def variables_accuracy(
@@ -57,16 +61,16 @@ def variables_accuracy(
     controls: str | Sequence[str] = (),
     exclude: SeenRows | None = None,
 ) -> InterchangeAccuracy:
-    """How often a network answers as the causal model does under the same interchange, for each entry of the mapping.
+    """Measure how often a network answers as the causal model does under the same interchange, entry by entry.
 
-    Base and source are sampled by the causal model, or rows of `data`, from a stream of their own. What is drawn
-    depends on `seed` alone, not on the batch size. `do nothing` and `replace all` are the network's answers on base and
-    source. The arguments are those of `interchange_accuracy`.
+    Base and source are sampled by the causal model, or rows of `data`, with a seed apart from that of training. The
+    draws depend on `seed` alone, not on the batch size. `do nothing` and `replace all` are the network's answers to
+    base and source. The arguments are those of `interchange_accuracy`.
 
     Raises:
         DistillError: no pairs, a mapping that does not fit, data that contradicts the causal model or was trained on,
-            no interchange that changes the answer, or a place that is the whole state of a layer at every position:
-            what comes after it would be that of the source, whatever it computes.
+            no interchange that changes the answer, or a location that is the whole state of a layer at every position:
+            later layers would compute the same as for the source in any network.
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3.
     """
@@ -84,7 +88,7 @@ def variables_accuracy(
 
 
 def _overlap(examples: Examples, rows: Given | None, seen: SeenRows) -> float:
-    """Return the share of sampled bases that were trained on; rows of data may not be."""
+    """Return the share of sampled bases that were trained on; raise DistillError for rows of data that were."""
     if rows is None:
         return float(seen.among(examples.base.table).double().mean())
     keep = "keep = ~result.seen.among(data), then {name: column[keep] for name, column in data.items()}"
@@ -93,10 +97,9 @@ def _overlap(examples: Examples, rows: Given | None, seen: SeenRows) -> float:
 
 
 def refuse_ineffective(tally: Tally, entries: tuple[Pair, ...], *, has_rows: bool) -> None:
-    """Raise for a variable whose interchange never changes the answer: any network would be right about it.
+    """Raise DistillError for a variable whose interchange never changes the answer: any network would be right.
 
-    Raises:
-        DistillError: as above. Answers that are numbers all count.
+    Answers that are numbers all count.
     """
     if tally.regression:
         return
@@ -111,7 +114,7 @@ def refuse_ineffective(tally: Tally, entries: tuple[Pair, ...], *, has_rows: boo
 
 
 def examples_of_model(model: CausalModel, pairs: int, seed: int, rows: Given | None = None) -> Examples:
-    """Return pairs from a stream of their own: sampled by the causal model, or of rows of data."""
+    """Return pairs that are sampled by the causal model, or of rows of data, seeded apart from those of training."""
     check_pairs(pairs)
     generator = torch.Generator().manual_seed(seed_from(seed, STREAM))
     if rows is not None:
@@ -125,18 +128,18 @@ def examples_of_model(model: CausalModel, pairs: int, seed: int, rows: Given | N
 
 @dataclass(frozen=True, eq=False)
 class VariableInterchanges(Interchanges):
-    """Variables of a causal model, interchanged in it and at their places in a network; several may be of one."""
+    """Variables of a causal model, interchanged in it and at their locations in a network."""
 
     teacher: CausalModel
     student: nn.Module
 
     @property
     def networks(self) -> tuple[Any, ...]:
-        """The student."""
+        """The student alone, as the teacher is a causal model."""
         return (self.student,)
 
     def inputs(self, batch: Batch) -> Any:
-        """Return what the student is called with."""
+        """Return the inputs that the student is called with."""
         return encoded(self.teacher, self.student, batch)
 
     def count(self, base: Batch, source: Batch, teacher_source: Batch | None, pairs: Int[Tensor, " batch"]) -> Tally:
@@ -150,8 +153,8 @@ class VariableInterchanges(Interchanges):
         for entry in self.entries:
             wanted = model.answers(model.interchange(high[0], {entry.teacher: other}))
             after = self._answers(swapped(model, self.student, entry, here, there), high[0])
-            compared = _compared(wanted, unchanged, after, on_base, on_source)
-            sums.append(summed(compared, torch.ones(len(after), dtype=torch.float64, device=after.device)))
+            compared = _compare(wanted, unchanged, after, on_base, on_source)
+            sums.append(sum_predictions(compared, torch.ones(len(after), dtype=torch.float64, device=after.device)))
         return Tally(torch.stack(sums, 1), regression=unchanged.is_floating_point())
 
     def _answers(self, ran: Run, values: Values) -> Tensor:
@@ -161,11 +164,11 @@ class VariableInterchanges(Interchanges):
         return answers
 
 
-def _compared(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
-    """Return what is counted of each pair, by the names of `SUMS`.
+def _compare(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
+    """Compare the answers of causal model and student, and return what each pair adds, by the names of `SUMS`.
 
     Args:
-        wanted, unchanged: what the causal model answers after the interchange, and to the base.
+        wanted, unchanged: the causal model's answers after the interchange, and to the base.
         after, base, source: the logits of the student after the interchange, on the base and on the source.
     """
     if wanted.is_floating_point():
@@ -173,4 +176,4 @@ def _compared(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, so
     surprise = -after.double().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
     same = torch.isclose(after, source, rtol=1e-4, atol=1e-5).all(1)
     answers = (logits.argmax(-1) for logits in (after, base, source))
-    return classes_compared(wanted, unchanged, *answers) | {"divergence": surprise, "as_source": same}
+    return compare_classes(wanted, unchanged, *answers) | {"divergence": surprise, "as_source": same}
