@@ -76,13 +76,13 @@ def test_both_forms_of_cka_are_its_definition(shape):
     k, m = a @ a.T, b @ b.T
     expected = float(hsic(k, m) / (hsic(k, k) * hsic(m, m)).sqrt())
     a, b = a - a.mean(0), b - b.mean(0)
-    assert similarity._of_features(a, b).item() == pytest.approx(expected)
-    assert similarity._of_examples(a, b).item() == pytest.approx(expected)
+    assert similarity._cka_by_dims(a, b).item() == pytest.approx(expected)
+    assert similarity._cka_by_examples(a, b).item() == pytest.approx(expected)
     assert cka(a, b).item() == pytest.approx(expected)
 
 
 def test_cka_takes_the_cheaper_form(monkeypatch):
-    for name, cheap, dear in (("_of_examples", (4, 50), (50, 4)), ("_of_features", (50, 4), (4, 50))):
+    for name, cheap, dear in (("_cka_by_examples", (4, 50), (50, 4)), ("_cka_by_dims", (50, 4), (4, 50))):
         with monkeypatch.context() as patched:
             patched.setattr(similarity, name, lambda a, b: torch.tensor(-1.0))
             assert cka(drawn(*cheap), drawn(*cheap)).item() == -1
