@@ -124,7 +124,7 @@ def fit(
         tokenizer=None if task is None else task.tokenizer, resume=resume, save_steps=save_steps,
     )  # fmt: skip
     trained_on, place = training.seen, None if training.folder is None else training.folder.path
-    running = loop.completed(
+    running = loop.run_to_end(
         training, (teacher, student), answers, accelerator=accelerator, title=title, console=console
     )
     with running as (records, seconds):

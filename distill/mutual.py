@@ -121,7 +121,7 @@ def mutual(
         save_steps=save_steps,
     )  # fmt: skip
     trained_on = training.seen
-    running = loop.completed(training, networks, answers, accelerator=accelerator, title=title, console=console)
+    running = loop.run_to_end(training, networks, answers, accelerator=accelerator, title=title, console=console)
     with running as (records, seconds):
         names, results = None if isinstance(rows.classes, Ranked) else rows.classes, []
         for number, network in enumerate(networks):

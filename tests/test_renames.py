@@ -204,11 +204,13 @@ def fitted(folder, resume=False, objective=None):
     )
 
 
-def test_a_run_of_before_goes_on(tmp_path):
-    """Its settings have no mark of which names they use, and fingerprints of the source with the old ones."""
+@pytest.mark.parametrize("mark", [None, "2"])
+def test_a_run_of_before_goes_on(tmp_path, mark):
+    """Its settings have no mark of the version of our sources, or an older one, and fingerprints of older sources."""
     first = fitted(tmp_path / "run")
     told = read_json(tmp_path / "run/settings.json", "")
     del told["fingerprints"]["public names"]
+    told["fingerprints"] |= {} if mark is None else {"public names": mark}
     told["fingerprints"] |= {
         "objective 2 (DIITO)": "02e53e819d88e16afca9",
         "objective 3 (Cosine)": "4f3cf2944cfa5d92a10a",

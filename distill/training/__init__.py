@@ -1,1 +1,1 @@
-"""The training loop, what it is given, its schedule and checkpoints, and the folder of a run."""
+"""The training loop, its schedule and checkpoints, and the folder of a run."""

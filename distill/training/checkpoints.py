@@ -1,4 +1,4 @@
-"""Saving a training run so that it can go on as if nothing had happened, and leaving it on Ctrl-C between two steps."""
+"""Checkpoints, from which a run continues as if it had not stopped, and Ctrl-C that takes effect between two steps."""
 
 import json
 import random
@@ -26,17 +26,18 @@ LOG = "log.jsonl"
 
 @dataclass(eq=False)
 class Checkpoints:
-    """The last checkpoints of one run, in a folder: weights, optimizer, the log so far, and checksums of all.
+    """The last checkpoints of one run, in a folder: weights, optimizer, the log so far, and checksums of all files.
 
-    Nothing random is kept, because all that a step draws is decided by the seed and its number, which is in the name.
+    The state of random generators is not saved, because the draws of a step are decided by the seed and the number of
+    the step, which is in the name.
 
     Args:
-        folder: where `step-…` folders are kept, the newest two.
+        folder: holds the newest two checkpoints, folders named `step-…`.
         every: steps between two checkpoints; the last step has one too.
-        resume: go on from the newest one that is whole; where there is none, the run starts anew, which is said.
+        resume: continue from the newest undamaged checkpoint; without one the run starts anew, with a warning.
 
     Attributes:
-        records: those of the steps that are done.
+        records: the records of the steps that are done.
     """
 
     folder: Path
@@ -45,13 +46,13 @@ class Checkpoints:
     records: list[Record] = field(default_factory=list, init=False)
 
     def begin(self, accelerator: Accelerator) -> int:
-        """Save with this accelerator from now on, and load the newest whole checkpoint if that was asked for.
+        """Save with this accelerator from now on, and load the newest undamaged checkpoint if `resume` is set.
 
         Returns:
-            How many steps are done.
+            The number of steps that are done.
 
         Raises:
-            DistillError: it does not fit the model.
+            DistillError: the checkpoint does not fit the model.
         """
         self.accelerator, self.records = accelerator, []
         whole = self._newest_whole() if self.resume else None
@@ -60,7 +61,7 @@ class Checkpoints:
         if whole is None:
             return 0
         try:
-            with generators_kept():  # the draws of a step are decided by its seed, and the caller's are the caller's
+            with keep_generators():  # the generators of the caller stay as they are
                 accelerator.load_state(str(whole))
         except (RuntimeError, ValueError, KeyError) as error:
             raise DistillError(
@@ -72,15 +73,15 @@ class Checkpoints:
         return _number(whole)
 
     def note(self, record: Record) -> None:
-        """Remember the record of a step, which the checkpoints after it keep."""
+        """Remember the record of a step, for the checkpoints after it."""
         self.records.append(record)
 
     def save(self, step: int) -> Path:
-        """Save the state as it is after a step; a signal is heard when that is done."""
+        """Save the state after a step and return the checkpoint; Ctrl-C takes effect when that is done."""
         for model in self.accelerator._models:
             check_weights(model, step, self.last())
         target, partial = self.folder / f"step-{step:07d}", self.folder / "unfinished"
-        with _uninterrupted():
+        with _defer_signal():
             if self.accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
@@ -96,7 +97,7 @@ class Checkpoints:
         return target
 
     def last(self) -> Path | None:
-        """The newest checkpoint, if there is one."""
+        """Return the newest checkpoint, or None."""
         return next(reversed(self._all()), None)
 
     def discard(self, step: int) -> None:
@@ -106,34 +107,36 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
 
     def _remove_old(self) -> None:
-        """Leave the newest two; more are there where a run was killed while it removed one."""
+        """Remove all but the newest two; there are more if a run was killed while it removed one."""
         for old in self._all()[:-2]:
             shutil.rmtree(old)
 
     def _all(self) -> list[Path]:
+        """Return all checkpoints, the oldest first."""
         found = [each for each in self.folder.glob("step-*") if each.name.removeprefix("step-").isdecimal()]
         return sorted(found, key=_number)
 
     def _newest_whole(self) -> Path | None:
-        """The newest checkpoint that is as it was written; those that are not are removed, which is said."""
-        there = self._all()
-        while there:
-            newest, found = there[-1], damage(there[-1])
-            if found is None:
+        """Return the newest undamaged checkpoint; remove damaged ones, with a warning."""
+        remaining = self._all()
+        while remaining:
+            newest, problem = remaining[-1], damage(remaining[-1])
+            if problem is None:
                 if not (newest / MANIFEST).is_file():
                     warnings.warn(
                         f"{newest} was written by an earlier version, without checksums; it is taken unchecked.",
                         stacklevel=2,
                     )
                 return newest
-            there.pop()
-            instead = f"the run goes on from the one before, {there[-1].name}" if there else "the run starts anew"
-            warnings.warn(f"{found}; {instead}.", stacklevel=2)
-            self.accelerator.wait_for_everyone()  # who has not looked yet would find half of it
+            remaining.pop()
+            before = remaining[-1].name if remaining else None
+            instead = f"the run continues from the one before, {before}" if before else "the run starts anew"
+            warnings.warn(f"{problem}; {instead}.", stacklevel=2)
+            self.accelerator.wait_for_everyone()  # a process that has not looked yet would find half of it
             if self.accelerator.is_main_process:
                 shutil.rmtree(newest)
             self.accelerator.wait_for_everyone()
-            if not there:
+            if not remaining:
                 return None
         warnings.warn(
             f"{self.folder} holds no checkpoint: the run ended before its first, and starts anew.", stacklevel=2
@@ -142,7 +145,7 @@ class Checkpoints:
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
+def keep_generators() -> Iterator[None]:
     """Leave the global generators of Python, NumPy and torch as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
@@ -154,7 +157,11 @@ def generators_kept() -> Iterator[None]:
 
 
 def records_of(log: Path, until: int | None = None) -> list[Record]:
-    """The records in a log, up to a step; a last line that was being written when the process ended is left out."""
+    """Return the records of a log, up to a step, without a last line that was cut off when the process ended.
+
+    Raises:
+        DistillError: another line is no record.
+    """
     if not log.is_file():
         return []
     found: list[Record] = []
@@ -175,54 +182,55 @@ def records_of(log: Path, until: int | None = None) -> list[Record]:
 
 
 def lines_of(records: list[Record]) -> str:
-    """Records as a log."""
+    """Return records as the text of a log, one JSON object a line."""
     return "".join(json.dumps(asdict(record)) + "\n" for record in records)
 
 
 def _number(checkpoint: Path) -> int:
+    """Return the number of the step of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 class Interrupt(threading.Event):
-    """Whether Ctrl-C was pressed; `final` is whether what it asked for is being done, so that no second one counts."""
+    """An event that Ctrl-C sets; while `final` is True, the run is being saved and a second Ctrl-C has no effect."""
 
     final = False
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Interrupt]:
-    """Ctrl-C sets the event, so that a step is never left half done; a second one interrupts at once.
+def defer_interrupt() -> Iterator[Interrupt]:
+    """Let Ctrl-C set an event in the block, so that no step is left half done; a second one interrupts at once.
 
-    Only in the main thread, where Python delivers signals; elsewhere the event is never set.
+    This works in the main thread, where Python delivers signals; in other threads the event is never set.
     """
-    asked = Interrupt()
+    interrupt = Interrupt()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield interrupt
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set() and not asked.final:
+        if interrupt.is_set() and not interrupt.final:
             raise KeyboardInterrupt
-        asked.set()
+        interrupt.set()
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield asked
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C in the block is heard after it."""
+def _defer_signal() -> Iterator[None]:
+    """Delay Ctrl-C in the block until its end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard: list[FrameType | None] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(frame))
+    received: list[FrameType | None] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(frame))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if heard and callable(before):
-        before(signal.SIGINT, heard[0])
+    if received and callable(before):
+        before(signal.SIGINT, received[0])

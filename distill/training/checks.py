@@ -1,4 +1,4 @@
-"""That teacher, student and data belong together, tried on a few rows before the first step."""
+"""Checks that teacher, student and data fit together, on a few rows before the first step."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,17 +39,23 @@ from interventions import Model, run
 
 
 def name_of(objective: Objective) -> str:
-    """What an objective is called in errors."""
+    """Return the name of an objective in errors: that of its class."""
     return type(objective).__name__
 
 
 def check(
     teacher: Model | Served | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
 ) -> None:
-    """That teacher, student and data belong together, from one forward of two rows.
+    """Check that teacher, student and data fit together, by one forward pass of two rows.
+
+    Args:
+        teacher: a network, a served one, a causal model, or None.
+        student: the network to train.
+        rows: the data, or the samples of a causal model.
+        pairs: the mapping, which is checked for causal models.
 
     Raises:
-        DistillError: vocabularies, classes or labels that differ; or a variable that is aligned with everything.
+        DistillError: vocabularies, classes or labels differ; or a variable is aligned with whole states.
     """
     if not isinstance(rows, Rows):
         return _check_answers(rows, student, pairs)
@@ -62,12 +68,12 @@ def check(
 
 
 def check_together(networks: Sequence[nn.Module], edges: Iterable[tuple[int, int]], rows: Rows) -> None:
-    """That networks which learn together and the data belong together, from one forward of each.
+    """Check that networks that learn together fit together and to the data, by one forward pass of each.
 
     Args:
-        networks: which read the same.
+        networks: networks that read the same columns.
         edges: (teacher, student), by number.
-        rows: what all of them are trained on.
+        rows: the data that all of them are trained on.
 
     Raises:
         DistillError: as `check`.
@@ -86,41 +92,48 @@ def check_together(networks: Sequence[nn.Module], edges: Iterable[tuple[int, int
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a model answers to a few rows.
+    """The kind of answers that a model gives to a few rows.
 
     Attributes:
-        classes: how many; None where there are no logits.
+        classes: the number of classes; None where there are no logits.
         at_tokens: whether each token has an answer.
-        counted: whether the labels of the rows are classes among them.
+        labelled: whether the labels of the rows are numbers of these classes.
     """
 
     classes: int | None = None
     at_tokens: bool = False
-    counted: bool = True
+    labelled: bool = True
 
 
 def _answers(name: str, model: Any, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> _Answers:
-    """What a model answers to the rows, given those of their columns that it reads."""
-    columns = columns_of(rows.batch(few_of(rows)))
+    """Return the kind of answers that a model gives to a few rows.
+
+    Args:
+        name: of the model in errors.
+        model: a network, here or served.
+        rows: the data.
+        columns_of: chooses the columns that the model reads.
+    """
+    columns = columns_of(rows.batch(sample_rows(rows)))
     with evaluating(model), torch.no_grad():
         logits = answer_of(name, model, columns, run_of, needed=False)
         if "attention_mask" in columns and isinstance(model, nn.Module):
-            _say_side(name, model, rows, columns_of)
+            _warn_of_side(name, model, rows, columns_of)
     if logits is None:
         return _Answers()
     _refuse_virtual(name, model, logits, columns)
     count, names = logits.shape[-1], real_names(model)
-    counted = "labels" in rows.columns and are_classes(model, logits, rows)
+    labelled = "labels" in rows.columns and are_classes(model, logits, rows)
     if names is not None and len(names) != count:
         raise DistillError(
             f"{type(network_of(model)).__name__} answers with {count} classes and its configuration names "
             f"{len(names)}: {', '.join(names[:30])}; name each: model.config.id2label = {{0: …}}."
         )
-    return _Answers(count, logits.ndim > 2, counted)
+    return _Answers(count, logits.ndim > 2, labelled)
 
 
 def _check_models(teacher: Model | Served, student: nn.Module, rows: Rows) -> None:
-    """That two models share no parameter that is trained, and read and answer the same words and names."""
+    """Check that two models share no trained parameter, and agree in vocabulary and names of classes."""
     _refuse_shared(teacher, student)
     known = [size for model in (teacher, student) if (size := vocabulary_of(model)) is not None]
     if len(set(known)) > 1 and not reads_apart(rows.columns):
@@ -133,7 +146,7 @@ def _check_models(teacher: Model | Served, student: nn.Module, rows: Rows) -> No
 
 
 def _check_classes(teacher: _Answers, student: _Answers, rows: Rows) -> None:
-    """That two models answer with as many classes; tokens of two vocabularies need not."""
+    """Check that two models have equally many classes; language models that read different tokens need not."""
     if None in (teacher.classes, student.classes) or teacher.classes == student.classes:
         return
     if not (student.at_tokens and reads_apart(rows.columns)):
@@ -144,9 +157,9 @@ def _check_classes(teacher: _Answers, student: _Answers, rows: Rows) -> None:
 
 
 def _check_labels(found: Sequence[_Answers], rows: Rows, whose: str) -> None:
-    """That labels which are classes are among those that are answered."""
+    """Check that labels that are numbers of classes are among the classes of the models."""
     classes = [each.classes for each in found if each.classes is not None]
-    if not classes or "labels" not in rows.columns or not all(each.counted for each in found):
+    if not classes or "labels" not in rows.columns or not all(each.labelled for each in found):
         return
     labels = rows.table["labels"]
     values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
@@ -160,7 +173,7 @@ def _check_labels(found: Sequence[_Answers], rows: Rows, whose: str) -> None:
 
 
 def _refuse_virtual(name: str, model: Any, logits: Tensor, columns: Mapping[str, Tensor]) -> None:
-    """Refuse answers at virtual tokens, as of a prompt that is learned: no token of the text stands there."""
+    """Raise DistillError if a model answers at virtual tokens too, as with a learned prompt."""
     ids, config = columns.get("input_ids"), getattr(model, "active_peft_config", None)
     virtual = getattr(config, "num_virtual_tokens", None) or 0
     if ids is not None and virtual and logits.ndim == 3 and logits.shape[1] == ids.shape[1] + virtual:
@@ -171,8 +184,8 @@ def _refuse_virtual(name: str, model: Any, logits: Tensor, columns: Mapping[str,
         )
 
 
-def _say_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> None:
-    """Warn where a model answers otherwise because of the side on which the rows are padded."""
+def _warn_of_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[..., Mapping[str, Tensor]]) -> None:
+    """Warn if the answers of a model depend on the side on which the rows are padded."""
     own = TEACHERS if columns_of is teachers and reads_apart(rows.columns) else ""
     chosen = padded_rows(rows.table[f"{own}attention_mask"])
     if chosen:
@@ -182,15 +195,15 @@ def _say_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[...,
         )
 
 
-def few_of(rows: Rows) -> list[int]:
-    """The first two rows, and the longest where rows differ in length: what fails on one fails on it."""
+def sample_rows(rows: Rows) -> list[int]:
+    """Return the first two rows, and the longest where rows differ in length: errors of long rows show there."""
     ragged = next((column for column in rows.table.values() if not isinstance(column, Tensor)), None)
     few = range(min(2, len(rows)))
     return list(few) if ragged is None else sorted({*few, max(range(len(rows)), key=lambda row: len(ragged[row]))})
 
 
 def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
-    """Say where the largest logits of a served teacher are softened otherwise than they are kept for."""
+    """Warn if objectives soften a served teacher by another temperature than its largest logits are kept for."""
     if not isinstance(teacher, Served) or teacher.keep.k is None:
         return
     kept = teacher.keep.temperature
@@ -206,9 +219,9 @@ def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
 
 
 def _refuse_shared(teacher: Any, student: nn.Module) -> None:
-    """Refuse a student that would change the teacher; frozen parts, as below an adapter, may be shared."""
-    theirs = {id(parameter) for parameter in network_of(teacher).parameters()}
-    shared = [name for name, p in student.named_parameters() if id(p) in theirs and p.requires_grad]
+    """Raise DistillError if training the student would change the teacher; frozen parts may be shared."""
+    teachers_own = {id(parameter) for parameter in network_of(teacher).parameters()}
+    shared = [name for name, p in student.named_parameters() if id(p) in teachers_own and p.requires_grad]
     if shared:
         raise DistillError(
             f"the student shares {len(shared)} of its parameters with the teacher ({shared[0]!r}, …), and training "
@@ -217,7 +230,7 @@ def _refuse_shared(teacher: Any, student: nn.Module) -> None:
 
 
 def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> None:
-    """That the network has one logit for each answer of the causal model, and the pairs name parts of it."""
+    """Check that a network has one logit for each answer of a causal model, and that no pair is of whole states."""
     model, device = feed.model, device_of(student)
     values = to_device(feed.batch(range(2)), device)
     inputs = encoded(model, student, values)

@@ -29,12 +29,12 @@ class Computation(nn.Module):
     """All runs of one step in one `forward`, so that DDP and FSDP see one forward and one backward.
 
     Args:
-        teacher: a network, here or elsewhere; None where there is none, or a causal one.
+        teacher: a network, here or served; None where there is none, or a causal model.
         student: the network that answers.
         pairs: the mapping.
-        objectives: compared are the runs of one step by all of them.
-        feed: of a causal teacher.
-        trained: what is trained in place of the student, e.g. the subspaces of the mapping.
+        objectives: all of them compare the runs of one step.
+        feed: with a causal model as teacher, the model and its samples.
+        trained: the module to train instead of the student, e.g. the subspaces of the mapping.
 
     Attributes:
         label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
@@ -56,16 +56,16 @@ class Computation(nn.Module):
         self.pairs, self.feed = pairs, feed
         self.trained = student if trained is None else trained
         self.objectives: Any = nn.ModuleList(objectives)
-        # In a tuple: what is not trained is not saved or wrapped either, and what is may be replaced by its wrapper.
+        # In a tuple, so that frozen models are not submodules, which would be saved and wrapped with the trained ones.
         self._frozen = (teacher, None if trained is None else student)
-        # A run of a traced model keeps only what it is asked for; a torch model's keeps what every block returned.
+        # Runs of traced models keep only requested activations; those of torch models keep every block output.
         is_traced = teacher is not None and not isinstance(teacher, nn.Module | Served)
         self._sources = _union(at.teacher for at in pairs) if is_traced else ()
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
     ) -> dict[str, Tensor]:
-        """The terms of all objectives on a batch."""
+        """Return the terms of all objectives on a batch."""
         return terms_of(self.objectives, self.step(batch, generator, moment))
 
     def step(
@@ -75,14 +75,17 @@ class Computation(nn.Module):
         moment: Moment = NOW,
         reads: Reads | None = None,
     ) -> Step:
-        """What the objectives see: the teacher has run, the student runs once it is asked for.
+        """Return the step for the objectives; the teacher has run, the student runs when an objective needs it.
 
         Args:
-            reads: what is recorded; None is all that the objectives ask for.
+            batch: the columns of the data.
+            generator: the source of randomness.
+            moment: the point of the training.
+            reads: the locations to record; None is all that the objectives compare.
         """
         if reads is None:
-            wanted = [objective.reads(self.pairs) for objective in self.objectives]
-            reads = Reads(_union(each.teacher for each in wanted), _union(each.student for each in wanted))
+            compared = [objective.reads(self.pairs) for objective in self.objectives]
+            reads = Reads(_union(each.teacher for each in compared), _union(each.student for each in compared))
         resumable = any(objective.interchanges for objective in self.objectives)
         teacher, (student,) = self._frozen[0], self.learning
         inputs = self.inputs(batch)
@@ -90,17 +93,18 @@ class Computation(nn.Module):
         def base() -> Run:
             return run(student, inputs, reads.student, resumable=resumable)
 
-        taught = None
+        teacher_run = None
         if teacher is not None:
             with torch.no_grad():
                 places = _union([reads.teacher, (at.whole for at in self._sources if resumable)])
-                taught = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
+                teacher_run = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
         return Step(
-            batch, student, base, taught, self.pairs, generator, reads, self.feed, moment, label_place=self.label_place
-        )
+            batch, student, base, teacher_run, self.pairs, generator, reads, self.feed, moment,
+            label_place=self.label_place,
+        )  # fmt: skip
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Any:
-        """What the student is called with."""
+        """Return the inputs of the student."""
         network = self.learning[0]
         return inputs_of(network, students(batch)) if self.feed is None else encoded(self.feed.model, network, batch)
 
@@ -119,37 +123,37 @@ class Computation(nn.Module):
 
     @property
     def still(self) -> tuple[Any, ...]:
-        """The models that are run and not trained."""
+        """The models that are run but not trained."""
         return tuple(model for model in self._frozen if model is not None)
 
     @property
     def learning(self) -> tuple[nn.Module, ...]:
-        """The networks whose answers are trained; the first says which positions answer."""
+        """The networks whose answers are trained; the first decides which positions have answers."""
         return (self.trained if self._frozen[1] is None else self._frozen[1],)
 
     @property
     def clipped(self) -> tuple[nn.Module, ...]:
-        """Modules whose gradients are clipped apart; none: all are clipped together."""
+        """Modules whose gradients are clipped separately; an empty tuple clips all together."""
         return ()
 
     def answers(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        """What is answered on a batch, by each network that learns."""
+        """Yield the logits on a batch of each network that learns."""
         with torch.no_grad():
             yield run(self.learning[0], self.inputs(batch), resumable=False).logits
 
 
 def within(objectives: nn.Module) -> Iterator[Objective]:
-    """All objectives, those inside of others too, each once."""
+    """Return all objectives, including those inside of others, each once."""
     return (each for each in objectives.modules() if isinstance(each, Objective))
 
 
 def weights_of(objectives: Iterable[Objective]) -> dict[str, Weight]:
-    """The weights that the objectives give their terms."""
+    """Return the default weights of the terms of the objectives."""
     return {name: weight for each in objectives for name, weight in each.weights.items()}
 
 
-def altered(objectives: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
-    """The batch as the objectives want it."""
+def alter_batch(objectives: nn.Module, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
+    """Return the batch after every objective has altered it, e.g. masked its tokens."""
     for objective in within(objectives):
         batch = objective.alter(batch, generator)
     return batch
@@ -166,20 +170,21 @@ def parts_of(
     empty: bool = False,
     place: LabelPlace | None = None,
 ) -> Iterator[tuple[Mapping[str, Tensor], Moment]]:
-    """The parts of a batch, each with its shares of the means over the whole step, of all processes.
+    """Yield the parts of a batch, each with its shares of the means over the whole step of all processes.
 
-    The gradients of the parts are added, those of the processes averaged: shares are times their numbers.
+    The gradients of the parts and of the processes are averaged afterwards, so the shares are multiplied by the number
+    of parts and of processes.
 
     Args:
         batch: the rows of this process.
-        moment: of the whole step.
-        objectives: count what their means are over.
-        student: says which of its positions answer.
+        moment: the point of the training, for the whole step.
+        objectives: count the values that their means are over.
+        student: decides which of its positions have answers.
         accelerator: knows the other processes.
-        parts: into how many the rows are divided; if there are fewer rows, so many, or where other processes make as
-            many parts, with parts that do not count.
-        empty: the rows do not count: this process has none.
-        place: where the labels of tokens stand; None: no token has one.
+        parts: the number of parts. With fewer rows there are fewer parts; with several processes, which must make
+            equally many, there are parts that do not count instead.
+        empty: True if the rows do not count, because none are left for this process.
+        place: where the labels of tokens stand; None if no token has a label.
     """
     rows = len(next(iter(batch.values())))
     alone = accelerator.num_processes == 1
@@ -190,7 +195,7 @@ def parts_of(
     device = next(iter(batch.values())).device
     cuts = [cut if len(cut) else torch.zeros(1, dtype=torch.int64) for cut in split]
     pieces = [{name: column[cut.to(device)] for name, column in batch.items()} for cut in cuts]
-    counts = [counted(objectives, piece, student, place) for piece in pieces]
+    counts = [count_values(objectives, piece, student, place) for piece in pieces]
     kinds = sorted({kind for each in counts for kind in each})
     table = torch.tensor([[each.get(kind, 0) for kind in kinds] for each in counts], device=device)
     table = table * torch.tensor([[bool(len(cut)) and not empty] for cut in split], device=device)
@@ -202,10 +207,10 @@ def parts_of(
         yield piece, Moment(numbers, moment.epoch, moment.epochs, number, by_kind)
 
 
-def counted(
+def count_values(
     objectives: nn.Module, batch: Mapping[str, Tensor], student: nn.Module, place: LabelPlace | None = None
 ) -> dict[str, int]:
-    """Over how many values the means of a batch are, by kind."""
+    """Return {kind of mean: number of values} of the means over a batch."""
     counts = counts_of(student, batch, place or "none")
     for objective in within(objectives):
         counts |= objective.counts(batch)
@@ -213,9 +218,9 @@ def counted(
 
 
 def groups_of(computation: Any, schedule: Schedule) -> list[dict[str, Any]]:
-    """The parameters in groups of one learning rate; `scale` is that rate in units of the schedule's.
+    """Return the parameters in groups of one learning rate; `scale` is the rate divided by that of the schedule.
 
-    An objective's own rate holds for its parameters and those of the objectives inside it.
+    The learning rate of an objective holds for its parameters and those of the objectives inside it.
     """
     rates = {id(p): (schedule.lr, p) for p in computation.parameters()}
     for each in within(computation.objectives):
@@ -228,4 +233,5 @@ def groups_of(computation: Any, schedule: Schedule) -> list[dict[str, Any]]:
 
 
 def _union(groups: Iterable[Iterable[Location]]) -> tuple[Location, ...]:
+    """Return all locations of the groups, each once."""
     return tuple(dict.fromkeys(at for group in groups for at in group))

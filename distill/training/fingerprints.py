@@ -1,4 +1,4 @@
-"""What a run was made of, as short texts: two that differ tell what has changed between two starts of a run."""
+"""Fingerprints of data, models and settings, by which a resumed run sees that something differs from its start."""
 
 import inspect
 import platform
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill import objectives as ours
+from distill import objectives as own_objectives
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
@@ -24,11 +24,13 @@ from distill.objectives import Objective
 from distill.teachers.served import Served
 
 PACKAGES = ("torch", "transformers", "accelerate", "causal-distillation")
-NAMES = "public names"
-"""Which are used in what a run is known by: the second ones, since DIITO has sources=, Location operation=."""
+SOURCES = "public names"
+"""The key under which fingerprints say which version of our own sources they were made from."""
+SOURCES_NOW = "3"
+"""2: DIITO has sources=, Location operation=. 3: docstrings and private names were written anew."""
 CHUNK = 4096
 SAMPLED = 64
-"""Numbers of each parameter and buffer by which a network is known."""
+"""The number of values of each parameter and buffer that the fingerprint of a network holds."""
 
 
 def fingerprints(
@@ -39,13 +41,13 @@ def fingerprints(
     objectives: Sequence[Objective] = (),
     weights: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """What a run is known by: {what: text}.
+    """Return the fingerprints of a run, {name: text}.
 
-    Of the data its columns as they are read (in order, labels too), of a network its class and a sample of its numbers,
-    of a tokenizer its words, of objectives and functions their settings and their source; and the versions.
+    They cover the columns of the data in their order, the class and a sample of the weights of each network, the words
+    of a tokenizer, settings and source of objectives and functions, and the versions of packages.
     """
     return {
-        NAMES: "2",
+        SOURCES: SOURCES_NOW,
         **of_data(data),
         **{name: of_network(each) for name, each in (networks or {}).items() if each is not None},
         **({} if tokenizer is None else {"tokenizer": of_tokenizer(tokenizer)}),
@@ -59,28 +61,37 @@ def fingerprints(
 
 
 def comparable(known: Mapping[str, str], now: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return two runs' fingerprints without those that say nothing about a change.
+    """Return the fingerprints at the start of a run and now, without those that need not mean a change.
 
-    Where a run was started before public names changed, the source of our own objectives has changed with the names;
-    what they are is told by their settings.
+    If our own sources were rewritten since the run was started, fingerprints that contain them are left out: those of
+    our objectives, whose settings are compared too, of functions that are weights, and of causal models.
     """
-    if NAMES in known:
+    if known.get(SOURCES) == SOURCES_NOW:
         return dict(known), dict(now)
-    mine = {name for name in known if name.startswith("objective ") and hasattr(ours, name[name.find("(") + 1 : -1])}
-    before, after = ({name: text for name, text in each.items() if name not in mine | {NAMES}} for each in (known, now))
-    return before, after
+    kept = [
+        {name: text for name, text in each.items() if name != SOURCES and not _holds_own_source(name)}
+        for each in (known, now)
+    ]
+    return kept[0], kept[1]
+
+
+def _holds_own_source(name: str) -> bool:
+    """Return whether the fingerprint of this name contains source text of this package."""
+    if name.startswith("objective "):
+        return hasattr(own_objectives, name[name.find("(") + 1 : -1])
+    return name.startswith("weight of ") or name == "causal model"
 
 
 def by_new_names(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run with its objectives as they are printed now, whenever it was started."""
-    told = {name: settings[name] for name in ("objective", "own") if isinstance(settings.get(name), list)}
+    printed = {name: settings[name] for name in ("objective", "own") if isinstance(settings.get(name), list)}
     texts = {name: [re.sub(r"(Location\([^()]*\b)source=", r"\1operation=", str(each)) for each in all_of]
-             for name, all_of in told.items()}  # fmt: skip
+             for name, all_of in printed.items()}  # fmt: skip
     return {**settings, **texts}
 
 
 def of_data(data: Rows | Feed) -> dict[str, str]:
-    """Of rows each column, and how many there are; of what a causal model samples the model."""
+    """Return the fingerprints of data: its columns and number of rows, or the causal model that samples it."""
     if isinstance(data, Rows):
         named = {f"data column {name!r}": of_value(column) for name, column in data.table.items()}
         return {"number of rows": str(len(data)), **named}
@@ -90,7 +101,7 @@ def of_data(data: Rows | Feed) -> dict[str, str]:
 
 
 def of_network(model: Any) -> str:
-    """The class of a network and a sample of all its numbers; of one that is elsewhere who it is."""
+    """Return the fingerprint of a network: its class and a sample of its weights, or the facts of a served one."""
     if isinstance(model, Served):
         return _short(model.facts())
     network = network_of(model)
@@ -99,28 +110,31 @@ def of_network(model: Any) -> str:
 
 
 def of_causal(model: CausalModel) -> str:
-    """The variables of a causal model, their domains and the source of their mechanisms."""
+    """Return the fingerprint of a causal model: its variables, their domains and the source of their mechanisms."""
     return _short(model)
 
 
 def of_tokenizer(tokenizer: Any) -> str:
-    """The class of a tokenizer and its words, or what a processor is printed as."""
+    """Return the fingerprint of a tokenizer: its class and its words, or of a processor: its printed text."""
     words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else repr(tokenizer)
     return _short((type(tokenizer).__qualname__, words))
 
 
 def of_objective(objective: Objective) -> str:
-    """The settings of an objective and the source of its class."""
+    """Return the fingerprint of an objective: its settings and the source of its class."""
     return _short(objective)
 
 
 def of_value(value: Any) -> str:
-    """The content of numbers, tensors, functions and plain data."""
+    """Return the fingerprint of numbers, tensors, functions and plain data."""
     return _short(value)
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Of Python and of packages, by default those that decide what a step computes; a checkout may not be installed."""
+    """Return the versions of Python and of packages, by default those that decide the result of a step.
+
+    A package that is not installed, as a checkout, has none.
+    """
     found = {"python": platform.python_version()}
     for name in packages:
         with suppress(metadata.PackageNotFoundError):
@@ -129,6 +143,7 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def _short(value: Any) -> str:
+    """Return the hash of a value's content as text."""
     found = blake2b(digest_size=10)
     for part in _parts(value, set()):
         found.update(part)
@@ -136,12 +151,13 @@ def _short(value: Any) -> str:
 
 
 def _some(value: Tensor) -> Tensor:
+    """Return a sample of the values of a tensor, evenly spaced."""
     flat = value.detach().flatten()
     return flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
 
 
 def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
-    """The content of a value, byte by byte; what holds itself is told once."""
+    """Yield the content of a value as bytes; a value inside itself is not repeated."""
     yield f"<{type(value).__qualname__}>".encode()
     if id(value) in above:
         return
@@ -193,10 +209,12 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
 
 
 def _is_row(value: Any, first: Tensor) -> bool:
+    """Return whether a value is a vector of the kind of the first row, so that rows can be concatenated."""
     return isinstance(value, Tensor) and value.ndim == 1 and (value.dtype, value.device) == (first.dtype, first.device)
 
 
 def _of_tensor(value: Tensor) -> Iterator[bytes | memoryview]:
+    """Yield the dtype, shape and numbers of a tensor as bytes."""
     yield f"{value.dtype}{list(value.shape)}".encode()
     if value.numel() and not value.is_meta:
         plain = value.detach().cpu().contiguous()
@@ -205,30 +223,33 @@ def _of_tensor(value: Tensor) -> Iterator[bytes | memoryview]:
 
 
 def _settings(objective: Objective) -> dict[str, Any]:
-    """What an objective was made with and its text may not say: functions, operators, inner objectives.
+    """Return the settings of an objective that its printed text may leave out: functions, operators, inner objectives.
 
-    Of a class of one's own plain public attributes too; ours are printed whole, and some are set in training.
+    For classes of users plain public attributes belong to them too; objectives of this package print these, and set
+    some in training.
     """
-    ours = type(objective).__module__.startswith("distill.")
+    is_own = type(objective).__module__.startswith("distill.")
     public = {name: each for name, each in vars(objective).items() if not name.startswith("_") and _is_setting(each)}
-    plain = {name: each for name, each in public.items() if not ours or not _is_plain(each)}
+    plain = {name: each for name, each in public.items() if not is_own or not _is_plain(each)}
     return plain | {name: each for name, each in objective.named_children() if isinstance(each, Objective)}
 
 
 def _is_setting(value: Any) -> bool:
+    """Return whether an attribute is plain data, a dataclass or a function, or a list of these."""
     if isinstance(value, list | tuple):
         return all(map(_is_setting, value))
     return _is_plain(value) or ((is_dataclass(value) or callable(value)) and not isinstance(value, nn.Module))
 
 
 def _is_plain(value: Any) -> bool:
+    """Return whether a value is a number, a text, None, or a list of these."""
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
 
 
 def _of_code(code: Any, above: set[int]) -> Iterator[bytes | memoryview]:
-    """The source of a class or function, where there is any, and what a function closes over."""
+    """Yield the source of a class or function, else its bytecode, and the values that a function closes over."""
     function = getattr(code, "__func__", code)
     function = inspect.unwrap(function)
     yield getattr(function, "__qualname__", repr(type(function))).encode()
@@ -250,6 +271,7 @@ def _of_code(code: Any, above: set[int]) -> Iterator[bytes | memoryview]:
 
 
 def _of_compiled(code: types.CodeType) -> Iterator[bytes | memoryview]:
+    """Yield the bytecode, names and constants of compiled code as bytes."""
     yield code.co_code
     yield repr(code.co_names).encode()
     for constant in code.co_consts:

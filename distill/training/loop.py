@@ -1,4 +1,4 @@
-"""The training loop: one record a step."""
+"""The training loop: a generator that makes one step at a time and yields its record."""
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -28,16 +28,16 @@ from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints
-from distill.training.computation import altered, groups_of, parts_of, weights_of
+from distill.training.computation import alter_batch, groups_of, parts_of, weights_of
 from distill.training.progress import Plain, Record, shown
 from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
-from distill.training.run_folder import held, until_done
+from distill.training.run_folder import hold_folder, until_done
 from distill.training.schedule import Schedule, drawing, order, weighted
 from interventions import InterventionError, Model
 
 ONE_ROW = "more than 1 value per channel"
-"""What torch says where batch norm is given one row."""
+"""A part of the error of torch where batch norm is given one row."""
 
 
 @checked
@@ -55,29 +55,29 @@ def steps(
     trained: nn.Module | None = None,
     answers: Any = None,
 ) -> Generator[Record, None, None]:
-    """Train `student` in place; the body of the caller's loop over the records is the callback.
+    """Train `student` in place and yield the record of each step; the body of the caller's loop is the callback.
 
-    The arguments are those of `fit`; `schedule` holds its settings of time and speed. `teacher=None` trains on labels
-    alone. `trained` is what is trained in place of the student, e.g. the subspaces of the mapping; the student is then
-    in eval mode.
+    The arguments are those of `fit`; `schedule` holds the settings of duration and learning rate. `teacher=None` trains
+    on labels alone. `trained` is a module to train instead of the student, e.g. the subspaces of the mapping; the
+    student is then in eval mode.
 
     Raises:
-        DistillError: before the first step, what does not fit together; later, a loss that is not finite.
+        DistillError: before the first step, arguments that do not fit together; later, a loss that is not finite.
     """
     teacher, student = uncompiled(teacher), uncompiled(student)
 
-    def running() -> Generator[Record, None, None]:
+    def run_steps() -> Generator[Record, None, None]:
         training = training_of(
             teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
             trained=trained,
         )  # fmt: skip
         yield from train(replace(training, checkpoints=checkpoints), accelerator)
 
-    yield from each_answered((teacher, student), answers, running())
+    yield from each_answered((teacher, student), answers, run_steps())
 
 
 def train(training: Training, accelerator: Accelerator | None = None) -> Generator[Record, None, None]:
-    """Train what the computation of a training holds, in place."""
+    """Train the modules of a training in place and yield the record of each step."""
     lent, accelerator = accelerator, accelerator or Accelerator()
     _refuse_unfit(accelerator)
     computation, rows, schedule = training.computation, training.rows, training.schedule
@@ -91,12 +91,12 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
         modes.callback(_keep_pad_tokens, begun)
         for model in (*computation.still, *computation.learning):
             modes.enter_context(evaluating(model))
-        _on(device, computation)
+        _move(device, computation)
         with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
             _try_out(computation, rows, total / per_epoch, schedule.seed, loss)
             optimizer = schedule.optimizes(groups_of(computation, schedule))
             wrapped, optimizer = accelerator.prepare(computation, optimizer)
-            optimizer.zero_grad()  # what the caller left on the student is no part of the first step
+            optimizer.zero_grad()  # gradients that the caller left on the student
             modes.callback(optimizer.zero_grad)
             if lent is not None:
                 modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
@@ -105,18 +105,18 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
         numbers = range(done, total)
-        mine = order(len(rows), schedule, numbers, accelerator.process_index, processes)
-        for number, read in zip(numbers, readings(rows, mine, schedule, done, per_epoch), strict=True):
+        own_rows = order(len(rows), schedule, numbers, accelerator.process_index, processes)
+        for number, read in zip(numbers, readings(rows, own_rows, schedule, done, per_epoch), strict=True):
             rate = schedule.rate(number, total)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             batch = to_device(read.batch, device)
-            numbered = read.rows.to(device) if isinstance(rows, Rows) else None
-            moment = Moment(numbered, number / per_epoch, total / per_epoch)
+            row_numbers = read.rows.to(device) if isinstance(rows, Rows) else None
+            moment = Moment(row_numbers, number / per_epoch, total / per_epoch)
             try:
                 terms = wrapping.backward(batch, moment, number, empty=read.empty)
             except Unreachable:
-                if checkpoints is not None and done < number and processes == 1:  # others do not know of it
+                if checkpoints is not None and done < number and processes == 1:  # other processes do not save
                     checkpoints.save(number)
                 raise
             if number == done:
@@ -124,7 +124,7 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
             if schedule.clip is not None:
                 for each in computation.clipped or (wrapped,):
                     accelerator.clip_grad_norm_(each.parameters(), schedule.clip)
-            _stepped(optimizer)
+            _make_step(optimizer)
             optimizer.zero_grad()
             if number + 1 == total:
                 check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
@@ -140,7 +140,7 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
 
 
 def _refuse_unfit(accelerator: Accelerator) -> None:
-    """Refuse to train where no gradients are kept, and an accelerator that counts the parts of a step itself."""
+    """Raise DistillError inside inference mode, and for an accelerator that accumulates gradients itself."""
     if torch.is_inference_mode_enabled():
         raise DistillError(
             "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
@@ -155,7 +155,7 @@ def _refuse_unfit(accelerator: Accelerator) -> None:
 
 
 @contextmanager
-def completed(
+def run_to_end(
     training: Training,
     networks: Sequence[Any],
     answers: Any,
@@ -164,32 +164,32 @@ def completed(
     title: str,
     console: Console | None,
 ) -> Iterator[tuple[tuple[Record, ...], float]]:
-    """A training run to its end, as its records and its seconds; inside the block its folder is for this run alone.
+    """Run a training to its end and yield its records and duration [s]; its folder stays locked in the block.
 
     Args:
-        training: its folder holds the log and the checkpoints.
-        networks: those that `answers` is about, as `answered` takes them.
-        answers: what of their output is their answer.
+        training: the training; its folder holds the log and the checkpoints.
+        networks: the networks that `answers` is for, as `answered` takes them.
+        answers: the rule that takes the answer from the output of each network.
         accelerator: `Accelerator()` by default.
-        title: of the progress.
-        console: shows it.
+        title: the title of the progress.
+        console: shows the progress.
     """
-    running = each_answered(networks, answers, train(training, accelerator))
+    records = each_answered(networks, answers, train(training, accelerator))
     began = time.monotonic()
-    with held(training.folder), closing(running):
-        records = until_done(shown(running, title, console or Plain()), training.folder)
-        yield tuple(records), time.monotonic() - began
+    with hold_folder(training.folder), closing(records):
+        done = until_done(shown(records, title, console or Plain()), training.folder)
+        yield tuple(done), time.monotonic() - began
 
 
 @dataclass(frozen=True, eq=False)
 class _Wrapped:
-    """A training as accelerate runs it.
+    """A training whose computation accelerate has wrapped.
 
     Attributes:
-        training: what is the same in every step.
-        wrapped: its computation, as accelerate wrapped it.
-        loss: of the terms.
-        accelerator: which wrapped it.
+        training: the training.
+        wrapped: its computation, wrapped.
+        loss: the loss as a function of the terms.
+        accelerator: the accelerator that wrapped it.
     """
 
     training: Training
@@ -198,12 +198,12 @@ class _Wrapped:
     accelerator: Accelerator
 
     def backward(self, batch: Mapping[str, Tensor], moment: Moment, number: int, *, empty: bool) -> dict[str, Tensor]:
-        """Leave the gradients of one step, computed in its parts; returns its terms, those of all processes."""
+        """Compute the gradients of one step, part by part, and return its terms, averaged over all processes."""
         accelerator, computation, schedule = self.accelerator, self.training.computation, self.training.schedule
         together: dict[str, Tensor] = {}
         drawn = drawing(schedule.seed, number, accelerator.device, accelerator.process_index)
-        with torch.enable_grad(), drawn as generator:  # whatever the caller's block says
-            batch = altered(computation.objectives, batch, generator)
+        with torch.enable_grad(), drawn as generator:  # also inside torch.no_grad() of the caller
+            batch = alter_batch(computation.objectives, batch, generator)
             cut = parts_of(
                 batch, moment, computation.objectives, computation.learning[0], accelerator,
                 parts=schedule.accumulate, empty=empty, place=computation.label_place,
@@ -226,11 +226,15 @@ class _Wrapped:
     def terms(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment, number: int
     ) -> dict[str, Tensor]:
-        """The terms of a part; of activations that are no numbers any more, the error of a loss that is none."""
+        """Return the terms of a part.
+
+        Raises:
+            DistillError: activations that are not finite, reported as a loss that is not; or batch norm with one row.
+        """
         try:
             return self.wrapped(batch, generator, moment)
         except InterventionError as error:
-            for logits in self._answered(batch):
+            for logits in self._logits(batch):
                 if not logits.isfinite().all():
                     _check_finite(logits.sum() * float("nan"), {}, number + 1, self.training.checkpoints)
             raise DistillError(" ".join(str(error).split())) from error
@@ -243,8 +247,8 @@ class _Wrapped:
                 "leaves no step with one."
             ) from error
 
-    def _answered(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """What is answered on a batch, by those networks that have logits."""
+    def _logits(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the logits of the networks on a batch; an empty list if they have none."""
         try:
             return list(self.training.computation.answers(batch))
         except InterventionError:
@@ -252,32 +256,33 @@ class _Wrapped:
 
 
 def _keep_pad_tokens(trained: Sequence[nn.Module]) -> None:
+    """Keep the pad token of each trained model in its configuration."""
     for model in trained:
         keep_pad_token(innermost(model))
 
 
-def _on(device: torch.device, computation: Any) -> None:
-    """Move the models that are on other devices; a quantised one is where it is, and so is one that is served."""
+def _move(device: torch.device, computation: Any) -> None:
+    """Move the models to a device, except those that are there already and served ones."""
     for model in (*computation.still, computation):
         if not isinstance(model, Served) and device_of(model) != device:
             network_of(model).to(device)
 
 
 def _try_out(computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss: Callable[..., Tensor]) -> None:
-    """Let the objectives prepare, then one step that changes nothing, so that what does not fit is said at once."""
+    """Let the objectives prepare, then compute one step without learning, so that errors come before the training."""
     few, device = torch.arange(min(2, len(rows))), device_of(computation)
     batch: Mapping[str, Tensor] = to_device(rows.batch(few), device)
     moment = Moment(few.to(device) if isinstance(rows, Rows) else None, epochs=epochs)
     trial = tried("the trial step", given=batch)
     with trial, evaluating(computation), torch.no_grad(), drawing(seed, -1, device) as generator:
-        batch = altered(computation.objectives, batch, generator)
+        batch = alter_batch(computation.objectives, batch, generator)
         computation.prepare(batch, generator, rows, moment)
         computation.objectives.to(device)
         loss(computation(batch, generator, moment))
 
 
 def _check_attached(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-    """Refuse a loss without a graph: nothing would be learned."""
+    """Raise DistillError for a loss without a graph, from which nothing would be learned."""
     if not loss.requires_grad:
         raise DistillError(
             f"the loss ({', '.join(terms)}) depends on nothing that is trained, as somewhere its graph is cut; leave "
@@ -286,7 +291,7 @@ def _check_attached(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
 
 
 def _check_learns(optimizer: Any, terms: Mapping[str, Tensor]) -> None:
-    """Refuse to train what the loss does not depend on."""
+    """Raise DistillError if the loss depends on none of the trained parameters."""
     if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
         raise DistillError(
             f"none of the parameters that are trained has a gradient, as the loss ({', '.join(terms)}) does not depend "
@@ -294,8 +299,12 @@ def _check_learns(optimizer: Any, terms: Mapping[str, Tensor]) -> None:
         )
 
 
-def _stepped(optimizer: Any) -> None:
-    """Let the optimizer make a step; a learning rate that its numbers cannot hold is refused."""
+def _make_step(optimizer: Any) -> None:
+    """Let the optimizer make a step.
+
+    Raises:
+        DistillError: the learning rate or weight decay overflows the dtype of the weights.
+    """
     try:
         optimizer.step()
     except (RuntimeError, OverflowError) as error:
@@ -309,12 +318,13 @@ def _stepped(optimizer: Any) -> None:
 
 
 def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:
+    """Raise DistillError if the loss is not finite, and discard the checkpoint that gave it."""
     if isfinite(loss.item()):
         return
     if checkpoints is not None:
         checkpoints.discard(step - 1)  # holds the weights that gave this loss; those before gave finite ones
     last = None if checkpoints is None else checkpoints.last()
-    values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items()) or "what it computes are no numbers"
+    values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items()) or "its activations are not finite"
     where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
     raise DistillError(
         f"the loss is {loss.item()} at step {step} ({values}); {where}; lower the learning rate (lr=…) and run again."

@@ -1,4 +1,4 @@
-"""The computation of networks that learn together: all runs of one step."""
+"""The computation of networks that learn together: all runs of one step in one `forward`."""
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,19 +22,19 @@ from distill.training.computation import NOW, within
 from interventions import Location, Run, run
 
 Edge = tuple[int, int]
-"""Who teaches whom, by number: (teacher, student)."""
+"""A teacher and a student of it, by their numbers among the networks."""
 
 
 class Learner(nn.Module):
-    """One network among others, with what it is trained on.
+    """One of several networks that learn together, with its objectives.
 
     Args:
-        number: of the network.
-        network: it.
+        number: the number of the network.
+        network: the network.
         own: objectives without a teacher.
-        lessons: for each teacher by number, objectives that compare with it.
-        pairs: for each teacher, the mapping.
-        weights: of terms, above what their methods say.
+        lessons: {number of a teacher: objectives that compare with it}.
+        pairs: {number of a teacher: the mapping}.
+        weights: weights of terms, which win over the default ones of the objectives.
     """
 
     def __init__(
@@ -55,39 +55,39 @@ class Learner(nn.Module):
 
     @property
     def weights(self) -> dict[str, Weight]:
-        """Of the terms of this network, which carry its number."""
+        """The weights of the terms of this network, with its number after each name."""
         groups = [self.own, *self.lessons.values()]
-        said = {name: weight for group in groups for each in group for name, weight in each.weights.items()}
-        return {f"{name}.{self.number}": weight for name, weight in {**said, **self.given}.items()}
+        default = {name: weight for group in groups for each in group for name, weight in each.weights.items()}
+        return {f"{name}.{self.number}": weight for name, weight in {**default, **self.given}.items()}
 
     def reads(self, teacher: int | None) -> Reads:
-        """What is compared with a teacher; None: of its own."""
+        """Return the locations that the objectives with a teacher compare; None: those without one."""
         pairs = () if teacher is None else self.pairs[teacher]
-        wanted = [each.reads(pairs) for each in self.objectives(teacher)]
+        compared = [each.reads(pairs) for each in self.objectives(teacher)]
         return Reads(
-            tuple(dict.fromkeys(at for each in wanted for at in each.teacher)),
-            tuple(dict.fromkeys(at for each in wanted for at in each.student)),
+            tuple(dict.fromkeys(at for each in compared for at in each.teacher)),
+            tuple(dict.fromkeys(at for each in compared for at in each.student)),
         )
 
     def objectives(self, teacher: int | None) -> Any:
-        """Those that compare with a teacher; None: its own."""
+        """Return the objectives that compare with a teacher; None: those without one."""
         return self.own if teacher is None else self.lessons[str(teacher)]
 
     @property
     def teachers(self) -> list[int]:
-        """Their numbers."""
+        """The numbers of its teachers."""
         return [int(name) for name in self.lessons]
 
 
 class Together(nn.Module):
-    """All runs of one step of networks that learn together, as `distill.training.loop.train` wants a computation.
+    """All runs of one step of networks that learn together, with the interface of `Computation`.
 
     Args:
         networks: the networks.
         lessons: objectives that compare with a teacher.
         own: objectives without one.
         pairs: for each edge (teacher, student), the mapping.
-        weights: of terms in all networks.
+        weights: weights of terms in all networks.
 
     Attributes:
         objectives: the learners, each with its network and its objectives.
@@ -124,23 +124,23 @@ class Together(nn.Module):
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
     ) -> dict[str, Tensor]:
-        """The terms of all networks, their numbers behind the names."""
+        """Return the terms of all networks, with the number of the network after each name."""
         runs = self._runs(batch, record=True)
         terms: dict[str, Tensor] = {}
         for number, learner in enumerate(self.objectives):
-            mine = terms_of(learner.own, self._step(batch, generator, moment, runs, (None, number)))
-            taught: dict[str, Tensor] = {}
+            own = terms_of(learner.own, self._step(batch, generator, moment, runs, (None, number)))
+            compared: dict[str, Tensor] = {}
             for teacher in learner.teachers:
                 step = self._step(batch, generator, moment, runs, (teacher, number))
                 for name, term in terms_of(learner.lessons[str(teacher)], step).items():
                     part = term / len(learner.teachers) if len(learner.teachers) > 1 else term
-                    taught[name] = taught[name] + part if name in taught else part
-            twice = mine.keys() & taught.keys()
+                    compared[name] = compared[name] + part if name in compared else part
+            twice = own.keys() & compared.keys()
             if twice:
                 raise DistillError(
                     f"objective and own both return the term {min(twice)!r}; leave it out of one of them."
                 )
-            terms |= {f"{name}.{number}": term for name, term in {**mine, **taught}.items()}
+            terms |= {f"{name}.{number}": term for name, term in {**own, **compared}.items()}
         return terms
 
     def prepare(
@@ -169,7 +169,7 @@ class Together(nn.Module):
 
     @property
     def still(self) -> tuple[nn.Module, ...]:
-        """None: all are trained."""
+        """An empty tuple, as all networks are trained."""
         return ()
 
     @property
@@ -183,14 +183,14 @@ class Together(nn.Module):
         return tuple(self.objectives)
 
     def answers(self, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        """What each network answers on a batch."""
+        """Yield the logits of each network on a batch."""
         with torch.no_grad():
             for network in self.learning:
                 yield run(network, inputs_of(network, batch), resumable=False).logits
 
     def _runs(self, batch: Mapping[str, Tensor], *, record: bool) -> list[Run]:
-        """One run of each network, with all that is compared of it, as that of a student and of a teacher."""
-        wanted: list[dict[Location, None]] = [{} for _ in self.objectives]
+        """Return one run of each network, with all locations at which it is compared, as a student and as a teacher."""
+        compared: list[dict[Location, None]] = [{} for _ in self.objectives]
         resumable = [False for _ in self.objectives]
         for number, learner in enumerate(self.objectives):
             for teacher in (None, *learner.teachers):
@@ -198,11 +198,11 @@ class Together(nn.Module):
                 interchanges = any(each.interchanges for each in learner.objectives(teacher))
                 for one, places in ((number, reads.student), (teacher, reads.teacher)):
                     if one is not None:
-                        wanted[one] |= dict.fromkeys(places)
+                        compared[one] |= dict.fromkeys(places)
                         resumable[one] = resumable[one] or interchanges
         return [
             run(network, inputs_of(network, batch), list(at), resumable=resumes)
-            for network, at, resumes in zip(self.learning, wanted, resumable, strict=True)
+            for network, at, resumes in zip(self.learning, compared, resumable, strict=True)
         ]
 
     def _step(
@@ -215,23 +215,24 @@ class Together(nn.Module):
         *,
         record: bool = True,
     ) -> Step:
-        """What the objectives of an edge see; from None: those without a teacher."""
+        """Return the step for the objectives of an edge; for a teacher of None, for those without a teacher."""
         teacher, student = edge
         learner = self.objectives[student]
-        taught = None if teacher is None else runs[teacher].detach()
+        teacher_run = None if teacher is None else runs[teacher].detach()
         pairs = () if teacher is None else learner.pairs[teacher]
         reads = learner.reads(teacher) if record else Reads()
         return Step(
-            batch, learner.network, lambda: runs[student], taught, pairs, generator, reads=reads, moment=moment,
+            batch, learner.network, lambda: runs[student], teacher_run, pairs, generator, reads=reads, moment=moment,
             label_place=self.label_place,
         )  # fmt: skip
 
 
 def _copies(objectives: Sequence[Objective]) -> list[Objective]:
-    """The objectives, copies of those that hold something of the models or the data they are used with."""
-    return [copy.deepcopy(each) if _holds_something(each) else each for each in objectives]
+    """Return the objectives; copies of those that have parameters or prepare for the models and data."""
+    return [copy.deepcopy(each) if _has_state(each) else each for each in objectives]
 
 
-def _holds_something(objective: Objective) -> bool:
+def _has_state(objective: Objective) -> bool:
+    """Return whether an objective prepares for models and data, or has parameters or buffers."""
     prepares = any(type(each).prepare is not Objective.prepare for each in within(objective))
     return prepares or any(True for _ in (*objective.parameters(), *objective.buffers()))

@@ -1,4 +1,4 @@
-"""Showing how far a run is: a bar on a terminal, plain lines elsewhere."""
+"""The progress of a training on a console: a bar on a terminal, plain lines elsewhere."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +15,7 @@ LINES = 10
 
 @dataclass(frozen=True)
 class Record:
-    """One training step: its number from 1, how many there are, the loss, its unweighted terms, the learning rate."""
+    """The record of a step: its number from 1, the number of steps, the loss, unweighted terms and learning rate."""
 
     step: int
     total: int
@@ -25,29 +25,30 @@ class Record:
 
 
 class Plain(Console):
-    """A console that shows what names of classes, files and tasks hold, and obeys none of it."""
+    """A console that prints control characters in names of classes, files and tasks visibly, without any effect."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
-        """What is rendered, its text printable."""
+        """Yield the rendered segments, their text made printable."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 def console_of() -> Console:
-    """A console; where it is no terminal, wide enough for the table and without control characters."""
+    """Return a console; one that is no terminal is wide enough for the table and without control characters."""
     console = Plain()
     return console if console.is_terminal else Plain(width=120, no_color=True)
 
 
 def shown(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
-    """The records, passed on, with the step, the loss, its terms and the time left on the console.
+    """Yield the records as they come, and show step, loss, terms and the remaining time on the console.
 
-    Where the console is no terminal, `LINES` plain lines without control characters.
+    On a console that is no terminal, `LINES` plain lines without control characters are shown.
     """
     yield from (_bar if console.is_terminal else _lines)(records, printable(title), console)
 
 
 def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
+    """Yield the records and show a bar."""
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -63,6 +64,7 @@ def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Re
 
 
 def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
+    """Yield the records and print plain lines."""
     began, first = time.monotonic(), None
     for record in records:
         first = record.step - 1 if first is None else first
@@ -79,10 +81,12 @@ def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[
 
 
 def _terms(record: Record) -> str:
+    """Return the loss and its terms as text."""
     terms = (f"{name} {value:.4f}" for name, value in record.terms.items())
     return printable("  ".join([f"loss {record.loss:.4f}", *terms]))
 
 
 def _clock(seconds: float) -> str:
+    """Return a duration as minutes:seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

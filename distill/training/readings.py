@@ -1,4 +1,4 @@
-"""The batches of a training: rows of a table, or drawn anew from a data set in each epoch, with workers."""
+"""The batches of a training: rows of a table, or rows drawn anew from a data set in each epoch, read by workers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ from distill.training.schedule import Schedule
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a process is given in one step.
+    """The rows that a process computes in one step.
 
     Attributes:
         rows: the numbers of the rows.
         batch: their columns.
-        empty: no rows are left for this process; one stands in for them and does not count.
+        empty: True if no rows are left for this process; row 0 stands in for them and does not count.
     """
 
     rows: Int[Tensor, " batch"]
@@ -33,52 +33,59 @@ class Reading:
 def readings(
     rows: Rows | Feed, chosen: Iterable[Int[Tensor, " batch"]], schedule: Schedule, first: int, per_epoch: int
 ) -> Iterator[Reading]:
-    """What is read in each step.
+    """Yield the batch of each step.
 
     Args:
-        rows: what is trained on.
+        rows: the data, or the samples of a causal model.
         chosen: the numbers of the rows of each step.
         schedule: holds the seed and the number of workers.
         first: the number of the first of these steps.
-        per_epoch: how many steps an epoch has.
+        per_epoch: the number of steps of an epoch.
     """
     source = rows.source if isinstance(rows, Rows) else None
-    asked = ((number // per_epoch, numbers) for number, numbers in enumerate(chosen, first))
+    keys = ((number // per_epoch, numbers) for number, numbers in enumerate(chosen, first))
     steps: Any = _Steps(rows, schedule.seed)
     workers = 0 if source is None else max(schedule.workers, source.workers)
     if not workers:
-        yield from map(_read, map(steps.__getitem__, asked))
+        yield from map(_raise_errors, map(steps.__getitem__, keys))
         return
-    order, kept = cast(Any, asked), cast(Any, _as_it_is)
-    # A generator of its own: else it would draw from the default one.
+    sampler, collate = cast(Any, keys), cast(Any, _return_unchanged)
+    # A generator of its own, else it would draw from the default one.
     loader: Any = DataLoader(
-        steps, sampler=order, batch_size=None, num_workers=workers, collate_fn=kept, generator=torch.Generator()
+        steps, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=collate, generator=torch.Generator()
     )
-    yield from map(_read, loader)
+    yield from map(_raise_errors, loader)
 
 
 @dataclass(frozen=True, eq=False)
 class _Steps(Dataset[Any]):
-    """Steps by epoch and numbers of rows; what cannot be read is the error, which workers would raise as another."""
+    """The steps as a data set, by epoch and numbers of rows.
+
+    Errors are returned, not raised, as workers would raise them as errors of another type.
+    """
 
     rows: Any
     seed: int
 
-    def __getitem__(self, asked: tuple[int, Tensor]) -> Reading | DistillError:
-        epoch, chosen = asked
-        here = chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)
+    def __getitem__(self, key: tuple[int, Tensor]) -> Reading | DistillError:
+        epoch, chosen = key
+        numbers = chosen if len(chosen) else torch.zeros(1, dtype=torch.int64)
         try:
-            batch = self.rows.drawn(here, epoch, self.seed) if isinstance(self.rows, Rows) else self.rows.batch(here)
+            batch = (
+                self.rows.drawn(numbers, epoch, self.seed) if isinstance(self.rows, Rows) else self.rows.batch(numbers)
+            )
         except DistillError as error:
             return error
-        return Reading(here, batch, not len(chosen))
+        return Reading(numbers, batch, not len(chosen))
 
 
-def _read(found: Reading | DistillError) -> Reading:
+def _raise_errors(found: Reading | DistillError) -> Reading:
+    """Return a batch, or raise the error that stands in its place."""
     if isinstance(found, DistillError):
         raise found
     return found
 
 
-def _as_it_is(reading: Any) -> Any:
+def _return_unchanged(reading: Any) -> Any:
+    """Return a batch as it is."""
     return reading

@@ -1,4 +1,4 @@
-"""What a training is given, read and checked once: rows, objectives, pairs, schedule, folder."""
+"""The arguments of a training, read and checked once: rows, objectives, pairs, schedule and folder."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,21 +32,21 @@ from interventions import Model
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """What a training is given, read and checked once.
+    """The arguments of a training, read and checked once.
 
     `fit`, `steps`, `mutual` and `align` make one, the loop takes it, and the result of `fit` remembers its rows.
 
     Attributes:
-        computation: all runs of a step: a `Computation`, or another with its attributes.
-        rows: what is trained on: rows of data, or what a causal model samples.
-        schedule: time and speed.
-        objectives: those that were asked for.
+        computation: all runs of a step: a `Computation`, or another module with its interface.
+        rows: the rows of data, or the samples of a causal model.
+        schedule: the duration and the learning rate.
+        objectives: the requested objectives.
         pairs: the mapping between a teacher and a student.
         weights: {term: weight}.
-        left_out: terms that `weights` may name although they are not there.
-        settings: what was asked for, as it is written into the folder.
-        folder: where the training is kept, if anywhere.
-        checkpoints: where its state is saved.
+        left_out: terms that `weights` may name although they do not exist.
+        settings: the requested settings, as they are written into the folder.
+        folder: the folder of the run, if it has one.
+        checkpoints: the checkpoints of the run, if it has any.
     """
 
     computation: Any
@@ -62,7 +62,7 @@ class Training:
 
     @cached_property
     def seen(self) -> SeenRows:
-        """The rows that it is trained on, known by what they hold when this is first asked for."""
+        """The rows that are trained on, by their content when this is first read."""
         return remembered(self.computation.learning[0], self.rows, self.schedule, process_state().num_processes)
 
     @property
@@ -80,26 +80,28 @@ class Training:
         resume: Resume = False,
         save_steps: Any = SAVE_STEPS,
     ) -> "Training":
-        """The same training with its settings, kept in a folder if one is named.
+        """Return the same training with its settings, and with a folder if one is named.
 
         Args:
-            output_dir: the folder; None keeps nothing.
-            settings: what was asked for.
-            networks: {name: network}, which the folder knows by a sample of their numbers.
-            tokenizer: what the data was read with.
-            resume: go on from the newest checkpoint in the folder.
+            output_dir: the folder; None saves nothing.
+            settings: the requested settings.
+            networks: {name: network}, whose fingerprints the folder holds.
+            tokenizer: the tokenizer that the data was read with.
+            resume: continue from the newest checkpoint in the folder.
             save_steps: steps between two checkpoints.
 
         Raises:
-            DistillError: a folder that holds something else, or a run that was started otherwise.
+            DistillError: the folder holds something else, or a run that was started with other settings.
         """
-        told = dict(settings)
+        written = dict(settings)
         if output_dir is not None:
-            told[FINGERPRINTS] = fingerprints(
+            written[FINGERPRINTS] = fingerprints(
                 data=self.rows, networks=networks, tokenizer=tokenizer, objectives=self.objectives, weights=self.weights
             )
-        folder = run_folder(output_dir, told, resume, save_steps)
-        return replace(self, settings=told, folder=folder, checkpoints=None if folder is None else folder.checkpoints)
+        folder = run_folder(output_dir, written, resume, save_steps)
+        return replace(
+            self, settings=written, folder=folder, checkpoints=None if folder is None else folder.checkpoints
+        )
 
 
 def training_of(
@@ -113,15 +115,15 @@ def training_of(
     schedule: Schedule,
     trained: nn.Module | None = None,
 ) -> Training:
-    """The training of a student by a teacher, or by labels alone. The arguments are those of `steps`.
+    """Return the training of a student by a teacher, or by labels alone; the arguments are those of `steps`.
 
     Raises:
-        DistillError: what does not fit together.
+        DistillError: the arguments do not fit together.
     """
-    asked = objectives_of(objective, teacher, mapping)
-    pairs = mapped(teacher, student, mapping, asked)
-    rows = fed(teacher, student, data, schedule)
-    objectives, left_out = supported(asked, rows)
+    requested = objectives_of(objective, teacher, mapping)
+    pairs = mapped(teacher, student, mapping, requested)
+    rows = rows_for(teacher, student, data, schedule)
+    objectives, left_out = supported(requested, rows)
     check(teacher, student, rows, pairs)
     if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
         raise DistillError(
@@ -134,7 +136,7 @@ def training_of(
     network = None if isinstance(teacher, CausalModel) else teacher
     feed = rows if not isinstance(rows, Rows) else None
     computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
-    return Training(computation, rows, schedule, asked, pairs, dict(weights or {}), left_out)
+    return Training(computation, rows, schedule, requested, pairs, dict(weights or {}), left_out)
 
 
 def objectives_of(
@@ -142,7 +144,11 @@ def objectives_of(
     teacher: Model | Served | CausalModel | None,
     mapping: Any = None,
 ) -> list[Objective]:
-    """The objectives as a list; by default KD and DIITO, KD where the mapping is empty, for a causal model IIT."""
+    """Return the objectives as a list; by default KD and DIITO, KD where the mapping is empty, IIT for a causal model.
+
+    Raises:
+        DistillError: something else than objectives, or none without a teacher.
+    """
     if objective is None and isinstance(teacher, CausalModel):
         return [IIT()]
     if objective is None:
@@ -160,7 +166,7 @@ def objectives_of(
 
 
 def _refuse_two_masks(objectives: Sequence[Any]) -> None:
-    """Refuse objectives that would mask text differently: one mask serves all."""
+    """Raise DistillError if two objectives would mask the text differently, as one mask serves all."""
     found = [part for each in objectives if isinstance(each, Objective) for part in each.modules()]
     masks = {repr(part) for part in found if isinstance(part, MaskedLM) and part.mask_token is not None}
     if len(masks) > 1:
@@ -171,12 +177,12 @@ def _refuse_two_masks(objectives: Sequence[Any]) -> None:
 
 
 def supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[Objective], tuple[str, ...]]:
-    """The objectives that the columns of the data are enough for, and the terms of those that are left out.
+    """Return the objectives for which the data has all columns, and the terms of those that are left out.
 
-    Left out, with a warning, is what needs labels where there are none: a transfer set need not have any.
+    Objectives that need labels are left out, with a warning, if the data has none, as a transfer set may.
 
     Raises:
-        DistillError: a column is missing, and it is not that of the labels or nothing else remains.
+        DistillError: another column is missing, or no objective remains.
     """
     if not isinstance(rows, Rows):
         return list(objectives), ()
@@ -199,8 +205,10 @@ def supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[
     return kept, tuple(term for terms in dropped for term in terms)
 
 
-def fed(teacher: Model | Served | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule) -> Rows | Feed:
-    """What the steps are given: rows of the data, or what a causal model samples."""
+def rows_for(
+    teacher: Model | Served | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule
+) -> Rows | Feed:
+    """Return the rows of a training: rows of the data, or the samples of a causal model."""
     if isinstance(data, Feed) and not isinstance(data, Rows):
         return data
     if not isinstance(teacher, CausalModel):
@@ -209,7 +217,7 @@ def fed(teacher: Model | Served | CausalModel | None, student: nn.Module, data: 
 
 
 def feed_of(model: CausalModel, data: Any, schedule: Schedule) -> Feed:
-    """Rows of data that a causal model takes, or what it samples."""
+    """Return the data of a causal model: given rows, or its samples."""
     if data is not None:
         return given(model, data)
     return Samples(model, schedule.seed, (schedule.steps or SAMPLED_STEPS) * schedule.batch_size)
@@ -221,7 +229,7 @@ def mapped(
     mapping: Sides | tuple[Pair, ...] | str | None,
     objectives: Sequence[Objective],
 ) -> tuple[Pair, ...]:
-    """The mapping as checked pairs; by default "full" if an objective interchanges, else empty."""
+    """Return the mapping as checked pairs; by default "full" if an objective interchanges, else empty."""
     if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
         return ()
     if isinstance(teacher, CausalModel):
@@ -233,9 +241,9 @@ def mapped(
 
 
 def remembered(student: nn.Module, rows: Rows | Feed, schedule: Schedule, processes: int = 1) -> SeenRows:
-    """What a student is trained on: all rows of data as they are now, or the bases that a causal model samples."""
+    """Return the rows that a student is trained on: all rows of data as they are now, or sampled bases."""
     if isinstance(rows, Rows):
-        return SeenRows.of(rows.table, _read(student, rows))
+        return SeenRows.of(rows.table, _columns_read(student, rows))
     if isinstance(rows, Given):
         return SeenRows.of(rows.batch(range(len(rows))))
 
@@ -248,8 +256,8 @@ def remembered(student: nn.Module, rows: Rows | Feed, schedule: Schedule, proces
     return SeenRows(batches)
 
 
-def _read(student: nn.Module, rows: Rows) -> list[str] | None:
-    """The columns that the student is called with; None where that is not known."""
+def _columns_read(student: nn.Module, rows: Rows) -> list[str] | None:
+    """Return the columns that the student is called with; None if they cannot be found."""
     batch = students(rows.batch([0]))
     try:
         given = inputs_of(student, to_device(batch, device_of(student)))

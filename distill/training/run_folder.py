@@ -1,4 +1,4 @@
-"""The folder of a run: settings, log, checkpoints, and who is at work in it."""
+"""The folder of a run: its settings, log and checkpoints, and the lock that keeps other runs out."""
 
 import json
 import warnings
@@ -21,31 +21,31 @@ from distill.storage.files import (
     write_json,
 )
 from distill.storage.locks import LOCK, locked
-from distill.training.checkpoints import LOG, Checkpoints, deferred_interrupt, lines_of, records_of
+from distill.training.checkpoints import LOG, Checkpoints, defer_interrupt, lines_of, records_of
 from distill.training.fingerprints import by_new_names, comparable
 from distill.training.progress import Record
 
 SETTINGS, RESULT, STUDENT, CHECKPOINTS = "settings.json", "result.json", "student", "checkpoints"
 FINGERPRINTS = "fingerprints"
 AT_START = "as it was at the start"
-"""Ends the names of fingerprints of what is trained: it counts where a run starts anew."""
+"""The end of names of fingerprints of trained networks, which are compared only where a run starts anew."""
 ANYWAY = "anyway"
 SAVE_STEPS = 200
 Resume = bool | Literal["anyway"]
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, after the state was saved; the message says how to go on."""
+    """The error of Ctrl-C after the state was saved; the message says how to continue."""
 
 
 @dataclass(eq=False)
 class RunFolder:
-    """Where a run keeps what it does, a new folder or the one that it goes on in.
+    """The folder of a run, a new one or that of the run that is resumed.
 
     Attributes:
         path: the folder.
-        settings: what the run was asked for, and in "fingerprints" what it is made of.
-        resume: go on; "anyway" also where something differs from what the run was started with.
+        settings: the settings of the run, and under "fingerprints" those of its data, networks and objectives.
+        resume: whether to continue the run; "anyway" also if something differs from its start.
         save_steps: steps between two checkpoints.
     """
 
@@ -58,8 +58,8 @@ class RunFolder:
     def __post_init__(self) -> None:
         if self.resume not in (True, False, ANYWAY):
             raise DistillError(
-                f"resume={self.resume!r} is none of True, False and 'anyway'; resume=True goes on where nothing has "
-                "changed, resume='anyway' all the same."
+                f"resume={self.resume!r} is none of True, False and 'anyway'; resume=True continues where nothing has "
+                "changed, resume='anyway' in any case."
             )
         if isinstance(self.save_steps, bool) or not isinstance(self.save_steps, int) or self.save_steps < 1:
             raise DistillError(
@@ -73,11 +73,11 @@ class RunFolder:
             self._compare()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """The folder, made if need be, for this run alone; one that was made and holds nothing afterwards is removed.
+    def hold(self) -> Iterator[None]:
+        """Lock the folder for this run in the block, and make it if need be; a new one that stays empty is removed.
 
         Raises:
-            DistillError: another run is at work there.
+            DistillError: another run is using the folder.
         """
         if not process_state().is_main_process:
             yield
@@ -88,15 +88,15 @@ class RunFolder:
             with locked(self.path):
                 clear_leftovers(self.path)
                 if not self.resume:
-                    refuse_used(self.path)  # by another run, since this one looked
+                    refuse_used(self.path)  # another run may have used it in the meantime
                 yield
         finally:
             for each in missing:
                 remove_empty(each)
 
     def begin(self) -> list[Record]:
-        """Write the settings, and the log up to the checkpoint that is gone on from; returns its records."""
-        kept = self.checkpoints.records[:-1]  # the last is that of the step that has just been made
+        """Write the settings, and the log up to the checkpoint that the run continues from; return its records."""
+        kept = self.checkpoints.records[:-1]  # without the step that has just been made
         if process_state().is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / SETTINGS, self.settings)
@@ -110,15 +110,15 @@ class RunFolder:
                 log.write(json.dumps(asdict(record)) + "\n")
 
     def _compare(self) -> None:
-        """See that the folder holds a run that was started with the same."""
-        told = self.path / SETTINGS
-        if not told.exists():
-            if self.path.is_dir() and not _used(self.path):
+        """Raise DistillError, or warn if it is to be resumed anyway, if the run was started with something else."""
+        file = self.path / SETTINGS
+        if not file.exists():
+            if self.path.is_dir() and not _is_used(self.path):
                 warnings.warn(f"{self.path} holds no step of a run, which starts anew.", stacklevel=4)
                 return
             raise DistillError(f"{self.path} holds no run to go on with; leave resume out to start one.")
         try:
-            before = read_json(told, "start anew in a new folder, or go on with what is given now: resume='anyway'")
+            before = read_json(file, "start anew in a new folder, or go on with what is given now: resume='anyway'")
         except Damaged as error:
             if self.resume != ANYWAY:
                 raise
@@ -126,11 +126,11 @@ class RunFolder:
             return
         known, now = before.pop(FINGERPRINTS, None), dict(self.settings)
         prints = now.pop(FINGERPRINTS, {})
-        if known is not None and self.checkpoints.last() is not None:  # what trained networks were does not count
+        if known is not None and self.checkpoints.last() is not None:  # trained networks have changed since
             prints = {name: known.get(name) if name.endswith(AT_START) else each for name, each in prints.items()}
             self.settings = {**self.settings, FINGERPRINTS: prints}
         changed = [
-            f"{name}={before.get(name)} and is asked to go on with {value}"
+            f"{name}={before.get(name)} and is resumed with {value}"
             for name, value in now.items()
             if by_new_names(before).get(name) != json.loads(json.dumps(value, default=str))
         ]
@@ -142,8 +142,11 @@ class RunFolder:
             )
         else:
             known, prints = comparable(known, prints)
-            changed += [_said(name, known.get(name), prints.get(name)) for name in dict.fromkeys([*known, *prints])
-                        if known.get(name) != prints.get(name)]  # fmt: skip
+            changed += [
+                _describe_change(name, known.get(name), prints.get(name))
+                for name in dict.fromkeys([*known, *prints])
+                if known.get(name) != prints.get(name)
+            ]
         if not changed:
             return
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -153,29 +156,29 @@ class RunFolder:
                 "all the same: resume='anyway' (--anyway)."
             )
         warnings.warn(
-            f"{self.path} was started with {'; '.join(changed)}; it goes on all the same, as resume='anyway' says.",
+            f"{self.path} was started with {'; '.join(changed)}; it continues all the same, as resume='anyway' says.",
             stacklevel=4,
         )
 
 
-def _said(name: str, before: str | None, now: str | None) -> str:
-    """How a fingerprint differs."""
+def _describe_change(name: str, before: str | None, now: str | None) -> str:
+    """Return how a fingerprint at the start of a run differs from that of now."""
     if before is None:
-        return f"no {name} and is asked to go on with one"
+        return f"no {name} and is resumed with one"
     if now is None:
-        return f"{name} and is asked to go on without"
+        return f"{name} and is resumed without"
     if name.startswith(("version", "number")):
-        return f"{name} {before} and is asked to go on with {now}"
+        return f"{name} {before} and is resumed with {now}"
     return f"another {name} (fingerprint {before}, now {now})"
 
 
 def run_folder(
     output_dir: str | Path | None, settings: Mapping[str, Any], resume: Resume, save_steps: Any = SAVE_STEPS
 ) -> RunFolder | None:
-    """The folder of a run that saves, None of one that does not.
+    """Return the folder of a run that saves, or None.
 
     Raises:
-        DistillError: a folder that holds something else, or a run that was started otherwise.
+        DistillError: the folder holds something else, or a run that was started with other settings.
     """
     if save_steps < 1:
         raise DistillError(f"save_steps={save_steps} is no number of steps; give 1 or more: save_steps={SAVE_STEPS}.")
@@ -187,27 +190,27 @@ def run_folder(
 
 
 @contextmanager
-def held(folder: RunFolder | None) -> Iterator[None]:
-    """The folder of a run, if it has one, for this run alone."""
+def hold_folder(folder: RunFolder | None) -> Iterator[None]:
+    """Lock the folder of a run, if it has one, in the block."""
     with ExitStack() as stack:
         if folder is not None:
-            stack.enter_context(folder.held())
+            stack.enter_context(folder.hold())
         yield
 
 
 def until_done(records: Iterator[Record], folder: RunFolder | None) -> list[Record]:
-    """Run the loop, keep its records and log them; on Ctrl-C save and stop between two steps."""
+    """Run the loop, log its records and return them; on Ctrl-C save, and stop between two steps."""
     kept: list[Record] = []
-    with deferred_interrupt() as asked:
+    with defer_interrupt() as interrupt:
         for record in records:
             if not kept and folder is not None:
                 kept = folder.begin()
             kept.append(record)
             if folder is not None:
                 folder.log(record)
-            if asked.is_set() and record.step < record.total:
-                asked.final = True
-                raise Interrupted(_stopped(record, folder))
+            if interrupt.is_set() and record.step < record.total:
+                interrupt.final = True
+                raise Interrupted(_describe_stop(record, folder))
     if not kept and folder is not None:  # resumed after its last step
         kept = list(folder.checkpoints.records)
         write(folder.path / LOG, lines_of(kept))
@@ -215,8 +218,8 @@ def until_done(records: Iterator[Record], folder: RunFolder | None) -> list[Reco
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise if `folder` holds anything."""
-    if folder.exists() and (not folder.is_dir() or _used(folder)):
+    """Raise DistillError if a folder holds anything."""
+    if folder.exists() and (not folder.is_dir() or _is_used(folder)):
         raise DistillError(
             f"{folder} is not empty: it may hold another run; choose a new folder, or go on from it with "
             f"resume=True (--resume {folder})."
@@ -224,14 +227,14 @@ def refuse_used(folder: Path) -> None:
 
 
 def read_log(folder: Path) -> list[Record]:
-    """The records of a run, from its folder; of one that is done compared with what `result.json` says of them.
+    """Return the records of a run from its folder; if the run is done, check them against `result.json`.
 
     Raises:
         DistillError: a file is damaged.
     """
     log, result = folder / LOG, folder / RESULT
-    told = read_json(result, "resume the run, which makes it again").get("log") if result.is_file() else None
-    if told is not None and (not log.is_file() or sha256_of(log) != told):
+    checksum = read_json(result, "resume the run, which makes it again").get("log") if result.is_file() else None
+    if checksum is not None and (not log.is_file() or sha256_of(log) != checksum):
         raise Damaged(
             f"{log} is damaged (it is not what {RESULT} says: checksum); take the one of the last checkpoint: "
             f"{folder / CHECKPOINTS}/step-…/{LOG}."
@@ -239,12 +242,13 @@ def read_log(folder: Path) -> list[Record]:
     return records_of(log)
 
 
-def _used(folder: Path) -> bool:
-    """Whether there is more in a folder than a lock, or what was being written when a process was killed."""
+def _is_used(folder: Path) -> bool:
+    """Return whether a folder holds more than a lock, and files that were cut off when a process was killed."""
     return any(each.name != LOCK and not is_leftover(each) for each in folder.iterdir())
 
 
-def _stopped(record: Record, folder: RunFolder | None) -> str:
+def _describe_stop(record: Record, folder: RunFolder | None) -> str:
+    """Save the state, if there is a folder, and return the message that the run was stopped."""
     if folder is None:
         return (
             f"stopped after step {record.step} of {record.total}; nothing was saved, because no output_dir was given."

@@ -1,4 +1,4 @@
-"""How long and how fast to train, in what order, and how much each term weighs."""
+"""The schedule of a training: its duration, learning rate, order of rows and random draws, and the weights of terms."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,23 +28,23 @@ DECAYS = ("linear", "cosine", "constant")
 @checked
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train: the optimizer, warm-up and decay of its learning rate, clipped gradients.
+    """The duration of a training, its optimizer, learning rate with warm-up and decay, and clipping of gradients.
 
     Attributes:
-        epochs, steps: how long; `steps` wins where it is given.
+        epochs, steps: the duration; `steps` wins where it is given.
         batch_size: rows of a step, in each process.
         warmup: the share of the steps over which the learning rate rises.
         clip: the largest norm of the gradient; None leaves it as it is.
-        seed: of the order of the rows, the draws of the objectives, and dropout.
-        accumulate: the parts in which a step is computed, one after the other, for less memory. Means are those of the
-            whole step, whatever their number; what compares the rows of a batch with each other (sources that are
-            shuffled, contrastive negatives, batch norm) sees one part at a time, what draws (noise, pairs of a mapping)
-            draws for each, and BSS, which knows late how many rows it moves, averages over the parts.
+        seed: decides the order of the rows, the draws of the objectives, and dropout.
+        accumulate: the number of parts in which a step is computed, one after the other, for less memory. Means are
+            those over the whole step, whatever the number; but methods that compare the rows of a batch with each other
+            (shuffled sources, contrastive negatives, batch norm) see one part at a time, random draws (noise, pairs of
+            a mapping) are made for each part, and BSS, which learns late how many rows it moves, averages over parts.
         optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
         decay: how the learning rate falls after the warm-up: "linear" or "cosine" to 0, "constant", or the shares of
             the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
-        param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, in which they are
-            handed back and saved too; "as loaded" trains them as they are, where most steps are rounded away.
+        param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, and returns and saves
+            them in it; "as loaded" trains them in half precision, where rounding discards most steps.
         workers: processes that read the rows of a data set that is drawn anew; at least as many as its DataLoader says.
     """
 
@@ -106,23 +106,24 @@ class Schedule:
 
     @classmethod
     def of(cls, recipe: Recipe, seed: int = 0) -> "Schedule":
-        """The schedule that the recipe of a task stands for."""
+        """Return the schedule of the recipe of a task."""
         return cls(**asdict(recipe), seed=seed)
 
     def per_epoch(self, rows: int, processes: int = 1) -> int:
-        """The number of steps of one pass over so many rows."""
+        """Return the number of steps of one epoch of this many rows."""
         return ceil(rows / (self.batch_size * processes))
 
     def total(self, rows: int, processes: int = 1) -> int:
-        """The number of steps on so many rows."""
+        """Return the number of steps of the training on this many rows."""
         return self.steps or max(1, ceil(self.epochs * self.per_epoch(rows, processes)))
 
     def rate(self, step: int, total: int) -> float:
-        """The learning rate of a step counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         rise = max(1, round(self.warmup * total))
         return self.lr * min((step + 1) / rise, self._left(step, total, rise), 1.0)
 
     def _left(self, step: int, total: int, rise: int) -> float:
+        """Return the share of the learning rate that the decay leaves at a step."""
         if not isinstance(self.decay, str):
             return 0.1 ** sum(step >= share * total for share in self.decay)
         if self.decay == "constant":
@@ -131,7 +132,7 @@ class Schedule:
         return left if self.decay == "linear" else (1 - cos(pi * min(left, 1.0))) / 2
 
     def optimizes(self, groups: Iterable[Mapping[str, object]]) -> torch.optim.Optimizer:
-        """The optimizer of these groups of parameters."""
+        """Return an optimizer for groups of parameters."""
         return OPTIMIZERS[self.optimizer](groups, lr=self.lr, weight_decay=self.weight_decay)
 
 
@@ -143,14 +144,17 @@ def weighted(
     default: Mapping[str, Weight] | None = None,
     left_out: Iterable[str] = (),
 ) -> Tensor:
-    """The loss: the sum of the terms times their weights.
+    """Return the loss: the sum of the terms times their weights.
 
     Args:
-        terms: by name.
-        weights: by name, numbers or functions of the share of the training that is done.
-        progress: that share.
-        default: of terms that `weights` does not name; 1 where this does not either.
-        left_out: terms that may be named, although they are not there.
+        terms: {name: scalar}.
+        weights: {name: number, or function of the share of the training that is done}.
+        progress: the share of the training that is done.
+        default: the weights of terms that `weights` does not name; 1 where this does not name them either.
+        left_out: terms that may be named although they do not exist.
+
+    Raises:
+        DistillError: `weights` names a term that does not exist.
     """
     given = {**(default or {}), **(weights or {})}
     unknown = set(weights or ()) - terms.keys() - set(left_out)
@@ -164,31 +168,31 @@ def weighted(
 def order(
     rows: int, schedule: Schedule, numbers: range, process: int = 0, processes: int = 1
 ) -> Iterator[Int[Tensor, " batch"]]:
-    """The rows of each step for a process: every epoch in an order of its own, decided by the seed alone.
+    """Yield the rows of each step for a process, in a new order in every epoch, decided by the seed alone.
 
     The last step of an epoch may have fewer rows than there are processes, and none for some of them.
     """
     size = schedule.batch_size * processes
     per_epoch = schedule.per_epoch(rows, processes)
-    shuffled, of = torch.empty(0), -1
+    shuffled, shuffled_for = torch.empty(0), -1
     for number in numbers:
         epoch, place = divmod(number, per_epoch)
-        if epoch != of:
+        if epoch != shuffled_for:
             generator = torch.Generator().manual_seed(hash((schedule.seed, epoch)) % 2**63)
-            shuffled, of = torch.randperm(rows, generator=generator), epoch
+            shuffled, shuffled_for = torch.randperm(rows, generator=generator), epoch
         together = shuffled[place * size : (place + 1) * size]
         yield together[process::processes]
 
 
 @contextmanager
 def drawing(seed: int, step: int, device: torch.device, process: int = 0) -> Iterator[torch.Generator]:
-    """The generator of a step, and default generators for what models draw: decided by seed, step and process alone.
+    """Yield the generator of a step and seed the default generators, which models draw from, for the block.
 
-    Outside of the block the default generators are as they were.
+    Both are decided by seed, step and process alone. After the block the default generators are as they were.
     """
-    ours, theirs = (hash((seed, step, process, kind)) % 2**63 for kind in range(2))
+    own_seed, default_seed = (hash((seed, step, process, kind)) % 2**63 for kind in range(2))
     # Not torch.manual_seed, which would also reseed the accelerators that are not forked.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), decided(theirs):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), decided(default_seed):
         if device.type == "cuda":
-            torch.cuda.manual_seed(theirs)
-        yield torch.Generator(device).manual_seed(ours)
+            torch.cuda.manual_seed(default_seed)
+        yield torch.Generator(device).manual_seed(own_seed)

@@ -238,7 +238,7 @@ def test_ctrl_c_ends_after_the_step_and_going_on_changes_nothing(at, tmp_path):
     assert signal.getsignal(signal.SIGINT) is handler
     assert not student.training
     torch.rand(3)
-    with pytest.warns(UserWarning, match="was started with objective=.*goes on all the same, as resume='anyway'"):
+    with pytest.warns(UserWarning, match="was started with objective=.*continues all the same, as resume='anyway'"):
         result = fit(
             teacher,
             again,

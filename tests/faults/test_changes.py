@@ -73,7 +73,7 @@ def test_what_has_changed_is_named_and_refused_or_accepted(change, tmp_path):
     changed, named = CHANGES[change]
     with pytest.raises(DistillError, match=rf"was started with.*{named}.*resume='anyway'"):
         run(tmp_path / "run", True, **{**PLAIN, **changed})
-    with pytest.warns(UserWarning, match=rf"{named}.*goes on all the same, as resume='anyway' says"):
+    with pytest.warns(UserWarning, match=rf"{named}.*continues all the same, as resume='anyway' says"):
         run(tmp_path / "run", "anyway", **{**PLAIN, **changed})
     again = run(tmp_path / "other", **PLAIN)
     assert run(tmp_path / "other", True, **PLAIN).records == again.records == first.records
@@ -134,7 +134,7 @@ def test_a_version_is_named(tmp_path):
     told = read_json(tmp_path / "run/settings.json", "")
     told["fingerprints"]["version of torch"] = "2.0.0"
     write_json(tmp_path / "run/settings.json", told)
-    with pytest.raises(DistillError, match=r"version of torch 2\.0\.0 and is asked to go on with "):
+    with pytest.raises(DistillError, match=r"version of torch 2\.0\.0 and is resumed with "):
         run(tmp_path / "run", True, **PLAIN)
 
 

@@ -81,14 +81,14 @@ def test_of_two_that_begin_at_once_one_goes_on(tmp_path):
     folder, statuses = tmp_path / "run", []
     first = distill.training.run_folder.RunFolder(folder, {})
     second = distill.training.run_folder.RunFolder(folder, {})
-    with first.held():
+    with first.hold():
         (folder / "settings.json").touch()
         with pytest.raises(DistillError, match=rf"is in use by process {os.getpid()} on .* since 20.*; wait for it"):
-            second.held().__enter__()
-        statuses.append(in_a_fork(lambda: second.held().__enter__()))
+            second.hold().__enter__()
+        statuses.append(in_a_fork(lambda: second.hold().__enter__()))
     assert statuses == [0]
     with pytest.raises(DistillError, match="is not empty"):
-        second.held().__enter__()
+        second.hold().__enter__()
 
 
 def test_a_lock_of_a_process_that_was_killed_is_free(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from distill.training.checkpoints import Checkpoints, deferred_interrupt
+from distill.training.checkpoints import Checkpoints, defer_interrupt
 from tests.distill.tiny_models import gpt2_lm, mlp, same, weights
 
 
@@ -84,7 +84,7 @@ def test_tied_weights(tmp_path):
 
 def test_ctrl_c_is_noted_and_a_second_one_interrupts():
     before = signal.getsignal(signal.SIGINT)
-    with deferred_interrupt() as asked:
+    with defer_interrupt() as asked:
         assert not asked.is_set()
         os.kill(os.getpid(), signal.SIGINT)
         assert asked.wait(5)
@@ -97,7 +97,7 @@ def test_other_threads_leave_signals_alone():
     before, seen = signal.getsignal(signal.SIGINT), []
 
     def work():
-        with deferred_interrupt() as asked:
+        with defer_interrupt() as asked:
             seen.append((asked.is_set(), signal.getsignal(signal.SIGINT) is before))
 
     thread = threading.Thread(target=work)

@@ -8,7 +8,7 @@ import torch
 
 from distill import KD, DistillError, fit, mutual
 from distill.teach import cache_folder
-from distill.training.checkpoints import generators_kept
+from distill.training.checkpoints import keep_generators
 from distill.training.run_folder import read_log
 from tests.distill.tiny_models import QUIET, mlp, spread, vectors
 
@@ -53,7 +53,7 @@ def test_going_on_leaves_the_callers_generators_alone(tmp_path):
         make(5)
     fit(*models, None, vectors(), resume=True, **asked)
     assert (np.random.rand(), torch.rand(()).item()) == expected
-    with generators_kept():  # that of Python is drawn from by the checks of types in tests
+    with keep_generators():  # that of Python is drawn from by the checks of types in tests
         before = random.getstate()
         random.seed(9)
     assert random.getstate() == before
