@@ -61,7 +61,7 @@ def describe(model: Model, *, paths: bool = True) -> str:
 
 
 def _heading(found: Architecture, stack: Stack) -> str:
-    """Return the first line of a stack: its name, its number of blocks, where they are and of which classes."""
+    """Return the first line of a stack: its name, and the number, path and classes of its blocks."""
     kinds = ", ".join(dict.fromkeys(type(block).__name__ for block in stack.blocks))
     which = f" stack={stack.name!r}," if len(found.stacks) > 1 else ""
     count = len(stack.blocks)

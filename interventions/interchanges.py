@@ -4,7 +4,7 @@ In the interchange intervention the model runs on a base while some of its activ
 a source: y = f(base; h ← h(source)) (Geiger et al. 2021, arXiv:2106.02997, section 2).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -40,11 +40,14 @@ from interventions.execution.run import (
     without_past,
 )
 from interventions.execution.stamps import Stamp
+from interventions.execution.writes import Write
 from interventions.hooks.installation import opened
 from interventions.hooks.scopes import Scope, acting
+from interventions.hooks.taps import Tap
 from interventions.locations import Location
 from interventions.models.architectures import architecture
 from interventions.models.calls import arguments_of, call
+from interventions.models.places import Place
 from interventions.models.wrappers import Model, module_of
 from interventions.operators import Operator
 from interventions.positions import Positions
@@ -190,22 +193,14 @@ def interchange(
     model, found = module_of(model), architecture(model)
     listen, where = partial(read_source, model if origin is None else origin.model), (positions, source_positions, None)
     writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
-    recording = None
-    if isinstance(base, Run) and resume:
-        recording = recording_of(base)
+    recording = recording_of(base) if isinstance(base, Run) and resume else None
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
     kept = locations_of(record)
     activations, reads = prepare_reads(found, kept)
-    count = 0 if recording is None else recording.reusable([w.place for w in writes], [found.place(at) for at in kept])
-    replay = Replay(recording, count) if recording is not None and count else None
-    taps = [tap_of(write, write if replay is None else resume_write(write)) for write in writes]
-    if replay is not None:
-        places = [*(write.place for write in writes), *(found.place(at) for at in kept)]
-        shifted = [shift_tap(tap, place, replay) for tap, place in zip([*taps, *reads], places, strict=True)]
-        taps, reads = shifted[: len(taps)], shifted[len(taps) :]
+    replay, taps = _resume(recording, writes, [found.place(at) for at in kept], reads)
     again = Recording.begin(found) if found.stacks else None
-    scope = recording_scope(model, [*taps, *reads], again)
+    scope = recording_scope(model, taps, again)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
     inputs = without_cache(found, inputs)
     if replay is not None:
@@ -221,6 +216,26 @@ def interchange(
     answers = base.answers if isinstance(base, Run) else None
     made = base._stamp if isinstance(base, Run) and recording is not None else Stamp.of(model)
     return Run(model, inputs, output, activations, again, is_counterfactual=True, answers=answers, _stamp=made)
+
+
+def _resume(
+    recording: Recording | None, writes: Sequence[Write], kept: Sequence[Place], reads: Sequence[Tap]
+) -> tuple[Replay | None, list[Tap]]:
+    """Return the replay of the first blocks of the base, if any can be reused, and the taps of writes and reads.
+
+    Args:
+        recording: what the blocks of the base returned.
+        writes: the writes of the counterfactual.
+        kept: the places whose activations are kept.
+        reads: the taps that keep them.
+    """
+    count = 0 if recording is None else recording.reusable([write.place for write in writes], kept)
+    if recording is None or not count:
+        return None, [*(tap_of(write, write) for write in writes), *reads]
+    replay = Replay(recording, count)
+    taps = [*(tap_of(write, resume_write(write)) for write in writes), *reads]
+    places = [*(write.place for write in writes), *kept]
+    return replay, [shift_tap(tap, place, replay) for tap, place in zip(taps, places, strict=True)]
 
 
 def _check_base(base: Run, model: Model) -> None:

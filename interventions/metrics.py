@@ -113,6 +113,9 @@ def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) 
         position: as in `logit_difference`.
         mask: as in `logit_difference`.
 
+    Raises:
+        InterventionError: when called: as `logit_difference`.
+
     >>> probability(1)(torch.tensor([[0.0, 0.0]]))
     tensor([0.5000])
     """
@@ -124,6 +127,9 @@ def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = No
     """The natural logarithm of the probability of an answer, as a metric [nats]; arguments as in `probability`.
 
     Heimersheim and Nanda 2024 (arXiv:2404.15255), section 4, compare it with the other metrics.
+
+    Raises:
+        InterventionError: when called: as `logit_difference`.
 
     >>> log_probability(1)(torch.tensor([[0.0, 0.0]]))  # −ln 2
     tensor([-0.6931])

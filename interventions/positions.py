@@ -112,7 +112,7 @@ def _check_slice(positions: slice) -> None:
 
 
 def is_mask(positions: Positions) -> TypeGuard[Tensor]:
-    """Return whether positions are a boolean mask over all tokens, padding included, in which nothing is counted."""
+    """Return whether positions are a boolean mask over all tokens, padding included, instead of numbers."""
     return isinstance(positions, Tensor) and positions.dtype == torch.bool
 
 

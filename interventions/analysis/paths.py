@@ -70,6 +70,13 @@ def path_patch(
         InterventionError: a model in train mode; a receiver that does not come after the sender; places whose order is
             not known (modules by path, another stack, blocks with cross-attention) without `freeze`; and as
             `interchange`.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
+    >>> base, source = torch.zeros(4, 2), torch.ones(4, 2)
+    >>> done = path_patch(net, base, source, Location(module="0"), Location(module="2"), freeze=())
+    >>> torch.equal(done.output, net(source))  # there is one path only, and it is direct
+    True
     """
     check_eval(model, remote)
     found = architecture(model)

@@ -178,7 +178,7 @@ def _operators(op: Any, locations: Iterable[Location], source: object) -> dict[L
 
 
 def _check_operator(op: Any, source: object) -> None:
-    """Raise InterventionError for what is no operator, or lacks a source, or has one that it does not take."""
+    """Raise InterventionError if `op` is no operator, or lacks a source, or has one that it does not take."""
     if not callable(op) or isinstance(op, type):
         raise InterventionError(f"{op!r} is not an operator; write Swap(), Zero(), or a function.")
     if getattr(op, "needs_source", source is not None) and source is None:

@@ -145,7 +145,7 @@ def load(folder: str | Path, model: Model, *, subspaces: Mapping[str, nn.Module]
             them.
 
     Returns:
-        `Saved`, whose fields are arguments of `intervene`.
+        `Saved`, whose fields are arguments of `intervene`; the example of `save` shows it.
 
     Raises:
         InterventionError: no such folder, a damaged file, a newer format, a model that does not fit, or a class that

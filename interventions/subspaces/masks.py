@@ -124,6 +124,7 @@ class Mask(SoftChoice):
 
     @property
     def size(self) -> Float[Tensor, ""]:
+        """The expected share of the entries that is replaced, differentiable: the mean of the soft mask."""
         self._check_built()
         return (self.logits / self.tau).sigmoid().mean()
 

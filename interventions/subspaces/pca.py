@@ -132,6 +132,7 @@ class PCA(Subspace):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The arguments that build this module again."""
         return {"dims": self.dims, "width": self.width}
 
     def _hold(self, mean: Tensor, components: Tensor, ratio: Tensor | None) -> None:

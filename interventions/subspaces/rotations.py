@@ -94,6 +94,7 @@ class Rotation(Learned):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The arguments that build this module again."""
         return {"dims": self.dims, "width": self.width, "seed": self.seed}
 
     def _initial(self, width: int) -> dict[str, Tensor]:
@@ -125,6 +126,9 @@ class BoundlessRotation(SoftChoice):
         width: the width of the space; None takes that of the first tensor.
         seed: of the random rotation it starts from.
         temperature: τ in dims; the paper anneals it from 50 to 0.1.
+
+    Raises:
+        InterventionError: a width below 1; a temperature that is not positive.
 
     >>> rotation = BoundlessRotation(8, temperature=0.5).eval()
     >>> x = torch.arange(8.0)
@@ -160,6 +164,7 @@ class BoundlessRotation(SoftChoice):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The arguments that build this module again."""
         return {"width": self.width, "seed": self.seed, "temperature": self.temperature}
 
     def _initial(self, width: int) -> dict[str, Tensor]:

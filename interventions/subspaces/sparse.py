@@ -64,6 +64,7 @@ class SparseCoder(Subspace):
 
     @property
     def settings(self) -> dict[str, Any]:
+        """The arguments that build this module again."""
         return {"features": None if self.features is None else list(self.features)}
 
     def _coordinates(self, x: Tensor) -> Tensor:

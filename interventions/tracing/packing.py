@@ -106,9 +106,8 @@ def unpack(payload: bytes, files: bytes) -> Any:
         if not fromlist:
             return load(name) if name == root else importing(root)
         parts = {each: load(f"{name}.{each}") for each in fromlist if f"{name}.{each}" in texts}
-        if len(parts) == len(
-            fromlist
-        ):  # a package of which modules alone are imported, so that its own text need not run
+        # Where all names are modules of the package, its own text need not run.
+        if len(parts) == len(fromlist):
             return types.SimpleNamespace(**parts)
         vars(load(name)).update(parts)
         return load(name)
