@@ -468,7 +468,7 @@ def no_block_begins_inside_a_trace() -> None:
     subject = wrapped("gpt2")
     model, given = subject.model, subject.base
     before = left_on(subject)
-    with raising(InterventionError, "a trace of this model is going on"), model.trace(**given):
+    with raising(InterventionError, "a trace of this model is running"), model.trace(**given):
         with intervene(model, layer=1, op=Zero()):
             model.output.save()
     assert left_on(subject) == before
