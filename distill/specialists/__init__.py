@@ -1,1 +1,1 @@
-"""A generalist with specialists for some of its classes, and how they are trained."""
+"""A generalist with specialists for some of its classes, and how these are trained."""

@@ -1,4 +1,13 @@
-"""How specialists come about: classes that a generalist confuses, data rich in them, and a dustbin for all others."""
+"""How specialists are trained: classes that the generalist confuses, rows rich in these, and a dustbin for all others.
+
+The sets of classes are clusters of the columns of the covariance matrix of the generalist's answers. Each specialist
+learns from rows of which a share, one half in the paper, is of its classes; as the others are then undersampled by a
+factor, its logarithm is added to the logit of the dustbin afterwards,
+
+    shift = log(rows of other classes / rows drawn of them).
+
+Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), sections 5.2 and 5.3.
+"""
 
 import copy
 import warnings
@@ -27,22 +36,22 @@ from interventions import logits_of, rule_of, shown
 Clustering = Literal["kmeans", "online"]
 CLUSTERINGS = ("kmeans", "online")
 Network = Callable[[nn.Module, tuple[int, ...]], nn.Module]
-"""From the generalist and the classes of a specialist to its network, with one output more than it has classes."""
+"""From the generalist and the classes of a specialist to its network, which has one output more than classes."""
 
 
 class Specialist(nn.Module):
-    """A network for some classes, its last output the dustbin for all others.
+    """A network for some classes, whose last output is the dustbin for all others.
 
-    Of a network over all classes the dustbin is log Σ exp of the other logits: their probability together.
+    For a network over all classes the dustbin is log Σ exp of the other logits, the logit of their summed probability.
 
     Args:
         module: the network.
-        classes: those of the specialist.
-        count: how many classes there are in all.
-        answers: what of its output is its answer, as for `fit`.
+        classes: the classes of the specialist.
+        count: the number of all classes.
+        answers: the rule that takes the answer from its output, as for `fit`.
 
     Attributes:
-        shift: what is added to the logit of the dustbin, 0 until it is corrected for how the data was drawn.
+        shift: added to the logit of the dustbin; 0 until it is corrected for the sampling of the data.
 
     >>> bird = Specialist(nn.Identity(), (2, 0), 3)
     >>> bird(torch.tensor([[1.0, 2.0, 3.0]])).tolist()
@@ -57,7 +66,7 @@ class Specialist(nn.Module):
         self.register_buffer("shift", torch.zeros(()))
 
     def forward(self, *inputs: Any, **columns: Any) -> Float[Tensor, "batch outputs"]:
-        """The logits of its classes, in their order, and of the dustbin."""
+        """Return the logits of its classes, in their order, and of the dustbin."""
         with answered([self], [self.answers]):
             logits = logits_of(self.module(*inputs, **columns), rule_of(self.module))
         if logits.shape[-1] == self.count:
@@ -76,7 +85,7 @@ class Specialist(nn.Module):
         return (self.module,)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings for printing."""
         return f"classes={list(self.classes)}, shift={float(self.shift):.4g}"
 
 
@@ -88,22 +97,23 @@ def confusable_classes(
     clustering: str = "kmeans",
     seed: int = 0,
 ) -> tuple[tuple[int, ...], ...]:
-    """The sets of classes that a network confuses with each other: clusters of the covariance of its answers.
+    """Return sets of classes that a network confuses with each other: clusters of the covariance of its answers.
 
-    K-means on the columns of the covariance matrix, `[classes, classes]`, of the probabilities; no labels are needed.
+    They are found by k-means on the columns of the covariance matrix, `[classes, classes]`, of the probabilities; no
+    labels are needed.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 5.3.
 
     Args:
-        probabilities: what the network answers to some rows.
-        n: how many sets.
-        size: of each set: the classes nearest to the centre of its cluster, so that sets may overlap and leave classes
-            out. None takes the clusters as they are, of which each class is in one.
+        probabilities: the answers of the network to some rows.
+        n: the number of sets.
+        size: the number of classes of each set, those nearest to the centre of its cluster, so that sets may overlap
+            and leave classes out. None takes the clusters, so that each class is in one set.
         clustering: "kmeans", or "online", the variant in small batches (`sklearn`'s MiniBatchKMeans), as in the paper.
-        seed: of the first centres.
+        seed: decides the first centres.
 
     Raises:
-        DistillError: numbers that do not fit, or fewer clusters than were asked for.
+        DistillError: numbers that do not fit, or fewer clusters than requested.
 
     >>> torn = torch.tensor([[0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.5, 0.5]])
     >>> sorted(confusable_classes(torn, 2))
@@ -123,7 +133,7 @@ def confusable_classes(
     centres, labels = _clusters(columns, n, clustering, seed)
     if len(set(labels)) < n:
         raise DistillError(
-            f"the confusions of the generalist fall into {len(set(labels))} groups and n={n} were asked for; use "
+            f"the confusions of the generalist fall into {len(set(labels))} groups and n={n} were requested; use "
             f"n={len(set(labels))}."
         )
     if size is None:
@@ -133,17 +143,18 @@ def confusable_classes(
 
 
 def _is_count(number: object, most: int) -> bool:
+    """Return whether a value is an integer from 1 to `most`."""
     return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= most
 
 
 def _clusters(columns: Float64[Tensor, "n d"], n: int, clustering: str, seed: int) -> tuple[Tensor, list[int]]:
-    """The centres, and the cluster of each column."""
+    """Return the centres of clusters, and the number of the cluster of each column."""
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
     kind = KMeans if clustering == "kmeans" else MiniBatchKMeans
     scale = columns.abs().max().clamp_min(torch.finfo(columns.dtype).tiny)  # its tolerances are not relative
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that there are fewer different columns than n, which is refused in our words
+        warnings.simplefilter("ignore")  # of fewer different columns than n, for which an error is raised
         found = kind(n, n_init=10, random_state=seed % 2**32).fit((columns / scale).numpy())
     return torch.from_numpy(found.cluster_centers_).double() * scale, found.labels_.tolist()
 
@@ -151,16 +162,16 @@ def _clusters(columns: Float64[Tensor, "n d"], n: int, clustering: str, seed: in
 def enriched(
     labels: Int[Tensor, " rows"], classes: Sequence[int], *, share: float = 0.5, seed: int = 0
 ) -> tuple[Int[Tensor, " chosen"], float]:
-    """Rows rich in some classes, and what that adds to the logit of all others.
+    """Return rows rich in some classes, and the correction that this requires of the logit of all others.
 
-    All rows of the classes, and so many of the rest, drawn at random, that those of the classes are the given share. A
-    specialist trained on them holds the dustbin for less probable than it is, by the factor by which its classes are
-    oversampled against the rest: its logarithm, log(rest / drawn of the rest), corrects the logit of the dustbin.
+    They are all rows of the classes, and as many others, drawn at random, as make those of the classes the given share.
+    A specialist trained on them underestimates the dustbin by the factor by which its classes are oversampled; the
+    logarithm of that factor, log(rest / drawn of the rest), corrects the logit of the dustbin.
 
     Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 5.2, where the share is one half.
 
     Raises:
-        DistillError: a share that is none, or no row of the classes or of the rest.
+        DistillError: the share is not between 0 and 1, or there is no row of the classes or none of the rest.
 
     >>> rows, shift = enriched(torch.tensor([0, 0, 1, 1, 1, 1, 1, 1]), [0])
     >>> len(rows), shift == log(6 / 2)
@@ -171,9 +182,9 @@ def enriched(
     inside = torch.isin(labels, torch.tensor(list(classes)))
     special, rest = inside.nonzero()[:, 0], (~inside).nonzero()[:, 0]
     if not len(special) or not len(rest):
-        what = "is of" if not len(special) else "is of any class but"
+        relation = "is of" if not len(special) else "is of any class but"
         raise DistillError(
-            f"none of the {len(labels)} rows {what} {list(classes)}, so a specialist for them learns nothing; use "
+            f"none of the {len(labels)} rows {relation} {list(classes)}, so a specialist for them learns nothing; use "
             "another n or size, or more data."
         )
     count = max(1, round(len(special) * (1 - share) / share))
@@ -194,13 +205,13 @@ def specialists_of(
     console: Console | None = None,
     answers: Any = None,
 ) -> dict[nn.Module, tuple[int, ...]]:
-    """A specialist trained for each set of classes: {specialist: its classes}.
+    """Train a specialist for each set of classes and return {specialist: its classes}.
 
     Args:
-        sets: of the `count` classes of the generalist.
-        schedule: of the first; the seed of each one after it is one higher.
+        sets: sets of the `count` classes of the generalist.
+        schedule: the schedule of the first specialist; the seed of each one after it is one higher.
 
-    The others are those of `Specialists.train`.
+    The other arguments are those of `Specialists.train`.
     """
     if any(len(each) == count for each in sets):
         raise DistillError(
@@ -218,12 +229,12 @@ def specialists_of(
                 "network", "give network=lambda generalist, classes: …", network, generalist, classes
             )
             if not isinstance(made, nn.Module):
-                raise DistillError(f"network made {shown(made)}, which is none; return a torch model.")
+                raise DistillError(f"network made {shown(made)}, which is no network; return a torch model.")
             specialist = Specialist(made, classes, count)
         fit(
             None,
             specialist,
-            data=_for(rows.take(chosen), labels[chosen], classes),
+            data=_relabel(rows.take(chosen), labels[chosen], classes),
             objective=Labels(answers="classes"),
             schedule=replace(schedule, seed=schedule.seed + number),
             console=console,
@@ -235,10 +246,10 @@ def specialists_of(
 
 
 def predictions(model: nn.Module, rows: Rows, batch_size: int = 128) -> Float64[Tensor, "rows classes"]:
-    """The probabilities that a classifier in eval mode gives to each row.
+    """Return the probabilities of a classifier in eval mode for each row.
 
     Raises:
-        DistillError: a model that gives anything but one answer an example.
+        DistillError: the model gives something else than one answer an example.
     """
     found = []
     with evaluating(model), torch.no_grad():
@@ -256,6 +267,7 @@ def predictions(model: nn.Module, rows: Rows, batch_size: int = 128) -> Float64[
 
 
 def _labels(rows: Rows, count: int) -> Int[Tensor, " rows"]:
+    """Return the label of each row, or raise DistillError if it is not one of the classes of the generalist."""
     labels = rows.table.get("labels")
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         what = "no column labels" if labels is None else "labels that are no class for each example"
@@ -271,8 +283,8 @@ def _labels(rows: Rows, count: int) -> Int[Tensor, " rows"]:
     return labels.cpu()
 
 
-def _for(rows: Rows, labels: Int[Tensor, " rows"], classes: Sequence[int]) -> Rows:
-    """The rows with the labels that a specialist learns: the place of the class in its set, or the dustbin."""
+def _relabel(rows: Rows, labels: Int[Tensor, " rows"], classes: Sequence[int]) -> Rows:
+    """Return the rows with the labels that a specialist learns: the index of the class in its set, or the dustbin."""
     own = torch.full_like(labels, len(classes))
     for place, each in enumerate(classes):
         own[labels == each] = place

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from distill import KD, DistillError, Schedule, Specialists, steps
-from distill.specialists.specialists import chosen, combined
+from distill.specialists.specialists import choose_active, combine
 from tests.distill.tiny_models import mlp, spread, vectors
 
 
@@ -43,7 +43,7 @@ def case(name, scale=1.0, batch=(7,), share=0.7):
 def test_a_specialist_for_all_classes_equal_to_the_generalist_changes_nothing(dustbin):
     generalist = logits(5, 4)
     answer = generalist if dustbin is None else torch.cat([generalist, torch.full((5, 1), dustbin).double()], -1)
-    found = combined(generalist, [answer], [range(4)], torch.ones(5, 1).bool())
+    found = combine(generalist, [answer], [range(4)], torch.ones(5, 1).bool())
     assert torch.allclose(found, generalist.log_softmax(-1), atol=1e-8)
 
 
@@ -51,7 +51,7 @@ def test_three_classes_by_hand():
     """Outside of S the classes keep their proportions, and the rest is the mean of what the two say."""
     generalist = torch.tensor([[0.5, 0.3, 0.2]]).double().log()
     specialist = torch.tensor([[0.1, 0.9]]).double().log()  # of class 0; the dustbin is for 1 and 2
-    q = combined(generalist, [specialist], [[0]], torch.tensor([[True]])).exp()
+    q = combine(generalist, [specialist], [[0]], torch.tensor([[True]])).exp()
     assert torch.allclose(q, torch.tensor([[0.3, 0.7 * 0.6, 0.7 * 0.4]]).double(), atol=1e-9)
     # Stationary in the logits of q: c_j + d_m q_j [j outside] / Q_m = N q_j.
     inflow = torch.tensor([[0.5 + 0.1, 0.3 + 0.9 * 0.42 / 0.7, 0.2 + 0.9 * 0.28 / 0.7]]).double()
@@ -66,7 +66,7 @@ def test_three_classes_by_hand():
 @pytest.mark.parametrize("name", CASES)
 def test_the_gradient_of_the_objective_is_nought_at_the_answer(name, scale):
     arguments = case(name, scale)
-    z = combined(*arguments).requires_grad_()
+    z = combine(*arguments).requires_grad_()
     (gradient,) = torch.autograd.grad(objective(z.log_softmax(-1), *arguments).sum(), z)
     assert gradient.abs().max() < 1e-7
     assert torch.allclose(z.exp().sum(-1), torch.ones(7).double())
@@ -87,55 +87,55 @@ def test_it_is_where_gradient_descent_arrives(name):
         return loss
 
     optimizer.step(closure)
-    assert torch.allclose(combined(*arguments), z.detach().log_softmax(-1), atol=1e-5)
+    assert torch.allclose(combine(*arguments), z.detach().log_softmax(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("batch", [(7,), (3, 4)])
 @pytest.mark.parametrize("scale", [1.0, 20.0])
 def test_a_batch_is_row_by_row(batch, scale):
     generalist, answers, classes, active = case("overlapping", scale, batch)
-    whole = combined(generalist, answers, classes, active)
+    whole = combine(generalist, answers, classes, active)
     assert whole.shape == generalist.shape
     for place in torch.cartesian_prod(*map(torch.arange, batch)).reshape(-1, len(batch)).tolist():
         at = tuple(place)
-        alone = combined(generalist[at], [each[at] for each in answers], classes, active[at])
+        alone = combine(generalist[at], [each[at] for each in answers], classes, active[at])
         assert torch.allclose(whole[at], alone, atol=1e-7)
 
 
 def test_inactive_specialists_have_no_effect():
     generalist, answers, classes, active = case("overlapping")
     off = torch.zeros_like(active)
-    assert torch.allclose(combined(generalist, answers, classes, off), generalist.log_softmax(-1), atol=1e-8)
+    assert torch.allclose(combine(generalist, answers, classes, off), generalist.log_softmax(-1), atol=1e-8)
     first = active.clone()
     first[:, 1:] = False
-    alone = combined(generalist, answers[:1], classes[:1], active[:, :1])
-    assert torch.allclose(combined(generalist, answers, classes, first), alone, atol=1e-8)
-    assert not torch.allclose(combined(generalist, answers, classes, active | True), alone, atol=1e-3)
+    alone = combine(generalist, answers[:1], classes[:1], active[:, :1])
+    assert torch.allclose(combine(generalist, answers, classes, first), alone, atol=1e-8)
+    assert not torch.allclose(combine(generalist, answers, classes, active | True), alone, atol=1e-3)
 
 
 def test_sure_answers_that_contradict_each_other():
     """Both specialists are sure that it is neither of theirs, and the generalist that it is nothing else."""
     generalist = torch.tensor([[0.0, 0.0, -600.0]]).double()
     answers = [torch.tensor([[-500.0, 0.0]]).double() for _ in range(2)]
-    q = combined(generalist, answers, [[0], [1]], torch.ones(1, 2).bool()).exp()
+    q = combine(generalist, answers, [[0], [1]], torch.ones(1, 2).bool()).exp()
     # q_0 = q_1 = x: maximise log x + 2 log(1 − x), where 1 − x = x + q_2 is the mass outside of {0}.
     assert torch.allclose(q, torch.tensor([[1 / 3, 1 / 3, 1 / 3]]).double(), atol=1e-4)
 
 
 def test_no_answer_within_the_iterations_is_said():
     with pytest.raises(DistillError, match=r"not combined to within 1e-09 nats in 1 iterations: .* are left"):
-        combined(*case("many", 5.0), iterations=1)
+        combine(*case("many", 5.0), iterations=1)
     generalist, answers, classes, active = case("one")
-    with pytest.raises(DistillError, match="some logits are no finite numbers"):
-        combined(generalist * torch.nan, answers, classes, active)
+    with pytest.raises(DistillError, match="some logits are not finite"):
+        combine(generalist * torch.nan, answers, classes, active)
 
 
 def test_the_most_probable_classes_choose():
     z = torch.tensor([[5.0, 4.0, 1.0, 0.0], [0.0, 1.0, 2.0, 9.0]])
     classes = [[0], [1, 2], [3]]
-    assert chosen(z, classes, 1).tolist() == [[True, False, False], [False, False, True]]
-    assert chosen(z, classes, 2).tolist() == [[True, True, False], [False, True, True]]
-    assert chosen(z, classes, 4).all()
+    assert choose_active(z, classes, 1).tolist() == [[True, False, False], [False, False, True]]
+    assert choose_active(z, classes, 2).tolist() == [[True, True, False], [False, True, True]]
+    assert choose_active(z, classes, 4).all()
 
 
 def network(outputs, seed):
@@ -150,9 +150,9 @@ def test_the_teacher_answers_with_the_combination(k, temperature):
     x = vectors().batch(range(9))["inputs"]
     with torch.no_grad():
         found = teacher(x).logits
-        active = chosen(generalist(x), [[0, 2], [3]], min(k, 4))
+        active = choose_active(generalist(x), [[0, 2], [3]], min(k, 4))
         softened = [each(x) / temperature for each in (generalist, first, second)]
-        q = combined(softened[0], softened[1:], [[0, 2], [3]], active)
+        q = combine(softened[0], softened[1:], [[0, 2], [3]], active)
     assert found.dtype == torch.float32
     assert torch.allclose((found / temperature).softmax(-1).double(), q.exp(), atol=1e-6)
     assert active.any()

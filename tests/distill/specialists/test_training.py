@@ -246,7 +246,7 @@ def test_a_generalist_that_is_no_classifier_or_knows_no_difference():
     tokens = nn.Embedding(5, 3)  # one answer a token
     with pytest.raises(DistillError, match=r"specialists are for classes, and the generalist gives \[6, 4, 3\]"):
         Specialists.train(tokens, Rows({"ids": torch.zeros(6, 4).long(), "labels": torch.zeros(6).long()}), **SHORT)
-    with pytest.raises(DistillError, match=r"fall into 1 groups and n=2 were asked for; use n=1"):
+    with pytest.raises(DistillError, match=r"fall into 1 groups and n=2 were requested; use n=1"):
         confusable_classes(torch.full((9, 4), 0.25), 2)
     with pytest.raises(DistillError, match="1 row has no covariance"):
         confusable_classes(torch.full((1, 4), 0.25), 2)
