@@ -70,7 +70,7 @@ def steps_text(steps: slice | frozenset[int] | None) -> str:
     return str(min(steps)) if len(steps) == 1 else str(sorted(steps))
 
 
-def is_in(step: int, steps: slice | frozenset[int] | None) -> bool:
+def includes(step: int, steps: slice | frozenset[int] | None) -> bool:
     """Return whether a step is among the parsed `steps`."""
     if isinstance(steps, slice):
         return step in range(*steps.indices(step + 1))
@@ -102,9 +102,9 @@ class Span:
         return 0 if self.prompt is None or column < self.prompt else column - self.prompt + 1
 
 
-def everything(span: Span, steps: slice | frozenset[int] | None) -> Selection | None:
+def select_steps(span: Span, steps: slice | frozenset[int] | None) -> Selection | None:
     """Return the tokens of the activation that belong to `steps`; None if these are all of them."""
-    columns = [c for c in range(span.offset, span.total) if c >= span.new and is_in(span.step_of(c), steps)]
+    columns = [c for c in range(span.offset, span.total) if c >= span.new and includes(span.step_of(c), steps)]
     if len(columns) == span.total - span.offset:
         return None
     batch, device = len(span.real), span.real.device
@@ -112,7 +112,7 @@ def everything(span: Span, steps: slice | frozenset[int] | None) -> Selection | 
     return Selection(rows, (torch.tensor(columns, device=device, dtype=torch.long) - span.offset).repeat(batch))
 
 
-def chosen(
+def select_positions(
     span: Span, steps: slice | frozenset[int] | None, positions: Positions
 ) -> list[tuple[Selection, Bool[Tensor, " n"]]]:
     """Return, for each of `steps` in the activation, the tokens that `positions` selects and which of them are new.
@@ -121,8 +121,8 @@ def chosen(
     from the start of the sequence; a token is new if this call reads it for the first time.
     """
     parts = []
-    for start, end in _ends(span):
-        if is_in(span.step_of(end - 1), steps):
+    for start, end in _new_ranges(span):
+        if includes(span.step_of(end - 1), steps):
             named = select(_extend_mask(positions, end, span.prompt), span.real[:, :end])
             new = (named.columns >= max(start, span.offset, span.new)) & (named.columns < min(end, span.total))
             if new.any():
@@ -130,7 +130,7 @@ def chosen(
     return parts
 
 
-def _ends(span: Span) -> list[tuple[int, int]]:
+def _new_ranges(span: Span) -> list[tuple[int, int]]:
     """Return the first column, and the one after the last, of each step with new tokens in the activation."""
     if span.prompt is None or span.total <= span.prompt:
         return [(0, span.real.shape[1])]
@@ -170,11 +170,11 @@ def span_of(
     if call is None or place.side.encodes:
         span = Span(torch.ones(batch, width, dtype=torch.bool), width, 0, 0, None)
     else:
-        span = _within(call, place, batch, width)
-    return span if positions is None else replace(span, real=_real(place, arguments, span, positions))
+        span = _span_in_call(call, place, batch, width)
+    return span if positions is None else replace(span, real=_find_real(place, arguments, span, positions))
 
 
-def _within(call: Call, place: Place, batch: int, width: int) -> Span:
+def _span_in_call(call: Call, place: Place, batch: int, width: int) -> Span:
     """Return the span of an activation that holds the sequence which a call reads, as if no token were padding."""
     is_key, past = place.io in ("key", "value"), call.past
     slots = is_key and getattr(
@@ -194,7 +194,7 @@ def _within(call: Call, place: Place, batch: int, width: int) -> Span:
     return Span(real, total, max(0, total - width), past if is_key else 0, prompt)
 
 
-def _real(
+def _find_real(
     place: Place, arguments: Sequence[Mapping[str, object]], span: Span, positions: Positions
 ) -> Bool[Tensor, "batch token"]:
     """Return True for each token that is no padding, by the first mask that fits the sequence or the prompt."""

@@ -10,7 +10,7 @@ from interventions.locations import Location
 from interventions.models.calls import CallContext
 from interventions.models.places import Place
 from interventions.positions import Positions, Selection
-from interventions.steps import Span, chosen, everything, span_of
+from interventions.steps import Span, select_positions, select_steps, span_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +65,8 @@ def find_targets(
         return Targets(None, [])  # without positions there are no steps
     span = _span(vectors, context, location=location, place=place, positions=positions, steps=steps)
     if positions is None:
-        return Targets(everything(span, steps), [])
-    parts = chosen(span, steps, positions)
+        return Targets(select_steps(span, steps), [])
+    parts = select_positions(span, steps, positions)
     rows = [named.rows[new] for named, new in parts]
     columns = [named.columns[new] - span.offset for named, new in parts]
     none = torch.zeros(0, dtype=torch.long)
