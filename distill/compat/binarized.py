@@ -1,4 +1,4 @@
-"""Text that Causal-Distill's scripts tokenised into pickle files, read without running what a pickle may hold."""
+"""Pickle files of token ids, as the scripts of Causal-Distill write them, read without running code in them."""
 
 import pickle
 from collections import Counter
@@ -18,12 +18,12 @@ SHORTEST = 12  # tokens; the original drops texts of 11 and fewer
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """What old pickles call to make bytes."""
+    """Encode a text as bytes, as old pickles do by `_codecs.encode`."""
     return text.encode("latin1")
 
 
 def _allowed() -> dict[tuple[str, str], Callable[..., Any]]:
-    """The names that a pickle of lists of numpy arrays refers to, in numpy's old and new spelling."""
+    """Return the functions that pickles of lists of numpy arrays call, by their names in old and new numpy."""
     rebuilt: dict[str, Any] = {
         "_reconstruct": np.empty(0).__reduce_ex__(2)[0],
         "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
@@ -43,17 +43,18 @@ def _allowed() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 class _Numbers(pickle.Unpickler):
-    """Reads lists, arrays and numbers, and calls nothing else."""
+    """An unpickler of lists, arrays and numbers, which calls no other function."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return an allowed function, or raise UnpicklingError."""
         found = _allowed().get((module, name))
         if found is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, and only lists of numbers are read")
         return found
 
 
-def unpickled(path: Path) -> Any:
-    """What a pickle file of lists, numpy arrays and integers holds.
+def unpickle(path: Path) -> Any:
+    """Read a pickle file of lists, numpy arrays and integers.
 
     Raises:
         DistillError: no such file, one that is no pickle, or one that refers to anything else.
@@ -81,22 +82,23 @@ def unpickled(path: Path) -> Any:
 
 
 def binarized_rows(path: Path, tokenizer: Any, *, longest: int, masked: bool) -> Rows:
-    """The texts of a binarized file as rows.
+    """Read the texts of a binarized file as rows.
 
-    Texts that are longer than `longest` tokens are cut into pieces, each with a first and last token of its own; texts
-    of fewer than 12 tokens, and those of which half or more is unknown, are left out. As in the original.
+    As in the original, texts of more than `longest` tokens are cut into pieces, each with its own first and last token;
+    texts of fewer than 12 tokens, and those with half or more of their tokens unknown, are left out.
 
     Args:
-        path: a pickled list of token ids, one array a text.
-        tokenizer: whose ids these are.
-        longest: the length that the models read.
-        masked: texts stand between the tokens [CLS] and [SEP], else between those that begin and end a text.
+        path: a pickled list of token ids, an array for each text.
+        tokenizer: the one that the ids are of.
+        longest: the number of tokens that the models read at most.
+        masked: whether texts are between [CLS] and [SEP], as for masked language models; else they are between the
+            tokens that begin and end a text.
 
     Raises:
         DistillError: data of another form, tokens that the tokenizer does not know, or no text left.
     """
-    data = unpickled(path)
-    texts = [_ids(path, number, text) for number, text in enumerate(_listed(path, data))]
+    data = unpickle(path)
+    texts = [_ids(path, number, text) for number, text in enumerate(_as_list(path, data))]
     ends = (
         (tokenizer.cls_token_id, tokenizer.sep_token_id) if masked else (tokenizer.bos_token_id, tokenizer.eos_token_id)
     )
@@ -124,20 +126,20 @@ def binarized_rows(path: Path, tokenizer: Any, *, longest: int, masked: bool) ->
 
 
 def token_probabilities(path: Path, tokenizer: Any, size: int, smoothing: float) -> Tensor:
-    """How likely each token is to be chosen for masking, up to a factor, `[size]`: max(count, 1)^−smoothing.
+    """Return the probability of each token to be masked, up to a factor, `[size]`: max(count, 1)^−smoothing.
 
-    Special tokens are never chosen.
+    That of special tokens is 0.
 
     Args:
         path: a pickled list of `size` counts, one for each token of the vocabulary.
-        tokenizer: knows the special tokens.
+        tokenizer: has the special tokens.
         size: of the vocabulary of the models.
-        smoothing: how much rare tokens are preferred; 0 is not at all.
+        smoothing: the more, the more rare tokens are preferred; 0 prefers none.
 
     Raises:
         DistillError: counts of another vocabulary.
     """
-    counts = unpickled(path)
+    counts = unpickle(path)
     if isinstance(counts, Mapping):
         counts = [counts.get(token, 0) for token in range(size)]
     if not isinstance(counts, list | np.ndarray) or len(counts) != size:
@@ -150,13 +152,15 @@ def token_probabilities(path: Path, tokenizer: Any, size: int, smoothing: float)
     return probabilities.scatter(0, torch.tensor(tokenizer.all_special_ids), 0.0).float()
 
 
-def _listed(path: Path, data: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
+def _as_list(path: Path, data: Any) -> list[Any] | tuple[Any, ...] | np.ndarray:
+    """Return the texts of a file; raise DistillError where it holds no list."""
     if not isinstance(data, list | tuple | np.ndarray) or not len(data):
         raise DistillError(f"{path} holds {type(data).__name__} and no list of texts; give a list of token id arrays.")
     return data
 
 
 def _ids(path: Path, number: int, text: Any) -> Tensor:
+    """Return the token ids of one text; raise DistillError where they are none."""
     ids = np.asarray(text)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise DistillError(
@@ -166,6 +170,11 @@ def _ids(path: Path, number: int, text: Any) -> Tensor:
 
 
 def _pieces(path: Path, number: int, ids: Tensor, ends: tuple[int, int], longest: int) -> list[Tensor]:
+    """Return a text in pieces of at most `longest` tokens, each between the tokens `ends`.
+
+    Raises:
+        DistillError: the text is not between these tokens.
+    """
     first, last = ends
     if not len(ids) or int(ids[0]) != first or int(ids[-1]) != last:
         raise DistillError(
@@ -183,4 +192,5 @@ def _pieces(path: Path, number: int, ids: Tensor, ends: tuple[int, int], longest
 
 
 def _share(ids: Tensor, token: int) -> float:
+    """Return the share of a token among the ids."""
     return float((ids == token).float().mean())

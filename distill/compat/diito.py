@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from distill.compat.binarized import binarized_rows, token_probabilities
-from distill.compat.flags import flag, ignored, left_unused, parsed
-from distill.compat.launch import Tracking, accelerator_of, formula, say, send, start
-from distill.compat.models import check_alike, freeze, language_model, longest, new_student, take_weights
+from distill.compat.flags import flag, ignored, notes_on_ignored, parse
+from distill.compat.launch import Tracking, accelerator_of, formula, print_lines, send, start
+from distill.compat.models import check_alike, freeze, load_language_model, load_weights, max_length_of, new_student
 from distill.compat.neurons import neuron_pairs
 from distill.compat.terms import AT_EMBEDDING, CountedMaskedLM, MaskedKD, Spliced, SquaredLogits
 from distill.errors import DistillError
@@ -55,7 +55,7 @@ class Trainer:
     force: bool = flag(False, "replaces the folder of an earlier run with the same settings")
     dump_path: str | None = flag(None, "the folder of runs; each has a folder of its own, named after its settings")
     data_file: str | None = flag(None, "a pickled list of token ids; only numbers are read from it")
-    cache_dir: str = flag("./distill_cache/", "where what comes from the hub is kept")
+    cache_dir: str = flag("./distill_cache/", "the folder of downloads from the hub")
     token_counts: str | None = flag(None, "a pickled list of counts: rare tokens are masked more often")
 
     student_type: str | None = flag(None, f"{', '.join(STUDENTS)}")
@@ -112,151 +112,155 @@ class Trainer:
     fp16_opt_level: str = ignored("O1", "accelerate has one level")
     n_gpu: int = ignored(1, ACCELERATE)
     local_rank: int = ignored(-1, ACCELERATE)
-    seed: int = flag(56, "seed of everything that is drawn")
+    seed: int = flag(56, "seed of all draws")
     log_interval: int = flag(500, "steps between two reports to wandb; log.jsonl has every step")
     checkpoint_interval: int = ignored(4000, "the last states are saved every 200 steps")
-    is_wandb: bool = flag(False, "figures are sent to wandb; without wandb it is said, and goes on")
+    is_wandb: bool = flag(False, "figures are sent to wandb; without wandb a line says so, and the run continues")
     run_name: str | None = ignored(None, "the original replaces it by one made of the settings")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train the student that was asked for."""
-    asked = parsed(Trainer, arguments, PROGRAM)
-    say(*left_unused(asked))
-    check(asked)
-    run(asked)
+    """Train the student of a command line."""
+    flags = parse(Trainer, arguments, PROGRAM)
+    print_lines(*notes_on_ignored(flags))
+    check(flags)
+    run(flags)
 
 
-def check(asked: Trainer) -> None:
-    """Raise for flags that do not go together, before anything is loaded."""
+def check(flags: Trainer) -> None:
+    """Raise DistillError for flags that do not go together, before anything is loaded."""
     for name in ("dump_path", "data_file", "student_type", "student_config", "teacher_type", "teacher_name"):
-        if getattr(asked, name) is None:
+        if getattr(flags, name) is None:
             raise DistillError(f"--{name} is missing; {Trainer.__dataclass_fields__[name].metadata['becomes']}.")
     for name, choices in (("student_type", STUDENTS), ("teacher_type", TEACHERS)):
-        if getattr(asked, name) not in choices:
-            raise DistillError(f"--{name} {getattr(asked, name)} does not exist; choose one of {', '.join(choices)}.")
-    kinds = (asked.teacher_type, asked.student_type)
+        if getattr(flags, name) not in choices:
+            raise DistillError(f"--{name} {getattr(flags, name)} does not exist; choose one of {', '.join(choices)}.")
+    kinds = (flags.teacher_type, flags.student_type)
     if kinds[0] != kinds[1] and kinds != ("bert", "distilbert"):
         raise DistillError(
             f"--teacher_type {kinds[0]} and --student_type {kinds[1]} do not go together; use one for both."
         )
-    if asked.mlm != (asked.student_type != "gpt2"):
-        way = "add --mlm, with --alpha_clm 0" if not asked.mlm else "leave --mlm out, with --alpha_clm above 0"
-        raise DistillError(f"--student_type {asked.student_type} with --mlm {asked.mlm} cannot be; {way}.")
-    _check_weights(asked)
-    if asked.parallel_crossway and not asked.include_crossway:
+    if flags.mlm != (flags.student_type != "gpt2"):
+        way = "add --mlm, with --alpha_clm 0" if not flags.mlm else "leave --mlm out, with --alpha_clm above 0"
+        raise DistillError(f"--student_type {flags.student_type} with --mlm {flags.mlm} cannot be; {way}.")
+    _check_weights(flags)
+    if flags.parallel_crossway and not flags.include_crossway:
         raise DistillError("--parallel_crossway says how --include_crossway is computed; add that, or leave both out.")
-    if asked.include_crossway and asked.data_augment:
+    if flags.include_crossway and flags.data_augment:
         raise DistillError("--data_augment has no activations to interchange both ways; leave --include_crossway out.")
-    if asked.interchange_max_token != -1 and asked.interchange_max_token < 1:
+    if flags.interchange_max_token != -1 and flags.interchange_max_token < 1:
         raise DistillError(
-            f"--interchange_max_token {asked.interchange_max_token} interchanges nothing; use 1 or more, or -1 for no "
+            f"--interchange_max_token {flags.interchange_max_token} interchanges nothing; use 1 or more, or -1 for no "
             "limit."
         )
-    if asked.interchange_masked_token_only and not asked.mlm:
+    if flags.interchange_masked_token_only and not flags.mlm:
         raise DistillError("--interchange_masked_token_only needs masked tokens; add --mlm.")
-    if asked.freeze_token_type_embds and asked.student_type != "roberta":
+    if flags.freeze_token_type_embds and flags.student_type != "roberta":
         raise DistillError(
-            f"--freeze_token_type_embds is for roberta, and the student is {asked.student_type}; leave it out."
+            f"--freeze_token_type_embds is for roberta, and the student is {flags.student_type}; leave it out."
         )
 
 
-def weights_of(asked: Trainer) -> dict[str, float]:
-    """The weight of each term that has one."""
+def weights_of(flags: Trainer) -> dict[str, float]:
+    """Return the weight of each term that has one."""
     weights = {
-        "kd": asked.alpha_ce,
-        "mlm": asked.alpha_mlm,
-        "clm": asked.alpha_clm,
-        "mse": asked.alpha_mse,
-        "cosine": asked.alpha_cos,
-        "kd_cf": asked.alpha_causal_ce + asked.alpha_causal,
-        "cosine_cf": asked.alpha_causal_cos,
+        "kd": flags.alpha_ce,
+        "mlm": flags.alpha_mlm,
+        "clm": flags.alpha_clm,
+        "mse": flags.alpha_mse,
+        "cosine": flags.alpha_cos,
+        "kd_cf": flags.alpha_causal_ce + flags.alpha_causal,
+        "cosine_cf": flags.alpha_causal_cos,
     }
     return {name: weight for name, weight in weights.items() if weight}
 
 
-def objectives_of(asked: Trainer, probabilities: Tensor | None = None, mask_id: int = 0) -> list[Objective]:
-    """The objectives whose terms have a weight.
+def objectives_of(flags: Trainer, probabilities: Tensor | None = None, mask_id: int = 0) -> list[Objective]:
+    """Return the objectives whose terms have a weight.
 
     Args:
-        asked: the flags.
-        probabilities: of each token to be masked, up to a factor, for masked language models.
-        mask_id: the token that stands for a masked one.
+        flags: the flags.
+        probabilities: of each token to be masked, up to a factor; None for causal language models.
+        mask_id: the id of the mask token.
     """
-    weights = weights_of(asked)
-    made: list[Objective] = [_kd(asked)] if "kd" in weights else []
+    weights = weights_of(flags)
+    made: list[Objective] = [_kd(flags)] if "kd" in weights else []
     if probabilities is not None:
         made.append(
             CountedMaskedLM(
                 probabilities,
                 mask_id,
-                share=asked.mlm_mask_prop,
-                words=(asked.word_mask, asked.word_keep, asked.word_rand),
-                every_row=asked.interchange_masked_token_only,
+                share=flags.mlm_mask_prop,
+                words=(flags.word_mask, flags.word_keep, flags.word_rand),
+                every_row=flags.interchange_masked_token_only,
             )
         )
     made += [CausalLM()] if "clm" in weights else []
     made += [SquaredLogits()] if "mse" in weights else []
     made += [Cosine(tokens="all")] if "cosine" in weights else []
-    match: list[Objective] = [_kd(asked)] if "kd_cf" in weights else []
+    match: list[Objective] = [_kd(flags)] if "kd_cf" in weights else []
     match += [Cosine(tokens="all")] if "cosine_cf" in weights else []
-    return made + ([_interchange(asked, match)] if match else [])
+    return made + ([_interchange(flags, match)] if match else [])
 
 
-def schedule_of(asked: Trainer) -> Schedule:
-    """Time and speed: a step of the optimizer sees batch_size × gradient_accumulation_steps rows."""
+def schedule_of(flags: Trainer) -> Schedule:
+    """Return the schedule: a step of the optimizer has batch_size × gradient_accumulation_steps rows."""
     return Schedule(
-        epochs=asked.n_epoch,
-        batch_size=asked.batch_size * asked.gradient_accumulation_steps,
-        accumulate=asked.gradient_accumulation_steps,
-        lr=asked.learning_rate,
-        warmup=asked.warmup_prop,
-        weight_decay=asked.weight_decay,
-        clip=asked.max_grad_norm,
-        seed=asked.seed,
+        epochs=flags.n_epoch,
+        batch_size=flags.batch_size * flags.gradient_accumulation_steps,
+        accumulate=flags.gradient_accumulation_steps,
+        lr=flags.learning_rate,
+        warmup=flags.warmup_prop,
+        weight_decay=flags.weight_decay,
+        clip=flags.max_grad_norm,
+        seed=flags.seed,
     )
 
 
-def run_name(asked: Trainer) -> str:
-    """The name of the run's folder, as the original makes it."""
-    data = Path(str(asked.data_file)).resolve().parent.name
-    mapping = Path(str(asked.neuron_mapping)).name.split(".")[0]
+def run_name(flags: Trainer) -> str:
+    """Return the name of the run's folder, as the original makes it."""
+    data = Path(str(flags.data_file)).resolve().parent.name
+    mapping = Path(str(flags.neuron_mapping)).name.split(".")[0]
     return (
-        f"s_{asked.student_type}_t_{asked.teacher_type}_data_{data}_seed_{asked.seed}_mlm_{asked.mlm}"
-        f"_ce_{asked.alpha_ce}_mlm_{asked.alpha_mlm}_cos_{asked.alpha_cos}"
-        f"_causal-ce_{asked.alpha_causal_ce + asked.alpha_causal}_causal-cos_{asked.alpha_causal_cos}"
-        f"_nm_{mapping}_crossway_{asked.include_crossway}_int-prop_{asked.interchange_prop}"
-        f"_consec-token_{asked.interchange_consecutive_only}_masked-token_{asked.interchange_masked_token_only}"
-        f"_max-int-token_{asked.interchange_max_token}_eff-bs_{asked.batch_size * asked.gradient_accumulation_steps}"
+        f"s_{flags.student_type}_t_{flags.teacher_type}_data_{data}_seed_{flags.seed}_mlm_{flags.mlm}"
+        f"_ce_{flags.alpha_ce}_mlm_{flags.alpha_mlm}_cos_{flags.alpha_cos}"
+        f"_causal-ce_{flags.alpha_causal_ce + flags.alpha_causal}_causal-cos_{flags.alpha_causal_cos}"
+        f"_nm_{mapping}_crossway_{flags.include_crossway}_int-prop_{flags.interchange_prop}"
+        f"_consec-token_{flags.interchange_consecutive_only}_masked-token_{flags.interchange_masked_token_only}"
+        f"_max-int-token_{flags.interchange_max_token}_eff-bs_{flags.batch_size * flags.gradient_accumulation_steps}"
     )
 
 
-def run(asked: Trainer) -> None:
-    """Load what was asked for, train, and say where the student is."""
-    folder = Path(str(asked.dump_path)) / run_name(asked)
-    refuse_used(folder, force=asked.force)
-    told = asdict(asked)
-    tracking = Tracking(PROJECT, None, folder.name, asked.log_interval, NAMES, told) if asked.is_wandb else None
-    accelerator = accelerator_of(asked.fp16, tracking)
-    teacher = language_model(str(asked.teacher_name), str(asked.teacher_type), masked=asked.mlm, cache=asked.cache_dir)
-    tokenizer = load_tokenizer(str(asked.teacher_name))
-    student = new_student(Path(str(asked.student_config)), str(asked.student_type), masked=asked.mlm, seed=asked.seed)
+def run(flags: Trainer) -> None:
+    """Load models and rows, train, and print where the student is."""
+    folder = Path(str(flags.dump_path)) / run_name(flags)
+    refuse_used(folder, force=flags.force)
+    values = asdict(flags)
+    tracking = Tracking(PROJECT, None, folder.name, flags.log_interval, NAMES, values) if flags.is_wandb else None
+    accelerator = accelerator_of(flags.fp16, tracking)
+    teacher = load_language_model(
+        str(flags.teacher_name), str(flags.teacher_type), masked=flags.mlm, cache=flags.cache_dir
+    )
+    tokenizer = load_tokenizer(str(flags.teacher_name))
+    student = new_student(Path(str(flags.student_config)), str(flags.student_type), masked=flags.mlm, seed=flags.seed)
     check_alike(teacher, student)
-    if asked.student_pretrained_weights is not None:
-        take_weights(student, Path(asked.student_pretrained_weights))
-    freeze(student, positions=asked.freeze_pos_embs, token_types=asked.freeze_token_type_embds)
-    rows = binarized_rows(Path(str(asked.data_file)), tokenizer, longest=longest(teacher, tokenizer), masked=asked.mlm)
-    objectives = objectives_of(asked, _probabilities(asked, tokenizer, teacher), tokenizer.mask_token_id or 0)
-    weights = weights_of(asked)
-    mapping = _mapping(asked, teacher, student) if any(name.endswith("_cf") for name in weights) else None
-    say(
+    if flags.student_pretrained_weights is not None:
+        load_weights(student, Path(flags.student_pretrained_weights))
+    freeze(student, positions=flags.freeze_pos_embs, token_types=flags.freeze_token_type_embds)
+    rows = binarized_rows(
+        Path(str(flags.data_file)), tokenizer, longest=max_length_of(teacher, tokenizer), masked=flags.mlm
+    )
+    objectives = objectives_of(flags, _probabilities(flags, tokenizer, teacher), tokenizer.mask_token_id or 0)
+    weights = weights_of(flags)
+    mapping = _mapping(flags, teacher, student) if any(name.endswith("_cf") for name in weights) else None
+    print_lines(
         formula(weights),
         *(f"  {' '.join(repr(objective).split())}" for objective in objectives),
         *([] if mapping is None else [f"  interchanged: {', '.join(map(str, mapping))}"]),
         f"student of {depth(student)} layers, teacher of {depth(teacher)}, {len(rows)} texts",
         *DIFFERS,
     )
-    if asked.force and folder.exists():
+    if flags.force and folder.exists():
         shutil.rmtree(folder)
     result = fit(
         teacher,
@@ -265,20 +269,20 @@ def run(asked: Trainer) -> None:
         data=rows,
         objective=objectives,
         weights=weights,
-        schedule=schedule_of(asked),
+        schedule=schedule_of(flags),
         output_dir=folder,
         console=console_of(),
         title="diito",
         accelerator=accelerator,
         tokenizer=tokenizer,
     )
-    (folder / PARAMETERS).write_text(json.dumps(told, indent=1) + "\n")
+    (folder / PARAMETERS).write_text(json.dumps(values, indent=1) + "\n")
     send(accelerator, tracking, result)
-    say(str(result).split("\n")[0], f"results: {folder}")
+    print_lines(str(result).split("\n")[0], f"results: {folder}")
 
 
 def refuse_used(folder: Path, *, force: bool) -> None:
-    """Raise if the folder of the run exists and may not be replaced: without `force`, or what is there is no run."""
+    """Raise DistillError for a folder that may not be replaced: without `force`, or where it holds no run."""
     if not folder.exists():
         return
     if not force:
@@ -287,50 +291,54 @@ def refuse_used(folder: Path, *, force: bool) -> None:
         raise DistillError(f"{folder} holds something else than a run, which --force would delete; move it away.")
 
 
-def _check_weights(asked: Trainer) -> None:
-    negative = [name for name in vars(asked) if name.startswith("alpha_") and getattr(asked, name) < 0]
+def _check_weights(flags: Trainer) -> None:
+    """Raise DistillError for weights below 0, or for terms that the kind of model does not have."""
+    negative = [name for name in vars(flags) if name.startswith("alpha_") and getattr(flags, name) < 0]
     if negative:
-        raise DistillError(f"--{negative[0]} {getattr(asked, negative[0])} is below 0; weights are 0 or more.")
-    needed, other = ("alpha_mlm", "alpha_clm") if asked.mlm else ("alpha_clm", "alpha_mlm")
-    if not getattr(asked, needed) or getattr(asked, other):
+        raise DistillError(f"--{negative[0]} {getattr(flags, negative[0])} is below 0; weights are 0 or more.")
+    needed, other = ("alpha_mlm", "alpha_clm") if flags.mlm else ("alpha_clm", "alpha_mlm")
+    if not getattr(flags, needed) or getattr(flags, other):
         raise DistillError(
-            f"--{needed} {getattr(asked, needed)} and --{other} {getattr(asked, other)}: "
-            f"{'with' if asked.mlm else 'without'} --mlm the first must be above 0 and the second 0."
+            f"--{needed} {getattr(flags, needed)} and --{other} {getattr(flags, other)}: "
+            f"{'with' if flags.mlm else 'without'} --mlm the first must be above 0 and the second 0."
         )
-    if asked.alpha_causal and asked.alpha_causal_ce:
+    if flags.alpha_causal and flags.alpha_causal_ce:
         raise DistillError("--alpha_causal is the older name of --alpha_causal_ce; give one of them.")
 
 
-def _kd(asked: Trainer) -> Objective:
-    if asked.restrict_ce_to_mask and asked.mlm:
-        return MaskedKD(asked.temperature)
-    return KD(asked.temperature, tokens="all")
+def _kd(flags: Trainer) -> Objective:
+    """Return the objective of the term `kd`, over all tokens or the masked ones."""
+    if flags.restrict_ce_to_mask and flags.mlm:
+        return MaskedKD(flags.temperature)
+    return KD(flags.temperature, tokens="all")
 
 
-def _interchange(asked: Trainer, match: Sequence[Objective]) -> DIITO:
-    most = None if asked.interchange_max_token == -1 else asked.interchange_max_token
-    span = Span(asked.interchange_prop, consecutive=asked.interchange_consecutive_only, most=most)
-    if asked.interchange_masked_token_only and not asked.interchange_consecutive_only:
+def _interchange(flags: Trainer, match: Sequence[Objective]) -> DIITO:
+    """Return the interchange objective, with what compares the counterfactual runs."""
+    most = None if flags.interchange_max_token == -1 else flags.interchange_max_token
+    span = Span(flags.interchange_prop, consecutive=flags.interchange_consecutive_only, most=most)
+    if flags.interchange_masked_token_only and not flags.interchange_consecutive_only:
         span = Span(1.0, consecutive=False, among="labelled", most=most)
-    if asked.data_augment:
+    if flags.data_augment:
         return DIITO(Spliced(span), positions=None, match=match)
-    return DIITO(Crossway() if asked.include_crossway else Shuffle(), positions=span, match=match)
+    return DIITO(Crossway() if flags.include_crossway else Shuffle(), positions=span, match=match)
 
 
-def _mapping(asked: Trainer, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
-    if asked.data_augment:
+def _mapping(flags: Trainer, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
+    """Return the entries that are interchanged: those of the mapping, or the embeddings of `--data_augment`."""
+    if flags.data_augment:
         return AT_EMBEDDING
-    return neuron_pairs(asked.neuron_mapping or "full", teacher, student)
+    return neuron_pairs(flags.neuron_mapping or "full", teacher, student)
 
 
-def _probabilities(asked: Trainer, tokenizer: Any, teacher: Any) -> Tensor | None:
-    """How likely each token is to be masked; None for causal language models."""
-    if not asked.mlm:
+def _probabilities(flags: Trainer, tokenizer: Any, teacher: Any) -> Tensor | None:
+    """Return the probability of each token to be masked, up to a factor; None for causal language models."""
+    if not flags.mlm:
         return None
     size = teacher.config.vocab_size
-    if asked.token_counts is not None:
-        return token_probabilities(Path(asked.token_counts), tokenizer, size, asked.mlm_smoothing)
-    say("--token_counts is not given: all tokens are masked alike.")
+    if flags.token_counts is not None:
+        return token_probabilities(Path(flags.token_counts), tokenizer, size, flags.mlm_smoothing)
+    print_lines("--token_counts is not given: all tokens are masked alike.")
     return torch.ones(size).scatter(0, torch.tensor(tokenizer.all_special_ids), 0.0)
 
 

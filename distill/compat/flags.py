@@ -1,4 +1,4 @@
-"""A command line as a frozen dataclass: a field for each flag, with what becomes of it here."""
+"""A command line as a frozen dataclass: a field for each flag, and how this library treats the flag."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,28 +8,38 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from distill.errors import DistillError
 
-Asked = TypeVar("Asked")
+Settings = TypeVar("Settings")
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 def flag(default: Any, becomes: str) -> Any:
-    """A field of a flag that is honoured, and what it becomes here."""
+    """Return the field of a flag that is honored.
+
+    Args:
+        default: its value where the flag is not given.
+        becomes: what it sets in this library, for the help.
+    """
     return field(default=default, metadata={"becomes": becomes})
 
 
 def ignored(default: Any, why: str) -> Any:
-    """A field of a flag that is accepted and does nothing, and why."""
+    """Return the field of a flag that is accepted and has no effect.
+
+    Args:
+        default: its value where the flag is not given.
+        why: the reason, for the help and for a note where another value is given.
+    """
     return field(default=default, metadata={"ignored": why})
 
 
-def parsed(kind: type[Asked], arguments: Sequence[str], program: str) -> Asked:
-    """What was asked on a command line.
+def parse(kind: type[Settings], arguments: Sequence[str], program: str) -> Settings:
+    """Read the settings of a command line.
 
     Switches may be given a value: `--fp16` and `--fp16 True` are the same.
 
     Args:
         kind: a dataclass whose fields are made by `flag` and `ignored`; a field of type bool is a switch.
-        arguments: what stands behind the name of the program.
+        arguments: those after the name of the program.
         program: its name, for the help.
 
     Raises:
@@ -45,29 +55,32 @@ def parsed(kind: type[Asked], arguments: Sequence[str], program: str) -> Asked:
     return kind(**vars(known))
 
 
-def left_unused(asked: Any) -> list[str]:
-    """One line for each flag that was given and does nothing."""
+def notes_on_ignored(settings: Any) -> list[str]:
+    """Return a line for each flag without effect that was given another value than its default."""
     return [
         f"--{each.name} is ignored: {each.metadata['ignored']}."
-        for each in _fields(type(asked))
-        if "ignored" in each.metadata and getattr(asked, each.name) != each.default
+        for each in _fields(type(settings))
+        if "ignored" in each.metadata and getattr(settings, each.name) != each.default
     ]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports what is wrong as all of this library does; argparse would print its usage and end the program."""
+    """A parser that raises DistillError; argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise DistillError with the message of argparse."""
         raise DistillError(f"{message}; see --help.")
 
 
 def _fields(kind: Any) -> tuple[Field[Any], ...]:
+    """Return the fields of a dataclass; `fields` alone does not take a type variable."""
     return fields(kind)
 
 
 def _add(parser: argparse.ArgumentParser, each: Field[Any], annotation: Any) -> None:
-    told = each.metadata.get("becomes") or f"ignored: {each.metadata['ignored']}"
-    options: dict[str, Any] = {"default": each.default, "help": f"{told} ({each.default})".replace("%", "%%")}
+    """Add the flag of a field to the parser."""
+    description = each.metadata.get("becomes") or f"ignored: {each.metadata['ignored']}"
+    options: dict[str, Any] = {"default": each.default, "help": f"{description} ({each.default})".replace("%", "%%")}
     if annotation is bool:
         parser.add_argument(f"--{each.name}", type=_truth, nargs="?", const=True, metavar="True|False", **options)
         return
@@ -76,14 +89,16 @@ def _add(parser: argparse.ArgumentParser, each: Field[Any], annotation: Any) -> 
 
 
 def _truth(text: str) -> bool:
+    """Read the value of a switch."""
     if text.lower() not in WORDS:
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return WORDS[text.lower()]
 
 
 def _unknown(argument: str, names: Sequence[str]) -> str:
+    """Return the message about an argument that is no flag, with the nearest one."""
     if not argument.startswith("-"):
         return f"{argument!r} belongs to no flag; put its flag before it, or quotes around a value with spaces."
-    asked = argument.lstrip("-").partition("=")[0]
-    near = get_close_matches(asked, names, n=1, cutoff=0.5)
-    return f"there is no flag --{asked}; {f'did you mean --{near[0]}?' if near else 'see --help.'}"
+    name = argument.lstrip("-").partition("=")[0]
+    near = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"there is no flag --{name}; {f'did you mean --{near[0]}?' if near else 'see --help.'}"

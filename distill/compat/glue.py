@@ -24,14 +24,14 @@ NO_ENTAILMENT = ("entailment", "not_entailment")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the texts and labels of a table are.
+    """The layout of a table: its columns of texts and labels, and its classes.
 
     Attributes:
         texts: the columns of the one or two texts.
         label: the column of the label.
         classes: the labels in the order of the classes.
         dev: the name of the file of held-out rows.
-        header: whether the first line is none of the rows.
+        header: whether the first line has the names of the columns.
     """
 
     texts: tuple[int, ...]
@@ -56,10 +56,10 @@ LAYOUTS = {
 
 
 def layout_of(name: str | None) -> Layout:
-    """The layout of a task of GLUE, whatever its case.
+    """Return the layout of a task of GLUE, by its name in any case.
 
     Raises:
-        DistillError: no name, or one that is not there; STS-B, whose labels are no classes, is not.
+        DistillError: no name, or that of no classification task; STS-B is none, as its labels are numbers.
     """
     if name is not None and name.lower() in LAYOUTS:
         return LAYOUTS[name.lower()]
@@ -80,7 +80,7 @@ def glue_task(
     first: int | None = None,
     names: Sequence[str] = (),
 ) -> Task:
-    """A task of GLUE, tested on its held-out rows.
+    """Read a task of GLUE, tested on its held-out rows.
 
     Args:
         name: of the task, e.g. SST-2.
@@ -115,7 +115,7 @@ def glue_task(
 
 
 def _read(folder: Path, name: str, layout: Layout, classes: Sequence[str]) -> list[tuple[tuple[str, ...], int]]:
-    """The texts and class of each row; rows with too few columns are left out, as QQP has some."""
+    """Read the texts and the class of each row; skip rows with too few columns, which QQP has."""
     path = next((path for path in (folder / f"{name}.tsv", folder / f"{name}.tsv.gz") if path.exists()), None)
     if path is None:
         raise DistillError(
@@ -142,6 +142,7 @@ def _read(folder: Path, name: str, layout: Layout, classes: Sequence[str]) -> li
 
 
 def _rows(tokenizer: Any, rows: Sequence[tuple[tuple[str, ...], int]], max_length: int) -> Rows:
+    """Tokenize texts, and return them with their classes as rows."""
     texts, labels = zip(*rows, strict=True)
     limit = min(max_length, tokenizer.model_max_length)
     columns = [list(column) for column in zip(*texts, strict=True)]

@@ -1,4 +1,4 @@
-"""What both command lines share: how they start, where results go, how they report to wandb, and how they end."""
+"""The frame of both command lines: start and exit, the folder of results, and reports to wandb."""
 
 import os
 import sys
@@ -18,13 +18,13 @@ from interventions import InterventionError, printable
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where the figures of a run are sent.
+    """The settings of reports to wandb.
 
     Attributes:
         project, entity, run: as wandb calls them; None is wandb's own default.
         every: steps between two reports.
-        names: of our terms, where the original calls them otherwise.
-        asked: the flags.
+        names: {term of this library: its name in the original}.
+        flags: all flags of the run, which wandb keeps.
     """
 
     project: str
@@ -32,7 +32,7 @@ class Tracking:
     run: str
     every: int
     names: Mapping[str, str]
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    flags: Mapping[str, Any] = field(default_factory=dict)
 
 
 def start(command: Callable[[Sequence[str]], None], program: str) -> None:
@@ -45,19 +45,19 @@ def start(command: Callable[[Sequence[str]], None], program: str) -> None:
         print(" ".join(f"{program}: {error}".split()), file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt as stop:
-        told = str(stop).split("; go on")[0] or "stopped"  # how fit itself would go on; these commands cannot
-        print(printable(f"\n{program}: {told}."), file=sys.stderr)
+        message = str(stop).split("; go on")[0] or "stopped"  # fit says how to resume it, and these commands cannot
+        print(printable(f"\n{program}: {message}."), file=sys.stderr)
         raise SystemExit(130) from None
 
 
-def say(*lines: str) -> None:
-    """Print lines, at once."""
+def print_lines(*lines: str) -> None:
+    """Print lines without buffering."""
     for line in lines:
         print(printable(line), flush=True)
 
 
 def next_run(folder: Path) -> Path:
-    """`folder-run-N` with the first N from 1 that is free, as the original numbers its runs."""
+    """Return `folder-run-N` with the first N from 1 that is free, as the original numbers its runs."""
     number = 1
     while (found := folder.with_name(f"{folder.name}-run-{number}")).exists() and any(found.iterdir()):
         number += 1
@@ -65,7 +65,7 @@ def next_run(folder: Path) -> Path:
 
 
 def accelerator_of(fp16: bool, tracking: Tracking | None) -> Accelerator:
-    """The accelerator of a run; without wandb it says so, and the run goes on.
+    """Return the accelerator of a run; where wandb is requested and not installed, print so and send nothing.
 
     Raises:
         DistillError: half precision without a GPU.
@@ -73,36 +73,36 @@ def accelerator_of(fp16: bool, tracking: Tracking | None) -> Accelerator:
     if fp16 and not torch.cuda.is_available():
         raise DistillError("--fp16 True needs a GPU, and there is none; leave it out, or give --fp16 False.")
     if tracking is not None and find_spec("wandb") is None:
-        say("warning: --is_wandb asks for wandb, which is not installed: nothing is sent (pip install wandb).")
+        print_lines("warning: --is_wandb asks for wandb, which is not installed: nothing is sent (pip install wandb).")
         tracking = None
     accelerator = Accelerator(
         mixed_precision="fp16" if fp16 else None, log_with=None if tracking is None else "wandb"
     )  # fmt: skip
     if tracking is not None:
         settings = {"wandb": {"entity": tracking.entity, "name": tracking.run}}
-        accelerator.init_trackers(tracking.project, config=dict(tracking.asked), init_kwargs=settings)
+        accelerator.init_trackers(tracking.project, config=dict(tracking.flags), init_kwargs=settings)
         accelerator.trackers = [Renamed(each, tracking) for each in accelerator.trackers]
     return accelerator
 
 
 @dataclass(frozen=True)
 class Renamed:
-    """A tracker that is told the figures of every so many steps, under the original's names."""
+    """A tracker that logs the figures of every so many steps, under the original's names."""
 
     tracker: Any
     tracking: Tracking
 
     @property
     def name(self) -> str:
-        """That of the tracker."""
+        """The name of the tracker."""
         return self.tracker.name
 
     def log(self, values: Mapping[str, Any], step: int, **settings: Any) -> None:
-        """Pass on the figures of a step, if it is its turn."""
+        """Log the figures of a step, if its number is a multiple of `every`."""
         if step % self.tracking.every == 0:
             names = {"lr": "learning_rate", **self.tracking.names}
-            told = {f"train/{names.get(name, name)}": value for name, value in values.items()}
-            self.tracker.log(told, step=step, **settings)
+            renamed = {f"train/{names.get(name, name)}": value for name, value in values.items()}
+            self.tracker.log(renamed, step=step, **settings)
 
     def finish(self) -> None:
         """End the run of the tracker."""
@@ -120,7 +120,7 @@ def send(accelerator: Accelerator, tracking: Tracking | None, result: FitResult)
 
 
 def formula(weights: Mapping[str, float]) -> str:
-    """The loss in one line.
+    """Return the loss as a formula on one line.
 
     >>> formula({"kd": 0.7, "labels": 0.3, "kd_cf": 1.0})
     'loss = 0.7 kd + 0.3 labels + 1 kd_cf'

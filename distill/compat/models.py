@@ -12,17 +12,17 @@ from distill.errors import DistillError
 POSITIONS = {"roberta": "roberta.embeddings.position_embeddings", "gpt2": "transformer.wpe"}
 TOKEN_TYPES = {"roberta": "roberta.embeddings.token_type_embeddings"}
 NEW_HEAD = ("vocab_transform.", "vocab_layer_norm.")
-"""Of DistilBERT: what extract_distilbert.py does not take from the teacher unless it is told to."""
+"""The parameters of DistilBERT that extract_distilbert.py takes from the teacher only where a flag says so."""
 
 
-def language_model(name: str, kind: str, *, masked: bool, cache: str | None = None) -> nn.Module:
-    """A language model in eval mode.
+def load_language_model(name: str, kind: str, *, masked: bool, cache: str | None = None) -> nn.Module:
+    """Load a language model in eval mode.
 
     Args:
         name: a folder, or a name on the hub.
         kind: what it must be: bert, roberta or gpt2.
         masked: a masked language model, else a causal one.
-        cache: where what comes from the hub is kept.
+        cache: the folder of downloads from the hub.
 
     Raises:
         DistillError: nothing there, or a model of another kind.
@@ -45,7 +45,7 @@ def language_model(name: str, kind: str, *, masked: bool, cache: str | None = No
 
 
 def new_student(path: Path, kind: str, *, masked: bool, seed: int) -> nn.Module:
-    """A student with new weights, drawn by `seed`.
+    """Make a student with new weights.
 
     Args:
         path: the JSON of its configuration.
@@ -59,8 +59,9 @@ def new_student(path: Path, kind: str, *, masked: bool, seed: int) -> nn.Module:
     import transformers
 
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        config = transformers.AutoConfig.for_model(kind, **{name: told[name] for name in told if name != "model_type"})
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        others = {name: value for name, value in fields.items() if name != "model_type"}
+        config = transformers.AutoConfig.for_model(kind, **others)
     except (OSError, ValueError, TypeError) as error:
         raise DistillError(f"--student_config {path} cannot be read: {error}; give a file of JSON.") from None
     auto: Any = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
@@ -69,8 +70,8 @@ def new_student(path: Path, kind: str, *, masked: bool, seed: int) -> nn.Module:
         return auto.from_config(config)
 
 
-def take_weights(student: nn.Module, path: Path) -> None:
-    """Load a state dict, of which DistilBERT may lack what its head has beyond that of BERT.
+def load_weights(student: nn.Module, path: Path) -> None:
+    """Load a state dict into a student; that of DistilBERT may lack the parameters of its head that BERT has not.
 
     Raises:
         DistillError: a file that is none, or that is of another model.
@@ -95,15 +96,15 @@ def take_weights(student: nn.Module, path: Path) -> None:
 
 
 def freeze(student: Any, *, positions: bool, token_types: bool) -> None:
-    """Keep the position or token type embeddings as they are, in models for which the original can."""
+    """Freeze the position or token type embeddings, in models for which the original does."""
     kind = student.config.model_type
-    for asked, where in ((positions, POSITIONS), (token_types, TOKEN_TYPES)):
-        if asked and kind in where:
-            student.get_submodule(where[kind]).requires_grad_(False)
+    for is_frozen, path in ((positions, POSITIONS), (token_types, TOKEN_TYPES)):
+        if is_frozen and kind in path:
+            student.get_submodule(path[kind]).requires_grad_(False)
 
 
 def check_alike(teacher: Any, student: Any) -> None:
-    """Raise for another vocabulary, width or length."""
+    """Raise DistillError where teacher and student differ in vocabulary, width or longest input."""
     for name in ("vocab_size", "hidden_size", "max_position_embeddings"):
         one, other = getattr(teacher.config, name), getattr(student.config, name)
         if one != other:
@@ -112,8 +113,8 @@ def check_alike(teacher: Any, student: Any) -> None:
             )
 
 
-def longest(model: Any, tokenizer: Any) -> int:
-    """The tokens that both read at most; RoBERTa's positions begin behind that of its padding."""
+def max_length_of(model: Any, tokenizer: Any) -> int:
+    """Return the number of tokens that both read at most; RoBERTa numbers positions from after its padding token."""
     config = model.config
     skipped = config.pad_token_id + 1 if config.model_type == "roberta" else 0
     return min(tokenizer.model_max_length, config.max_position_embeddings - skipped)

@@ -1,4 +1,4 @@
-"""The neuron mappings of Causal-Distill: files that name layers, heads and their dims."""
+"""Neuron mappings of Causal-Distill: files that name layers, heads and dims, as locations."""
 
 import json
 import re
@@ -19,15 +19,15 @@ XXS_KINDS = {"mid": "middle"}
 
 
 def neuron_pairs(mapping: str, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
-    """The pairs of locations of a neuron mapping.
+    """Return the entries of a mapping for a neuron mapping of Causal-Distill.
 
-    In a file every step draws one entry, and of it one name of each side. Pairs are drawn uniformly here, so that those
-    of an entry with fewer names stand there several times.
+    The original draws in every step one entry of the file, and from it one name of each side. Entries of a mapping are
+    drawn uniformly, so those from an entry of the file with fewer names are repeated.
 
     Args:
         mapping: the path of a file of Causal-Distill, a kind of `layers` (also "mid"), or entries teacher~student.
-        teacher: whose layers and width the names of teacher variables refer to.
-        student: the same of the others.
+        teacher: the model whose layers and width the names of teacher variables refer to.
+        student: the model for the names of student variables.
 
     Raises:
         DistillError: neither a file nor a mapping; or a file of another form.
@@ -49,13 +49,13 @@ def neuron_pairs(mapping: str, teacher: nn.Module, student: nn.Module) -> tuple[
 
 
 def read_entries(path: Path) -> list[tuple[list[str], list[str]]]:
-    """The entries of a file: names of teacher variables, names of student variables.
+    """Read the entries of a file: for each, names of teacher variables and names of student variables.
 
     Raises:
         DistillError: no such file, or one of another form.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DistillError(
             f"--neuron_mapping {path} is no file, and no mapping: give one of {', '.join(KINDS)}, or entries such as "
@@ -63,7 +63,7 @@ def read_entries(path: Path) -> list[tuple[list[str], list[str]]]:
         ) from None
     except (OSError, ValueError) as error:
         raise DistillError(f"the neuron mapping {path} cannot be read: {error}; it must be JSON.") from None
-    entries = told.get(ENTRIES, [told]) if isinstance(told, Mapping) else None
+    entries = content.get(ENTRIES, [content]) if isinstance(content, Mapping) else None
     if not entries or not all(_is_entry(each) for each in entries):
         raise DistillError(
             f"the neuron mapping {path} has no {ENTRIES!r}; give it a list of {{{SIDES[0]!r}: [names], {SIDES[1]!r}: "
@@ -73,7 +73,7 @@ def read_entries(path: Path) -> list[tuple[list[str], list[str]]]:
 
 
 def places(name: str, model: nn.Module) -> tuple[Location, ...]:
-    """The locations of one name: the layers as block outputs, the dims of their heads as dims of these.
+    """Return the locations of one name: the outputs of its layers' blocks, with the dims of its heads.
 
     Ranges end before their last number. Heads and dims that the model has no room for are left out.
 
@@ -107,17 +107,19 @@ def places(name: str, model: nn.Module) -> tuple[Location, ...]:
 
 
 def _is_entry(entry: Any) -> bool:
+    """Return whether it has lists of names for both sides."""
     names = [entry.get(side) if isinstance(entry, Mapping) else None for side in SIDES]
     return all(isinstance(side, list) and side and all(isinstance(name, str) for name in side) for side in names)
 
 
 def _range(numbers: Sequence[int | None]) -> range:
+    """Return the range of a single number, or of a first and a last one that is excluded."""
     one, first, last = numbers
     return range(one, one + 1) if one is not None else range(first or 0, last or 0)
 
 
 def _dims(dims: Sequence[int], width: int) -> range | tuple[int, ...] | None:
-    """The shortest way to say them; None for all."""
+    """Return dims in the shortest form: None for all, a range, or a tuple."""
     if len(dims) == width:
         return None
     together = range(dims[0], dims[-1] + 1)

@@ -1,4 +1,4 @@
-"""Objectives and sources of the original programs that the library itself has in another form."""
+"""Objectives and sources of the original programs that the library has in another form."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ AT_EMBEDDING = (Pair((Location(site="embedding"),), (Location(site="embedding"),
 
 
 class Patience(Objective):
-    """Squared error of the first token of chosen layers, not normalised: `kd.cls` without `--normalize_patience`.
+    """Squared error between the first tokens of chosen layers: `kd.cls` without `--normalize_patience`. Term `pkd`.
 
-    Term `pkd`. With that flag it is `PKD(layers)`.
+    The vectors h of the first token are compared as they are, ‖h_student − h_teacher‖² as a mean over dims, layers and
+    examples. With that flag the program takes `PKD(layers)`.
+
+    Sun et al. 2019 (patient knowledge distillation, arXiv:1908.09355).
 
     Args:
         layers: teacher location → student location.
@@ -33,25 +36,25 @@ class Patience(Objective):
         self.layers = layers
 
     def reads(self, mapping: Sequence[Pair]) -> Reads:
-        """The compared locations of both models."""
+        """Return the compared locations of both models."""
         return Reads(tuple(self.layers), tuple(self.layers.values()))
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `pkd`."""
+        """Compute the term `pkd`."""
         teacher = torch.stack([step.taught.vectors(above)[:, 0] for above in self.layers], 1)
         student = torch.stack([step.student.vectors(below)[:, 0] for below in self.layers.values()], 1)
         return {"pkd": step.mean(hint(student, teacher))}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings, for printing."""
         return ", ".join(f"{above} ↔ {below}" for above, below in self.layers.items())
 
 
 class SquaredLogits(Objective):
-    """Squared error between the logits, summed over the classes, a mean over positions: `--alpha_mse`. Term `mse`."""
+    """Squared error between logits, summed over the classes, a mean over positions: `--alpha_mse`. Term `mse`."""
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `mse`."""
+        """Compute the term `mse`."""
         student = step.student.logits
         mask = step.mask(student, tokens="all")
         return {"mse": step.mean(squared_error(student, step.taught.logits, mask=mask), mask)}
@@ -69,7 +72,7 @@ class MaskedKD(Objective):
         self.temperature = temperature
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `kd`."""
+        """Compute the term `kd`."""
         student, labels = step.student.logits, step.column(MASKED, "MaskedKD()")
         if not (labels != -100).any():
             return {"kd": 0.0 * student.sum()}
@@ -77,28 +80,28 @@ class MaskedKD(Objective):
         return {"kd": step.mean(loss, MASKED)}
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """The chosen tokens."""
+        """Count the masked tokens."""
         return _masked(batch)
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings, for printing."""
         return f"temperature={self.temperature}"
 
 
 class CountedMaskedLM(Objective):
-    """Masked language modelling that prefers rare tokens. Term `mlm`, over the tokens that were chosen.
+    """Masked language modeling that prefers rare tokens. Term `mlm`, the cross-entropy over the chosen tokens.
 
-    ⌈share · tokens⌉ tokens of the batch are chosen without replacement, each with a probability proportional to that
-    of its kind. Both models are given the masked text, as in the original.
+    ⌈share · tokens⌉ tokens of the batch are chosen without replacement, with the probabilities of their ids. Both
+    models read the masked text, as in the original.
 
     Sanh et al. 2019 (DistilBERT, arXiv:1910.01108), section 4; the smoothing is that of XLM (arXiv:1901.07291).
 
     Args:
         probabilities: of each token of the vocabulary to be chosen, up to a factor; 0 for special tokens.
-        mask_id: the token that stands for a masked one.
-        share: of the tokens that are chosen.
+        mask_id: the id of the mask token.
+        share: the share of tokens that are chosen.
         words: the shares of the chosen tokens that are masked, kept, and replaced by a random token.
-        every_row: choose at least one token of every row, for interchanges of these tokens.
+        every_row: whether at least one token of every row is chosen, for interchanges of these tokens.
     """
 
     def __init__(
@@ -122,10 +125,10 @@ class CountedMaskedLM(Objective):
         self.mask_id, self.share, self.words, self.every_row = mask_id, share, words, every_row
 
     def alter(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
-        """The batch with masked tokens, and a column of those that stood there."""
+        """Return the batch with masked tokens, and a column of the tokens that they replace."""
         ids = batch["input_ids"]
         real = _real(batch)
-        chosen = self._chosen(ids, real, generator)
+        chosen = self._choose(ids, real, generator)
         draws = torch.rand(ids.shape, generator=generator, device=generator.device).to(ids.device)
         random = torch.randint(len(self._weights), ids.shape, generator=generator, device=generator.device).to(
             ids.device
@@ -135,25 +138,26 @@ class CountedMaskedLM(Objective):
         return {**batch, "input_ids": torch.where(chosen, replaced, ids), MASKED: ids.masked_fill(~chosen, -100)}
 
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
-        """The chosen tokens."""
+        """Count the masked tokens."""
         return _masked(batch)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """The term `mlm`."""
+        """Compute the term `mlm`."""
         student, labels = step.student.logits, step.column(MASKED, "CountedMaskedLM()")
         if not (labels != -100).any():
             return {"mlm": 0.0 * student.sum()}
         return {"mlm": step.mean(cross_entropy(student, labels), MASKED)}
 
     def extra_repr(self) -> str:
-        """For printing."""
+        """Return the settings, for printing."""
         return f"share={self.share}, words={self.words}"
 
-    def _chosen(
+    def _choose(
         self, ids: Tensor, real: Bool[Tensor, "rows tokens"], generator: torch.Generator
     ) -> Bool[Tensor, "rows tokens"]:
+        """Draw the tokens that are to be predicted."""
         probabilities = self._weights.to(ids.device)[ids] * real
-        # The largest of p / Exp(1) are a draw without replacement in proportion to p (Efraimidis, Spirakis 2006).
+        # The largest p / Exp(1) are a sample without replacement, in proportion to p (Efraimidis, Spirakis 2006).
         noise = torch.empty(ids.shape, device=generator.device).exponential_(generator=generator).to(ids.device)
         keys = probabilities / noise.clamp(min=1e-30)
         count = min(-int(-self.share * int(real.sum()) // 1), int((keys > 0).sum()))
@@ -166,12 +170,13 @@ class CountedMaskedLM(Objective):
 
 @dataclass(frozen=True)
 class Spliced:
-    """The source of an example is itself with a span of tokens from another example of the batch: `--data_augment`.
+    """Sources that are the base with a span of tokens from another example of the batch: `--data_augment`.
 
     With the mapping `AT_EMBEDDING` and `positions=None` the counterfactual runs are runs of these texts.
 
     Args:
-        span: which tokens are replaced, and by which.
+        span: draws the tokens that are replaced, and those that replace them.
+        aligned: always True: a position of the source is that of the base.
     """
 
     span: Span
@@ -180,22 +185,24 @@ class Spliced:
     def draw(
         self, batch: Mapping[str, Tensor], vocabulary: int | None, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The batch with tokens replaced."""
+        """Return the batch with tokens replaced."""
         ids = batch["input_ids"]
         rows, width = ids.shape
         others = torch.randperm(rows, generator=generator, device=generator.device).to(ids.device)
         real = _real(batch)
         uniform = torch.rand(rows, 2, width, generator=generator, device=generator.device).to(ids.device)
-        mine = self.span.eligible(batch, real)
-        theirs = self.span.eligible({name: column[others] for name, column in batch.items()}, real[others])
-        written, taken = self.span.draw(mine, theirs, uniform)
-        return {**batch, "input_ids": ids.masked_scatter(written, ids[others][taken])}
+        eligible = self.span.eligible(batch, real)
+        in_others = self.span.eligible({name: column[others] for name, column in batch.items()}, real[others])
+        written, read = self.span.draw(eligible, in_others, uniform)
+        return {**batch, "input_ids": ids.masked_scatter(written, ids[others][read])}
 
 
 def _real(batch: Mapping[str, Tensor]) -> Bool[Tensor, "rows tokens"]:
+    """Return which tokens are no padding."""
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
 
 
 def _masked(batch: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of masked tokens, by the name of their column."""
     return {MASKED: int((batch[MASKED] != -100).sum())} if MASKED in batch else {}

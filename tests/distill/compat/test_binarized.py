@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill import DistillError
-from distill.compat.binarized import binarized_rows, token_probabilities, unpickled
+from distill.compat.binarized import binarized_rows, token_probabilities, unpickle
 
 
 class Words:
@@ -56,7 +56,7 @@ def test_names_of_old_numpy_are_read(tmp_path):
     # The frame of protocol 4 says how long it is, one byte less now.
     frame = int.from_bytes(old[3:11], "little") - 1
     (tmp_path / "x.pickle").write_bytes(old[:3] + frame.to_bytes(8, "little") + old[11:])
-    (found,) = unpickled(tmp_path / "x.pickle")
+    (found,) = unpickle(tmp_path / "x.pickle")
     assert found.tolist() == LONG
 
 
@@ -69,7 +69,7 @@ class Dangerous:
 def test_nothing_else_is_run(tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DistillError, match=r"cannot be read: it asks for \w+.*, and only lists of numbers are read"):
-        unpickled(dump(tmp_path / "x.pickle", data))
+        unpickle(dump(tmp_path / "x.pickle", data))
     assert not (tmp_path / "made-by-a-pickle").exists()
 
 
@@ -77,9 +77,9 @@ def test_nothing_else_is_run(tmp_path, monkeypatch, data):
 def test_files_that_are_no_pickle(tmp_path, content):
     (tmp_path / "x.pickle").write_bytes(content)
     with pytest.raises(DistillError, match=r"x.pickle cannot be read: .*; give a pickled list of token id lists"):
-        unpickled(tmp_path / "x.pickle")
+        unpickle(tmp_path / "x.pickle")
     with pytest.raises(DistillError, match="does not exist; make it with scripts/binarized_data.py"):
-        unpickled(tmp_path / "nowhere")
+        unpickle(tmp_path / "nowhere")
 
 
 def test_long_texts_are_cut_into_pieces_with_ends_of_their_own(tmp_path):

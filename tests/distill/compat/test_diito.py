@@ -10,8 +10,8 @@ import torch
 import transformers
 
 from distill.compat import diito
-from distill.compat.flags import parsed
-from distill.compat.models import freeze, language_model, new_student, take_weights
+from distill.compat.flags import parse
+from distill.compat.models import freeze, load_language_model, load_weights, new_student
 from distill.models.pretrained import load_tokenizer
 from tests.distill.compat.test_xxs import command
 from tests.distill.conftest import WORDS, save_bert, sentences
@@ -104,7 +104,7 @@ def test_the_command_trains_a_student(ran, folder):
     assert "not reproduced of the original" in out
     run = folder / re.search(r"^results: (.*)$", out, re.M)[1]
     assert run.parent == folder / "results"
-    assert run.name == diito.run_name(parsed(diito.Trainer, COMMAND, "diito"))
+    assert run.name == diito.run_name(parse(diito.Trainer, COMMAND, "diito"))
     records = logged(run)
     texts = int(re.search(r"teacher of 4, (\d+) texts", out)[1])
     assert len(records) == -(-texts // 8)
@@ -213,10 +213,10 @@ def test_without_wandb_a_run_warns_and_goes_on(ran, monkeypatch):
 
 
 def test_extracted_weights_are_taken(folder):
-    teacher = language_model("teacher", "bert", masked=True)
+    teacher = load_language_model("teacher", "bert", masked=True)
     student = new_student(folder / "student.json", "distilbert", masked=True, seed=0)
     before = student.vocab_transform.weight.clone()
-    take_weights(student, folder / "student.pth")
+    load_weights(student, folder / "student.pth")
     weights = teacher.state_dict()
     last = student.distilbert.transformer.layer[1].ffn.lin2.weight
     assert torch.equal(last, weights[f"bert.encoder.layer.{LAYERS - 1}.output.dense.weight"])
@@ -239,7 +239,7 @@ def test_weights_of_another_model(folder, change, message):
     change(found)
     torch.save(found, folder / "other.pth")
     with pytest.raises(diito.DistillError, match=message):
-        take_weights(student, folder / "other.pth")
+        load_weights(student, folder / "other.pth")
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "dim", "max_position_embeddings"])

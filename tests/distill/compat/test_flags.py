@@ -8,7 +8,7 @@ import pytest
 
 from distill import DistillError
 from distill.compat.diito import Trainer
-from distill.compat.flags import flag, ignored, left_unused, parsed
+from distill.compat.flags import flag, ignored, notes_on_ignored, parse
 from distill.compat.xxs import XXS
 
 REPOSITORY = Path(__file__).parents[3]
@@ -33,11 +33,11 @@ DIITO_COMMAND = """
 
 
 def xxs(text: str = XXS_COMMAND, *more: str) -> XXS:
-    return parsed(XXS, [*shlex.split(text), *more], "xxs")
+    return parse(XXS, [*shlex.split(text), *more], "xxs")
 
 
 def diito(text: str = DIITO_COMMAND, *more: str) -> Trainer:
-    return parsed(Trainer, [*shlex.split(text), *more], "diito")
+    return parse(Trainer, [*shlex.split(text), *more], "diito")
 
 
 def test_the_command_of_xxs_is_read_as_it_stands():
@@ -47,8 +47,9 @@ def test_the_command_of_xxs_is_read_as_it_stands():
     assert (asked.alpha, asked.T, asked.beta, asked.kd_model, asked.fc_layer_idx) == (0.7, 20.0, 0.0, "kd", "1,3,5,7,9")
     assert (asked.is_diito, asked.fp16, asked.do_train, asked.is_wandb) == (True, False, True, True)
     assert (asked.wandb_metadata, asked.interchange_prop, asked.seed) == ("wuzhengx:DIITO-XXS", 0.3, None)
-    assert left_unused(asked) == ["--checkpoint_interval is ignored: the last states are saved every 200 steps; the "
-                                  "original saves none."]  # fmt: skip
+    assert notes_on_ignored(asked) == [
+        "--checkpoint_interval is ignored: the last states are saved every 200 steps; the original saves none."
+    ]
 
 
 def test_the_command_of_the_language_model_trainer_is_read_as_it_stands():
@@ -57,7 +58,7 @@ def test_the_command_of_the_language_model_trainer_is_read_as_it_stands():
     assert (asked.alpha_ce, asked.alpha_mlm, asked.alpha_cos, asked.alpha_clm) == (0.25, 0.25, 0.25, 0.0)
     assert (asked.alpha_causal_ce, asked.alpha_causal_cos, asked.interchange_max_token) == (0.25, 0.0, -1)
     assert (asked.batch_size, asked.gradient_accumulation_steps, asked.n_epoch, asked.seed) == (40, 6, 3, 42)
-    assert [line.split()[0] for line in left_unused(asked)] == ["--n_gpu"]
+    assert [line.split()[0] for line in notes_on_ignored(asked)] == ["--n_gpu"]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_the_command_of_the_language_model_trainer_is_read_as_it_stands():
     ],
 )
 def test_switches_may_have_a_value(given, expected):
-    assert parsed(XXS, given, "xxs").fp16 is expected
+    assert parse(XXS, given, "xxs").fp16 is expected
 
 
 @pytest.mark.parametrize(
@@ -90,13 +91,13 @@ def test_switches_may_have_a_value(given, expected):
 )
 def test_what_is_wrong_is_one_line(arguments, message):
     with pytest.raises(DistillError, match=message) as caught:
-        parsed(XXS, arguments, "xxs")
+        parse(XXS, arguments, "xxs")
     assert "\n" not in str(caught.value)
 
 
 def test_help_names_every_flag_and_what_becomes_of_it(capsys):
     with pytest.raises(SystemExit) as stop:
-        parsed(Trainer, ["--help"], "diito")
+        parse(Trainer, ["--help"], "diito")
     assert stop.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     for each in fields(Trainer):
@@ -118,5 +119,5 @@ def test_only_flags_that_were_given_another_value_are_said_to_be_ignored():
         a: int = flag(1, "a")
         b: int = ignored(2, "of no use")
 
-    assert left_unused(parsed(Small, ["--b", "2"], "small")) == []
-    assert left_unused(parsed(Small, ["--a", "5", "--b", "3"], "small")) == ["--b is ignored: of no use."]
+    assert notes_on_ignored(parse(Small, ["--b", "2"], "small")) == []
+    assert notes_on_ignored(parse(Small, ["--a", "5", "--b", "3"], "small")) == ["--b is ignored: of no use."]

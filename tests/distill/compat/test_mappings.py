@@ -8,7 +8,7 @@ import torch
 
 from distill import DIITO, KD, PKD, Cosine, DistillError, Labels, Shuffle, Span
 from distill.compat import diito, xxs
-from distill.compat.flags import parsed
+from distill.compat.flags import parse
 from distill.compat.neurons import neuron_pairs, places, read_entries
 from distill.compat.terms import CountedMaskedLM, MaskedKD, Patience, Spliced, SquaredLogits
 from distill.interchange.mapping import Pair
@@ -164,7 +164,7 @@ def test_all_seven_weights():
     made = diito.objectives_of(asked, torch.ones(40))
     assert [type(each) for each in made] == [MaskedKD, CountedMaskedLM, SquaredLogits, Cosine, DIITO]
     assert [type(each) for each in made[-1].match] == [MaskedKD, Cosine]
-    causal = parsed(diito.Trainer, ["--student_type", "gpt2", "--alpha_clm", "0.5", "--alpha_ce", "0"], "diito")
+    causal = parse(diito.Trainer, ["--student_type", "gpt2", "--alpha_clm", "0.5", "--alpha_ce", "0"], "diito")
     assert [type(each) for each in diito.objectives_of(causal)] == [CausalLM]
 
 

@@ -81,7 +81,7 @@ def test_the_command_trains_a_student_and_says_how_well_it_answers(ran, home):
         assert not re.search(rf"original[^.]*{defect}", out), defect  # was published
     accuracy = re.search(r"^accuracy ([\d.]+)$", out, re.M)
     folder = home / re.search(r"^results: (.*)$", out, re.M)[1]
-    assert folder.name == xxs.run_name(xxs.parsed(xxs.XXS, COMMAND, "xxs"), 2) + "-run-1"
+    assert folder.name == xxs.run_name(xxs.parse(xxs.XXS, COMMAND, "xxs"), 2) + "-run-1"
     told = json.loads((folder / "result.json").read_text())
     assert told["evaluation"]["accuracy"]["value"] == pytest.approx(float(accuracy[1]))
     assert told["evaluation"]["accuracy"]["count"] == 10
@@ -98,7 +98,7 @@ def test_the_command_trains_a_student_and_says_how_well_it_answers(ran, home):
 def test_the_command_is_the_call_of_fit_that_it_stands_for(ran, home):
     _, out, _ = ran(*COMMAND)
     folder = home / re.search(r"^results: (.*)$", out, re.M)[1]
-    asked = xxs.parsed(xxs.XXS, COMMAND, "xxs")
+    asked = xxs.parse(xxs.XXS, COMMAND, "xxs")
     teacher = xxs._teacher(asked)
     task, _ = xxs._task(asked, teacher)
     match = KD(20.0, reduction="mean")
@@ -126,7 +126,7 @@ def test_a_second_run_has_a_folder_of_its_own(ran, home):
 
 
 def test_the_student_begins_as_the_first_layers_of_the_pretrained_encoder(home):
-    asked = xxs.parsed(xxs.XXS, COMMAND, "xxs")
+    asked = xxs.parse(xxs.XXS, COMMAND, "xxs")
     teacher = xxs._teacher(asked)
     task, _ = xxs._task(asked, teacher)
     student = xxs._student(asked, task)
@@ -141,7 +141,7 @@ def test_the_student_begins_as_the_first_layers_of_the_pretrained_encoder(home):
 def test_checkpoints_by_the_original_paths(home, ran):
     save_bert(home / "data/models/mine", classifier=True, layers=4)
     head = load_classifier(home / "data/models/mine").classifier.weight
-    asked = xxs.parsed(
+    asked = xxs.parse(
         xxs.XXS,
         [*COMMAND, "--encoder_checkpoint_teacher", "mine/pytorch_model.bin", "--cls_checkpoint_student", "mine"],
         "xxs",
