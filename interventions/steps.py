@@ -78,7 +78,7 @@ def includes(step: int, steps: slice | frozenset[int] | None) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Span:
+class Window:
     """The tokens of the sequence that one activation holds.
 
     Attributes:
@@ -102,18 +102,18 @@ class Span:
         return 0 if self.prompt is None or column < self.prompt else column - self.prompt + 1
 
 
-def select_steps(span: Span, steps: slice | frozenset[int] | None) -> Selection | None:
+def select_steps(window: Window, steps: slice | frozenset[int] | None) -> Selection | None:
     """Return the tokens of the activation that belong to `steps`; None if these are all of them."""
-    columns = [c for c in range(span.offset, span.total) if c >= span.new and includes(span.step_of(c), steps)]
-    if len(columns) == span.total - span.offset:
+    columns = [c for c in range(window.offset, window.total) if c >= window.new and includes(window.step_of(c), steps)]
+    if len(columns) == window.total - window.offset:
         return None
-    batch, device = len(span.real), span.real.device
+    batch, device = len(window.real), window.real.device
     rows = torch.arange(batch, device=device).repeat_interleave(len(columns))
-    return Selection(rows, (torch.tensor(columns, device=device, dtype=torch.long) - span.offset).repeat(batch))
+    return Selection(rows, (torch.tensor(columns, device=device, dtype=torch.long) - window.offset).repeat(batch))
 
 
 def select_positions(
-    span: Span, steps: slice | frozenset[int] | None, positions: Positions
+    window: Window, steps: slice | frozenset[int] | None, positions: Positions
 ) -> list[tuple[Selection, Bool[Tensor, " n"]]]:
     """Return, for each of `steps` in the activation, the tokens that `positions` selects and which of them are new.
 
@@ -121,22 +121,22 @@ def select_positions(
     from the start of the sequence; a token is new if this call reads it for the first time.
     """
     parts = []
-    for start, end in _new_ranges(span):
-        if includes(span.step_of(end - 1), steps):
-            named = select(_extend_mask(positions, end, span.prompt), span.real[:, :end])
-            new = (named.columns >= max(start, span.offset, span.new)) & (named.columns < min(end, span.total))
+    for start, end in _new_ranges(window):
+        if includes(window.step_of(end - 1), steps):
+            named = select(_extend_mask(positions, end, window.prompt), window.real[:, :end])
+            new = (named.columns >= max(start, window.offset, window.new)) & (named.columns < min(end, window.total))
             if new.any():
                 parts.append((named, new))
     return parts
 
 
-def _new_ranges(span: Span) -> list[tuple[int, int]]:
+def _new_ranges(window: Window) -> list[tuple[int, int]]:
     """Return the first column, and the one after the last, of each step with new tokens in the activation."""
-    if span.prompt is None or span.total <= span.prompt:
-        return [(0, span.real.shape[1])]
-    first = max(span.offset, span.new)
-    generated = [(column, column + 1) for column in range(max(first, span.prompt), span.total)]
-    return ([(0, span.prompt)] if first < span.prompt else []) + generated
+    if window.prompt is None or window.total <= window.prompt:
+        return [(0, window.real.shape[1])]
+    first = max(window.offset, window.new)
+    generated = [(column, column + 1) for column in range(max(first, window.prompt), window.total)]
+    return ([(0, window.prompt)] if first < window.prompt else []) + generated
 
 
 def _extend_mask(positions: Positions, end: int, prompt: int | None) -> Positions:
@@ -146,9 +146,9 @@ def _extend_mask(positions: Positions, end: int, prompt: int | None) -> Position
     return positions
 
 
-def span_of(
+def window_of(
     vectors: Tensor, place: Place, call: Call | None, arguments: Sequence[Mapping[str, object]], positions: Positions
-) -> Span:
+) -> Window:
     """Return the tokens of the sequence that `vectors`, `[batch, token, …]`, hold in one call of the model.
 
     If the place holds the sequence that the call reads, past, prompt and generated tokens are those of the call. In an
@@ -168,14 +168,14 @@ def span_of(
     """
     batch, width = vectors.shape[:2]
     if call is None or place.side.encodes:
-        span = Span(torch.ones(batch, width, dtype=torch.bool), width, 0, 0, None)
+        window = Window(torch.ones(batch, width, dtype=torch.bool), width, 0, 0, None)
     else:
-        span = _span_in_call(call, place, batch, width)
-    return span if positions is None else replace(span, real=_find_real(place, arguments, span, positions))
+        window = _span_in_call(call, place, batch, width)
+    return window if positions is None else replace(window, real=_find_real(place, arguments, window, positions))
 
 
-def _span_in_call(call: Call, place: Place, batch: int, width: int) -> Span:
-    """Return the span of an activation that holds the sequence which a call reads, as if no token were padding."""
+def _span_in_call(call: Call, place: Place, batch: int, width: int) -> Window:
+    """Return the window of an activation that holds the sequence which a call reads, as if no token were padding."""
     is_key, past = place.io in ("key", "value"), call.past
     slots = is_key and getattr(
         call.arguments.get("past_key_values"), "is_compileable", False
@@ -191,29 +191,29 @@ def _span_in_call(call: Call, place: Place, batch: int, width: int) -> Span:
     # An image makes the prompt longer than its tokens, so the generated tokens are counted from the end.
     prompt = total - (past + call.tokens - call.prompt) if known else None  # type: ignore[operator]
     real = torch.ones(batch, max(total, prompt or 0), dtype=torch.bool)
-    return Span(real, total, max(0, total - width), past if is_key else 0, prompt)
+    return Window(real, total, max(0, total - width), past if is_key else 0, prompt)
 
 
 def _find_real(
-    place: Place, arguments: Sequence[Mapping[str, object]], span: Span, positions: Positions
+    place: Place, arguments: Sequence[Mapping[str, object]], window: Window, positions: Positions
 ) -> Bool[Tensor, "batch token"]:
     """Return True for each token that is no padding, by the first mask that fits the sequence or the prompt."""
-    batch, reach = span.real.shape
+    batch, reach = window.real.shape
     masks = [each.get(place.mask) for each in arguments]
     first = next((mask for mask in masks if isinstance(mask, Tensor)), None)
     for number, mask in enumerate(masks):
         if not isinstance(mask, Tensor):
             continue
         mask = mask if number == 0 else _for_beams(mask, batch)
-        for end in dict.fromkeys((reach, span.prompt or reach)):
+        for end in dict.fromkeys((reach, window.prompt or reach)):
             real = place.real({place.mask: mask}, batch, end) if mask.shape[-1] == end or end == reach else None
             if real is not None:
                 return torch.nn.functional.pad(real, (0, reach - end), value=True)  # generated tokens are no padding
     if is_mask(positions):
-        return span.real
+        return window.real
     if first is None:
         _check_named(place, arguments[0] if arguments else {}, batch, reach)
-        return span.real
+        return window.real
     raise InterventionError(
         f"the attention mask has shape {list(first.shape)} and there are [batch, token] = {[batch, reach]}, so "
         "positions cannot be counted over real tokens; name the tokens by a mask over all of them, "

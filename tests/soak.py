@@ -29,7 +29,7 @@ from torch import nn
 
 import distill
 from distill.alignment.alignment import Alignment
-from distill.cli.report import Entry, Report
+from distill.cli.report import ComparedModel, Report
 from distill.errors import DistillError
 from distill.tasks import Rows, Task
 from distill.training.checkpoints import Checkpoints
@@ -151,7 +151,7 @@ class Work:
         distill.linear_probe(student, rows(), rows())
         held = Rows.of(rows())
         task = Task("soak", held, held, ("0", "1"))
-        Report("soak", task, [Entry("student", 3, 2, evaluation)], {}).html()
+        Report("soak", task, [ComparedModel("student", 3, 2, evaluation)], {}).html()
 
     def files(self) -> None:
         student = Wired()

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from distill.cli.fit_command import COMMAND, FitCommand, folder_of
 from distill.cli.loading import drop_trained_on, load_task_and_teacher
-from distill.cli.options import Interchanges, Source
-from distill.cli.report import Report, entry_of, print_report, teacher_evaluation
+from distill.cli.options import DataOptions, InterchangeOptions
+from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
 from distill.errors import DistillError
 from distill.evaluation.evaluate import evaluate
 from distill.models.pretrained import load_classifier
@@ -17,10 +17,10 @@ from distill.training.run_folder import STUDENT
 
 def run_evaluate(
     run: Path | None,
-    source: Source,
+    source: DataOptions,
     teacher: str | None,
     student: Path | None,
-    interchanges: Interchanges,
+    interchanges: InterchangeOptions,
     pairs: int,
     seed: int,
 ) -> None:
@@ -53,18 +53,18 @@ def run_evaluate(
     )
     for name, folder in folders.items():
         task = drop_trained_on(task, folder, f"student {name}", console)
-    entries = [entry_of("teacher", model, teacher_evaluation(model, task))]
+    compared = [compared_model("teacher", model, teacher_evaluation(model, task))]
     for name, folder in folders.items():
         loaded = load_classifier(folder)
         check(model, loaded, task.test)
         mapping = interchanges.mapped(model, loaded)
         evaluation = evaluate(model, loaded, mapping, task, positions=interchanges.positions, pairs=pairs, seed=seed)
-        entries.append(entry_of(name, loaded, evaluation))
-    print_report(Report(f"{task.name}: held-out pairs, seed {seed}", task, entries, {}), console)
+        compared.append(compared_model(name, loaded, evaluation))
+    print_report(Report(f"{task.name}: held-out pairs, seed {seed}", task, compared, {}), console)
 
 
 def _refuse_other_than_run(
-    run: Path, student: Path | None, teacher: str | None, source: Source, interchanges: Interchanges
+    run: Path, student: Path | None, teacher: str | None, source: DataOptions, interchanges: InterchangeOptions
 ) -> None:
     """Raise DistillError where data, models or a mapping are named beside a run, which has its own."""
     options = {
@@ -73,7 +73,7 @@ def _refuse_other_than_run(
         **{f"--{key}": value for key, value in asdict(source).items()},
     }
     given = [name.replace("_", "-") for name, value in options.items() if value not in (None, 1.0)]
-    given += [] if interchanges == Interchanges() else ["--mapping or --share"]
+    given += [] if interchanges == InterchangeOptions() else ["--mapping or --share"]
     if given:
         raise DistillError(
             f"{run} is measured as it was trained, on its own data, and {', '.join(given)} was given too; leave that "

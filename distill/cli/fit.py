@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.cli.fit_command import COMMAND, FitCommand, folder_of
 from distill.cli.loading import load_task_and_teacher
-from distill.cli.report import Report, entry_of, print_report, teacher_evaluation
+from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
 from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.errors import DistillError
@@ -94,7 +94,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     mapping = command.interchanges.mapped(teacher, smaller)
     schedule = command.timing.schedule(task, command.seed)
     command.write(folder)
-    entries = [entry_of("teacher", teacher, measured)]
+    compared = [compared_model("teacher", teacher, measured)]
     for objectives, title in command.students.items():
         result = _fit_and_evaluate(
             teacher,
@@ -110,9 +110,9 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
             positions=command.interchanges.positions,
             tokenizer=tokenizer,
         )
-        entries.append(entry_of(title, result.student, result.evaluation, result))
+        compared.append(compared_model(title, result.student, result.evaluation, result))
     title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(smaller)}"
-    report = Report(title, task, entries, {**asdict(command), "schedule": asdict(schedule)})
+    report = Report(title, task, compared, {**asdict(command), "schedule": asdict(schedule)})
     print_report(report, console)
     path = report.save(folder)
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)

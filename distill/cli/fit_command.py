@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from distill.cli.options import Interchanges, Source, Timing
+from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions
 from distill.data.task import Task
 from distill.errors import DistillError
 from distill.interchange.mapping import depth
@@ -43,9 +43,9 @@ TITLES = {"kd": "KD", "diito": "KD + interchange"}
 class FitCommand:
     """The settings of one `distill fit`."""
 
-    source: Source = field(default_factory=Source)
-    timing: Timing = field(default_factory=Timing)
-    interchanges: Interchanges = field(default_factory=Interchanges)
+    source: DataOptions = field(default_factory=DataOptions)
+    timing: ScheduleOptions = field(default_factory=ScheduleOptions)
+    interchanges: InterchangeOptions = field(default_factory=InterchangeOptions)
     teacher: str | None = None
     student_layers: int | None = None
     objective: str | None = None
@@ -62,7 +62,7 @@ class FitCommand:
             TypeError: a setting is not known.
         """
         groups: dict[str, Callable[..., Any]]
-        groups = {"source": Source, "timing": Timing, "interchanges": Interchanges.of}
+        groups = {"source": DataOptions, "timing": ScheduleOptions, "interchanges": InterchangeOptions.of}
         missing = next((name for name in groups if name not in settings), None)
         if missing is not None:
             raise KeyError(missing)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from rich.console import Console
 from torch import nn
 
-from distill.cli.options import Source
+from distill.cli.options import DataOptions
 from distill.data.task import Task
 from distill.data.trained_on import without_trained_on
 from distill.errors import DistillError
@@ -21,7 +21,7 @@ from distill.training.checks import check
 
 
 def load_task_and_teacher(
-    source: Source,
+    source: DataOptions,
     teacher: str | None,
     seed: int,
     console: Console,
@@ -73,7 +73,7 @@ def warnings_as_notes(console: Console) -> Iterator[None]:
         console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _refuse_without_teacher(source: Source) -> NoReturn:
+def _refuse_without_teacher(source: DataOptions) -> NoReturn:
     """Raise DistillError for data that no network is trained for on first use."""
     if source.data is not None and not Path(source.data).exists():
         raise DistillError(f"--data {source.data} does not exist; name a file or folder that does.")

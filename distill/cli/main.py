@@ -114,16 +114,16 @@ def fit(
     """Distil a teacher into a smaller student: by its answers, and by interchange."""
     from distill.cli.fit import resume_fit, run_fit
     from distill.cli.fit_command import FitCommand
-    from distill.cli.options import Interchanges, Source, Timing, sources_of
+    from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
 
     if resume is not None:
         with _exit_on_interrupt():
             resume_fit(resume, anyway=anyway)
         return
     command = FitCommand(
-        source=Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed),
-        timing=Timing(epochs, steps, batch_size, lr, param_dtype),
-        interchanges=Interchanges(mapping, sources_of(sources, pairs), share, sigma),
+        source=DataOptions(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed),
+        timing=ScheduleOptions(epochs, steps, batch_size, lr, param_dtype),
+        interchanges=InterchangeOptions(mapping, sources_of(sources, pairs), share, sigma),
         teacher=teacher,
         student_layers=student_layers,
         objective=objective,
@@ -156,12 +156,12 @@ def evaluate(
 ) -> None:
     """Measure accuracy and interchange accuracy of students on held-out pairs."""
     from distill.cli.evaluate import run_evaluate
-    from distill.cli.options import Interchanges, Source
+    from distill.cli.options import DataOptions, InterchangeOptions
 
-    source = Source(
+    source = DataOptions(
         task, _text(data), _text(eval_data), text, label, classes=classes, max_length=max_length, split_seed=split_seed
     )
-    interchanges = Interchanges(mapping, share=share)
+    interchanges = InterchangeOptions(mapping, share=share)
     with _exit_on_interrupt():
         run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
 
@@ -192,11 +192,11 @@ def teach(
     debug: Debug = False,
 ) -> None:
     """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
-    from distill.cli.options import Source, Timing
+    from distill.cli.options import DataOptions, ScheduleOptions
     from distill.cli.teach import run_teach
 
-    source = Source(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed)
-    timing = Timing(epochs, steps, batch_size, lr, param_dtype)
+    source = DataOptions(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed)
+    timing = ScheduleOptions(epochs, steps, batch_size, lr, param_dtype)
     with _exit_on_interrupt():
         run_teach(source, encoder, timing, seed, output, resume="anyway" if resume and anyway else resume)
 

@@ -24,7 +24,7 @@ SOURCES = ("shuffle", "in-context", "mixup", "noise")
 
 
 @dataclass(frozen=True)
-class Source:
+class DataOptions:
     """The rows of a command: a task or a file, and how much of it is used."""
 
     task: str | None = None
@@ -37,7 +37,7 @@ class Source:
     max_length: int | None = None
     split_seed: int | None = None
 
-    def split_as(self, teacher: Path) -> "Source":
+    def split_as(self, teacher: Path) -> "DataOptions":
         """Return the same rows split as those that a saved teacher was trained on, unless a split was requested."""
         return self if self.split_seed is not None else replace(self, split_seed=split_seed_of(teacher))
 
@@ -66,7 +66,7 @@ class Source:
 
 @checked
 @dataclass(frozen=True)
-class Timing:
+class ScheduleOptions:
     """The settings of the schedule that the command line gives; None leaves the value of the task."""
 
     epochs: float | None = None
@@ -92,7 +92,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Interchanges:
+class InterchangeOptions:
     """The settings of interchanges: a mapping, the rule of sources, the share of positions, and the size of noise."""
 
     mapping: str = "full"
@@ -101,7 +101,7 @@ class Interchanges:
     sigma: float = 1.0
 
     @classmethod
-    def of(cls, **settings: Any) -> "Interchanges":
+    def of(cls, **settings: Any) -> "InterchangeOptions":
         """Build it from what `asdict` returned, also in the version before, which called the sources `pairs`."""
         return cls(**{"sources" if name == "pairs" else name: value for name, value in settings.items()})
 

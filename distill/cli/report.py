@@ -43,7 +43,7 @@ HEADINGS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Entry:
+class ComparedModel:
     """A model of a comparison, with its figures.
 
     Attributes:
@@ -78,13 +78,13 @@ class Report:
     Attributes:
         title: of the table and the page.
         task: the rows that the models were trained and measured on.
-        entries: the teacher and its students.
+        models: the teacher and its students.
         settings: plain data, shown on the page and kept in `result.json`.
     """
 
     title: str
     task: Task
-    entries: Sequence[Entry]
+    models: Sequence[ComparedModel]
     settings: dict[str, Any]
 
     def table(self) -> Table:
@@ -92,9 +92,9 @@ class Report:
         title = Text(printable(self.title), "table.title")  # in a str, Rich would read brackets as its own markup
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         table.add_column("")
-        for entry in self.entries:
-            table.add_column(Text(printable(entry.name)), justify="right", no_wrap=True)
-        for heading, *cells in zip(HEADINGS, *(entry.cells() for entry in self.entries), strict=True):
+        for each in self.models:
+            table.add_column(Text(printable(each.name)), justify="right", no_wrap=True)
+        for heading, *cells in zip(HEADINGS, *(each.cells() for each in self.models), strict=True):
             table.add_row(heading, *cells)
         return table
 
@@ -106,14 +106,14 @@ class Report:
             "settings": self.settings,
             "models": [
                 {
-                    "name": entry.name,
-                    "layers": entry.layers,
-                    "parameters": entry.parameters,
-                    "seconds": entry.seconds,
-                    **entry.evaluation.to_dict(),
-                    **({} if entry.fit is None else {"fit": entry.fit.to_dict()}),
+                    "name": each.name,
+                    "layers": each.layers,
+                    "parameters": each.parameters,
+                    "seconds": each.seconds,
+                    **each.evaluation.to_dict(),
+                    **({} if each.fit is None else {"fit": each.fit.to_dict()}),
                 }
-                for entry in self.entries
+                for each in self.models
             ],
             "versions": environment(),
         }
@@ -129,7 +129,7 @@ class Report:
     def html(self) -> str:
         """Return the HTML page, with its pictures inside."""
         head = "".join(f"<th>{escape(heading)}</th>" for heading in ("", *HEADINGS))
-        cells = [(entry.name, *entry.cells()) for entry in self.entries]
+        cells = [(each.name, *each.cells()) for each in self.models]
         rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
         parts = [
             f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
@@ -138,11 +138,11 @@ class Report:
             f"<p class=note>{escape(LEGEND)}</p>",
             *self._pictures(),
             "<h2>Interchange accuracy for each mapped pair</h2>",
-            *(_per_pair(entry) for entry in self.entries if entry.evaluation.interchange is not None),
+            *(_per_pair(each) for each in self.models if each.evaluation.interchange is not None),
             *(
-                f"<p class=note>{escape(entry.name)}: {escape(entry.evaluation.note)}</p>"
-                for entry in self.entries
-                if entry.evaluation.note
+                f"<p class=note>{escape(each.name)}: {escape(each.evaluation.note)}</p>"
+                for each in self.models
+                if each.evaluation.note
             ),
             "<h2>Settings</h2>",
             f"<pre>{escape(json.dumps(self.settings, indent=1, default=str))}</pre>",
@@ -151,10 +151,8 @@ class Report:
         return printable(PAGE.format(policy=POLICY, style=STYLE, title=escape(self.title), body="\n".join(parts)))
 
     def _pictures(self) -> list[str]:
-        trained = {
-            entry.name: entry.fit.records for entry in self.entries if entry.fit is not None and entry.fit.records
-        }
-        measured = [(entry.name, entry.evaluation.interchange) for entry in self.entries]
+        trained = {each.name: each.fit.records for each in self.models if each.fit is not None and each.fit.records}
+        measured = [(each.name, each.evaluation.interchange) for each in self.models]
         pictures = [] if not trained else ["<h2>Training</h2>" + embedded(curves(trained))]
         for name, interchange in measured:
             if interchange is not None:
@@ -162,10 +160,10 @@ class Report:
         return pictures
 
 
-def entry_of(name: str, model: nn.Module, evaluation: Evaluation, fit: FitResult | None = None) -> Entry:
+def compared_model(name: str, model: nn.Module, evaluation: Evaluation, fit: FitResult | None = None) -> ComparedModel:
     """Return the entry of a model, its layers and parameters counted."""
     parameters = sum(each.numel() for each in model.parameters())
-    return Entry(name, depth(model), parameters, evaluation, None if fit is None else fit.seconds, fit)
+    return ComparedModel(name, depth(model), parameters, evaluation, None if fit is None else fit.seconds, fit)
 
 
 def teacher_evaluation(teacher: nn.Module, task: Task) -> Evaluation:
@@ -176,9 +174,9 @@ def teacher_evaluation(teacher: nn.Module, task: Task) -> Evaluation:
 def print_report(report: Report, console: Console) -> None:
     """Print the table of a report, and below it each note about the figures once."""
     console.print(report.table())
-    measured = [entry.evaluation.interchange for entry in report.entries]
+    measured = [each.evaluation.interchange for each in report.models]
     notes = [note for each in measured if each is not None for note in each.notes]
-    notes += [entry.evaluation.note for entry in report.entries if entry.evaluation.note]
+    notes += [each.evaluation.note for each in report.models if each.evaluation.note]
     for note in dict.fromkeys(notes):
         console.print(note, markup=False, highlight=False)
 
@@ -213,9 +211,9 @@ def _figures(outcome: Outcome) -> list[str]:
     return [_share(outcome.iia), *("–" if rate is None else f"{rate:.3f}" for rate in rates)]
 
 
-def _per_pair(entry: Entry) -> str:
-    table, *notes = str(entry.evaluation.interchange).split("\n\n")
-    return f"<h3>{escape(entry.name)}</h3><pre>{escape(table)}</pre>" + "".join(
+def _per_pair(model: ComparedModel) -> str:
+    table, *notes = str(model.evaluation.interchange).split("\n\n")
+    return f"<h3>{escape(model.name)}</h3><pre>{escape(table)}</pre>" + "".join(
         f"<p class=note>{escape(note)}</p>" for note in notes
     )
 

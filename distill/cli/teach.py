@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.cli.loading import warnings_as_notes
-from distill.cli.options import Source, Timing
+from distill.cli.options import DataOptions, ScheduleOptions
 from distill.errors import DistillError
 from distill.models.pretrained import load_tokenizer, new_classifier, save_teacher
 from distill.teach import teach
@@ -13,7 +13,9 @@ from distill.training.run_folder import Resume, refuse_used
 from distill.training.schedule import Schedule
 
 
-def run_teach(source: Source, encoder: str | None, timing: Timing, seed: int, output: Path, *, resume: Resume) -> None:
+def run_teach(
+    source: DataOptions, encoder: str | None, timing: ScheduleOptions, seed: int, output: Path, *, resume: Resume
+) -> None:
     """Train a teacher, print its accuracy, and save it with its tokenizer.
 
     Args:

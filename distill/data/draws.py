@@ -33,7 +33,7 @@ DRAWN_TWICE = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class DataSource:
     """A map-style data set and the way to make batches of its rows.
 
     Attributes:
@@ -55,7 +55,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def take(self, index: Tensor) -> "Source":
+    def take(self, index: Tensor) -> "DataSource":
         """Return a source of some of the rows."""
         return replace(self, numbers=self.numbers[index])
 
@@ -115,7 +115,7 @@ class Source:
         )
 
 
-def source_of(data: Any) -> Source | None:
+def source_of(data: Any) -> DataSource | None:
     """Return the source of data that is drawn anew; None for data that is read once: its rows cannot change."""
     if isinstance(data, DataLoader):
         return _source_of_loader(data)
@@ -124,7 +124,7 @@ def source_of(data: Any) -> Source | None:
     if is_frame(data) or (is_hugging_face(data) and data.format["type"] != "custom"):
         return None  # a Hugging Face data set without a transform
     if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-        return Source(data, torch.arange(len(data)))
+        return DataSource(data, torch.arange(len(data)))
     return None
 
 
@@ -144,7 +144,7 @@ def batch_size_of(loader: Any) -> int | None:
     return batches.batch_size if type(batches) is BatchSampler else loader.batch_size
 
 
-def _source_of_loader(loader: Any) -> Source | None:
+def _source_of_loader(loader: Any) -> DataSource | None:
     dataset, batches = loader.dataset, loader.batch_sampler
     if batches is None:
         raise DistillError(
@@ -168,10 +168,10 @@ def _source_of_loader(loader: Any) -> Source | None:
             stacklevel=2,
         )
     collate = None if loader.collate_fn is default_collate else loader.collate_fn
-    return Source(dataset, torch.arange(count), collate, size, loader.num_workers)
+    return DataSource(dataset, torch.arange(count), collate, size, loader.num_workers)
 
 
-def warn_if_unseeded(source: Source, found: Sequence[Any]) -> None:
+def warn_if_unseeded(source: DataSource, found: Sequence[Any]) -> None:
     """Warn if the first rows of a source differ when they are drawn again under the same seed.
 
     Args:

@@ -17,7 +17,7 @@ from distill.data.classes import Ranked, Stated, folded, matched, ranked, stated
 from distill.data.draws import (
     DRAWN_TWICE,
     FIRST_READING,
-    Source,
+    DataSource,
     is_frame,
     is_hugging_face,
     named,
@@ -73,7 +73,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     padding_side: Literal["right", "left"] = "right"
     pads: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
-    source: Source | None = None
+    source: DataSource | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.table.items()}
@@ -299,7 +299,7 @@ def _columns(data: Any) -> Mapping[str, Any]:
     return _transpose([data[i] for i in range(len(data))])
 
 
-def _read(source: Source) -> Mapping[str, Any]:
+def _read(source: DataSource) -> Mapping[str, Any]:
     """Return all rows of a source, in order, as columns."""
     if source.collate is None:
         found = source.draw(range(len(source)), FIRST_READING, 0)

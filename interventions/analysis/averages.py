@@ -21,7 +21,7 @@ from interventions.models.wrappers import Model, module_of
 from interventions.operators import Mean
 from interventions.positions import Positions, select
 from interventions.runs import run_to, traced
-from interventions.steps import span_of
+from interventions.steps import window_of
 
 
 @checked
@@ -95,7 +95,7 @@ def _select_vectors(vectors: Tensor, place: Place, arguments: Mapping[str, objec
     """Return the vectors to average, `[n, …, dims]`."""
     if vectors.ndim < 3:
         return vectors
-    real = span_of(vectors, place, None, [arguments], slice(None) if positions is None else positions).real
+    real = window_of(vectors, place, None, [arguments], slice(None) if positions is None else positions).real
     if positions is None:
         return vectors[real.to(vectors.device)]
     selected = select(positions, real).to(vectors.device)

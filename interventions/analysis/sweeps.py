@@ -33,7 +33,7 @@ from interventions.operators import Operator, Swap
 from interventions.positions import select
 from interventions.precision import widen
 from interventions.runs import as_run, check_eval, run, traced
-from interventions.steps import span_of
+from interventions.steps import window_of
 
 
 @checked
@@ -281,7 +281,7 @@ def real_tokens(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
             f"{location} has no positions: its shape is {list(vectors.shape)}, [batch, dims]; write positions=None."
         )
     place = architecture(given.model).place(location)
-    return span_of(vectors, place, None, [arguments_of(given.model, given.inputs)], slice(None)).real
+    return window_of(vectors, place, None, [arguments_of(given.model, given.inputs)], slice(None)).real
 
 
 def _check_value(value: Any, examples: int, what: str) -> Tensor:

@@ -10,7 +10,7 @@ from interventions.locations import Location
 from interventions.models.calls import CallContext
 from interventions.models.places import Place
 from interventions.positions import Positions, Selection
-from interventions.steps import Span, select_positions, select_steps, span_of
+from interventions.steps import Window, select_positions, select_steps, window_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +63,17 @@ def find_targets(
         check_positions(vectors, location)
     elif vectors.ndim < 3:
         return Targets(None, [])  # without positions there are no steps
-    span = _span(vectors, context, location=location, place=place, positions=positions, steps=steps)
+    window = _window(vectors, context, location=location, place=place, positions=positions, steps=steps)
     if positions is None:
-        return Targets(select_steps(span, steps), [])
-    parts = select_positions(span, steps, positions)
+        return Targets(select_steps(window, steps), [])
+    parts = select_positions(window, steps, positions)
     rows = [named.rows[new] for named, new in parts]
-    columns = [named.columns[new] - span.offset for named, new in parts]
+    columns = [named.columns[new] - window.offset for named, new in parts]
     none = torch.zeros(0, dtype=torch.long)
     return Targets(Selection(torch.cat([none, *rows]), torch.cat([none, *columns])), parts)
 
 
-def _span(
+def _window(
     vectors: Tensor,
     context: CallContext,
     *,
@@ -81,7 +81,7 @@ def _span(
     place: Place,
     positions: Positions,
     steps: slice | frozenset[int] | None,
-) -> Span:
+) -> Window:
     """Return the tokens that the vectors belong to; raise InterventionError where these are unknown."""
     call = context.call
     generation = context.generation if call is None else call.generation
@@ -102,7 +102,7 @@ def _span(
             "already; open it before the prompt is read, or leave steps out."
         )
     arguments = [each.arguments for each in (call, generation) if each is not None]
-    return span_of(vectors, place, call, arguments, positions)
+    return window_of(vectors, place, call, arguments, positions)
 
 
 def check_positions(vectors: Tensor, location: Location) -> None:

@@ -22,7 +22,7 @@ from interventions.models.calls import Call, CallContext
 from interventions.models.places import Place
 from interventions.operators import Operator
 from interventions.positions import Positions, Selection, select
-from interventions.steps import Span, span_of
+from interventions.steps import Window, window_of
 from interventions.subspaces.frames import shared_frames
 
 
@@ -222,18 +222,18 @@ class Write:
         if source.ndim < 3:
             return source
         if mask is not None:
-            return source[self._span_of_source(source, mask, slice(None)).real.to(source.device)]
+            return source[self._window_of_source(source, mask, slice(None)).real.to(source.device)]
         return rearrange(source, "b t ... -> (b t) ...")
 
     def _select_positions(self, positions: Positions, vectors: Tensor, mask: Tensor | None) -> Selection:
         """Return the tokens of the source that positions name, counted over real tokens."""
         check_positions(vectors, self.location)
-        return select(positions, self._span_of_source(vectors, mask, positions).real)
+        return select(positions, self._window_of_source(vectors, mask, positions).real)
 
-    def _span_of_source(self, vectors: Tensor, mask: Tensor | None, positions: Positions) -> Span:
+    def _window_of_source(self, vectors: Tensor, mask: Tensor | None, positions: Positions) -> Window:
         """Return the tokens that the vectors of the source belong to."""
         place = self.place if self.source is None or self.source.place is None else self.source.place
-        return span_of(vectors, place, None, [{place.mask: mask}], positions)
+        return window_of(vectors, place, None, [{place.mask: mask}], positions)
 
     def _check_shapes(self, vectors: Tensor, source: Tensor, targets: Targets, call: Call | None) -> None:
         """Raise InterventionError for a source that lacks vectors to write, or has others."""

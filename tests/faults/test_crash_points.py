@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import distill
 from distill import KD, Interrupted, fit
 from distill.cli.fit_command import FitCommand
-from distill.cli.options import Source, Timing
+from distill.cli.options import DataOptions, ScheduleOptions
 from distill.storage.files import read_json
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log
@@ -139,8 +139,8 @@ def asked(tmp_path, monkeypatch):
     monkeypatch.setattr("distill.cli.fit.evaluate", partial(distill.evaluate, pairs=10))
     teacher = save_bert(tmp_path / "teacher", classifier=True, layers=2)
     return FitCommand(
-        source=Source(data=str(write_csv(tmp_path / "films.csv", sentences(30)))),
-        timing=Timing(steps=3, batch_size=4),
+        source=DataOptions(data=str(write_csv(tmp_path / "films.csv", sentences(30)))),
+        timing=ScheduleOptions(steps=3, batch_size=4),
         teacher=str(teacher),
         student_layers=1,
         objective="kd",

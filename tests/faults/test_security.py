@@ -23,7 +23,7 @@ import distill
 import interventions
 from distill.alignment.alignment import Alignment
 from distill.cli import main
-from distill.cli.report import Entry, Report
+from distill.cli.report import ComparedModel, Report
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.intervals import wilson
@@ -72,7 +72,7 @@ def report() -> Report:
     rows = Rows({"x": torch.zeros(4, 2), "labels": torch.arange(4) % 2}, classes=(HOSTILE, "b"))
     task = Task(HOSTILE, rows, rows, (HOSTILE, "b"), description=HOSTILE)
     fitted = FitResult(nn.Linear(2, 2), records(), evaluation(), {HOSTILE: HOSTILE})
-    return Report(HOSTILE, task, [Entry(HOSTILE, 1, 2, evaluation(), 1.0, fitted)], {HOSTILE: HOSTILE})
+    return Report(HOSTILE, task, [ComparedModel(HOSTILE, 1, 2, evaluation(), 1.0, fitted)], {HOSTILE: HOSTILE})
 
 
 def of_names(written: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from distill import DIITO, KD, Evaluation, FitResult, InterchangeAccuracy, Outcome, Record, Share
-from distill.cli.report import HEADINGS, Entry, Report, environment
+from distill.cli.report import HEADINGS, ComparedModel, Report, environment
 from distill.results import curves
 from distill.tasks import Task
 from tests.distill.tiny_models import mlp, vectors
@@ -21,9 +21,9 @@ def report():
     task = Task("own <task>", vectors(8), vectors(4), ("a", "b", "c"), description="What & why.")
     fitted = FitResult(mlp(), RECORDS, MEASURED, {"weights": {}}, 1.25)
     entries = [
-        Entry("teacher", 6, 1_234_567, Evaluation(Share(0.95, 0.9, 1.0, 500), None)),
-        Entry("KD", 3, 600_000, MEASURED, 12.34, fitted),
-        Entry("noted", 3, 5, Evaluation(None, None, "no interchange accuracy: because"), 1.0),
+        ComparedModel("teacher", 6, 1_234_567, Evaluation(Share(0.95, 0.9, 1.0, 500), None)),
+        ComparedModel("KD", 3, 600_000, MEASURED, 12.34, fitted),
+        ComparedModel("noted", 3, 5, Evaluation(None, None, "no interchange accuracy: because"), 1.0),
     ]
     return Report("A <title>", task, entries, {"seed": 0, "task": "<script>"})
 
