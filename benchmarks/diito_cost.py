@@ -20,7 +20,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import distill
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.losses import kd
 from distill.models.inputs import inputs_of
 from distill.training.computation import Computation
@@ -69,7 +69,7 @@ def main() -> None:
     asked = options.parse_args()
     device = torch.device(asked.device)
     teacher, student = model(12, 0, device).eval(), model(6, 1, device).train()
-    pairs = pairs_of(distill.layer_mapping(teacher, student, "full"), teacher, student)
+    pairs = entries_of(distill.layer_mapping(teacher, student, "full"), teacher, student)
     generator = torch.Generator(device).manual_seed(0)
     batch = {
         "input_ids": torch.randint(1000, 30000, (asked.batch, asked.tokens), device=device),

@@ -19,7 +19,7 @@ from distill.data.rows import Rows
 from distill.data.task import Task
 from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_variables
-from distill.interchange.mapping import Pair, Sides, layer_mapping
+from distill.interchange.mapping import Entry, Sides, layer_mapping
 from distill.interchange.positions import Span
 from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes, real_names
@@ -46,7 +46,7 @@ from interventions import Model
 def fit(
     teacher: Model | Served | CausalModel | None,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str | None = None,
+    mapping: Sides | tuple[Entry, ...] | str | None = None,
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,
@@ -169,7 +169,7 @@ def _settings(training: Training, answers: Any) -> dict[str, Any]:
         "schedule": json.loads(json.dumps(asdict(training.schedule))),
         "objective": [repr(each) for each in training.objectives],
         "weights": training.weights_as_text,
-        "mapping": [str(pair) for pair in training.pairs],
+        "mapping": [str(entry) for entry in training.entries],
     }
     return settings if answers is None else settings | {"answers": json.loads(json.dumps(answers, default=named))}
 
@@ -200,10 +200,10 @@ def _measured(
     if isinstance(teacher, CausalModel):
         excluded = None if isinstance(training.rows, Samples) else training.seen
         with answered((teacher, student), answers):
-            return evaluate_variables(teacher, student, training.pairs, tested, exclude=excluded)
+            return evaluate_variables(teacher, student, training.entries, tested, exclude=excluded)
     if tested is None:
         return Evaluation(None, None)
-    interchanged = None if mapping == {} else training.pairs or full_mapping(teacher, student)
+    interchanged = None if mapping == {} else training.entries or full_mapping(teacher, student)
     rule = positions_of(training.objectives)
     try:
         return evaluate(teacher, student, interchanged, tested, positions=rule, answers=answers)

@@ -17,7 +17,7 @@ from distill.data.rows import Rows
 from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import default_schedule
-from distill.interchange.mapping import Pair, Sides, as_mapping, depth, layer_mapping, pairs_of
+from distill.interchange.mapping import Entry, Sides, as_mapping, depth, entries_of, layer_mapping
 from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes
 from distill.models.inputs import TEACHERS, uncompiled
@@ -229,7 +229,7 @@ def _pairs(
     edge: Edge,
     mapping: Sides | Mapping[Edge, Sides | str] | str | None,
     objectives: Sequence[Objective],
-) -> tuple[Pair, ...]:
+) -> tuple[Entry, ...]:
     """The mapping of an edge; the full one of two networks goes from the deeper to the other."""
     teacher, student = (networks[number] for number in edge)
     given: Any = mapping
@@ -238,8 +238,8 @@ def _pairs(
     if given is None and not any(each.interchanges for each in objectives):
         return ()
     if given in (None, "full") and depth(teacher) < depth(student):
-        sides = as_mapping(pairs_of(layer_mapping(student, teacher, "full"), student, teacher))
-        return pairs_of({shallow: deep for deep, shallow in sides.items()}, teacher, student)
+        sides = as_mapping(entries_of(layer_mapping(student, teacher, "full"), student, teacher))
+        return entries_of({shallow: deep for deep, shallow in sides.items()}, teacher, student)
     return mapped(teacher, student, given, objectives)
 
 
@@ -247,7 +247,7 @@ def _is_edge(key: tuple[Any, ...]) -> bool:
     return len(key) == 2 and all(isinstance(end, int) for end in key)
 
 
-def _check(networks: Sequence[nn.Module], rows: Rows, pairs: Mapping[Edge, tuple[Pair, ...]]) -> None:
+def _check(networks: Sequence[nn.Module], rows: Rows, pairs: Mapping[Edge, tuple[Entry, ...]]) -> None:
     """That the networks and the data belong together, and each learns something."""
     apart = next((name for name in rows.columns if name.startswith(TEACHERS)), None)
     if apart is not None:

@@ -170,11 +170,11 @@ def window_of(
     if call is None or place.side.encodes:
         window = Window(torch.ones(batch, width, dtype=torch.bool), width, 0, 0, None)
     else:
-        window = _span_in_call(call, place, batch, width)
+        window = _window_in_call(call, place, batch, width)
     return window if positions is None else replace(window, real=_find_real(place, arguments, window, positions))
 
 
-def _span_in_call(call: Call, place: Place, batch: int, width: int) -> Window:
+def _window_in_call(call: Call, place: Place, batch: int, width: int) -> Window:
     """Return the window of an activation that holds the sequence which a call reads, as if no token were padding."""
     is_key, past = place.io in ("key", "value"), call.past
     slots = is_key and getattr(

@@ -9,9 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("interventions", "distill") for path in (REPOSITORY / package).rglob("*.py"))
-UNFINISHED = (
-    "distill/",
-)
+UNFINISHED = ("distill/",)
 FORMULAS = ("distill/losses/", "interventions/metrics.py", "distill/evaluation/similarity.py")
 """Where a function is a formula: its docstring may open with what it computes, as a noun."""
 DIALECT = re.compile(

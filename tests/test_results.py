@@ -76,7 +76,7 @@ WHOLE: dict[str, Callable[[], Result]] = {
     "Calibration without bins": lambda: Calibration(0.05, Share(0.9, 0.88, 0.92, 1000), 0.95),
 }
 EMPTY: dict[str, Callable[[], Result]] = {
-    "Alignment": lambda: distill.Alignment((distill.interchange.mapping.Pair(("a",), (Location(1),)),)),
+    "Alignment": lambda: distill.Alignment((distill.interchange.mapping.Entry(("a",), (Location(1),)),)),
     "InterchangeAccuracy": lambda: InterchangeAccuracy(NOTHING, {"c ↔ d": NOTHING}, {}),
     "Evaluation": lambda: Evaluation(None, None, "nothing was measured: no rows"),
     "FitResult": lambda: FitResult(nn.Linear(2, 2), (), Evaluation(None, None)),

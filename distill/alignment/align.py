@@ -28,7 +28,7 @@ from distill.causal.model import CausalModel
 from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.variable_accuracy import variables_accuracy
-from distill.interchange.mapping import Pair, Sides, pairs_of
+from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.positions import Span
 from distill.models.inputs import uncompiled
 from distill.models.outputs import answered
@@ -98,7 +98,7 @@ def align(
     """
     causal_model, network = uncompiled(causal_model), uncompiled(network)
     with translated():
-        entries, schedule = pairs_of(mapping, causal_model, network, positions), schedule_of(steps, batch_size, seed)
+        entries, schedule = entries_of(mapping, causal_model, network, positions), schedule_of(steps, batch_size, seed)
     learning: dict[str, Any] = {"lr": lr, "weights": weights, "coldest": coldest, "accelerator": accelerator}
     learning |= {"console": console}
     measuring: dict[str, Any] = {"pairs": pairs, "controls": controls, "eval_data": eval_data}
@@ -113,7 +113,7 @@ def align(
 def _align_variables(
     causal_model: CausalModel,
     network: nn.Module,
-    entries: tuple[Pair, ...],
+    entries: tuple[Entry, ...],
     data: Any,
     *,
     schedule: Schedule,
@@ -145,7 +145,7 @@ def _align_variables(
 def _align_networks(
     teacher: nn.Module,
     network: nn.Module,
-    entries: tuple[Pair, ...],
+    entries: tuple[Entry, ...],
     data: Any,
     *,
     positions: Span | None,

@@ -13,7 +13,7 @@ from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome, figures_of
 from distill.evaluation.tables import table_of
-from distill.interchange.mapping import Pair, names_of
+from distill.interchange.mapping import Entry, names_of
 from distill.storage.files import Damaged, check_folder_whole, new_folder, read_json, write_json
 from distill.training.progress import Record
 from interventions import Location, Picture, Result, plain, printed
@@ -45,7 +45,7 @@ class Alignment(Mapping, Result):
 
     def __init__(
         self,
-        pairs: tuple[Pair, ...],
+        pairs: tuple[Entry, ...],
         accuracy: InterchangeAccuracy | None = None,
         records: tuple[Record, ...] = (),
         settings: Mapping[str, Any] | None = None,
@@ -56,10 +56,10 @@ class Alignment(Mapping, Result):
 
     def __getitem__(self, variable: Any) -> tuple[Location, ...]:
         names = (variable,) if isinstance(variable, str | Location) else variable
-        return {pair.teacher: pair.student for pair in self.pairs}[names]
+        return {entry.teacher: entry.student for entry in self.pairs}[names]
 
     def __iter__(self) -> Iterator[Any]:
-        return (pair.teacher[0] if len(pair.teacher) == 1 else pair.teacher for pair in self.pairs)
+        return (entry.teacher[0] if len(entry.teacher) == 1 else entry.teacher for entry in self.pairs)
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -67,7 +67,7 @@ class Alignment(Mapping, Result):
     @property
     def positions(self) -> dict[Location, Any]:
         """The tokens of each location; None is all of them. For one location with several choices, read `pairs`."""
-        return {at: tokens for pair in self.pairs for at, tokens in zip(pair.student, pair.positions, strict=True)}
+        return {at: tokens for entry in self.pairs for at, tokens in zip(entry.student, entry.positions, strict=True)}
 
     @property
     def iia(self) -> float | None:
@@ -91,11 +91,11 @@ class Alignment(Mapping, Result):
         return {
             "entries": [
                 {
-                    "variables": list(map(str, pair.teacher)),
-                    "places": list(map(str, pair.student)),
-                    "positions": plain(list(map(_plain, pair.positions))),
+                    "variables": list(map(str, entry.teacher)),
+                    "places": list(map(str, entry.student)),
+                    "positions": plain(list(map(_plain, entry.positions))),
                 }
-                for pair in self.pairs
+                for entry in self.pairs
             ],
             "steps": len(self.records),
             "settings": plain(self.settings),
@@ -111,11 +111,11 @@ class Alignment(Mapping, Result):
         measured = {} if self.accuracy is None else self.accuracy.per_pair
         rows = (
             {
-                "variables": "+".join(map(str, pair.teacher)),
-                "places": "+".join(map(str, pair.student)),
+                "variables": "+".join(map(str, entry.teacher)),
+                "places": "+".join(map(str, entry.student)),
                 **(figures_of(measured[name]) if name in measured else {}),
             }
-            for pair, name in zip(self.pairs, names_of(self.pairs), strict=True)
+            for entry, name in zip(self.pairs, names_of(self.pairs), strict=True)
         )
         return table_of(rows, "variables")
 
@@ -135,22 +135,22 @@ class Alignment(Mapping, Result):
             InterventionError: a subspace that cannot be saved.
         """
         folder = Path(folder)
-        for at, tokens in (each for pair in self.pairs for each in zip(pair.student, pair.positions, strict=True)):
+        for at, tokens in (each for entry in self.pairs for each in zip(entry.student, entry.positions, strict=True)):
             if callable(tokens):
                 raise DistillError(
                     f"the positions of {at} are a function, and files hold no code; give them a name: CausalModel(…, "
                     "positions={'name': function}), and align with positions='name'."
                 )
-        places = list(dict.fromkeys(at for pair in self.pairs for at in pair.student))
+        places = list(dict.fromkeys(at for entry in self.pairs for at in entry.student))
         described = {
             "format": FORMAT,
             "entries": [
                 {
-                    "variables": [_written(each) for each in pair.teacher],
-                    "places": [places.index(at) for at in pair.student],
-                    "positions": list(map(_plain, pair.positions)),
+                    "variables": [_written(each) for each in entry.teacher],
+                    "places": [places.index(at) for at in entry.student],
+                    "positions": list(map(_plain, entry.positions)),
                 }
-                for pair in self.pairs
+                for entry in self.pairs
             ],
             "settings": self.settings,
             "records": [asdict(record) for record in self.records],
@@ -194,13 +194,13 @@ class Alignment(Mapping, Result):
         try:
             records = tuple(Record(**record) for record in saved["records"])
             accuracy = None if saved["accuracy"] is None else _accuracy(saved["accuracy"])
-            return cls(_pairs(saved["entries"], places), accuracy, records, saved["settings"], seen)
+            return cls(_entries(saved["entries"], places), accuracy, records, saved["settings"], seen)
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {way_out}.") from None
 
     @printed
     def __str__(self) -> str:
-        lines = [str(pair) for pair in self.pairs]
+        lines = [str(entry) for entry in self.pairs]
         return "\n".join(["Alignment", *lines, "" if self.accuracy is None else f"\n{self.accuracy}"]).rstrip()
 
     @printed
@@ -219,10 +219,10 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         raise DistillError(f"{folder} holds an alignment; choose another folder, or write overwrite=True.")
 
 
-def _pairs(entries: Any, places: tuple[Location, ...]) -> tuple[Pair, ...]:
+def _entries(entries: Any, places: tuple[Location, ...]) -> tuple[Entry, ...]:
     """Build the entries of a mapping from those of a file and its locations."""
     return tuple(
-        Pair(
+        Entry(
             tuple(Location.parse(each["location"]) if isinstance(each, dict) else each for each in entry["variables"]),
             tuple(places[number] for number in entry["places"]),
             tuple(map(_positions, entry["positions"])),

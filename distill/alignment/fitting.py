@@ -11,7 +11,7 @@ from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.swap import encoded, places_of
 from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, to_device
 from interventions import PCA, InterventionError, Location, intervene, run
@@ -19,14 +19,14 @@ from interventions import PCA, InterventionError, Location, intervene, run
 FITTED_ON = 2048  # examples whose activations a PCA is fitted on
 
 
-def fit_to_examples(feed: Feed, network: nn.Module, entries: tuple[Pair, ...]) -> bool:
+def fit_to_examples(feed: Feed, network: nn.Module, entries: tuple[Entry, ...]) -> bool:
     """Set the widths of subspaces, and fit PCAs, on examples of a causal model; return whether a PCA was fitted."""
     few = to_device(feed.batch(range(min(16, len(feed)))), device_of(network))
-    fitted = [_fit_subspace(feed, network, pair, at, few) for pair in entries for at in pair.student]
+    fitted = [_fit_subspace(feed, network, entry, at, few) for entry in entries for at in entry.student]
     return any(fitted)
 
 
-def fit_to_rows(rows: Rows, network: nn.Module, entries: tuple[Pair, ...]) -> bool:
+def fit_to_rows(rows: Rows, network: nn.Module, entries: tuple[Entry, ...]) -> bool:
     """Set the widths of subspaces, and fit PCAs, on rows of data; return whether a PCA was fitted."""
     batch = to_device(rows.batch(range(min(64, len(rows)))), device_of(network))
     fitted = False
@@ -48,13 +48,13 @@ def fit_to_rows(rows: Rows, network: nn.Module, entries: tuple[Pair, ...]) -> bo
     return fitted
 
 
-def _fit_subspace(feed: Feed, network: nn.Module, pair: Pair, at: Location, few: Mapping[str, Tensor]) -> bool:
+def _fit_subspace(feed: Feed, network: nn.Module, entry: Entry, at: Location, few: Mapping[str, Tensor]) -> bool:
     """Set the width of one subspace, and fit its PCAs; return whether a PCA was fitted.
 
     Args:
         feed: makes the examples that a PCA is fitted on.
         network: holds the place.
-        pair: the entry of the mapping.
+        entry: the entry of the mapping.
         at: the place, one of the entry's.
         few: a few examples, on which the width is read.
     """
@@ -64,7 +64,7 @@ def _fit_subspace(feed: Feed, network: nn.Module, pair: Pair, at: Location, few:
     fits = [each for each in subspace.modules() if isinstance(each, PCA) and not each.fitted]
     device = next(iter(few.values())).device
     values = feed.sources(FITTED_ON, torch.Generator().manual_seed(0), device) if fits else few
-    vectors = vectors_at(feed.model, network, pair, at, values)
+    vectors = vectors_at(feed.model, network, entry, at, values)
     try:
         for each in fits:
             each.fit_to(vectors)
@@ -72,24 +72,24 @@ def _fit_subspace(feed: Feed, network: nn.Module, pair: Pair, at: Location, few:
         with torch.no_grad():
             subspace.coordinates(vectors[:1])
     except InterventionError as error:
-        raise DistillError(f"{'+'.join(pair.teacher)} does not fit at {at}: {error}") from error
+        raise DistillError(f"{'+'.join(entry.teacher)} does not fit at {at}: {error}") from error
     return bool(fits)
 
 
 def vectors_at(
-    model: CausalModel, network: nn.Module, pair: Pair, at: Location, values: Mapping[str, Tensor]
+    model: CausalModel, network: nn.Module, entry: Entry, at: Location, values: Mapping[str, Tensor]
 ) -> Tensor:
     """Return the vectors that the subspace of a place would read, `[n, width]`: those of all examples and tokens.
 
     Args:
         model: encodes the examples and names the tokens.
         network: runs on them.
-        pair: the entry of the mapping, which has the tokens of each of its places.
+        entry: the entry of the mapping, which has the tokens of each of its places.
         at: the place.
         values: of the input variables, a row for each example. Padding is left out where the entry names no tokens.
     """
     kept: list[Tensor] = []
-    tokens = model.select(pair.positions[pair.student.index(at)], values)
+    tokens = model.select(entry.positions[entry.student.index(at)], values)
     call: Callable[..., Any] = network
     inputs = encoded(model, network, values)
     mask = mask_of(inputs) if tokens is None else None

@@ -16,7 +16,7 @@ from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.swap import places_of
 from distill.models.inputs import device_of, evaluating
 from distill.objectives import DAS, Objective
@@ -39,7 +39,7 @@ def schedule_of(steps: int, batch_size: int, seed: Any) -> Schedule:
 def learn(
     teacher: CausalModel | nn.Module,
     network: nn.Module,
-    entries: tuple[Pair, ...],
+    entries: tuple[Entry, ...],
     feed: Feed | Rows,
     schedule: Schedule,
     *,

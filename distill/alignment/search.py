@@ -28,7 +28,7 @@ from distill.evaluation.measurement import Measurement, accuracy_of
 from distill.evaluation.outcome import Outcome, Tally, figures_of, outcome_of
 from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import VariableInterchanges, examples_of_model, refuse_ineffective
-from distill.interchange.mapping import Pair, depth, pairs_of
+from distill.interchange.mapping import Entry, depth, entries_of
 from distill.interchange.swap import encoded
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.inputs import device_of, evaluating, refuse_valueless, to_device
@@ -55,7 +55,7 @@ class Search(Result):
         settings: numbers of pairs and steps, seed, and the like.
     """
 
-    pairs: tuple[Pair, ...]
+    pairs: tuple[Entry, ...]
     outcomes: tuple[Outcome, ...]
     variables: tuple[str, ...]
     locations: tuple[str, ...]
@@ -241,7 +241,7 @@ def _search(
         )
     tokens = _tokens(causal_model, network, places, few) if positions is None else list(positions)
     cells = tuple(
-        pairs_of({_variables(name): _with_subspace(place, subspace)}, causal_model, network, token)[0]
+        entries_of({_variables(name): _with_subspace(place, subspace)}, causal_model, network, token)[0]
         for name in names
         for place in places
         for token in tokens
@@ -358,7 +358,7 @@ def _tokens(model: CausalModel, network: nn.Module, places: list[Location], few:
     return list(range(vectors.shape[1] if mask is None else int(mask.sum(1).min())))
 
 
-def _check_apart(cells: tuple[Pair, ...]) -> None:
+def _check_apart(cells: tuple[Entry, ...]) -> None:
     """Raise DistillError where two cells share one subspace."""
     subspaces = {id(cell.student[0].subspace) for cell in cells}
     if len(subspaces) < len(cells):

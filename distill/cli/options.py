@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.data.task import Task
 from distill.data.trained_on import split_seed_of
 from distill.errors import DistillError, checked
-from distill.interchange.mapping import Sides, as_mapping, mapping_of, pairs_of
+from distill.interchange.mapping import Sides, as_mapping, entries_of, mapping_of
 from distill.interchange.positions import Span
 from distill.interchange.sources import InContext, Shuffle
 from distill.objectives import DIITO, Objective
@@ -119,7 +119,7 @@ class InterchangeOptions:
 
     def mapped(self, teacher: nn.Module, student: nn.Module) -> Sides:
         """Return the mapping between two models, every location of it checked."""
-        return as_mapping(pairs_of(mapping_of(self.mapping, teacher, student), teacher, student))
+        return as_mapping(entries_of(mapping_of(self.mapping, teacher, student), teacher, student))
 
     def check(self, task: Task) -> None:
         """Raise DistillError for sources that cannot be made from the rows of the task."""

@@ -18,7 +18,7 @@ from distill.compat.neurons import neuron_pairs
 from distill.compat.terms import AT_EMBEDDING, CountedMaskedLM, MaskedKD, Spliced, SquaredLogits
 from distill.errors import DistillError
 from distill.fit import fit
-from distill.interchange.mapping import Pair, depth
+from distill.interchange.mapping import Entry, depth
 from distill.interchange.positions import Span
 from distill.interchange.sources import Crossway, Shuffle
 from distill.models.pretrained import load_tokenizer
@@ -324,7 +324,7 @@ def _interchange(flags: Trainer, match: Sequence[Objective]) -> DIITO:
     return DIITO(Crossway() if flags.include_crossway else Shuffle(), positions=span, match=match)
 
 
-def _mapping(flags: Trainer, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
+def _mapping(flags: Trainer, teacher: nn.Module, student: nn.Module) -> tuple[Entry, ...]:
     """Return the entries that are interchanged: those of the mapping, or the embeddings of `--data_augment`."""
     if flags.data_augment:
         return AT_EMBEDDING

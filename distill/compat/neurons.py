@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from distill.errors import DistillError
-from distill.interchange.mapping import KINDS, Pair, depth, mapping_of, pairs_of
+from distill.interchange.mapping import KINDS, Entry, depth, entries_of, mapping_of
 from interventions import Location
 
 NAME = re.compile(r"\$L:(?:(\d+)|\[(\d+):(\d+)\])\$H:(?:(\d+)|\[(\d+):(\d+)\])\$\[(\d+):(\d+)\]")
@@ -18,7 +18,7 @@ ENTRIES, SIDES = "interchange_variable_mappings", ("teacher_variable_names", "st
 XXS_KINDS = {"mid": "middle"}
 
 
-def neuron_pairs(mapping: str, teacher: nn.Module, student: nn.Module) -> tuple[Pair, ...]:
+def neuron_pairs(mapping: str, teacher: nn.Module, student: nn.Module) -> tuple[Entry, ...]:
     """Return the entries of a mapping for a neuron mapping of Causal-Distill.
 
     The original draws in every step one entry of the file, and from it one name of each side. Entries of a mapping are
@@ -34,16 +34,16 @@ def neuron_pairs(mapping: str, teacher: nn.Module, student: nn.Module) -> tuple[
     """
     kind = XXS_KINDS.get(mapping, mapping)
     if kind in KINDS or "~" in kind:
-        return pairs_of(mapping_of(kind, teacher, student), teacher, student)
+        return entries_of(mapping_of(kind, teacher, student), teacher, student)
     entries = read_entries(Path(mapping))
     sizes = [len(above) * len(below) for above, below in entries]
     found = []
     for (above, below), size in zip(entries, sizes, strict=True):
         each = [
-            Pair(places(one, teacher), places(other, student)) for one in above for other in below
+            Entry(places(one, teacher), places(other, student)) for one in above for other in below
         ]  # fmt: skip
         for pair in each:
-            pairs_of({pair.teacher: pair.student}, teacher, student)
+            entries_of({pair.teacher: pair.student}, teacher, student)
         found += each * (lcm(*sizes) // size)
     return tuple(found)
 

@@ -8,14 +8,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.positions import Span
 from distill.losses import cross_entropy, hint, kd, squared_error
 from distill.models.inputs import MASKED
 from distill.objectives import Objective, Reads, Step
 from interventions import Location
 
-AT_EMBEDDING = (Pair((Location(site="embedding"),), (Location(site="embedding"),)),)
+AT_EMBEDDING = (Entry((Location(site="embedding"),), (Location(site="embedding"),)),)
 """The mapping that goes with `Spliced`."""
 
 
@@ -35,7 +35,7 @@ class Patience(Objective):
         super().__init__()
         self.layers = layers
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the compared locations of both models."""
         return Reads(tuple(self.layers), tuple(self.layers.values()))
 

@@ -1,6 +1,6 @@
 """Controls of an interchange accuracy: the same measurement where nothing was learned, to compare the figure with.
 
-`subspace` takes random parts of the same size in the student, `labels` gives the teacher the sources of other pairs,
+`subspace` takes random parts of the same size in the student, `labels` gives the teacher the sources of other entries,
 `network` takes a student with new weights. An alignment or a student that computes as the teacher does is above all
 three.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from interventions import Location, Mask, Rotation, Run
 
 ANOTHER = 1_000_003  # added to a seed, so that no one compares a new network with itself
@@ -34,11 +34,11 @@ def controls_of(requested: str | Sequence[str] | None) -> tuple[str, ...]:
     return names
 
 
-def random_parts(pairs: tuple[Pair, ...], ran: Run, seed: int) -> tuple[Pair, ...] | None:
+def random_parts(entries: tuple[Entry, ...], ran: Run, seed: int) -> tuple[Entry, ...] | None:
     """Return the same entries with random parts of the same size in the student: other dims, heads or directions.
 
     Args:
-        pairs: the entries of a mapping.
+        entries: the entries of a mapping.
         ran: a run of the student, recorded at its locations, whose activations have the widths.
         seed: of the draws.
 
@@ -46,9 +46,10 @@ def random_parts(pairs: tuple[Pair, ...], ran: Run, seed: int) -> tuple[Pair, ..
         The entries; None where a location of the student is whole, so that there is no part to draw.
     """
     generator = torch.Generator().manual_seed(seed)
-    if any(at == at.whole for pair in pairs for at in pair.student):
+    if any(at == at.whole for entry in entries for at in entry.student):
         return None
-    return tuple(replace(pair, student=tuple(_redraw(at, ran, generator) for at in pair.student)) for pair in pairs)
+    redrawn = [tuple(_redraw(at, ran, generator) for at in entry.student) for entry in entries]
+    return tuple(replace(entry, student=places) for entry, places in zip(entries, redrawn, strict=True))
 
 
 def _redraw(at: Location, ran: Run, generator: torch.Generator) -> Location:

@@ -22,7 +22,7 @@ from distill.evaluation.metrics import accuracy
 from distill.evaluation.outcome import InterchangeAccuracy
 from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
-from distill.interchange.mapping import Pair, Sides
+from distill.interchange.mapping import Entry, Sides
 from distill.interchange.positions import Span
 from distill.models.class_labels import are_classes, has_classes
 from distill.models.inputs import network_of, uncompiled
@@ -111,7 +111,7 @@ def _bar(accuracy: Share) -> Picture:
 def evaluate_variables(
     model: CausalModel,
     network: nn.Module,
-    pairs: tuple[Pair, ...],
+    pairs: tuple[Entry, ...],
     data: Any = None,
     *,
     examples: int = 2000,
@@ -162,7 +162,7 @@ def accuracy_under(
 def evaluate(
     teacher: Model | Served | None,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str | None,
+    mapping: Sides | tuple[Entry, ...] | str | None,
     data: Any,
     *,
     positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
@@ -208,7 +208,7 @@ def evaluate(
 def _with_interchange(
     teacher: Model | Served,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str,
+    mapping: Sides | tuple[Entry, ...] | str,
     rows: Rows,
     measured: Share | None,
     **settings: Any,

@@ -26,9 +26,9 @@ from distill.evaluation.measurement import Examples, Measurement, check_pairs, p
 from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.evaluation.outcome import InterchangeAccuracy
 from distill.evaluation.variable_accuracy import variables_accuracy
-from distill.interchange.mapping import Pair, Sides, pairs_of
+from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.positions import Span
-from distill.interchange.sources import Pairs, Shuffle
+from distill.interchange.sources import Shuffle, Sources
 from distill.models.class_names import check_alike
 from distill.models.inputs import device_of, evaluating, students, teachers, uncompiled, vocabulary_of
 from distill.models.outputs import answered
@@ -47,11 +47,11 @@ PROBED = 32
 def interchange_accuracy(
     teacher: Model | Served | CausalModel,
     student: Model,
-    mapping: Sides | tuple[Pair, ...] | str,
+    mapping: Sides | tuple[Entry, ...] | str,
     data: Any = None,
     *,
     pairs: int = 2000,
-    sources: Pairs | None = None,
+    sources: Sources | None = None,
     positions: Any = DRAWN,
     seed: Any = 0,
     batch_size: int = 128,
@@ -106,11 +106,11 @@ def interchange_accuracy(
 def _measure(
     teacher: Model | Served | CausalModel,
     student: Model,
-    mapping: Sides | tuple[Pair, ...] | str,
+    mapping: Sides | tuple[Entry, ...] | str,
     data: Any,
     *,
     pairs: int,
-    sources: Pairs | None,
+    sources: Sources | None,
     positions: Any,
     seed: int,
     batch_size: int,
@@ -133,9 +133,9 @@ def _measure(
     if data is None:
         raise DistillError("the teacher is a network and no data was given; pass data='pvr', a Task or held-out rows.")
     check_alike(teacher, student)
-    entries = pairs_of(mapping, teacher, student)
+    entries = entries_of(mapping, teacher, student)
     _refuse_rules(sources, positions)
-    rule: Pairs = Shuffle() if sources is None else sources
+    rule: Sources = Shuffle() if sources is None else sources
     rows, names = held_out(data, student), controls_of(controls)
     _try(teacher, student, rows)
     if seen is not None:
@@ -170,7 +170,7 @@ def _try(teacher: Model | Served, student: Model, rows: Rows) -> None:
             answer_of(name, model, columns, run_of)
 
 
-def examples_of_rows(rows: Rows, pairs: int, sources: Pairs, vocabulary: int | None, seed: int) -> Examples:
+def examples_of_rows(rows: Rows, pairs: int, sources: Sources, vocabulary: int | None, seed: int) -> Examples:
     """Return pairs of two rows, or of a row and the source that a rule makes from it.
 
     Args:

@@ -27,7 +27,7 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.controls import ANOTHER, random_parts
 from distill.evaluation.outcome import SUMS, InterchangeAccuracy, Tally, outcome_of
-from distill.interchange.mapping import Pair, names_of
+from distill.interchange.mapping import Entry, names_of
 from distill.models.inputs import device_of, evaluating, network_of, to_device
 from distill.models.outputs import same_answers
 from distill.models.reinitialized import reinitialized
@@ -100,7 +100,7 @@ class Interchanges(ABC):
 
     teacher: Any
     student: Any
-    entries: tuple[Pair, ...]
+    entries: tuple[Entry, ...]
 
     @property
     @abstractmethod
@@ -206,7 +206,7 @@ class Measurement:
 
 
 def accuracy_of(
-    tally: Tally, entries: tuple[Pair, ...], clusters: Int[Tensor, " pairs"], seed: int, settings: dict[str, Any]
+    tally: Tally, entries: tuple[Entry, ...], clusters: Int[Tensor, " pairs"], seed: int, settings: dict[str, Any]
 ) -> InterchangeAccuracy:
     """Return the figures of a tally: of all entries together, and of each."""
     figures = partial(outcome_of, clusters=clusters, seed=seed)

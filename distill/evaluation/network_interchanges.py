@@ -19,7 +19,7 @@ from distill.evaluation.drawn_positions import DrawnPositions, PositionDraws
 from distill.evaluation.measurement import Batch, Interchanges, compare_classes, sum_predictions
 from distill.evaluation.outcome import Tally
 from distill.interchange.attention_keys import over_keys
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.vacuous import Answers, Places, Whole, touched, unpadded, visible
 from distill.losses import kd
 from distill.models.finite import check_answers
@@ -208,7 +208,7 @@ class NetworkInterchanges(Interchanges):
         return self.draws.of(number, pairs, (side.columns, side.source_columns), real)
 
 
-def _grid(entry: Pair, bases: Sequence[Run]) -> tuple[int, ...]:
+def _grid(entry: Entry, bases: Sequence[Run]) -> tuple[int, ...]:
     """Return the numbers of examples and positions that the locations of an entry have in common.
 
     Raises:

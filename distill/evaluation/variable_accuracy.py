@@ -36,7 +36,7 @@ from distill.evaluation.measurement import (
     sum_predictions,
 )
 from distill.evaluation.outcome import InterchangeAccuracy, Tally
-from distill.interchange.mapping import Pair, Sides, pairs_of
+from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.swap import Ran, encoded, places_of, swapped
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.finite import check_answers
@@ -51,7 +51,7 @@ FEW = 16
 def variables_accuracy(
     model: CausalModel,
     network: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str,
+    mapping: Sides | tuple[Entry, ...] | str,
     data: Any = None,
     *,
     positions: Any = None,
@@ -74,7 +74,7 @@ def variables_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3.
     """
-    entries, names = pairs_of(mapping, model, network, positions), controls_of(controls)
+    entries, names = entries_of(mapping, model, network, positions), controls_of(controls)
     refuse_valueless(network, "interchange_accuracy")
     rows = None if data is None else given(model, data)
     examples = examples_of_model(model, pairs, seed, rows)
@@ -96,7 +96,7 @@ def _overlap(examples: Examples, rows: Given | None, seen: SeenRows) -> float:
     return 0.0
 
 
-def refuse_ineffective(tally: Tally, entries: tuple[Pair, ...], *, has_rows: bool) -> None:
+def refuse_ineffective(tally: Tally, entries: tuple[Entry, ...], *, has_rows: bool) -> None:
     """Raise DistillError for a variable whose interchange never changes the answer: any network would be right.
 
     Answers that are numbers all count.

@@ -20,7 +20,7 @@ REMAINDERS = ("spread", "first")
 
 
 @dataclass(frozen=True)
-class Pair:
+class Entry:
     """One entry of a mapping: what is interchanged together in the teacher, and the locations in the student.
 
     Attributes:
@@ -41,7 +41,7 @@ class Pair:
         return f"{_text(self.teacher)} ↔ {_text(self.student)}"
 
 
-def names_of(entries: tuple[Pair, ...]) -> list[str]:
+def names_of(entries: tuple[Entry, ...]) -> list[str]:
     """Return the entries as text; equal texts are numbered."""
     texts = [str(entry) for entry in entries]
     return [
@@ -58,9 +58,9 @@ def layer_mapping(
     With L_t and L_s layers, counted from 0:
 
     - `"full"`: every student layer i ↔ teacher layers ⌊i·L_t/L_s⌋ … ⌊(i+1)·L_t/L_s⌋ − 1;
-    - `"middle"`: one pair, teacher L_t // 2 ↔ student L_s // 2;
-    - `"late"`: two pairs, teacher L_t − 3 ↔ student L_s − 3 and L_t − 2 ↔ L_s − 2;
-    - `"single"`: only the second pair of `"late"`: the last one below the final block.
+    - `"middle"`: one entry, teacher L_t // 2 ↔ student L_s // 2;
+    - `"late"`: two entries, teacher L_t − 3 ↔ student L_s − 3 and L_t − 2 ↔ L_s − 2;
+    - `"single"`: only the second entry of `"late"`: the last one below the final block.
 
     Wu et al. 2021 (DIITO, arXiv:2112.02505), section 3, for L_t = 12 and L_s = 3, 6 or 9. The mapping file of their
     code for 12 → 9 (multiple_single_multilayer_layer_9.nm at b1948ce) gives two teacher layers each to the first three
@@ -142,13 +142,13 @@ def depth(model: Any) -> int:
     return next(len(stack.blocks) for stack in found.stacks if last in stack.blocks)
 
 
-def pairs_of(
-    mapping: Sides | tuple[Pair, ...] | str, teacher: Any, student: Any, positions: Any = None
-) -> tuple[Pair, ...]:
+def entries_of(
+    mapping: Sides | tuple[Entry, ...] | str, teacher: Any, student: Any, positions: Any = None
+) -> tuple[Entry, ...]:
     """Return the entries of a mapping, after a check of every location and variable against its model.
 
     Args:
-        mapping: {teacher side: student side}, or a text, e.g. "full"; pairs are returned as they are.
+        mapping: {teacher side: student side}, or a text, e.g. "full"; entries are returned as they are.
         teacher: the model with the locations, or the variables, of the first sides.
         student: the model with the locations of the second sides.
         positions: for a causal model, the tokens of the student's places: one choice for all, or {variable or location:
@@ -159,12 +159,12 @@ def pairs_of(
             two variables share.
         InterventionError: a place that does not exist.
     """
-    if isinstance(mapping, tuple) and mapping and all(isinstance(each, Pair) for each in mapping):
+    if isinstance(mapping, tuple) and mapping and all(isinstance(each, Entry) for each in mapping):
         return mapping
     if isinstance(mapping, str) and not isinstance(teacher, CausalModel):
         mapping = mapping_of(mapping, teacher, student)
     if positions is None and isinstance(getattr(mapping, "pairs", None), tuple):  # an Alignment
-        return pairs_of(mapping.pairs, teacher, student)  # type: ignore[union-attr]
+        return entries_of(mapping.pairs, teacher, student)  # type: ignore[union-attr]
     if isinstance(teacher, CausalModel) and (not isinstance(mapping, Mapping) or not mapping):
         raise DistillError(
             f"mapping={mapping!r} names no variable of the causal model; give a dict, as "
@@ -172,30 +172,30 @@ def pairs_of(
         )
     if not isinstance(mapping, Mapping) or not mapping:
         raise DistillError(
-            f"mapping={mapping!r} names no pair; use distill.layer_mapping(teacher, student, 'full') or "
+            f"mapping={mapping!r} names no entry; use distill.layer_mapping(teacher, student, 'full') or "
             "{Location(2): Location(1)} (teacher side: student side)."
         )
     if isinstance(teacher, CausalModel):
-        return _pair_variables(mapping, teacher, student, positions)
-    pairs = tuple(Pair(_side(above), _side(below)) for above, below in mapping.items())
-    if (empty := next((each for each in pairs if not each.teacher or not each.student), None)) is not None:
+        return _variable_entries(mapping, teacher, student, positions)
+    entries = tuple(Entry(_side(above), _side(below)) for above, below in mapping.items())
+    if (empty := next((each for each in entries if not each.teacher or not each.student), None)) is not None:
         raise DistillError(f"mapping entry {empty} names no place on a side; write {{Location(2): Location(1)}}.")
     for side, model in (("teacher", teacher), ("student", student)):
         found = architecture(network_of(model))
-        for pair in pairs:
-            places = [found.place(location) for location in getattr(pair, side)]
+        for entry in entries:
+            places = [found.place(location) for location in getattr(entry, side)]
             keys = {
                 (place.path, place.io, at.heads, at.dims, at.subspace)
-                for place, at in zip(places, getattr(pair, side), strict=True)
+                for place, at in zip(places, getattr(entry, side), strict=True)
             }
             if len(keys) < len(places):
-                raise DistillError(f"mapping entry {pair} names a place of the {side} twice; name each once.")
-    return pairs
+                raise DistillError(f"mapping entry {entry} names a place of the {side} twice; name each once.")
+    return entries
 
 
-def _pair_variables(mapping: Sides, model: CausalModel, student: nn.Module, positions: Any) -> tuple[Pair, ...]:
+def _variable_entries(mapping: Sides, model: CausalModel, student: nn.Module, positions: Any) -> tuple[Entry, ...]:
     """Return the entries of a mapping from variables of a causal model; no two variables may share a place."""
-    found, pairs = architecture(student), list[Pair]()
+    found, entries = architecture(student), list[Entry]()
     claims: list[tuple[Location, Any, Place, str]] = []
     for names, side in mapping.items():
         variables = (names,) if isinstance(names, str) else names
@@ -210,9 +210,9 @@ def _pair_variables(mapping: Sides, model: CausalModel, student: nn.Module, posi
                 f"the mapping names {unknown!r}, which is no variable of the causal model"
                 f"{did_you_mean(str(unknown), model.variables)}; it has {', '.join(model.variables)}."
             )
-        pair = Pair(variables, _side(side))
-        pair = replace(pair, positions=tuple(_position(pair, at, positions, model) for at in pair.student))
-        for at, tokens in zip(pair.student, pair.positions, strict=True):
+        entry = Entry(variables, _side(side))
+        entry = replace(entry, positions=tuple(_position(entry, at, positions, model) for at in entry.student))
+        for at, tokens in zip(entry.student, entry.positions, strict=True):
             claim = (at, tokens, found.place(at), "+".join(variables))
             other = next((each for each in claims if _overlap(claim, each)), None)
             if other is not None:
@@ -221,20 +221,20 @@ def _pair_variables(mapping: Sides, model: CausalModel, student: nn.Module, posi
                     "e.g. other dims."
                 )
             claims.append(claim)
-        pairs.append(pair)
-    _check_used(positions, pairs)
-    return tuple(pairs)
+        entries.append(entry)
+    _check_used(positions, entries)
+    return tuple(entries)
 
 
-def _position(pair: Pair, at: Location, positions: Any, model: CausalModel) -> Any:
+def _position(entry: Entry, at: Location, positions: Any, model: CausalModel) -> Any:
     """Return the tokens at which a location holds a variable; None is all tokens."""
     chosen = positions
     if isinstance(positions, Mapping):
-        keys = (at, str(at) if at.subspace is None else at, pair.teacher, *pair.teacher[: len(pair.teacher) == 1])
+        keys = (at, str(at) if at.subspace is None else at, entry.teacher, *entry.teacher[: len(entry.teacher) == 1])
         chosen = next((positions[key] for key in keys if key in positions), None)
     if _differs_by_row(chosen):
         raise DistillError(
-            f"the positions of {'+'.join(pair.teacher)} are given row by row, and bases and sources are drawn in "
+            f"the positions of {'+'.join(entry.teacher)} are given row by row, and bases and sources are drawn in "
             "another order; give a function of the inputs: positions=lambda values: values['…'] + 1, or a name."
         )
     for name in [chosen] if isinstance(chosen, str) else chosen if isinstance(chosen, list | tuple) else ():
@@ -249,17 +249,17 @@ def _differs_by_row(positions: Any) -> bool:
     return isinstance(positions, list | tuple) and any(isinstance(each, list | tuple | Tensor) for each in positions)
 
 
-def _check_used(positions: Any, pairs: list[Pair]) -> None:
+def _check_used(positions: Any, entries: list[Entry]) -> None:
     """Raise DistillError for positions of a variable or location that the mapping does not name."""
     if not isinstance(positions, Mapping):
         return
-    known = {key for pair in pairs for key in (pair.teacher, *pair.teacher[: len(pair.teacher) == 1], *pair.student)}
+    known = {key for each in entries for key in (each.teacher, *each.teacher[: len(each.teacher) == 1], *each.student)}
     texts = {str(key) for key in known if isinstance(key, Location) and key.subspace is None}
     unused = next((key for key in positions if key not in known and key not in texts), None)
     if unused is not None:
         raise DistillError(
             f"positions are given for {unused!r}, which the mapping does not name; it names "
-            f"{', '.join('+'.join(pair.teacher) for pair in pairs)}."
+            f"{', '.join('+'.join(entry.teacher) for entry in entries)}."
         )
 
 
@@ -290,9 +290,9 @@ def _hashable(tokens: Any) -> Any:
     return tokens.tolist() if isinstance(tokens, Tensor) else str(tokens) if isinstance(tokens, slice) else tokens
 
 
-def as_mapping(pairs: tuple[Pair, ...]) -> dict[tuple[Any, ...], tuple[Location, ...]]:
-    """Return pairs as a mapping, {teacher side: student side}."""
-    return {pair.teacher: pair.student for pair in pairs}
+def as_mapping(entries: tuple[Entry, ...]) -> dict[tuple[Any, ...], tuple[Location, ...]]:
+    """Return entries as a mapping, {teacher side: student side}."""
+    return {entry.teacher: entry.student for entry in entries}
 
 
 def _number_layers(kind: str, deep: int, shallow: int, remainder: str) -> list[tuple[range, int]]:

@@ -12,7 +12,7 @@ from interventions import shown
 
 
 @runtime_checkable
-class Pairs(Protocol):
+class Sources(Protocol):
     """A rule that gives each example of a batch its source."""
 
     @property

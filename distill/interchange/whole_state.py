@@ -13,50 +13,50 @@ from torch import Tensor, nn
 from distill.causal.model import CausalModel
 from distill.causal.values import Values
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.swap import Ran, encoded, source_of, swapped
 from distill.models.inputs import evaluating, mask_of
 from interventions import InterventionError, Location, Run, architecture, run, select
 
 
 def refuse_wholes(
-    model: CausalModel, network: nn.Module, pairs: tuple[Pair, ...], base: Values, source: Values
+    model: CausalModel, network: nn.Module, entries: tuple[Entry, ...], base: Values, source: Values
 ) -> None:
-    """Raise DistillError if a pair takes the whole state of the network from the source.
+    """Raise DistillError if an entry takes the whole state of the network from the source.
 
-    A pair does so if its places hold all entries of the vectors of a module, at every token, and the answers after the
+    An entry does so if its places hold all dims of the vectors of a module, at every token, and the answers after the
     swap are those to the source, although the causal model answers otherwise.
 
     Args:
         model: the causal model.
         network: the network.
-        pairs: the entries of the mapping.
+        entries: the entries of the mapping.
         base, source: inputs of the causal model, one source a base.
 
     Raises:
-        DistillError: such a pair, or a subspace or dims that do not fit their place.
+        DistillError: such an entry, or a subspace or dims that do not fit their place.
     """
     base, source = _pad_alike(model, base, source)
     high, there_high = model.run(base), model.run(source)
     with evaluating(network), torch.no_grad():
         inputs = [encoded(model, network, values) for values in (base, source)]
         here, there = (run(network, each, resumable=False).logits for each in inputs)
-        for pair in pairs:
-            after = model.interchange(high, {pair.teacher: there_high})
+        for entry in entries:
+            after = model.interchange(high, {entry.teacher: there_high})
             if torch.equal(after[model.output], there_high[model.output]):
                 continue  # on these examples the causal model answers as to the source
             try:
-                taken = source_of(model, network, source, (pair,))
-                whole = _covered_place(model, taken, pair)
+                taken = source_of(model, network, source, (entry,))
+                whole = _covered_place(model, taken, entry)
                 if whole is None:
                     continue
-                logits = swapped(model, network, pair, Ran(base, inputs[0]), taken).logits
+                logits = swapped(model, network, entry, Ran(base, inputs[0]), taken).logits
             except InterventionError as error:
-                raise DistillError(f"{'+'.join(pair.teacher)} cannot be interchanged: {error}") from error
+                raise DistillError(f"{'+'.join(entry.teacher)} cannot be interchanged: {error}") from error
             is_source = torch.allclose(logits, there, rtol=1e-4, atol=1e-5)
             if is_source and not torch.allclose(here, there, rtol=1e-4, atol=1e-5):
                 raise DistillError(
-                    f"{'+'.join(pair.teacher)} is aligned with all of {whole}, and to swap that is to run the source; "
+                    f"{'+'.join(entry.teacher)} is aligned with all of {whole}, and to swap that is to run the source; "
                     f"give it a part: {_suggest_part(taken, whole)}."
                 )
 
@@ -83,15 +83,15 @@ def _pad_alike(model: CausalModel, base: Values, source: Values) -> tuple[Values
     return {name: value[rows] for name, value in base.items()}, {name: value[taken] for name, value in source.items()}
 
 
-def _covered_place(model: CausalModel, taken: Ran, pair: Pair) -> Location | None:
-    """Return the first place whose module is covered by the places of a pair together, None if there is none."""
+def _covered_place(model: CausalModel, taken: Ran, entry: Entry) -> Location | None:
+    """Return the first place whose module is covered by the places of an entry together, None if there is none."""
     assert isinstance(taken.run, Run)
     found = architecture(taken.run.model)
-    for at, tokens in zip(pair.student, pair.positions, strict=True):
+    for at, tokens in zip(entry.student, entry.positions, strict=True):
         here = found.place(at)
         beside = [
             other
-            for other, others in zip(pair.student, pair.positions, strict=True)
+            for other, others in zip(entry.student, entry.positions, strict=True)
             if (found.place(other).path, found.place(other).io) == (here.path, here.io) and str(others) == str(tokens)
         ]
         if _covers_tokens(model, taken, at, tokens) and _covers_entries(taken.run.vectors(at.whole), beside):

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked, refuse_unless_positive
-from distill.interchange.mapping import Pair, depth
+from distill.interchange.mapping import Entry, depth
 from distill.losses import hint, soft_cross_entropy
 from distill.models.loss_masks import checked_tokens
 from distill.objectives.features import Cosine
@@ -71,7 +71,7 @@ class DistilBERT(Objective):
         """The published weights: 5, 2 and 1."""
         return {"distilbert_kd": 5.0, "distilbert_mlm": 2.0, "distilbert_cosine": 1.0}
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the last hidden states of both models."""
         cosine: Any = self.parts["cosine"]
         return cosine.reads(mapping)
@@ -139,7 +139,7 @@ class TinyBERT(Objective):
         self._even: Layers = {}
         self._first: Location | None = None
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the attention scores and hidden states of the compared layers, and the embedding outputs."""
         if self.stage == 2:
             return Reads()

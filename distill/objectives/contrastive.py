@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from distill.errors import DistillError, checked, refuse_unless_positive
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.losses import Divergence, contrast, forward_kl, invariance, nce
 from distill.models.head import penultimate
 from distill.models.loss_masks import checked_tokens
@@ -101,7 +101,7 @@ class CRD(Objective):
         """The weight of the paper: 0.8."""
         return {"crd": 0.8}
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations of the features of both models."""
         return self.embedded.reads
 
@@ -209,7 +209,7 @@ class ICD(Objective):
         """The weight of the invariance, 0.5; the contrast has weight 1."""
         return {"icd_invariance": 0.5}
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations of the features of both models."""
         return self.embedded.reads
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.swap import Ran, encoded, places_of, source_of, swapped
 from distill.objectives.iit import answer_loss, generator_on_cpu
 from distill.objectives.objective import About, Objective
@@ -41,7 +41,7 @@ class DAS(Objective):
 
     compares_runs = False
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return no locations: sources are runs of their own."""
         return Reads()
 
@@ -62,9 +62,9 @@ class DAS(Objective):
             # One entry needs no base run: its counterfactual is a run of the base.
             shared = step.student if len(step.mapping) > 1 else encoded(model, network, base)
         losses = []
-        for pair in step.mapping:
-            answers = model.answers(model.interchange(base, {pair.teacher: source}))
-            losses.append(answer_loss(model, swapped(model, network, pair, Ran(base, shared), taken), base, answers))
+        for entry in step.mapping:
+            answers = model.answers(model.interchange(base, {entry.teacher: source}))
+            losses.append(answer_loss(model, swapped(model, network, entry, Ran(base, shared), taken), base, answers))
         terms = {"das": step.mean(torch.stack(losses).sum())}
         sizes = [at.subspace.size for at in places_of(step.mapping) if hasattr(at.subspace, "size")]
         return terms | ({"size": torch.stack(sizes).sum()} if sizes else {})

@@ -1,6 +1,6 @@
 """Distillation by interchange interventions (DIITO): one interchange in teacher and student should have one effect.
 
-In every step a pair of mapped locations is drawn, L_t of the teacher M_t and L_s of the student M_s, and a source s for
+In every step an entry of the mapping is drawn, L_t of the teacher M_t and L_s of the student M_s, and a source s for
 each base b. Both models run on b with the activations at their location, at some positions, replaced by those of their
 run on s. The two counterfactual runs are compared by another objective, by default knowledge distillation,
 
@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
 from distill.interchange.attention_keys import over_keys
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.positions import Span
-from distill.interchange.sources import Crossway, Pairs, Shuffle
+from distill.interchange.sources import Crossway, Shuffle, Sources
 from distill.models.inputs import decoder_masked, inputs_of, real_tokens, vocabulary_of
 from distill.objectives.objective import About, Objective, terms_of
 from distill.objectives.response import KD
@@ -40,7 +40,7 @@ Operator = Swap | Mixup | Noise
 class DIITO(Objective):
     """Distillation by interchange interventions. Terms: those of `match`, with `_cf` behind the name, e.g. `kd_cf`.
 
-    Every step draws one pair of the mapping, interchanges it in teacher and student with the same sources and
+    Every step draws one entry of the mapping, interchanges it in teacher and student with the same sources and
     positions, and compares the two counterfactual runs. Gradients flow through the student's base and source runs.
 
     Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.00826); for InContext and Mixup "Two
@@ -63,7 +63,7 @@ class DIITO(Objective):
 
     about = About(
         ("kd_cf",),
-        "KD(M_s(b; L_s ← M_s(s)), M_t(b; L_t ← M_t(s))), one mapped pair of layers drawn a step",
+        "KD(M_s(b; L_s ← M_s(s)), M_t(b; L_t ← M_t(s))), one entry of the mapping drawn a step",
         "Wu et al. 2021, arXiv:2112.02505",
         "both: a resumed counterfactual run; in-context sources: a run up to the swap too",
     )
@@ -72,7 +72,7 @@ class DIITO(Objective):
 
     def __init__(
         self,
-        sources: Pairs | None = None,
+        sources: Sources | None = None,
         *,
         op: Operator | None = None,
         positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
@@ -105,7 +105,7 @@ class DIITO(Objective):
         """The weights of the objectives in `match`."""
         return {f"{name}_cf": weight for each in self.match for name, weight in each.weights.items()}
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations that `match` compares and the mapped ones; not block outputs, which runs keep anyway."""
         matched = [objective.reads(mapping) for objective in self.match]
         return Reads(
@@ -114,7 +114,7 @@ class DIITO(Objective):
         )
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """Return the terms of `match` on the two counterfactual runs of one drawn pair of the mapping."""
+        """Return the terms of `match` on the two counterfactual runs of one drawn entry of the mapping."""
         found = [self._compare(step, *runs) for runs in self._counterfactuals(step, self.draw_pair(step))]
         return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}
 
@@ -123,7 +123,7 @@ class DIITO(Objective):
         settings = f"op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
         return f"{self.sources}, {settings}, match={list(self.match)}"
 
-    def draw_pair(self, step: Step) -> Pair:
+    def draw_pair(self, step: Step) -> Entry:
         """Draw one entry of the mapping, uniformly."""
         if not step.mapping:
             raise DistillError(
@@ -132,18 +132,18 @@ class DIITO(Objective):
         drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
         return step.mapping[int(drawn)]
 
-    def _counterfactuals(self, step: Step, pair: Pair) -> Iterator[tuple[Run, Run]]:
+    def _counterfactuals(self, step: Step, entry: Entry) -> Iterator[tuple[Run, Run]]:
         """Yield the counterfactual runs of teacher and student; with crossway sources also in the other direction."""
         if self.sources is None:
-            yield self._with_noise(step, pair)
+            yield self._with_noise(step, entry)
             return
         drawn = self.sources.draw(step.batch, vocabulary_of(step.student.model), step.generator)
-        written, read = self._draw_positions(step, pair, _source_columns(step.batch, drawn))
-        yield self._interchange(step, pair, drawn, (written, read))
+        written, read = self._draw_positions(step, entry, _source_columns(step.batch, drawn))
+        yield self._interchange(step, entry, drawn, (written, read))
         if isinstance(self.sources, Crossway) and isinstance(drawn, Tensor):
             back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
             turned = [None if mask is None else mask[back.to(mask.device)] for mask in (read, written)]
-            yield self._interchange(step, pair, back, (turned[0], turned[1]))
+            yield self._interchange(step, entry, back, (turned[0], turned[1]))
 
     def _compared_at(self, step: Step) -> tuple[Location, ...]:
         """Return the locations that are compared in the teacher's counterfactual run."""
@@ -159,7 +159,7 @@ class DIITO(Objective):
     def _interchange(
         self,
         step: Step,
-        pair: Pair,
+        entry: Entry,
         drawn: Tensor | Mapping[str, Tensor],
         positions: tuple[Tensor | None, Tensor | None],
     ) -> tuple[Run, Run]:
@@ -168,22 +168,22 @@ class DIITO(Objective):
             decoder_masked(step.student.model, each) for each in (step.batch, _source_columns(step.batch, drawn))
         ]
         with torch.no_grad():
-            source = over_keys(step.taught, _run_source(step.taught, drawn, pair.teacher), pair.teacher, *columns)
-            teacher = interchanged(step.taught, source, pair.teacher, positions, self._compared_at(step))
-        source = over_keys(step.student, _run_source(step.student, drawn, pair.student), pair.student, *columns)
+            source = over_keys(step.taught, _run_source(step.taught, drawn, entry.teacher), entry.teacher, *columns)
+            teacher = interchanged(step.taught, source, entry.teacher, positions, self._compared_at(step))
+        source = over_keys(step.student, _run_source(step.student, drawn, entry.student), entry.student, *columns)
         source = source.detach() if self.detach_source else source
-        return teacher, interchanged(step.student, source, pair.student, positions, step.reads.student)
+        return teacher, interchanged(step.student, source, entry.student, positions, step.reads.student)
 
     def _draw_positions(
-        self, step: Step, pair: Pair, source: Mapping[str, Tensor]
+        self, step: Step, entry: Entry, source: Mapping[str, Tensor]
     ) -> tuple[Tensor | None, Tensor | None]:
         """Draw the positions of base and source, as masks `[batch, position]`; None where all are written."""
-        grid = _grid(step, pair)
+        grid = _grid(step, entry)
         if self.positions is None or len(grid) < 2:
             return None, None
         rows, width = grid
         device = step.generator.device
-        column = architecture(step.student.model).place(pair.student[0]).mask
+        column = architecture(step.student.model).place(entry.student[0]).mask
         eligible = [
             self.positions.eligible(masked, real_tokens(masked, rows, width, device, column=column))
             for masked in (decoder_masked(step.student.model, batch) for batch in (step.batch, source))
@@ -192,12 +192,12 @@ class DIITO(Objective):
         aligned = self.sources is None or self.sources.aligned
         return self.positions.draw(eligible[0], eligible[1], uniform, aligned=aligned)
 
-    def _with_noise(self, step: Step, pair: Pair) -> tuple[Run, Run]:
+    def _with_noise(self, step: Step, entry: Entry) -> tuple[Run, Run]:
         """Return the runs of teacher and student with the same random vectors written into both."""
-        chosen, _ = self._draw_positions(step, pair, step.batch)
-        models = ((step.taught, pair.teacher), (step.student, pair.student))
+        chosen, _ = self._draw_positions(step, entry, step.batch)
+        models = ((step.taught, entry.teacher), (step.student, entry.student))
         units = {(id(run), place): unit_of(run, place) for run, places in models for place in places}
-        vectors = _grid(step, pair) if chosen is None else (int(chosen.sum()),)
+        vectors = _grid(step, entry) if chosen is None else (int(chosen.sum()),)
         widest, device = max(map(prod, units.values())), step.generator.device
         normal = torch.randn(*vectors, widest, generator=step.generator, device=device)
 
@@ -206,8 +206,8 @@ class DIITO(Objective):
             return interchanged(run, None, at, (chosen, None), record)
 
         with torch.no_grad():
-            teacher = write(step.taught, pair.teacher, self._compared_at(step))
-        return teacher, write(step.student, pair.student, step.reads.student)
+            teacher = write(step.taught, entry.teacher, self._compared_at(step))
+        return teacher, write(step.student, entry.student, step.reads.student)
 
     def _operator(self, normal: Tensor, unit: tuple[int, ...], run: Run, place: Location) -> Any:
         """Return the operator of a location with its part, `[…, *unit]`, of the random vectors of all, `[…, dims]`."""
@@ -255,7 +255,7 @@ def _run_source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple
     return run_to(answering(run), inputs_of(run.model, drawn), [location.whole for location in locations])
 
 
-def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
+def _grid(step: Step, entry: Entry) -> tuple[int, ...]:
     """Return `(batch, positions)` of the mapped locations, `(batch,)` where there are no positions.
 
     Raises:
@@ -263,19 +263,19 @@ def _grid(step: Step, pair: Pair) -> tuple[int, ...]:
     """
     grids = [
         grid_of(run, place)
-        for run, places in ((step.taught, pair.teacher), (step.student, pair.student))
+        for run, places in ((step.taught, entry.teacher), (step.student, entry.student))
         for place in places
     ]
     if len(set(grids)) > 1:
         raise DistillError(
-            f"the locations of {pair} have different positions: [batch, position] = {grids[0]} and "
+            f"the locations of {entry} have different positions: [batch, position] = {grids[0]} and "
             f"{next(grid for grid in grids if grid != grids[0])}; map places of the same grid, or use models of one "
             "tokenizer."
         )
     return grids[0]
 
 
-def _besides_blocks(mapping: Sequence[Pair], side: str) -> list[Location]:
+def _besides_blocks(mapping: Sequence[Entry], side: str) -> list[Location]:
     """Return the mapped locations of one side that are not block outputs, with all heads and dims."""
-    places = [place.whole for pair in mapping for place in getattr(pair, side)]
+    places = [place.whole for entry in mapping for place in getattr(entry, side)]
     return [place for place in places if place.module is not None or place.site != "block_output"]

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked, refuse_unless_positive
-from distill.interchange.mapping import Pair, depth
+from distill.interchange.mapping import Entry, depth
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.models.loss_masks import SOURCE, checked_tokens
 from distill.objectives.objective import About, Objective
@@ -44,7 +44,7 @@ class Cosine(Objective):
         self.at, self.tokens = at, checked_tokens(tokens, "Cosine")
         self._places = None if at is None else (at, at)
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the compared location of both models."""
         return Reads() if self._places is None else Reads(self._places[:1], self._places[1:])
 
@@ -89,7 +89,7 @@ class PKD(Objective):
         super().__init__()
         self.layers, self.tokens = layers, checked_tokens(tokens, "PKD")
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the compared locations of both models."""
         layers = _ends(mapping) if self.layers is None else self.layers
         return Reads(tuple(layers), tuple(layers.values()))
@@ -175,7 +175,7 @@ class FitNets(Objective):
         """The published weight: 100."""
         return {"hint": 100.0}
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the compared locations of both models."""
         return Reads(tuple(self._layers), tuple(self._layers.values()))
 
@@ -240,7 +240,7 @@ class AT(Objective):
         """The published weight: 1000."""
         return {"at": 1000.0}
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations of the maps of both models."""
         layers = self._layers(mapping)
         return Reads(tuple(layers), tuple(layers.values()))
@@ -268,7 +268,7 @@ class AT(Objective):
             ([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _tokens_setting(self.tokens)
         )
 
-    def _layers(self, mapping: Sequence[Pair]) -> Layers:
+    def _layers(self, mapping: Sequence[Entry]) -> Layers:
         """Return the compared layers: the given ones, else the attention patterns of the layers of the mapping."""
         if self.layers is not None:
             return self.layers
@@ -324,7 +324,7 @@ def _pairs_of_tokens(step: Step, at: Location, maps: Tensor, tokens: str) -> tup
     return queries, kept if keys is None else kept & keys.bool()[:, None]
 
 
-def _ends(mapping: Sequence[Pair]) -> dict[Location, Location]:
+def _ends(mapping: Sequence[Entry]) -> dict[Location, Location]:
     """Return {last teacher location: last student location} of the pairs of a mapping."""
     return {pair.teacher[-1]: pair.student[-1] for pair in mapping}
 

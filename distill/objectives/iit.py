@@ -20,7 +20,7 @@ from torch import Tensor
 from distill.causal.model import CausalModel
 from distill.causal.values import Values, as_answers
 from distill.errors import checked
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.swap import Ran, source_of, swapped
 from distill.losses import cross_entropy
 from distill.objectives.objective import About, Objective
@@ -68,7 +68,7 @@ class IIT(Objective):
         """True: its counterfactual runs resume from the base runs."""
         return True
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return no locations: sources are runs of their own, and base runs keep what resuming needs."""
         return Reads()
 
@@ -81,12 +81,12 @@ class IIT(Objective):
         source = model.run(feed.sources(len(step.student.logits), generator, step.generator.device))
         terms = {"task": step.mean(answer_loss(model, step.student, base, model.answers(base)))}
         if step.mapping:
-            pair = step.mapping[int(torch.randint(len(step.mapping), (), generator=generator))]
-            answers = model.answers(model.interchange(base, {pair.teacher: source}))
-            terms["iit"] = step.mean(answer_loss(model, self._interchange(step, pair, base, source), base, answers))
+            entry = step.mapping[int(torch.randint(len(step.mapping), (), generator=generator))]
+            answers = model.answers(model.interchange(base, {entry.teacher: source}))
+            terms["iit"] = step.mean(answer_loss(model, self._interchange(step, entry, base, source), base, answers))
         if self.strict:
             place = self.strict[int(torch.randint(len(self.strict), (), generator=generator))]
-            swap = self._interchange(step, Pair((), (place,)), base, source)
+            swap = self._interchange(step, Entry((), (place,)), base, source)
             terms["siit"] = step.mean(answer_loss(model, swap, base, model.answers(base)))
         return terms
 
@@ -94,13 +94,13 @@ class IIT(Objective):
         """Return the settings for printing."""
         return f"strict={[str(place) for place in self.strict]}, detach_source={self.detach_source}"
 
-    def _interchange(self, step: Step, pair: Pair, base: Values, source: Values) -> Run:
+    def _interchange(self, step: Step, entry: Entry, base: Values, source: Values) -> Run:
         """Return the counterfactual run of the network for one entry of the mapping."""
         model, network = step.causal, step.student.model
-        taken = source_of(model, network, source, (pair,))
+        taken = source_of(model, network, source, (entry,))
         if self.detach_source and isinstance(taken.run, Run):
             taken = Ran(source, taken.run.detach())
-        return swapped(model, network, pair, Ran(base, step.student), taken)
+        return swapped(model, network, entry, Ran(base, step.student), taken)
 
 
 def answer_loss(model: CausalModel, run: Run, base: Values, answers: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.causal.values import describe
 from distill.errors import DistillError, checked
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.objectives.step import Reads, Step
 from distill.objectives.term_weights import Weight
 from distill.precision import at_least_single
@@ -81,7 +81,7 @@ class Objective(nn.Module, ABC):
     lr: float | None = None
     compares_runs: ClassVar[bool] = True
 
-    def reads(self, mapping: Sequence[Pair]) -> Reads:
+    def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations whose activations it needs from the base runs, besides the output."""
         return Reads()
 

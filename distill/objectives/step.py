@@ -14,7 +14,7 @@ from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.models.inputs import answer_mask, reads_apart, teachers
 from distill.models.loss_masks import (
     ALL,
@@ -95,7 +95,7 @@ class Step:
     network: nn.Module
     base: Callable[[], Run]
     teacher: Run | None
-    mapping: tuple[Pair, ...]
+    mapping: tuple[Entry, ...]
     generator: torch.Generator
     reads: Reads = field(default_factory=Reads)
     feed: Feed | None = None

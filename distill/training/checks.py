@@ -13,7 +13,7 @@ from distill.causal.model import CausalModel
 from distill.causal.values import as_answers
 from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.swap import encoded
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.class_labels import are_classes
@@ -44,7 +44,7 @@ def name_of(objective: Objective) -> str:
 
 
 def check(
-    teacher: Model | Served | CausalModel | None, student: nn.Module, rows: Rows | Feed, pairs: tuple[Pair, ...] = ()
+    teacher: Model | Served | CausalModel | None, student: nn.Module, rows: Rows | Feed, entries: tuple[Entry, ...] = ()
 ) -> None:
     """Check that teacher, student and data fit together, by one forward pass of two rows.
 
@@ -52,13 +52,13 @@ def check(
         teacher: a network, a served one, a causal model, or None.
         student: the network to train.
         rows: the data, or the samples of a causal model.
-        pairs: the mapping, which is checked for causal models.
+        entries: the mapping, which is checked for causal models.
 
     Raises:
         DistillError: vocabularies, classes or labels differ; or a variable is aligned with whole states.
     """
     if not isinstance(rows, Rows):
-        return _check_answers(rows, student, pairs)
+        return _check_answers(rows, student, entries)
     if teacher is None or isinstance(teacher, CausalModel):
         return _check_labels([_answers("the student", student, rows, students)], rows, "network")
     _check_models(teacher, student, rows)
@@ -229,8 +229,8 @@ def _refuse_shared(teacher: Any, student: nn.Module) -> None:
         )
 
 
-def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> None:
-    """Check that a network has one logit for each answer of a causal model, and that no pair is of whole states."""
+def _check_answers(feed: Feed, student: nn.Module, entries: tuple[Entry, ...]) -> None:
+    """Check that a network has one logit for each answer of a causal model, and that no entry is of whole states."""
     model, device = feed.model, device_of(student)
     values = to_device(feed.batch(range(2)), device)
     inputs = encoded(model, student, values)
@@ -239,4 +239,4 @@ def _check_answers(feed: Feed, student: nn.Module, pairs: tuple[Pair, ...]) -> N
     if model.classes is None:
         as_answers(logits, model.answers(values))
     bases, sources = (feed.sources(16, torch.Generator().manual_seed(seed), device) for seed in range(2))
-    refuse_wholes(model, student, pairs, bases, sources)
+    refuse_wholes(model, student, entries, bases, sources)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill.causal.feed import Feed
 from distill.data.rows import Rows
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.swap import encoded
 from distill.models.inputs import inputs_of, students, teachers
 from distill.models.loss_masks import LabelPlace, counts_of, label_place
@@ -31,7 +31,7 @@ class Computation(nn.Module):
     Args:
         teacher: a network, here or served; None where there is none, or a causal model.
         student: the network that answers.
-        pairs: the mapping.
+        entries: the mapping.
         objectives: all of them compare the runs of one step.
         feed: with a causal model as teacher, the model and its samples.
         trained: the module to train instead of the student, e.g. the subspaces of the mapping.
@@ -46,21 +46,21 @@ class Computation(nn.Module):
         self,
         teacher: Model | Served | None,
         student: nn.Module,
-        pairs: tuple[Pair, ...],
+        entries: tuple[Entry, ...],
         objectives: Sequence[Objective],
         *,
         feed: Feed | None = None,
         trained: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.pairs, self.feed = pairs, feed
+        self.entries, self.feed = entries, feed
         self.trained = student if trained is None else trained
         self.objectives: Any = nn.ModuleList(objectives)
         # In a tuple, so that frozen models are not submodules, which would be saved and wrapped with the trained ones.
         self._frozen = (teacher, None if trained is None else student)
         # Runs of traced models keep only requested activations; those of torch models keep every block output.
         is_traced = teacher is not None and not isinstance(teacher, nn.Module | Served)
-        self._sources = _union(at.teacher for at in pairs) if is_traced else ()
+        self._sources = _union(at.teacher for at in entries) if is_traced else ()
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
@@ -84,7 +84,7 @@ class Computation(nn.Module):
             reads: the locations to record; None is all that the objectives compare.
         """
         if reads is None:
-            compared = [objective.reads(self.pairs) for objective in self.objectives]
+            compared = [objective.reads(self.entries) for objective in self.objectives]
             reads = Reads(_union(each.teacher for each in compared), _union(each.student for each in compared))
         resumable = any(objective.interchanges for objective in self.objectives)
         teacher, (student,) = self._frozen[0], self.learning
@@ -99,7 +99,7 @@ class Computation(nn.Module):
                 places = _union([reads.teacher, (at.whole for at in self._sources if resumable)])
                 teacher_run = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
         return Step(
-            batch, student, base, teacher_run, self.pairs, generator, reads, self.feed, moment,
+            batch, student, base, teacher_run, self.entries, generator, reads, self.feed, moment,
             label_place=self.label_place,
         )  # fmt: skip
 

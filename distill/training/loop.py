@@ -17,7 +17,7 @@ from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError, Unreachable, checked
-from distill.interchange.mapping import Pair, Sides
+from distill.interchange.mapping import Entry, Sides
 from distill.models.finite import check_weights
 from distill.models.inputs import device_of, evaluating, innermost, network_of, to_device, uncompiled
 from distill.models.outputs import each_answered
@@ -44,7 +44,7 @@ ONE_ROW = "more than 1 value per channel"
 def steps(
     teacher: Model | Served | CausalModel | None,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str | None = None,
+    mapping: Sides | tuple[Entry, ...] | str | None = None,
     data: Any = None,
     *,
     objective: Objective | Sequence[Objective] | None = None,

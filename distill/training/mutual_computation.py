@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.causal.feed import Feed
 from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.models.inputs import inputs_of
 from distill.models.loss_masks import LabelPlace, label_place
 from distill.models.outputs import logits_if_any
@@ -33,7 +33,7 @@ class Learner(nn.Module):
         network: the network.
         own: objectives without a teacher.
         lessons: {number of a teacher: objectives that compare with it}.
-        pairs: {number of a teacher: the mapping}.
+        entries: {number of a teacher: the mapping}.
         weights: weights of terms, which win over the default ones of the objectives.
     """
 
@@ -44,14 +44,14 @@ class Learner(nn.Module):
         own: Sequence[Objective],
         *,
         lessons: Mapping[int, Sequence[Objective]],
-        pairs: Mapping[int, tuple[Pair, ...]],
+        entries: Mapping[int, tuple[Entry, ...]],
         weights: Mapping[str, Weight],
     ) -> None:
         super().__init__()
         self.number, self.network, self.given = number, network, dict(weights)
         self.own: Any = nn.ModuleList(own)
         self.lessons: Any = nn.ModuleDict({str(teacher): nn.ModuleList(each) for teacher, each in lessons.items()})
-        self.pairs = dict(pairs)
+        self.entries = dict(entries)
 
     @property
     def weights(self) -> dict[str, Weight]:
@@ -62,8 +62,8 @@ class Learner(nn.Module):
 
     def reads(self, teacher: int | None) -> Reads:
         """Return the locations that the objectives with a teacher compare; None: those without one."""
-        pairs = () if teacher is None else self.pairs[teacher]
-        compared = [each.reads(pairs) for each in self.objectives(teacher)]
+        entries = () if teacher is None else self.entries[teacher]
+        compared = [each.reads(entries) for each in self.objectives(teacher)]
         return Reads(
             tuple(dict.fromkeys(at for each in compared for at in each.teacher)),
             tuple(dict.fromkeys(at for each in compared for at in each.student)),
@@ -86,7 +86,7 @@ class Together(nn.Module):
         networks: the networks.
         lessons: objectives that compare with a teacher.
         own: objectives without one.
-        pairs: for each edge (teacher, student), the mapping.
+        entries: for each edge (teacher, student), the mapping.
         weights: weights of terms in all networks.
 
     Attributes:
@@ -101,21 +101,21 @@ class Together(nn.Module):
         networks: Sequence[nn.Module],
         lessons: Sequence[Objective],
         own: Sequence[Objective],
-        pairs: Mapping[Edge, tuple[Pair, ...]],
+        entries: Mapping[Edge, tuple[Entry, ...]],
         weights: Mapping[str, Weight],
     ) -> None:
         super().__init__()
         self.given = dict(weights)
         learners = []
         for number, network in enumerate(networks):
-            teachers = [teacher for teacher, student in pairs if student == number]
+            teachers = [teacher for teacher, student in entries if student == number]
             learners.append(
                 Learner(
                     number,
                     network,
                     _copies(own),
                     lessons={teacher: _copies(lessons) for teacher in teachers},
-                    pairs={teacher: pairs[teacher, number] for teacher in teachers},
+                    entries={teacher: entries[teacher, number] for teacher in teachers},
                     weights=weights,
                 )
             )
@@ -219,10 +219,10 @@ class Together(nn.Module):
         teacher, student = edge
         learner = self.objectives[student]
         teacher_run = None if teacher is None else runs[teacher].detach()
-        pairs = () if teacher is None else learner.pairs[teacher]
+        entries = () if teacher is None else learner.entries[teacher]
         reads = learner.reads(teacher) if record else Reads()
         return Step(
-            batch, learner.network, lambda: runs[student], teacher_run, pairs, generator, reads=reads, moment=moment,
+            batch, learner.network, lambda: runs[student], teacher_run, entries, generator, reads=reads, moment=moment,
             label_place=self.label_place,
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The arguments of a training, read and checked once: rows, objectives, pairs, schedule and folder."""
+"""The arguments of a training, read and checked once: rows, objectives, entries, schedule and folder."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
-from distill.interchange.mapping import Pair, Sides, pairs_of
+from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.processes import process_state
@@ -41,7 +41,7 @@ class Training:
         rows: the rows of data, or the samples of a causal model.
         schedule: the duration and the learning rate.
         objectives: the requested objectives.
-        pairs: the mapping between a teacher and a student.
+        entries: the mapping between a teacher and a student.
         weights: {term: weight}.
         left_out: terms that `weights` may name although they do not exist.
         settings: the requested settings, as they are written into the folder.
@@ -53,7 +53,7 @@ class Training:
     rows: Rows | Feed
     schedule: Schedule
     objectives: Sequence[Objective] = ()
-    pairs: tuple[Pair, ...] = ()
+    entries: tuple[Entry, ...] = ()
     weights: Mapping[str, Weight] = field(default_factory=dict)
     left_out: Sequence[str] = ()
     settings: dict[str, Any] = field(default_factory=dict)
@@ -107,7 +107,7 @@ class Training:
 def training_of(
     teacher: Model | Served | CausalModel | None,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str | None,
+    mapping: Sides | tuple[Entry, ...] | str | None,
     data: Any,
     *,
     objective: Objective | Sequence[Objective] | None,
@@ -121,10 +121,10 @@ def training_of(
         DistillError: the arguments do not fit together.
     """
     requested = objectives_of(objective, teacher, mapping)
-    pairs = mapped(teacher, student, mapping, requested)
+    entries = mapped(teacher, student, mapping, requested)
     rows = rows_for(teacher, student, data, schedule)
     objectives, left_out = supported(requested, rows)
-    check(teacher, student, rows, pairs)
+    check(teacher, student, rows, entries)
     if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
         raise DistillError(
             "the student has no parameter that is trained, as all have requires_grad=False; set it where it shall "
@@ -135,8 +135,8 @@ def training_of(
         refuse_valueless(trained, "steps(trained=…)")
     network = None if isinstance(teacher, CausalModel) else teacher
     feed = rows if not isinstance(rows, Rows) else None
-    computation = Computation(network, student, pairs, objectives, feed=feed, trained=trained)
-    return Training(computation, rows, schedule, requested, pairs, dict(weights or {}), left_out)
+    computation = Computation(network, student, entries, objectives, feed=feed, trained=trained)
+    return Training(computation, rows, schedule, requested, entries, dict(weights or {}), left_out)
 
 
 def objectives_of(
@@ -226,18 +226,18 @@ def feed_of(model: CausalModel, data: Any, schedule: Schedule) -> Feed:
 def mapped(
     teacher: Model | Served | CausalModel | None,
     student: nn.Module,
-    mapping: Sides | tuple[Pair, ...] | str | None,
+    mapping: Sides | tuple[Entry, ...] | str | None,
     objectives: Sequence[Objective],
-) -> tuple[Pair, ...]:
-    """Return the mapping as checked pairs; by default "full" if an objective interchanges, else empty."""
+) -> tuple[Entry, ...]:
+    """Return the mapping as checked entries; by default "full" if an objective interchanges, else empty."""
     if teacher is None or (mapping is None and not any(objective.interchanges for objective in objectives)):
         return ()
     if isinstance(teacher, CausalModel):
         positions = next((each.positions for each in objectives if isinstance(each, IIT)), None)
-        return () if mapping in (None, {}, ()) else pairs_of(cast(Sides, mapping), teacher, student, positions)
+        return () if mapping in (None, {}, ()) else entries_of(cast(Sides, mapping), teacher, student, positions)
     if isinstance(mapping, tuple) or mapping == {}:
-        return tuple(cast(tuple[Pair, ...], mapping))
-    return pairs_of("full" if mapping is None else mapping, teacher, student)
+        return tuple(cast(tuple[Entry, ...], mapping))
+    return entries_of("full" if mapping is None else mapping, teacher, student)
 
 
 def remembered(student: nn.Module, rows: Rows | Feed, schedule: Schedule, processes: int = 1) -> SeenRows:

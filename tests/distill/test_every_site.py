@@ -22,7 +22,7 @@ from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import uniform
 from distill.evaluation.interchange_accuracy import examples_of_rows
 from distill.interchange.attention_keys import KEYED, move_to_keys, over_keys
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.losses import kd
 from distill.models.inputs import answer_mask, inputs_of, real_tokens
 from distill.objectives.diito import Attended, narrow
@@ -51,7 +51,7 @@ def generator(seed=0):
 
 
 def term(teacher, student, mapping, objective, batch, seed=0):
-    pairs = pairs_of(mapping, teacher, student)
+    pairs = entries_of(mapping, teacher, student)
     return Computation(teacher, student, pairs, [objective])(batch, generator(seed))["kd_cf"]
 
 

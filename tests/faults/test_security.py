@@ -28,7 +28,7 @@ from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
 from distill.evaluation.intervals import wilson
 from distill.evaluation.outcome import InterchangeAccuracy, Outcome
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.models.preprocessors import preprocessors_of
 from distill.models.pretrained import load_classifier, load_tokenizer
 from distill.results import FitResult, curves
@@ -304,7 +304,7 @@ def made(what: str, folder: Path):
         return lambda: interventions.load(folder, net)
     if what == "alignment":
         place = Location(module="first", subspace=interventions.Rotation(2, width=4))
-        Alignment((Pair(("inner",), (place,)),)).save(folder, net)
+        Alignment((Entry(("inner",), (place,)),)).save(folder, net)
         return lambda: Alignment.load(folder, net)
     raise AssertionError(what)
 

@@ -8,7 +8,7 @@ from torch import nn
 import distill
 from distill import CausalModel, DistillError
 from distill.alignment.fitting import vectors_at
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.tasks.causal.equality import hierarchical_equality
 from interventions import PCA, BoundlessRotation, Location, Mask, Rotation, SparseCoder, interchange, run
 from tests.distill.wired import SUM, TOKENS, Reader, Wired, turned
@@ -207,7 +207,7 @@ def test_alignment_on_cuda_finds_the_same():
 
 def test_vectors_are_those_of_the_tokens_named():
     network = Reader()
-    pair = pairs_of({"last": Location(module="hidden")}, TOKENS, network, "last")[0]
+    pair = entries_of({"last": Location(module="hidden")}, TOKENS, network, "last")[0]
     values = TOKENS.sample(10, torch.Generator().manual_seed(0))
     vectors = vectors_at(TOKENS, network, pair, pair.student[0], values)
     assert torch.equal(vectors.argmax(1), values["c"])
@@ -275,7 +275,7 @@ def test_a_temperature_is_checked_first_and_gradients_may_be_off():
 
 def test_components_are_those_of_real_tokens():
     network = Reader()
-    pair = pairs_of({"first": Location(module="hidden", subspace=PCA(2))}, TOKENS, network)[0]
+    pair = entries_of({"first": Location(module="hidden", subspace=PCA(2))}, TOKENS, network)[0]
     vectors = vectors_at(TOKENS, network, pair, pair.student[0], TOKENS.sample(64, torch.Generator().manual_seed(0)))
     assert int(vectors.argmax(1).max()) == 3  # fillers, and no padding
 

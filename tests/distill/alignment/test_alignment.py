@@ -9,7 +9,7 @@ from torch import nn
 
 import distill
 from distill import Alignment, DistillError
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from interventions import PCA, BoundlessRotation, InterventionError, Location, Mask, Rotation
 from tests.distill.wired import SUM, TOKENS, Reader, Wired, turned
 
@@ -38,12 +38,12 @@ def test_saved_is_loaded_to_the_bit(subspace, tmp_path):
 def test_positions_go_into_the_file(tmp_path):
     network, places = Reader(), (Location(module="hidden", dims=range(2)), Location(module="hidden", dims=range(2, 5)))
     for number, positions in enumerate(["first", 0, [0], slice(0, 1), torch.tensor([0])]):
-        alignment = Alignment(pairs_of({"first": places}, TOKENS, network, positions))
+        alignment = Alignment(entries_of({"first": places}, TOKENS, network, positions))
         alignment.save(tmp_path / str(number), network)
         loaded = Alignment.load(tmp_path / str(number), network)
         assert loaded["first"] == places
         assert distill.interchange_accuracy(TOKENS, network, loaded, pairs=100).iia == 1.0
-    function = Alignment(pairs_of({"first": places}, TOKENS, network, lambda values: values["a"] * 0))
+    function = Alignment(entries_of({"first": places}, TOKENS, network, lambda values: values["a"] * 0))
     assert distill.interchange_accuracy(TOKENS, network, function, pairs=100).iia == 1.0
     with pytest.raises(DistillError, match=r"are a function, and files hold no code; give them a name"):
         function.save(tmp_path / "function", network)
@@ -53,7 +53,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path):
     with pytest.raises(DistillError, match=r"holds no alignment: there is no alignment.json; write one with"):
         Alignment.load(tmp_path, Wired())
     network = Wired()
-    alignment = Alignment(pairs_of({"inner": Location(module="hidden", dims=0)}, SUM, network))
+    alignment = Alignment(entries_of({"inner": Location(module="hidden", dims=0)}, SUM, network))
     alignment.save(tmp_path / "a", network)
     with pytest.raises(DistillError, match=r"holds an alignment; choose another folder, or write overwrite=True"):
         alignment.save(tmp_path / "a", network)
@@ -102,7 +102,7 @@ def test_a_new_network_is_another_one():
 def test_one_place_with_several_tokens_is_measured_and_loaded_again(tmp_path):
     network, place = Reader(), Location(module="hidden")
     mapping = {"first": place, "last": place}
-    found = Alignment(pairs_of(mapping, TOKENS, network, {"first": "first", "last": "last"}))
+    found = Alignment(entries_of(mapping, TOKENS, network, {"first": "first", "last": "last"}))
     assert distill.interchange_accuracy(TOKENS, network, found, pairs=99).iia == 1.0
     found.save(tmp_path / "a", network)
     loaded = Alignment.load(tmp_path / "a", network)

@@ -11,7 +11,7 @@ from distill.compat import diito, xxs
 from distill.compat.flags import parse
 from distill.compat.neurons import neuron_pairs, places, read_entries
 from distill.compat.terms import CountedMaskedLM, MaskedKD, Patience, Spliced, SquaredLogits
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.interchange.sources import Crossway
 from distill.objectives.language import CausalLM
 from interventions import Location
@@ -243,15 +243,15 @@ WHOLE = "$H:[0:2]$[0:8]"  # of models with two heads of 8 dims
 
 def test_a_file_with_one_entry_is_one_pair(tmp_path):
     mapping = write(tmp_path / "single.nm", entries((["$L:2" + WHOLE], ["$L:1" + WHOLE])))
-    assert neuron_pairs(mapping, bert(4), bert(2)) == (Pair((Location(2),), (Location(1),)),)
+    assert neuron_pairs(mapping, bert(4), bert(2)) == (Entry((Location(2),), (Location(1),)),)
 
 
 def test_layer_ranges_are_interchanged_together(tmp_path):
     told = entries((["$L:[0:2]" + WHOLE], ["$L:0" + WHOLE]), (["$L:[2:4]" + WHOLE], ["$L:1" + WHOLE]))
     pairs = neuron_pairs(write(tmp_path / "multi.nm", told), bert(4), bert(2))
     assert pairs == (
-        Pair((Location(0), Location(1)), (Location(0),)),
-        Pair((Location(2), Location(3)), (Location(1),)),
+        Entry((Location(0), Location(1)), (Location(0),)),
+        Entry((Location(2), Location(3)), (Location(1),)),
     )
 
 
@@ -259,13 +259,14 @@ def test_names_of_one_entry_are_drawn_and_entries_weigh_alike(tmp_path):
     told = entries((["$L:1" + WHOLE, "$L:2" + WHOLE], ["$L:0" + WHOLE]), (["$L:3" + WHOLE], ["$L:1" + WHOLE]))
     pairs = neuron_pairs(write(tmp_path / "uneven.nm", told), bert(4), bert(2))
     assert len(pairs) == 4
-    assert pairs.count(Pair((Location(3),), (Location(1),))) == 2
-    assert pairs.count(Pair((Location(1),), (Location(0),))) == 1
+    assert pairs.count(Entry((Location(3),), (Location(1),))) == 2
+    assert pairs.count(Entry((Location(1),), (Location(0),))) == 1
 
 
 def test_the_oldest_form_of_the_file(tmp_path):
     told = {"teacher_variable_names": ["$L:1" + WHOLE], "student_variable_names": ["$L:0" + WHOLE]}
-    assert neuron_pairs(write(tmp_path / "old.json", told), bert(4), bert(2)) == (Pair((Location(1),), (Location(0),)),)
+    old = write(tmp_path / "old.json", told)
+    assert neuron_pairs(old, bert(4), bert(2)) == (Entry((Location(1),), (Location(0),)),)
 
 
 @pytest.mark.parametrize(
@@ -301,7 +302,7 @@ def test_kinds_of_mappings(kind):
     pairs = neuron_pairs(kind, bert(4), bert(2))
     expected = {"full": 2, "late": 1, "single": 1}.get(kind, 1)
     assert len(pairs) == expected
-    assert kind != "mid" or pairs == (Pair((Location(2),), (Location(1),)),)
+    assert kind != "mid" or pairs == (Entry((Location(2),), (Location(1),)),)
 
 
 @pytest.mark.parametrize(

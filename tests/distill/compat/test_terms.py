@@ -8,7 +8,7 @@ import torch
 
 from distill import DIITO, KD, DistillError, Rows, Span
 from distill.compat.terms import CountedMaskedLM, MaskedKD, Patience, Spliced, SquaredLogits
-from distill.interchange.mapping import Pair
+from distill.interchange.mapping import Entry
 from distill.losses import kd
 from distill.models.inputs import MASKED
 from distill.objectives import Moment, Step
@@ -201,7 +201,7 @@ def test_interchange_of_spliced_texts_at_the_embedding_is_a_run_of_them(models, 
     teacher, student = models
     pairs = Remembering()
     objective = DIITO(pairs, positions=None, match=KD(2.0))
-    step = step_of(teacher, student, batch, mapping=(Pair(HERE, HERE),), reads=HERE, resumable=True)
+    step = step_of(teacher, student, batch, mapping=(Entry(HERE, HERE),), reads=HERE, resumable=True)
     found = objective(step)["kd_cf"]
     assert pairs.drawn is not None
     assert not torch.equal(pairs.drawn["input_ids"], batch["input_ids"])

@@ -12,7 +12,7 @@ from distill.evaluation.drawn_positions import PositionDraws
 from distill.evaluation.measurement import Examples, Measurement, check_pairs, paired
 from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.evaluation.variable_accuracy import VariableInterchanges, examples_of_model
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.models.reinitialized import reinitialized
 from interventions import Location, Rotation
 from tests.distill.tiny_models import bert, gpt2_lm, mlp, spread, text, vectors
@@ -152,9 +152,9 @@ def measurements(network, pairs=120, seed=2):
     sides = [Rows({"x": SUM.encode(side.batch(range(pairs)))}) for side in (values.base, values.source)]
     examples = Examples(*sides, values.clusters)
     at, teacher, draws = Location(module="hidden", dims=0), Wired(), PositionDraws(None, False, seed)
-    entries, few = pairs_of({at: at}, teacher, network), examples.first(32, torch.device("cpu"))
+    entries, few = entries_of({at: at}, teacher, network), examples.first(32, torch.device("cpu"))
     wired = NetworkInterchanges(teacher, network, entries, draws, few)
-    causal = VariableInterchanges(SUM, network, pairs_of({"inner": at}, SUM, network))
+    causal = VariableInterchanges(SUM, network, entries_of({"inner": at}, SUM, network))
     return Measurement(causal, values, seed, 50), Measurement(wired, examples, seed, 33)
 
 

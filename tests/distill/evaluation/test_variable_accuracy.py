@@ -10,7 +10,7 @@ from distill import CausalModel, DistillError
 from distill.data.seen_rows import SeenRows, fingerprints
 from distill.evaluation.controls import ANOTHER, random_parts
 from distill.evaluation.variable_accuracy import examples_of_model
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from interventions import PCA, Location, Mask, Rotation, SparseCoder, interchange, run
 from tests.distill.wired import SUM, TOKENS, TWICE, Reader, Wired, turned, twice
 
@@ -45,7 +45,7 @@ def test_random_parts_are_of_the_same_size():
         "c": Location(module="0", subspace=mask),
         "a": (Location(module="0", dims=range(3)),),
     }
-    pairs = tuple(pairs_of({name: side}, SUM, network)[0] for name, side in mapping.items())
+    pairs = tuple(entries_of({name: side}, SUM, network)[0] for name, side in mapping.items())
     ran = run(network, SUM.encode(rows()), [Location(module="0")])
     first, again, other = (random_parts(pairs, ran, seed) for seed in (0, 0, 1))
     assert first[0].student[0].subspace.dims == 4
@@ -53,7 +53,7 @@ def test_random_parts_are_of_the_same_size():
     assert len(first[2].student[0].dims) == 3
     assert first[2].student == again[2].student != other[2].student
     assert torch.equal(mask.logits[:5], torch.ones(5))
-    assert random_parts(pairs_of({"inner": Location(module="0")}, SUM, network), ran, 0) is None
+    assert random_parts(entries_of({"inner": Location(module="0")}, SUM, network), ran, 0) is None
 
 
 def test_rows_of_data_are_bases_and_sources():
@@ -187,7 +187,7 @@ def test_places_of_tokens_must_be_named_right():
 
 def test_other_tokens_stay_as_they_are():
     network, mapping = Reader(), {"first": Location(module="hidden", subspace=Rotation(2, 5))}
-    pair = pairs_of(mapping, TOKENS, network, "first")[0]
+    pair = entries_of(mapping, TOKENS, network, "first")[0]
     base, source = (TOKENS.run(TOKENS.sample(20, torch.Generator().manual_seed(i))) for i in range(2))
     after = interchange(
         network,

@@ -5,7 +5,7 @@ import torch
 
 from distill import DistillError, layer_mapping
 from distill.compat.neurons import neuron_pairs
-from distill.interchange.mapping import Pair, as_mapping, depth, mapping_of, pairs_of, parse_mapping
+from distill.interchange.mapping import Entry, as_mapping, depth, entries_of, mapping_of, parse_mapping
 from interventions import InterventionError, Location
 from tests.distill.tiny_models import CNN, bert, gpt2, mlp, t5, vit
 
@@ -133,15 +133,15 @@ def test_depth_of_named_blocks():
 
 
 def test_a_dict_may_map_one_to_many_by_location_or_text():
-    pairs = pairs_of(
+    pairs = entries_of(
         {(Location(2), "block_output.3"): Location(1), Location(-1): (Location(0), "embedding")}, bert(), bert(2)
     )
     assert pairs == (
-        Pair((Location(2), Location(3)), (Location(1),)),
-        Pair((Location(-1),), (Location(0), Location(site="embedding"))),
+        Entry((Location(2), Location(3)), (Location(1),)),
+        Entry((Location(-1),), (Location(0), Location(site="embedding"))),
     )
     assert str(pairs[0]) == "block_output.2 + block_output.3 ↔ block_output.1"
-    assert pairs_of(as_mapping(pairs), bert(), bert(2)) == pairs
+    assert entries_of(as_mapping(pairs), bert(), bert(2)) == pairs
 
 
 @pytest.mark.parametrize(
@@ -156,18 +156,18 @@ def test_a_dict_may_map_one_to_many_by_location_or_text():
 )
 def test_bad_mappings(mapping, message):
     with pytest.raises(DistillError, match=message):
-        pairs_of(mapping, bert(4), bert(2))
+        entries_of(mapping, bert(4), bert(2))
 
 
 @pytest.mark.parametrize("mapping", [{Location(4): Location(0)}, {Location(0): Location(2)}])
 def test_a_layer_that_does_not_exist(mapping):
     with pytest.raises(InterventionError, match=r"out of range: this 'bert' model has \d layers"):
-        pairs_of(mapping, bert(4), bert(2))
+        entries_of(mapping, bert(4), bert(2))
 
 
 def test_two_parts_of_one_place_are_two_places():
     parts = {(Location(1, dims=range(4)), Location(1, dims=range(4, 8))): Location(0)}
-    assert len(pairs_of(parts, bert(), bert(2))[0].teacher) == 2
+    assert len(entries_of(parts, bert(), bert(2))[0].teacher) == 2
 
 
 def test_a_mapping_as_text():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from distill import DIITO, KD, PKD, Cosine, Crossway, DistillError, InContext, Labels, Objective, Shuffle, Span
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.losses import kd
 from distill.models.inputs import inputs_of
 from distill.objectives import Reads, Step
@@ -47,7 +47,7 @@ def batch_of(name: str) -> dict[str, torch.Tensor]:
 
 
 def terms_of(teacher, student, mapping, objectives, batch, seed=0):
-    pairs = pairs_of(mapping, teacher, student)
+    pairs = entries_of(mapping, teacher, student)
     return Computation(teacher, student, pairs, objectives)(batch, generator(seed))
 
 
@@ -88,7 +88,7 @@ def put(state, value, where, dims):
 
 def naive(objective, teacher, student, mapping, batch, stack, seed=0):
     """The terms kd and kd_cf from three full runs of each model."""
-    draws, pairs = generator(seed), pairs_of(mapping, teacher, student)
+    draws, pairs = generator(seed), entries_of(mapping, teacher, student)
     pair = pairs[int(torch.randint(len(pairs), (), generator=draws))]
     source = batch
     drawn = None if objective.sources is None else objective.sources.draw(batch, VOCABULARY, draws)
@@ -196,7 +196,7 @@ def test_padding_changes_nothing(side):
         name: nn.functional.pad(c, (0, 7) if side == "right" else (7, 0)) if c.ndim == 2 else c
         for name, c in batch.items()
     }
-    mapping = pairs_of(MAPPINGS["one"], teacher, student)
+    mapping = entries_of(MAPPINGS["one"], teacher, student)
     values = []
     for each in (batch, wider):
         each["position_ids"] = (each["attention_mask"].cumsum(1) - 1).clamp(min=0)
@@ -392,7 +392,7 @@ def test_match_names_its_terms():
 
 def test_pairs_of_the_mapping_are_drawn_equally_often():
     teacher, student = couple("bert")
-    pairs = pairs_of({Location(i): Location(0) for i in range(3)}, teacher, student)
+    pairs = entries_of({Location(i): Location(0) for i in range(3)}, teacher, student)
     step = Step({}, student, lambda: run(student, inputs_of(student, batch_of("bert"))), None, pairs, generator())
     counts = torch.tensor([pairs.index(DIITO().draw_pair(step)) for _ in range(3000)]).bincount()
     assert ((counts - 1000.0) ** 2 / 1000).sum() < 13.8  # chi-squared, 2 degrees of freedom, 99.9 %
@@ -437,7 +437,7 @@ def test_what_diito_refuses():
     with pytest.raises(DistillError, match="DIITO needs a mapping; give mapping='full'"):
         Computation(teacher, student, (), [DIITO()])(batch_of("bert"), generator())
     with pytest.raises(DistillError, match="compares with a teacher and there is none"):
-        Computation(None, student, pairs_of(MAPPINGS["one"], teacher, student), [DIITO()])(
+        Computation(None, student, entries_of(MAPPINGS["one"], teacher, student), [DIITO()])(
             batch_of("bert"), generator()
         )
     uneven = {Location(0): Location(module="classifier")}
@@ -466,7 +466,7 @@ def test_crossway_is_the_mean_of_both_directions():
     teacher, student = couple("bert")
     student.eval()
     batch, mapping = batch_of("bert"), {Location(1): Location(0)}
-    pairs = pairs_of(mapping, teacher, student)
+    pairs = entries_of(mapping, teacher, student)
     objective = DIITO(Crossway(), positions=Span(0.4))
     step = Computation(teacher, student, pairs, [objective]).step(batch, generator())
     order = Crossway().draw(batch, None, generator_after_pair(pairs))

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional
 
 from distill import AT, DIITO, KD, PKD, Cosine, DistillError, FitNets, Schedule, layer_mapping, steps
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.losses import attention_transfer
 from distill.models.inputs import inputs_of
 from distill.tasks import Rows
@@ -19,7 +19,7 @@ def couple():
 
 
 def terms(teacher, student, objective, batch, mapping=None):
-    pairs = () if mapping is None else pairs_of(mapping, teacher, student)
+    pairs = () if mapping is None else entries_of(mapping, teacher, student)
     return Computation(teacher, student, pairs, [objective])(batch, torch.Generator().manual_seed(0))
 
 
@@ -128,7 +128,7 @@ def test_pkd_without_anything_to_compare():
 
 
 def prepared(teacher, student, objective, batch, mapping=None):
-    pairs = () if mapping is None else pairs_of(mapping, teacher, student)
+    pairs = () if mapping is None else entries_of(mapping, teacher, student)
     computation = Computation(teacher, student, pairs, [objective])
     with torch.random.fork_rng():
         torch.manual_seed(0)

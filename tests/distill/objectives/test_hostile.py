@@ -35,7 +35,7 @@ from distill import (
     steps,
 )
 from distill.evaluation.calibration import calibration
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.losses import LogitNoise, jensen_shannon, kd
 from distill.training.computation import Computation
 from interventions import Location, run
@@ -46,7 +46,7 @@ SHORT = Schedule(steps=2, batch_size=6)
 
 
 def terms(teacher, student, objective, batch, mapping=None):
-    pairs = () if mapping is None else pairs_of(mapping, teacher, student)
+    pairs = () if mapping is None else entries_of(mapping, teacher, student)
     computation = Computation(teacher, student, pairs, [objective])
     with torch.random.fork_rng():
         computation.prepare(batch, torch.Generator(), Rows(dict(batch)))
@@ -253,7 +253,7 @@ def test_noise_of_a_counterfactual_run_is_its_own():
     noise = partial(KD, 1.0, teacher_noise=LogitNoise(1.0))
     objective = [noise(), DIITO(match=noise(), positions=None)]
     batch = text(4, 5, 5).batch(range(4))
-    pairs = pairs_of({Location(0): Location(0)}, teacher, student)
+    pairs = entries_of({Location(0): Location(0)}, teacher, student)
     found = Computation(teacher, student, pairs, objective)(batch, torch.Generator().manual_seed(0))
     step = Computation(teacher, student, pairs, objective).step(batch, torch.Generator().manual_seed(0))
     same_draws = LogitNoise(1.0)(step.taught.logits, step.drawing("noise of the teacher"))

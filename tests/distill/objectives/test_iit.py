@@ -10,7 +10,7 @@ from torch import nn
 import distill
 from distill import IIT, CausalModel, DistillError
 from distill.causal.feed import Samples
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from distill.objectives import Step
 from interventions import Location, run
 from tests.distill.wired import SUM, Wired
@@ -28,7 +28,7 @@ def step_of(network, values, pairs, generator):
 def terms(network, mapping, objective, n=200, seed=0):
     generator = torch.Generator().manual_seed(seed)
     values = SUM.sample(n, torch.Generator().manual_seed(1))
-    pairs = pairs_of(mapping, SUM, network) if mapping else ()
+    pairs = entries_of(mapping, SUM, network) if mapping else ()
     return objective(step_of(network, values, pairs, generator))
 
 

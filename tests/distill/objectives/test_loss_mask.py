@@ -32,7 +32,7 @@ from distill import (
 from distill.data.token_alignment import TokenAlignment
 from distill.evaluation.drawn_positions import PositionDraws
 from distill.evaluation.network_interchanges import NetworkInterchanges
-from distill.interchange.mapping import layer_mapping, pairs_of
+from distill.interchange.mapping import entries_of, layer_mapping
 from distill.models.loss_masks import label_place
 from distill.objectives import Moment, Objective, Step
 from distill.objectives.derivatives import _draw_tokens
@@ -192,7 +192,7 @@ def disturbing(objective: Objective, kept: torch.Tensor) -> Objective:
 def terms_and_gradient(family: str, objective: Objective, batch: Mapping[str, torch.Tensor]):
     make = FAMILIES[family][0]
     teacher, student = spread(make(2)).double(), spread(make(2), 1).double()
-    pairs = pairs_of(layer_mapping(teacher, student, "full"), teacher, student)
+    pairs = entries_of(layer_mapping(teacher, student, "full"), teacher, student)
     computation = Computation(teacher, student, pairs, [objective])
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
@@ -322,7 +322,7 @@ def test_interchange_accuracy_is_over_the_same_answers(family):
     make, data = FAMILIES[family]
     batch = data()
     teacher, student = (spread(make(2), seed) for seed in range(2))
-    entries = pairs_of({Location(0): Location(0)}, teacher, student)
+    entries = entries_of({Location(0): Location(0)}, teacher, student)
     interchanges = NetworkInterchanges(teacher, student, entries, PositionDraws(None, True, 0), (batch, batch))
     kept = kept_of(family, batch)
     with torch.no_grad():

@@ -29,7 +29,7 @@ RESOLVED = {
     "mapped": "distill.training.resolve",
     "rows_for": "distill.training.resolve",
     "supported": "distill.training.resolve",
-    "pairs_of": "distill.interchange.mapping",
+    "entries_of": "distill.interchange.mapping",
     "refuse_wholes": "distill.interchange.whole_state",
     "given": "distill.causal.feed",
     "fingerprints": "distill.training.fingerprints",
@@ -140,7 +140,7 @@ def test_an_alignment_is_guarded_once_and_its_rows_are_checked_once(subspace, da
     mapping = {"inner": Location(module="hidden", subspace=subspace(1))}
     distill.align(SUM, turned(), mapping, rows, pairs=20, **ALIGN)
     assert calls["refuse_wholes"] == 2  # and once where it is measured: what was learned may be everything
-    assert calls["pairs_of"] == 1
+    assert calls["entries_of"] == 1
 
 
 def test_each_place_of_a_search_is_guarded_once(calls):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import distill
 from distill import Alignment, CausalModel, Rows, Share, TokenAlignment, metrics, tasks
-from distill.interchange.mapping import pairs_of
+from distill.interchange.mapping import entries_of
 from interventions import Location
 from tests.faults.fuzz.attack import Recipe
 from tests.faults.fuzz.interventions_recipes import decoder, network
@@ -89,7 +89,7 @@ def shown(make: Callable[..., Any]) -> Callable[..., Any]:
 
 def aligned() -> Alignment:
     """Return an alignment of the causal model with the network."""
-    return Alignment(pairs_of({"left": Location(module="0", dims=0)}, sums(), network()))
+    return Alignment(entries_of({"left": Location(module="0", dims=0)}, sums(), network()))
 
 
 def saved(**given: Any) -> Any:
