@@ -137,7 +137,7 @@ class Report:
             f"<table><tr>{head}</tr>{rows}</table>",
             f"<p class=note>{escape(LEGEND)}</p>",
             *self._pictures(),
-            "<h2>Interchange accuracy for each mapped pair</h2>",
+            "<h2>Interchange accuracy for each entry of the mapping</h2>",
             *(_per_pair(each) for each in self.models if each.evaluation.interchange is not None),
             *(
                 f"<p class=note>{escape(each.name)}: {escape(each.evaluation.note)}</p>"

@@ -143,7 +143,7 @@ class InterchangeAccuracy(Result):
         return [*self.per_pair.items(), ("overall", self.overall), *controls]
 
     def plot(self) -> Picture:
-        """Draw the accuracy of each mapped pair, and of the controls, as bars with both baselines.
+        """Draw the accuracy of each entry of the mapping, and of the controls, as bars with both baselines.
 
         Raises:
             DistillError: no counterfactual was counted.
