@@ -147,7 +147,7 @@ def test_a_dict_may_map_one_to_many_by_location_or_text():
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ({}, "names no pair"),
+        ({}, "names no entry"),
         ({(): Location(0)}, "a side of the mapping is empty"),
         ({Location(0): ()}, "a side of the mapping is empty"),
         ({(Location(3), Location(-1)): Location(0)}, "names a place of the teacher twice"),
