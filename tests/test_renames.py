@@ -16,7 +16,7 @@ import distill
 import interventions
 from distill import DIITO, KD, Cosine, Crossway, DistillError, Shuffle
 from distill.cli.fit_command import FitCommand
-from distill.cli.options import Interchanges, sources_of
+from distill.cli.options import InterchangeOptions, sources_of
 from distill.storage.files import read_json, write_json
 from distill.teachers.cache import digest
 from distill.training.fingerprints import by_new_names
@@ -193,7 +193,7 @@ def test_a_command_of_before_is_read():
         "timing": {},
         "interchanges": {"mapping": "full", "pairs": "noise", "share": 0.3, "sigma": 2.0},
     }
-    assert FitCommand.of(told).interchanges == Interchanges(sources="noise", sigma=2.0)
+    assert FitCommand.of(told).interchanges == InterchangeOptions(sources="noise", sigma=2.0)
 
 
 def fitted(folder, resume=False, objective=None):
