@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +16,8 @@ from distill.storage.locks import claim, locked
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log
 from tests.distill.tiny_models import QUIET, mlp, same, spread, vectors, weights
-from tests.distill.training.test_processes import free_port
+from tests.process_group import environments
 
-REPOSITORY = Path(__file__).parents[2]
 SETTINGS = dict(steps=4, batch_size=4, lr=1e-2, console=QUIET)
 
 
@@ -162,18 +160,15 @@ print(sum(value.double().sum().item() for value in weights(teacher).values()))
     [pytest.param(False, id="two runs"), pytest.param(True, id="two processes of one run", marks=pytest.mark.full)],
 )
 def test_two_first_uses_of_an_embedded_teacher_train_it_once(together, tmp_path):
-    environment = {**os.environ, "DISTILL_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(REPOSITORY)}
-    run = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "ACCELERATE_USE_CPU": "true"}
-    ranks = [{**run, "RANK": str(rank), "LOCAL_RANK": str(rank)} if together else {} for rank in range(2)]
     both = [
         subprocess.Popen(
             [sys.executable, "-c", TWICE],
-            env={**environment, **rank},
+            env={**environment, "DISTILL_CACHE": str(tmp_path / "cache")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in ranks
+        for environment in (environments(2) if together else environments(1) * 2)
     ]
     told, errors = zip(*(each.communicate() for each in both), strict=True)
     assert [each.returncode for each in both] == [0, 0], errors

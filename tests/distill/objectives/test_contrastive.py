@@ -1,10 +1,6 @@
 import itertools
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +22,8 @@ from distill.training.checkpoints import Checkpoints
 from distill.training.computation import Computation
 from interventions import Location, run
 from tests.distill.tiny_models import CNN, QUIET, bert, gpt2, images, mlp, same, spread, text, vectors, vit, weights
+from tests.process_group import run_together
 
-ROOT = Path(__file__).parents[3]
 SHORT = Schedule(steps=6, batch_size=5, lr=1e-2)
 ROWS = torch.tensor([3, 0, 7, 11])
 
@@ -394,22 +390,8 @@ def work(folder: str) -> None:
 def test_several_processes_have_one_memory(tmp_path):
     if not distributed.is_available() or not distributed.is_gloo_available():
         pytest.skip("no gloo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     code = f"from tests.distill.objectives.test_contrastive import work; work({str(tmp_path)!r})"
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-              "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # fmt: skip
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code],
-                         env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in (0, 1)
-    ]  # fmt: skip
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_together(["-W", "ignore", "-c", code])
     one, two = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert one["processes"] == 2
     assert one["sizes"] == [[1.0, 1.0]] * 2

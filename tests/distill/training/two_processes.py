@@ -1,6 +1,7 @@
-"""Trains a tiny student in as many processes as it is started in, and prints what the first of them ends with.
+"""Trains tiny students in as many processes as it is started in, and prints what each of them ends with.
 
-Run by `test_processes.py`: python -m tests.distill.training.two_processes BATCH_SIZE ACCUMULATE NAME.
+Run by `test_processes.py`: python -m tests.distill.training.two_processes "BATCH_SIZE ACCUMULATE NAME" …, one student
+for each of the arguments.
 """
 
 import sys
@@ -18,13 +19,12 @@ CASES = {
 }
 
 
-def main(batch_size: int, accumulate: int, name: str) -> None:
+def train(accelerator: Accelerator, batch_size: int, accumulate: int, name: str) -> None:
     make, data, objectives = CASES[name]
     teacher = spread(make(4))
     student = spread(from_layers(teacher, 2), 1)
     rows: Rows = data()
     schedule = Schedule(epochs=2, batch_size=batch_size, lr=0.01, optimizer="sgd", clip=0.5, accumulate=accumulate)
-    accelerator = Accelerator(cpu=True)
     chosen = objectives()
     for record in steps(
         teacher.double(), student.double(), data=rows, objective=chosen, schedule=schedule, accelerator=accelerator
@@ -34,9 +34,13 @@ def main(batch_size: int, accumulate: int, name: str) -> None:
     total = sum(float(p.double().abs().sum()) for p in student.parameters())
     banks = [float(buffer.double().sum()) for each in chosen for buffer in each.buffers()]
     print("weights", accelerator.process_index, f"{total:.10f}", *(f"{bank:.8f}" for bank in banks), flush=True)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    accelerator = Accelerator(cpu=True)
+    for run in sys.argv[1:]:
+        batch_size, accumulate, name = run.split()
+        print(run, flush=True)
+        train(accelerator, int(batch_size), int(accumulate), name)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,9 +1,6 @@
 """Promise 3 on several processes: two with gloo, DDP and both kinds of FSDP, against one process with both batches."""
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,8 +10,8 @@ from torch import distributed, nn
 
 from interventions import InterventionError, Location, interchange, intervene, run
 from tests.interventions.tiny_models import batch, make
+from tests.process_group import run_together
 
-ROOT = Path(__file__).parents[3]
 SITES = ("block_output", "attention_pattern", "mlp_output")
 KINDS = ("ddp", "ddp unused", "ddp static", "fsdp2", "fsdp1")
 BROKEN = {
@@ -95,12 +92,11 @@ def work() -> None:
     """One of the two processes; the first writes what it found."""
     distributed.init_process_group("gloo")
     rank = distributed.get_rank()
-    expected = {site: alone(site) for site in SITES}
+    cases = json.loads(sys.argv[2])
+    expected = {site: alone(site) for site in {site for _, site, _ in cases}}
     found = {
         f"{kind}, {site}, {source}": measured(kind, rank, site, source == "inputs", expected[site])
-        for kind in KINDS
-        for site in SITES
-        for source in ("inputs", "run")
+        for kind, site, source in cases
     }
     if rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
@@ -108,26 +104,20 @@ def work() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> dict:
+def found(tmp_path_factory, request) -> dict:
     if not distributed.is_available() or not distributed.is_gloo_available():
         pytest.skip("no gloo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     file = tmp_path_factory.mktemp("parallel") / "found.json"
     code = "from tests.interventions.promises.test_parallel import work; work()"
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2",
-              "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # fmt: skip
-    processes = [
-        subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, str(file)], env={**shared, "RANK": str(rank)})
-        for rank in (0, 1)
-    ]
-    try:
-        assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
+    run_together(["-W", "ignore", "-c", code, str(file), json.dumps(compared(request.session.items))])
     return json.loads(file.read_text())
+
+
+def compared(items: list[pytest.Item]) -> list[list[str]]:
+    """Return the cases that the tests of this session compare."""
+    mine = (item for item in items if isinstance(item, pytest.Function) and "found" in item.fixturenames)
+    cases = (item.callspec.params for item in mine if item.function is test_two_processes_compute_what_one_does)
+    return [[case[name] for name in ("kind", "site", "source")] for case in cases]
 
 
 @pytest.mark.parametrize("source", ["inputs", "run"])
