@@ -1,10 +1,9 @@
-"""The cases on the stand-in engine and on the plain model: `python -m tests.interventions.engine.engine_side FILE`.
+"""The cases on the stand-in engine and on the plain model: `python -m tests.interventions.engine.engine_side` answers.
 
-A program of its own, because importing nnsight changes torch for the whole process; it writes {case: its answer}.
+A program of its own, because importing nnsight changes torch for the whole process; it answers to the name of a case.
 Importing this file imports no nnsight.
 """
 
-import sys
 import traceback
 import warnings
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from interventions import (
 )
 from tests.interventions.engine import stand_in
 from tests.interventions.tiny_models import VOCABULARY, WIDTH, make
+from tests.other_process import serve
 
 PROMPTS = ([3, 4, 5, 6, 7, 8, 9], [11, 12, 13], [21, 22, 23, 24, 25])
 SOURCE = [14, 15, 16, 17, 18, 19, 20]
@@ -557,19 +557,23 @@ def answer(compute: Callable[[], Any]) -> Any:
             return {"broke": traceback.format_exc()}
 
 
-def main(file: str) -> None:
-    warnings.filterwarnings("ignore", ".*was never reached: the loop asked for a step")
-    torch.set_num_threads(1)
-    stand_in.install()
-    answers = {name: answer(lambda name=name: both(name)) for name in SAME}
-    for also, names in ALSO.items():
-        kind, settings = KINDS[also]
-        answers |= {f"{name}, {also}": answer(lambda n=name, k=kind, s=settings: both(n, k, s)) for name in names}
-    answers |= {name: answer(compute) for name, compute in OWN.items()}
-    answers |= {name: answer(compute) for name, (compute, _) in FAILS.items()}
-    torch.save(answers, file)
+@cache
+def answer_to(name: str) -> dict:
+    """Return what a case answers: of the engine and of the plain model, or of the engine alone."""
+    if name in OWN:
+        return answer(OWN[name])
+    if name in FAILS:
+        return answer(FAILS[name][0])
+    if name in SAME:
+        return answer(lambda: both(name))
+    same, also = name.split(", ")
+    kind, settings = KINDS[also]
+    return answer(lambda: both(same, kind, settings))
 
 
 if __name__ == "__main__":
     assert VOCABULARY == 30
-    main(sys.argv[1])
+    warnings.filterwarnings("ignore", ".*was never reached: the loop asked for a step")
+    torch.set_num_threads(1)
+    stand_in.install()
+    serve(answer_to)

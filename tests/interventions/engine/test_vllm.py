@@ -4,31 +4,21 @@ vLLM itself is not installed: `engine/stand_in.py` stands in for it, and all of 
 """
 
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
 from tests.interventions.engine.engine_side import ALSO, FAILS, OWN, SAME
+from tests.other_process import Answers
 
-REPOSITORY = Path(__file__).parents[3]
 CASES = [*SAME, *(f"{name}, {also}" for also, names in ALSO.items() for name in names)]
 
 
 @pytest.fixture(scope="session")
-def answers(tmp_path_factory, worker_id):
-    """{case: answer}. Of several test processes, the first runs the program."""
-    folder = tmp_path_factory.getbasetemp()
-    file = (folder if worker_id == "master" else folder.parent) / "engine_side.pt"
-    with FileLock(f"{file}.lock"):
-        if not file.exists():
-            command = [sys.executable, "-m", "tests.interventions.engine.engine_side", str(file)]
-            done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stderr
-    return torch.load(file)
+def answers():
+    """{case: answer}."""
+    with Answers("tests.interventions.engine.engine_side") as answers:
+        yield answers
 
 
 @pytest.mark.parametrize("case", CASES)
