@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.data.rows import Rows, batches
+from distill.data.seeds import decided
 from distill.errors import DistillError, checked
 from distill.evaluation.intervals import Share, wilson
 from distill.models.head import penultimate
@@ -187,7 +188,8 @@ def _labels(rows: Rows, name: str) -> Tensor:
 
 def _fit_and_predict(train: Tensor, test: Tensor, labels: Tensor, penalty: float) -> Tensor:
     """Fit the classifier to the train features, and return the classes that it predicts for the test features."""
-    from sklearn.linear_model import LogisticRegression
+    with decided(0):  # scikit-learn draws while it is imported
+        from sklearn.linear_model import LogisticRegression
 
     counted = labels != -100
     seen = train[counted].double()

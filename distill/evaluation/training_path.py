@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.data.rows import batches
+from distill.data.seeds import decided
 from distill.errors import DistillError, checked
 from distill.evaluation.similarity import representational_similarity
 from distill.evaluation.tables import table_of
@@ -319,7 +320,8 @@ def _ragged() -> DistillError:
 
 def _scale_to_plane(distances: Float[Tensor, "n n"], seed: int) -> Float[Tensor, "n 2"]:
     """Return points whose distances are as near as they can be to these, their largest extent along the first axis."""
-    from sklearn.manifold import smacof
+    with decided(0):  # scikit-learn draws while it is imported
+        from sklearn.manifold import smacof
 
     if distances.max() < ROUNDING:
         return torch.zeros(len(distances), 2, dtype=distances.dtype)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from distill.causal.values import call_or_explain
 from distill.data.rows import Rows, batches
+from distill.data.seeds import decided
 from distill.errors import DistillError
 from distill.fit import fit
 from distill.models.finite import check_answers
@@ -149,7 +150,8 @@ def _is_count(number: object, most: int) -> bool:
 
 def _clusters(columns: Float64[Tensor, "n d"], n: int, clustering: str, seed: int) -> tuple[Tensor, list[int]]:
     """Return the centres of clusters, and the number of the cluster of each column."""
-    from sklearn.cluster import KMeans, MiniBatchKMeans
+    with decided(0):  # scikit-learn draws while it is imported
+        from sklearn.cluster import KMeans, MiniBatchKMeans
 
     kind = KMeans if clustering == "kmeans" else MiniBatchKMeans
     scale = columns.abs().max().clamp_min(torch.finfo(columns.dtype).tiny)  # its tolerances are not relative

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from distill.data.rows import Rows
+from distill.data.seeds import decided
 from distill.data.task import Recipe, Task, seeded
 
 TRAIN_ROWS, TEST_ROWS = 40_000, 4_000
@@ -93,7 +94,8 @@ def network(seed: int) -> nn.Module:
 
 def images_and_digits() -> tuple[Float[Tensor, "images 8 8"], Int[Tensor, " images"]]:
     """Return scikit-learn's 8×8 images of digits, from −1 to 1, and the digits that they show."""
-    from sklearn.datasets import load_digits  # scikit-learn takes a second and a half
+    with decided(0):  # scikit-learn draws while it is imported
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     return torch.tensor(bunch.images, dtype=torch.float32) / 8 - 1, torch.tensor(bunch.target, dtype=torch.int64)

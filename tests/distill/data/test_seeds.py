@@ -1,6 +1,8 @@
 """What is drawn in a training is decided by its seed, whatever generator a model draws from."""
 
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,3 +103,11 @@ def test_measurements_are_the_same_whatever_the_caller_says(mode):
     outside = {name: str(call()) for name, call in measured.items()}
     with mode():
         assert {name: str(call()) for name, call in measured.items()} == outside
+
+
+def test_scikit_learn_is_imported_where_its_draws_are_undone():
+    """It draws from Python's generator while it is imported; `test_load.py` sees it in a process of its own."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(distill.__file__).parent.rglob("*.py")]
+    before = [line for text in sources for line in re.findall(r"(.*)\n *(?:from|import) sklearn", text)]
+    assert len(before) >= 4
+    assert {line.partition("#")[0].strip() for line in before} == {"with decided(0):"}
