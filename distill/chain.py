@@ -1,4 +1,10 @@
-"""Distillation in several steps: each student teaches the next."""
+"""Teacher assistants: distillation in several steps, in which each student is the teacher of the next.
+
+Of networks N_0, …, N_k, step i trains N_i as the student of N_(i−1), by the objectives of `fit`. Assistants of sizes
+between those of teacher and student make the gap of each step smaller.
+
+Mirzadeh et al. 2019 (arXiv:1902.03393), section 3.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -48,9 +54,10 @@ def chain(
         objective: as `fit` takes it; every step has a copy of its own.
         schedule: as `fit` takes it; a list has one for each step.
         output_dir: a new folder, with one in it for each step: `1`, `2`, …
-        resume: go on where the chain was stopped, as `fit` does. A step that was done goes on from its newest
+        resume: resume a chain that was stopped, as `fit` does. A step that was finished is resumed from its newest
             checkpoint too; the results are those of an uninterrupted chain.
-        answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
+        answers: which part of the output of a network is its answer, as `fit` takes it; a list has one for each
+            network.
         settings: the others of `fit`, the same in every step.
 
     Returns:
@@ -62,13 +69,13 @@ def chain(
     _check(networks)
     count = len(networks) - 1
     networks = [uncompiled(each) for each in networks]
-    rules = _of_each(answers, len(networks))
-    mappings = _each(mapping, count, "mapping")
-    schedules = _each(schedule, count, "schedule")
+    rules = _one_per_network(answers, len(networks))
+    mappings = _one_per_step(mapping, count, "mapping")
+    schedules = _one_per_step(schedule, count, "schedule")
     if resume and output_dir is None:
         raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
-    given = settings.pop("tokenizer", None)
-    reads = tokenizer_among(given_preprocessors(given))
+    tokenizer = settings.pop("tokenizer", None)
+    reads = tokenizer_among(given_preprocessors(tokenizer))
     task = None if data is None else task_of(data, networks[0], reads)  # read once, with the tokenizer of the teacher
     read = as_read(data) if task is None else task
     results = []
@@ -84,7 +91,7 @@ def chain(
             output_dir=folder,
             resume=resume if folder is not None and folder.exists() else False,
             answers=None if answers is None else (rules[number], rules[number + 1]),
-            tokenizer=preprocessors_for(given, task, networks[0], student) or None,
+            tokenizer=preprocessors_for(tokenizer, task, networks[0], student) or None,
             **{"title": f"step {number + 1} of {count}", **settings},
         )
         results.append(result)
@@ -92,6 +99,7 @@ def chain(
 
 
 def _check(networks: Sequence[Any]) -> None:
+    """Raise DistillError for fewer than two networks, one that is none, or one twice."""
     wrong = next((each for each in networks if not isinstance(each, nn.Module)), None)
     if wrong is not None:
         raise DistillError(
@@ -109,20 +117,28 @@ def _check(networks: Sequence[Any]) -> None:
         )
 
 
-def _each(given: Any, count: int, name: str) -> list[Any]:
-    """One for each step."""
-    if not isinstance(given, list | tuple):
-        return [given] * count
-    if len(given) != count:
+def _one_per_step(values: Any, count: int, name: str) -> list[Any]:
+    """Return a value for each step: those of a list, or one value for all.
+
+    Raises:
+        DistillError: a list of another length.
+    """
+    if not isinstance(values, list | tuple):
+        return [values] * count
+    if len(values) != count:
         raise DistillError(
-            f"{name} is a list of {len(given)} and the chain has {count} step{'s' * (count != 1)}; give one for each, "
+            f"{name} is a list of {len(values)} and the chain has {count} step{'s' * (count != 1)}; give one for each, "
             "or one for all."
         )
-    return list(given)
+    return list(values)
 
 
-def _of_each(answers: Any, count: int) -> list[Any]:
-    """What is said of the answers of each network."""
+def _one_per_network(answers: Any, count: int) -> list[Any]:
+    """Return the rule of answers of each network: those of a list, or one rule for all.
+
+    Raises:
+        DistillError: a list of another length.
+    """
     if not isinstance(answers, list | tuple):
         return [answers] * count
     if len(answers) != count:

@@ -1,4 +1,4 @@
-"""`fit`: the loop run to its end, with checkpoints, evaluation and everything saved."""
+"""`fit`: a training run to its end, with checkpoints, evaluation, and everything saved."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def fit(
 
     Args:
         teacher: any torch model; its weights, buffers and modes are as before afterwards. None trains on labels alone.
-            A model of nnsight is run here; `Served` asks one that is elsewhere, and keeps its answers.
+            A model of nnsight runs on this machine; `Served` calls one on another machine, and keeps its answers.
             Or a causal model, which samples its own inputs: `fit(causal_model, network, mapping)` is interchange
             intervention training.
         student: any torch model with the same inputs and classes.
@@ -82,43 +82,44 @@ def fit(
             (`config.id2label`); a student without names gets those that it learned. For a causal model {name: tensor}
             of its inputs; columns of other variables are checked.
         objective: one or several; by default `[KD(), DIITO()]`, with `mapping={}` `KD()`, for a causal model `IIT()`.
-        weights: {term: weight}, a number or a function of the share of the training that is done, as `Ramp(4, 1)`. For
-            a term that is not named, what its method says: 1 for most (`distill objectives` lists the others).
+        weights: {term: weight}, a number or a function of the share of the training that is done, as `Ramp(4, 1)`. A
+            term that is not named has the weight of its method: 1 for most (`distill objectives` lists the others).
         eval_data: held-out rows, a file of them or a Task; by default the test rows of `data`, if that is a task, or
-            what a causal model samples.
+            examples that a causal model samples.
         epochs, steps, batch_size, lr, seed: override those of `schedule`.
-        schedule: time and speed in full (see `Schedule`); by default what an embedded task says, else `Schedule()`.
+        schedule: steps, batches and learning rate (see `Schedule`); by default that of an embedded task, else
+            `Schedule()`.
         output_dir: a new folder for the student, checkpoints, log and result; None saves nothing.
         resume: go on from the newest whole checkpoint in `output_dir`, or anew where there is none; the result is that
             of an uninterrupted run. Data, models, settings and versions must be those that it was started with;
-            `resume="anyway"` goes on with others too, and warns of them.
+            `resume="anyway"` accepts others too, and warns of them.
         save_steps: steps between two checkpoints, of which the newest two are kept; the last step has one too.
-        console: shows the progress; `rich.console.Console(quiet=True)` for none.
+        console: shows the progress; `rich.console.Console(quiet=True)` shows none.
         title: of the progress bar.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
-        answers: what of a model's output is its answer: a name, an index or a function from the output to a tensor; for
-            teacher and student apart a tuple of two or {"teacher": …, "student": …}. None is `output.logits`, the
-            output itself if it is a tensor, or the only tensor in it that is no scalar, as in (logits, loss). What
-            compares features alone, as `FitNets`, needs no answer.
-        tokenizer: what reads the data (a tokenizer, image processor, feature extractor or processor, or several), saved
-            beside the student; by default that of the task, else what was saved with the teacher.
+        answers: which part of a model's output is its answer: a name, an index or a function from the output to a
+            tensor; for teacher and student apart a tuple of two or {"teacher": …, "student": …}. None is
+            `output.logits`, the output itself if it is a tensor, or the only tensor in it that is no scalar, as in
+            (logits, loss). Objectives that compare features alone, as `FitNets`, need no answer.
+        tokenizer: the preprocessor of the data (a tokenizer, image processor, feature extractor or processor, or
+            several), saved beside the student; by default that of the task, else the one saved with the teacher.
 
     Raises:
-        DistillError: before the first step, what does not fit together, or a folder that another run is at work in;
-            later, a loss that is not finite.
+        DistillError: before the first step, arguments that do not fit together, or a folder that another run writes
+            to; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     teacher, student = uncompiled(teacher), uncompiled(student)
-    asked: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    overrides: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     if output_dir is not None and not resume:
         refuse_used(Path(output_dir))
     with answered((teacher, student), answers):
-        task = _task(teacher, student, data, tokenizer)
+        task = _read_task(teacher, student, data, tokenizer)
         training = training_of(
             teacher, student, mapping, data if task is None else task, objective=objective, weights=weights,
-            schedule=_schedule(schedule, asked, teacher, data if task is None else task),
+            schedule=_choose_schedule(schedule, overrides, teacher, data if task is None else task),
         )  # fmt: skip
-        tested = _held_out(training, teacher, student, eval_data, data=data, task=task)
+        tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task)
     training = training.kept(
         output_dir, _settings(training, answers), _networks(teacher, student),
         tokenizer=None if task is None else task.tokenizer, resume=resume, save_steps=save_steps,
@@ -133,15 +134,15 @@ def fit(
         if place is not None and process_state().is_main_process:
             reads = preprocessors_for(tokenizer, task, teacher, student)
             save_model(student, place / STUDENT, reads, trained_on if isinstance(training.rows, Rows) else None)
-        evaluation = _measured(training, teacher, student, tested, mapping=mapping, answers=answers)
+        evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
         result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on)
         if place is not None and process_state().is_main_process:
             result.save(place)
     return result
 
 
-def _task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task | None:
-    """The task that the data is or names, its labels numbered as the models number their classes."""
+def _read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task | None:
+    """Return the task that the data is or names, with labels numbered as the models' classes; None for other data."""
     if data is None or isinstance(teacher, CausalModel):
         return None
     known = student if teacher is None else teacher
@@ -150,21 +151,28 @@ def _task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task |
     return None if task is None else numbered_as(task, known, student)
 
 
-def _schedule(given: Schedule | None, asked: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:
-    """The schedule that was given, else the usual one of the data, with what was asked for besides."""
-    told = dict(asked)
-    if isinstance(data, DataLoader) and given is None:
-        told["batch_size"] = asked["batch_size"] or batch_size_of(data)
-    if given is None and isinstance(teacher, CausalModel):
-        given = Schedule(batch_size=256, lr=1e-3)
-    schedule = given or default_schedule(data if isinstance(data, Task) else None)
-    if asked["epochs"] is not None and asked["steps"] is None:
+def _choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:
+    """Return the schedule of the caller, or the default one of the data, with single settings overridden.
+
+    Args:
+        schedule: of the caller; None takes the default.
+        overrides: {name of a setting: value}; None leaves the setting.
+        teacher: a causal model has a default schedule of its own.
+        data: a Task has a schedule, a DataLoader a batch size.
+    """
+    changes = dict(overrides)
+    if isinstance(data, DataLoader) and schedule is None:
+        changes["batch_size"] = overrides["batch_size"] or batch_size_of(data)
+    if schedule is None and isinstance(teacher, CausalModel):
+        schedule = Schedule(batch_size=256, lr=1e-3)
+    schedule = schedule or default_schedule(data if isinstance(data, Task) else None)
+    if overrides["epochs"] is not None and overrides["steps"] is None:
         schedule = replace(schedule, steps=None)
-    return replace(schedule, **{name: value for name, value in told.items() if value is not None})
+    return replace(schedule, **{name: value for name, value in changes.items() if value is not None})
 
 
 def _settings(training: Training, answers: Any) -> dict[str, Any]:
-    """What was asked for, as plain data."""
+    """Return the settings of a training as plain data, which its folder keeps."""
     settings = {
         "schedule": json.loads(json.dumps(asdict(training.schedule))),
         "objective": [repr(each) for each in training.objectives],
@@ -175,16 +183,16 @@ def _settings(training: Training, answers: Any) -> dict[str, Any]:
 
 
 def _networks(teacher: Any, student: nn.Module) -> dict[str, Any]:
-    """The networks that a folder knows a run by; a causal teacher is known with its data."""
+    """Return the networks by which a folder recognizes its run; a causal teacher is recognized with its data."""
     if isinstance(teacher, CausalModel):
         return {}
     return {"teacher": teacher, f"student {AT_START}": student}
 
 
-def _held_out(
+def _read_held_out(
     training: Training, teacher: Any, student: nn.Module, eval_data: Any, *, data: Any, task: Task | None
 ) -> Any:
-    """The rows to measure on, if there are any; a causal model looks at its own later."""
+    """Return the rows to measure on, or None; rows of a causal model are checked where they are measured on."""
     if not isinstance(training.rows, Rows):
         return given(teacher, eval_data) if isinstance(teacher, CausalModel) and eval_data is not None else eval_data
     tested = rows_to_measure(eval_data, data, task, training.rows, student if teacher is None else teacher, student)
@@ -193,42 +201,42 @@ def _held_out(
     return tested
 
 
-def _measured(
+def _evaluate(
     training: Training, teacher: Any, student: nn.Module, tested: Any, *, mapping: Any, answers: Any
 ) -> Evaluation:
-    """What is measured on held-out rows, where there are any; where that fails, the training is not lost."""
+    """Evaluate the student on held-out rows, if there are any; where that fails, the note says why."""
     if isinstance(teacher, CausalModel):
         excluded = None if isinstance(training.rows, Samples) else training.seen
         with answered((teacher, student), answers):
             return evaluate_variables(teacher, student, training.entries, tested, exclude=excluded)
     if tested is None:
         return Evaluation(None, None)
-    interchanged = None if mapping == {} else training.entries or full_mapping(teacher, student)
+    measured_mapping = None if mapping == {} else training.entries or full_mapping(teacher, student)
     rule = positions_of(training.objectives)
     try:
-        return evaluate(teacher, student, interchanged, tested, positions=rule, answers=answers)
+        return evaluate(teacher, student, measured_mapping, tested, positions=rule, answers=answers)
     except DistillError as nothing:
         return Evaluation(None, None, f"nothing was measured: {nothing}")
 
 
 def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
-    """What the classes that a student learned are called."""
+    """Return the names of the classes that a student learned; None where they have none."""
     names = None if teacher is None else real_names(teacher)
     return names if names is not None or isinstance(rows.classes, Ranked) else rows.classes
 
 
 def default_schedule(task: Task | None) -> Schedule:
-    """As an embedded task says; for other data three epochs."""
+    """Return the schedule of an embedded task's student; for other data three epochs."""
     return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
 
 
 def positions_of(objectives: Sequence[Objective]) -> Span | None:
-    """The rule by which the objectives draw positions; that of DIITO where none interchanges."""
+    """Return the rule by which the objectives draw positions; the default of DIITO where none interchanges."""
     return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
 
 
 def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | None:
-    """The full layer mapping, where both models have layers."""
+    """Return the full layer mapping; None where a model has no layers."""
     if teacher is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""What a model is measured by, under the name that users import: `from distill.metrics import accuracy`."""
+"""The figures of a model, under the name that users import: `from distill.metrics import accuracy`."""
 
 from distill.evaluation.metrics import *  # noqa: F403
 from distill.evaluation.metrics import __all__ as __all__

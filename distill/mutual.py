@@ -1,4 +1,12 @@
-"""`mutual`: networks that learn together, each from what the others answer at the time."""
+"""Deep mutual learning: networks that train together, each on the answers of the others at the time.
+
+The loss of network i is its own loss, cross-entropy by default, plus the mean over its teachers j of the loss that
+compares the two, KL divergence by default:
+
+    L_i = CE(z_i, y) + 1/(n − 1) Σ_j KL(p_j ‖ p_i).
+
+Zhang, Xiang, Hospedales, Lu 2017 (arXiv:1706.00384), sections 2.2 and 2.3.
+"""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -63,7 +71,7 @@ def mutual(
     answers: Any = None,
     tokenizer: Any = None,
 ) -> tuple[FitResult, ...]:
-    """Train networks together, in place: each on its own objectives and on what its teachers among them answer.
+    """Train networks together, in place: each on its own objectives and on the answers of its teachers among them.
 
     The loss of network i is Σ own terms + the mean over its teachers j of the terms of `objective`, with the run of j
     on the same batch, detached, as that of the teacher. By default CE(z_i, y) + 1/(n − 1) Σ_j KL(p_j ‖ p_i). All
@@ -76,27 +84,28 @@ def mutual(
     Args:
         networks: of the same inputs and classes.
         data: as `fit` takes it, for networks.
-        objective: what compares a network with a teacher; `KD(1.0)` by default. What has parameters or a memory of
+        objective: compares a network with a teacher; `KD(1.0)` by default. An objective with parameters or a memory of
             its own is copied for each edge.
-        own: what each network is trained on besides; `Labels()` by default, `[]` for nothing.
-        edges: pairs (teacher, student) of numbers; all ordered pairs by default. `[(0, 1)]` is a teacher that is
-            trained on the labels while the student learns from it.
+        own: objectives of each network without a teacher; `Labels()` by default, `[]` for none.
+        edges: pairs (teacher, student) of numbers of networks; all ordered pairs by default. `[(0, 1)]` is a teacher
+            that is trained on the labels while the student learns from it.
         mapping: for objectives that interchange: as `fit` takes it, or one for each edge, `{(0, 1): "full"}`. By
             default "full", from whichever of the two is deeper.
         weights: {term: weight}: "kd" weighs it in all networks, "kd.1" in network 1 alone.
         eval_data: held-out rows or a Task; by default the test rows of `data`, if that is a task.
         schedule: as `fit` takes it.
         output_dir: a new folder for checkpoints and log, with one in it for each network: `0`, `1`, …
-        resume: go on from the newest checkpoint in `output_dir`, as `fit` does.
+        resume: resume from the newest checkpoint in `output_dir`, as `fit` does.
         save_steps: steps between two checkpoints, as for `fit`.
         console, title, accelerator, tokenizer: as `fit` takes them.
-        answers: what of the output of a network is its answer, as `fit` takes it; a list has one for each network.
+        answers: which part of the output of a network is its answer, as `fit` takes it; a list has one for each
+            network.
 
     Returns:
         A result for each network, its terms by their plain names.
 
     Raises:
-        DistillError: before the first step, what does not fit together; later, a loss that is not finite.
+        DistillError: before the first step, arguments that do not fit together; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     networks = [uncompiled(each) for each in networks]
@@ -127,7 +136,7 @@ def mutual(
         for number, network in enumerate(networks):
             place = None if training.folder is None else training.folder.path / str(number)
             name_classes(network, names)
-            evaluation = _evaluated(network, tested, networks, answers)
+            evaluation = _evaluate(network, tested, networks, answers)
             own_records = _own(records, number, training)
             results.append(FitResult(network, own_records, evaluation, training.settings, seconds, place, trained_on))
         if process_state().is_main_process:
@@ -147,7 +156,15 @@ def _training(
     weights: Mapping[str, Weight] | None,
     schedule: Schedule,
 ) -> Training:
-    """The training of networks that learn together, with what was asked for as its settings."""
+    """Return the training of networks that learn together, checked, with its settings as plain data.
+
+    Args:
+        networks: those that learn.
+        rows: the data.
+        objective, own, mapping, weights: as for `mutual`.
+        arrows: the pairs (teacher, student).
+        schedule: of the training.
+    """
     lessons, mine, left_out = _objectives(objective, own, rows)
     pairs = {edge: _pairs(networks, edge, mapping, lessons) for edge in arrows}
     _check(networks, rows, pairs)
@@ -175,8 +192,8 @@ def _training(
     return replace(training, settings=settings)
 
 
-def _evaluated(network: nn.Module, tested: Rows | None, networks: Sequence[nn.Module], answers: Any) -> Evaluation:
-    """What is measured of a network on held-out rows, if there are any; where that fails, the training is not lost."""
+def _evaluate(network: nn.Module, tested: Rows | None, networks: Sequence[nn.Module], answers: Any) -> Evaluation:
+    """Evaluate a network on held-out rows, if there are any; where that fails, the note says why."""
     if tested is None:
         return Evaluation(None, None)
     with answered(networks, answers):
@@ -187,6 +204,7 @@ def _evaluated(network: nn.Module, tested: Rows | None, networks: Sequence[nn.Mo
 
 
 def _check_networks(networks: Sequence[Any]) -> None:
+    """Raise DistillError where there are no networks, one is none, or one is there twice."""
     wrong = next((each for each in networks if not isinstance(each, nn.Module)), None)
     if wrong is not None or not networks:
         what = "no networks" if not networks else f"{type(wrong).__name__}, which is no network"
@@ -200,7 +218,7 @@ def _check_networks(networks: Sequence[Any]) -> None:
 def _objectives(
     objective: Objective | Sequence[Objective] | None, own: Objective | Sequence[Objective] | None, rows: Rows
 ) -> tuple[list[Objective], list[Objective], tuple[str, ...]]:
-    """What compares, what needs no teacher, and the terms of what the data has too few columns for."""
+    """Return the objectives with a teacher, those without, and the terms that the data has too few columns for."""
     lessons = objectives_of(KD(1.0) if objective is None else objective, None)
     mine = [] if isinstance(own, list | tuple) and not own else objectives_of(Labels() if own is None else own, None)
     kept, left_out = supported([*lessons, *mine], rows)
@@ -209,6 +227,11 @@ def _objectives(
 
 
 def _edges(edges: Iterable[Edge] | None, count: int) -> tuple[Edge, ...]:
+    """Return the pairs (teacher, student) as tuples; all ordered pairs for None.
+
+    Raises:
+        DistillError: a pair that is none, is there twice, or has a number that no network has.
+    """
     if edges is None:
         return tuple(permutations(range(count), 2))
     if not isinstance(edges, Iterable) or isinstance(edges, str | nn.Module | torch.Tensor):
@@ -230,25 +253,26 @@ def _pairs(
     mapping: Sides | Mapping[Edge, Sides | str] | str | None,
     objectives: Sequence[Objective],
 ) -> tuple[Entry, ...]:
-    """The mapping of an edge; the full one of two networks goes from the deeper to the other."""
+    """Return the mapping of an edge; the full one maps the layers of the deeper network onto the other."""
     teacher, student = (networks[number] for number in edge)
-    given: Any = mapping
+    own: Any = mapping
     if isinstance(mapping, Mapping) and all(isinstance(key, tuple) and _is_edge(key) for key in mapping):
-        given = mapping.get(edge)
-    if given is None and not any(each.interchanges for each in objectives):
+        own = mapping.get(edge)
+    if own is None and not any(each.interchanges for each in objectives):
         return ()
-    if given in (None, "full") and depth(teacher) < depth(student):
+    if own in (None, "full") and depth(teacher) < depth(student):
         sides = as_mapping(entries_of(layer_mapping(student, teacher, "full"), student, teacher))
         return entries_of({shallow: deep for deep, shallow in sides.items()}, teacher, student)
-    return mapped(teacher, student, given, objectives)
+    return mapped(teacher, student, own, objectives)
 
 
 def _is_edge(key: tuple[Any, ...]) -> bool:
+    """Return whether it is a pair of whole numbers."""
     return len(key) == 2 and all(isinstance(end, int) for end in key)
 
 
 def _check(networks: Sequence[nn.Module], rows: Rows, pairs: Mapping[Edge, tuple[Entry, ...]]) -> None:
-    """That the networks and the data belong together, and each learns something."""
+    """Raise DistillError where the networks and the data do not fit together."""
     apart = next((name for name in rows.columns if name.startswith(TEACHERS)), None)
     if apart is not None:
         raise DistillError(
@@ -259,11 +283,12 @@ def _check(networks: Sequence[nn.Module], rows: Rows, pairs: Mapping[Edge, tuple
 
 
 def _is_numbered(name: str) -> bool:
+    """Return whether a term is that of one network, as "kd.1"."""
     return name.rpartition(".")[2].isdigit() and "." in name
 
 
 def _own(records: Sequence[Record], number: int, training: Training) -> tuple[Record, ...]:
-    """The parts of the records that are about one network."""
+    """Return the records of one network: its terms by their plain names, and its loss."""
     per_epoch = training.schedule.per_epoch(len(training.rows), process_state().num_processes)
     numbered = {name: weight for name, weight in training.weights.items() if _is_numbered(name)}
     weights = {**training.computation.objectives[number].weights, **numbered}
@@ -271,7 +296,7 @@ def _own(records: Sequence[Record], number: int, training: Training) -> tuple[Re
 
 
 def _part(record: Record, number: int, weights: Mapping[str, Weight], per_epoch: int) -> Record:
-    """The part of a record that is about one network."""
+    """Return the part of a record that is about one network."""
     mine = {name: torch.tensor(value) for name, value in record.terms.items() if name.endswith(f".{number}")}
     progress = Moment(None, (record.step - 1) / per_epoch, record.total / per_epoch).progress
     loss = weighted(mine, {name: weight for name, weight in weights.items() if name in mine}, progress)
@@ -280,7 +305,7 @@ def _part(record: Record, number: int, weights: Mapping[str, Weight], per_epoch:
 
 
 def _save(result: FitResult, preprocessors: Sequence[Any]) -> None:
-    """Save one network as `fit` does: the network, its log, what was asked for, and what was found."""
+    """Save one network as `fit` does: the network, its log, the settings and the result."""
     folder = result.output_dir
     if folder is None:
         return

@@ -1,4 +1,4 @@
-"""What training and evaluation show: they print, draw and save themselves."""
+"""The result of a training, which prints, plots and saves itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,9 +30,9 @@ class FitResult(Result):
         student: the trained student, the object that was passed in.
         records: one for each step.
         evaluation: on the held-out rows, where there are any.
-        settings: what the run was asked to do.
-        seconds: how long training took.
-        output_dir: where everything is saved, if anywhere.
+        settings: of the run, as plain data.
+        seconds: how long the training took.
+        output_dir: the folder where everything is saved; None where nothing is.
         seen: the rows that were trained on; `interchange_accuracy(…, exclude=result)` refuses them.
     """
 
@@ -104,7 +104,11 @@ class FitResult(Result):
 
 
 def curves(runs: Mapping[str, Sequence[Record]]) -> Picture:
-    """The terms of one or several runs over their steps, each smoothed over 2 % of them; name → records."""
+    """Draw the terms of one or several runs over their steps, each smoothed over 2 % of them.
+
+    Args:
+        runs: {name of a run, for the legend: its records}.
+    """
     names = list(dict.fromkeys(name for records in runs.values() for record in records[:1] for name in record.terms))
     figure = Picture(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")
     all_axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
@@ -126,4 +130,5 @@ def curves(runs: Mapping[str, Sequence[Record]]) -> Picture:
 
 
 def _smooth(values: Sequence[float], window: int) -> list[float]:
+    """Return the means of each value and those before it, over a window."""
     return [sum(values[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(values))]

@@ -1,4 +1,4 @@
-"""Teachers: loaded, fine-tuned, or trained on first use and cached; checked before anything is distilled."""
+"""Teachers: fine-tuned on a task, or trained on first use and cached; checked before anything is distilled."""
 
 import hashlib
 import json
@@ -36,10 +36,12 @@ from distill.training.schedule import Schedule
 
 
 def cache_folder() -> Path:
-    """Where teachers that were trained on first use are kept: `DISTILL_CACHE`, else `~/.cache/causal-distillation`.
+    """Return the folder of teachers that were trained on first use: `DISTILL_CACHE`, or one in the home directory.
+
+    That is `~/.cache/causal-distillation`.
 
     Raises:
-        DistillError: there is no home directory, and nobody said where else.
+        DistillError: there is no home directory, and `DISTILL_CACHE` is not set.
     """
     if "DISTILL_CACHE" in os.environ:
         return Path(os.environ["DISTILL_CACHE"])
@@ -65,7 +67,12 @@ def teach(
 ) -> FitResult:
     """Train `network` in place on the labels of a task, by the recipe of the task unless a schedule is given.
 
-    `answers` says what of its output is its answer, as for `fit`.
+    Args:
+        network: any torch model with the classes of the task.
+        task: its training rows, and held-out rows to measure on.
+        schedule: of the training.
+        seed: of the training, where no schedule is given.
+        output_dir, resume, console, answers: as for `fit`.
     """
     return fit(
         None,
@@ -83,10 +90,15 @@ def teach(
 
 @checked
 def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> nn.Module:
-    """The teacher network of an embedded task: from the cache, or trained now and put there.
+    """Return the teacher network of an embedded task: from the cache, or trained now and put there.
 
     The cache is keyed by the task's name, network, recipe and seed, and the versions of torch and of this package. Two
-    processes that ask for the same teacher train it once: the second waits. One that is damaged is trained again.
+    processes that need the same teacher train it once: the second waits. A damaged one is trained again.
+
+    Args:
+        task: an embedded task, whose network is trained on its labels.
+        seed: of the weights and the training.
+        console: shows the progress, and which process is waited for.
 
     Raises:
         DistillError: a task that has no network of its own.
@@ -102,22 +114,26 @@ def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> 
     cache = cache_folder()
     folder = cache / f"{task.name}-{seed}-{_key(task, network, seed)}"
     if _is_whole(network, folder):
-        return _loaded(network, folder).eval()
+        return _load(network, folder).eval()
     state, name = process_state(), f".{folder.name}{LOCK}"
-    _made(cache)
-    # Several processes of one run train it together: the first holds the lock for all, and says what is there.
-    waiting = locked(cache, name=name, waiting=partial(_say_waiting, console, task))
+    _make_cache(cache)
+    # Several processes of one run train it together: the first holds the lock for all, and tells the others what it
+    # found.
+    waiting = locked(cache, name=name, waiting=partial(_print_waiting, console, task))
     with waiting if state.is_main_process else nullcontext():
-        there = [_is_whole(network, folder), _training(folder).exists()]  # somebody may have made it meanwhile
-        whole, begun = broadcast_object_list(there) if state.num_processes > 1 else there
+        found = [
+            _is_whole(network, folder),
+            _training_folder(folder).exists(),
+        ]  # another run may have made it meanwhile
+        whole, begun = broadcast_object_list(found) if state.num_processes > 1 else found
         if not whole:
             _train_into(folder, network, task, seed, console, begun=begun)
         state.wait_for_everyone()
-        return _loaded(network, folder).eval()
+        return _load(network, folder).eval()
 
 
 def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
-    """The accuracy of a teacher on the held-out rows; None where they have no labels.
+    """Measure the accuracy of a teacher on the held-out rows; return None where they have no labels.
 
     Raises:
         DistillError: it is no better than always answering the most common class.
@@ -137,7 +153,8 @@ def check_teacher(teacher: nn.Module, task: Task) -> Share | None:
     return measured
 
 
-def _made(cache: Path) -> None:
+def _make_cache(cache: Path) -> None:
+    """Make the folder of the cache, or raise DistillError."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -146,15 +163,16 @@ def _made(cache: Path) -> None:
         ) from None
 
 
-def _training(folder: Path) -> Path:
+def _training_folder(folder: Path) -> Path:
+    """Return the folder of the training of a teacher that is to be saved in `folder`."""
     return folder.with_name(f"{folder.name}.training")
 
 
 def _train_into(
     folder: Path, network: nn.Module, task: Task, seed: int, console: Console | None, *, begun: bool
 ) -> None:
-    """Train and save a network in `folder`; one that was begun goes on where it stopped."""
-    training, state = _training(folder), process_state()
+    """Train a network and save it in `folder`; resume a training that was stopped."""
+    training, state = _training_folder(folder), process_state()
     try:
         teach(network, task, seed=seed, output_dir=training, resume=begun, console=console)
     except Interrupted as stop:
@@ -167,16 +185,16 @@ def _train_into(
         if state.is_main_process:
             shutil.rmtree(training)
         state.wait_for_everyone()
-        made = task.network(seed) if task.network else network
-        return _train_into(folder, made, task, seed, console, begun=False)
+        new = task.network(seed) if task.network else network
+        return _train_into(folder, new, task, seed, console, begun=False)
     if state.is_main_process:
         save_model(network, folder)
         shutil.rmtree(training)
 
 
 def _is_whole(network: Any, folder: Path) -> bool:
-    """Whether a network was saved in a folder and is there as it was written; of one that is not, it is said."""
-    if not _saved(network, folder).exists():
+    """Return whether a network was saved in a folder and is there as it was written; warn of a damaged one."""
+    if not _saved_file(network, folder).exists():
         return False
     found = damage(folder)
     if found is not None:
@@ -184,27 +202,29 @@ def _is_whole(network: Any, folder: Path) -> bool:
     return found is None
 
 
-def _say_waiting(console: Console | None, task: Task, holder: str) -> None:
+def _print_waiting(console: Console | None, task: Task, holder: str) -> None:
+    """Print which process is waited for."""
     (console or Console()).print(
         f"teacher of {task.name}: waiting for {holder}, which trains it", markup=False, highlight=False
     )
 
 
-def _saved(network: Any, folder: Path) -> Path:
-    """The file that shows that a network was saved in `folder` by `save_model`."""
+def _saved_file(network: Any, folder: Path) -> Path:
+    """Return the file that `save_model` writes into `folder` for a network."""
     return folder / ("config.json" if hasattr(network, "save_pretrained") else "model.safetensors")
 
 
-def _loaded(network: Any, folder: Path) -> nn.Module:
-    """The network that was saved in `folder`; one that is not from transformers gets its weights back in place."""
+def _load(network: Any, folder: Path) -> nn.Module:
+    """Return the network that was saved in `folder`; load weights in place for one that is not of transformers."""
     if hasattr(network, "save_pretrained"):
         with hide_progress_bars():
             return type(network).from_pretrained(folder)
-    load_weights(network.cpu(), _saved(network, folder), strict=True)
+    load_weights(network.cpu(), _saved_file(network, folder), strict=True)
     return network
 
 
 def _key(task: Task, network: Any, seed: int) -> str:
+    """Return the key of a teacher in the cache."""
     config = network.config.to_dict() if hasattr(network, "config") else str(network)
     facts = [task.name, asdict(task.recipe), config, seed, torch.__version__, versions().get("causal-distillation")]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]

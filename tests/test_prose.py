@@ -9,7 +9,6 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("interventions", "distill") for path in (REPOSITORY / package).rglob("*.py"))
-UNFINISHED = ("distill/",)
 FORMULAS = ("distill/losses/", "interventions/metrics.py", "distill/evaluation/similarity.py")
 """Where a function is a formula: its docstring may open with what it computes, as a noun."""
 DIALECT = re.compile(
@@ -75,18 +74,9 @@ def faults(path: str, source: str) -> Iterator[str]:
             yield f"{place} does not open with a verb, as 'Return the …' does"
 
 
-def unfinished(path: str) -> bool:
-    """Return whether the folder of a file is among those that are still to be written anew."""
-    return f"{path.rpartition('/')[0]}/" in UNFINISHED or any(
-        path.startswith(room) for room in UNFINISHED if room.count("/") == 2
-    )
-
-
 @pytest.mark.parametrize("path", [str(path.relative_to(REPOSITORY)) for path in SOURCES])
 def test_a_source_reads_as_plain_english(path: str) -> None:
     """No dialect; functions are described by verbs, classes and properties by nouns."""
-    if unfinished(path):
-        pytest.skip("still to be written anew")
     assert list(faults(path, (REPOSITORY / path).read_text())) == []
 
 
