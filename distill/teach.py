@@ -121,10 +121,8 @@ def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> 
     # found.
     waiting = locked(cache, name=name, waiting=partial(_print_waiting, console, task))
     with waiting if state.is_main_process else nullcontext():
-        found = [
-            _is_whole(network, folder),
-            _training_folder(folder).exists(),
-        ]  # another run may have made it meanwhile
+        # Another run may have trained it, or begun to, since the first look.
+        found = [_is_whole(network, folder), _training_folder(folder).exists()]
         whole, begun = broadcast_object_list(found) if state.num_processes > 1 else found
         if not whole:
             _train_into(folder, network, task, seed, console, begun=begun)
