@@ -110,8 +110,8 @@ def of_network(model: Any) -> str:
 
 
 def of_causal(model: CausalModel) -> str:
-    """Return the fingerprint of a causal model: its variables, their domains and the source of their mechanisms."""
-    return _short(model)
+    """Return the fingerprint of a causal model: its variables and domains, and the source of all its functions."""
+    return _short({name: part for name, part in vars(model).items() if name not in ("_by_row", "_computation")})
 
 
 def of_tokenizer(tokenizer: Any) -> str:

@@ -10,7 +10,7 @@ import torch
 import distill
 from distill import AT, CRD, DIITO, DKD, ICD, KD, PKD, Cosine, DistilBERT, DistillError, FitNets, Labels, Rows, Sobolev
 from distill.storage.files import read_json, write_json
-from distill.training.fingerprints import of_objective
+from distill.training.fingerprints import of_causal, of_objective
 from interventions import Mixup
 from tests.distill.tiny_models import CLASSES, QUIET, bert, mlp, spread, text, vectors
 
@@ -90,6 +90,58 @@ def test_what_has_changed_is_named_and_refused_or_accepted(change, tmp_path):
 )
 def test_objectives_are_known_by_settings_and_source(before, after):
     assert of_objective(before()) == of_objective(before()) != of_objective(after())
+
+
+def summed(**changes):
+    """A causal model of two numbers and their sum, with some of what it is made of replaced."""
+    parts: dict[str, Any] = dict(
+        inputs={"a": range(3), "b": range(3)},
+        mechanisms={"inner": lambda a, b: a + b, "answer": lambda inner: inner % 3},
+        output="answer",
+        encode=lambda values: torch.stack([values["a"], values["b"]], 1).float(),
+        domains={"answer": range(3)},
+    )
+    return distill.CausalModel(**{**parts, **changes})
+
+
+def shifted(by):
+    return {"inner": lambda a, b: a + b + by, "answer": lambda inner: inner % 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"inputs": {"a": range(3), "b": range(4)}},
+        {"mechanisms": {"inner": lambda a, b: a - b, "answer": lambda inner: inner % 3}},
+        {"mechanisms": {"answer": lambda a, b: (a + b) % 3}},
+        {"encode": lambda values: torch.stack([values["b"], values["a"]], 1).float()},
+        {"decode": lambda logits, values: logits},
+        {"sample": lambda n, generator: {"a": torch.zeros(n), "b": torch.zeros(n)}},
+        {"domains": {"answer": (2, 1, 0)}},
+        {"positions": {"first": lambda values: torch.zeros(len(values["a"]), dtype=torch.long)}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_causal_models_are_known_by_all_that_they_are_made_of(change):
+    assert of_causal(summed()) == of_causal(summed()) != of_causal(summed(**change))
+    assert of_causal(summed(**change)) == of_causal(summed(**change))
+
+
+def test_what_the_functions_of_a_causal_model_close_over_counts():
+    made = of_causal(summed(mechanisms=shifted(1)))
+    assert made == of_causal(summed(mechanisms=shifted(1))) != of_causal(summed(mechanisms=shifted(2)))
+
+
+def test_another_causal_model_is_named(tmp_path):
+    """Also after the first one has been used, which changes nothing that it is known by."""
+    settings: dict[str, Any] = {**SETTINGS, "output_dir": tmp_path / "run"}
+    model = summed()
+    before = of_causal(model)
+    distill.fit(model, torch.nn.Linear(2, 3), **settings)
+    assert of_causal(model) == before
+    distill.fit(summed(), torch.nn.Linear(2, 3), resume=True, **settings)
+    with pytest.raises(DistillError, match=r"was started with.*another causal model"):
+        distill.fit(summed(mechanisms=shifted(1)), torch.nn.Linear(2, 3), resume=True, **settings)
 
 
 def test_a_class_of_ones_own_and_a_weight_that_is_a_function(tmp_path):
