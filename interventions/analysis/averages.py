@@ -17,10 +17,10 @@ from interventions.models.architectures import architecture
 from interventions.models.axes import to_vectors
 from interventions.models.calls import arguments_of
 from interventions.models.places import Place
-from interventions.models.wrappers import Model, module_of
+from interventions.models.wrappers import Model
 from interventions.operators import Mean
 from interventions.positions import Positions, select
-from interventions.runs import run_to, traced
+from interventions.runs import check_eval, run_to
 from interventions.steps import window_of
 
 
@@ -55,11 +55,8 @@ def mean_of(
     >>> mean_of(net, Location(module="0"), [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 6.0]])])
     {Location(module='0'): Mean(value=tensor([2., 4.]))}
     """
+    check_eval(model, remote)
     found = architecture(model)
-    if (tracing := traced(model, remote)) is not None and not remote:
-        tracing.load(model)
-    if not remote and module_of(model).training:
-        raise InterventionError("the model is in train mode, where dropout changes its means; call model.eval().")
     if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
         raise InterventionError(
             f"batches is one {type(batches).__name__}, and an iterable of inputs is needed, one for each batch; write "
