@@ -93,7 +93,7 @@ def fit(
         resume: go on from the newest whole checkpoint in `output_dir`, or anew where there is none; the result is that
             of an uninterrupted run. Data, models, settings and versions must be those that it was started with;
             `resume="anyway"` accepts others too, and warns of them.
-        save_steps: steps between two checkpoints, of which the newest two are kept; the last step has one too.
+        save_steps: steps between two checkpoints; the newest two are kept. The last step has one too.
         console: shows the progress; `rich.console.Console(quiet=True)` shows none.
         title: of the progress bar.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.

@@ -127,7 +127,7 @@ class Alignment(Mapping, Result):
 
         Args:
             folder: a new one.
-            network: the network that was aligned; what is saved fits models like it.
+            network: the network that was aligned; the files fit models like it.
             overwrite: replace an alignment that is there.
 
         Raises:

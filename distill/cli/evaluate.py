@@ -27,7 +27,7 @@ def run_evaluate(
     """Measure the students of a run, or one student against its teacher, and print the table.
 
     Args:
-        run: the folder of `distill fit`, which says all but `pairs` and `seed`; or None, with the next four.
+        run: the folder of `distill fit`, with its own rows, models and mapping; or None, and the next four are needed.
         source: the rows.
         teacher: a classifier, by its folder or its name on the hub; None takes the one that the task has.
         student: the folder of a student.

@@ -178,7 +178,7 @@ def _read_finished(student: nn.Module, folder: Path) -> FitResult:
 
 
 def _words_of(tokenizer: Any) -> Tensor | None:
-    """Return the ids of whole words, of which in-context sources are made; None without a tokenizer."""
+    """Return the ids of whole words, for in-context sources; None without a tokenizer."""
     if tokenizer is None:
         return None
     special = set(tokenizer.all_special_ids)

@@ -57,6 +57,12 @@ SplitSeed = Annotated[
     int | None,
     typer.Option(help="Which rows of a file are held out; by default as for the teacher, whatever --seed is."),
 ]
+Fraction = Annotated[float, typer.Option(help="The share of the training rows to use.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training rows.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows of a step.")]
+LearningRate = Annotated[float | None, typer.Option(help="The learning rate.")]
+Share = Annotated[float, typer.Option(help="The share of positions that are interchanged.")]
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -89,14 +95,14 @@ def fit(
         str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
     ] = None,
     pairs: Annotated[str | None, typer.Option(hidden=True, help="What --sources was called before.")] = None,
-    fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows of a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    fraction: Fraction = 1.0,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     param_dtype: ParamDtype = None,
     temperature: Annotated[float, typer.Option(help="Of the softened answers.")] = 2.0,
-    share: Annotated[float, typer.Option(help="The share of positions that are interchanged.")] = 0.3,
+    share: Share = 0.3,
     sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
@@ -149,7 +155,7 @@ def evaluate(
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
     student: Annotated[Path | None, typer.Option(help="The folder of a student.")] = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
-    share: Annotated[float, typer.Option(help="The share of positions that are interchanged.")] = 0.3,
+    share: Share = 0.3,
     pairs: Annotated[int, typer.Option(help="How many pairs of base and source.")] = 2000,
     seed: Seed = 0,
     debug: Debug = False,
@@ -178,11 +184,11 @@ def teach(
     max_length: MaxLength = None,
     split_seed: SplitSeed = None,
     encoder: Annotated[str | None, typer.Option("--from", help="An encoder to fine-tune: folder or hub name.")] = None,
-    fraction: Annotated[float, typer.Option(help="The share of the training rows to use.")] = 1.0,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows of a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="The learning rate.")] = None,
+    fraction: Fraction = 1.0,
+    epochs: Epochs = None,
+    steps: Steps = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
     param_dtype: ParamDtype = None,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in the output folder.")] = False,

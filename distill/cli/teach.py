@@ -20,7 +20,7 @@ def run_teach(
 
     Args:
         source: the rows, with labels.
-        encoder: what is fine-tuned, by its folder or its name on the hub; None trains the network of an embedded task.
+        encoder: the model to fine-tune, by its folder or its name on the hub; None trains the network of the task.
         timing: settings of the schedule, in the place of those of the task.
         seed: of the rows, the new weights and the training.
         output: a new folder.

@@ -17,7 +17,7 @@ def flag(default: Any, becomes: str) -> Any:
 
     Args:
         default: its value where the flag is not given.
-        becomes: what it sets in this library, for the help.
+        becomes: the setting of this library that it stands for, for the help.
     """
     return field(default=default, metadata={"becomes": becomes})
 

@@ -20,7 +20,7 @@ def load_language_model(name: str, kind: str, *, masked: bool, cache: str | None
 
     Args:
         name: a folder, or a name on the hub.
-        kind: what it must be: bert, roberta or gpt2.
+        kind: the kind of model that it must be: bert, roberta or gpt2.
         masked: a masked language model, else a causal one.
         cache: the folder of downloads from the hub.
 

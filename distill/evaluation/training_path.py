@@ -48,7 +48,7 @@ from interventions import (
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
-STARTS = 8  # random starts of the scaling, of which the best is kept
+STARTS = 8  # random starts of the scaling; the best result is kept
 ROUNDING = 1e-6  # distances that float32 has made of 0
 
 
