@@ -30,7 +30,7 @@ from distill.models.preprocessors import given_preprocessors, preprocessors_for,
 from distill.models.pretrained import save_model
 from distill.objectives import DIITO, Objective
 from distill.objectives.processes import process_state
-from distill.objectives.term_weights import Weight, named
+from distill.objectives.term_weights import Weight, describe_function
 from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
@@ -179,7 +179,11 @@ def _settings(training: Training, answers: Any) -> dict[str, Any]:
         "weights": training.weights_as_text,
         "mapping": [str(entry) for entry in training.entries],
     }
-    return settings if answers is None else settings | {"answers": json.loads(json.dumps(answers, default=named))}
+    return (
+        settings
+        if answers is None
+        else settings | {"answers": json.loads(json.dumps(answers, default=describe_function))}
+    )
 
 
 def _networks(teacher: Any, student: nn.Module) -> dict[str, Any]:

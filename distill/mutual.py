@@ -44,9 +44,9 @@ from distill.training.checkpoints import LOG, lines_of
 from distill.training.checks import check, check_together
 from distill.training.mutual_computation import Edge, Together
 from distill.training.progress import Record
-from distill.training.resolve import Training, mapped, objectives_of, supported
+from distill.training.resolve import Training, keep_supported, objectives_of, resolve_mapping
 from distill.training.run_folder import AT_START, SAVE_STEPS, SETTINGS, STUDENT, Resume
-from distill.training.schedule import Schedule, weighted
+from distill.training.schedule import Schedule, weigh
 from interventions import shown as shown_value
 
 
@@ -221,7 +221,7 @@ def _objectives(
     """Return the objectives with a teacher, those without, and the terms that the data has too few columns for."""
     lessons = objectives_of(KD(1.0) if objective is None else objective, None)
     mine = [] if isinstance(own, list | tuple) and not own else objectives_of(Labels() if own is None else own, None)
-    kept, left_out = supported([*lessons, *mine], rows)
+    kept, left_out = keep_supported([*lessons, *mine], rows)
     known = {id(each) for each in kept}
     return [e for e in lessons if id(e) in known], [e for e in mine if id(e) in known], left_out
 
@@ -263,7 +263,7 @@ def _pairs(
     if own in (None, "full") and depth(teacher) < depth(student):
         sides = as_mapping(entries_of(layer_mapping(student, teacher, "full"), student, teacher))
         return entries_of({shallow: deep for deep, shallow in sides.items()}, teacher, student)
-    return mapped(teacher, student, own, objectives)
+    return resolve_mapping(teacher, student, own, objectives)
 
 
 def _is_edge(key: tuple[Any, ...]) -> bool:
@@ -299,7 +299,7 @@ def _part(record: Record, number: int, weights: Mapping[str, Weight], per_epoch:
     """Return the part of a record that is about one network."""
     mine = {name: torch.tensor(value) for name, value in record.terms.items() if name.endswith(f".{number}")}
     progress = Moment(None, (record.step - 1) / per_epoch, record.total / per_epoch).progress
-    loss = weighted(mine, {name: weight for name, weight in weights.items() if name in mine}, progress)
+    loss = weigh(mine, {name: weight for name, weight in weights.items() if name in mine}, progress)
     terms = {name.rpartition(".")[0]: record.terms[name] for name in mine}
     return replace(record, loss=loss.item(), terms=terms)
 

@@ -36,7 +36,7 @@ from distill.models.trials import translated
 from distill.objectives import DIITO
 from distill.tasks.loading import task_of, training_rows
 from distill.training.checks import check
-from distill.training.resolve import feed_of, remembered
+from distill.training.resolve import feed_of, rows_seen_by
 from distill.training.schedule import Schedule
 
 
@@ -130,7 +130,7 @@ def _align_variables(
         "coldest": learning["coldest"], "weights": dict(learning["weights"] or {}),
         "lr": records[0].lr if records else None, "mapping": list(map(str, entries)),
     }  # fmt: skip
-    seen = remembered(network, feed, schedule)
+    seen = rows_seen_by(network, feed, schedule)
     measured = None
     if pairs:
         tested = (feed if isinstance(feed, Given) else None) if eval_data is None else eval_data
@@ -168,7 +168,7 @@ def _align_networks(
     rule, task = Span(0.3) if positions is None else positions, None if data is None else task_of(data, teacher)
     rows = training_rows(data if task is None else task, teacher, schedule.seed, network)
     check(teacher, network, rows)
-    seen = remembered(network, rows, schedule)
+    seen = rows_seen_by(network, rows, schedule)
     records = learn(teacher, network, entries, rows, schedule, objective=DIITO(positions=rule), **learning)
     settings: dict[str, Any] = {"steps": schedule.steps, "batch_size": schedule.batch_size, "seed": schedule.seed}
     settings |= {"lr": records[0].lr if records else None, "mapping": list(map(str, entries)), "positions": repr(rule)}

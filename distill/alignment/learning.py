@@ -22,7 +22,7 @@ from distill.models.inputs import device_of, evaluating
 from distill.objectives import DAS, Objective
 from distill.training import loop
 from distill.training.checks import check
-from distill.training.progress import Plain, Record, shown
+from distill.training.progress import Plain, Record, show_progress
 from distill.training.resolve import training_of
 from distill.training.schedule import Schedule
 from interventions import Subspace
@@ -100,7 +100,7 @@ def learn(
                     trained=nn.ModuleList(subspaces),
                 )  # fmt: skip
                 with closing(loop.train(training, accelerator)) as running:
-                    return list(_anneal(shown(running, title, console or Plain()), subspaces, coldest))
+                    return list(_anneal(show_progress(running, title, console or Plain()), subspaces, coldest))
         finally:
             for each in subspaces:
                 each.eval().to(home)

@@ -29,7 +29,7 @@ from distill.objectives import (
 )
 from distill.storage.files import read_json, write_json
 from distill.students.from_layers import from_layers
-from distill.training.resolve import supported
+from distill.training.resolve import keep_supported
 
 COMMAND = "command.json"
 PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
@@ -115,7 +115,7 @@ class FitCommand:
         for student in self.students:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # fit gives the same warnings
-                supported(self.objectives(student), task.train)
+                keep_supported(self.objectives(student), task.train)
 
     def objectives(self, student: str, words: Tensor | None = None) -> list[Objective]:
         """Return the objectives of one student.

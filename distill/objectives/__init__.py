@@ -1,4 +1,4 @@
-"""What a student is trained on: objectives return named, unweighted terms."""
+"""The objectives that a student is trained on, which return named, unweighted terms."""
 
 from distill.objectives.bert import DistilBERT, TinyBERT
 from distill.objectives.boundary import BSS

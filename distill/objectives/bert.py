@@ -27,9 +27,16 @@ from distill.models.loss_masks import checked_tokens
 from distill.objectives.features import Cosine
 from distill.objectives.language import MaskedLM
 from distill.objectives.objective import About, Objective
-from distill.objectives.regressors import Layers, matched, refuse_nowhere, regress, regressors_for, shown
+from distill.objectives.regressors import (
+    Layers,
+    format_layers,
+    match_features,
+    refuse_no_layers,
+    regress,
+    regressors_for,
+)
 from distill.objectives.response import KD
-from distill.objectives.step import Reads, Step, averaged, nothing
+from distill.objectives.step import Reads, Step, average_loss, zero_of
 from distill.precision import widen
 from interventions import Location
 
@@ -131,7 +138,7 @@ class TinyBERT(Objective):
             raise DistillError(f"TinyBERT(maps={maps!r}) does not exist; use 'shared' (one for all layers) or 'each'.")
         if stage not in (None, 1, 2):
             raise DistillError(f"TinyBERT(stage={stage}) does not exist; use 1 (layers), 2 (answers) or None (both).")
-        refuse_nowhere(layers, "TinyBERT")
+        refuse_no_layers(layers, "TinyBERT")
         refuse_unless_positive("TinyBERT", temperature=temperature, lr=lr)
         self.stage, self.layers, self.temperature, self.lr = stage, layers, temperature, lr
         self.shares_map, self.tokens = maps == "shared", checked_tokens(tokens, "TinyBERT")
@@ -166,18 +173,18 @@ class TinyBERT(Objective):
             terms["tinybert_attention"] = torch.stack(self._attention(step)).sum()
             losses = []
             for at, place in self._hidden():
-                student, teacher = matched(step.student, place, step.taught, at, "TinyBERT")
+                student, teacher = match_features(step.student, place, step.taught, at, "TinyBERT")
                 mask = step.mask(student, place, self.tokens)
                 shared = self.shares_map and at != EMBEDDING
                 needed = not shared or student.shape[-1] != teacher.shape[-1]
                 mapped = regress(self.maps, self._first or at if shared else at, student) if needed else student
-                losses.append(averaged(step, partial(hint, mask=mask), mapped, teacher, mask))
+                losses.append(average_loss(step, partial(hint, mask=mask), mapped, teacher, mask))
             terms["tinybert_hidden"] = torch.stack(losses).sum()
         if self.stage != 1:
             student, teacher = step.student.logits, step.taught.logits
             mask = step.mask(student, tokens=self.tokens)
             loss = partial(soft_cross_entropy, temperature=self.temperature, mask=mask)
-            terms["tinybert_prediction"] = averaged(step, loss, student, teacher, mask)
+            terms["tinybert_prediction"] = average_loss(step, loss, student, teacher, mask)
         return terms
 
     def extra_repr(self) -> str:
@@ -185,7 +192,7 @@ class TinyBERT(Objective):
         settings = [f"stage={self.stage}", f"temperature={self.temperature}", f"lr={self.lr}"]
         settings += [] if self.shares_map else ["maps='each'"]
         settings += ["tokens='all'"] if self.tokens == "all" else []
-        return ", ".join(settings + ([] if self.layers is None else [f"layers={shown(self.layers)}"]))
+        return ", ".join(settings + ([] if self.layers is None else [f"layers={format_layers(self.layers)}"]))
 
     @property
     def _layers(self) -> Layers:
@@ -200,7 +207,7 @@ class TinyBERT(Objective):
         """Return the teacher location under which the map of all layers is kept: the first where the widths differ."""
         found: dict[tuple[int, int], Location] = {}
         for above, below in self._layers.items():
-            student, teacher = matched(step.student, below, step.taught, above, "TinyBERT")
+            student, teacher = match_features(step.student, below, step.taught, above, "TinyBERT")
             if student.shape[-1] != teacher.shape[-1]:
                 found.setdefault((student.shape[-1], teacher.shape[-1]), above)
         if len(found) > 1:
@@ -246,7 +253,7 @@ def scores_error(
     if mask is None:
         return each.mean()
     is_left = mask.bool().any(1)
-    return each[is_left].mean() if bool(is_left.any()) else nothing(each)
+    return each[is_left].mean() if bool(is_left.any()) else zero_of(each)
 
 
 def _is_attended(scores: Tensor) -> Tensor:

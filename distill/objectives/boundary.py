@@ -21,7 +21,7 @@ from distill.losses.boundary import STOPS, Bounds
 from distill.losses.common import find_labelled
 from distill.objectives.objective import About, Objective
 from distill.objectives.points import Places, check_points, functions
-from distill.objectives.step import Step, nothing
+from distill.objectives.step import Step, zero_of
 from distill.objectives.term_weights import Ramp, Weight
 from distill.precision import widen
 
@@ -119,7 +119,7 @@ class BSS(Objective):
         done = step.moment.progress >= self.schedule.until
         chosen = torch.arange(0) if done else self._choose(step)
         if not len(chosen):
-            return {"bss": nothing(logits)}
+            return {"bss": zero_of(logits)}
         teacher, student = functions(step, self.at, "BSS()")
         points, teacher = teacher.points, teacher.take(chosen)
         labels = step.batch["labels"][chosen]

@@ -30,8 +30,8 @@ from distill.objectives.memories import Classes, Memory
 from distill.objectives.objective import About, Objective, linear
 from distill.objectives.points import Places, of_both
 from distill.objectives.processes import gather, processes
-from distill.objectives.step import Reads, Step, nothing
-from distill.objectives.term_weights import named
+from distill.objectives.step import Reads, Step, zero_of
+from distill.objectives.term_weights import describe_function
 from distill.precision import widen
 from distill.teachers.verbs import refuse_elsewhere
 from interventions import Location, Run
@@ -135,7 +135,7 @@ class CRD(Objective):
         features, rows = self.embedded(step), self.embedded.select(step, rows)
         if not len(rows):
             self._remember(step, rows, *features)
-            return {"crd": nothing(features[0]) + nothing(features[1])}
+            return {"crd": zero_of(features[0]) + zero_of(features[1])}
         chosen = torch.cat([rows[:, None], self.classes.others(rows, self.negatives, step.drawing("crd"))], 1)
         scores = (m.scores(each, chosen, self.temperature) for each, m in zip(features, memories, strict=True))
         values = [nce(each[:, :1], each[:, 1:], len(self.classes.order)) for each in scores]
@@ -223,7 +223,7 @@ class ICD(Objective):
         student, teacher = self.embedded(step)
         scale, kind = self.log_scale.exp().clamp(max=10.0), self.embedded.kind(step)
         if not len(student):
-            zero = nothing(student) + nothing(scale[None])
+            zero = zero_of(student) + zero_of(scale[None])
             return {"icd_contrast": zero, "icd_invariance": zero}
         return {
             "icd_contrast": step.mean(contrast(student, teacher, scale), kind),
@@ -232,7 +232,7 @@ class ICD(Objective):
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
-        shown = f", divergence={named(self.divergence)}" if self.divergence is not forward_kl else ""
+        shown = f", divergence={describe_function(self.divergence)}" if self.divergence is not forward_kl else ""
         return f"{self.embedded.extra_repr()}, lr={self.lr}{shown}"
 
 

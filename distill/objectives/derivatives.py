@@ -21,7 +21,7 @@ from distill.models.inputs import answer_mask, students
 from distill.models.loss_masks import checked_tokens
 from distill.objectives.objective import About, Objective
 from distill.objectives.points import Places, check_points, functions
-from distill.objectives.step import Step, nothing
+from distill.objectives.step import Step, zero_of
 
 
 @checked
@@ -89,7 +89,7 @@ class Sobolev(Objective):
             if tokens is not None and not bool(tokens.bool().any(1).all()):
                 some = tokens.bool().any(1).nonzero()[:, 0]
                 if not len(some):
-                    return {name: nothing(step.student.logits) for name in self._names}
+                    return {name: zero_of(step.student.logits) for name in self._names}
                 teacher, student, points = teacher.take(some), student.take(some), points[some]
                 real = None if real is None else real[some]
             mask = None if real is None else real[..., None].expand(points.shape)

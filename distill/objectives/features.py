@@ -20,8 +20,16 @@ from distill.interchange.mapping import Entry, depth
 from distill.losses import attention_transfer, cosine, hint, patient
 from distill.models.loss_masks import SOURCE, checked_tokens
 from distill.objectives.objective import About, Objective
-from distill.objectives.regressors import Layers, key_of, matched, refuse_nowhere, regress, regressors_for, shown
-from distill.objectives.step import Reads, Step, averaged, nothing
+from distill.objectives.regressors import (
+    Layers,
+    format_layers,
+    key_of,
+    match_features,
+    refuse_no_layers,
+    regress,
+    regressors_for,
+)
+from distill.objectives.step import Reads, Step, average_loss, zero_of
 from interventions import InterventionError, Location, Model, architecture
 
 
@@ -57,7 +65,7 @@ class Cosine(Objective):
         above, below = self._places or _last_hidden(step)
         student, teacher = step.student.vectors(below), step.taught.vectors(above)
         mask = step.mask(student, below, self.tokens)
-        return {"cosine": averaged(step, partial(cosine, mask=mask), student, teacher, mask)}
+        return {"cosine": average_loss(step, partial(cosine, mask=mask), student, teacher, mask)}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
@@ -114,14 +122,14 @@ class PKD(Objective):
         if not given:
             return {"pkd": step.mean(patient(student, teacher))}
         is_left = torch.stack([mask.bool().any(1) for mask in given]).all(0)
-        value = patient(student[is_left], teacher[is_left]) if bool(is_left.any()) else nothing(student)
+        value = patient(student[is_left], teacher[is_left]) if bool(is_left.any()) else zero_of(student)
         kinds = [step.kind_of(mask) for mask in given]
         return {"pkd": step.mean(value, next((kind for kind in kinds if SOURCE not in kind), kinds[0]))}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         return ", ".join(
-            ([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _tokens_setting(self.tokens)
+            ([] if self.layers is None else [f"layers={format_layers(self.layers)}"]) + _tokens_setting(self.tokens)
         )
 
 
@@ -159,7 +167,7 @@ class FitNets(Objective):
         super().__init__()
         refuse_unless_positive("FitNets", lr=lr)
         self.layers, self.lr, self.tokens = layers, lr, checked_tokens(tokens, "FitNets")
-        refuse_nowhere(layers, "FitNets")
+        refuse_no_layers(layers, "FitNets")
         self._given = dict(regressors or {})
         odd = [at for at in self._given if layers is not None and at not in layers]
         if odd:
@@ -190,15 +198,15 @@ class FitNets(Objective):
         """Return the term `hint`."""
         losses = []
         for above, below in self._layers.items():
-            student, teacher = matched(step.student, below, step.taught, above, "FitNets")
+            student, teacher = match_features(step.student, below, step.taught, above, "FitNets")
             mask = step.mask(student, below, self.tokens)
             mapped = regress(self.regressors, above, student)
-            losses.append(averaged(step, partial(hint, mask=mask), mapped, teacher, mask))
+            losses.append(average_loss(step, partial(hint, mask=mask), mapped, teacher, mask))
         return {"hint": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
-        settings = [] if self.layers is None else [f"layers={shown(self.layers)}"]
+        settings = [] if self.layers is None else [f"layers={format_layers(self.layers)}"]
         return ", ".join(settings + ([f"lr={self.lr}"] if self.lr is not None else []) + _tokens_setting(self.tokens))
 
     @property
@@ -232,7 +240,7 @@ class AT(Objective):
 
     def __init__(self, layers: Layers | None = None, *, tokens: str = "labelled") -> None:
         super().__init__()
-        refuse_nowhere(layers, "AT")
+        refuse_no_layers(layers, "AT")
         self.layers, self.tokens = layers, checked_tokens(tokens, "AT")
 
     @property
@@ -258,14 +266,14 @@ class AT(Objective):
             student, teacher = step.student.activations[below], step.taught.activations[above]
             queries, pairs = _pairs_of_tokens(step, below, student, self.tokens)
             none = pairs is not None and not bool(pairs.any())
-            value = nothing(student) if none else attention_transfer(student, teacher, pairs)
+            value = zero_of(student) if none else attention_transfer(student, teacher, pairs)
             losses.append(step.mean(value, step.kind_of(queries)))
         return {"at": torch.stack(losses).sum()}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         return ", ".join(
-            ([] if self.layers is None else [f"layers={shown(self.layers)}"]) + _tokens_setting(self.tokens)
+            ([] if self.layers is None else [f"layers={format_layers(self.layers)}"]) + _tokens_setting(self.tokens)
         )
 
     def _layers(self, mapping: Sequence[Entry]) -> Layers:

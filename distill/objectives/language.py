@@ -20,7 +20,7 @@ from distill.losses import cross_entropy
 from distill.models.inputs import MASKED, TEACHERS, following, writes_labels
 from distill.models.loss_masks import LABELS
 from distill.objectives.objective import About, Objective
-from distill.objectives.step import Step, nothing
+from distill.objectives.step import Step, zero_of
 
 FOLLOWING = "next_tokens"
 
@@ -94,7 +94,7 @@ class MaskedLM(Objective):
         labels = step.batch[MASKED] if MASKED in step.batch else step.labels_in_place("MaskedLM()")
         _refuse_other_shapes(logits, labels, "MaskedLM")
         if not bool((labels != -100).any()):
-            return {"mlm": nothing(logits)}
+            return {"mlm": zero_of(logits)}
         return {"mlm": step.mean(cross_entropy(logits, labels), MASKED if MASKED in step.batch else LABELS)}
 
     def extra_repr(self) -> str:
@@ -134,7 +134,7 @@ class CausalLM(Objective):
         logits = logits if writes else logits[:, :-1]
         _refuse_other_shapes(logits, labels, "CausalLM")
         if not bool((labels != -100).any()):
-            return {"clm": nothing(logits)}
+            return {"clm": zero_of(logits)}
         return {"clm": step.mean(cross_entropy(logits, labels), LABELS if writes else FOLLOWING)}
 
 

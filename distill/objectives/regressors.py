@@ -15,7 +15,9 @@ Layers = Mapping[Location, Location]
 """The layers that are compared: {teacher location: student location}."""
 
 
-def matched(student_run: Run, below: Location, teacher_run: Run, above: Location, caller: str) -> tuple[Tensor, Tensor]:
+def match_features(
+    student_run: Run, below: Location, teacher_run: Run, above: Location, caller: str
+) -> tuple[Tensor, Tensor]:
     """Return the features of student and teacher, `[batch, width]` or `[batch, position, width]`, at equal positions.
 
     Of feature maps of different sizes the larger is averaged down to the smaller.
@@ -47,7 +49,7 @@ def regressors_for(
     """
     made = {}
     for above, below in layers.items():
-        student, teacher = matched(step.student, below, step.taught, above, caller)
+        student, teacher = match_features(step.student, below, step.taught, above, caller)
         widths = student.shape[-1], teacher.shape[-1]
         new = nn.Identity() if widths[0] == widths[1] else linear(*widths, like=student)
         made[key_of(above)] = (given or {}).get(above, new)
@@ -69,13 +71,13 @@ def regress(regressors: nn.ModuleDict, at: Location, student: Tensor) -> Tensor:
     return module(student if parameter is None else student.to(parameter.dtype))
 
 
-def refuse_nowhere(layers: Layers | None, caller: str) -> None:
+def refuse_no_layers(layers: Layers | None, caller: str) -> None:
     """Raise DistillError if the layers to compare are given and empty."""
     if layers is not None and not layers:
         raise DistillError(f"{caller}(layers={{}}) compares nothing; give {caller}({{Location(1): Location(0)}}).")
 
 
-def shown(layers: Layers) -> str:
+def format_layers(layers: Layers) -> str:
     """Return the layers as text for printing."""
     return "{" + ", ".join(f"{str(above)!r}: {str(below)!r}" for above, below in layers.items()) + "}"
 

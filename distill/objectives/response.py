@@ -35,8 +35,8 @@ from distill.models.inputs import TEACHERS, inputs_of
 from distill.models.loss_masks import LABELS, TOKENS, answers_by_decoder, checked_tokens
 from distill.objectives.answers import Answers, answers_of, check_answers, decide_answers
 from distill.objectives.objective import About, Objective
-from distill.objectives.step import Step, averaged, nothing
-from distill.objectives.term_weights import named
+from distill.objectives.step import Step, average_loss, zero_of
+from distill.objectives.term_weights import describe_function
 from interventions import run
 
 
@@ -115,14 +115,14 @@ class KD(Objective):
         teacher = self._perturb(teacher, self.teacher_noise, "teacher", step)
         mask = step.mask(student, tokens=self.tokens)
         loss = partial(self._divergence, answers=answers, mask=mask)
-        return {"kd": averaged(step, loss, student, teacher, mask)}
+        return {"kd": average_loss(step, loss, student, teacher, mask)}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         shown = [f"temperature={self.temperature}"]
         shown += [f"reduction={self.reduction!r}"] if self.reduction != "batchmean" else []
         shown += ["scale_t2=False"] if not self.scale_t2 else []
-        shown += [f"divergence={named(self.divergence)}"] if self.divergence is not forward_kl else []
+        shown += [f"divergence={describe_function(self.divergence)}"] if self.divergence is not forward_kl else []
         for setting in ("answers", "teacher_noise", "student_noise"):
             value = getattr(self, setting)
             shown += [f"{setting}={value!r}"] if value is not None else []
@@ -138,7 +138,7 @@ class KD(Objective):
             return kd(student, teacher, *settings, mask=mask, divergence=self.divergence)
         if self.divergence is not forward_kl:
             raise DistillError(
-                f"KD(divergence={named(self.divergence)}) compares classes, and these "
+                f"KD(divergence={describe_function(self.divergence)}) compares classes, and these "
                 "models answer with several labels an example; leave divergence out, or use divergence=squared_error."
             )
         return multi_label_kd(student, teacher, self.temperature, self.reduction, self.scale_t2, mask=mask)
@@ -206,7 +206,7 @@ class DKD(Objective):
                 f"{list(labels.shape)}; use KD(), which takes several labels and real values too."
             )
         if not bool((labels != -100).any()):
-            return {"dkd": nothing(student)}
+            return {"dkd": zero_of(student)}
         value = dkd(student, teacher, labels, self.alpha, self.beta, self.temperature)
         rise = min((floor(step.moment.epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
         return {"dkd": step.mean(value, TOKENS if step.labels_tokens else LABELS) * rise}
@@ -270,7 +270,7 @@ class Labels(Objective):
         if answers == "values" and not step.labels_tokens:
             return {"labels": step.mean(mean_squared_error(logits, labels))}
         if not bool(is_labelled.any()):
-            return {"labels": nothing(logits)}
+            return {"labels": zero_of(logits)}
         if answers == "values":
             return {"labels": step.mean(mean_squared_error(logits[is_labelled], labels[is_labelled]), LABELS)}
         if answers == "labels":

@@ -20,8 +20,8 @@ from distill.losses import Divergence, forward_kl
 from distill.models.inputs import mask_of
 from distill.models.loss_masks import IGNORED, answer_labels, checked_tokens
 from distill.objectives.objective import About, Objective
-from distill.objectives.step import Step, nothing
-from distill.objectives.term_weights import named
+from distill.objectives.step import Step, zero_of
+from distill.objectives.term_weights import describe_function
 
 
 @checked
@@ -85,10 +85,10 @@ class SpanKD(Objective):
                     f"{list(logits.shape)}; for classifiers use KD()."
                 )
         if step.moment.shares.get("spans") == 0:  # other parts of this step have pairs
-            return {"span_kd": nothing(student)}
+            return {"span_kd": zero_of(student)}
         spans = self._counting(step.batch, self.alignment.spans(step.batch, self.by))
         if not len(spans.rows):
-            return {"span_kd": nothing(student)}
+            return {"span_kd": zero_of(student)}
         loss = span_kd(
             student,
             teacher,
@@ -104,7 +104,7 @@ class SpanKD(Objective):
         """Return the settings for printing."""
         settings = f"temperature={self.temperature}, by={self.by!r}, scale_t2={self.scale_t2}"
         shown = ", tokens='all'" if self.tokens == "all" else ""
-        return f"{settings}, divergence={named(self.divergence)}{shown}"
+        return f"{settings}, divergence={describe_function(self.divergence)}{shown}"
 
     def _counting(self, batch: Mapping[str, Tensor], spans: Spans) -> Spans:
         """Return the pairs of positions whose answer counts."""

@@ -249,15 +249,15 @@ class Step:
         return torch.Generator(self.generator.device).manual_seed(seed % 2**63)
 
 
-def nothing(values: Tensor) -> Tensor:
+def zero_of(values: Tensor) -> Tensor:
     """Return 0 with a graph to the values, whatever they are."""
     return values[..., :0].sum()
 
 
-def averaged(
+def average_loss(
     step: Step, loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Return the loss at the positions that a mask keeps, as its part of the whole step; 0 where it keeps none."""
     if mask is not None and not bool(mask.any()):
-        return nothing(student)
+        return zero_of(student)
     return step.mean(loss(student, teacher), mask)

@@ -56,14 +56,14 @@ def weight_at(weight: Weight, progress: float, term: str) -> float:
     return float(found)
 
 
-def named(function: Callable[..., object]) -> str:
+def describe_function(function: Callable[..., object]) -> str:
     """Return a text for a function that is the same in every process.
 
     >>> from functools import partial
-    >>> named(partial(pow, 2))
+    >>> describe_function(partial(pow, 2))
     'partial(pow, 2)'
     """
     if isinstance(function, partial):
         settings = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
-        return f"partial({', '.join([named(function.func), *settings])})"
+        return f"partial({', '.join([describe_function(function.func), *settings])})"
     return getattr(function, "__qualname__", None) or repr(function)

@@ -29,11 +29,11 @@ from distill.objectives.term_weights import Weight
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of, parts_of, weights_of
-from distill.training.progress import Plain, Record, shown
+from distill.training.progress import Plain, Record, show_progress
 from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
-from distill.training.schedule import Schedule, drawing, order, weighted
+from distill.training.schedule import Schedule, drawing, order, weigh
 from interventions import InterventionError, Model
 
 ONE_ROW = "more than 1 value per channel"
@@ -85,7 +85,7 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
     total, per_epoch = schedule.total(len(rows), processes), schedule.per_epoch(len(rows), processes)
     begun: list[nn.Module] = []
     loss = partial(
-        weighted, weights=training.weights, default=weights_of(computation.objectives), left_out=training.left_out
+        weigh, weights=training.weights, default=weights_of(computation.objectives), left_out=training.left_out
     )
     with ExitStack() as modes:
         modes.callback(_keep_pad_tokens, begun)
@@ -177,7 +177,7 @@ def run_to_end(
     records = each_answered(networks, answers, train(training, accelerator))
     began = time.monotonic()
     with hold_folder(training.folder), closing(records):
-        done = until_done(shown(records, title, console or Plain()), training.folder)
+        done = until_done(show_progress(records, title, console or Plain()), training.folder)
         yield tuple(done), time.monotonic() - began
 
 

@@ -39,7 +39,7 @@ def console_of() -> Console:
     return console if console.is_terminal else Plain(width=120, no_color=True)
 
 
-def shown(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
+def show_progress(records: Iterable[Record], title: str, console: Console) -> Iterator[Record]:
     """Yield the records as they come, and show step, loss, terms and the remaining time on the console.
 
     On a console that is no terminal, `LINES` plain lines without control characters are shown.

@@ -18,7 +18,7 @@ from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.processes import process_state
-from distill.objectives.term_weights import Weight, named
+from distill.objectives.term_weights import Weight, describe_function
 from distill.tasks.loading import training_rows
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints
@@ -63,12 +63,12 @@ class Training:
     @cached_property
     def seen(self) -> SeenRows:
         """The rows that are trained on, by their content when this is first read."""
-        return remembered(self.computation.learning[0], self.rows, self.schedule, process_state().num_processes)
+        return rows_seen_by(self.computation.learning[0], self.rows, self.schedule, process_state().num_processes)
 
     @property
     def weights_as_text(self) -> dict[str, Any]:
         """The weights as plain data, for JSON."""
-        return {name: named(weight) if callable(weight) else weight for name, weight in self.weights.items()}
+        return {name: describe_function(each) if callable(each) else each for name, each in self.weights.items()}
 
     def kept(
         self,
@@ -121,9 +121,9 @@ def training_of(
         DistillError: the arguments do not fit together.
     """
     requested = objectives_of(objective, teacher, mapping)
-    entries = mapped(teacher, student, mapping, requested)
+    entries = resolve_mapping(teacher, student, mapping, requested)
     rows = rows_for(teacher, student, data, schedule)
-    objectives, left_out = supported(requested, rows)
+    objectives, left_out = keep_supported(requested, rows)
     check(teacher, student, rows, entries)
     if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
         raise DistillError(
@@ -176,7 +176,7 @@ def _refuse_two_masks(objectives: Sequence[Any]) -> None:
         )
 
 
-def supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[Objective], tuple[str, ...]]:
+def keep_supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[Objective], tuple[str, ...]]:
     """Return the objectives for which the data has all columns, and the terms of those that are left out.
 
     Objectives that need labels are left out, with a warning, if the data has none, as a transfer set may.
@@ -223,7 +223,7 @@ def feed_of(model: CausalModel, data: Any, schedule: Schedule) -> Feed:
     return Samples(model, schedule.seed, (schedule.steps or SAMPLED_STEPS) * schedule.batch_size)
 
 
-def mapped(
+def resolve_mapping(
     teacher: Model | Served | CausalModel | None,
     student: nn.Module,
     mapping: Sides | tuple[Entry, ...] | str | None,
@@ -240,7 +240,7 @@ def mapped(
     return entries_of("full" if mapping is None else mapping, teacher, student)
 
 
-def remembered(student: nn.Module, rows: Rows | Feed, schedule: Schedule, processes: int = 1) -> SeenRows:
+def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule, processes: int = 1) -> SeenRows:
     """Return the rows that a student is trained on: all rows of data as they are now, or sampled bases."""
     if isinstance(rows, Rows):
         return SeenRows.of(rows.table, _columns_read(student, rows))

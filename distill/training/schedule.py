@@ -136,7 +136,7 @@ class Schedule:
         return OPTIMIZERS[self.optimizer](groups, lr=self.lr, weight_decay=self.weight_decay)
 
 
-def weighted(
+def weigh(
     terms: Mapping[str, Tensor],
     weights: Mapping[str, Weight] | None,
     progress: float = 0.0,

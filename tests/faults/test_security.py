@@ -34,7 +34,7 @@ from distill.models.pretrained import load_classifier, load_tokenizer
 from distill.results import FitResult, curves
 from distill.tasks import Rows, Task
 from distill.teachers.cache import Cache
-from distill.training.progress import Plain, Record, shown
+from distill.training.progress import Plain, Record, show_progress
 from interventions import InterventionError, Location, heat_map, printable
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\x9b31m\rb\x08\u202ec\u2066[red]d[/red]<script>alert(1)</script>$x$\udcff\n"
@@ -86,7 +86,7 @@ def of_names(written: str) -> str:
     [
         lambda console: console.print(report().table()),
         lambda console: console.print(f"report: {HOSTILE}", markup=False),
-        lambda console: list(shown(records(), HOSTILE, console)),
+        lambda console: list(show_progress(records(), HOSTILE, console)),
     ],
     ids=["table", "line", "progress"],
 )
@@ -100,7 +100,7 @@ def test_consoles_show_names_and_obey_none(show, terminal):
 
 def test_a_console_of_the_users_own_gets_printable_progress():
     console = Console(file=io.StringIO(), width=300, force_terminal=False)
-    list(shown(records(), HOSTILE, console))
+    list(show_progress(records(), HOSTILE, console))
     console.print(report().table())
     assert not OBEYED.search(console.file.getvalue())
     assert "[red]d[/red]" in console.file.getvalue()

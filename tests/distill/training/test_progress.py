@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from distill import Record
-from distill.training.progress import shown
+from distill.training.progress import show_progress
 
 
 def records(count, first=1, total=None):
@@ -14,7 +14,7 @@ def records(count, first=1, total=None):
 
 def drawn(steps, **settings):
     console = Console(file=io.StringIO(), width=120, **settings)
-    passed = list(shown(steps, "student", console))
+    passed = list(show_progress(steps, "student", console))
     return passed, console.file.getvalue()
 
 
@@ -57,7 +57,7 @@ def test_the_records_are_closed_with_the_bar():
             closed.append(True)
 
     for force in (True, False):
-        showing = shown(steps(), "x", Console(file=io.StringIO(), force_terminal=force))
+        showing = show_progress(steps(), "x", Console(file=io.StringIO(), force_terminal=force))
         next(showing)
         showing.close()
     assert closed == [True, True]

@@ -26,9 +26,9 @@ ALIGN = {"steps": 2, "batch_size": 4, "console": QUIET}
 PLACES = {Location(0): Location(0, subspace=Rotation(4))}
 RESOLVED = {
     "objectives_of": "distill.training.resolve",
-    "mapped": "distill.training.resolve",
+    "resolve_mapping": "distill.training.resolve",
     "rows_for": "distill.training.resolve",
-    "supported": "distill.training.resolve",
+    "keep_supported": "distill.training.resolve",
     "entries_of": "distill.interchange.mapping",
     "refuse_wholes": "distill.interchange.whole_state",
     "given": "distill.causal.feed",
@@ -122,8 +122,8 @@ def test_a_file_is_read_and_tokenised_once(how, network, calls, tmp_path):
 @pytest.mark.parametrize("how", ["fit", "fit in a folder", "steps", "chain"])
 def test_objectives_and_pairs_are_made_once(how, network, calls, tmp_path):
     started(how, network, write_csv(tmp_path / "x.csv", sentences(40)), tmp_path)
-    assert {name: calls[name] for name in ("objectives_of", "mapped", "rows_for", "supported")} == {
-        "objectives_of": 1, "mapped": 1, "rows_for": 1, "supported": 1,
+    assert {name: calls[name] for name in ("objectives_of", "resolve_mapping", "rows_for", "keep_supported")} == {
+        "objectives_of": 1, "resolve_mapping": 1, "rows_for": 1, "keep_supported": 1,
     }  # fmt: skip
     assert calls["marks_of"] == (how != "steps")  # its one column of tokens
 
@@ -156,7 +156,7 @@ def test_held_out_rows_of_a_causal_model_are_checked_once(calls):
     mapping = {"inner": Location(module="hidden", dims=[0])}
     distill.fit(SUM, turned(), mapping, rows, eval_data=others, **SHORT)
     assert calls["given"] == 2
-    assert calls["mapped"] == calls["objectives_of"] == calls["rows_for"] == 1
+    assert calls["resolve_mapping"] == calls["objectives_of"] == calls["rows_for"] == 1
 
 
 def test_a_file_that_is_gone_before_it_is_measured(network, tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distill import KD, DistillError, Labels, Ramp, Schedule, fit, steps
-from distill.training.schedule import weighted
+from distill.training.schedule import weigh
 from tests.distill.tiny_models import QUIET, mlp, same, spread, vectors, weights
 
 
@@ -78,10 +78,10 @@ def test_weights_that_change_are_those_of_the_moment():
 
 def test_weights_are_ones_own_then_the_methods_then_1():
     terms = {"a": torch.tensor(1.0), "b": torch.tensor(10.0), "c": torch.tensor(100.0)}
-    assert weighted(terms, {"a": 3.0}, default={"a": 7.0, "b": 2.0}).item() == 123.0
+    assert weigh(terms, {"a": 3.0}, default={"a": 7.0, "b": 2.0}).item() == 123.0
     with pytest.raises(DistillError, match="weights names 'd' and the terms are a, b, c"):
-        weighted(terms, {"d": 1.0})
-    assert weighted(terms, {"d": 1.0}, left_out=["d"]).item() == 111.0
+        weigh(terms, {"d": 1.0})
+    assert weigh(terms, {"d": 1.0}, left_out=["d"]).item() == 111.0
 
 
 def test_a_schedule_is_resumed_from_its_file(tmp_path):
