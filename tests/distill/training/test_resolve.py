@@ -20,6 +20,7 @@ from tests.distill.tiny_models import QUIET, mlp, vectors
 from tests.distill.wired import SUM
 
 fitting = importlib.import_module("distill.fit")  # distill.fit is the function
+importlib.import_module("distill.alignment.align")  # before `calls` replaces functions, which it would keep replaced
 SCHEDULE = Schedule(steps=2, batch_size=4)
 SHORT = {"schedule": SCHEDULE, "console": QUIET}
 ALIGN = {"steps": 2, "batch_size": 4, "console": QUIET}
