@@ -27,6 +27,11 @@ ORDER = {
         training evaluation metrics alignment results fit specialists mutual chain teach compat cli""".split(),
 }
 MOST_FILES = 20
+MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
+"""Of its code, without its docstring."""
+LONG = {"unpack": "interventions/tracing/packing.py sends it to hosts whole, as source text"}
+"""Functions that may be longer, and why."""
 HANDING_ON = """
     interventions interventions.subspaces interventions.tracing distill distill.losses distill.networks
     distill.objectives distill.tasks""".split()
@@ -301,6 +306,29 @@ def broken_by_folder(module: Module) -> Iterator[str]:
         yield f"holds more or less than a docstring; say what the folder is for, or add it to HANDING_ON of {THIS_FILE}"
 
 
+def too_long(root: Path) -> Iterator[str]:
+    """Files, and functions without their docstrings, of more lines than a reader keeps in mind."""
+    for package in ORDER:
+        for path in sorted((root / package).rglob("*.py")):
+            where, text = path.relative_to(root), path.read_text(encoding="utf-8")
+            if (lines := len(text.splitlines())) > MOST_LINES:
+                yield f"{where}: {lines} lines, more than {MOST_LINES}; make two files that say what they hold"
+            for node in ast.walk(ast.parse(text)):
+                if (
+                    is_function(node)
+                    and node.name not in LONG
+                    and (lines := length_of(node)) > MOST_LINES_OF_A_FUNCTION
+                ):
+                    yield f"{where}: {node.name} has {lines} lines, more than {MOST_LINES_OF_A_FUNCTION}; split it"
+
+
+def length_of(function: ast.FunctionDef) -> int:
+    """The lines of a function without its docstring."""
+    first = function.body[0]
+    documented = ast.get_docstring(function) is not None
+    return function.end_lineno - function.lineno + 1 - (first.end_lineno - first.lineno + 1 if documented else 0)
+
+
 def circles(root: Path) -> Iterator[str]:
     """Files that import each other, inside functions too; each stands before what it imports."""
     tree = Tree(root)
@@ -344,6 +372,22 @@ def test_the_packages_keep_to_the_rules():
 
 def test_no_files_import_each_other():
     assert not list(circles(REPOSITORY))
+
+
+def test_no_file_or_function_is_too_long():
+    assert not list(too_long(REPOSITORY))
+
+
+def test_what_is_too_long_is_found(tmp_path):
+    lines = "\n".join(f"    a{number} = 0" for number in range(MOST_LINES_OF_A_FUNCTION))
+    long_text = "\n".join(["a = 0"] * (MOST_LINES + 1))
+    (tmp_path / "distill").mkdir()
+    (tmp_path / "distill/a.py").write_text(f'def f():\n    """One.\n\n    More.\n    """\n{lines}\n')
+    (tmp_path / "distill/b.py").write_text(long_text)
+    found = list(too_long(tmp_path))
+    assert [each.split(",")[0] for each in found] == ["distill/a.py: f has 61 lines", "distill/b.py: 401 lines"]
+    (tmp_path / "distill/a.py").write_text(f'def f():\n    """One."""\n{lines[lines.index(chr(10)) + 1 :]}\n')
+    assert len(list(too_long(tmp_path))) == 1
 
 
 def test_every_file_is_tested():

@@ -12,7 +12,7 @@ SOURCES = sorted(path for package in ("interventions", "distill") for path in (R
 FORMULAS = ("distill/losses/", "interventions/metrics.py", "distill/evaluation/similarity.py")
 """Where a function is a formula: its docstring may open with what it computes, as a noun."""
 DIALECT = re.compile(
-    r"(?<![A-Za-z])(told|asked|theirs|ours|forever|nobody|whoever|goes? on|going on|is said|are said)(?![A-Za-z])",
+    r"(?<![A-Za-z])(told|asked|theirs|ours|forever|nobody|whoever|goes on|going on|is said|are said)(?![A-Za-z])",
     re.IGNORECASE,
 )
 QUOTED = {("distill/tasks/causal/verb_number.py", "told")}

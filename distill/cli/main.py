@@ -64,6 +64,18 @@ BatchSize = Annotated[int | None, typer.Option(help="Rows of a step.")]
 LearningRate = Annotated[float | None, typer.Option(help="The learning rate.")]
 Share = Annotated[float, typer.Option(help="The share of positions that are interchanged.")]
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+Teacher = Annotated[str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")]
+StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")]
+ObjectiveNames = Annotated[
+    str | None,
+    typer.Option(
+        help="kd, diito (KD + interchange), labels, dkd, icd, … (see distill objectives), or several with commas. "
+        "By default kd and diito, compared."
+    ),
+]
+ResumeFolder = Annotated[
+    Path | None, typer.Option(help="The folder of a run that was stopped: continue it, as it was started.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -77,20 +89,10 @@ def fit(
     classes: Classes = None,
     max_length: MaxLength = None,
     split_seed: SplitSeed = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")
-    ] = None,
-    student_layers: Annotated[
-        int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")
-    ] = None,
+    teacher: Teacher = None,
+    student_layers: StudentLayers = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late, single, or entries teacher~student.")] = "full",
-    objective: Annotated[
-        str | None,
-        typer.Option(
-            help="kd, diito (KD + interchange), labels, dkd, icd, … (see distill objectives), or several with commas. "
-            "By default kd and diito, compared."
-        ),
-    ] = None,
+    objective: ObjectiveNames = None,
     sources: Annotated[
         str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
     ] = None,
@@ -106,9 +108,7 @@ def fit(
     sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="The folder of a run that was stopped: go on with it, as it was started.")
-    ] = None,
+    resume: ResumeFolder = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Resume although the data, the teacher or a version has changed.")
     ] = False,
