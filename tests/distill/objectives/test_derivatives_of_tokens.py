@@ -10,15 +10,20 @@ from distill.training.computation import Computation
 from tests.distill.tiny_models import gpt2_lm, masked_lm, spread, text
 
 
+def computation_of(make):
+    return Computation(spread(make(2)), spread(make(2), 1), (), [Sobolev()])
+
+
 def step_of(batch, seed=0, make=masked_lm):
-    teacher, student = spread(make(2)), spread(make(2), 1)
-    return Computation(teacher, student, (), [Sobolev()]).step(batch, torch.Generator().manual_seed(seed))
+    return computation_of(make).step(batch, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_each_token_that_is_no_padding_is_drawn_alike(side):
     batch = text(3, 2, 5, labels=False, side=side).batch(range(3))
-    drawn = torch.stack([_draw_tokens(step_of(batch, seed)) for seed in range(400)])
+    computation = computation_of(masked_lm)
+    steps = (computation.step(batch, torch.Generator().manual_seed(seed)) for seed in range(400))
+    drawn = torch.stack([_draw_tokens(step) for step in steps])
     for row in range(3):
         counts = drawn[:, row].bincount(minlength=batch["input_ids"].shape[1])
         real = batch["attention_mask"][row].bool()
@@ -28,7 +33,7 @@ def test_each_token_that_is_no_padding_is_drawn_alike(side):
 
 
 @pytest.mark.parametrize("make", [masked_lm, gpt2_lm])
-def test_the_value_is_that_of_the_draw_tokenss_and_padding_changes_nothing(make):
+def test_the_value_is_that_of_the_drawn_tokens_and_padding_changes_nothing(make):
     batch = text(4, labels=False).batch(range(4))
     step = step_of(batch, make=make)
     token = _draw_tokens(step)
