@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiers import CASES, default_tier
+from tests.tiers import CASES, Count, default_tier
 
 
 class Item:
@@ -36,3 +36,11 @@ def test_marked_cases_are_left_to_the_full_tier():
 def test_a_function_whose_cases_are_all_marked_is_refused():
     with pytest.raises(pytest.UsageError, match="f has no case without the marker full"):
         names(Item("f[0]", full=True), Item("f[1]", full=True), Item("g"))
+
+
+def test_what_each_tier_runs_is_counted_by_folder():
+    count = Count()
+    cases = [Item(f"tests/distill/data/test_rows.py::test_rows[{i}]") for i in range(5)]
+    count.pytest_collection_modifyitems([*cases, Item("tests/test_shapes.py::test_shapes"), Item("a/b/c/d/e.py::f")])
+    assert count.default == {"tests/distill/data": 2, "tests/test_shapes.py": 1, "a/b/c": 1}
+    assert count.full_alone == {"tests/distill/data": 3}

@@ -1,5 +1,11 @@
-"""Two tiers of tests: by default some cases of each test function, with `--full` all of them."""
+"""Two tiers of tests: by default some cases of each test function, with `--full` all of them.
 
+`python -m tests.tiers` prints, for each folder, how many cases run by default and how many with `--full` alone.
+"""
+
+import contextlib
+import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -27,3 +33,42 @@ def _chosen(name: str, cases: list[pytest.Item]) -> Iterator[pytest.Item]:
         raise pytest.UsageError(f"{name} has no case without the marker full; leave one unmarked, a small one.")
     last = len(unmarked) - 1
     yield from (unmarked[i] for i in sorted({round(i * last / (CASES - 1)) for i in range(CASES)}))
+
+
+class Count:
+    """A plugin of pytest that counts, and runs nothing."""
+
+    def __init__(self) -> None:
+        self.default: Counter[str] = Counter()
+        self.full_alone: Counter[str] = Counter()
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Count the cases of each tier before any is left out."""
+        kept = set(default_tier(items))
+        for item in items:
+            (self.default if item in kept else self.full_alone)[_folder(item.nodeid)] += 1
+
+
+def _folder(nodeid: str) -> str:
+    """Return the folder of a test, of three levels at most; a file outside of folders stands for itself."""
+    *folders, file = nodeid.partition("::")[0].split("/")
+    return "/".join(folders[:3]) if len(folders) > 1 else "/".join([*folders, file])
+
+
+def main() -> None:
+    """Print a table: folder, cases of the default tier, cases of the full tier alone."""
+    count = Count()
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        status = pytest.main(["--collect-only", "-q", "-n0"], plugins=[count])
+    if status:
+        raise SystemExit(said.getvalue()[-3000:])
+    folders = sorted({*count.default, *count.full_alone})
+    print(f"{'':36}{'default':>9}{'only --full':>13}")
+    for folder in folders:
+        print(f"{folder:36}{count.default[folder]:9}{count.full_alone[folder]:13}")
+    print(f"{'all':36}{count.default.total():9}{count.full_alone.total():13}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,8 @@
 """Tiny random teachers, students and data, for the tests of `distill`. Nothing is downloaded."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -10,24 +13,24 @@ VOCABULARY, WIDTH, CLASSES = 40, 16, 3
 QUIET = Console(quiet=True)
 
 
-def bert(layers: int = 4, width: int = WIDTH, dropout: float = 0.0, labels: int = CLASSES) -> nn.Module:
-    from transformers import BertConfig, BertForSequenceClassification
+def bert_with(head: str, layers: int = 4, width: int = WIDTH, dropout: float = 0.0, **settings: Any) -> nn.Module:
+    """Return a BERT of the class `BertFor…`; `settings` of its configuration take the place of those written here."""
+    import transformers
 
-    return BertForSequenceClassification(
-        BertConfig(vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
-                   intermediate_size=24, max_position_embeddings=24, num_labels=labels, hidden_dropout_prob=dropout,
-                   attention_probs_dropout_prob=dropout)
-    )  # fmt: skip
+    sizes = dict(vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=layers, num_attention_heads=2,
+                 intermediate_size=24, max_position_embeddings=24, hidden_dropout_prob=dropout,
+                 attention_probs_dropout_prob=dropout)  # fmt: skip
+    return getattr(transformers, f"BertFor{head}")(transformers.BertConfig(**{**sizes, **settings}))
+
+
+def bert(
+    layers: int = 4, width: int = WIDTH, dropout: float = 0.0, labels: int = CLASSES, **settings: Any
+) -> nn.Module:
+    return bert_with("SequenceClassification", layers, width, dropout, num_labels=labels, **settings)
 
 
 def masked_lm(layers: int = 4) -> nn.Module:
-    from transformers import BertConfig, BertForMaskedLM
-
-    return BertForMaskedLM(
-        BertConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_hidden_layers=layers, num_attention_heads=2,
-                   intermediate_size=24, max_position_embeddings=24, hidden_dropout_prob=0.0,
-                   attention_probs_dropout_prob=0.0)
-    )  # fmt: skip
+    return bert_with("MaskedLM", layers)
 
 
 def vit(layers: int = 4, width: int = WIDTH, dropout: float = 0.0) -> nn.Module:
@@ -149,6 +152,17 @@ def vectors(rows: int = 24, seed: int = 0) -> Rows:
     return Rows(
         {"inputs": torch.randn(rows, 6, generator=draw), "labels": torch.randint(CLASSES, (rows,), generator=draw)}
     )
+
+
+def batch_of(make: Callable[[], nn.Module], rows: int = 3) -> dict[str, Tensor]:
+    """Return a batch for the models that `make` builds; with tokens that an encoder-decoder is to write."""
+    if make in (vit, CNN):
+        return images(rows).batch(range(rows))
+    if make is mlp:
+        return vectors(rows).batch(range(rows))
+    draw = torch.Generator().manual_seed(0)
+    written = torch.randint(5, VOCABULARY, (rows, 4), generator=draw)
+    return {**text(rows).batch(range(rows)), "decoder_input_ids": written}
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

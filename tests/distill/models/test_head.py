@@ -11,18 +11,16 @@ from tests.distill.tiny_models import (
     CNN,
     LSTM,
     VOCABULARY,
+    batch_of,
     bert,
     gpt2,
     gpt2_lm,
-    images,
     llama,
     masked_lm,
     mlp,
     same,
     spread,
     t5,
-    text,
-    vectors,
     vit,
     weights,
 )
@@ -59,15 +57,6 @@ HEADS = {
     CNN: "fc",
     LSTM: "head",
 }
-
-
-def batch_of(make):
-    if make in (vit, CNN):
-        return images(3).batch(range(3))
-    if make is mlp:
-        return vectors(3).batch(range(3))
-    batch = text(3).batch(range(3))
-    return {**batch, "decoder_input_ids": batch["input_ids"]}
 
 
 @pytest.mark.parametrize("make", HEADS)

@@ -92,12 +92,7 @@ def test_a_narrow_student_learns_with_its_maps():
 
 
 def test_other_heads_are_refused():
-    from transformers import BertConfig, BertForSequenceClassification
-
-    student = BertForSequenceClassification(
-        BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=8,
-                   max_position_embeddings=24, num_labels=3)
-    ).eval()  # fmt: skip
+    student = bert(2, num_attention_heads=4).eval()
     with pytest.raises(DistillError, match=r"TinyBERT compares attention head by head.*or use AT\(\)"):
         terms(spread(bert(4)), student, TinyBERT(stage=1), text(4).batch(range(4)))
     with pytest.raises(DistillError, match=r"TinyBERT\(stage=3\) does not exist"):

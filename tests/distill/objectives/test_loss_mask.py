@@ -40,19 +40,13 @@ from distill.training.computation import Computation
 from interventions import Location, Run, run
 from tests.distill.data.test_token_alignment import TEXTS, pieces
 from tests.distill.objectives.test_spans import language_model
-from tests.distill.tiny_models import VOCABULARY, gpt2_lm, llama, masked_lm, spread, t5, text
+from tests.distill.tiny_models import VOCABULARY, bert_with, gpt2_lm, llama, masked_lm, spread, t5, text
 
 ROWS = 5
 
 
 def tagger(layers: int = 2) -> nn.Module:
-    from transformers import BertConfig, BertForTokenClassification
-
-    return BertForTokenClassification(
-        BertConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
-                   intermediate_size=24, max_position_embeddings=24, num_labels=VOCABULARY, hidden_dropout_prob=0.0,
-                   attention_probs_dropout_prob=0.0)
-    )  # fmt: skip
+    return bert_with("TokenClassification", layers, num_labels=VOCABULARY)
 
 
 def labelled(side="right", *, of_tokens=False) -> dict[str, torch.Tensor]:

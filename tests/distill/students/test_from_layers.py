@@ -9,17 +9,16 @@ from distill.students.from_layers import spread as spread_layers
 from interventions import Location, run
 from tests.distill.tiny_models import (
     VOCABULARY,
+    batch_of,
     bert,
     gpt2,
     gpt2_lm,
-    images,
     llama,
     masked_lm,
     mlp,
     same,
     spread,
     t5,
-    text,
     vit,
     weights,
 )
@@ -34,13 +33,6 @@ STACKS = {
     llama: "model.layers",
     t5: "decoder.block",
 }
-
-
-def batch_of(make):
-    if make is vit:
-        return images(3).batch(range(3))
-    draw = torch.Generator().manual_seed(0)
-    return {**text(3).batch(range(3)), "decoder_input_ids": torch.randint(5, VOCABULARY, (3, 4), generator=draw)}
 
 
 def logits(model, batch):

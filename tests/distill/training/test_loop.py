@@ -389,18 +389,7 @@ def test_accumulation_is_refused_because_it_would_only_shrink_gradients():
 
 
 def test_vocabularies_that_differ():
-    from transformers import BertConfig, BertForSequenceClassification
-
-    other = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=50,
-            hidden_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=24,
-            num_labels=3,
-        )
-    )
+    other = bert(2, vocab_size=50)
     with pytest.raises(
         DistillError, match=r"the teacher knows 40 tokens and the student 50: .*distill.from_layers\(teacher"
     ):
