@@ -1,4 +1,5 @@
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -29,7 +30,7 @@ def report():
 
 
 def printed(width=80):
-    console = Console(width=width, no_color=True, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, no_color=True, record=True, file=io.StringIO())
     console.print(report().table())
     return console.export_text()
 
