@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -77,6 +78,22 @@ ResumeFolder = Annotated[
     Path | None, typer.Option(help="The folder of a run that was stopped: continue it, as it was started.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the version of the distribution, which holds both packages, and exit."""
+    if wanted:
+        print(f"distill {metadata.version('causal-distillation')}")
+        raise typer.Exit
+
+
+@app.callback()
+def show_version(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train a student to compute like its teacher, and measure how far it does."""
 
 
 @app.command()

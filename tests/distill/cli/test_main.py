@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -500,6 +501,13 @@ def test_help_names_the_commands():
     assert {"fit", "evaluate", "teach"} <= set(re.findall(r"\w+", out))
 
 
+def test_the_version_is_shown():
+    number = metadata.version("causal-distillation")
+    assert distill("--version") == (0, f"distill {number}\n", "")
+    command = [sys.executable, "-m", "interventions", "--version"]
+    assert subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True).stdout == f"interventions {number}\n"
+
+
 def test_objectives_are_listed():
     status, out, err = distill("objectives")
     assert (status, err) == (0, "")
@@ -541,10 +549,18 @@ finally:
 """
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help"), ("--version",), ("fit", "--lr", "fast")])
-def test_help_and_usage_need_no_torch(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "status", "shown"),
+    [
+        (("--help",), 0, "Usage: distill"),
+        (("fit", "--help"), 0, "Usage: distill"),
+        (("--version",), 0, "distill "),
+        (("fit", "--lr", "fast"), 2, "; see distill"),
+    ],
+)
+def test_help_and_usage_need_no_torch(arguments, status, shown):
     command = [sys.executable, "-c", WITHOUT_TORCH, *arguments]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert "imported in vain" not in done.stderr
-    assert done.returncode == (0 if "--help" in arguments else 2)
-    assert ("Usage: distill" if "--help" in arguments else "; see distill") in done.stdout + done.stderr
+    assert done.returncode == status
+    assert shown in done.stdout + done.stderr
