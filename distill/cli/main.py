@@ -80,11 +80,12 @@ ResumeFolder = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
-def _print_version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> bool:
     """Print the version of the distribution, which holds both packages, and exit."""
     if wanted:
         print(f"distill {metadata.version('causal-distillation')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
