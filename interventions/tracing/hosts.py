@@ -83,15 +83,41 @@ def status_in(message: bytes) -> dict[str, Any]:
 
 
 class _Plain(pickle.Unpickler):
-    """An unpickler of plain data that knows one class, the status of a job."""
+    """An unpickler of plain data that knows one class, the status of a job, whose names are its values.
+
+    Python writes a member of an enumeration as its class with its value, from 3.11.0 to 3.11.3 as the attribute of the
+    class that has its name: `getattr` is read as that, of this class alone.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) != ("nnsight.schema.response", "Status"):
-            raise _refuse(f"{module}.{name}")
-        return lambda value: value  # the message can set attributes of this function alone, which is dropped
+        if (module, name) == ("nnsight.schema.response", "Status"):
+            return _Status()
+        if (module, name) == ("builtins", "getattr"):
+            return _StatusNamed()
+        raise _refuse(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         raise _refuse("tensors in the message of a status")
+
+
+class _Status:
+    """The class of a status while a message is read: it gives the value, and a message can change nothing of it."""
+
+    __slots__ = ()
+
+    def __call__(self, value: Any) -> Any:
+        return value
+
+
+class _StatusNamed:
+    """`getattr` while a message is read: it gives the value of the status of a name, and refuses all else."""
+
+    __slots__ = ()
+
+    def __call__(self, owner: Any, name: Any) -> str:
+        if type(owner) is not _Status or type(name) is not str:
+            raise _refuse("builtins.getattr")
+        return name
 
 
 def result_in(content: bytes) -> Any:
