@@ -92,7 +92,8 @@ class IIT(Objective):
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
-        return f"strict={[str(place) for place in self.strict]}, detach_source={self.detach_source}"
+        settings = f"strict={[str(place) for place in self.strict]}, detach_source={self.detach_source}"
+        return settings if self.positions is None else f"positions={self.positions!r}, {settings}"
 
     def _interchange(self, step: Step, entry: Entry, base: Values, source: Values) -> Run:
         """Return the counterfactual run of the network for one entry of the mapping."""

@@ -3,7 +3,9 @@
 import inspect
 import platform
 import re
+import sys
 import types
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -11,7 +13,9 @@ from functools import partial
 from hashlib import blake2b
 from importlib import metadata
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,13 +26,19 @@ from distill.data.rows import Rows
 from distill.models.inputs import network_of
 from distill.objectives import Objective
 from distill.teachers.served import Served
+from interventions import Subspace
 
 PACKAGES = ("torch", "transformers", "accelerate", "causal-distillation")
 SOURCES = "public names"
 """The key under which fingerprints say which version of our own sources they were made from."""
-SOURCES_NOW = "3"
-"""2: DIITO has sources=, Location operation=. 3: docstrings and private names were written anew."""
+SOURCES_NOW = "4"
+"""2: DIITO has sources=, Location operation=. 3: docstrings and private names were written anew. 4: of functions also
+what they are bound to, and the globals that they read."""
 CHUNK = 4096
+INSTALLED = ("torch", "transformers", "tokenizers", "numpy", "distill", "interventions", *sys.stdlib_module_names)
+"""Modules whose objects are known by their class alone, as their attributes may change with use."""
+_known: WeakKeyDictionary[CausalModel, str] = WeakKeyDictionary()
+"""The fingerprint of each causal model when it was first taken: its functions may keep caches, which fill."""
 SAMPLED = 64
 """The number of values of each parameter and buffer that the fingerprint of a network holds."""
 
@@ -111,7 +121,10 @@ def of_network(model: Any) -> str:
 
 def of_causal(model: CausalModel) -> str:
     """Return the fingerprint of a causal model: its variables and domains, and the source of all its functions."""
-    return _short({name: part for name, part in vars(model).items() if name not in ("_by_row", "_computation")})
+    if model not in _known:
+        parts = {name: part for name, part in vars(model).items() if name not in ("_by_row", "_computation")}
+        _known[model] = _short(parts)
+    return _known[model]
 
 
 def of_tokenizer(tokenizer: Any) -> str:
@@ -175,6 +188,13 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
     elif isinstance(value, nn.Module):
         yield from _of_code(type(value), inner)
         yield repr(value).encode()
+        if not isinstance(value, Subspace):  # which is learned, and looks another way after a step
+            yield from _parts({name: _some(each) for name, each in value.state_dict().items()}, inner)
+    elif isinstance(value, np.generic):
+        yield from _parts(value.item(), inner)
+    elif isinstance(value, np.ndarray):
+        yield f"{value.dtype}{value.shape}".encode()
+        yield repr(value.tolist()).encode() if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
             yield from _parts(key, inner)
@@ -195,6 +215,14 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
         yield from _parts((value.func, value.args, value.keywords), inner)
     elif isinstance(value, types.FunctionType | types.MethodType | type):
         yield from _of_code(value, inner)
+        if isinstance(value, types.MethodType) and not isinstance(value.__self__, type):
+            yield from _parts(value.__self__, inner)
+    elif isinstance(value, types.BuiltinFunctionType):  # also a method of a tensor
+        yield f"{value.__module__}.{value.__qualname__}".encode()
+        if not isinstance(value.__self__, types.ModuleType):
+            yield from _parts(value.__self__, inner)
+    elif hasattr(value, "get_vocab"):
+        yield of_tokenizer(value).encode()
     elif is_dataclass(value):
         yield from _of_code(type(value), inner)
         for field in fields(value):
@@ -206,6 +234,14 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
         yield from _parts(getattr(value, "__dict__", {}), inner)
     else:
         yield f"{type(value).__module__}.{type(value).__qualname__}".encode()
+        if _is_users(value) or isinstance(value, types.SimpleNamespace | Namespace):
+            yield from _parts(getattr(value, "__dict__", {}), inner)
+
+
+def _is_users(value: Any) -> bool:
+    """Return whether the module that defines a function or the class of an object is code of the user."""
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return str(module).split(".")[0] not in INSTALLED
 
 
 def _is_row(value: Any, first: Tensor) -> bool:
@@ -251,16 +287,20 @@ def _is_plain(value: Any) -> bool:
 def _of_code(code: Any, above: set[int]) -> Iterator[bytes | memoryview]:
     """Yield the source of a class or function, else its bytecode, and the values that a function closes over."""
     function = getattr(code, "__func__", code)
-    function = inspect.unwrap(function)
+    function = function if _is_users(function) else inspect.unwrap(function)  # a decorator is code of the user too
     yield getattr(function, "__qualname__", repr(type(function))).encode()
     try:
-        yield inspect.getsource(function).encode()
+        yield inspect.getsource(getattr(function, "__code__", function)).encode()
     except (OSError, TypeError):
         methods = vars(function).values() if isinstance(function, type) else (function,)
         for compiled in (getattr(each, "__code__", None) for each in methods):
             if compiled is not None:
                 yield from _of_compiled(compiled)
     if isinstance(function, types.FunctionType):
+        if function.__name__ == "<lambda>":  # its source is the whole line, which may hold others
+            yield from _of_compiled(function.__code__)
+        if _is_users(function):
+            yield from _parts(_globals_of(function), above)
         yield from _parts(function.__defaults__, above)
         yield from _parts(function.__kwdefaults__, above)
         for cell in function.__closure__ or ():
@@ -268,6 +308,31 @@ def _of_code(code: Any, above: set[int]) -> Iterator[bytes | memoryview]:
                 yield from _parts(cell.cell_contents, above)
             except ValueError:  # not filled yet
                 yield b"<empty>"
+
+
+def _globals_of(function: types.FunctionType) -> dict[str, Any]:
+    """Return the globals that a function reads: plain data, tensors, arrays, and functions of the same module."""
+    names, waiting = set[str](), [function.__code__]
+    while waiting:
+        code = waiting.pop()
+        names.update(code.co_names)
+        waiting += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    found = {name: function.__globals__[name] for name in sorted(names & function.__globals__.keys())}
+    return {name: value for name, value in found.items() if _is_data(value) or _is_neighbor(value, function)}
+
+
+def _is_neighbor(value: Any, function: types.FunctionType) -> bool:
+    """Return whether a value is a function of the same module."""
+    return isinstance(value, types.FunctionType) and value.__module__ == function.__module__
+
+
+def _is_data(value: Any) -> bool:
+    """Return whether a value is plain data, a tensor or an array, or a container of these."""
+    if isinstance(value, Mapping):
+        return all(_is_data(key) and _is_data(each) for key, each in value.items())
+    if isinstance(value, list | tuple | Set):
+        return all(map(_is_data, value))
+    return _is_plain(value) or isinstance(value, Tensor | np.ndarray | np.generic)
 
 
 def _of_compiled(code: types.CodeType) -> Iterator[bytes | memoryview]:

@@ -1,9 +1,13 @@
 """A run remembers what it was made of: what has changed since is named and refused, or accepted with a warning."""
 
 import json
+import sys
+from argparse import Namespace
 from dataclasses import replace
+from functools import cache, wraps
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -130,6 +134,113 @@ def test_causal_models_are_known_by_all_that_they_are_made_of(change):
 def test_what_the_functions_of_a_causal_model_close_over_counts():
     made = of_causal(summed(mechanisms=shifted(1)))
     assert made == of_causal(summed(mechanisms=shifted(1))) != of_causal(summed(mechanisms=shifted(2)))
+
+
+MODULUS = 3
+
+
+def remainder(value):
+    return value % MODULUS
+
+
+class Bound:
+    """Its method computes with what it holds."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def add(self, a, b):
+        return a + b + self.number
+
+
+def times(number):
+    """A decorator with a setting."""
+
+    def decorate(function):
+        @wraps(function)
+        def multiplied(a, b):
+            return number * function(a, b)
+
+        return multiplied
+
+    return decorate
+
+
+def plain_sum(a, b):
+    return a + b
+
+
+def layer(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return torch.nn.Linear(1, 1)
+
+
+def closing_over(thing):
+    return lambda a, b: a + b + (thing is None)
+
+
+def two():
+    return (lambda a, b: a + b), (lambda a, b: a - b)
+
+
+CLOSED = {
+    "a bound method": (lambda: Bound(1).add, lambda: Bound(2).add),
+    "a decorator": (lambda: times(2)(plain_sum), lambda: times(3)(plain_sum)),
+    "an array": (lambda: closing_over(np.arange(3)), lambda: closing_over(np.arange(4))),
+    "a number of NumPy": (lambda: closing_over(np.int64(2)), lambda: closing_over(np.int64(3))),
+    "a tensor": (lambda: closing_over(torch.ones(3)), lambda: closing_over(torch.zeros(3))),
+    "a method of a tensor": (lambda: closing_over(torch.ones(3).add), lambda: closing_over(torch.zeros(3).add)),
+    "a cached method": (lambda: closing_over(cache(torch.ones(3).to)), lambda: closing_over(cache(torch.zeros(3).to))),
+    "a network": (lambda: closing_over(layer(0)), lambda: closing_over(layer(1))),
+    "a namespace": (lambda: closing_over(Namespace(a=1)), lambda: closing_over(Namespace(a=2))),
+    "an object": (lambda: closing_over(Bound(1)), lambda: closing_over(Bound(2))),
+    "one of two on a line": (lambda: two()[0], lambda: two()[1]),
+}
+
+
+@pytest.mark.parametrize("kind", CLOSED)
+def test_what_functions_hold_counts(kind):
+    one, other = ([of_causal(summed(mechanisms={"answer": make()})) for _ in range(2)] for make in CLOSED[kind])
+    assert one[0] == one[1] != other[0] == other[1]
+
+
+def test_globals_that_a_function_reads_count(monkeypatch):
+    """Also those that a function of the same file reads for it."""
+
+    def known():
+        return of_causal(summed(mechanisms={"answer": lambda a, b: remainder(a + b)}))
+
+    before = known()
+    assert known() == before
+    monkeypatch.setattr(sys.modules[__name__], "MODULUS", 2)
+    assert known() != before
+
+
+def test_the_embedded_causal_models_are_known_apart():
+    tasks = distill.tasks
+    assert of_causal(tasks.hierarchical_equality(seed=0)) != of_causal(tasks.hierarchical_equality(seed=1))
+    assert of_causal(tasks.hierarchical_equality(seed=0)) == of_causal(tasks.hierarchical_equality(seed=0))
+
+
+def test_a_cache_that_fills_changes_nothing(tmp_path):
+    """The call of a notebook, made again with the same model."""
+    seen = {}
+
+    def encode(values):
+        seen["calls"] = seen.get("calls", 0) + 1
+        return torch.stack([values["a"], values["b"]], 1).float()
+
+    settings: dict[str, Any] = {**SETTINGS, "output_dir": tmp_path / "run"}
+    model = summed(encode=encode)
+    distill.fit(model, torch.nn.Linear(2, 3), **settings)
+    assert seen["calls"]
+    distill.fit(model, torch.nn.Linear(2, 3), resume=True, **settings)
+
+
+def test_positions_of_iit_are_among_its_settings():
+    assert of_objective(distill.IIT(positions=0)) != of_objective(distill.IIT(positions=1))
+    assert "positions" not in repr(distill.IIT())
 
 
 def test_another_causal_model_is_named(tmp_path):
