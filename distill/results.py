@@ -67,10 +67,19 @@ class FitResult(Result):
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the records as a table: a row for each step, with the loss, its terms and the learning rate.
 
+        A term that is called step, loss or lr itself has the column "term loss".
+
         Raises:
             DistillError: pandas is not installed.
         """
-        rows = ({"step": each.step, "loss": each.loss, "lr": each.lr, **each.terms} for each in self.records)
+        own = ("step", "loss", "lr")
+        rows = (
+            {
+                **{name: getattr(each, name) for name in own},
+                **{f"term {name}" if name in own else name: value for name, value in each.terms.items()},
+            }
+            for each in self.records
+        )
         return table_of(rows, "step")
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,7 +100,7 @@ class FitResult(Result):
     @printed
     def __str__(self) -> str:
         if not self.records:
-            return "FitResult: no step was made"
+            return f"no step was made\n{self.evaluation}"
         last = self.records[-1]
         terms = ", ".join(f"{name} {value:.4g}" for name, value in last.terms.items())
         where = "" if self.output_dir is None else f"; saved in {self.output_dir}"
@@ -109,20 +118,17 @@ def curves(runs: Mapping[str, Sequence[Record]]) -> Picture:
     Args:
         runs: {name of a run, for the legend: its records}.
     """
-    names = list(dict.fromkeys(name for records in runs.values() for record in records[:1] for name in record.terms))
+    names = list(dict.fromkeys(name for records in runs.values() for record in records for name in record.terms))
     figure = Picture(figsize=(3.4 * max(1, len(names)), 2.6), layout="constrained")
     all_axes = figure.subplots(1, max(1, len(names)), squeeze=False)[0]
     for axes, term in zip(all_axes, names, strict=False):
         for number, (name, records) in enumerate(runs.items()):
-            values = [record.terms[term] for record in records if term in record.terms]
-            if values:
-                axes.plot(
-                    range(1, len(values) + 1),
-                    _smooth(values, max(1, len(values) // 50)),
-                    color=f"C{number}",
-                    label=written(name) or None,
-                )
-        axes.set(title=written(term), xlabel="step", yscale="log")
+            found = {record.step: record.terms[term] for record in records if term in record.terms}
+            if found:
+                values = _smooth(list(found.values()), max(1, len(found) // 50))
+                axes.plot(list(found), values, color=f"C{number}", label=written(name) or None)
+        positive = all(value > 0 for line in axes.lines for value in line.get_ydata())
+        axes.set(title=written(term), xlabel="step", yscale="log" if positive else "linear")
         axes.grid(alpha=0.3)
         if any(runs):
             axes.legend(frameon=False, fontsize="small")

@@ -53,7 +53,8 @@ def import_when_used(
             found = import_module(f"{package}.{name}") if home == package else getattr(import_module(home), name)
             vars(module)[name] = found
             return found
-        if not name.startswith("_") and not _is_import_system(sys._getframe(1)) and find_spec(f"{package}.{name}"):
+        is_file = name.isidentifier() and not name.startswith("_")
+        if is_file and not _is_import_system(sys._getframe(1)) and find_spec(f"{package}.{name}"):
             for each in homes:
                 get(each)
             if name in vars(module):

@@ -193,9 +193,12 @@ def check_eval(model: Model, remote: bool | str = False) -> None:
     architecture(model)
     if (tracing := traced(model, remote)) is not None and not remote:
         tracing.load(model)
-    if not remote and any(module.training for module in module_of(model).modules()):
+    modules = () if remote else module_of(model).named_modules()
+    training = next((path for path, module in modules if module.training), None)
+    if training is not None:
+        what = f"module {training!r} of the model" if training else "the model"
         raise InterventionError(
-            "the model is in train mode, where dropout differs from run to run; call model.eval() first."
+            f"{what} is in train mode, where dropout differs from run to run; call model.eval() first."
         )
 
 

@@ -180,3 +180,9 @@ def test_names_that_are_none():
         _ = shop.shelf
     with pytest.warns(DeprecationWarning, match=r"^shop\.cost is deprecated; use shop\.price\.$"):
         assert shop.cost is shop.price
+
+
+@pytest.mark.parametrize("package", [distill, interventions])
+@pytest.mark.parametrize("name", ["typo", "fit.x", "models.nope.x", "..", "x.", "", "a b", "_private"])
+def test_what_is_no_name_is_no_attribute(package, name):
+    assert not hasattr(package, name)

@@ -133,6 +133,20 @@ def test_without_pandas_it_is_asked_for(name, monkeypatch):
         result.to_pandas()
 
 
+def test_terms_of_any_name_and_at_any_step_are_shown():
+    """A term called loss beside the loss, one that is 0, and one that begins late, each over its own steps."""
+    terms = [{"loss": 0.5}, {"late": 0.0, "loss": 0.1}, {"late": 0.0, "loss": 0.1}]
+    records = [Record(step, 3, 1.0, each, 1e-3) for step, each in enumerate(terms, 1)]
+    result = FitResult(nn.Linear(2, 2), tuple(records), Evaluation(None, None))
+    table = result.to_pandas()
+    assert (table["loss"].tolist(), table["term loss"].tolist()) == ([1.0] * 3, [0.5, 0.1, 0.1])
+    axes = result.plot().axes
+    assert [each.get_title() for each in axes] == ["loss", "late"]
+    assert [list(each.lines[0].get_xdata()) for each in axes] == [[1, 2, 3], [2, 3]]
+    assert [each.get_yscale() for each in axes] == ["log", "linear"]
+    assert result._repr_html_()
+
+
 def test_whatever_draws_itself_is_a_result():
     """A new class with a method `plot` makes all of the promise, and stands in the law above."""
     drawing = {kind for kind in classes() if callable(getattr(kind, "plot", None))} - {Result}

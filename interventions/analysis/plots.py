@@ -67,6 +67,11 @@ def heat_map(
             f"{len(names)} row names and {len(ticks)} column names were given for values of shape "
             f"{list(values.shape)}; give one name each."
         )
+    if not values.numel():
+        raise InterventionError(
+            f"values of shape {list(values.shape)} have no cell to draw; give at least one row and one column: "
+            "heat_map(torch.zeros(1, 1), ['a'], ['b'])."
+        )
     numbers = values.detach().cpu().double()
     wide, high = (_cell(len(names), most) for names, most in ((columns, 0.42), (rows, 0.34)))
     upright = max(map(len, ticks)) <= 3

@@ -115,6 +115,8 @@ def sweep(
         summary = Summary(metric, shapes_of(base_run.output))
         source_run, source_value = _run_source(sender, source, read, summary, remote)
         examples = examples_in(base_run.inputs)
+        if examples == 0:
+            raise InterventionError("the base has 0 examples, so there is nothing to measure; give at least one row.")
         _check_sizes(ops, examples, source_run)
         _check_reads_real(metric, base_run)
         baseline = _check_value(base_value, examples, "the base run")

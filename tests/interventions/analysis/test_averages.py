@@ -57,6 +57,8 @@ def test_what_has_no_mean_raises():
     with pytest.raises(InterventionError, match=r"as wide as each batch is long, so it has no mean"):
         mean_of(model, Location(1, "attention_pattern"), [padded()])
     next(each for each in model.modules() if isinstance(each, torch.nn.Dropout)).train()  # one module of many
+    with pytest.raises(InterventionError, match=r"module '.*dropout' of the model is in train mode"):
+        mean_of(model, Location(1), [padded()])
     for mixed in (model, model.train()):
         with pytest.raises(InterventionError, match=r"in train mode, where dropout differs .*; call model\.eval"):
             mean_of(mixed, Location(1), [padded()])

@@ -72,3 +72,10 @@ def test_no_global_state_is_touched():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 2), (2, 0)])
+def test_nothing_to_draw_is_said(shape):
+    rows, columns = shape
+    with pytest.raises(InterventionError, match=r"have no cell to draw; give at least one row and one column"):
+        heat_map(torch.zeros(shape), list(range(rows)), list(range(columns)))

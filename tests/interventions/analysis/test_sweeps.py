@@ -250,3 +250,9 @@ def test_operators_by_location():
             assert torch.allclose(grid.per_example[row, column], expected, atol=1e-5)
     with pytest.raises(InterventionError, match=r"no operator was given for block_output\.2; add it to op="):
         sweep(model, base, None, [*places, Location(2)], op=means, metric=lambda out: out.logits[:, -1, 3])
+
+
+def test_no_examples_are_said():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)).eval()
+    with pytest.raises(InterventionError, match=r"the base has 0 examples, .*give at least one row"):
+        sweep(net, torch.zeros(0, 2), torch.zeros(0, 2), ["module:0"], positions=None, metric=lambda x: x[:, 0])
