@@ -211,7 +211,13 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
     elif isinstance(value, Set):
         for text in sorted(_short(each) for each in value):
             yield text.encode()
-    elif isinstance(value, partial):
+    else:
+        yield from _of_object(value, inner)
+
+
+def _of_object(value: Any, inner: set[int]) -> Iterator[bytes | memoryview]:
+    """Yield the content of a function, a class or an object as bytes."""
+    if isinstance(value, partial):
         yield from _parts((value.func, value.args, value.keywords), inner)
     elif isinstance(value, types.FunctionType | types.MethodType | type):
         yield from _of_code(value, inner)

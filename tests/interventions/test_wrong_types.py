@@ -20,7 +20,7 @@ CASES = {
     "Location(3, 7)": "site 7 does not exist",
     "Location(module=7)": "module=7 is not a module path",
     "run(net, x).activations[3]": "a location is needed, and int 3 was given; write Location(3)",
-    "run('gpt2', x)": "a torch model was asked for and str given; pass the nn.Module itself",
+    "run('gpt2', x)": "a torch model is needed and str was given; pass the nn.Module itself",
     "intervene(net, 3, op=Zero()).__enter__()": "a location is needed, and int 3 was given",
     "intervene(net, module='0').__enter__()": "no operator was given; write op=Zero(), or source=",
     "intervene(net, {Location(module='0'): 3}).__enter__()": "3 at module:0 is not an operator",

@@ -195,7 +195,7 @@ def test_it_runs_inside_other_blocks_and_leaves_no_graph():
         (dict(at={Location(0): Zero()}), r"the keys of at= are the labels"),
         (dict(at=[Location(9)]), r"out of range"),
         (dict(positions="last"), r"positions='last' is not understood; write 'each', None .* \[0, 3, -1\]"),
-        (dict(positions=[0, 0]), r"two columns of positions are called alike"),
+        (dict(positions=[0, 0]), r"two columns of positions have the same name"),
         (dict(positions=[0, 5]), r"positions=5 is a token of no example at any location, .* the longest has 5"),
         (dict(positions=[[0, 7]]), r"positions=\[0, 7\] names no token in 3 of 3 examples"),
         (dict(source_positions=[0]), r"source_positions has 1 entries for 5 columns"),
