@@ -30,7 +30,7 @@ BLOCK = 512  # pairs whose sharing with all others is looked at together
 @checked
 @dataclass(frozen=True, eq=False)
 class Sharing:
-    """The rows, and the clusters of rows, that pairs of a base and a source have in common.
+    """What pairs of a base and a source have in common.
 
     Attributes:
         base, source: the number of the row of each, or of what else stands for it; a row has one number in both.
