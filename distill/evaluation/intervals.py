@@ -8,14 +8,13 @@ Wilson 1927, JASA 22; Efron, Tibshirani 1993, An Introduction to the Bootstrap, 
 """
 
 from dataclasses import dataclass
-from math import erf, inf, pi, sqrt, tan
+from math import inf, sqrt
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import DistillError, checked
-from distill.evaluation.sharing import Sharing
 
 RESAMPLES = 1000
 
@@ -105,53 +104,3 @@ def bootstrap(
     low, high = torch.stack(shares).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     value = float(sums[0].sum() / sums[1].sum())
     return Share(value, low, high, round(float(total.sum())))
-
-
-def clustered_share(right: Float[Tensor, " pairs"], total: Float[Tensor, " pairs"], sharing: Sharing) -> Share:
-    """Return the share Σ right / Σ total over pairs with its 95 % interval, where pairs share rows and clusters.
-
-    The interval is Wilson's for as many independent examples as would give the variance that `sharing` finds,
-    n = p (1 − p) / variance, with the quantile of Student's t for the number of bases, sources or clusters (the
-    fewest). Where all are right or all wrong, n is that number.
-
-    Raises:
-        DistillError: other numbers of sums than of pairs, or a total of 0.
-    """
-    if not len(right) == len(total) == len(sharing) or not bool((total > 0).any()):
-        raise DistillError(
-            f"there is no share of {len(right)} right and {len(total)} totals in {len(sharing)} pairs; give a right "
-            "and a total to each pair, and at least one total above 0."
-        )
-    right, total = right.double(), total.double()
-    summed = float(total.sum())
-    value = float(right.sum()) / summed
-    variance = sharing.variance((right - value * total) / summed)
-    spread = value * (1 - value)
-    independent = sharing.independent
-    n = min(spread / variance, summed) if variance > 0 and spread > 0 else float(min(independent, summed))
-    z = t_quantile(max(independent - 1, 1))
-    center = (value + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * sqrt(spread / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Share(value, max(0.0, center - half), min(1.0, center + half), round(summed))
-
-
-def t_quantile(degrees: int, z: float = 1.959964) -> float:
-    """Return the quantile of Student's t at the probability where that of the normal distribution is `z`.
-
-    Exact for 1 and 2 degrees of freedom, right to 0.004 for 3, and better for more (Abramowitz, Stegun 1964, 26.7.5).
-
-    >>> round(t_quantile(1), 3), round(t_quantile(10), 3), round(t_quantile(1000), 3)
-    (12.706, 2.228, 1.962)
-    """
-    p = 0.5 * (1 + erf(z / sqrt(2)))
-    if degrees == 1:
-        return tan(pi * (p - 0.5))
-    if degrees == 2:
-        return (2 * p - 1) * sqrt(2 / (4 * p * (1 - p)))
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
