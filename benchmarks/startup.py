@@ -10,8 +10,8 @@ same settings and of the same commit is not measured again.
 
 - `import interventions`, `import distill`: the packages alone, whose public names are imported when they are used.
 - `distill.fit`: the package, and what a first training imports.
-- `distill --help`, `distill --version`, `python -m interventions --help`: what prints a text. Before
-  e68286b there was no `--version`: that figure is of a refused option.
+- `distill --help`, `distill --version`, `python -m interventions --help`: what prints a text. Lines of
+  commits before 4b0dc55, which had no `--version`, have the figure of the refused option there.
 - `distill objectives`: a command that does need the packages.
 """
 

@@ -15,7 +15,7 @@ from distill.storage.files import sha256_of, write_json
 from distill.training.checkpoints import LOG
 from distill.training.progress import Record
 from distill.training.run_folder import RESULT
-from interventions import Picture, Result, plain, printed
+from interventions import Picture, Result, plain_data, printed
 from interventions import label as written
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ class FitResult(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return settings, number of steps, seconds, evaluation and the last record as plain data, for JSON."""
         return {
-            "settings": plain(self.settings),
+            "settings": plain_data(self.settings),
             "steps": len(self.records),
             "seconds": round(self.seconds, 2),
             "evaluation": self.evaluation.to_dict(),
-            "last": plain(asdict(self.records[-1])) if self.records else None,
+            "last": plain_data(asdict(self.records[-1])) if self.records else None,
         }
 
     def save(self, folder: Path) -> None:

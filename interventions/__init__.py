@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from interventions.analysis.grids import Grid
     from interventions.analysis.paths import path_patch
     from interventions.analysis.plots import Picture, heat_map
-    from interventions.analysis.result import Result, data_frame, plain
+    from interventions.analysis.result import Result, data_frame, plain_data
     from interventions.analysis.sweeps import sweep
     from interventions.arguments import checking
     from interventions.describe import describe
@@ -103,7 +103,7 @@ __all__ = [
     "metrics",
     "normalized",
     "path_patch",
-    "plain",
+    "plain_data",
     "printable",
     "printed",
     "probability",
@@ -127,7 +127,7 @@ _NAMES = {
     "interventions.analysis.grids": "Grid",
     "interventions.analysis.paths": "path_patch",
     "interventions.analysis.plots": "Picture heat_map",
-    "interventions.analysis.result": "Result data_frame plain",
+    "interventions.analysis.result": "Result data_frame plain_data",
     "interventions.analysis.sweeps": "sweep",
     "interventions.arguments": "checking",
     "interventions.describe": "describe",

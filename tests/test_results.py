@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html import unescape
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,7 @@ import interventions
 from distill import DistillError, Evaluation, FitResult, InterchangeAccuracy, Outcome, Share
 from distill.evaluation.calibration import Calibration
 from distill.training.progress import Record
-from interventions import InterventionError, Location, Picture, Result, plain
+from interventions import InterventionError, Location, Picture, Result, plain_data
 from tests.distill.tiny_models import mlp, vectors
 from tests.distill.wired import TOKENS, Reader
 from tests.interventions.analysis.test_grids import grid_of
@@ -64,6 +65,7 @@ WHOLE: dict[str, Callable[[], Result]] = {
     "Search": searched,
     "Alignment": aligned,
     "InterchangeAccuracy": measured,
+    "InterchangeAccuracy without bound": lambda: measured(**{"a ↔ b": replace(OUTCOME, kl=math.inf)}),
     "InterchangeAccuracy of numbers": lambda: InterchangeAccuracy(ERROR, {"a ↔ b": ERROR}, {}),
     "Evaluation": lambda: Evaluation(Share(0.9, 0.88, 0.92, 500), measured()),
     "Evaluation of accuracy": lambda: Evaluation(Share(0.9, 0.88, 0.92, 500), None, "no pair"),
@@ -104,7 +106,9 @@ def test_a_result_keeps_the_promise(name):
     assert len(table)
     assert table.index.is_unique
     assert all(table.index.names)
-    records = plain([vars(each) for each in getattr(result, "records", ())])
+    for name in table.columns:  # numbers, with NaN where there is none, or texts
+        assert table[name].dtype.kind in "if" or all(isinstance(each, str) for each in table[name])
+    records = plain_data([vars(each) for each in getattr(result, "records", ())])
     known = numbers_of(pandas.Series([*leaves(data), *leaves(records)])) | numbers_of(table.index.to_frame())
     assert numbers_of(table) <= known
     assert (json.dumps(result.to_dict()), str(result)) == (before, text)

@@ -16,7 +16,7 @@ from distill.evaluation.tables import table_of
 from distill.interchange.mapping import Entry, names_of
 from distill.storage.files import Damaged, check_folder_whole, new_folder, read_json, write_json
 from distill.training.progress import Record
-from interventions import Location, Picture, Result, plain, printed
+from interventions import Location, Picture, Result, plain_data, printed
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -93,12 +93,12 @@ class Alignment(Mapping, Result):
                 {
                     "variables": list(map(str, entry.teacher)),
                     "places": list(map(str, entry.student)),
-                    "positions": plain(list(map(_plain, entry.positions))),
+                    "positions": plain_data(list(map(_plain, entry.positions))),
                 }
                 for entry in self.pairs
             ],
             "steps": len(self.records),
-            "settings": plain(self.settings),
+            "settings": plain_data(self.settings),
             "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
         }
 

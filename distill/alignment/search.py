@@ -36,7 +36,18 @@ from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.training.resolve import feed_of
 from distill.training.schedule import Schedule
-from interventions import Location, Picture, Result, architecture, as_location, heat_map, plain, printed, run_to, shown
+from interventions import (
+    Location,
+    Picture,
+    Result,
+    architecture,
+    as_location,
+    heat_map,
+    plain_data,
+    printed,
+    run_to,
+    shown,
+)
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -119,9 +130,9 @@ class Search(Result):
             "variables": list(self.variables),
             "locations": list(self.locations),
             "positions": list(self.positions),
-            "iia": plain(self.iia),
-            "outcomes": [plain(asdict(outcome)) for outcome in self.outcomes],
-            "settings": plain(self.settings),
+            "iia": plain_data(self.iia),
+            "outcomes": [plain_data(asdict(outcome)) for outcome in self.outcomes],
+            "settings": plain_data(self.settings),
         }
 
     def to_pandas(self) -> "pandas.DataFrame":

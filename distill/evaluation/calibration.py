@@ -20,7 +20,7 @@ from distill.evaluation.intervals import Share, wilson
 from distill.evaluation.labelled_answers import labelled_answers
 from distill.evaluation.tables import table_of
 from distill.models.outputs import answered
-from interventions import Picture, Result, plain
+from interventions import Picture, Result, plain_data
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -93,7 +93,7 @@ class Calibration(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return error, accuracy, confidence and the bins as plain data, for JSON."""
-        return plain(asdict(self))
+        return plain_data(asdict(self))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the bins as a table: a row for each that holds answers; without bins one row for all answers.

@@ -30,7 +30,7 @@ from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
-from interventions import InterventionError, Model, Picture, Result, plain, printed
+from interventions import InterventionError, Model, Picture, Result, plain_data, printed
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -56,7 +56,7 @@ class Evaluation(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return the accuracy, the interchange accuracy and the note as plain data, for JSON."""
         return {
-            "accuracy": None if self.accuracy is None else plain(asdict(self.accuracy)),
+            "accuracy": None if self.accuracy is None else plain_data(asdict(self.accuracy)),
             "interchange": None if self.interchange is None else self.interchange.to_dict(),
             "note": self.note,
         }

@@ -9,7 +9,7 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.evaluation.intervals import Share, bootstrap
 from distill.evaluation.tables import table_of
-from interventions import Picture, Result, label, plain, printed
+from interventions import Picture, Result, label, plain_data, printed
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -127,7 +127,7 @@ class InterchangeAccuracy(Result):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures of all pairs and controls, the settings and the notes as plain data, for JSON."""
-        return plain(asdict(self) | {"notes": list(self.notes)})
+        return plain_data(asdict(self) | {"notes": list(self.notes)})
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the figures as a table: a row for each pair of the mapping, for all of them, and for each control.

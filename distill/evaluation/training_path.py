@@ -38,7 +38,7 @@ from interventions import (
     architecture,
     as_location,
     label,
-    plain,
+    plain_data,
     printed,
     run,
     select,
@@ -109,9 +109,9 @@ class TrainingPath(Result):
     def to_dict(self) -> dict[str, Any]:
         """Return points, distances, stress and the name of the measure as plain data, for JSON."""
         return {
-            "points": plain(self.points),
-            "distances": plain(self.distances),
-            "stress": plain(self.stress),
+            "points": plain_data(self.points),
+            "distances": plain_data(self.distances),
+            "stress": plain_data(self.stress),
             "similarity": self.similarity,
         }
 

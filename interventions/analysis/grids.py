@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from interventions.analysis.result import Result, data_frame, plain
+from interventions.analysis.result import Result, data_frame, plain_data
 from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.locations import Location
@@ -128,12 +128,12 @@ class Grid(Result):
             "metric": self.metric,
             "is_signed": self.is_signed,
             "locations": {label: list(map(str, written)) for label, written in self.locations.items()},
-            "positions": plain(self.positions),
-            "values": plain(self.values),
-            "effects": plain(self.effects),
-            "per_example": plain(self.per_example),
-            "baseline": plain(self.baseline),
-            "source": plain(self.source),
+            "positions": plain_data(self.positions),
+            "values": plain_data(self.values),
+            "effects": plain_data(self.effects),
+            "per_example": plain_data(self.per_example),
+            "baseline": plain_data(self.baseline),
+            "source": plain_data(self.source),
         }
 
     @printed

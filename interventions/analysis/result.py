@@ -69,21 +69,21 @@ def data_frame(rows: Iterable[Mapping[Any, Any]], *index: str) -> "pandas.DataFr
     return table.set_index(list(index)) if len(table) else table
 
 
-def plain(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
     """Return numbers, tensors and their containers as JSON has them: lists, text keys, None for NaN and ±inf.
 
     What JSON has no form for is written as text.
 
     >>> import torch
-    >>> plain({"values": torch.tensor([1.0, float("nan")]), 2: (True, None)})
+    >>> plain_data({"values": torch.tensor([1.0, float("nan")]), 2: (True, None)})
     {'values': [1.0, None], '2': [True, None]}
     """
     if isinstance(value, Tensor):
-        return plain(value.tolist())
+        return plain_data(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {str(key): plain_data(each) for key, each in value.items()}
     if isinstance(value, list | tuple | range):
-        return [plain(each) for each in value]
+        return [plain_data(each) for each in value]
     if isinstance(value, float):
         return value if isfinite(value) else None
     return value if value is None or isinstance(value, str | int) else str(value)

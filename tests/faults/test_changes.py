@@ -187,7 +187,7 @@ def two():
 CLOSED = {
     "a bound method": (lambda: Bound(1).add, lambda: Bound(2).add),
     "a decorator": (lambda: times(2)(plain_sum), lambda: times(3)(plain_sum)),
-    "an array": (lambda: closing_over(np.arange(3)), lambda: closing_over(np.arange(4))),
+    "an array": (lambda: closing_over(np.zeros(3)), lambda: closing_over(np.ones(3))),
     "a number of NumPy": (lambda: closing_over(np.int64(2)), lambda: closing_over(np.int64(3))),
     "a tensor": (lambda: closing_over(torch.ones(3)), lambda: closing_over(torch.zeros(3))),
     "a method of a tensor": (lambda: closing_over(torch.ones(3).add), lambda: closing_over(torch.zeros(3).add)),

@@ -43,7 +43,7 @@ EXCUSED = {
     "kinds of values, and bases of classes": "Answers Divergence Model Place SITES Subspace",
     "without arguments": "DAS Swap Zero",
     "how the package itself is written": (
-        "Result checking data_frame import_when_used in_one_line plain printed renamed renamed_in"
+        "Result checking data_frame import_when_used in_one_line plain_data printed renamed renamed_in"
     ),
 }
 """Public names that no recipe calls, by the reason."""

@@ -4,7 +4,7 @@ import torch
 from distill import DistillError, Rows, accuracy
 from distill.evaluation.calibration import calibration, expected_calibration_error
 from distill.models.inputs import evaluating
-from tests.distill.tiny_models import bert, masked_lm, mlp, same, spread, text, weights
+from tests.distill.tiny_models import bert, masked_lm, mlp, same, spread, text, vectors, weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -95,3 +95,18 @@ def test_calibration_counts_labelled_tokens():
         calibration(mlp(), Rows({"inputs": torch.zeros(2, 6)}))
     with pytest.raises(DistillError, match="calibration needs a label that is not -100, and none of the 2 rows"):
         calibration(mlp(), Rows({"inputs": torch.zeros(2, 6), "labels": torch.tensor([-100, -100])}))
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15, 100])
+def test_the_bins_of_the_diagram_add_up_to_the_error(bins):
+    """Each holds the answers between its edges: their gaps, weighted by their number, are the error."""
+    found = calibration(spread(mlp()), vectors(200), bins=bins)
+    total = sum(each.count for each in found.bins)
+    assert total == found.accuracy.count == 200
+    gaps = sum(each.count / total * abs(each.accuracy - each.confidence) for each in found.bins)
+    assert gaps == pytest.approx(found.error)
+    assert sum(each.count * each.accuracy for each in found.bins) / total == pytest.approx(found.accuracy.value)
+    assert all(each.count and each.low < each.confidence <= each.high for each in found.bins)
+    assert all(each.high - each.low == pytest.approx(1 / bins) for each in found.bins)
+    assert [each.low for each in found.bins] == sorted({each.low for each in found.bins})
+    assert bins == 1 or len(found.bins) > 1
