@@ -29,8 +29,8 @@ from distill.models.outputs import answered
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.objectives import DIITO, Objective
-from distill.objectives.processes import process_state
 from distill.objectives.term_weights import Weight, describe_function
+from distill.processes import process_state
 from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served

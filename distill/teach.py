@@ -26,7 +26,7 @@ from distill.fit import fit
 from distill.models.class_names import class_names, real_names
 from distill.models.pretrained import hide_progress_bars, save_model
 from distill.objectives import Labels
-from distill.objectives.processes import process_state
+from distill.processes import process_state
 from distill.results import FitResult
 from distill.storage.files import damage
 from distill.storage.locks import LOCK, locked

@@ -23,8 +23,9 @@ ORDER = {
         names renames public_names errors arguments endings precision locations operators positions subspaces models
         metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
-        errors precision storage causal losses networks data models tasks teachers interchange students objectives
-        training evaluation metrics alignment results fit specialists mutual chain teach compat cli""".split(),
+        errors precision processes storage causal losses networks data models tasks teachers interchange students
+        objectives training evaluation metrics alignment results fit specialists mutual chain teach compat
+        cli""".split(),
 }
 MOST_FILES = 20
 MOST_LINES = 400
@@ -144,10 +145,10 @@ TESTED_BY = {
     "distill/objectives/memories.py": "tests/distill/objectives/test_contrastive.py",
     "distill/objectives/objective.py": "tests/distill/objectives/test_loss_mask.py",
     "distill/objectives/points.py": "tests/distill/objectives/test_derivatives.py",
-    "distill/objectives/processes.py": "tests/distill/training/test_processes.py",
     "distill/objectives/regressors.py": "tests/distill/objectives/test_features.py",
     "distill/objectives/step.py": "tests/distill/objectives/test_loss_mask.py",
     "distill/objectives/term_weights.py": "tests/distill/training/test_schedule.py",
+    "distill/processes.py": "tests/distill/training/test_processes.py",
     "distill/results.py": "tests/distill/cli/test_report.py",
     "distill/storage/files.py": "tests/faults/test_corruption.py",
     "distill/storage/locks.py": "tests/faults/test_two_at_once.py",

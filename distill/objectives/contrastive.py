@@ -29,10 +29,10 @@ from distill.models.loss_masks import checked_tokens
 from distill.objectives.memories import Classes, Memory
 from distill.objectives.objective import About, Objective, linear
 from distill.objectives.points import Places, of_both
-from distill.objectives.processes import gather, processes
 from distill.objectives.step import Reads, Step, zero_of
 from distill.objectives.term_weights import describe_function
 from distill.precision import widen
+from distill.processes import gather, processes
 from distill.teachers.verbs import refuse_elsewhere
 from interventions import Location, Run
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from distill.data.rows import Rows
-from distill.objectives.processes import gather
+from distill.processes import gather
 
 HIGHEST = 2**62
 

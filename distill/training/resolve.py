@@ -17,8 +17,8 @@ from distill.errors import DistillError
 from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
-from distill.objectives.processes import process_state
 from distill.objectives.term_weights import Weight, describe_function
+from distill.processes import process_state
 from distill.tasks.loading import training_rows
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints

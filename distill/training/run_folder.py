@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.errors import DistillError
-from distill.objectives.processes import process_state
+from distill.processes import process_state
 from distill.storage.files import (
     Damaged,
     clear_leftovers,

@@ -17,7 +17,7 @@ from distill.models.inputs import inputs_of
 from distill.objectives import Moment
 from distill.objectives.contrastive import pool
 from distill.objectives.memories import Classes, Memory
-from distill.objectives.processes import gather
+from distill.processes import gather
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import Computation
 from interventions import Location, run
