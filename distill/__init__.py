@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from distill.evaluation.outcome import InterchangeAccuracy, Outcome
     from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
     from distill.fit import fit
+    from distill.interchange.kinds import Kind
     from distill.interchange.mapping import layer_mapping
     from distill.interchange.positions import Span
     from distill.interchange.sources import Crossway, InContext, Shuffle
@@ -92,6 +93,7 @@ __all__ = [
     "InContext",
     "InterchangeAccuracy",
     "Interrupted",
+    "Kind",
     "Labels",
     "MaskedLM",
     "NoisyTeacher",
@@ -161,6 +163,7 @@ _NAMES = {
     "distill.evaluation.outcome": "InterchangeAccuracy Outcome",
     "distill.evaluation.training_path": "TrainingPath representations snapshots training_path",
     "distill.fit": "fit",
+    "distill.interchange.kinds": "Kind",
     "distill.interchange.mapping": "layer_mapping",
     "distill.interchange.positions": "Span",
     "distill.interchange.sources": "Crossway InContext Shuffle",

@@ -226,6 +226,11 @@ RECIPES = [
          "most": "None|count"},
     ),
     Recipe(
+        "distill.Kind", distill.Kind,
+        lambda: {"positions": Span(0.3), "site": "mlp_output", "dims": 0.5, "sources": Shuffle()},
+        {"positions": "None", "site": "None|choice", "dims": "None|share above 0", "sources": "7"},
+    ),
+    Recipe(
         "distill.objectives.Objective", lambda **settings: used(Returning(**settings)),
         lambda: {"term": "the mean", "name": "mean"},
         {"term": "choice", "name": "name"},

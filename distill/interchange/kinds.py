@@ -1,0 +1,115 @@
+"""Kinds of interchange: at which site of the mapped layers, at which positions, from which sources.
+
+A student that was trained on one kind of interchange may follow its teacher there and nowhere else. So a measurement is
+over several kinds, and says which of them were trained on.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from distill.errors import DistillError, checked
+from distill.interchange.mapping import Entry
+from distill.interchange.positions import Span
+from distill.interchange.sources import Shuffle, Sources
+from distill.models.inputs import network_of
+from interventions import InterventionError, Location, architecture
+
+SIDES = ("teacher", "student")
+
+
+@checked
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of interchange: at which site of the mapped layers, at which positions, from which sources.
+
+    Args:
+        positions: the rule that draws positions, e.g. `Span(0.3)`; None is all of them.
+        site: the site of the mapped layers that is interchanged, e.g. `"attention_heads"`; None keeps the places of
+            the mapping as they are.
+        dims: the share of the dims of each place that is interchanged, above 0 and up to 1: the first of them, in both
+            models. None keeps the dims of the mapping.
+        sources: where sources come from: `Shuffle()` (other rows) or `InContext(share)`.
+
+    Raises:
+        DistillError: a site that does not exist or belongs to no layer, or no share of dims.
+
+    >>> Kind(site="mlp_output")
+    Kind(Span(share=0.3, consecutive=True, same=None, among='real', most=None), site='mlp_output')
+    """
+
+    positions: Any = field(default_factory=lambda: Span(0.3))
+    site: str | None = None
+    dims: float | None = None
+    sources: Sources = field(default_factory=Shuffle)
+
+    def __post_init__(self) -> None:
+        if self.site is not None:
+            try:
+                Location(0, self.site)
+            except InterventionError as error:
+                raise DistillError(f"Kind(site={self.site!r}) is no site of a layer: {error}") from None
+        if self.dims is not None and not 0 < self.dims <= 1:
+            raise DistillError(f"Kind(dims={self.dims}) is no share above 0 and up to 1; use e.g. Kind(dims=0.5).")
+        if self.positions is not None and (isinstance(self.positions, type) or not hasattr(self.positions, "eligible")):
+            raise DistillError(
+                f"Kind(positions={self.positions!r}) draws no tokens; use positions=Span(0.3), or None for all."
+            )
+
+    def __repr__(self) -> str:
+        parts = [repr(self.positions)]
+        parts += [] if self.site is None else [f"site={self.site!r}"]
+        parts += [] if self.dims is None else [f"dims={self.dims}"]
+        parts += [] if type(self.sources) is Shuffle else [f"sources={_written(self.sources)}"]
+        return f"Kind({', '.join(parts)})"
+
+    def entries(self, mapped: tuple[Entry, ...], teacher: Any, student: Any) -> tuple[Entry, ...]:
+        """Return the entries of a mapping with their places at the site of this kind.
+
+        Raises:
+            DistillError: a place without a layer, or a side that lacks the site.
+        """
+        return mapped if self.site is None else at_site(mapped, self.site, teacher, student)
+
+
+def _written(sources: Sources) -> str:
+    """Return a rule of sources as text, without the words that it draws from."""
+    share = getattr(sources, "share", None)
+    return type(sources).__name__ + ("()" if share is None else f"({share})")
+
+
+def at_site(entries: Iterable[Entry], site: str, teacher: Any, student: Any) -> tuple[Entry, ...]:
+    """Return the entries of a mapping with the site of every place replaced, with all its heads and dims.
+
+    Args:
+        entries: those of a mapping between two networks, whose places name layers.
+        site: one of `interventions.SITES` that layers have.
+        teacher, student: the models of the two sides.
+
+    Raises:
+        DistillError: a place without a layer, or a side that lacks the site.
+    """
+    moved = []
+    for entry in entries:
+        sides = {}
+        for name, model in zip(SIDES, (teacher, student), strict=True):
+            found = architecture(network_of(model))
+            places = tuple(_at(at, site, name) for at in getattr(entry, name))
+            for at in places:
+                try:
+                    found.place(at)
+                except InterventionError as error:
+                    raise DistillError(f"the {name} has no {site} at {entry}: {error}") from None
+            sides[name] = places
+        moved.append(replace(entry, **sides))
+    return tuple(moved)
+
+
+def _at(at: Location, site: str, side: str) -> Location:
+    """Return the location of another site of the same layer."""
+    if at.layer is None or at.module is not None or at.operation is not None:
+        raise DistillError(
+            f"{at} of the {side} belongs to no layer, so it has no {site}; map layers, as {{Location(2): Location(1)}}, "
+            "or leave the site out."
+        )
+    return Location(at.layer, site, stack=at.stack)
