@@ -109,7 +109,7 @@ def _at(at: Location, site: str, side: str) -> Location:
     """Return the location of another site of the same layer."""
     if at.layer is None or at.module is not None or at.operation is not None:
         raise DistillError(
-            f"{at} of the {side} belongs to no layer, so it has no {site}; map layers, as {{Location(2): Location(1)}}, "
+            f"{at} of the {side} belongs to no layer, so it has no {site}; map layers: {{Location(2): Location(1)}}, "
             "or leave the site out."
         )
     return Location(at.layer, site, stack=at.stack)

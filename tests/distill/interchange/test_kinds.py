@@ -48,7 +48,7 @@ def test_a_kind_without_a_site_keeps_the_mapping():
 @pytest.mark.parametrize("place", [Location(module="classifier"), Location(site="embedding")])
 def test_a_place_without_a_layer(place):
     model = FAMILIES["bert"].make(2)
-    with pytest.raises(DistillError, match=r"of the teacher belongs to no layer, so it has no mlp_output; map layers"):
+    with pytest.raises(DistillError, match=r"of the teacher belongs to no layer, so it has no mlp_output; map layers:"):
         at_site([Entry((place,), (Location(0),))], "mlp_output", model, model)
 
 
