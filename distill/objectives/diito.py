@@ -10,8 +10,9 @@ Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.008
 Noise write random vectors, the same in both models, without a source: "Two Improvements to Causal Distillation".
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from typing import Any, ClassVar
 
@@ -33,6 +34,26 @@ from distill.teachers.verbs import answering, grid_of, interchanged, run_to, uni
 from interventions import Location, Mixup, Noise, Run, Swap, architecture, renamed
 
 Operator = Swap | Mixup | Noise
+Positions = tuple[Tensor | None, Tensor | None]
+"""The positions that are written in the base and read in the source, `[batch, position]`; None for all of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Counterfactual:
+    """An interchange of one entry of a mapping in teacher and student, on the rows of a batch.
+
+    Attributes:
+        entry: the entry.
+        teacher, student: the counterfactual runs.
+        positions: those that were written in the bases, and read in the sources.
+        drawn: the sources, as row numbers of the batch or as a batch of new inputs; None for an operator without one.
+    """
+
+    entry: Entry
+    teacher: Run
+    student: Run
+    positions: Positions
+    drawn: Tensor | Mapping[str, Tensor] | None = None
 
 
 @renamed(pairs="sources")
@@ -115,8 +136,7 @@ class DIITO(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms of `match` on the two counterfactual runs of one drawn entry of the mapping."""
-        found = [self._compare(step, *runs) for runs in self._counterfactuals(step, self.draw_pair(step))]
-        return {name: torch.stack([terms[name] for terms in found]).mean(0) for name in found[0]}
+        return self.compare(step, self.counterfactuals(step, self.draw_pair(step)))
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
@@ -132,8 +152,8 @@ class DIITO(Objective):
         drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
         return step.mapping[int(drawn)]
 
-    def _counterfactuals(self, step: Step, entry: Entry) -> Iterator[tuple[Run, Run]]:
-        """Yield the counterfactual runs of teacher and student; with crossway sources also in the other direction."""
+    def counterfactuals(self, step: Step, entry: Entry) -> Iterator[Counterfactual]:
+        """Yield the counterfactual runs of one entry; with crossway sources also those in the other direction."""
         if self.sources is None:
             yield self._with_noise(step, entry)
             return
@@ -145,24 +165,25 @@ class DIITO(Objective):
             turned = [None if mask is None else mask[back.to(mask.device)] for mask in (read, written)]
             yield self._interchange(step, entry, back, (turned[0], turned[1]))
 
+    def compare(self, step: Step, found: Iterable[Counterfactual]) -> dict[str, Tensor]:
+        """Return the terms of `match` on counterfactual runs, with `_cf` behind the name; their mean over several."""
+        steps = (replace(step, teacher=each.teacher, base=partial(_as_it_is, each.student)) for each in found)
+        terms = [terms_of(self.match, each) for each in steps]
+        return {f"{name}_cf": torch.stack([each[name] for each in terms]).mean(0) for name in terms[0]}
+
     def _compared_at(self, step: Step) -> tuple[Location, ...]:
         """Return the locations that are compared in the teacher's counterfactual run."""
         if isinstance(step.taught.model, nn.Module) and not isinstance(step.taught, ServedRun):
             return step.reads.teacher
         return tuple(dict.fromkeys(at for each in self.match for at in each.reads(step.mapping).teacher))
 
-    def _compare(self, step: Step, teacher: Run, student: Run) -> dict[str, Tensor]:
-        """Return the terms of `match` on two counterfactual runs."""
-        counterfactual = replace(step, teacher=teacher, base=lambda: student)
-        return {f"{name}_cf": term for name, term in terms_of(self.match, counterfactual).items()}
-
     def _interchange(
         self,
         step: Step,
         entry: Entry,
         drawn: Tensor | Mapping[str, Tensor],
-        positions: tuple[Tensor | None, Tensor | None],
-    ) -> tuple[Run, Run]:
+        positions: Positions,
+    ) -> Counterfactual:
         """Return the counterfactual runs of teacher and student for drawn sources, rows of the batch or new inputs."""
         columns = [
             decoder_masked(step.student.model, each) for each in (step.batch, _source_columns(step.batch, drawn))
@@ -172,11 +193,10 @@ class DIITO(Objective):
             teacher = interchanged(step.taught, source, entry.teacher, positions, self._compared_at(step))
         source = over_keys(step.student, _run_source(step.student, drawn, entry.student), entry.student, *columns)
         source = source.detach() if self.detach_source else source
-        return teacher, interchanged(step.student, source, entry.student, positions, step.reads.student)
+        student = interchanged(step.student, source, entry.student, positions, step.reads.student)
+        return Counterfactual(entry, teacher, student, positions, drawn)
 
-    def _draw_positions(
-        self, step: Step, entry: Entry, source: Mapping[str, Tensor]
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _draw_positions(self, step: Step, entry: Entry, source: Mapping[str, Tensor]) -> Positions:
         """Draw the positions of base and source, as masks `[batch, position]`; None where all are written."""
         grid = _grid(step, entry)
         if self.positions is None or len(grid) < 2:
@@ -192,7 +212,7 @@ class DIITO(Objective):
         aligned = self.sources is None or self.sources.aligned
         return self.positions.draw(eligible[0], eligible[1], uniform, aligned=aligned)
 
-    def _with_noise(self, step: Step, entry: Entry) -> tuple[Run, Run]:
+    def _with_noise(self, step: Step, entry: Entry) -> Counterfactual:
         """Return the runs of teacher and student with the same random vectors written into both."""
         chosen, _ = self._draw_positions(step, entry, step.batch)
         models = ((step.taught, entry.teacher), (step.student, entry.student))
@@ -207,7 +227,8 @@ class DIITO(Objective):
 
         with torch.no_grad():
             teacher = write(step.taught, entry.teacher, self._compared_at(step))
-        return teacher, write(step.student, entry.student, step.reads.student)
+        student = write(step.student, entry.student, step.reads.student)
+        return Counterfactual(entry, teacher, student, (chosen, None))
 
     def _operator(self, normal: Tensor, unit: tuple[int, ...], run: Run, place: Location) -> Any:
         """Return the operator of a location with its part, `[…, *unit]`, of the random vectors of all, `[…, dims]`."""
@@ -225,6 +246,11 @@ def narrow(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*
         return normal
     gaussian = torch.randn(wide, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return normal @ torch.linalg.qr(gaussian).Q.to(normal)
+
+
+def _as_it_is(run: Run) -> Run:
+    """Return a run that was made before."""
+    return run
 
 
 def is_pattern(run: Run, place: Location) -> bool:

@@ -390,6 +390,28 @@ def test_match_names_its_terms():
     assert all(term.ndim == 0 and term.requires_grad for term in terms.values())
 
 
+@pytest.mark.parametrize("kind", [*SOURCES, "crossway"])
+def test_a_step_compares_the_counterfactuals_of_the_drawn_entry(kind):
+    """What the step returns is what the runs that `counterfactuals` hands out say, of the entry that was drawn."""
+    objective = DIITO(Crossway()) if kind == "crossway" else SOURCES[kind]()
+    teacher, student = couple("bert")
+    pairs, batch = entries_of(MAPPINGS["drawn"], teacher, student), batch_of("bert")
+    whole = terms_of(teacher, student, MAPPINGS["drawn"], [objective], batch)
+    step = Computation(teacher, student, pairs, [objective]).step(batch, generator())
+    entry = objective.draw_pair(step)
+    found = list(objective.counterfactuals(step, entry))
+    assert objective.compare(step, found) == whole
+    assert [each.entry for each in found] == [entry] * (2 if kind == "crossway" else 1)
+    by_hand = torch.stack([kd(each.student.logits, each.teacher.logits) for each in found]).mean()
+    torch.testing.assert_close(whole["kd_cf"], by_hand)
+    written, read = found[0].positions
+    if objective.sources is None:
+        assert (found[0].drawn, read) == (None, None)
+    else:
+        torch.testing.assert_close(written.sum(1), read.sum(1))
+    assert bool((found[0].teacher.logits != step.taught.logits).any())
+
+
 def test_pairs_of_the_mapping_are_drawn_equally_often():
     teacher, student = couple("bert")
     pairs = entries_of({Location(i): Location(0) for i in range(3)}, teacher, student)
