@@ -402,7 +402,7 @@ def test_a_step_compares_the_counterfactuals_of_the_drawn_entry(kind):
     found = list(objective.counterfactuals(step, entry))
     assert objective.compare(step, found) == whole
     assert [each.entry for each in found] == [entry] * (2 if kind == "crossway" else 1)
-    by_hand = torch.stack([kd(each.student.logits, each.teacher.logits) for each in found]).mean()
+    by_hand = torch.stack([kd(each.student.logits, each.teacher.logits, 2.0) for each in found]).mean()
     torch.testing.assert_close(whole["kd_cf"], by_hand)
     written, read = found[0].positions
     if objective.sources is None:
