@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.teachers.served import ServedRun
 from distill.teachers.verbs import interchanged
@@ -170,7 +170,8 @@ def _side(column: str, masks: Sequence[str]) -> str:
 def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Location, Bool[Tensor, "batch _"]]:
     """Return which positions of each place the output depends on, `[batch, position]` (`[batch, 1]` without positions).
 
-    A position that the output does not depend on has a gradient of exactly 0.
+    A position that the output does not depend on has a gradient of exactly 0. Through quantized modules of torch no
+    gradient flows: of their networks all real positions count as visible.
 
     Args:
         base: the run.
@@ -179,6 +180,8 @@ def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Loca
     """
     if isinstance(base, ServedRun) and base.teacher is not None:
         return dict(zip(places, base.teacher.seen(base, places, weights), strict=True))
+    if _is_quantized(base.model):
+        return {at: _real_positions(base, at) for at in places}
     probes = {at: torch.zeros_like(base.vectors(at)).requires_grad_() for at in places}
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
         with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
@@ -187,6 +190,22 @@ def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Loca
     return {
         at: nonzero_positions(probe, gradient) for (at, probe), gradient in zip(probes.items(), gradients, strict=True)
     }
+
+
+def _is_quantized(network: nn.Module) -> bool:
+    """Return whether a network has a quantized module of torch, whose kernels have no derivative."""
+    return any(type(each).__module__.startswith("torch.ao.nn.quantized") for each in network.modules())
+
+
+def _real_positions(base: Run, at: Location) -> Bool[Tensor, "batch _"]:
+    """Return which positions of a place are no padding, `[batch, position]` (`[batch, 1]` without positions)."""
+    vectors = base.vectors(at)
+    rows, width = len(vectors), vectors.shape[1] if vectors.ndim > 2 else 1
+    every = torch.ones(rows, width, dtype=torch.bool, device=vectors.device)
+    if vectors.ndim < 3 or not isinstance(base.inputs, Mapping):
+        return every
+    real = architecture(base.model).place(at).real(base.inputs, rows, width)
+    return every if real is None else real.to(vectors.device)
 
 
 def touched(

@@ -20,6 +20,7 @@ from tests.distill.tiny_models import (
     gpt2,
     gpt2_lm,
     images,
+    llama,
     masked_lm,
     mlp,
     same,
@@ -389,3 +390,18 @@ def test_the_draws_are_the_same_in_every_process():
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == f"{uniform(3, 0, 5, 1).tolist()}\n"
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize(("make", "data"), [(bert, text()), (llama, text(labels=False))])
+def test_a_quantized_network_through_which_no_gradient_flows(make, data):
+    """All real positions count as visible: a part of them is informative, and against itself the accuracy is 1."""
+    network = spread(make())
+    quantized = torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
+    mapping = {Location(i): Location(i) for i in range(3)}
+    found = interchange_accuracy(quantized, quantized, mapping, data, pairs=40)
+    assert found.iia == 1.0
+    assert found.overall.left_out == 0
+    against = interchange_accuracy(network, quantized, mapping, data, pairs=40)
+    assert against.overall.count == found.overall.count
+    assert against.overall.kl > 0
