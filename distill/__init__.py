@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from distill.evaluation.outcome import InterchangeAccuracy, Outcome
     from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
     from distill.fit import fit
+    from distill.interchange.answer import Answer
     from distill.interchange.kinds import Kind
     from distill.interchange.mapping import layer_mapping
-    from distill.interchange.positions import Span
+    from distill.interchange.positions import Scattered, Span
     from distill.interchange.sources import Crossway, InContext, Shuffle
     from distill.models.reinitialized import reinitialized
     from distill.mutual import mutual
@@ -80,6 +81,7 @@ __all__ = [
     "KD",
     "PKD",
     "Alignment",
+    "Answer",
     "CausalLM",
     "CausalModel",
     "Cosine",
@@ -103,6 +105,7 @@ __all__ = [
     "Record",
     "Retries",
     "Rows",
+    "Scattered",
     "Schedule",
     "Search",
     "Served",
@@ -164,8 +167,9 @@ _NAMES = {
     "distill.evaluation.training_path": "TrainingPath representations snapshots training_path",
     "distill.fit": "fit",
     "distill.interchange.kinds": "Kind",
+    "distill.interchange.answer": "Answer",
     "distill.interchange.mapping": "layer_mapping",
-    "distill.interchange.positions": "Span",
+    "distill.interchange.positions": "Scattered Span",
     "distill.interchange.sources": "Crossway InContext Shuffle",
     "distill.models.reinitialized": "reinitialized",
     "distill.mutual": "mutual",

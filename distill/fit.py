@@ -20,7 +20,7 @@ from distill.data.task import Task
 from distill.errors import DistillError, checked
 from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_variables
 from distill.interchange.mapping import Entry, Sides, layer_mapping
-from distill.interchange.positions import Span
+from distill.interchange.positions import PositionRule, Span
 from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import uncompiled
@@ -234,7 +234,7 @@ def default_schedule(task: Task | None) -> Schedule:
     return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
 
 
-def positions_of(objectives: Sequence[Objective]) -> Span | None:
+def positions_of(objectives: Sequence[Objective]) -> PositionRule | None:
     """Return the rule by which the objectives draw positions; the default of DIITO where none interchanges."""
     return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
 

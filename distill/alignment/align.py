@@ -29,7 +29,7 @@ from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.variable_accuracy import variables_accuracy
 from distill.interchange.mapping import Entry, Sides, entries_of
-from distill.interchange.positions import Span
+from distill.interchange.positions import PositionRule, Span
 from distill.models.inputs import uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
@@ -71,7 +71,7 @@ def align(
 
     Args:
         causal_model: the hypothesis about what the network computes. Or another network, with data: then interchanges
-            at both sides of the mapping must have the same effect (`DIITO`), and `positions` is a `Span`.
+            at both sides of the mapping must have the same effect (`DIITO`), and `positions` is a rule, as for `DIITO`.
         network: any torch model. Its weights and modes are as before afterwards.
         mapping: {variable: location or tuple of locations}, each location with a subspace.
         data: {name: tensor} of the causal model's inputs; by default it samples them.
@@ -148,7 +148,7 @@ def _align_networks(
     entries: tuple[Entry, ...],
     data: Any,
     *,
-    positions: Span | None,
+    positions: PositionRule | None,
     eval_data: Any,
     pairs: int,
     controls: str | Sequence[str],

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.data.seeds import seed_from
 from distill.errors import DistillError
-from distill.interchange.positions import Span
+from distill.interchange.positions import PositionRule
 
 Masks = tuple[Tensor, Tensor]
 
@@ -48,7 +48,7 @@ class PositionDraws:
         seed: decides the draws, with the numbers of the entry and of the pair.
     """
 
-    rule: Span | None
+    rule: PositionRule | None
     aligned: bool
     seed: int
 
@@ -75,7 +75,7 @@ class PositionDraws:
                 )
             return DrawnPositions.every(len(pairs), device)
         base, source = (self.rule.eligible(columns, mask) for columns, mask in zip(sides, real, strict=True))
-        width = 1 if self.rule.consecutive else max(mask.shape[1] for mask in real)
+        width = self.rule.numbers(max(mask.shape[1] for mask in real))
         draws = torch.stack([uniform(width, self.seed, int(pair), entry) for pair in pairs]).to(device)
         written, read = self.rule.draw(base, source, draws, aligned=self.aligned)
         return DrawnPositions(written, read, _alike((real[0], written), (real[1], read)))

@@ -23,7 +23,7 @@ from distill.evaluation.outcome import InterchangeAccuracy
 from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Entry, Sides
-from distill.interchange.positions import Span
+from distill.interchange.positions import PositionRule, Span, refuse_no_rule
 from distill.models.class_labels import are_classes, has_classes
 from distill.models.inputs import network_of, uncompiled
 from distill.models.outputs import answered
@@ -165,7 +165,7 @@ def evaluate(
     mapping: Sides | tuple[Entry, ...] | str | None,
     data: Any,
     *,
-    positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+    positions: PositionRule | None = Span(0.3),  # noqa: B008 (frozen)
     pairs: int = 2000,
     seed: Any = 0,
     answers: Any = None,
@@ -185,13 +185,14 @@ def evaluate(
         answers: which part of a model's output is its answer, as for `fit`.
 
     Raises:
-        DistillError: data that does not fit the models, or a number of pairs below 1.
+        DistillError: data that does not fit the models, positions that are no rule, or a number of pairs below 1.
     """
     teacher, student, seed = uncompiled(teacher), uncompiled(student), seed_of(seed)
     if teacher is not None:
         with translated():
             network_of(teacher)  # raises DistillError for what is no network
     check_pairs(pairs)
+    refuse_no_rule("evaluate", positions)
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
         logits = few_answers(student, rows) if has_classes(rows) else None

@@ -26,6 +26,7 @@ from distill.evaluation.measurement import Examples, Measurement, check_pairs, p
 from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.evaluation.outcome import InterchangeAccuracy
 from distill.evaluation.variable_accuracy import variables_accuracy
+from distill.interchange.answer import resolved
 from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.positions import Span
 from distill.interchange.sources import Shuffle, Sources
@@ -75,7 +76,8 @@ def interchange_accuracy(
             causal model {name: tensor} of its inputs; columns of other variables are checked.
         pairs: how many pairs of base and source.
         sources: `Shuffle()` (another row, the default) or `InContext(share)`.
-        positions: the rule that draws positions, `Span(0.3)` by default; None writes all of them. For a causal model
+        positions: the rule that draws positions, `Span(0.3)` by default, or `Scattered(2)`, `Answer()`; None writes all
+            of them. For a causal model
             the tokens of the locations: one choice for all, or {variable or location: choice}, as `CausalModel.select`
             takes them; by default those of the mapping, if that is an Alignment, else all.
         controls: the same measurement where nothing was learned: `"subspace"` (random ones of the same size),
@@ -141,7 +143,8 @@ def _measure(
     if seen is not None:
         refuse_seen(rows.table, seen, "rows.take((~result.seen.among(rows.table)).nonzero()[:, 0])")
     examples = examples_of_rows(rows, pairs, rule, vocabulary_of(student), seed)
-    draws, few = PositionDraws(positions, rule.aligned, seed), examples.first(PROBED, device_of(student))
+    few = examples.first(PROBED, device_of(student))
+    draws = PositionDraws(resolved(positions, student, few[0], entries[0].student), rule.aligned, seed)
     measurement = Measurement(NetworkInterchanges(teacher, student, entries, draws, few), examples, seed, batch_size)
     tally = measurement.tally()
     if not bool(tally.kept.any()):

@@ -21,11 +21,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
+from distill.interchange.answer import resolved
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Entry
-from distill.interchange.positions import Span
+from distill.interchange.positions import PositionRule, Span, refuse_no_rule
 from distill.interchange.sources import Crossway, Shuffle, Sources
-from distill.models.inputs import decoder_masked, inputs_of, real_tokens, vocabulary_of
+from distill.models.inputs import decoder_masked, device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.objectives.objective import About, Objective, terms_of
 from distill.objectives.response import KD
 from distill.objectives.step import Reads, Step
@@ -34,6 +35,8 @@ from distill.teachers.verbs import answering, grid_of, interchanged, run_to, uni
 from interventions import Location, Mixup, Noise, Run, Swap, architecture, renamed
 
 Operator = Swap | Mixup | Noise
+LOOKED_AT = 8
+"""The number of rows on which the token of `Answer()` is found."""
 Positions = tuple[Tensor | None, Tensor | None]
 """The positions that are written in the base and read in the source, `[batch, position]`; None for all of them."""
 
@@ -74,12 +77,13 @@ class DIITO(Objective):
             operator without a source.
         op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every
             location of both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
-        positions: the rule that draws the positions, the same in both models; None is all of them.
+        positions: the rule that draws the positions, the same in both models: `Span(0.3)`, `Scattered(2)`, `Answer()`;
+            None is all of them.
         match: how the counterfactual runs are compared: by one objective or several, e.g. `[KD(2.0), Cosine()]`.
         detach_source: cut the student's source run off from the graph.
 
     Raises:
-        DistillError: sources for an operator that takes none.
+        DistillError: sources for an operator that takes none, or positions that are no rule.
     """
 
     about = About(
@@ -96,7 +100,7 @@ class DIITO(Objective):
         sources: Sources | None = None,
         *,
         op: Operator | None = None,
-        positions: Span | None = Span(0.3),  # noqa: B008 (frozen)
+        positions: PositionRule | None = Span(0.3),  # noqa: B008 (frozen)
         match: Objective | Sequence[Objective] | None = None,
         detach_source: bool = False,
     ) -> None:
@@ -105,7 +109,9 @@ class DIITO(Objective):
         if sources is not None and not self.op.needs_source:
             raise DistillError(f"{self.op} needs no source, and sources={sources} was given; leave sources out.")
         self.sources = Shuffle() if sources is None and self.op.needs_source else sources
+        refuse_no_rule("DIITO", positions)
         self.positions, self.detach_source = positions, detach_source
+        self._rule = positions
         match = KD() if match is None else match
         matched = [match] if isinstance(match, Objective) else list(match)
         odd = next((each for each in matched if not isinstance(each, Objective) or not each.compares_runs), None)
@@ -133,6 +139,12 @@ class DIITO(Objective):
             tuple(dict.fromkeys([*_besides_blocks(mapping, "teacher"), *(at for r in matched for at in r.teacher)])),
             tuple(dict.fromkeys([*_besides_blocks(mapping, "student"), *(at for r in matched for at in r.student)])),
         )
+
+    def prepare(self, step: Step, rows: int) -> None:
+        """Find the token that `Answer()` names in this student."""
+        batch = step.batch if step.data is None else step.data.batch(range(min(rows, LOOKED_AT)))
+        few = to_device(batch, device_of(step.network))
+        self._rule = resolved(self.positions, step.network, few, step.mapping[0].student if step.mapping else ())
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms of `match` on the two counterfactual runs of one drawn entry of the mapping."""
@@ -199,18 +211,19 @@ class DIITO(Objective):
     def _draw_positions(self, step: Step, entry: Entry, source: Mapping[str, Tensor]) -> Positions:
         """Draw the positions of base and source, as masks `[batch, position]`; None where all are written."""
         grid = _grid(step, entry)
-        if self.positions is None or len(grid) < 2:
+        rule = self._rule
+        if rule is None or len(grid) < 2:
             return None, None
         rows, width = grid
         device = step.generator.device
         column = architecture(step.student.model).place(entry.student[0]).mask
         eligible = [
-            self.positions.eligible(masked, real_tokens(masked, rows, width, device, column=column))
+            rule.eligible(masked, real_tokens(masked, rows, width, device, column=column))
             for masked in (decoder_masked(step.student.model, batch) for batch in (step.batch, source))
         ]
         uniform = torch.rand(rows, 2, width, generator=step.generator, device=device)
         aligned = self.sources is None or self.sources.aligned
-        return self.positions.draw(eligible[0], eligible[1], uniform, aligned=aligned)
+        return rule.draw(eligible[0], eligible[1], uniform, aligned=aligned)
 
     def _with_noise(self, step: Step, entry: Entry) -> Counterfactual:
         """Return the runs of teacher and student with the same random vectors written into both."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from distill import KD, Crossway, InContext, Shuffle, Span, losses, objectives
+from distill import KD, Answer, Crossway, InContext, Scattered, Shuffle, Span, losses, objectives
 from distill.objectives import About, Moment, Objective, Reads, Step
 from interventions import Location, Noise, run
 from tests.distill.data.test_token_alignment import MERGES, byte_level, words
@@ -229,6 +229,14 @@ RECIPES = [
         "distill.Kind", distill.Kind,
         lambda: {"positions": Span(0.3), "site": "mlp_output", "dims": 0.5, "sources": Shuffle()},
         {"positions": "None", "site": "None|choice", "dims": "None|share above 0", "sources": "7"},
+    ),
+    Recipe(
+        "distill.Scattered", lambda **settings: on(distill.DIITO(positions=Scattered(**settings)), "classifier"),
+        lambda: {"count": 2, "same": True, "among": "real"}, {"count": "count", "same": "flag", "among": "choice"},
+    ),
+    Recipe(
+        "distill.Answer", lambda **settings: on(distill.DIITO(positions=Answer(**settings)), "classifier"),
+        lambda: {"token": None}, {"token": "None|0|1|-1"},
     ),
     Recipe(
         "distill.objectives.Objective", lambda **settings: used(Returning(**settings)),
