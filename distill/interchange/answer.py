@@ -113,7 +113,8 @@ def resolved(
         return Answer(_last_that_counts(model, ran, masked))
     with evaluating(model):
         seen = visible(ran, [at], torch.ones(len(ran.logits), device=ran.logits.device))[at]
-    real = real_tokens(masked, *seen.shape, seen.device, column=architecture(model).place(at).mask)
+    rows, width = seen.shape
+    real = real_tokens(masked, rows, width, seen.device, column=architecture(model).place(at).mask)
     token = _same_in_all(seen & real, real)
     if token is None:
         counts = (seen & real).sum(1)

@@ -236,7 +236,7 @@ RECIPES = [
     ),
     Recipe(
         "distill.Answer", lambda **settings: on(distill.DIITO(positions=Answer(**settings)), "classifier"),
-        lambda: {"token": None}, {"token": "None|0|1|-1"},
+        lambda: {"token": None}, {"token": "None|0|1|-1|numpy int"},
     ),
     Recipe(
         "distill.objectives.Objective", lambda **settings: used(Returning(**settings)),
