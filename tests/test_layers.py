@@ -125,7 +125,6 @@ TESTED_BY = {
     "distill/evaluation/intervals.py": "tests/distill/evaluation/test_metrics.py",
     "distill/evaluation/network_interchanges.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/attention_keys.py": "tests/distill/test_every_site.py",
-    "distill/interchange/positions.py": "tests/distill/interchange/test_sources.py",
     "distill/interchange/swap.py": "tests/distill/evaluation/test_variable_accuracy.py",
     "distill/interchange/vacuous.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/whole_state.py": "tests/distill/evaluation/test_variable_accuracy.py",

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
-from distill.interchange.answer import resolved
+from distill.interchange.answer import Answer, resolved
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Entry
 from distill.interchange.positions import PositionRule, Span, refuse_no_rule
@@ -142,6 +142,8 @@ class DIITO(Objective):
 
     def prepare(self, step: Step, rows: int) -> None:
         """Find the token that `Answer()` names in this student."""
+        if self.positions != Answer():
+            return
         batch = step.batch if step.data is None else step.data.batch(range(min(rows, LOOKED_AT)))
         few = to_device(batch, device_of(step.network))
         self._rule = resolved(self.positions, step.network, few, step.mapping[0].student if step.mapping else ())
