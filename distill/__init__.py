@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         IIT,
         KD,
         PKD,
+        Augmented,
         CausalLM,
         Cosine,
         DistilBERT,
@@ -82,6 +83,7 @@ __all__ = [
     "PKD",
     "Alignment",
     "Answer",
+    "Augmented",
     "CausalLM",
     "CausalModel",
     "Cosine",
@@ -173,8 +175,8 @@ _NAMES = {
     "distill.interchange.sources": "Crossway InContext Shuffle",
     "distill.models.reinitialized": "reinitialized",
     "distill.mutual": "mutual",
-    "distill.objectives": "AT BSS CRD CausalLM Cosine DAS DIITO DKD DistilBERT FitNets ICD IIT KD Labels MaskedLM "
-    "Objective PKD Sobolev SpanKD TinyBERT",
+    "distill.objectives": "AT Augmented BSS CRD CausalLM Cosine DAS DIITO DKD DistilBERT FitNets ICD IIT KD Labels "
+    "MaskedLM Objective PKD Sobolev SpanKD TinyBERT",
     "distill.objectives.term_weights": "Ramp",
     "distill.results": "FitResult",
     "distill.specialists.specialists": "Specialists",

@@ -12,6 +12,7 @@ from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions
 from distill.data.task import Task
 from distill.errors import DistillError
 from distill.interchange.mapping import depth
+from distill.interchange.sources import InContext
 from distill.objectives import (
     AT,
     BSS,
@@ -20,6 +21,7 @@ from distill.objectives import (
     ICD,
     KD,
     PKD,
+    Augmented,
     Cosine,
     FitNets,
     Labels,
@@ -34,9 +36,9 @@ from distill.training.resolve import keep_supported
 COMMAND = "command.json"
 PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
          "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
-OBJECTIVES = ("kd", "diito", *PLAIN)
-TITLES = {"kd": "KD", "diito": "KD + interchange"}
-"""The names of students in tables, by their objectives; those of others are the objectives themselves."""
+ON_KD = {"diito": "interchange", "augmented": "augmented"}
+"""The objectives that stand for KD and themselves, and their names in tables."""
+OBJECTIVES = ("kd", *ON_KD, *PLAIN)
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class FitCommand:
     def students(self) -> dict[str, str]:
         """The students to train: their objectives, as `--objective` names them, and their titles in tables."""
         objectives = ("kd", "diito") if self.objective is None else (self.objective,)
-        return {each: TITLES.get(each, each) for each in objectives}
+        return {each: title_of(each) for each in objectives}
 
     def student(self, teacher: nn.Module) -> nn.Module:
         """Make a student of layers of the teacher: of half as many, unless a number was requested."""
@@ -109,6 +111,7 @@ class FitCommand:
                 f"layers of a transformer; in Python: task = distill.tasks.load({task.name!r}); distill.fit("
                 "distill.teacher_of(task), distill.networks.MLP(64), data=task, objective=distill.KD(5.0))."
             )
+        self._check_columns(task)
         self.interchanges.check(task)
         self.interchanges.mapped(teacher, self.student(teacher))
         self.timing.schedule(task, self.seed)
@@ -117,12 +120,22 @@ class FitCommand:
                 warnings.simplefilter("ignore")  # fit gives the same warnings
                 keep_supported(self.objectives(student), task.train)
 
+    def _check_columns(self, task: Task) -> None:
+        """Raise DistillError for objectives that replace words of rows without any."""
+        names = ",".join(self.students).split(",")
+        if "augmented" in names and "input_ids" not in task.train.columns:
+            raise DistillError(
+                f"--objective augmented replaces tokens, and the rows of {task.name} are "
+                f"{', '.join(task.train.columns)}; use --objective kd."
+            )
+
     def objectives(self, student: str, words: Tensor | None = None) -> list[Objective]:
         """Return the objectives of one student.
 
         Args:
-            student: names of objectives with commas between them; `diito` stands for KD and interchange.
-            words: ids of whole words, which in-context sources are made of; None where there is no tokenizer.
+            student: names of objectives with commas between them; `diito` stands for KD and interchange, `augmented`
+                for KD on the rows and on the same with words replaced.
+            words: ids of whole words, by which others are replaced; None where there is no tokenizer.
         """
         names = student.split(",")
         unknown = next((name for name in names if name not in OBJECTIVES), None)
@@ -131,9 +144,22 @@ class FitCommand:
                 f"--objective {unknown} does not exist: choose of {', '.join(OBJECTIVES)}, several with commas."
             )
         match = KD(self.temperature)
-        made: list[Objective] = [KD(self.temperature)] if {"kd", "diito"} & set(names) else []
+        made: list[Objective] = [KD(self.temperature)] if {"kd", *ON_KD} & set(names) else []
         made += [self.interchanges.objective(match, words)] if "diito" in names else []
+        made += [Augmented(InContext(words=words), match=match)] if "augmented" in names else []
         return made + [PLAIN[name]() for name in names if name in PLAIN]
+
+
+def title_of(student: str) -> str:
+    """Return the name of a student in tables, by its objectives.
+
+    >>> title_of("kd"), title_of("diito"), title_of("kd,augmented"), title_of("labels,dkd")
+    ('KD', 'KD + interchange', 'KD + augmented', 'labels,dkd')
+    """
+    names = student.split(",")
+    if not {"kd", *ON_KD} & set(names):
+        return student
+    return " + ".join(["KD", *(ON_KD.get(name, name) for name in names if name != "kd")])
 
 
 def folder_of(run: Path, student: str) -> Path:

@@ -70,8 +70,8 @@ StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; 
 ObjectiveNames = Annotated[
     str | None,
     typer.Option(
-        help="kd, diito (KD + interchange), labels, dkd, icd, … (see distill objectives), or several with commas. "
-        "By default kd and diito, compared."
+        help="kd, diito (KD + interchange), augmented (KD, on texts with words replaced too), labels, dkd, icd, … (see "
+        "distill objectives), or several with commas. By default kd and diito, compared."
     ),
 ]
 ResumeFolder = Annotated[

@@ -1,5 +1,6 @@
 """The objectives that a student is trained on, which return named, unweighted terms."""
 
+from distill.objectives.augmented import Augmented
 from distill.objectives.bert import DistilBERT, TinyBERT
 from distill.objectives.boundary import BSS
 from distill.objectives.contrastive import CRD, ICD
@@ -26,6 +27,7 @@ __all__ = [
     "KD",
     "PKD",
     "About",
+    "Augmented",
     "CausalLM",
     "Cosine",
     "DistilBERT",

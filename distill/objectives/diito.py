@@ -27,7 +27,7 @@ from distill.interchange.mapping import Entry
 from distill.interchange.positions import PositionRule, Span, refuse_no_rule
 from distill.interchange.sources import Crossway, Shuffle, Sources
 from distill.models.inputs import decoder_masked, device_of, inputs_of, real_tokens, to_device, vocabulary_of
-from distill.objectives.objective import About, Objective, terms_of
+from distill.objectives.objective import About, Objective, matching, terms_of
 from distill.objectives.response import KD
 from distill.objectives.step import Reads, Step
 from distill.teachers.served import ServedRun
@@ -112,15 +112,7 @@ class DIITO(Objective):
         refuse_no_rule("DIITO", positions)
         self.positions, self.detach_source = positions, detach_source
         self._rule = positions
-        match = KD() if match is None else match
-        matched = [match] if isinstance(match, Objective) else list(match)
-        odd = next((each for each in matched if not isinstance(each, Objective) or not each.compares_runs), None)
-        if odd is not None or not matched:
-            raise DistillError(
-                f"DIITO(match={match!r}) compares counterfactual runs, and {odd if matched else 'nothing'} does not "
-                "compare the runs that it is given; use e.g. match=[KD(2.0), Cosine()]."
-            )
-        self.match: Any = nn.ModuleList(matched)
+        self.match: Any = matching(KD() if match is None else match, "DIITO", "counterfactual runs")
 
     @property
     def interchanges(self) -> bool:

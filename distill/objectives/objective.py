@@ -121,6 +121,27 @@ class Objective(nn.Module, ABC):
         """Return the terms of this step by name, each a scalar, not weighted."""
 
 
+def matching(match: Objective | Sequence[Objective], caller: str, compared: str) -> nn.ModuleList:
+    """Return the objectives that compare the runs which another objective makes.
+
+    Args:
+        match: one objective, or several.
+        caller: the name of the other objective.
+        compared: the runs, e.g. "counterfactual runs".
+
+    Raises:
+        DistillError: none, or one that does not compare the runs that it is given.
+    """
+    matched = [match] if isinstance(match, Objective) else list(match)
+    odd = next((each for each in matched if not isinstance(each, Objective) or not each.compares_runs), None)
+    if odd is not None or not matched:
+        raise DistillError(
+            f"{caller}(match={match!r}) compares {compared}, and {odd if matched else 'nothing'} does not compare the "
+            "runs that it is given; use e.g. match=[KD(2.0), Cosine()]."
+        )
+    return nn.ModuleList(matched)
+
+
 def linear(width_in: int, width_out: int, like: Shaped[Tensor, "..."]) -> nn.Linear:
     """Return a new linear layer in at least single precision, on the device of `like`.
 

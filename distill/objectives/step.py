@@ -242,6 +242,19 @@ class Step:
         """Return the kind of a mean over the positions that a mask keeps."""
         return next((kind for kind, each in self._masks.items() if each is mask), TOKENS)
 
+    def on_batch(
+        self, batch: Mapping[str, Tensor], teacher: Run | None, base: Callable[[], Run], reads: Reads
+    ) -> "Step":
+        """Return the step of the same rows with other inputs, in which labels stand where they stand in this one.
+
+        Args:
+            batch: all columns.
+            teacher: the teacher's run on them.
+            base: makes the student's run on them.
+            reads: the locations that are recorded in the two runs.
+        """
+        return replace(self, batch=batch, teacher=teacher, base=base, reads=reads, label_place=self._label_place)
+
     def drawing(self, name: str) -> torch.Generator:
         """Return a new generator, decided by the step's and a name: drawing from it changes no other draws."""
         description = f"{name} {self.moment.part} {self.teacher is not None and self.teacher.is_counterfactual}"

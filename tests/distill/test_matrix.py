@@ -24,6 +24,7 @@ EVERYWHERE: dict[str, Callable[[], Objective]] = {
 CLASSIFIERS = {"Labels": lambda: distill.Labels(0.1), "DKD": lambda: distill.DKD(warmup=0), "BSS": distill.BSS}
 LAYERED = {
     "DIITO": distill.DIITO,
+    "Augmented": distill.Augmented,
     "Cosine": distill.Cosine,
     "PKD": lambda: distill.PKD({Location(1): AT}),
     "FitNets": distill.FitNets,

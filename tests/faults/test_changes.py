@@ -90,6 +90,7 @@ def test_what_has_changed_is_named_and_refused_or_accepted(change, tmp_path):
         (lambda: own("return super(Edited, self).forward(step)"), lambda: own("return KD.forward(self, step)")),
         (lambda: DIITO(op=Mixup(0.5)), lambda: DIITO(op=Mixup(0.6))),
         (lambda: DIITO(match=[KD()]), lambda: DIITO(match=[KD(), Cosine()])),
+        (distill.Augmented, lambda: distill.Augmented(distill.InContext(0.4))),
     ],
 )
 def test_objectives_are_known_by_settings_and_source(before, after):
@@ -273,7 +274,7 @@ def test_a_class_of_ones_own_and_a_weight_that_is_a_function(tmp_path):
 
 OBJECTIVES = [
     KD, lambda: DKD(warmup=0), Labels, Cosine, PKD, FitNets, AT, DistilBERT, lambda: CRD(8, 16), lambda: ICD(8), DIITO,
-    Sobolev, distill.TinyBERT, distill.BSS,
+    Sobolev, distill.TinyBERT, distill.BSS, distill.Augmented,
 ]  # fmt: skip
 
 

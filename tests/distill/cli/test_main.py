@@ -150,6 +150,24 @@ def test_sources(option, sources, note, teacher, csv, tmp_path):
     assert last["terms"].keys() == {"kd", "kd_cf", "labels"}
 
 
+@pytest.mark.parametrize(
+    ("objective", "title", "terms"),
+    [
+        ("augmented", "KD + augmented", {"kd", "kd_aug"}),
+        ("labels,diito,kd,augmented", "KD + labels + interchange + augmented", {"kd", "kd_cf", "kd_aug", "labels"}),
+    ],
+)
+def test_on_texts_with_words_replaced(objective, title, terms, teacher, csv, tmp_path):
+    arguments = ["fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", "--objective", objective, *FIT]
+    status, _out, err = distill(*arguments)
+    assert (status, err) == (0, "")
+    told = json.loads((tmp_path / "r" / "result.json").read_text())
+    assert [model["name"] for model in told["models"]] == ["teacher", title]
+    folder = tmp_path / "r" / objective.replace(",", "+")
+    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["terms"].keys() == terms
+    assert "Augmented(InContext(share=0.3, words=tensor" in (folder / "settings.json").read_text()
+
+
 def test_a_finished_run_resumed_gives_the_same_figures(teacher, csv, tmp_path):
     distill("fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", "--share", 0.5, *FIT)
     before = json.loads((tmp_path / "r" / "result.json").read_text())
@@ -187,6 +205,12 @@ def test_without_an_argument_the_embedded_task_runs(small_pvr, tmp_path):
     status, out, err = distill("fit", "--steps", 2, "--any-teacher", "--batch-size", 8, "--objective", "kd")
     assert "teacher: step" not in out  # cached
     assert "report: runs/pvr-2/report.html" in out
+
+
+def test_images_have_no_words_to_replace(small_pvr):
+    status, out, err = distill("fit", "--any-teacher", "--objective", "augmented,labels")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "--objective augmented replaces tokens, and the rows of pvr are pixel_values, labels; use --objective" in err
 
 
 def relabelled(folder, teacher, names):
@@ -323,7 +347,7 @@ MESSAGES = {
     "mapping layer": r"Location\(layer=9\) is out of range: this 'bert' model has 3 layers",
     "mapping kind": "mapping 'fulll' does not exist: choose one of full, middle, late, single",
     "layers": "a student of 9 layers cannot be made from a teacher of 3; choose 1 to 3",
-    "objective": "--objective kdd does not exist: choose of kd, diito, labels",
+    "objective": "--objective kdd does not exist: choose of kd, diito, augmented, labels",
     "sources": "--sources shufle does not exist: choose one of shuffle",
     "share": r"Span\(share=1.5\) is not a share",
     "steps": "steps=0 train nothing; use e.g.",

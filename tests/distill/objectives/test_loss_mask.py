@@ -16,6 +16,7 @@ from distill import (
     ICD,
     KD,
     PKD,
+    Augmented,
     CausalLM,
     Cosine,
     DistilBERT,
@@ -112,6 +113,7 @@ OBJECTIVES = {
     "CRD": lambda tokens="labelled": CRD(8, 16, tokens=tokens),
     "ICD": lambda tokens="labelled": ICD(8, tokens=tokens),
     "DIITO": lambda tokens="labelled": DIITO(match=[KD(tokens=tokens), Cosine(tokens=tokens)]),
+    "Augmented": lambda tokens="labelled": Augmented(match=[KD(tokens=tokens), Cosine(tokens=tokens)]),
 }
 ONLY_LABELLED = ("DKD", "Labels", "MaskedLM", "CausalLM")
 NOT = {
@@ -177,7 +179,7 @@ class Disturbing(Objective):
 
 
 def disturbing(objective: Objective, kept: torch.Tensor) -> Objective:
-    if isinstance(objective, DIITO):
+    if isinstance(objective, DIITO | Augmented):
         objective.match = nn.ModuleList(Disturbing(each, kept) for each in objective.match)
         return objective
     return Disturbing(objective, kept)
@@ -292,7 +294,7 @@ def test_nothing_is_labelled():
     """Every term is 0, with a graph."""
     batch = labelled(of_tokens=True)
     batch["labels"] = torch.full_like(batch["labels"], -100)
-    for name in ("KD", "Cosine", "PKD", "FitNets", "AT", "TinyBERT", "CRD", "ICD"):
+    for name in ("KD", "Cosine", "PKD", "FitNets", "AT", "TinyBERT", "CRD", "ICD", "Augmented"):
         terms, gradient = terms_and_gradient("gpt2", OBJECTIVES[name](), batch)
         assert set(terms.values()) == {0.0}
         assert not gradient.any()

@@ -16,6 +16,7 @@ from distill import (
     DIITO,
     KD,
     PKD,
+    Augmented,
     CausalLM,
     Cosine,
     DistillError,
@@ -112,8 +113,9 @@ def test_a_network_of_plain_vectors_is_served():
         lambda: [KD(), PKD()],
         lambda: [DIITO(None, op=Mixup(0.5))],
         lambda: [KD(), DIITO(match=[KD(), Cosine()], positions=None)],
+        lambda: [KD(), Augmented(match=[KD(), PKD()])],
     ],
-    ids=["features", "mixup", "all positions"],
+    ids=["features", "mixup", "all positions", "perturbed rows"],
 )
 def test_objectives_see_what_they_would_see(objective):
     mapping = {Location(2, "attention_output"): Location(1, "attention_output"), Location(1): Location(0)}

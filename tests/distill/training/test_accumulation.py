@@ -9,6 +9,7 @@ from distill import (
     DKD,
     KD,
     PKD,
+    Augmented,
     CausalLM,
     Cosine,
     DistilBERT,
@@ -25,6 +26,7 @@ from distill import (
 from distill.objectives import Moment
 from distill.training.computation import parts_of
 from interventions import Location
+from tests.distill.objectives.test_augmented import Shifted
 from tests.distill.tiny_models import CNN, bert, gpt2_lm, images, masked_lm, mlp, spread, t5, text, vectors
 from tests.distill.words import Words
 
@@ -76,6 +78,8 @@ CASES = {
     "at, prompts": (gpt2_lm, prompts, lambda: AT({Location(1, "attention_pattern"): Location(0, "attention_pattern")})),
     "cosine": (bert, lambda: text(12), Cosine),
     "pkd": (bert, lambda: text(12), lambda: PKD(LAYERS)),
+    "augmented": (bert, lambda: text(12), lambda: Augmented(Shifted())),
+    "augmented, prompts": (gpt2_lm, prompts, lambda: Augmented(Shifted(), match=[KD(), Cosine()])),
     "hint": (bert, lambda: text(12), lambda: FitNets(LAYERS)),
     "at": (bert, lambda: text(12), lambda: AT({Location(1, "attention_pattern"): Location(0, "attention_pattern")})),
     "hint, maps": (CNN, lambda: images(12), lambda: FitNets(MAPS)),

@@ -9,11 +9,12 @@ import sys
 import torch
 from accelerate import Accelerator
 
-from distill import CRD, DKD, KD, CausalLM, Cosine, Labels, Rows, Schedule, from_layers, steps
+from distill import CRD, DKD, KD, Augmented, CausalLM, Cosine, Labels, Rows, Schedule, from_layers, steps
+from tests.distill.objectives.test_augmented import Shifted
 from tests.distill.tiny_models import bert, gpt2_lm, spread, text
 
 CASES = {
-    "tokens": (gpt2_lm, lambda: text(15, labels=False), lambda: [KD(), CausalLM(), Cosine()]),
+    "tokens": (gpt2_lm, lambda: text(15, labels=False), lambda: [KD(), CausalLM(), Cosine(), Augmented(Shifted())]),
     "examples": (bert, lambda: text(15), lambda: [KD(), Labels(), DKD(warmup=0)]),
     "memories": (bert, lambda: text(15), lambda: [KD(), CRD(8, 16)]),
 }

@@ -202,6 +202,10 @@ RECIPES = [
         lambda: {"op": Noise(0.5)}, {"op": "None"},
     ),
     Recipe(
+        "distill.Augmented", lambda **settings: on(distill.Augmented(**settings), "classifier"),
+        lambda: {"sources": InContext(0.3), "match": KD()}, {"sources": "None", "match": "None"},
+    ),
+    Recipe(
         "distill.Shuffle", lambda **settings: used(distill.DIITO(Shuffle(**settings)), mapping=sides()),
         lambda: {"aligned": False}, {"aligned": "flag"},
     ),
