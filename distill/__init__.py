@@ -56,6 +56,8 @@ if TYPE_CHECKING:
         TinyBERT,
     )
     from distill.objectives.term_weights import Ramp
+    from distill.prospects.figures import EntryHeadroom, Headroom
+    from distill.prospects.headroom import headroom
     from distill.results import FitResult
     from distill.specialists.specialists import Specialists
     from distill.students.from_layers import from_layers
@@ -91,9 +93,11 @@ __all__ = [
     "DistilBERT",
     "DistillError",
     "Ensemble",
+    "EntryHeadroom",
     "Evaluation",
     "FitNets",
     "FitResult",
+    "Headroom",
     "InContext",
     "InterchangeAccuracy",
     "Interrupted",
@@ -129,6 +133,7 @@ __all__ = [
     "fit",
     "from_layers",
     "from_width",
+    "headroom",
     "interchange_accuracy",
     "layer_mapping",
     "linear_probe",
@@ -178,6 +183,8 @@ _NAMES = {
     "distill.objectives": "AT Augmented BSS CRD CausalLM Cosine DAS DIITO DKD DistilBERT FitNets ICD IIT KD Labels "
     "MaskedLM Objective PKD Sobolev SpanKD TinyBERT",
     "distill.objectives.term_weights": "Ramp",
+    "distill.prospects.figures": "EntryHeadroom Headroom",
+    "distill.prospects.headroom": "headroom",
     "distill.results": "FitResult",
     "distill.specialists.specialists": "Specialists",
     "distill.students.from_layers": "from_layers",

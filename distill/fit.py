@@ -114,10 +114,10 @@ def fit(
     if output_dir is not None and not resume:
         refuse_used(Path(output_dir))
     with answered((teacher, student), answers):
-        task = _read_task(teacher, student, data, tokenizer)
+        task = read_task(teacher, student, data, tokenizer)
         training = training_of(
             teacher, student, mapping, data if task is None else task, objective=objective, weights=weights,
-            schedule=_choose_schedule(schedule, overrides, teacher, data if task is None else task),
+            schedule=choose_schedule(schedule, overrides, teacher, data if task is None else task),
         )  # fmt: skip
         tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task)
     training = training.kept(
@@ -141,7 +141,7 @@ def fit(
     return result
 
 
-def _read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task | None:
+def read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task | None:
     """Return the task that the data is or names, with labels numbered as the models' classes; None for other data."""
     if data is None or isinstance(teacher, CausalModel):
         return None
@@ -151,7 +151,7 @@ def _read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> T
     return None if task is None else numbered_as(task, known, student)
 
 
-def _choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:
+def choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:
     """Return the schedule of the caller, or the default one of the data, with single settings overridden.
 
     Args:

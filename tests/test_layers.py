@@ -24,7 +24,7 @@ ORDER = {
         metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors precision processes storage causal losses networks data models tasks teachers interchange students
-        objectives training evaluation metrics alignment results fit specialists mutual chain teach compat
+        objectives training evaluation metrics alignment results fit prospects specialists mutual chain teach compat
         cli""".split(),
 }
 MOST_FILES = 20
@@ -106,7 +106,7 @@ TESTED_BY = {
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     **{
         f"distill/cli/{name}.py": "tests/distill/cli/test_main.py"
-        for name in ("evaluate", "fit", "fit_command", "loading", "options", "teach")
+        for name in ("evaluate", "fit", "fit_command", "headroom", "loading", "options", "teach")
     },
     "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",
     "distill/networks/sizes.py": "tests/faults/test_fuzz.py",
@@ -148,6 +148,10 @@ TESTED_BY = {
     "distill/objectives/step.py": "tests/distill/objectives/test_loss_mask.py",
     "distill/objectives/term_weights.py": "tests/distill/training/test_schedule.py",
     "distill/processes.py": "tests/distill/training/test_processes.py",
+    **{
+        f"distill/prospects/{name}.py": "tests/distill/prospects/test_headroom.py"
+        for name in ("causal_terms", "gradients", "void_rows")
+    },
     "distill/results.py": "tests/distill/cli/test_report.py",
     "distill/storage/files.py": "tests/faults/test_corruption.py",
     "distill/storage/locks.py": "tests/faults/test_two_at_once.py",

@@ -59,6 +59,21 @@ def calibrated() -> Calibration:
     return distill.calibration(mlp(), vectors(40), bins=5)
 
 
+def room() -> distill.Headroom:
+    """Headroom at two places of an MLP, one of which is all of its state."""
+    part, whole = (Location(module="0", **dims) for dims in ({"dims": range(4)}, {}))
+    student = mlp(8)
+    torch.nn.init.normal_(student[0].weight, generator=torch.Generator().manual_seed(1))
+    return distill.headroom(mlp(8), student, vectors(), {part: part, whole: whole}, steps=0, batches=2, batch_size=12)
+
+
+def same_networks() -> distill.Headroom:
+    """Headroom of a copy, whose losses are 0."""
+    place, network = Location(module="0", dims=range(4)), mlp(8)
+    objective = distill.DIITO(match=distill.KD(answers="values"))
+    return distill.headroom(network, network, vectors(), {place: place}, steps=0, batches=2, objective=objective)
+
+
 WHOLE: dict[str, Callable[[], Result]] = {
     "Grid": grid_of,
     "Grid with empty cells": lambda: grid_of("bert", positions=[0, 4]),
@@ -73,6 +88,7 @@ WHOLE: dict[str, Callable[[], Result]] = {
     "FitResult": lambda: FitResult(
         nn.Linear(2, 2), RECORDS, Evaluation(None, measured()), {"lr": 1e-3}, 1.0, Path("a")
     ),
+    "Headroom": room,
     "TrainingPath": path,
     "Calibration": calibrated,
     "Calibration without bins": lambda: Calibration(0.05, Share(0.9, 0.88, 0.92, 1000), 0.95),
@@ -82,6 +98,7 @@ EMPTY: dict[str, Callable[[], Result]] = {
     "InterchangeAccuracy": lambda: InterchangeAccuracy(NOTHING, {"c ↔ d": NOTHING}, {}),
     "Evaluation": lambda: Evaluation(None, None, "nothing was measured: no rows"),
     "FitResult": lambda: FitResult(nn.Linear(2, 2), (), Evaluation(None, None)),
+    "Headroom": lambda: same_networks(),
 }
 
 

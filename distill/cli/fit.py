@@ -101,7 +101,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
             command.student(teacher),
             mapping,
             task,
-            objective=command.objectives(objectives, _words_of(tokenizer)),
+            objective=command.objectives(objectives, words_of(tokenizer)),
             schedule=schedule,
             output_dir=folder_of(folder, objectives),
             resume=resume,
@@ -177,7 +177,7 @@ def _read_finished(student: nn.Module, folder: Path) -> FitResult:
     return FitResult(student, tuple(read_log(folder)), Evaluation(None, None), settings, seconds, folder, trained_on)
 
 
-def _words_of(tokenizer: Any) -> Tensor | None:
+def words_of(tokenizer: Any) -> Tensor | None:
     """Return the ids of whole words, for in-context sources; None without a tokenizer."""
     if tokenizer is None:
         return None

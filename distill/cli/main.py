@@ -1,4 +1,4 @@
-"""The command line: `distill fit`, `distill evaluate`, `distill teach`, `distill objectives`, and how each exits."""
+"""The command line: `distill fit`, `evaluate`, `headroom`, `teach`, `objectives`, and how each exits."""
 
 import os
 import sys
@@ -188,6 +188,53 @@ def evaluate(
     interchanges = InterchangeOptions(mapping, share=share)
     with _exit_on_interrupt():
         run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
+
+
+@app.command()
+def headroom(
+    task: Task = None,
+    data: Data = None,
+    eval_data: EvalData = None,
+    text: Text = None,
+    label: Label = None,
+    classes: Classes = None,
+    max_length: MaxLength = None,
+    split_seed: SplitSeed = None,
+    teacher: Teacher = None,
+    student_layers: StudentLayers = None,
+    mapping: Annotated[str, typer.Option(help="full, middle, late, single, or entries teacher~student.")] = "full",
+    objective: ObjectiveNames = None,
+    sources: Annotated[
+        str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
+    ] = None,
+    fraction: Fraction = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of training without interchange before.")] = 200,
+    batches: Annotated[int, typer.Option(help="Batches to measure on.")] = 8,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    temperature: Annotated[float, typer.Option(help="Of the softened answers.")] = 2.0,
+    share: Share = 0.3,
+    sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
+    seed: Seed = 0,
+    debug: Debug = False,
+) -> None:
+    """Measure, before a fit, whether its interchanges ask a student for something that its answers do not."""
+    from distill.cli.fit_command import FitCommand
+    from distill.cli.headroom import run_headroom
+    from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
+
+    command = FitCommand(
+        source=DataOptions(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed),
+        timing=ScheduleOptions(None, None, batch_size, lr),
+        interchanges=InterchangeOptions(mapping, sources_of(sources, None), share, sigma),
+        teacher=teacher,
+        student_layers=student_layers,
+        objective=objective,
+        temperature=temperature,
+        seed=seed,
+    )
+    with _exit_on_interrupt():
+        run_headroom(command, steps, batches)
 
 
 @app.command()

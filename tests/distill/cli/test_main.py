@@ -122,6 +122,31 @@ def test_fit_then_evaluate(teacher, csv, tmp_path):
     assert f"{iia[0]['value']:.3f}" in alone
 
 
+@pytest.mark.parametrize("sources", ["in-context", "shuffle"])
+def test_headroom_is_printed_before_a_fit(sources, teacher, csv, tmp_path):
+    """The table and the advice that the function gives for the student of the command; nothing is written."""
+    options = ["--data", csv, "--teacher", teacher, "--student-layers", "2", "--sources", sources, "--batch-size", "8"]
+    status, out, err = distill("headroom", *options, "--steps", "3", "--batches", "2")
+    assert status == 0, err
+    assert "After 3 steps of KD(temperature=2.0), dropout off, 2 batches of 8 rows" in out
+    assert {"in-context": "InContext(0.3), Span(0.3)", "shuffle": "Shuffle(), Span(0.3)"}[sources] in out
+    lines = out.splitlines()
+    (head,) = (number for number, line in enumerate(lines) if line.startswith("entry "))
+    assert lines[head + 1].startswith("block_output.")
+    assert lines[-1].startswith("After 3 steps of KD(temperature=2.0) the counterfactual loss of block_output.")
+    assert list(tmp_path.glob("runs*")) == []
+    assert distill("headroom", *options, "--steps", "3", "--batches", "2")[1] == out
+
+
+def test_headroom_of_objectives_without_interchange_is_refused(teacher, csv):
+    status, _, err = distill("headroom", "--data", csv, "--teacher", teacher, "--objective", "kd")
+    assert status == 2
+    assert err == (
+        "distill: --objective kd interchanges nothing, so there is no headroom to measure; leave it out, or add diito: "
+        "--objective kd,diito.\n"
+    )
+
+
 def test_every_student_is_measured_by_the_same_rule(teacher, csv, tmp_path):
     distill("fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / "r", "--share", 0.6, *FIT)
     told = json.loads((tmp_path / "r" / "result.json").read_text())

@@ -1,0 +1,1 @@
+"""What a training could gain, measured before hours are spent on it."""
