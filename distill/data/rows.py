@@ -1,36 +1,22 @@
 """Rows: a data set as columns of tensors, read from the usual kinds of data sets, and batched with padding."""
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import Any, Literal, SupportsIndex
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset
 
 from distill.data.classes import Ranked, Stated, folded, matched, ranked, stated
-from distill.data.draws import (
-    DRAWN_TWICE,
-    FIRST_READING,
-    DataSource,
-    is_frame,
-    is_hugging_face,
-    named,
-    seeded,
-    source_of,
-    tensors,
-    warn_if_unseeded,
-)
+from distill.data.clusters import check_length, split_clusters
+from distill.data.columns import Column, as_sequence, column_of, columns_of, read, transpose
+from distill.data.draws import DataSource, named, source_of
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
 from distill.errors import DistillError, checked
 from interventions import shown
-
-Column = Tensor | Sequence[Tensor]
 
 # The losses of torch and transformers ignore the label -100. Padding counts as special, so that no intervention lands
 # on it, and has no place in the text.
@@ -58,9 +44,12 @@ class Rows(Dataset[dict[str, Tensor]]):
         classes: the names of the labels 0, 1, … if they are known: `fit` and the measurements then number the labels
             as the model does. None takes the labels for the numbers of the model's outputs.
         source: the data set that the rows were read from, if its rows are drawn anew in each epoch of a training.
+        clusters: what the rows share, e.g. an image or a template, by numbers; −1 fills up where a row is in fewer than
+            others. It is no column, so models are not given it; intervals count rows of one cluster as related. None
+            where each row is independent of the others.
 
     Raises:
-        DistillError: no rows, columns of unequal length, or ragged `input_ids` without an `attention_mask`.
+        DistillError: no rows, columns or clusters of unequal length, or ragged `input_ids` without an `attention_mask`.
 
     >>> rows = Rows.of({"input_ids": [[5, 6], [7]], "attention_mask": [[1, 1], [1]], "labels": [1, 0]})
     >>> rows.batch([0, 1])["input_ids"]
@@ -74,6 +63,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     pads: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     source: DataSource | None = None
+    clusters: Int[Tensor, "rows memberships"] | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.table.items()}
@@ -90,6 +80,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             )
         if self.padding_side not in ("right", "left"):
             raise DistillError(f"padding_side is {self.padding_side!r}; use 'right' or 'left'")
+        if self.clusters is not None:
+            check_length(self.clusters, len(self))
 
     @classmethod
     @checked
@@ -100,6 +92,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         pad_id: int = 0,
         padding_side: Literal["right", "left"] = "right",
         classes: Sequence[str] | None = None,
+        clusters: Tensor | str | Sequence[str] | None = None,
     ) -> "Rows":
         """Return data as Rows with the same columns, order and values; a Rows is returned as it is.
 
@@ -122,17 +115,28 @@ class Rows(Dataset[dict[str, Tensor]]):
             pad_id: the id that pads token ids.
             padding_side: the side of the padding.
             classes: the names of the classes, in the order of the model's outputs.
+            clusters: what rows share: the numbers of each row, `[rows]` or `[rows, memberships]`, or the name of a
+                column, or several, whose equal values are one cluster. Models are not given these columns.
 
         Raises:
-            DistillError: data of any other kind.
+            DistillError: data of any other kind, or clusters that are not one a row.
+
+        >>> data = {"x": [[0.0], [1.0], [2.0]], "template": ["a is b", "is a b", "a is b"]}
+        >>> rows = Rows.of(data, clusters="template")
+        >>> rows.columns, rows.clusters.tolist()
+        (('x',), [[0], [1], [0]])
         """
         if isinstance(data, cls):
+            if clusters is not None:
+                table, numbers = split_clusters(data.table, clusters)
+                data = replace(data, table=table, clusters=numbers)
             return data if classes is None else data._with_classes(stated(classes))
         source = source_of(data)
         columns = {
-            name: _as_sequence(name, each)
-            for name, each in named(_columns(data) if source is None else _read(source)).items()
+            name: as_sequence(name, each)
+            for name, each in named(columns_of(data) if source is None else read(source)).items()
         }
+        columns, numbers = split_clusters(columns, clusters)
         order = None if classes is None else stated(classes)
         labels, known = columns.get("labels"), None
         names: tuple[str, ...] | None = None
@@ -145,9 +149,9 @@ class Rows(Dataset[dict[str, Tensor]]):
             check_shape(labels, columns.get("input_ids"), names)
         if names is not None and text:
             columns["labels"], known = numbered(labels, names)
-        table = {name: _column(name, column) for name, column in columns.items()}
+        table = {name: column_of(name, column) for name, column in columns.items()}
         source = None if source is None else replace(source, classes=known)
-        rows = cls(table, pad_id, padding_side, classes=names, source=source)
+        rows = cls(table, pad_id, padding_side, classes=names, source=source, clusters=numbers)
         return rows if order is None or text else rows._with_classes(order)
 
     @property
@@ -167,7 +171,9 @@ class Rows(Dataset[dict[str, Tensor]]):
             name: column[index] if isinstance(column, Tensor) else [column[i] for i in index.tolist()]
             for name, column in self.table.items()
         }
-        return replace(self, table=table, source=None if self.source is None else self.source.take(index))
+        source = None if self.source is None else self.source.take(index)
+        clusters = None if self.clusters is None else self.clusters[index]
+        return replace(self, table=table, source=source, clusters=clusters)
 
     def drawn(self, indices: Tensor | Sequence[int], epoch: int, seed: int) -> dict[str, Tensor]:
         """Return the rows at `indices` as a batch, as they are in an epoch: drawn from their source, if they have one.
@@ -185,7 +191,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         rows, numbers = self._index(indices).tolist(), self.source.classes
         collated = self.source.collate is not None
         read: Any = self.source.collated if collated else self.source.draw
-        columns = dict(read(rows, epoch, seed)) if collated else named(_transpose(read(rows, epoch, seed)))
+        columns = dict(read(rows, epoch, seed)) if collated else named(transpose(read(rows, epoch, seed)))
         if lost := self.table.keys() - columns.keys():
             raise DistillError(
                 f"row {rows[0]} of the data had a column {min(lost)!r} at first and has {', '.join(columns)} now; give "
@@ -193,8 +199,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             )
         if numbers is not None and "labels" in columns:
             columns["labels"] = [relabelled(each, numbers) for each in columns["labels"]]
-        table = {name: _column(name, column) for name, column in columns.items()}
-        return replace(self, table=table, source=None).batch(range(len(rows)))
+        table = {name: column_of(name, column) for name, column in columns.items() if name in self.table}
+        return replace(self, table=table, source=None, clusters=None).batch(range(len(rows)))
 
     def renumbered(self, numbers: Sequence[int], names: tuple[str, ...]) -> "Rows":
         """Return the rows with label i replaced by `numbers[i]`, and with these names; negative labels stay.
@@ -265,122 +271,6 @@ class Rows(Dataset[dict[str, Tensor]]):
         return pad_sequence(
             [column[i] for i in index.tolist()], batch_first=True, padding_value=pad, padding_side=self.padding_side
         )
-
-
-def _columns(data: Any) -> Mapping[str, Any]:
-    """Return the columns of data that is read once."""
-    if isinstance(data, Mapping):
-        if not data or any(hasattr(column, "column_names") for column in data.values()):
-            raise DistillError(
-                f"the data is a dict of {len(data)} data sets ({', '.join(map(repr, data))}); "
-                "give one of them, as data[name]"
-            )
-        return data
-    if is_frame(data):
-        return {name: list(data[name]) for name in data.columns}
-    if is_hugging_face(data):
-        return data.with_format("torch", columns=data.format["columns"])[:]
-    if isinstance(data, DataLoader):
-        _warn_of_one_reading(data)
-        with seeded(0):
-            return _join([named(batch) for batch in data])
-    if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
-        _warn_of_one_reading(data)
-        with seeded(0):
-            return _transpose(list(data))
-    single = isinstance(data, Tensor | np.ndarray) and data.ndim == 0
-    if isinstance(data, str) or single or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        raise DistillError(
-            f"data of type {type(data).__name__} cannot be read as rows; "
-            "give a dict of columns, a list of dicts, a datasets.Dataset, "
-            "a torch Dataset with __len__ and __getitem__, or a DataLoader"
-        )
-    # Not `list(data)`: a map-style Dataset need not raise IndexError at its end, and its iteration would never end.
-    return _transpose([data[i] for i in range(len(data))])
-
-
-def _read(source: DataSource) -> Mapping[str, Any]:
-    """Return all rows of a source, in order, as columns."""
-    if source.collate is None:
-        found = source.draw(range(len(source)), FIRST_READING, 0)
-        warn_if_unseeded(source, found)
-        return _transpose(found)
-    warn_if_unseeded(source, source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0))
-    parts = torch.arange(len(source)).split(source.size)
-    return _join([source.collated(part.tolist(), FIRST_READING, 0) for part in parts])
-
-
-def _join(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
-    """Return the columns of several batches, concatenated."""
-    read = [tensors(batch) for batch in batches]
-    return {name: [row for batch in read for row in batch[name]] for name in (read[0] if read else ())}
-
-
-def _as_sequence(name: str, column: Any) -> Any:
-    """Return a column in a form that can be indexed by number, which a column of a frame need not be."""
-    if isinstance(column, str | bytes) or not isinstance(column, Iterable):
-        raise DistillError(f"column {name!r} is {shown(column)}; give a value a row, as {{{name!r}: [0, 1]}}.")
-    return column if isinstance(column, Tensor | np.ndarray | list | tuple) else list(column)
-
-
-def _warn_of_one_reading(data: Any) -> None:
-    warnings.warn(
-        f"a {type(data).__name__} without length, or with an order or a choice of rows of its own, is read once: every "
-        "epoch sees the same rows, in the order of the seed; for rows that are drawn anew give a Dataset with "
-        "__len__ and __getitem__.",
-        stacklevel=2,
-    )
-
-
-def _transpose(items: list[Any]) -> dict[str, list[Any]]:
-    """Return rows, dicts or pairs (x, y), as columns."""
-    if items and all(isinstance(item, tuple) and len(item) == 2 for item in items):
-        items = [{"inputs": x, "labels": y} for x, y in items]
-    for i, item in enumerate(items):
-        if not isinstance(item, Mapping):
-            raise DistillError(
-                f"row {i} of the data is a {type(item).__name__}; give columns, data={{'inputs': x, 'labels': y}}, or "
-                "a list of dicts or (x, y) pairs, one a row"
-            )
-    for i, (item, following) in enumerate(pairwise(items)):
-        if set(item) != set(following):
-            raise DistillError(
-                f"rows {i} and {i + 1} of the data have different columns: {sorted(item)} and {sorted(following)}; "
-                "give every row the same"
-            )
-    return {name: [item[name] for item in items] for name in (items[0] if items else ())}
-
-
-def _column(name: str, values: Any) -> Column:
-    if isinstance(values, Tensor):
-        if values.ndim == 0:
-            raise DistillError(f"column {name!r} is a single number; give a value a row")
-        return values.long() if name == "labels" and values.dtype == torch.bool else values
-    try:
-        if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
-            return _to_model_dtype(name, torch.tensor(values))
-        tensors = [
-            value if isinstance(value, Tensor) else _to_model_dtype(name, torch.as_tensor(value)) for value in values
-        ]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DistillError(
-            f"column {name!r} cannot become a tensor ({error}); "
-            "remove the column, or turn text into input_ids with a tokenizer first"
-        ) from None
-    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(shapes) > 1 and any(len(shape) != 1 for shape in shapes):
-        raise DistillError(
-            f"the rows of column {name!r} differ in shape: {shapes[0]} and {shapes[-1]}; "
-            "only 1-D rows may, give the others one shape"
-        )
-    return torch.stack(tensors) if len(shapes) == 1 else tensors
-
-
-def _to_model_dtype(name: str, values: Tensor) -> Tensor:
-    """Return values that were no tensor in the dtypes of models: fp32, and int64 for labels that are whole numbers."""
-    if values.dtype == torch.float64:
-        return values.float()
-    return values.long() if name == "labels" and not values.is_floating_point() else values
 
 
 @checked

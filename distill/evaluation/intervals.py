@@ -1,8 +1,11 @@
-"""Proportions with their 95 % intervals: Wilson's score interval, and the bootstrap over clusters.
+"""Figures with their 95 % intervals: Wilson's score interval of shares, also where pairs share rows, and the bootstrap.
 
 Of k right among n, with p = k / n, Wilson's interval is
 
     (p + z² / 2n ± z √(p (1 − p) / n + z² / 4n²)) / (1 + z² / n).
+
+Where pairs share rows or clusters of rows (`Sharing`), n is the number of independent examples that would give the
+variance that is found, p (1 − p) / variance, and z the quantile of Student's t.
 
 Wilson 1927, JASA 22; Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
 """
@@ -15,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import DistillError, checked
+from distill.evaluation.sharing import Sharing
 
 RESAMPLES = 1000
 
@@ -45,6 +49,40 @@ class Share:
 
 
 @checked
+@dataclass(frozen=True)
+class Estimate:
+    """A figure of any size and sign, e.g. a difference of two shares, with its 95 % interval from `low` to `high`.
+
+    >>> print(Estimate(0.123, 0.1, 0.15))
+    0.123 [0.100, 0.150]
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.value <= self.high:
+            raise DistillError(
+                f"Estimate(value={self.value}, low={self.low}, high={self.high}) is no figure in its interval; give "
+                "low <= value <= high."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def signed(estimate: Estimate) -> str:
+    """Return an estimate as text with the sign of each number, as differences are written.
+
+    >>> signed(Estimate(0.012, -0.003, 0.027))
+    '+0.012 [-0.003, +0.027]'
+    """
+    values = (0.0 if abs(each) < 0.0005 else each for each in (estimate.value, estimate.low, estimate.high))
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*values)
+
+
+@checked
 def wilson(right: int, total: int, z: float = 1.959964) -> Share:
     """Return the share of `right` among `total` with its Wilson score interval (Wilson 1927, JASA 22).
 
@@ -64,10 +102,7 @@ def wilson(right: int, total: int, z: float = 1.959964) -> Share:
             f"wilson({right}, {total}, z={z}) has no share: it needs 0 <= right <= total, at least one example, and a "
             "finite z of 0 or more; use e.g. wilson(90, 100)."
         )
-    share = right / total
-    center = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return Share(share, max(0.0, center - half), min(1.0, center + half), total)
+    return Share(right / total, *_wilson_interval(right / total, total, z), total)
 
 
 @checked
@@ -104,3 +139,87 @@ def bootstrap(
     low, high = torch.stack(shares).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     value = float(sums[0].sum() / sums[1].sum())
     return Share(value, low, high, round(float(total.sum())))
+
+
+@checked
+def share_of(right: Float[Tensor, " pairs"], total: Float[Tensor, " totals"], sharing: Sharing) -> Share:
+    """Return the share Σ right / Σ total over pairs with its 95 % interval, where pairs share rows and clusters.
+
+    The interval is Wilson's for as many independent examples as would give the variance that `sharing` finds, with the
+    quantile of Student's t for the degrees of freedom of that variance. Where all are right or all wrong, which says
+    nothing of what they have in common, each thing that varies on its own counts as one example.
+
+    Args:
+        right, total: how many predictions of each pair are right, and how many there are; 0 of 0 leaves a pair out.
+        sharing: what the pairs have in common.
+
+    Raises:
+        DistillError: other numbers of sums than of pairs, or no prediction.
+    """
+    same = len(right) == len(total) == len(sharing)
+    if not same or not bool((total > 0).any()) or not bool(((right >= 0) & (right <= total)).all()):
+        raise DistillError(
+            f"there is no share of {len(right)} right and {len(total)} totals in {len(sharing)} pairs; give a right "
+            "one from 0 to its total to each pair, and at least one total above 0."
+        )
+    kept = total > 0
+    if not bool(kept.all()):
+        right, total, sharing = right[kept], total[kept], sharing.take(kept)
+    right, total = right.double(), total.double()
+    summed = float(total.sum())
+    value = float(right.sum()) / summed
+    spread = value * (1 - value)
+    if spread > 0:
+        found = sharing.spread((right - value * total) / summed)
+        n = min(spread / found.variance, summed) if found.variance > 0 else summed
+        z = student_quantile(found.degrees)
+    else:
+        n, z = min(sharing.independent, summed), student_quantile(sharing.independent - 1)
+    low, high = _wilson_interval(value, n, z)
+    return Share(value, low, high, round(summed))
+
+
+@checked
+def estimate_of(value: float, influence: Float[Tensor, " pairs"], sharing: Sharing) -> Estimate:
+    """Return a figure over pairs with its 95 % interval, where pairs share rows and clusters.
+
+    Args:
+        value: the figure.
+        influence: what each pair adds to its deviation from its expectation, see `Sharing.variance`. Where all are 0,
+            as in the difference of a model and itself, the interval is the value alone.
+        sharing: what the pairs have in common.
+
+    Raises:
+        DistillError: another number of influences than of pairs, or one that is not finite.
+    """
+    if len(influence) != len(sharing) or not bool(influence.isfinite().all()):
+        raise DistillError(
+            f"there is no interval of {len(influence)} influences over {len(sharing)} pairs; give a finite one to "
+            "each pair."
+        )
+    if not bool(influence.any()):
+        return Estimate(value, value, value)
+    found = sharing.spread(influence)
+    half = student_quantile(found.degrees) * sqrt(found.variance)
+    return Estimate(value, value - half, value + half)
+
+
+@checked
+def student_quantile(degrees: float) -> float:
+    """Return the quantile of Student's t that holds 95 % between −t and t.
+
+    >>> round(student_quantile(1), 3), round(student_quantile(10), 3)
+    (12.706, 2.228)
+    """
+    from scipy.special import stdtrit  # type: ignore[import-untyped]
+
+    return float(stdtrit(max(degrees, 1.0), 0.975))
+
+
+def _wilson_interval(share: float, total: float, z: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share of so many independent examples, from 0 to 1 where there are none."""
+    if not total:
+        return 0.0, 1.0
+    center = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return max(0.0, center - half), min(1.0, center + half)

@@ -1,0 +1,148 @@
+"""The reading of the usual kinds of data sets as columns of tensors, or of one 1-D tensor a row."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from distill.data.draws import (
+    DRAWN_TWICE,
+    FIRST_READING,
+    DataSource,
+    is_frame,
+    is_hugging_face,
+    named,
+    seeded,
+    tensors,
+    warn_if_unseeded,
+)
+from distill.errors import DistillError
+from interventions import shown
+
+Column = Tensor | Sequence[Tensor]
+
+
+def columns_of(data: Any) -> Mapping[str, Any]:
+    """Return the columns of data that is read once."""
+    if isinstance(data, Mapping):
+        if not data or any(hasattr(column, "column_names") for column in data.values()):
+            raise DistillError(
+                f"the data is a dict of {len(data)} data sets ({', '.join(map(repr, data))}); "
+                "give one of them, as data[name]"
+            )
+        return data
+    if is_frame(data):
+        return {name: list(data[name]) for name in data.columns}
+    if is_hugging_face(data):
+        return data.with_format("torch", columns=data.format["columns"])[:]
+    if isinstance(data, DataLoader):
+        _warn_of_one_reading(data)
+        with seeded(0):
+            return _join([named(batch) for batch in data])
+    if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
+        _warn_of_one_reading(data)
+        with seeded(0):
+            return transpose(list(data))
+    single = isinstance(data, Tensor | np.ndarray) and data.ndim == 0
+    if isinstance(data, str) or single or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise DistillError(
+            f"data of type {type(data).__name__} cannot be read as rows; "
+            "give a dict of columns, a list of dicts, a datasets.Dataset, "
+            "a torch Dataset with __len__ and __getitem__, or a DataLoader"
+        )
+    # Not `list(data)`: a map-style Dataset need not raise IndexError at its end, and its iteration would never end.
+    return transpose([data[i] for i in range(len(data))])
+
+
+def read(source: DataSource) -> Mapping[str, Any]:
+    """Return all rows of a source, in order, as columns."""
+    if source.collate is None:
+        found = source.draw(range(len(source)), FIRST_READING, 0)
+        warn_if_unseeded(source, found)
+        return transpose(found)
+    warn_if_unseeded(source, source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0))
+    parts = torch.arange(len(source)).split(source.size)
+    return _join([source.collated(part.tolist(), FIRST_READING, 0) for part in parts])
+
+
+def _join(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """Return the columns of several batches, concatenated."""
+    read = [tensors(batch) for batch in batches]
+    return {name: [row for batch in read for row in batch[name]] for name in (read[0] if read else ())}
+
+
+def as_sequence(name: str, column: Any) -> Any:
+    """Return a column in a form that can be indexed by number, which a column of a frame need not be."""
+    if isinstance(column, str | bytes) or not isinstance(column, Iterable):
+        raise DistillError(f"column {name!r} is {shown(column)}; give a value a row, as {{{name!r}: [0, 1]}}.")
+    return column if isinstance(column, Tensor | np.ndarray | list | tuple) else list(column)
+
+
+def _warn_of_one_reading(data: Any) -> None:
+    warnings.warn(
+        f"a {type(data).__name__} without length, or with an order or a choice of rows of its own, is read once: every "
+        "epoch sees the same rows, in the order of the seed; for rows that are drawn anew give a Dataset with "
+        "__len__ and __getitem__.",
+        stacklevel=2,
+    )
+
+
+def transpose(items: list[Any]) -> dict[str, list[Any]]:
+    """Return rows, dicts or pairs (x, y), as columns."""
+    if items and all(isinstance(item, tuple) and len(item) == 2 for item in items):
+        items = [{"inputs": x, "labels": y} for x, y in items]
+    for i, item in enumerate(items):
+        if not isinstance(item, Mapping):
+            raise DistillError(
+                f"row {i} of the data is a {type(item).__name__}; give columns, data={{'inputs': x, 'labels': y}}, or "
+                "a list of dicts or (x, y) pairs, one a row"
+            )
+    for i, (item, following) in enumerate(pairwise(items)):
+        if set(item) != set(following):
+            raise DistillError(
+                f"rows {i} and {i + 1} of the data have different columns: {sorted(item)} and {sorted(following)}; "
+                "give every row the same"
+            )
+    return {name: [item[name] for item in items] for name in (items[0] if items else ())}
+
+
+def column_of(name: str, values: Any) -> Column:
+    """Return a column as a tensor, or as one 1-D tensor a row where lengths differ.
+
+    Raises:
+        DistillError: values that are no numbers, or of shapes that cannot stand in one column.
+    """
+    if isinstance(values, Tensor):
+        if values.ndim == 0:
+            raise DistillError(f"column {name!r} is a single number; give a value a row")
+        return values.long() if name == "labels" and values.dtype == torch.bool else values
+    try:
+        if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
+            return _to_model_dtype(name, torch.tensor(values))
+        tensors = [
+            value if isinstance(value, Tensor) else _to_model_dtype(name, torch.as_tensor(value)) for value in values
+        ]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DistillError(
+            f"column {name!r} cannot become a tensor ({error}); "
+            "remove the column, or turn text into input_ids with a tokenizer first"
+        ) from None
+    shapes = sorted({tuple(tensor.shape) for tensor in tensors})
+    if len(shapes) > 1 and any(len(shape) != 1 for shape in shapes):
+        raise DistillError(
+            f"the rows of column {name!r} differ in shape: {shapes[0]} and {shapes[-1]}; "
+            "only 1-D rows may, give the others one shape"
+        )
+    return torch.stack(tensors) if len(shapes) == 1 else tensors
+
+
+def _to_model_dtype(name: str, values: Tensor) -> Tensor:
+    """Return values that were no tensor in the dtypes of models: fp32, and int64 for labels that are whole numbers."""
+    if values.dtype == torch.float64:
+        return values.float()
+    return values.long() if name == "labels" and not values.is_floating_point() else values
