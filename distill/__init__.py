@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from distill.evaluation.evaluate import Evaluation, evaluate
     from distill.evaluation.evaluate import accuracy_under as accuracy_under
     from distill.evaluation.interchange_accuracy import interchange_accuracy
-    from distill.evaluation.intervals import Share
+    from distill.evaluation.interchange_result import InterchangeAccuracy
     from distill.evaluation.linear_probe import linear_probe
     from distill.evaluation.metrics import accuracy
-    from distill.evaluation.outcome import InterchangeAccuracy, Outcome
+    from distill.evaluation.outcome import Outcome
     from distill.evaluation.training_path import TrainingPath, representations, snapshots, training_path
     from distill.fit import fit
     from distill.interchange.answer import Answer
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from distill.prospects.headroom import headroom
     from distill.results import FitResult
     from distill.specialists.specialists import Specialists
+    from distill.statistics.intervals import Estimate, Share
     from distill.students.from_layers import from_layers
     from distill.students.from_width import from_width
     from distill.teach import teach, teacher_of
@@ -94,6 +95,7 @@ __all__ = [
     "DistillError",
     "Ensemble",
     "EntryHeadroom",
+    "Estimate",
     "Evaluation",
     "FitNets",
     "FitResult",
@@ -167,10 +169,11 @@ _NAMES = {
     "distill.evaluation.calibration": "calibration",
     "distill.evaluation.evaluate": "Evaluation accuracy_under evaluate",
     "distill.evaluation.interchange_accuracy": "interchange_accuracy",
-    "distill.evaluation.intervals": "Share",
+    "distill.statistics.intervals": "Estimate Share",
     "distill.evaluation.linear_probe": "linear_probe",
     "distill.evaluation.metrics": "accuracy",
-    "distill.evaluation.outcome": "InterchangeAccuracy Outcome",
+    "distill.evaluation.interchange_result": "InterchangeAccuracy",
+    "distill.evaluation.outcome": "Outcome",
     "distill.evaluation.training_path": "TrainingPath representations snapshots training_path",
     "distill.fit": "fit",
     "distill.interchange.kinds": "Kind",

@@ -20,7 +20,6 @@ from torch import nn
 from distill.data.seeds import seed_of
 from distill.data.task import Task
 from distill.errors import DistillError, checked
-from distill.evaluation.intervals import Share
 from distill.evaluation.metrics import accuracy
 from distill.fit import fit
 from distill.models.class_names import class_names, real_names
@@ -28,6 +27,7 @@ from distill.models.pretrained import hide_progress_bars, save_model
 from distill.objectives import Labels
 from distill.processes import process_state
 from distill.results import FitResult
+from distill.statistics.intervals import Share
 from distill.storage.files import damage
 from distill.storage.locks import LOCK, locked
 from distill.training.fingerprints import versions

@@ -23,9 +23,9 @@ ORDER = {
         names renames public_names errors arguments endings precision locations operators positions subspaces models
         metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
-        errors precision processes storage causal losses networks data models tasks teachers interchange students
-        objectives training evaluation metrics alignment results fit prospects specialists mutual chain teach compat
-        cli""".split(),
+        errors precision processes statistics storage causal losses networks data models tasks teachers interchange
+        students objectives training evaluation metrics alignment results fit prospects specialists mutual chain teach
+        compat cli""".split(),
 }
 MOST_FILES = 20
 MOST_LINES = 400
@@ -123,6 +123,7 @@ TESTED_BY = {
     "distill/errors.py": "tests/faults/test_security.py",
     "distill/evaluation/controls.py": "tests/distill/evaluation/test_variable_accuracy.py",
     "distill/evaluation/drawn_positions.py": "tests/distill/evaluation/test_interchange_accuracy.py",
+    "distill/evaluation/interchange_result.py": "tests/distill/evaluation/test_outcome.py",
     "distill/evaluation/network_interchanges.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/attention_keys.py": "tests/distill/test_every_site.py",
     "distill/interchange/swap.py": "tests/distill/evaluation/test_variable_accuracy.py",

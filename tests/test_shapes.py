@@ -21,6 +21,6 @@ def test_a_wrong_shape_raises():
 
 
 def test_integers_pass_for_floats():
-    from distill.evaluation.intervals import wilson
+    from distill.statistics.intervals import wilson
 
     assert wilson(1, 2, z=2).value == 0.5

@@ -10,8 +10,8 @@ from torch import nn
 import interventions
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
-from distill.evaluation.intervals import Share
-from distill.evaluation.outcome import InterchangeAccuracy, Outcome, figures_of
+from distill.evaluation.interchange_result import InterchangeAccuracy
+from distill.evaluation.outcome import figures_of
 from distill.evaluation.tables import table_of
 from distill.interchange.mapping import Entry, names_of
 from distill.storage.files import Damaged, check_folder_whole, new_folder, read_json, write_json
@@ -193,7 +193,7 @@ class Alignment(Mapping, Result):
         seen = SeenRows.load(Path(folder)) or SeenRows.load(Path(folder), SEEN)
         try:
             records = tuple(Record(**record) for record in saved["records"])
-            accuracy = None if saved["accuracy"] is None else _accuracy(saved["accuracy"])
+            accuracy = None if saved["accuracy"] is None else InterchangeAccuracy.of(saved["accuracy"])
             return cls(_entries(saved["entries"], places), accuracy, records, saved["settings"], seen)
         except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
             raise Damaged(f"{path} is damaged ({type(error).__name__}: {error}); {way_out}.") from None
@@ -252,18 +252,3 @@ def _plain(positions: Any) -> Any:
 def _positions(saved: Any) -> Any:
     """Return positions from JSON, as `_plain` wrote them."""
     return slice(*saved["slice"]) if isinstance(saved, dict) else saved
-
-
-def _accuracy(saved: dict[str, Any]) -> InterchangeAccuracy:
-    """Build an interchange accuracy from what its `to_dict` returned."""
-
-    def outcome(each: dict[str, Any]) -> Outcome:
-        return Outcome(**{**each, "iia": None if each["iia"] is None else Share(**each["iia"])})
-
-    return InterchangeAccuracy(
-        outcome(saved["overall"]),
-        {name: outcome(each) for name, each in saved["per_pair"].items()},
-        saved["settings"],
-        {name: outcome(each) for name, each in saved["controls"].items()},
-        saved["overlap"],
-    )

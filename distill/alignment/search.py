@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from distill.causal.model import CausalModel
 from distill.causal.values import call_or_explain
 from distill.errors import DistillError, checked
 from distill.evaluation.measurement import Measurement, accuracy_of
-from distill.evaluation.outcome import Outcome, Tally, figures_of, outcome_of
+from distill.evaluation.outcome import Outcome, figures_of, outcome_of
 from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import VariableInterchanges, examples_of_model, refuse_ineffective
 from distill.interchange.mapping import Entry, depth, entries_of
@@ -34,6 +34,8 @@ from distill.interchange.whole_state import refuse_wholes
 from distill.models.inputs import device_of, evaluating, refuse_valueless, to_device
 from distill.models.outputs import answered
 from distill.models.trials import translated
+from distill.statistics.sharing import Sharing
+from distill.statistics.tally import Tally
 from distill.training.resolve import feed_of
 from distill.training.schedule import Schedule
 from interventions import (
@@ -62,7 +64,7 @@ class Search(Result):
         outcomes: the figures of each.
         variables, locations, positions: what was searched, as text; positions are [""] without any.
         tally: the counts that the figures are computed from.
-        clusters: the number of the base of each pair of examples; pairs that share their base are not independent.
+        sharing: what pairs of examples have in common: bases and sources.
         settings: numbers of pairs and steps, seed, and the like.
     """
 
@@ -72,7 +74,7 @@ class Search(Result):
     locations: tuple[str, ...]
     positions: tuple[str, ...]
     tally: Tally = field(repr=False)
-    clusters: Int[Tensor, " examples"] = field(repr=False)
+    sharing: Sharing = field(repr=False)
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -101,8 +103,8 @@ class Search(Result):
         per_variable = len(self.locations) * len(self.positions)
         score = -self.error if self.tally.regression else self.iia
         chosen = [int(cells.argmax()) + i * per_variable for i, cells in enumerate(score.flatten(1))]
-        pairs, seed = tuple(self.pairs[i] for i in chosen), self.settings["seed"]
-        accuracy = accuracy_of(self.tally.of(*chosen), pairs, self.clusters, seed, self.settings)
+        pairs = tuple(self.pairs[i] for i in chosen)
+        accuracy = accuracy_of(self.tally.of(*chosen), pairs, self.sharing, self.settings)
         return Alignment(pairs, accuracy, settings=self.settings)
 
     def plot(self, variable: str | None = None) -> Picture:
@@ -269,12 +271,12 @@ def _search(
     examples = examples_of_model(causal_model, pairs, seed, feed if isinstance(feed, Given) else None)
     tally = Measurement(VariableInterchanges(causal_model, network, cells), examples, seed, batch_size).tally()
     refuse_ineffective(tally, cells, has_rows=data is not None)
-    outcomes = tuple(outcome_of(tally.of(i), examples.clusters, seed) for i in range(len(cells)))
+    outcomes = tuple(outcome_of(tally.of(i), examples.sharing) for i in range(len(cells)))
     settings: dict[str, Any] = {"pairs": pairs, "seed": seed}
     if subspace is not None:
         settings |= {"subspace": repr(subspace()), "steps": schedule.steps, "batch_size": batch_size, "lr": lr}
     texts = (tuple(map(_name, names)), tuple(map(str, places)), tuple(map(_text, tokens)))
-    return Search(cells, outcomes, *texts, tally, examples.clusters, settings)
+    return Search(cells, outcomes, *texts, tally, examples.sharing, settings)
 
 
 def _refuse_networks(causal_model: Any, network: Any) -> None:

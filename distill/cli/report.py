@@ -20,10 +20,10 @@ from torch import nn
 
 from distill.data.task import Task
 from distill.evaluation.evaluate import Evaluation, evaluate
-from distill.evaluation.intervals import Share
 from distill.evaluation.outcome import Outcome
 from distill.interchange.mapping import depth
 from distill.results import FitResult, curves
+from distill.statistics.intervals import Share
 from distill.storage.files import write, write_json
 from distill.training.fingerprints import versions
 from interventions import printable

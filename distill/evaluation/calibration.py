@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
-from distill.evaluation.intervals import Share, wilson
 from distill.evaluation.labelled_answers import labelled_answers
 from distill.evaluation.tables import table_of
 from distill.models.outputs import answered
+from distill.statistics.intervals import Share, wilson
 from interventions import Picture, Result, plain_data
 
 if TYPE_CHECKING:

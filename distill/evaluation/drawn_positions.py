@@ -46,19 +46,20 @@ class PositionDraws:
         rule: which positions are eligible, and how many are drawn; None takes all of them.
         aligned: whether position i means the same in base and source.
         seed: decides the draws, with the numbers of the entry and of the pair.
+        entry: the number of the entry in its mapping.
     """
 
     rule: PositionRule | None
     aligned: bool
     seed: int
+    entry: int = 0
 
     def of(
-        self, entry: int, pairs: Int[Tensor, " batch"], sides: Sequence[Mapping[str, Tensor]], real: Sequence[Tensor]
+        self, pairs: Int[Tensor, " batch"], sides: Sequence[Mapping[str, Tensor]], real: Sequence[Tensor]
     ) -> DrawnPositions:
-        """Return the positions of these pairs for one entry of a mapping.
+        """Return the positions of these pairs.
 
         Args:
-            entry: its number in the mapping.
             pairs: their numbers.
             sides: the columns of the bases and of the sources.
             real: for bases and sources, which positions are no padding, `[batch, position]`.
@@ -76,7 +77,7 @@ class PositionDraws:
             return DrawnPositions.every(len(pairs), device)
         base, source = (self.rule.eligible(columns, mask) for columns, mask in zip(sides, real, strict=True))
         width = self.rule.numbers(max(mask.shape[1] for mask in real))
-        draws = torch.stack([uniform(width, self.seed, int(pair), entry) for pair in pairs]).to(device)
+        draws = torch.stack([uniform(width, self.seed, int(pair), self.entry) for pair in pairs]).to(device)
         written, read = self.rule.draw(base, source, draws, aligned=self.aligned)
         return DrawnPositions(written, read, _alike((real[0], written), (real[1], read)))
 

@@ -15,11 +15,10 @@ from distill.data.seeds import seed_of
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
 from distill.evaluation.interchange_accuracy import interchange_accuracy
-from distill.evaluation.intervals import Share
+from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.labelled_answers import few_answers
 from distill.evaluation.measurement import check_pairs
 from distill.evaluation.metrics import accuracy
-from distill.evaluation.outcome import InterchangeAccuracy
 from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Entry, Sides
@@ -28,6 +27,7 @@ from distill.models.class_labels import are_classes, has_classes
 from distill.models.inputs import network_of, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
+from distill.statistics.intervals import Share
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
 from interventions import InterventionError, Model, Picture, Result, plain_data, printed

@@ -9,39 +9,39 @@ share of such counterfactuals on which the two answer alike,
 Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
-from distill.data.seeds import seed_from, seed_of
-from distill.data.seen_rows import SeenRows, seen_of
-from distill.errors import DistillError, NothingToMeasure, checked
+from distill.data.seeds import seed_of
+from distill.data.seen_rows import seen_of
+from distill.errors import DistillError, checked
 from distill.evaluation.controls import controls_of
-from distill.evaluation.drawn_positions import PositionDraws
-from distill.evaluation.measurement import Examples, Measurement, check_pairs, paired, refuse_seen
-from distill.evaluation.network_interchanges import NetworkInterchanges
-from distill.evaluation.outcome import InterchangeAccuracy
+from distill.evaluation.interchange_result import InterchangeAccuracy
+from distill.evaluation.kind_measurement import PROBED, KindMeasurement, MeasuredKind, PlacedKind, refuse_nothing
+from distill.evaluation.measurement import refuse_seen
 from distill.evaluation.variable_accuracy import variables_accuracy
-from distill.interchange.answer import resolved
+from distill.interchange.kinds import USUAL, Kind, kinds_of
 from distill.interchange.mapping import Entry, Sides, entries_of
-from distill.interchange.positions import Span
+from distill.interchange.positions import Span, refuse_no_rule
 from distill.interchange.sources import Shuffle, Sources
 from distill.models.class_names import check_alike
-from distill.models.inputs import device_of, evaluating, students, teachers, uncompiled, vocabulary_of
+from distill.models.inputs import evaluating, students, teachers, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import answer_of, translated
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
 from distill.teachers.verbs import run_of
-from interventions import Model, shown
+from interventions import InterventionError, Model, shown
 
 DRAWN = Span(0.3)
-PROBED = 32
-"""How many examples show what networks answer, and which positions their answers depend on."""
+MAPPED = "as mapped"
+"""The name of the kind that the mapping, `sources` and `positions` themselves are."""
 
 
 @checked
@@ -56,6 +56,8 @@ def interchange_accuracy(
     positions: Any = DRAWN,
     seed: Any = 0,
     batch_size: int = 128,
+    kinds: Any = None,
+    effective_only: bool = False,
     controls: str | Sequence[str] = (),
     exclude: Any = None,
     answers: Any = None,
@@ -84,85 +86,143 @@ def interchange_accuracy(
             `"labels"` (the teacher takes the sources of other pairs), `"network"` (a student with new weights), or
             `"all"`.
             Where an alignment was learned, also learn one for `distill.reinitialized(network)`.
+        kinds: other kinds of interchange to measure beside it, on the same layers: {name: `Kind`}, a list of them, or
+            `"usual"`: one token at the same place, two tokens, the answering token, attention heads, the output of the
+            feed-forward part, half of the dims, sources in context, as far as the models have them.
+        effective_only: take only pairs whose interchange changes the teacher's answer, until there are `pairs` of each
+            entry; the teacher alone runs to find them, on 20 times as many pairs at most.
         seed: of the pairs, the positions and the controls.
         batch_size: pairs of a forward.
         exclude: the result of `fit`: data may not hold rows that it was trained on; of pairs sampled by a causal model
-            the share that it was trained on is reported.
+            the share that it was trained on is reported. It also says which kinds of interchange were trained on.
         answers: which part of a model's output is its answer, as for `fit`.
 
     Raises:
-        NothingToMeasure: a mapping under which every interchange is left out, or of locations with different positions.
-        DistillError: fewer than two rows, or positions=None for rows of different lengths.
+        NothingToMeasure: a mapping under which every interchange is left out, or of locations with different positions;
+            with `effective_only` no pair that changes the teacher's answer.
+        DistillError: fewer than two rows, positions=None for rows of different lengths, or a kind whose site one of the
+            models lacks.
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
     teacher, student = uncompiled(teacher), uncompiled(student)
     gradients = torch.inference_mode(False)  # they show which positions an output depends on
     with answered((teacher, student), answers), translated(), gradients:
-        return _measure(
-            teacher, student, mapping, data, pairs=pairs, sources=sources, positions=positions, seed=seed_of(seed),
-            batch_size=batch_size, controls=controls, seen=seen_of(exclude),
+        if isinstance(teacher, CausalModel):
+            network = _torch_model(student)
+            _refuse_for_variables(sources=sources, kinds=kinds, effective_only=effective_only)
+            return variables_accuracy(
+                teacher, network, mapping, data, positions=None if positions is DRAWN else positions, pairs=pairs,
+                seed=seed_of(seed), batch_size=batch_size, controls=controls, exclude=seen_of(exclude),
+            )  # fmt: skip
+        names = controls_of(controls)
+        measurement = measurement_of(
+            teacher, student, mapping, data, pairs=pairs, seed=seed, batch_size=batch_size,
+            effective_only=effective_only, exclude=exclude,
         )  # fmt: skip
+        own = kind_of(sources, positions)
+        placed, missing = placed_kinds(measurement, own, kinds)
+        measured = measurement.measure(placed)
+        refuse_nothing(measured[0].tally)
+        return _result(measured, missing, names, exclude, {"pairs": pairs, "seed": measurement.seed})
 
 
-def _measure(
-    teacher: Model | Served | CausalModel,
+def _torch_model(student: Any) -> nn.Module:
+    """Return a student that is measured against a causal model; raise DistillError for one of nnsight."""
+    if isinstance(student, nn.Module):
+        return student
+    raise DistillError(
+        f"a {type(student).__name__} of nnsight cannot be measured against a causal model yet; give the torch "
+        "model itself: interventions.architecture(model).model."
+    )
+
+
+def _refuse_for_variables(*, sources: Any, kinds: Any, effective_only: bool) -> None:
+    """Raise DistillError for what cannot be measured against a causal model."""
+    if sources is not None:
+        raise DistillError("a causal model has its sources from where its bases are; leave sources out.")
+    if kinds is not None or effective_only:
+        given = f"kinds={shown(kinds)}" if kinds is not None else "effective_only=True"
+        raise DistillError(
+            f"{given} is for two networks, and the teacher is a causal model, whose variables have places of their "
+            "own; leave it out, and map other places: {'variable': Location(2)}."
+        )
+
+
+def measurement_of(
+    teacher: Model | Served,
     student: Model,
     mapping: Sides | tuple[Entry, ...] | str,
     data: Any,
     *,
     pairs: int,
-    sources: Sources | None,
-    positions: Any,
-    seed: int,
+    seed: Any,
     batch_size: int,
-    controls: str | Sequence[str],
-    seen: SeenRows | None,
-) -> InterchangeAccuracy:
-    """Measure the interchange accuracy of models as they are; the arguments are those of `interchange_accuracy`."""
-    if isinstance(teacher, CausalModel):
-        if not isinstance(student, nn.Module):
-            raise DistillError(
-                f"a {type(student).__name__} of nnsight cannot be measured against a causal model yet; give the torch "
-                "model itself: interventions.architecture(model).model."
-            )
-        if sources is not None:
-            raise DistillError("a causal model has its sources from where its bases are; leave sources out.")
-        return variables_accuracy(
-            teacher, student, mapping, data, positions=None if positions is DRAWN else positions, pairs=pairs,
-            seed=seed, batch_size=batch_size, controls=controls, exclude=seen,
-        )  # fmt: skip
+    effective_only: bool = False,
+    exclude: Any = None,
+) -> KindMeasurement:
+    """Return the measurement of two networks on held-out rows; the arguments are those of `interchange_accuracy`.
+
+    Raises:
+        DistillError: models, a mapping or rows that do not fit together, or rows that were trained on.
+    """
     if data is None:
         raise DistillError("the teacher is a network and no data was given; pass data='pvr', a Task or held-out rows.")
     check_alike(teacher, student)
-    entries = entries_of(mapping, teacher, student)
-    _refuse_rules(sources, positions)
-    rule: Sources = Shuffle() if sources is None else sources
-    rows, names = held_out(data, student), controls_of(controls)
+    entries, rows, seen = entries_of(mapping, teacher, student), held_out(data, student), seen_of(exclude)
     _try(teacher, student, rows)
     if seen is not None:
         refuse_seen(rows.table, seen, "rows.take((~result.seen.among(rows.table)).nonzero()[:, 0])")
-    examples = examples_of_rows(rows, pairs, rule, vocabulary_of(student), seed)
-    few = examples.first(PROBED, device_of(student))
-    draws = PositionDraws(resolved(positions, student, few[0], entries[0].student), rule.aligned, seed)
-    measurement = Measurement(NetworkInterchanges(teacher, student, entries, draws, few), examples, seed, batch_size)
-    tally = measurement.tally()
-    if not bool(tally.kept.any()):
-        raise NothingToMeasure(
-            "every write of this mapping replaces all that an output can see, or nothing that it can see, so there "
-            "is nothing to measure; map a block below the last one, or dims=range(...) of it, or choose "
-            "positions=Span(0.3)."
-        )
-    settings = {"pairs": pairs, "sources": repr(rule), "positions": repr(positions), "seed": seed}
-    return measurement.accuracy(tally, settings, names, overlap=None if seen is None else 0.0)
+    return KindMeasurement(teacher, student, entries, rows, pairs, seed_of(seed), batch_size, effective_only)
 
 
-def _refuse_rules(sources: Any, positions: Any) -> None:
-    """Raise DistillError for values that are no rules of sources or positions, also where the models have no tokens."""
+def kind_of(sources: Sources | None, positions: Any) -> Kind:
+    """Return the kind of interchange that a rule of sources and one of positions are."""
     if sources is not None and (isinstance(sources, type) or not hasattr(sources, "aligned")):
         raise DistillError(f"sources={shown(sources)} draws no sources; use sources=Shuffle() or InContext(0.3).")
-    if positions is not None and (isinstance(positions, type) or not hasattr(positions, "eligible")):
-        raise DistillError(f"positions={shown(positions)} draws no tokens; use positions=Span(0.3), or None for all.")
+    refuse_no_rule("interchange_accuracy", positions)
+    return Kind(positions, sources=Shuffle() if sources is None else sources)
+
+
+def placed_kinds(measurement: KindMeasurement, own: Kind, kinds: Any) -> tuple[list[PlacedKind], dict[str, str]]:
+    """Return the kinds at their places in the models, the own one first; and why some of the usual kinds are not there.
+
+    Raises:
+        DistillError: kinds that are none, or one of the user's that these models do not have.
+    """
+    placed, missing = [measurement.place(MAPPED, own)], {}
+    for name, kind in kinds_of(kinds).items():
+        try:
+            found = measurement.place(name, kind)
+            reason = measurement.why_not(found)
+        except (DistillError, InterventionError) as error:
+            reason = str(error)
+        if not reason:
+            placed.append(found)
+        elif kinds == USUAL:
+            missing[name] = reason
+        else:
+            raise DistillError(f"kind {name!r}: {reason}")
+    return placed, missing
+
+
+def _result(
+    measured: Sequence[MeasuredKind],
+    missing: Mapping[str, str],
+    controls: Sequence[str],
+    exclude: Any,
+    settings: Mapping[str, Any],
+) -> InterchangeAccuracy:
+    """Return the figures of all kinds, the first one with its controls; a `FitResult` says which were trained."""
+    trained = getattr(exclude, "settings", {}).get("kinds")
+
+    def was_trained(each: MeasuredKind) -> bool | None:
+        return None if trained is None else repr(each.placed.kind) in trained
+
+    others = {each.placed.name: replace(each.accuracy(settings), trained=was_trained(each)) for each in measured[1:]}
+    own = measured[0].accuracy({**settings, **({"missing": dict(missing)} if missing else {})}, controls)
+    overlap = None if seen_of(exclude) is None else 0.0
+    return replace(own, kinds=others, trained=was_trained(measured[0]), overlap=overlap)
 
 
 def _try(teacher: Model | Served, student: Model, rows: Rows) -> None:
@@ -171,34 +231,3 @@ def _try(teacher: Model | Served, student: Model, rows: Rows) -> None:
     for name, model, columns in (("the teacher", teacher, teachers(few)), ("the student", student, students(few))):
         with evaluating(model), torch.no_grad():
             answer_of(name, model, columns, run_of)
-
-
-def examples_of_rows(rows: Rows, pairs: int, sources: Sources, vocabulary: int | None, seed: int) -> Examples:
-    """Return pairs of two rows, or of a row and the source that a rule makes from it.
-
-    Args:
-        rows: each is a base in turn.
-        pairs: how many.
-        sources: the rule: with `Shuffle` the source is another row.
-        vocabulary: the number of token ids that may be drawn.
-        seed: of all draws.
-
-    Raises:
-        DistillError: fewer than two rows, no pairs, or a rule that draws other rows of a batch.
-    """
-    if len(rows) < 2:
-        raise DistillError(f"interchange accuracy needs at least 2 rows to pair, and the data has {len(rows)}.")
-    check_pairs(pairs)
-    base, other = paired(len(rows), pairs, torch.Generator().manual_seed(seed))
-    bases = rows.take(base)
-    if isinstance(sources, Shuffle):
-        return Examples(bases, rows.take(other), base)
-    drawn = [
-        sources.draw(bases.batch([i]), vocabulary, torch.Generator().manual_seed(seed_from(seed, i)))
-        for i in range(pairs)
-    ]
-    if not all(isinstance(each, dict) for each in drawn):
-        raise DistillError(f"sources={sources!r} gives rows of a batch; use Shuffle() or InContext(0.3).")
-    changed = [each["input_ids"][0] for each in drawn if isinstance(each, dict)]
-    column = torch.stack(changed) if isinstance(bases.table["input_ids"], Tensor) else changed
-    return Examples(bases, Rows({**bases.table, "input_ids": column}, bases.pad_id, bases.padding_side), base)

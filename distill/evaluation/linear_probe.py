@@ -21,13 +21,13 @@ from torch import Tensor, nn
 from distill.data.rows import Rows, batches
 from distill.data.seeds import decided
 from distill.errors import DistillError, checked
-from distill.evaluation.intervals import Share, wilson
 from distill.models.head import penultimate
 from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, students, to_device, uncompiled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
 from distill.models.trials import answer_of, check_values, translated, tried
 from distill.precision import widen
+from distill.statistics.intervals import Share, wilson
 from distill.tasks.loading import task_of
 from interventions import Location, as_location, run
 

@@ -12,25 +12,27 @@ Geiger et al. 2021 (arXiv:2106.02997), section 3.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from distill.data.rows import Rows, batches
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.controls import ANOTHER, random_parts
-from distill.evaluation.outcome import SUMS, InterchangeAccuracy, Tally, outcome_of
+from distill.evaluation.interchange_result import InterchangeAccuracy
+from distill.evaluation.outcome import Outcome, outcome_of
 from distill.interchange.mapping import Entry, names_of
 from distill.models.inputs import device_of, evaluating, network_of, to_device
 from distill.models.outputs import same_answers
 from distill.models.reinitialized import reinitialized
+from distill.statistics.sharing import Sharing
+from distill.statistics.tally import Tally, joined
 from interventions import Location, run
 
 Batch = dict[str, Tensor]
@@ -43,15 +45,21 @@ class Examples:
     Attributes:
         base: the base of each pair, a row each.
         source: the source of each pair, a row each.
-        clusters: the number of the base of each pair; pairs with one number share it.
+        sharing: what pairs have in common: bases, sources, clusters of rows.
+        numbers: of the pairs, by which their positions are drawn; by default from 0 on.
     """
 
     base: Rows
     source: Rows
-    clusters: Int[Tensor, " pairs"]
+    sharing: Sharing
+    numbers: Int[Tensor, " pairs"] = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.numbers is None:
+            object.__setattr__(self, "numbers", torch.arange(len(self.sharing)))
 
     def __len__(self) -> int:
-        return len(self.clusters)
+        return len(self.sharing)
 
     def first(self, count: int, device: torch.device) -> tuple[Batch, Batch]:
         """Return the first bases and sources."""
@@ -142,7 +150,7 @@ class Measurement:
     Attributes:
         interchanges: the entries of a mapping in a teacher and a student.
         examples: the pairs of a base and a source.
-        seed: of the intervals and of the controls.
+        seed: of the controls.
         batch_size: pairs of a forward; the draws do not depend on it.
     """
 
@@ -159,35 +167,22 @@ class Measurement:
         """
         device = device_of(self.interchanges.student)
 
-        def columns(rows: Rows, numbers: Tensor) -> Batch:
-            return to_device(rows.batch(numbers), device)
+        def columns(rows: Rows, places: Tensor) -> Batch:
+            return to_device(rows.batch(places), device)
 
-        with ExitStack() as modes, torch.no_grad():
-            for module in (*self.interchanges.networks, *self.interchanges.subspaces):
-                modes.enter_context(evaluating(module))
+        with measuring(self.interchanges):
             tallies = []
-            for pairs in batches(len(self.examples), self.batch_size):
-                base, source = columns(self.examples.base, pairs), columns(self.examples.source, pairs)
-                other = None if teacher_sources is None else columns(self.examples.source, teacher_sources[pairs])
-                tallies.append(self.interchanges.count(base, source, other, pairs))
-        return replace(tallies[0], sums=torch.cat([each.sums for each in tallies]).cpu())
+            for places in batches(len(self.examples), self.batch_size):
+                base, source = columns(self.examples.base, places), columns(self.examples.source, places)
+                other = None if teacher_sources is None else columns(self.examples.source, teacher_sources[places])
+                numbers = self.examples.numbers[places]
+                tallies.append(self.interchanges.count(base, source, other, numbers))
+        return joined(tallies)
 
-    def accuracy(
-        self, tally: Tally, settings: dict[str, Any], controls: Sequence[str] = (), overlap: float | None = None
-    ) -> InterchangeAccuracy:
-        """Return the figures of a tally of this measurement, beside those of its controls.
-
-        Args:
-            tally: the sums.
-            settings: of the measurement, kept with the figures.
-            controls: the names of the controls to measure.
-            overlap: the share of the bases that were trained on, where it is known.
-        """
-        clusters, seed = self.examples.clusters, self.seed
-        tallies = {name: each for name in controls if (each := self.control(name)) is not None}
-        found = accuracy_of(tally, self.interchanges.entries, clusters, seed, settings)
-        compared = {name: outcome_of(each, clusters, seed) for name, each in tallies.items()}
-        return replace(found, controls=compared, overlap=overlap)
+    def controls(self, names: Sequence[str]) -> dict[str, Outcome]:
+        """Return the figures of the same measurement where nothing was learned, by the names of controls."""
+        tallies = {name: each for name in names if (each := self.control(name)) is not None}
+        return {name: outcome_of(each, self.examples.sharing) for name, each in tallies.items()}
 
     def control(self, name: str) -> Tally | None:
         """Return the sums of the same measurement where nothing was learned; None where the control is impossible."""
@@ -205,38 +200,40 @@ class Measurement:
             return replace(self, interchanges=changed).tally(sources)
 
 
+@contextmanager
+def measuring(interchanges: Interchanges) -> Iterator[None]:
+    """Put the networks and the subspaces into eval mode, without gradients, and back."""
+    with ExitStack() as modes, torch.no_grad():
+        for module in (*interchanges.networks, *interchanges.subspaces):
+            modes.enter_context(evaluating(module))
+        yield
+
+
 def accuracy_of(
-    tally: Tally, entries: tuple[Entry, ...], clusters: Int[Tensor, " pairs"], seed: int, settings: dict[str, Any]
+    tally: Tally,
+    entries: tuple[Entry, ...],
+    sharing: Sharing,
+    settings: Mapping[str, Any],
+    tried: Sequence[int] | None = None,
 ) -> InterchangeAccuracy:
-    """Return the figures of a tally: of all entries together, and of each."""
-    figures = partial(outcome_of, clusters=clusters, seed=seed)
-    per_pair = {name: figures(tally.of(i)) for i, name in enumerate(names_of(entries))}
-    return InterchangeAccuracy(figures(tally), per_pair, settings)
-
-
-def compare_classes(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
-    """Compare the classes that teacher and student answer; return what each prediction adds, by the names of `SUMS`.
+    """Return the figures of a tally: of all entries together, and of each.
 
     Args:
-        wanted, unchanged: the teacher's answers after the interchange, and to the base.
-        after, base, source: the student's answers after the interchange, to the base and to the source.
+        tally: the sums.
+        entries: those of the mapping.
+        sharing: what the pairs have in common.
+        settings: of the measurement.
+        tried: how many pairs were tried for each entry, where only effective ones were taken.
     """
-    right, effect = after == wanted, wanted != unchanged
-    nothing, everything = base == wanted, source == wanted
-    return {
-        "agree": right, "effect": effect, "agree_on_effect": right & effect, "do_nothing": nothing,
-        "replace_all": everything,
-    }  # fmt: skip
+    counts: Sequence[int | None] = [None] * len(entries) if tried is None else tried
+    per_pair = {name: outcome_of(tally.of(i), sharing, counts[i]) for i, name in enumerate(names_of(entries))}
+    overall = outcome_of(tally, sharing, None if tried is None else sum(tried))
+    return InterchangeAccuracy(overall, per_pair, {**settings, "shared": counted(sharing)})
 
 
-def sum_predictions(values: Mapping[str, Tensor], weights: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch sums"]:
-    """Sum the values of the predictions of each pair, in the order of `SUMS`.
-
-    Args:
-        values: {a name of `SUMS`: a value for each prediction}; those of other names are 0.
-        weights: 1 for predictions that count, else 0.
-    """
-    values, nothing = {"total": torch.ones_like(weights), **values}, torch.zeros_like(weights)
-    names = SUMS if "as_source" in values else SUMS[:-1]
-    sums = [values.get(name, nothing).to(weights) * weights for name in names]
-    return torch.stack([each if each.ndim == 1 else each.sum(-1) for each in sums], -1)
+def counted(sharing: Sharing) -> dict[str, int]:
+    """Return of how many different bases, sources and clusters pairs are made."""
+    found = {"bases": sharing.base, "sources": sharing.source}
+    if sharing.base_clusters is not None:
+        found["clusters"] = sharing.base_clusters[sharing.base_clusters >= 0]
+    return {name: int(each.unique().numel()) for name, each in found.items()}

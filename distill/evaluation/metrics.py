@@ -15,7 +15,6 @@ from distill.causal.values import Values
 from distill.data.rows import Rows, batches
 from distill.errors import DistillError, checked
 from distill.evaluation.calibration import Calibration, calibration, expected_calibration_error
-from distill.evaluation.intervals import Share, bootstrap, wilson
 from distill.evaluation.labelled_answers import labelled_answers, logits_of
 from distill.evaluation.similarity import cka, representational_similarity
 from distill.interchange.swap import encoded
@@ -33,6 +32,7 @@ from distill.models.inputs import (
 from distill.models.loss_masks import answers_by_decoder, labelled
 from distill.models.outputs import answered
 from distill.models.trials import translated
+from distill.statistics.intervals import Share, bootstrap, wilson
 from distill.tasks.loading import held_out
 from distill.tasks.minimal_pairs import MinimalPairs
 from interventions import run

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import DrawnPositions, PositionDraws
-from distill.evaluation.measurement import Batch, Interchanges, compare_classes, sum_predictions
-from distill.evaluation.outcome import Tally
+from distill.evaluation.measurement import Batch, Interchanges
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Entry
 from distill.interchange.vacuous import Answers, Places, Whole, touched, unpadded, visible
@@ -25,6 +24,8 @@ from distill.losses import kd
 from distill.models.finite import check_answers
 from distill.models.inputs import decoder_masked, inputs_of, real_tokens, students, teachers
 from distill.models.loss_masks import TOKENS, LabelPlace, label_place, loss_masks
+from distill.statistics.shifts import moments
+from distill.statistics.tally import Tally, compare_classes, stacked, sum_predictions
 from distill.teachers.served import ServedRun
 from distill.teachers.verbs import grid_of, interchanged, run_of
 from interventions import Location, Run, architecture
@@ -86,12 +87,12 @@ class NetworkInterchanges(Interchanges):
     """The entries of a mapping between two networks, each interchanged in both.
 
     Attributes:
-        draws: the rule that draws positions.
+        draws: the rule that draws the positions of each entry.
         few: a few bases and sources. On them it is found out which tokens have the labels, whether the outputs depend
             on every real token, and which locations hold everything that an output depends on.
     """
 
-    draws: PositionDraws
+    draws: tuple[PositionDraws, ...]
     few: tuple[Batch, Batch]
 
     @property
@@ -121,7 +122,29 @@ class NetworkInterchanges(Interchanges):
                 kept &= side.is_informative(after[-1], places, chosen, weights > 0)
             counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))
             sums.append(sum_predictions(_compare(after, sides, on_source), counted))
-        return Tally(torch.stack(sums, 1), regression=student.base.logits.shape[-1] == 1)
+        return stacked(sums)
+
+    def teacher_changes(
+        self, base: Batch, source: Batch, pairs: Int[Tensor, " batch"], entries: Sequence[int]
+    ) -> Bool[Tensor, "batch entries"]:
+        """Return at which of some entries the interchange of each pair changes an answer of the teacher that counts.
+
+        An interchange that replaces everything that the teacher's answer depends on changes none. The student does not
+        run.
+        """
+        before, other = (self._run(0, batch) for batch in (base, source))
+        weights, found = self.weights(before.logits, base), []
+        answers = _columns(other.logits, self._masked(source), before.logits, self._masked(base))
+        seen = self._seen(0, before, base)
+        side = NetworkRuns(NAMES[0], before, other, base, source, other, seen, self.wholes[0], answers)
+        for number in entries:
+            places = self.entries[number].teacher
+            drawn = self._draw_at(number, places[0], before, side, pairs)
+            after = side.interchanged(places, drawn)
+            changes = (after.logits.argmax(-1) != before.logits.argmax(-1)) & (weights > 0)
+            informative = side.is_informative(after, places, drawn, weights > 0)
+            found.append((changes if changes.ndim == 1 else changes.any(1)) & informative)
+        return torch.stack(found, 1)
 
     @cached_property
     def label_place(self) -> LabelPlace:
@@ -133,9 +156,11 @@ class NetworkInterchanges(Interchanges):
     def sees_all(self) -> bool:
         """True where outputs depend on every real token of the few examples: then batches need no gradients."""
         few = self.few[0]
-        bases = self._runs(few)
-        both = zip(self._visible(bases, few), self._real(bases, few), strict=True)
-        return all(torch.equal(mask, real[at]) for seen, real in both for at, mask in seen.items())
+        return all(
+            torch.equal(mask, _real(ran, at, few))
+            for number, ran in enumerate(self._runs(few))
+            for at, mask in self._visible(number, ran, few).items()
+        )
 
     @cached_property
     def wholes(self) -> tuple[Whole, ...]:
@@ -152,14 +177,15 @@ class NetworkInterchanges(Interchanges):
 
     def _runs(self, batch: Batch) -> tuple[Run, ...]:
         """Return the runs of teacher and student on a batch."""
-        runs = []
-        for number, model in enumerate(self.networks):
-            places = self._places(number)
-            if isinstance(model, nn.Module):  # its run keeps what every block returned
-                places = [at for at in places if at.module is not None or at.site != "block_output"]
-            columns = students(batch) if number else teachers(batch)
-            runs.append(run_of(model, inputs_of(model, columns), list(dict.fromkeys(at.whole for at in places))))
-        return tuple(runs)
+        return tuple(self._run(number, batch) for number in range(2))
+
+    def _run(self, number: int, batch: Batch) -> Run:
+        """Return the run of the teacher (0) or the student (1) on a batch."""
+        model, places = self.networks[number], self._places(number)
+        if isinstance(model, nn.Module):  # its run keeps what every block returned
+            places = [at for at in places if at.module is not None or at.site != "block_output"]
+        columns = students(batch) if number else teachers(batch)
+        return run_of(model, inputs_of(model, columns), list(dict.fromkeys(at.whole for at in places)))
 
     def _places(self, number: int) -> list[Location]:
         """Return the locations of the teacher (0) or the student (1), each once."""
@@ -169,8 +195,7 @@ class NetworkInterchanges(Interchanges):
         """Return the runs of both networks on these pairs."""
         bases, sources = self._runs(base), self._runs(source)
         others = sources if teacher_source is source else self._runs(teacher_source)
-        known = bases[1].logits.ndim == 2 and self.sees_all
-        seen = (self._real if known else self._visible)(bases, base)
+        seen = [self._seen(i, each, base) for i, each in enumerate(bases)]
 
         def side(number: int, batch: Batch, ran: Sequence[Run]) -> NetworkRuns:
             answers = _columns(ran[number].logits, self._masked(batch), bases[1].logits, self._masked(base))
@@ -188,41 +213,44 @@ class NetworkInterchanges(Interchanges):
         logits = side.source.logits
         return counted if logits.ndim == 2 else _real_answers(logits, self._masked(side.source_columns))
 
-    def _visible(self, bases: Sequence[Run], batch: Batch) -> list[Masks]:
-        """Return the positions that the outputs depend on, for each network and location; this needs gradients."""
-        return [visible(b, self._places(i), self.weights(b.logits, batch)) for i, b in enumerate(bases)]
+    def _seen(self, number: int, base: Run, batch: Batch) -> Masks:
+        """Return the positions of each location of a network that its outputs depend on."""
+        if base.logits.ndim == 2 and self.sees_all:
+            return {at: _real(base, at, batch) for at in self._places(number)}
+        return self._visible(number, base, batch)
 
-    def _real(self, bases: Sequence[Run], batch: Batch) -> list[Masks]:
-        """Return the positions that are no padding, for each network and location."""
-        return [{at: _real(b, at, batch) for at in self._places(i)} for i, b in enumerate(bases)]
+    def _visible(self, number: int, base: Run, batch: Batch) -> Masks:
+        """Return the same by gradients."""
+        return visible(base, self._places(number), self.weights(base.logits, batch))
 
     def _draw(
         self, number: int, side: NetworkRuns, sides: Sequence[NetworkRuns], pairs: Int[Tensor, " batch"]
     ) -> DrawnPositions:
         """Draw the positions of one entry in the bases and in the sources of one network."""
         entry, student = self.entries[number], sides[1].base
-        if len(_grid(entry, [each.base for each in sides])) < 2:
-            return DrawnPositions.every(len(pairs), student.logits.device)
-        runs = ((student, side.columns), (side.student_source, side.source_columns))
-        real = [_real(ran, entry.student[0], columns) for ran, columns in runs]
-        return self.draws.of(number, pairs, (side.columns, side.source_columns), real)
+        _check_grid(entry, [each.base for each in sides])
+        return self._draw_at(number, entry.student[0], student, side, pairs)
+
+    def _draw_at(
+        self, number: int, at: Location, base: Run, side: NetworkRuns, pairs: Int[Tensor, " batch"]
+    ) -> DrawnPositions:
+        """Draw the positions of one entry, from the real ones of a location in the base and in the source."""
+        if len(grid_of(base, at)) < 2:
+            return DrawnPositions.every(len(pairs), base.logits.device)
+        real = [_real(base, at, side.columns), _real(side.student_source, at, side.source_columns)]
+        return self.draws[number].of(pairs, (side.columns, side.source_columns), real)
 
 
-def _grid(entry: Entry, bases: Sequence[Run]) -> tuple[int, ...]:
-    """Return the numbers of examples and positions that the locations of an entry have in common.
-
-    Raises:
-        NothingToMeasure: they differ.
-    """
+def _check_grid(entry: Entry, bases: Sequence[Run]) -> None:
+    """Raise NothingToMeasure where the locations of an entry differ in the numbers of examples and positions."""
     sides = zip(NAMES, bases, (entry.teacher, entry.student), strict=True)
     grids = [(name, grid_of(ran, at)) for name, ran, places in sides for at in places]
-    (_, first), other = grids[0], next((each for each in grids if each[1] != grids[0][1]), None)
+    first, other = grids[0][1], next((each for each in grids if each[1] != grids[0][1]), None)
     if other is not None:
         raise NothingToMeasure(
             f"the locations of {entry} have different [batch, position]: {first} in the teacher and {other[1]} in "
             f"the {other[0]}; map places of the same grid."
         )
-    return first
 
 
 def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
@@ -267,7 +295,7 @@ def _answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
 
 
 def _compare(after: Sequence[Run], sides: Sequence[NetworkRuns], on_source: Tensor) -> Batch:
-    """Compare the predictions of teacher and student, and return what each adds, by the names of `SUMS`.
+    """Compare the predictions of teacher and student, and return what each adds, by the names of a tally.
 
     Args:
         after: the counterfactual runs of teacher and student.
@@ -275,8 +303,14 @@ def _compare(after: Sequence[Run], sides: Sequence[NetworkRuns], on_source: Tens
         on_source: the student's answers to the source.
     """
     teacher, student = (each.logits for each in after)
+    bases = [side.base.logits for side in sides]
+    shifts = moments((teacher, bases[0]), (student, bases[1]))
     if teacher.shape[-1] == 1:
-        return {"error": (teacher - student).abs()[..., 0]}
-    wanted, (unchanged, base) = teacher.argmax(-1), (side.base.logits.argmax(-1) for side in sides)
+        return {"error": (teacher - student).abs()[..., 0], **shifts}
+    wanted, (unchanged, base) = teacher.argmax(-1), (each.argmax(-1) for each in bases)
     compared = compare_classes(wanted, unchanged, student.argmax(-1), base, on_source)
-    return compared | {"divergence": kd(student, teacher, reduction="none")}
+    divergences = {
+        "divergence": kd(student, teacher, reduction="none"),
+        "divergence_on_base": kd(bases[1], bases[0], reduction="none"),
+    }
+    return compared | divergences | shifts

@@ -9,7 +9,7 @@ Geiger et al. 2021 (arXiv:2106.02997), section 3.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,23 +24,24 @@ from distill.data.seeds import seed_from
 from distill.data.seen_rows import SeenRows, fingerprints
 from distill.errors import DistillError
 from distill.evaluation.controls import controls_of
+from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.measurement import (
     Batch,
     Examples,
     Interchanges,
     Measurement,
+    accuracy_of,
     check_pairs,
-    compare_classes,
     paired,
     refuse_seen,
-    sum_predictions,
 )
-from distill.evaluation.outcome import InterchangeAccuracy, Tally
 from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.swap import Ran, encoded, places_of, swapped
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.finite import check_answers
 from distill.models.inputs import device_of, refuse_valueless
+from distill.statistics.sharing import Sharing
+from distill.statistics.tally import Tally, compare_classes, stacked, sum_predictions
 from interventions import Run, run
 
 STREAM = 2**31 - 1  # seeds the pairs that are measured, apart from those that are trained on
@@ -84,7 +85,8 @@ def variables_accuracy(
     tally = measurement.tally()
     refuse_ineffective(tally, entries, has_rows=data is not None)
     settings = {"pairs": pairs, "seed": seed, "sources": "sampled" if data is None else "rows of the data"}
-    return measurement.accuracy(tally, settings, names, overlap)
+    found = accuracy_of(tally, entries, examples.sharing, settings)
+    return replace(found, controls=measurement.controls(names), overlap=overlap)
 
 
 def _overlap(examples: Examples, rows: Given | None, seen: SeenRows) -> float:
@@ -107,7 +109,7 @@ def refuse_ineffective(tally: Tally, entries: tuple[Entry, ...], *, has_rows: bo
         if not effect:
             more = "give rows" if has_rows else "give the causal model a sample=…"
             raise DistillError(
-                f"none of {len(tally.sums)} interchanges of {'+'.join(entry.teacher)} changes the answer of the causal "
+                f"none of {len(tally.kept)} interchanges of {'+'.join(entry.teacher)} changes the answer of the causal "
                 f"model, so they say nothing about {entry}; {more} in which more of them do, raise pairs=…, or leave "
                 "it out of the mapping."
             )
@@ -119,11 +121,12 @@ def examples_of_model(model: CausalModel, pairs: int, seed: int, rows: Given | N
     generator = torch.Generator().manual_seed(seed_from(seed, STREAM))
     if rows is not None:
         base, other = paired(len(rows), pairs, generator)
-        return Examples(Rows(rows.batch(base)), Rows(rows.batch(other)), base)
+        return Examples(Rows(rows.batch(base)), Rows(rows.batch(other)), Sharing(base, other))
     bases, sources = model.sample(pairs, generator), model.sample(pairs, generator)
-    marks = fingerprints(bases)
-    numbers = {mark: number for number, mark in enumerate(dict.fromkeys(marks))}
-    return Examples(Rows(bases), Rows(sources), torch.tensor([numbers[mark] for mark in marks]))
+    marks = [fingerprints(each) for each in (bases, sources)]
+    numbers = {mark: number for number, mark in enumerate(dict.fromkeys([*marks[0], *marks[1]]))}
+    rows_of = [torch.tensor([numbers[mark] for mark in each]) for each in marks]
+    return Examples(Rows(bases), Rows(sources), Sharing(*rows_of))
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +158,7 @@ class VariableInterchanges(Interchanges):
             after = self._answers(swapped(model, self.student, entry, here, there), high[0])
             compared = _compare(wanted, unchanged, after, on_base, on_source)
             sums.append(sum_predictions(compared, torch.ones(len(after), dtype=torch.float64, device=after.device)))
-        return Tally(torch.stack(sums, 1), regression=unchanged.is_floating_point())
+        return stacked(sums)
 
     def _answers(self, ran: Run, values: Values) -> Tensor:
         """Return the logits of the student's answers to these values."""
@@ -165,7 +168,7 @@ class VariableInterchanges(Interchanges):
 
 
 def _compare(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
-    """Compare the answers of causal model and student, and return what each pair adds, by the names of `SUMS`.
+    """Compare the answers of causal model and student, and return what each pair adds, by the names of a tally.
 
     Args:
         wanted, unchanged: the causal model's answers after the interchange, and to the base.
@@ -176,4 +179,6 @@ def _compare(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, sou
     surprise = -after.double().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
     same = torch.isclose(after, source, rtol=1e-4, atol=1e-5).all(1)
     answers = (logits.argmax(-1) for logits in (after, base, source))
-    return compare_classes(wanted, unchanged, *answers) | {"divergence": surprise, "as_source": same}
+    on_base = -base.double().log_softmax(-1).gather(-1, unchanged[:, None])[:, 0]
+    divergences = {"divergence": surprise, "divergence_on_base": on_base}
+    return compare_classes(wanted, unchanged, *answers) | divergences | {"as_source": same}

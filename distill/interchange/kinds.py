@@ -4,16 +4,17 @@ A student that was trained on one kind of interchange may follow its teacher the
 over several kinds, and says which of them were trained on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill.errors import DistillError, checked
+from distill.interchange.answer import Answer
 from distill.interchange.mapping import Entry
-from distill.interchange.positions import Span
-from distill.interchange.sources import Shuffle, Sources
+from distill.interchange.positions import Scattered, Span, refuse_no_rule
+from distill.interchange.sources import InContext, Shuffle, Sources
 from distill.models.inputs import network_of
-from interventions import InterventionError, Location, architecture
+from interventions import InterventionError, Location, architecture, shown
 
 SIDES = ("teacher", "student")
 
@@ -51,10 +52,7 @@ class Kind:
                 raise DistillError(f"Kind(site={self.site!r}) is no site of a layer: {error}") from None
         if self.dims is not None and not 0 < self.dims <= 1:
             raise DistillError(f"Kind(dims={self.dims}) is no share above 0 and up to 1; use e.g. Kind(dims=0.5).")
-        if self.positions is not None and (isinstance(self.positions, type) or not hasattr(self.positions, "eligible")):
-            raise DistillError(
-                f"Kind(positions={self.positions!r}) draws no tokens; use positions=Span(0.3), or None for all."
-            )
+        refuse_no_rule("Kind", self.positions)
 
     def __repr__(self) -> str:
         parts = [repr(self.positions)]
@@ -70,6 +68,45 @@ class Kind:
             DistillError: a place without a layer, or a side that lacks the site.
         """
         return mapped if self.site is None else at_site(mapped, self.site, teacher, student)
+
+
+USUAL = "usual"
+
+
+def usual_kinds() -> dict[str, Kind]:
+    """Return the kinds that are measured beside the mapped one where nothing else is requested, by their names."""
+    same = Span(0.3, same=True)
+    return {
+        "one token, same place": Kind(Scattered(1)),
+        "two tokens, same places": Kind(Scattered(2)),
+        "answering token": Kind(Answer()),
+        "attention heads": Kind(same, site="attention_heads"),
+        "mlp output": Kind(same, site="mlp_output"),
+        "half of the dims": Kind(same, dims=0.5),
+        "sources in context": Kind(Span(0.3), sources=InContext(0.3)),
+    }
+
+
+def kinds_of(kinds: Any) -> dict[str, Kind]:
+    """Return kinds by their names: those of a dict, the usual ones, or of others what they print.
+
+    Raises:
+        DistillError: what is no kind.
+    """
+    if isinstance(kinds, str) and kinds == USUAL:
+        return usual_kinds()
+    listed = [] if kinds is None else [kinds] if isinstance(kinds, Kind) else kinds
+    if not isinstance(listed, Mapping):
+        if isinstance(listed, str) or not isinstance(listed, Iterable):
+            listed = [listed]
+        listed = {repr(each): each for each in listed}
+    odd = next((each for each in listed.values() if not isinstance(each, Kind)), None)
+    if odd is not None or not all(isinstance(name, str) for name in listed):
+        raise DistillError(
+            f"kinds={shown(kinds)} are no kinds of interchange; use kinds='usual', or {{'heads': "
+            "distill.Kind(site='attention_heads')}."
+        )
+    return dict(listed)
 
 
 def _written(sources: Sources) -> str:

@@ -20,7 +20,7 @@ from distill import (
 )
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import uniform
-from distill.evaluation.interchange_accuracy import examples_of_rows
+from distill.evaluation.example_pairs import examples_of_rows
 from distill.interchange.attention_keys import KEYED, move_to_keys, over_keys
 from distill.interchange.mapping import entries_of
 from distill.losses import kd

@@ -26,12 +26,13 @@ from distill.cli import main
 from distill.cli.report import ComparedModel, Report
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.intervals import wilson
-from distill.evaluation.outcome import InterchangeAccuracy, Outcome
+from distill.evaluation.interchange_result import InterchangeAccuracy
+from distill.evaluation.outcome import Outcome
 from distill.interchange.mapping import Entry
 from distill.models.preprocessors import preprocessors_of
 from distill.models.pretrained import load_classifier, load_tokenizer
 from distill.results import FitResult, curves
+from distill.statistics.intervals import wilson
 from distill.tasks import Rows, Task
 from distill.teachers.cache import Cache
 from distill.training.progress import Plain, Record, show_progress

@@ -261,8 +261,8 @@ class Remembered(GeneralTracker):
 
 def finished_run():
     from distill.evaluation.evaluate import Evaluation
-    from distill.evaluation.intervals import Share
     from distill.results import FitResult
+    from distill.statistics.intervals import Share
 
     records = tuple(Record(n, 5, 3.0, {"kd": 1.0, "labels": 2.0, "kd_cf": 0.5}, 1e-3) for n in range(1, 6))
     return FitResult(torch.nn.Linear(1, 1), records, Evaluation(Share(0.9, 0.8, 0.95, 10), None))

@@ -9,7 +9,7 @@ from torch import nn
 from distill import DistillError, InContext, Rows, Shuffle, Span, interchange_accuracy, layer_mapping
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import uniform
-from distill.evaluation.interchange_accuracy import examples_of_rows
+from distill.evaluation.example_pairs import examples_of_rows
 from distill.models.inputs import inputs_of
 from interventions import Location
 from tests.distill.tiny_models import (
@@ -74,7 +74,7 @@ def naive(make, teacher, student, mapping, rows, pairs, span=None, sources=None,
     base, source = examples.base, examples.source
     figures = []
     for number, (above, below) in enumerate(mapping.items()):
-        sums = torch.zeros(7, dtype=torch.float64)
+        sums, shifts = torch.zeros(9, dtype=torch.float64), []
         for i in range(pairs):
             one, other = base.batch([i]), source.batch([i])
             real = [
@@ -105,14 +105,35 @@ def naive(make, teacher, student, mapping, rows, pairs, span=None, sources=None,
                 sb.argmax(-1) == target,
                 everything == target,
                 kl,
+                sb.argmax(-1) == tb.argmax(-1),
+                (tb.softmax(-1) * (tb.log_softmax(-1) - sb.log_softmax(-1))).sum(-1),
             ]
             sums += torch.stack([value.double().sum() for value in row])
-        figures.append(sums)
-    return torch.stack(figures)
+            shifts.append(torch.stack([shift(tcf, tb, tb), shift(scf, sb, tb)]).reshape(2, -1))
+        figures.append((sums, torch.cat(shifts, 1)))
+    return figures
 
 
-def check(outcome, sums):
-    total, agree, effect, both, nothing, everything, kl = sums.tolist()
+def shift(after, base, teacher):
+    """How much the log-odds of the class that the teacher gives to the base moves."""
+    chosen = nn.functional.one_hot(teacher.argmax(-1), teacher.shape[-1]).bool()
+    odds = [torch.logit((each.double().softmax(-1) * chosen).sum(-1)) for each in (after, base)]
+    return odds[0] - odds[1]
+
+
+def together(figures):
+    """The figures of several entries as one."""
+    return sum(sums for sums, _ in figures), torch.cat([shifts for _, shifts in figures], 1)
+
+
+def check(outcome, figures):
+    sums, shifts = figures
+    total, agree, effect, both, nothing, everything, kl, alike, base_kl = sums.tolist()
+    assert outcome.correlation == pytest.approx(float(torch.corrcoef(shifts)[0, 1]), abs=1e-6)
+    assert outcome.agreement.value == pytest.approx(alike / total, abs=1e-12)
+    assert outcome.base_kl == pytest.approx(base_kl / total, rel=1e-4, abs=1e-7)
+    assert outcome.normalized.value == pytest.approx((agree - nothing) / (total - nothing), abs=1e-12)
+    assert (None if outcome.effective is None else outcome.effective.value) == outcome.effective_iia
     assert outcome.iia.value == pytest.approx(agree / total, abs=1e-12)
     assert outcome.iia.count == total
     assert outcome.effect_rate == pytest.approx(effect / total, abs=1e-12)
@@ -131,7 +152,7 @@ def test_equal_to_a_loop_over_single_examples(make):
     found = interchange_accuracy(teacher, student, MAPPING, rows, pairs=30)
     for outcome, expected in zip(found.per_pair.values(), sums, strict=True):
         check(outcome, expected)
-    check(found.overall, sums.sum(0))
+    check(found.overall, together(sums))
     assert 0 < found.iia < 1
     assert 0 < found.overall.effect_rate < 1
     assert found.overall.count == 60
@@ -146,7 +167,7 @@ def test_equal_to_a_loop_in_context():
     rows, sources = text(14), InContext(0.5)
     sums = naive(bert, teacher, student, MAPPING, rows, 20, sources=sources)
     found = interchange_accuracy(teacher, student, MAPPING, rows, pairs=20, sources=sources)
-    check(found.overall, sums.sum(0))
+    check(found.overall, together(sums))
 
 
 @pytest.mark.parametrize("make", [gpt2_lm, masked_lm])
@@ -158,7 +179,7 @@ def test_token_models_count_real_tokens(make):
     found = interchange_accuracy(teacher, student, mapping, rows, pairs=12)
     check(found.overall, sums[0])
     assert found.overall.iia.count == sum(
-        len(rows.table["input_ids"][i]) for i in examples_of_rows(rows, 12, InContext(0), 40, 0).clusters
+        len(rows.table["input_ids"][i]) for i in examples_of_rows(rows, 12, InContext(0), 40, 0).sharing.base
     )
 
 
@@ -178,8 +199,11 @@ def test_a_copy_of_the_teacher_is_right_on_every_pair(make):
     teacher = spread(make(3), 3, 0.8)
     rows = images(12) if make is vit else text(12)
     found = interchange_accuracy(teacher, copy.deepcopy(teacher), layer_mapping(teacher, teacher), rows, pairs=40)
-    assert found.iia == 1
-    assert found.interval == (1, 1)
+    assert found.iia == found.overall.effective.value == found.overall.normalized.value == 1
+    assert found.interval[0] < 1 == found.interval[1]
+    assert found.overall.correlation == pytest.approx(1)
+    assert found.overall.agreement.value == 1
+    assert found.overall.base_kl == pytest.approx(0, abs=1e-6)
     assert found.overall.kl == pytest.approx(0, abs=1e-9)
     assert found.overall.effective_iia == 1
 
@@ -231,12 +255,12 @@ def test_the_batch_size_changes_nothing_for_tokens():
 def test_more_pairs_than_rows_use_every_row_and_pair_none_with_itself():
     rows = text(5)
     examples = examples_of_rows(rows, 17, InContext(0), VOCABULARY, 0)
-    assert sorted(examples.clusters.bincount().tolist()) == [3, 3, 3, 4, 4]
+    assert sorted(examples.sharing.base.bincount().tolist()) == [3, 3, 3, 4, 4]
     examples = examples_of_rows(rows, 40, Shuffle(), VOCABULARY, 0)
     for i in range(40):
         base, source = (each.batch([i])["input_ids"] for each in (examples.base, examples.source))
         assert base.shape != source.shape or not torch.equal(base, source)
-        assert torch.equal(base[0], rows.table["input_ids"][int(examples.clusters[i])])
+        assert torch.equal(base[0], rows.table["input_ids"][int(examples.sharing.base[i])])
 
 
 def test_the_seed_decides_everything_and_nothing_else_is_touched():

@@ -5,10 +5,10 @@ import torch
 
 from distill import DistillError, Rows, accuracy
 from distill.data.rows import batches
-from distill.evaluation.intervals import bootstrap, wilson
 from distill.evaluation.metrics import perplexity
 from distill.models.class_labels import has_classes
 from distill.models.inputs import evaluating
+from distill.statistics.intervals import bootstrap, wilson
 from tests.distill.tiny_models import CNN, bert, gpt2_lm, images, masked_lm, mlp, same, spread, text, vectors, weights
 
 

@@ -18,7 +18,7 @@ fourth powers of their sums. The second is the noise of the regression. It is no
 variance, as that is what can be wrong.
 
 Simulated, such intervals cover 93 to 97 of 100 from five things of a kind on, and 98 where sharing is too weak to be
-told from none, because a γ is never below 0 (`tests/distill/evaluation/test_sharing.py`). What they cannot know:
+told from none, because a γ is never below 0 (`tests/distill/statistics/test_sharing.py`). What they cannot know:
 whether five images or templates stand for all others; and effects so rare and strong that none is in the sample, as
 where one image in a hundred misleads.
 """

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from distill import DistillError
-from distill.evaluation.intervals import Estimate, estimate_of, share_of, signed, student_quantile, wilson
-from distill.evaluation.sharing import Sharing
+from distill.statistics.intervals import Estimate, estimate_of, share_of, signed, student_quantile, wilson
+from distill.statistics.sharing import Sharing
 
 
 def apart(pairs):

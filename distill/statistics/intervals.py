@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from distill.errors import DistillError, checked
-from distill.evaluation.sharing import Sharing
+from distill.statistics.sharing import Sharing
 
 RESAMPLES = 1000
 

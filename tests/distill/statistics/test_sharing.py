@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from distill import DistillError
-from distill.evaluation.intervals import estimate_of, share_of
 from distill.evaluation.measurement import paired
-from distill.evaluation.sharing import Sharing
+from distill.statistics.intervals import estimate_of, share_of
+from distill.statistics.sharing import Sharing
 
 DOUBLE = torch.float64
 

@@ -1,0 +1,169 @@
+"""Several kinds of interchange in one pass: each is what it is alone."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from distill import DistillError, InContext, Kind, Scattered, Span, interchange_accuracy
+from distill.interchange.kinds import usual_kinds
+from interventions import Location
+from tests.distill.every_site import FAMILIES
+from tests.distill.tiny_models import bert, gpt2, images, mlp, spread, text, vectors, vit
+
+MAPPING = {(Location(0), Location(1)): Location(0), Location(2): Location(1)}
+KINDS = {
+    "one": Kind(Scattered(1)), "heads": Kind(site="attention_heads"), "half": Kind(Span(0.5), dims=0.5),
+    "context": Kind(sources=InContext(0.4)), "mlp": Kind(Scattered(2), site="mlp_output", sources=InContext(0.4)),
+}  # fmt: skip
+
+
+def couple(make, **settings):
+    return spread(make(4, **settings), 3, 0.8), spread(make(3, **settings), 13, 0.8)
+
+
+def measured(make=bert, rows=None, **settings):
+    return interchange_accuracy(*couple(make), MAPPING, text(14) if rows is None else rows, pairs=30, **settings)
+
+
+def figures(accuracy):
+    return accuracy.overall, accuracy.per_pair
+
+
+def test_a_kind_among_others_is_the_kind_alone():
+    """Runs are shared between kinds, draws are not: the same bits, whichever are measured beside."""
+    found = measured(kinds=KINDS)
+    assert figures(found) == figures(measured())
+    for name, kind in KINDS.items():
+        assert figures(found.kinds[name]) == figures(measured(kinds=[kind]).kinds[repr(kind)]), name
+    assert figures(found.kinds["one"]) == figures(measured(positions=Scattered(1)))
+    assert figures(found.kinds["context"]) == figures(measured(sources=InContext(0.4)))
+
+
+def test_effective_pairs_of_a_kind_are_those_of_the_kind_alone():
+    """Pairs of other kinds are measured in the same batches, so that KL differs by rounding."""
+    found = measured(kinds=KINDS, effective_only=True)
+    for name, kind in KINDS.items():
+        alone = measured(kinds=[kind], effective_only=True).kinds[repr(kind)].overall
+        assert without_kl(found.kinds[name].overall) == without_kl(alone), name
+        assert found.kinds[name].overall.kl == pytest.approx(alone.kl, rel=1e-4)
+
+
+def without_kl(outcome):
+    return replace(outcome, kl=None, base_kl=None, correlation=None)
+
+
+@pytest.mark.parametrize("effective_only", [False, True])
+def test_figures_do_not_depend_on_the_batch_size(effective_only):
+    small, large = (measured(kinds=KINDS, effective_only=effective_only, batch_size=size, seed=3) for size in (7, 64))
+    for name, one in {"": small, **small.kinds}.items():
+        other = large.kinds[name] if name else large
+        for field in ("iia", "effect_rate", "effective", "do_nothing", "replace_all", "count", "left_out", "tried"):
+            assert getattr(one.overall, field) == getattr(other.overall, field), (name, field)
+        assert one.overall.correlation == pytest.approx(other.overall.correlation, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_usual_kinds_of_every_family(family):
+    """Each usual kind is measured, or the result says why it is not."""
+    make, rows = FAMILIES[family].make, FAMILIES[family].data(14)
+    teacher, student = spread(make(4), 3, 0.8), spread(make(3), 13, 0.8)
+    stack = FAMILIES[family].stack
+    mapping = {Location(1, stack=stack): Location(1, stack=stack)}
+    found = interchange_accuracy(teacher, student, mapping, rows, pairs=12, kinds="usual")
+    missing = found.settings.get("missing", {})
+    assert {*found.kinds, *missing} == {*usual_kinds()}
+    assert {"one token, same place", "two tokens, same places", "mlp output", "half of the dims"} <= {*found.kinds}
+    assert found.kinds["mlp output"].settings["site"] == "mlp_output"
+    assert all(why for why in missing.values())
+    assert all(each.overall.iia is None or 0 <= each.overall.iia.value <= 1 for each in found.kinds.values())
+    assert str(found).count("not measured: ") == len(missing)
+
+
+def test_where_there_are_no_tokens_the_kinds_about_them_measure_the_same():
+    teacher, student = spread(mlp()), spread(mlp(), 1)
+    part = Location(module="2", dims=range(3))
+    kinds = {"half": Kind(dims=0.5), "one": Kind(Scattered(1))}
+    found = interchange_accuracy(teacher, student, {part: part}, vectors(30), pairs=20, kinds=kinds)
+    assert found.kinds["half"].per_pair.keys() == {"module:2[dims=0:4] ↔ module:2[dims=0:4]"}
+    assert figures(found.kinds["one"]) == figures(found)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 1.0])
+def test_a_share_of_the_dims_of_each_side(share):
+    teacher, student = spread(bert(4, width=32)), spread(bert(3), 1)
+    kinds = {"dims": Kind(dims=share)}
+    found = interchange_accuracy(teacher, student, {Location(1): Location(0)}, text(9), pairs=9, kinds=kinds)
+    (name,) = found.kinds["dims"].per_pair
+    wide, narrow = (max(1, int(width * share)) for width in (32, 16))
+    places = [str(Location(layer, dims=range(n))) for layer, n in ((1, wide), (0, narrow))]
+    assert name == " ↔ ".join(places)
+
+
+def test_only_effective_pairs_are_measured():
+    """The first pairs, of those that are tried in turn, whose interchange changes the teacher's answer."""
+    every, found = measured(), measured(effective_only=True)
+    assert found.overall.effect_rate == 1
+    assert found.overall.effective == found.overall.iia
+    for name, outcome in found.per_pair.items():
+        assert outcome.count + outcome.left_out == 30
+        assert outcome.tried >= 30
+        rate = every.per_pair[name].effect_rate
+        assert outcome.tried == pytest.approx(30 / rate, rel=0.5)
+    assert found.overall.tried == sum(each.tried for each in found.per_pair.values())
+    assert "pairs that change the teacher's answer, of" in found.notes[0]
+
+
+def test_no_effective_pair_is_an_error_of_one_line():
+    teacher, student = couple(bert)
+    with torch.no_grad():
+        teacher.classifier.weight.zero_()
+        teacher.classifier.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    with pytest.raises(DistillError, match=r"found no pair that changes the teacher's answer among 600 tried; map"):
+        interchange_accuracy(teacher, student, MAPPING, text(14), pairs=30, effective_only=True)
+
+
+def test_where_too_few_effective_pairs_are_found_all_tries_are_counted():
+    teacher, student = spread(bert(4), 3, 0.4), couple(bert)[1]
+    kinds = {"dim": Kind(Scattered(1), dims=0.01)}
+    found = interchange_accuracy(teacher, student, MAPPING, text(14), pairs=30, kinds=kinds, effective_only=True)
+    counts = [(each.count + each.left_out, each.tried) for each in found.kinds["dim"].per_pair.values()]
+    assert any(count < 30 and tried == 20 * 30 for count, tried in counts)
+    assert all(count == 30 or tried == 20 * 30 for count, tried in counts)
+
+
+def test_a_kind_that_one_side_lacks_is_named():
+    with pytest.raises(DistillError, match=r"kind 'context': InContext replaces tokens and this data has no input_ids"):
+        interchange_accuracy(*couple(vit), MAPPING, images(14), pairs=9, kinds={"context": KINDS["context"]})
+    teacher, student = spread(mlp()), spread(mlp(), 1)
+    place = Location(module="2")
+    with pytest.raises(DistillError, match="kind 'heads': module:2 of the teacher belongs to no layer, so it has no"):
+        interchange_accuracy(teacher, student, {place: place}, vectors(30), pairs=9, kinds={"heads": KINDS["heads"]})
+
+
+@pytest.mark.parametrize("kinds", [3, "heads", [Span(0.3)], {1: Kind()}, {"a": "b"}])
+def test_what_is_no_kind(kinds):
+    with pytest.raises(DistillError, match=r"are no kinds of interchange; use kinds='usual'"):
+        measured(kinds=kinds)
+
+
+def test_controls_are_those_of_the_mapped_kind():
+    found = measured(kinds=KINDS, controls="labels")
+    assert found.controls == measured(controls="labels").controls
+    assert all(not each.controls for each in found.kinds.values())
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, vit])
+def test_a_copy_of_the_teacher_is_right_at_every_kind(make):
+    teacher = spread(make(3), 3, 0.8)
+    rows = images(12) if make is vit else text(12)
+    mapping = {Location(1): Location(1)}
+    found = interchange_accuracy(teacher, copy.deepcopy(teacher), mapping, rows, pairs=20, kinds="usual")
+    for each in (found, *found.kinds.values()):
+        if each.overall.iia is None:
+            continue
+        assert each.iia == each.overall.agreement.value == 1
+        assert each.overall.effective_iia in (1, None)
+        assert each.overall.normalized is None or each.overall.normalized.value == 1
+        assert each.overall.correlation is None or each.overall.correlation == pytest.approx(1)
