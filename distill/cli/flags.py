@@ -1,0 +1,61 @@
+"""The options that several commands share, as typer reads them, with their help."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Task = Annotated[
+    str | None,
+    typer.Option(help="pvr, agreement or sst2; pvr where neither task nor data is given (digits, mnist: in Python)."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="A folder for the task, or a .csv, .tsv or .jsonl file with a text and a label column, or texts alone."
+    ),
+]
+EvalData = Annotated[
+    Path | None, typer.Option(help="A file of held-out rows; a fifth of the data is held out otherwise.")
+]
+Text = Annotated[str | None, typer.Option(help="The text column of a file.")]
+Label = Annotated[str | None, typer.Option(help="The label column of a file.")]
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="The labels of the data in the order of the model's outputs, with commas; matched with the names in "
+        "its configuration by default."
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Tokens at which texts of a file are cut; 128 by default, at most what the model reads."),
+]
+ParamDtype = Annotated[
+    str | None,
+    typer.Option(help="How half-precision weights are trained: float32, the default, or 'as loaded'."),
+]
+SplitSeed = Annotated[
+    int | None,
+    typer.Option(help="Which rows of a file are held out; by default as for the teacher, whatever --seed is."),
+]
+Fraction = Annotated[float, typer.Option(help="The share of the training rows to use.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the training rows.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps, instead of epochs.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows of a step.")]
+LearningRate = Annotated[float | None, typer.Option(help="The learning rate.")]
+Share = Annotated[float, typer.Option(help="The share of positions that are interchanged.")]
+Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+Teacher = Annotated[str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")]
+StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")]
+ObjectiveNames = Annotated[
+    str | None,
+    typer.Option(
+        help="kd, diito (KD + interchange), augmented (KD, on texts with words replaced too), labels, dkd, icd, … (see "
+        "distill objectives), or several with commas. By default kd and diito, compared."
+    ),
+]
+ResumeFolder = Annotated[
+    Path | None, typer.Option(help="The folder of a run that was stopped: continue it, as it was started.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
