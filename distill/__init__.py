@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from distill import losses, metrics, networks, objectives, tasks
     from distill.alignment.align import align
     from distill.alignment.alignment import Alignment
+    from distill.alignment.mapping_search import MappingSearch
     from distill.alignment.search import Search, search_alignment
+    from distill.alignment.search_mapping import search_mapping
     from distill.causal.model import CausalModel
     from distill.chain import chain
     from distill.data.rows import Rows
@@ -105,6 +107,7 @@ __all__ = [
     "Interrupted",
     "Kind",
     "Labels",
+    "MappingSearch",
     "MaskedLM",
     "NoisyTeacher",
     "Objective",
@@ -147,6 +150,7 @@ __all__ = [
     "reinitialized",
     "representations",
     "search_alignment",
+    "search_mapping",
     "snapshots",
     "steps",
     "tasks",
@@ -159,7 +163,9 @@ _NAMES = {
     "distill": "losses metrics networks objectives tasks",
     "distill.alignment.align": "align",
     "distill.alignment.alignment": "Alignment",
+    "distill.alignment.mapping_search": "MappingSearch",
     "distill.alignment.search": "Search search_alignment",
+    "distill.alignment.search_mapping": "search_mapping",
     "distill.causal.model": "CausalModel",
     "distill.chain": "chain",
     "distill.data.rows": "Rows",

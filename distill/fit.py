@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
+from distill.alignment.after_kd import SEARCH, FoundMapping, mapping_for
 from distill.causal.feed import Samples, given
 from distill.causal.model import CausalModel
 from distill.data.classes import Ranked
@@ -36,7 +37,7 @@ from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
 from distill.training import loop
 from distill.training.checks import check
-from distill.training.resolve import Training, training_of
+from distill.training.resolve import Training, rows_for, training_of
 from distill.training.run_folder import AT_START, SAVE_STEPS, STUDENT, Resume, refuse_used
 from distill.training.schedule import Schedule
 from interventions import Model
@@ -76,7 +77,8 @@ def fit(
             intervention training.
         student: any torch model with the same inputs and classes.
         mapping: {teacher side: student side}, "full", "middle", "late" or "single"; "full" by default. {} interchanges
-            nothing, and measures no interchange accuracy.
+            nothing, and measures no interchange accuracy. "search" takes the best one that `search_mapping` finds with
+            a copy of the student after its first steps (at most 200) by KD alone; a resumed run keeps what it found.
         data: a Task or the name of one ("pvr", "agreement", …), a file, rows in any form that `Rows.of` takes, or
             "random". Labels that have names are numbered as the teacher, or else the student, numbers its classes
             (`config.id2label`); a student without names gets those that it learned. For a causal model {name: tensor}
@@ -115,13 +117,16 @@ def fit(
         refuse_used(Path(output_dir))
     with answered((teacher, student), answers):
         task = read_task(teacher, student, data, tokenizer)
-        training = training_of(
-            teacher, student, mapping, data if task is None else task, objective=objective, weights=weights,
-            schedule=choose_schedule(schedule, overrides, teacher, data if task is None else task),
-        )  # fmt: skip
+        read, found = data if task is None else task, None
+        schedule = choose_schedule(schedule, overrides, teacher, read)
+        if isinstance(mapping, str) and mapping == SEARCH:
+            read = rows_for(teacher, student, read, schedule)
+            found = mapping_for(teacher, student, read, schedule, Path(output_dir) if output_dir and resume else None)
+            mapping = found.sides
+        training = training_of(teacher, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
         tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task)
     training = training.kept(
-        output_dir, _settings(training, answers), _networks(teacher, student),
+        output_dir, _settings(training, answers, found), _networks(teacher, student),
         tokenizer=None if task is None else task.tokenizer, resume=resume, save_steps=save_steps,
     )  # fmt: skip
     trained_on, place = training.seen, None if training.folder is None else training.folder.path
@@ -171,13 +176,14 @@ def choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], tea
     return replace(schedule, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _settings(training: Training, answers: Any) -> dict[str, Any]:
+def _settings(training: Training, answers: Any, found: FoundMapping | None) -> dict[str, Any]:
     """Return the settings of a training as plain data, which its folder keeps."""
     settings = {
         "schedule": json.loads(json.dumps(asdict(training.schedule))),
         "objective": [repr(each) for each in training.objectives],
         "weights": training.weights_as_text,
         "mapping": [str(entry) for entry in training.entries],
+        **({} if found is None else {SEARCH: found.settings}),
     }
     return (
         settings

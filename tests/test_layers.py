@@ -103,6 +103,7 @@ TESTED_BY = {
     "distill/evaluation/tables.py": "tests/test_results.py",
     "distill/evaluation/labelled_answers.py": "tests/distill/evaluation/test_metrics.py",
     **{f"distill/alignment/{name}.py": "tests/distill/alignment/test_align.py" for name in ("fitting", "learning")},
+    "distill/alignment/crossed_interchanges.py": "tests/distill/alignment/test_search_mapping.py",
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     **{
         f"distill/cli/{name}.py": "tests/distill/cli/test_main.py"

@@ -41,9 +41,15 @@ def measured(**entries: Outcome) -> InterchangeAccuracy:
     )
 
 
-def searched() -> distill.alignment.search.Search:
+def searched() -> distill.Search:
     """A search in a network that holds each of two variables at a token of its own."""
     return distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], pairs=50)
+
+
+def searched_mapping() -> distill.MappingSearch:
+    """A search between two networks, with its controls."""
+    places = (["module:0[dims=0:4]", "module:2[dims=0:4]"], ["module:0[dims=0:4]"])
+    return distill.search_mapping(mlp(), mlp(), vectors(40), places=places, pairs=50)
 
 
 def aligned() -> distill.Alignment:
@@ -78,6 +84,7 @@ WHOLE: dict[str, Callable[[], Result]] = {
     "Grid": grid_of,
     "Grid with empty cells": lambda: grid_of("bert", positions=[0, 4]),
     "Search": searched,
+    "MappingSearch": searched_mapping,
     "Alignment": aligned,
     "InterchangeAccuracy": measured,
     "InterchangeAccuracy without bound": lambda: measured(**{"a ↔ b": replace(OUTCOME, kl=math.inf)}),

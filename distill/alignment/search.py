@@ -289,9 +289,7 @@ def _refuse_networks(causal_model: Any, network: Any) -> None:
     if not isinstance(causal_model, CausalModel):
         raise DistillError(
             f"search_alignment looks for the variables of a causal model, and {type(causal_model).__name__} is none; "
-            "of two networks search_mapping, which is not built yet, will rank the pairs of places; today measure them "
-            "one by one: {(i, j): interchange_accuracy(teacher, student, {Location(i): Location(j)}, data).iia for i "
-            "in range(4) for j in range(2)}."
+            "of two networks compare the places: search_mapping(teacher, student, data)."
         )
     if not isinstance(network, nn.Module):
         raise DistillError(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
+from distill.alignment.after_kd import SEARCH, search_after_kd
 from distill.cli.fit_command import COMMAND, FitCommand, folder_of
 from distill.cli.loading import load_task_and_teacher
 from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
@@ -18,15 +20,16 @@ from distill.data.task import Task
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import fit
-from distill.interchange.mapping import Sides, depth
+from distill.interchange.mapping import Sides, depth, parse_mapping
 from distill.interchange.positions import Span
 from distill.models.pretrained import load_classifier
 from distill.results import FitResult
-from distill.storage.files import check_folder_whole, clear_leftovers, read_json, remove_empty
+from distill.storage.files import check_folder_whole, clear_leftovers, read_json, remove_empty, write_json
 from distill.storage.locks import claim, locked
 from distill.teach import check_teacher
 from distill.training.progress import console_of
 from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log, refuse_used
+from distill.training.schedule import Schedule
 
 
 def run_fit(command: FitCommand, output: Path | None = None) -> Path:
@@ -91,9 +94,12 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     accuracy = None if command.any_teacher else check_teacher(teacher, task)
     measured = teacher_evaluation(teacher, task) if accuracy is None else Evaluation(accuracy, None)
     smaller = command.student(teacher)
-    mapping = command.interchanges.mapped(teacher, smaller)
     schedule = command.timing.schedule(task, command.seed)
     command.write(folder)
+    if command.interchanges.mapping == SEARCH:
+        mapping: Sides = _search(teacher, smaller, task, schedule, folder=folder, console=console)
+    else:
+        mapping = command.interchanges.mapped(teacher, smaller)
     compared = [compared_model("teacher", teacher, measured)]
     for objectives, title in command.students.items():
         result = _fit_and_evaluate(
@@ -117,6 +123,30 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     path = report.save(folder)
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
     return path
+
+
+def _search(
+    teacher: nn.Module, student: nn.Module, task: Task, schedule: Schedule, *, folder: Path, console: Console
+) -> Sides:
+    """Return the mapping that a run searches: once for all its students, and read again where the run is resumed.
+
+    Args:
+        teacher: the teacher.
+        student: a student as it is before its training; it is not changed.
+        task: its training rows are the pairs of the search.
+        schedule: of the students.
+        folder: of the run; `mapping.json` and `mapping.png` there keep what was found.
+        console: shows it.
+    """
+    kept = folder / "mapping.json"
+    if kept.exists():
+        return parse_mapping(read_json(kept, f"start the run anew: distill fit --output {folder}-2")["mapping"])
+    found = search_after_kd(teacher, student, task.train, schedule).search
+    assert found is not None
+    found.plot().savefig(folder / "mapping.png")
+    write_json(kept, found.to_dict())
+    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    return found.mapping
 
 
 def _fit_and_evaluate(

@@ -2,12 +2,13 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from distill.alignment.after_kd import SEARCH
 from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions
 from distill.data.task import Task
 from distill.errors import DistillError
@@ -113,7 +114,10 @@ class FitCommand:
             )
         self._check_columns(task)
         self.interchanges.check(task)
-        self.interchanges.mapped(teacher, self.student(teacher))
+        if self.interchanges.mapping == SEARCH:
+            replace(self.interchanges, mapping="full").mapped(teacher, self.student(teacher))  # both have layers
+        else:
+            self.interchanges.mapped(teacher, self.student(teacher))
         self.timing.schedule(task, self.seed)
         for student in self.students:
             with warnings.catch_warnings():

@@ -77,7 +77,9 @@ def fit(
     split_seed: SplitSeed = None,
     teacher: Teacher = None,
     student_layers: StudentLayers = None,
-    mapping: Annotated[str, typer.Option(help="full, middle, late, single, or entries teacher~student.")] = "full",
+    mapping: Annotated[
+        str, typer.Option(help="full, middle, late, single, search (by the first steps), or entries teacher~student.")
+    ] = "full",
     objective: ObjectiveNames = None,
     sources: Annotated[
         str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")

@@ -118,7 +118,11 @@ class InterchangeOptions:
         return Span(self.share)
 
     def mapped(self, teacher: nn.Module, student: nn.Module) -> Sides:
-        """Return the mapping between two models, every location of it checked."""
+        """Return the mapping between two models, every location of it checked.
+
+        Raises:
+            DistillError: a mapping that does not exist, or one that is searched, which needs a training.
+        """
         return as_mapping(entries_of(mapping_of(self.mapping, teacher, student), teacher, student))
 
     def check(self, task: Task) -> None:

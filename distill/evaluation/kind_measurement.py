@@ -102,7 +102,7 @@ class KindMeasurement:
         Raises:
             DistillError: a side that lacks the site, or a rule that finds no positions in this model.
         """
-        few = self._few(kind)
+        few = self.few(kind)
         entries = kind.entries(self.mapped, self.teacher, self.student)
         if kind.dims is not None:
             entries = self._with_dims(entries, kind.dims, few[0])
@@ -114,7 +114,7 @@ class KindMeasurement:
 
     def why_not(self, placed: PlacedKind) -> str:
         """Return why a kind cannot be measured on these networks, found on a few pairs; empty if it can."""
-        interchanges, few = self._interchanges([placed]), self._few(placed.kind)
+        interchanges, few = self._interchanges([placed]), self.few(placed.kind)
         try:
             with measuring(interchanges):
                 interchanges.count(*few, None, torch.arange(len(next(iter(few[0].values())))))
@@ -140,7 +140,7 @@ class KindMeasurement:
                 batch_size=self.batch_size,
             )  # fmt: skip
         else:
-            examples = self._examples(kind)
+            examples = self.examples(kind)
         tally = Measurement(interchanges, examples, self.seed, self.batch_size).tally()
         found, first = [], 0
         for each in kinds:
@@ -160,9 +160,9 @@ class KindMeasurement:
         """Return the interchanges of several kinds with the same sources, their entries one after another."""
         entries = tuple(entry for each in kinds for entry in each.entries)
         draws = tuple(draw for each in kinds for draw in each.draws)
-        return NetworkInterchanges(self.teacher, self.student, entries, draws, self._few(kinds[0].kind))
+        return NetworkInterchanges(self.teacher, self.student, entries, draws, self.few(kinds[0].kind))
 
-    def _examples(self, kind: Kind) -> Examples:
+    def examples(self, kind: Kind) -> Examples:
         """Return the pairs of a kind, drawn once for all kinds with the same sources."""
         known = next((examples for sources, examples in self._drawn if sources == kind.sources), None)
         if known is None:
@@ -170,9 +170,9 @@ class KindMeasurement:
             self._drawn.append((kind.sources, known))
         return known
 
-    def _few(self, kind: Kind) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def few(self, kind: Kind) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """Return the first pairs of a kind."""
-        return self._examples(kind).first(PROBED, device_of(self.student))
+        return self.examples(kind).first(PROBED, device_of(self.student))
 
     def _with_dims(self, entries: tuple[Entry, ...], share: float, few: Mapping[str, Any]) -> tuple[Entry, ...]:
         """Return the entries with the first share of the dims of each place, at least one."""

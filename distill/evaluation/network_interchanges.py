@@ -63,6 +63,20 @@ class NetworkRuns:
         source = over_keys(self.base, self.source, places, self.columns, self.source_columns)
         return interchanged(self.base, source, places, (drawn.written, drawn.read))
 
+    def draw_at(self, at: Location, base: Run, draws: PositionDraws, pairs: Int[Tensor, " batch"]) -> DrawnPositions:
+        """Draw positions from the real ones of a location in the base and in the source.
+
+        Args:
+            at: the location.
+            base: the run on the bases that has it: the student's, wherever the student runs.
+            draws: the rule.
+            pairs: the numbers of the pairs.
+        """
+        if len(grid_of(base, at)) < 2:
+            return DrawnPositions.every(len(pairs), base.logits.device)
+        real = [_real(base, at, self.columns), _real(self.student_source, at, self.source_columns)]
+        return draws.of(pairs, (self.columns, self.source_columns), real)
+
     def is_informative(
         self, after: Run, places: Places, drawn: DrawnPositions, counted: Bool[Tensor, "batch ..."]
     ) -> Bool[Tensor, " batch"]:
@@ -106,12 +120,10 @@ class NetworkInterchanges(Interchanges):
 
     def count(self, base: Batch, source: Batch, teacher_source: Batch | None, pairs: Int[Tensor, " batch"]) -> Tally:
         """Return what these pairs add to the sums of each entry."""
-        teacher, student = sides = self._sides(base, source, source if teacher_source is None else teacher_source)
+        teacher, student = sides = self.sides(base, source, source if teacher_source is None else teacher_source)
         weights, sums = self.weights(student.base.logits, base), []
-        for side in sides:
-            _check(side.name, side.base.logits, weights > 0)
-            _check(side.name, side.source.logits, self._counted(side, weights > 0))
-        on_source = _answers_at(student.source.logits, student.answers)
+        self.check(sides, weights > 0)
+        on_source = answers_at(student.source.logits, student.answers)
         for number, entry in enumerate(self.entries):
             drawn = self._draw(number, student, sides, pairs)
             draws = (drawn if teacher_source is None else self._draw(number, teacher, sides, pairs), drawn)
@@ -139,7 +151,7 @@ class NetworkInterchanges(Interchanges):
         side = NetworkRuns(NAMES[0], before, other, base, source, other, seen, self.wholes[0], answers)
         for number in entries:
             places = self.entries[number].teacher
-            drawn = self._draw_at(number, places[0], before, side, pairs)
+            drawn = side.draw_at(places[0], before, self.draws[number], pairs)
             after = side.interchanged(places, drawn)
             changes = (after.logits.argmax(-1) != before.logits.argmax(-1)) & (weights > 0)
             informative = side.is_informative(after, places, drawn, weights > 0)
@@ -191,7 +203,13 @@ class NetworkInterchanges(Interchanges):
         """Return the locations of the teacher (0) or the student (1), each once."""
         return list(dict.fromkeys(at for entry in self.entries for at in (entry.teacher, entry.student)[number]))
 
-    def _sides(self, base: Batch, source: Batch, teacher_source: Batch) -> tuple[NetworkRuns, NetworkRuns]:
+    def check(self, sides: Sequence[NetworkRuns], counted: Bool[Tensor, "batch ..."]) -> None:
+        """Raise DistillError for answers to bases or sources that count and are not finite."""
+        for side in sides:
+            _check(side.name, side.base.logits, counted)
+            _check(side.name, side.source.logits, self._counted(side, counted))
+
+    def sides(self, base: Batch, source: Batch, teacher_source: Batch) -> tuple[NetworkRuns, NetworkRuns]:
         """Return the runs of both networks on these pairs."""
         bases, sources = self._runs(base), self._runs(source)
         others = sources if teacher_source is source else self._runs(teacher_source)
@@ -229,16 +247,7 @@ class NetworkInterchanges(Interchanges):
         """Draw the positions of one entry in the bases and in the sources of one network."""
         entry, student = self.entries[number], sides[1].base
         _check_grid(entry, [each.base for each in sides])
-        return self._draw_at(number, entry.student[0], student, side, pairs)
-
-    def _draw_at(
-        self, number: int, at: Location, base: Run, side: NetworkRuns, pairs: Int[Tensor, " batch"]
-    ) -> DrawnPositions:
-        """Draw the positions of one entry, from the real ones of a location in the base and in the source."""
-        if len(grid_of(base, at)) < 2:
-            return DrawnPositions.every(len(pairs), base.logits.device)
-        real = [_real(base, at, side.columns), _real(side.student_source, at, side.source_columns)]
-        return self.draws[number].of(pairs, (side.columns, side.source_columns), real)
+        return side.draw_at(entry.student[0], student, self.draws[number], pairs)
 
 
 def _check_grid(entry: Entry, bases: Sequence[Run]) -> None:
@@ -288,7 +297,7 @@ def _columns(
     return found.where(rank < there.sum(1, keepdim=True), -1)
 
 
-def _answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
+def answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
     """Return the classes that the source run answers; of token models those at the columns, −1 where there is none."""
     answers = source.argmax(-1)
     return answers if columns is None else answers.gather(1, columns.clamp(min=0)).where(columns >= 0, -1)

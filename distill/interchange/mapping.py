@@ -81,6 +81,11 @@ def layer_mapping(
             f"layer_mapping(…, {kind!r}, remainder={remainder!r}) is no mapping: only 'full' has one, 'spread' or "
             "'first'; write layer_mapping(teacher, student, 'full', remainder='first')."
         )
+    if kind == "search":
+        raise DistillError(
+            "mapping='search' is for distill.fit and `distill fit` alone, as it needs some training; search first, and "
+            "give what is found: search_mapping(teacher, student, data).mapping."
+        )
     if kind not in KINDS:
         raise DistillError(f"mapping {kind!r} does not exist: choose one of {', '.join(KINDS)}, or give a dict.")
     if shallow > deep:

@@ -70,10 +70,14 @@ class Augmented(Objective):
         """The weights of the objectives in `match`."""
         return {f"{name}_aug": weight for each in self.match for name, weight in each.weights.items()}
 
+    def prepare(self, step: Step, rows: int) -> None:
+        """Check that the rule makes new inputs for both models, by draws that change no others."""
+        self.perturbed(step, step.drawing("augmented"))
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms of `match` on the runs of both models on perturbed rows."""
         teacher, student = answering(step.taught), step.network
-        rows, reads = self.perturbed(step), self._compared(step.mapping)
+        rows, reads = self.perturbed(step, step.generator), self._compared(step.mapping)
         with torch.no_grad():
             taught = run_of(teacher, inputs_of(teacher, teachers(rows)), reads.teacher, resumable=False)
         learned = partial(run, student, inputs_of(student, students(rows)), reads.student, resumable=False)
@@ -84,13 +88,13 @@ class Augmented(Objective):
         """Return the settings for printing."""
         return f"{self.sources}, match={list(self.match)}"
 
-    def perturbed(self, step: Step) -> dict[str, Tensor]:
+    def perturbed(self, step: Step, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw the perturbed rows of a step.
 
         Raises:
             DistillError: the rule makes no new inputs, or none for a teacher that reads tokens of its own.
         """
-        drawn = self.sources.draw(step.batch, vocabulary_of(step.network), step.generator)
+        drawn = self.sources.draw(step.batch, vocabulary_of(step.network), generator)
         if not isinstance(drawn, Mapping):
             raise _only_rows(self.sources)
         own = [name for name in step.batch if name.startswith(TEACHERS)]

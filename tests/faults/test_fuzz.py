@@ -37,7 +37,7 @@ PUBLIC = (
 EXCUSED = {
     "made by the package alone, and read": (
         "Activations Architecture EntryHeadroom Estimate Evaluation FitResult Handle Headroom InterchangeAccuracy "
-        "Outcome Picture Record Saved Search Selection Stack TrainingPath"
+        "MappingSearch Outcome Picture Record Saved Search Selection Stack TrainingPath"
     ),
     "errors, which are raised": "InterventionError UnknownAnswer DistillError Interrupted",
     "kinds of values, and bases of classes": "Answers Divergence Model Place SITES Subspace",

@@ -203,6 +203,24 @@ def test_a_finished_run_resumed_gives_the_same_figures(teacher, csv, tmp_path):
     assert [m["accuracy"] for m in after["models"]] == [m["accuracy"] for m in before["models"]]
 
 
+def test_a_mapping_is_searched_once_for_all_students_and_kept(teacher, csv, tmp_path, monkeypatch):
+    run, arguments = tmp_path / "r", ["--data", csv, "--teacher", teacher, "--share", 0.5, *FIT]
+    monkeypatch.setattr("distill.alignment.after_kd.PAIRS", 60)
+    status, out, err = distill("fit", "--mapping", "search", "--output", run, *arguments)
+    assert (status, err) == (0, "")
+    kept = json.loads((run / "mapping.json").read_text())
+    assert re.fullmatch(r"block_output.\d~block_output.0", kept["mapping"])
+    assert kept["mapping"].replace("~", " ↔ ") in out
+    assert (run / "mapping.png").read_bytes().startswith(b"\x89PNG")
+    settings = [json.loads((run / each / "settings.json").read_text()) for each in ("kd", "diito")]
+    assert {each["mapping"][0] for each in settings} == {kept["mapping"].replace("~", " ↔ ")}
+    before = json.loads((run / "result.json").read_text())
+    monkeypatch.setattr("distill.cli.fit.search_after_kd", lambda *_: pytest.fail("searched again"))
+    assert distill("fit", "--resume", run)[0] == 0
+    after = json.loads((run / "result.json").read_text())
+    assert [m["interchange"] for m in after["models"]] == [m["interchange"] for m in before["models"]]
+
+
 @pytest.fixture
 def small_pvr(cache, monkeypatch):
     """The embedded task with few rows and a teacher of three steps."""

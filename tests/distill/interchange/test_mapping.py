@@ -112,6 +112,8 @@ def test_one_layer_has_none_below_the_last(kind):
 def test_an_unknown_kind_and_a_deeper_student():
     with pytest.raises(DistillError, match=r"'early' does not exist: choose one of full, middle, late, single"):
         layer_mapping(blocks(4), blocks(2), "early")
+    with pytest.raises(DistillError, match=r"for distill\.fit .* alone.*search_mapping\(teacher, student, data\)"):
+        layer_mapping(blocks(4), blocks(2), "search")
     with pytest.raises(DistillError, match=r"student has 4 layers and the teacher 2.*Location\(1\)"):
         layer_mapping(blocks(2), blocks(4))
     with pytest.raises(DistillError, match="layers cannot be counted.*Location\\(module="):
