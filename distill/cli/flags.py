@@ -35,6 +35,7 @@ ParamDtype = Annotated[
     str | None,
     typer.Option(help="How half-precision weights are trained: float32, the default, or 'as loaded'."),
 ]
+Clusters = Annotated[str | None, typer.Option(help="The column of what rows of a file share, for intervals.")]
 SplitSeed = Annotated[
     int | None,
     typer.Option(help="Which rows of a file are held out; by default as for the teacher, whatever --seed is."),

@@ -14,6 +14,7 @@ import typer
 from distill.cli.flags import (
     BatchSize,
     Classes,
+    Clusters,
     Data,
     Debug,
     Epochs,
@@ -75,6 +76,7 @@ def fit(
     classes: Classes = None,
     max_length: MaxLength = None,
     split_seed: SplitSeed = None,
+    clusters: Clusters = None,
     teacher: Teacher = None,
     student_layers: StudentLayers = None,
     mapping: Annotated[
@@ -115,7 +117,9 @@ def fit(
             resume_fit(resume, anyway=anyway)
         return
     command = FitCommand(
-        source=DataOptions(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed),
+        source=DataOptions(
+            task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed, clusters
+        ),
         timing=ScheduleOptions(epochs, steps, batch_size, lr, param_dtype),
         interchanges=InterchangeOptions(mapping, sources_of(sources, pairs), share, sigma),
         teacher=teacher,
@@ -140,6 +144,7 @@ def evaluate(
     classes: Classes = None,
     max_length: MaxLength = None,
     split_seed: SplitSeed = None,
+    clusters: Clusters = None,
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
     student: Annotated[Path | None, typer.Option(help="The folder of a student.")] = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
@@ -153,7 +158,15 @@ def evaluate(
     from distill.cli.options import DataOptions, InterchangeOptions
 
     source = DataOptions(
-        task, _text(data), _text(eval_data), text, label, classes=classes, max_length=max_length, split_seed=split_seed
+        task,
+        _text(data),
+        _text(eval_data),
+        text,
+        label,
+        classes=classes,
+        max_length=max_length,
+        split_seed=split_seed,
+        clusters=clusters,
     )
     interchanges = InterchangeOptions(mapping, share=share)
     with _exit_on_interrupt():

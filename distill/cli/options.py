@@ -36,6 +36,7 @@ class DataOptions:
     classes: str | None = None
     max_length: int | None = None
     split_seed: int | None = None
+    clusters: str | None = None
 
     def split_as(self, teacher: Path) -> "DataOptions":
         """Return the same rows split as those that a saved teacher was trained on, unless a split was requested."""
@@ -53,6 +54,7 @@ class DataOptions:
         options: dict[str, Any] = {
             "data": self.data, "eval_data": self.eval_data, "text": self.text, "label": self.label,
             "classes": None if self.classes is None else [name.strip() for name in self.classes.split(",")],
+            "clusters": self.clusters,
             "max_length": self.max_length if name is not None or model is None else length_for(model, self.max_length),
         }  # fmt: skip
         split = 0 if self.split_seed is None else self.split_seed

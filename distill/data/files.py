@@ -4,10 +4,13 @@ import csv
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from distill.data.classes import folded, matched, ranked, stated, whole_numbers
 from distill.data.rows import Rows
@@ -39,6 +42,7 @@ def task(
     max_length: int | None = None,
     test_share: float = 0.2,
     split_seed: int = 0,
+    clusters: str | None = None,
 ) -> Task:
     """Return a task of text classification from a .csv, .tsv or .jsonl file (also .gz), utf-8, with a header.
 
@@ -57,6 +61,7 @@ def task(
         max_length: texts are cut at this number of tokens, 128 by default.
         test_share: the share of each class to hold out, drawn by `split_seed`.
         split_seed: seeds that draw.
+        clusters: the column of what rows share, e.g. a template or a speaker; rows with one value are related.
 
     Raises:
         DistillError: no tokenizer; a file that is missing, empty, of another kind, or not parsable; a column that does
@@ -72,11 +77,11 @@ def task(
         train, test = held_out(numbers or [0] * len(texts), test_share, split_seed)
         held = ([texts[i] for i in test], _at(numbers, test))
     else:
-        train = list(range(len(texts)))
+        train, test = (list(range(len(each))) for each in (texts, tests[0]))
         held = (tests[0], _numbers(tests[1], names))
     chosen = [train[i] for i in share(len(train), fraction, seed).tolist()]
     kind = f"Text classification, {len(names)} classes" if names else "Texts without labels"
-    return text_task(
+    task = text_task(
         name,
         ([texts[i] for i in chosen], _at(numbers, chosen)),
         held,
@@ -85,6 +90,24 @@ def task(
         description=f"{kind}, from {Path(data).name}.",
         max_length=max_length,
     )
+    if clusters is None:
+        return task
+    of_train, of_test = clusters_in(data, clusters), clusters_in(data if eval_data is None else eval_data, clusters)
+    rows = Rows.of(task.train, clusters=of_train[chosen]), Rows.of(task.test, clusters=of_test[test])
+    return replace(task, train=rows[0], test=rows[1], clusters=clusters)
+
+
+def clusters_in(path: str | Path, column: str) -> Int[Tensor, " rows"]:
+    """Return the number of the cluster of each row of a file: rows with one value of a column are of one.
+
+    Raises:
+        DistillError: a column that does not exist, or an empty value.
+    """
+    rows = read(path)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    values = _read_column(path, rows, "cluster", _find_column(path, columns, "clusters", column, ()))
+    numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
+    return torch.tensor([numbers[value] for value in values])
 
 
 def rows_of(data: str | Path, tokenizer: Any, max_length: int | None = None) -> Rows:

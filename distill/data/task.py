@@ -57,6 +57,8 @@ class Task:
         show: turns one row into text for `example`.
         tests: more rows to test on, each under the name of what differs in them.
         tokenizer: the tokenizer of the texts, saved beside the networks that are trained on them.
+        clusters: what several rows share, as reports name it, e.g. "digit images"; which rows do, their `clusters` say.
+            Empty where each row is independent of the others.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Task:
     show: Callable[[dict[str, Tensor]], str] | None = None
     tests: Mapping[str, Rows] = field(default_factory=dict)
     tokenizer: Any = None
+    clusters: str = ""
 
     def __post_init__(self) -> None:
         for name in ("train", "test"):

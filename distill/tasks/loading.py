@@ -165,6 +165,7 @@ def load(
     classes: Sequence[str] | None = None,
     max_length: int | None = None,
     split_seed: int = 0,
+    clusters: str | None = None,
 ) -> Task:
     """Return a task by name, or from a file of the user.
 
@@ -184,6 +185,8 @@ def load(
         max_length: texts of a file are cut at this number of tokens, 128 by default, with a warning.
         split_seed: seeds the draw of the held-out fifth. It does not depend on `seed`, so that runs of other seeds are
             measured on the same rows.
+        clusters: the column of a file that says what rows share, e.g. a template or a speaker. Intervals then take rows
+            with one value for related.
 
     Raises:
         DistillError: an unknown name, settings that the task does not take, or data that cannot be used.
@@ -192,8 +195,7 @@ def load(
     if name is None and data is not None:
         return files.task(
             data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes,
-            max_length=max_length,
-            split_seed=split_seed,
+            max_length=max_length, split_seed=split_seed, clusters=clusters,
         )  # fmt: skip
     if name is None:
         raise DistillError(
@@ -202,7 +204,7 @@ def load(
     if name not in names():
         raise DistillError(_unknown(name))
     file = {"data": data} if name in EMBEDDED else {}
-    _refuse(name, eval_data=eval_data, text=text, label=label, max_length=max_length, **file)
+    _refuse(name, eval_data=eval_data, text=text, label=label, max_length=max_length, clusters=clusters, **file)
     if name == "sst2":
         task = sst2.task(data, tokenizer, fraction=fraction, seed=seed)
     else:

@@ -42,6 +42,7 @@ def task() -> Task:
         student=Recipe(steps=1000, batch_size=256, lr=2e-3, warmup=0.1, weight_decay=0.01),
         description="Pointer-value retrieval: of four digits, the top-left one says which other one is the answer.",
         show=_draw_text,
+        clusters="digit images",
     )
 
 
@@ -56,10 +57,13 @@ def split(digits: Int[Tensor, " images"]) -> tuple[Int[Tensor, " train"], Int[Te
 
 
 def grids(images: Float[Tensor, "images 8 8"], digits: Int[Tensor, " images"], rows: int, *, seed: int) -> Rows:
-    """Draw `rows` grids of four images, with replacement, and the digit that each pointer chooses."""
+    """Draw `rows` grids of four images, with replacement, and the digit that each pointer chooses.
+
+    The clusters of a row are its images.
+    """
     tiles = torch.randint(len(images), (rows, 4), generator=torch.Generator().manual_seed(seed))
     pixels = rearrange(images[tiles], "rows (down across) height width -> rows 1 (down height) (across width)", down=2)
-    return Rows({"pixel_values": pixels.contiguous(), "labels": answers(digits[tiles])})
+    return Rows({"pixel_values": pixels.contiguous(), "labels": answers(digits[tiles])}, clusters=tiles)
 
 
 def answers(digits: Int[Tensor, "*rows 4"]) -> Int[Tensor, "*rows"]:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from distill.data import files
 from distill.errors import DistillError
 from distill.tasks import load
+from distill.training.fingerprints import of_data
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,42 @@ def test_a_fraction_shrinks_training_alone(tmp_path, tokenizer):
     whole, half = (load(data=path, tokenizer=tokenizer, fraction=fraction) for fraction in (1.0, 0.5))
     assert (len(half.train), len(half.test)) == (8, 4)
     assert half.test.batch(range(4))["input_ids"].tolist() == whole.test.batch(range(4))["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["held out", "a file of its own"])
+def test_a_column_says_which_rows_are_related(tmp_path, tokenizer, apart):
+    """Rows have one cluster exactly where their speakers are one, in training and in tests; models do not read it."""
+    words = ["good", "bad", "film", "very"]
+    texts = [" ".join((first, second, third)) for first in words for second in words for third in words]
+    speakers = {text: f"speaker {number % 7}" for number, text in enumerate(texts)}
+
+    def table(path, texts):
+        rows = [f"{text},{'yes' if 'good' in text else 'no'},{speakers[text]}" for text in texts]
+        path.write_text("\n".join(["text,label,speaker", *rows]))
+        return path
+
+    eval_data = table(tmp_path / "tests.csv", texts[::4]) if apart else None
+    data = table(tmp_path / "my.csv", [text for i, text in enumerate(texts) if i % 4 or not apart])
+    task = load(
+        data=data, eval_data=eval_data, tokenizer=tokenizer, clusters="speaker", fraction=0.5, classes=["no", "yes"]
+    )
+    assert task.clusters == "speaker"
+    for rows in (task.train, task.test):
+        found = {}
+        for row, (number,) in zip(rows, rows.clusters.tolist(), strict=True):
+            speaker = speakers[tokenizer.decode(row["input_ids"])]
+            assert found.setdefault(speaker, number) == number
+        assert len(set(found.values())) == len(found) > 1
+    plain = load(data=data, eval_data=eval_data, tokenizer=tokenizer, fraction=0.5, classes=["no", "yes"])
+    assert of_data(plain.train) == of_data(task.train)
+    assert (plain.clusters, plain.test.clusters) == ("", None)
+
+
+def test_a_column_of_clusters_that_is_not_there(tmp_path, tokenizer):
+    with pytest.raises(DistillError, match="has no clusters column 'speaker': its columns are 'text', 'label'"):
+        load(data=write(tmp_path / "my.csv"), tokenizer=tokenizer, clusters="speaker")
+    with pytest.raises(DistillError, match="task 'pvr' takes no clusters"):
+        load("pvr", clusters="speaker")
 
 
 def test_eval_data_is_the_test(tmp_path, tokenizer):

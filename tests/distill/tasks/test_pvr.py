@@ -48,6 +48,19 @@ def test_no_image_is_in_both_train_and_test(task):
     assert len(test) > 300
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_the_clusters_of_a_row_are_its_images(task, name):
+    """Rows have a cluster in common exactly where they have a tile in common, and one number is one image."""
+    rows = getattr(task, name).take(range(300))
+    image: dict[int, bytes] = {}
+    for i in range(300):
+        numbers, seen = rows.clusters[i].tolist(), tiles(rows[i]["pixel_values"])
+        assert all(image.setdefault(number, tile) == tile for number, tile in zip(numbers, seen, strict=True))
+    assert len(set(image.values())) == len(image) > 200
+    assert task.clusters == "digit images"
+    assert rows.columns == ("pixel_values", "labels")
+
+
 def test_images_are_split_four_to_one_for_every_digit():
     digits = torch.tensor(load_digits().target)
     train, test = pvr.split(digits)
