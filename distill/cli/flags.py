@@ -60,3 +60,9 @@ ResumeFolder = Annotated[
     Path | None, typer.Option(help="The folder of a run that was stopped: continue it, as it was started.")
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+SourceRule = Annotated[
+    str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
+]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Resume although the data, the teacher or a version has changed.")
+]

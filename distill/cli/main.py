@@ -12,6 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from distill.cli.flags import (
+    Anyway,
     BatchSize,
     Classes,
     Clusters,
@@ -28,6 +29,7 @@ from distill.cli.flags import (
     ResumeFolder,
     Seed,
     Share,
+    SourceRule,
     SplitSeed,
     Steps,
     StudentLayers,
@@ -83,9 +85,7 @@ def fit(
         str, typer.Option(help="full, middle, late, single, search (by the first steps), or entries teacher~student.")
     ] = "full",
     objective: ObjectiveNames = None,
-    sources: Annotated[
-        str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
-    ] = None,
+    sources: SourceRule = None,
     pairs: Annotated[str | None, typer.Option(hidden=True, help="What --sources was called before.")] = None,
     fraction: Fraction = 1.0,
     epochs: Epochs = None,
@@ -99,9 +99,7 @@ def fit(
     seed: Seed = 0,
     output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
     resume: ResumeFolder = None,
-    anyway: Annotated[
-        bool, typer.Option("--anyway", help="Resume although the data, the teacher or a version has changed.")
-    ] = False,
+    anyway: Anyway = False,
     any_teacher: Annotated[
         bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")
     ] = False,
@@ -187,9 +185,7 @@ def headroom(
     student_layers: StudentLayers = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late, single, or entries teacher~student.")] = "full",
     objective: ObjectiveNames = None,
-    sources: Annotated[
-        str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
-    ] = None,
+    sources: SourceRule = None,
     fraction: Fraction = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of training without interchange before.")] = 200,
     batches: Annotated[int, typer.Option(help="Batches to measure on.")] = 8,
