@@ -50,6 +50,12 @@ def causal_terms(objectives: Sequence[Objective], kinds: Mapping[str, Kind] | No
         ]
     if not kinds:
         raise DistillError("kinds={} names no kind of interchange; leave it out, or use kinds={'heads': Kind(site=…)}.")
+    part = next((name for name, each in kinds.items() if each.dims is not None), None)
+    if part is not None:
+        raise DistillError(
+            f"kinds={{{part!r}: {kinds[part]}}} takes a share of the dims, which headroom does not cut; map them "
+            "instead: mapping={Location(2, dims=range(0, 32)): Location(1, dims=range(0, 32))}."
+        )
     first = found[0]
     return [
         Causal(

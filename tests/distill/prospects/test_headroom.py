@@ -10,6 +10,8 @@ from torch import nn
 from distill import (
     DIITO,
     KD,
+    Answer,
+    Augmented,
     Cosine,
     Crossway,
     DistillError,
@@ -18,6 +20,7 @@ from distill import (
     Labels,
     MaskedLM,
     Rows,
+    Scattered,
     Schedule,
     Served,
     Shuffle,
@@ -270,6 +273,8 @@ OBJECTIVES = {
     "mixup": lambda: DIITO(op=Mixup(1.0)),
     "regressor": lambda: DIITO(match=FitNets({Location(2): Location(1)})),
     "in context": lambda: DIITO(InContext(0.5), match=KD(2.0)),
+    "answer": lambda: DIITO(positions=Answer()),
+    "scattered": lambda: [KD(), Augmented(), DIITO(positions=Scattered(2))],
     "several": lambda: [KD(), DIITO(), DIITO(InContext(0.5))],
 }
 
@@ -376,6 +381,7 @@ def test_the_settings_are_kept():
         ({"batches": 0}, r"headroom\(steps=0, batches=0\) measures nothing"),
         ({"tolerance": -0.1}, r"headroom\(tolerance=-0.1\) is not 0 or more"),
         ({"kinds": {}}, r"names no kind of interchange; leave it out"),
+        ({"kinds": {"half": Kind(dims=0.5)}}, r"takes a share of the dims, .*mapping=\{Location\(2, dims="),
         ({"mapping": {}}, r"names no entry; use distill.layer_mapping"),
         ({"batch_size": 1}, r"headroom pairs the rows of a batch, and 1 of 24 makes none"),
         ({"mapping": {Location(9): Location(0)}}, r"out of range"),

@@ -51,8 +51,12 @@ RIGHT: dict[str, set[str]] = {
     "--from": {"encoder"},
     "--output": {"nowhere", "nowhere/at/all", "folder of mine", "\x1b[31m", "a\nb"},
     "--objective": {"kd,kd"},
+    "--batches": WHOLE | {HUGE},  # at most what the rows make
+    "headroom --steps": {"0", "1", "3", "٣", "1_0"},
+    "headroom --batch-size": WHOLE - {"1"},  # a batch pairs its rows
+    "headroom --objective": set(),
 }
-"""The values that are right, by option; no other is."""
+"""The values that are right, by option, or by command and option; no other is."""
 NAMES_OF_CLASSES = {"unknown labels.csv", "nan labels.csv"}
 """Files whose labels are right for a teacher, which learns them."""
 
@@ -87,22 +91,32 @@ def evaluates(*more: str, without: str = "") -> tuple[str, ...]:
     return ("evaluate", *(part for name, value in given.items() if name != without for part in (name, value)), *more)
 
 
-COMMANDS = {"fit": fits, "teach": teaches, "evaluate": evaluates}
+def foresees(*more: str, without: str = "") -> tuple[str, ...]:
+    """Return the arguments of a short look at what a training could add, and more."""
+    given = {"--data": "films.csv", "--teacher": "teacher", "--steps": "1", "--batches": "1", "--batch-size": "8"}
+    return ("headroom", *(part for name, value in given.items() if name != without for part in (name, value)), *more)
+
+
+COMMANDS = {"fit": fits, "teach": teaches, "evaluate": evaluates, "headroom": foresees}
 OF_NUMBERS = {
     "fit": ("--max-length", "--split-seed", "--student-layers", "--fraction", "--epochs", "--steps", "--batch-size",
             "--lr", "--temperature", "--share", "--sigma", "--seed"),
     "teach": ("--max-length", "--fraction", "--epochs", "--steps", "--batch-size", "--lr", "--seed"),
     "evaluate": ("--max-length", "--share", "--pairs", "--seed", "--split-seed"),
+    "headroom": ("--student-layers", "--steps", "--batches", "--batch-size", "--lr", "--temperature", "--share",
+                 "--sigma", "--seed"),
 }  # fmt: skip
 OF_NAMES = {
     "fit": ("--task", "--text", "--label", "--classes", "--mapping", "--objective", "--sources", "--param-dtype"),
     "teach": ("--task", "--text", "--label", "--classes", "--param-dtype"),
     "evaluate": ("--task", "--text", "--label", "--classes", "--mapping"),
+    "headroom": ("--task", "--mapping", "--objective", "--sources"),
 }
 OF_PATHS = {
     "fit": ("--data", "--eval-data", "--teacher", "--output", "--resume"),
     "teach": ("--data", "--eval-data", "--from", "--output"),
     "evaluate": ("--data", "--eval-data", "--teacher", "--student", ""),
+    "headroom": ("--teacher",),
 }
 CONFLICTS = [
     ("fit", "--data"), ("fit", "--nope"), ("fit", "extra"), ("fit", "--steps"), ("nope",), ("--nope",),
@@ -133,7 +147,7 @@ def invocations() -> Iterator[Invocation]:
                 for value in values:
                     taken = () if option == "" else (option,)
                     arguments = (command, value) if not taken else begun(option, value, without=option)
-                    right = RIGHT.get(option, set())
+                    right = RIGHT.get(f"{command} {option}", RIGHT.get(option, set()))
                     yield Invocation(f"{command} {option}", value, arguments, value in right)
     for name in FILES:
         for command, begun in COMMANDS.items():
