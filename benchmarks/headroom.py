@@ -1,8 +1,8 @@
-"""What a causal term could add after plain KD: losses and gradients with and without interchange, on two embedded tasks.
+"""What a causal term could add after plain KD: losses and gradients with and without interchange, on two tasks.
 
     python benchmarks/headroom.py [--tasks pvr agreement] [--steps 250] [--batches 16]
 
-The student has 3 layers of the teacher (1 where the teacher has fewer than 6) and is trained by KD alone, T = 2, with
+The student has half of the layers of the teacher and is trained by KD alone, T = 2, with
 the batches of its task; then every entry of "full" is measured, for several kinds of interchange. On `pvr` that is the
 pilot's setting. A second look at the same student with batches of another size shows how much of the base gradient is
 the noise of its batch. The figures are written to `headroom.json`, one task a key, with the commit; the picture of the
@@ -38,7 +38,7 @@ def measured(name: str, steps: int, batches: int, seed: int) -> tuple[dict, dist
     """Return the figures of one task as plain data, and those of the kinds themselves."""
     task = distill.tasks.load(name)
     teacher = distill.teacher_of(task)
-    student = distill.from_layers(teacher, 3 if depth(teacher) >= 6 else 1)
+    student = distill.from_layers(teacher, depth(teacher) // 2)
     schedule = replace(distill.Schedule.of(task.student or task.recipe, seed), steps=steps)
     objective = [distill.KD(2.0), distill.DIITO(match=distill.KD(2.0))]
     began = time.perf_counter()

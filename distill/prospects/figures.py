@@ -1,6 +1,6 @@
 """The figures of `headroom`, with their table, their picture and the sentence that says what they mean."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite, nan, sqrt
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,10 @@ class Spread:
         return cls(ratio, None if error is None else error / abs(second))
 
     def __str__(self) -> str:
-        error = "" if self.error is None else f" ± {_short(self.error)}"
-        return f"{_short(self.mean)}{error}"
+        if self.mean is None or self.error is None or abs(self.mean) == inf:
+            return _short(self.mean)
+        places = 2 if abs(self.mean) < 10 else 1 if abs(self.mean) < 100 else 0
+        return f"{self.mean:.{places}f} ± {self.error:.{places}f}"
 
 
 def _standard_error(deviations: Sequence[float]) -> float | None:
@@ -153,7 +155,7 @@ class Headroom(Result):
         """
         seen = [each for each in self.entries if not each.is_void]
         void = [each for each in self.entries if each.is_void]
-        named = ", ".join(dict.fromkeys(self._name(each) for each in void))
+        named = ", ".join(self._grouped(void))
         if not seen:
             return f"No interchange of {named} can be seen: map a block below the last, or other positions."
         best = max(seen, key=lambda each: each.aside)
@@ -192,6 +194,12 @@ class Headroom(Result):
 
     def _name(self, each: EntryHeadroom) -> str:
         return each.entry if len(self.across) == 1 else f"{each.entry} ({each.kind})"
+
+    def _grouped(self, entries: Sequence[EntryHeadroom]) -> Iterator[str]:
+        """Yield each entry once, with its kinds where there are several."""
+        for name in dict.fromkeys(each.entry for each in entries):
+            kinds = ", ".join(each.kind for each in entries if each.entry == name)
+            yield name if len(self.across) == 1 else f"{name} ({kinds})"
 
     def plot(self) -> Picture:
         """Draw an entry as a dot: the ratio of the losses (logarithmic) and the cosine of their gradients.

@@ -128,6 +128,7 @@ def headroom(
             for _ in train(training) if steps else ():
                 pass
             assert isinstance(training.rows, Rows)
+            plain = list(training.computation.objectives)
             measured = Measured(teacher, copied, training.rows, entries, causal, plain, schedule, tolerance)
             return measured.headroom(batches, steps)
 

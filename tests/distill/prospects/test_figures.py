@@ -29,7 +29,9 @@ def test_a_spread_is_mean_and_standard_error():
     assert found.error == pytest.approx(statistics.stdev(values) / 2)
     assert Spread.of([math.nan]) == Spread(None)
     assert Spread.of([2.0]) == Spread(2.0)
-    assert str(Spread(None)) == "–"
+    assert [str(each) for each in (Spread(None), Spread(math.inf), Spread(34.94, 8.501), Spread(1.0, 1e-9))] == [
+        "–", "∞", "34.9 ± 8.5", "1.00 ± 0.00",
+    ]  # fmt: skip
 
 
 def test_a_ratio_is_that_of_the_means():
@@ -85,6 +87,7 @@ def test_the_advice_is_about_the_entry_that_leaves_most():
     assert "loss of large is 30.0 times" in result(small, large, void).advice
     assert "no interchange of last can be seen" in result(small, large, void).advice
     assert result(void).advice == "No interchange of last can be seen: map a block below the last, or other positions."
+    assert "no interchange of last (a, b) can be seen" in result(large, void, entry(90, 0, 1.0, "b", "last")).advice
     assert "large (b)" in result(small, entry(30, 0.1, name="large", kind="b")).advice
 
 
@@ -107,7 +110,7 @@ def test_the_table_has_every_figure():
     ]
     (line,) = (each for each in found.splitlines() if each.startswith("other"))
     assert "∞" in line
-    assert "b; cosine of two batches of kd: 0.100 ± 0.0200" in found
+    assert "b; cosine of two batches of kd: 0.10 ± 0.02" in found
 
 
 def test_the_picture_has_a_dot_for_each_entry_that_has_both_figures():

@@ -269,6 +269,7 @@ def test_an_entry_does_not_depend_on_those_after_it():
 OBJECTIVES = {
     "cosine": lambda: DIITO(match=Cosine()),
     "two": lambda: [KD(), Labels(), DIITO(match=[KD(2.0), Cosine()])],
+    "labels": lambda: [KD(), Labels(), DIITO()],
     "crossway": lambda: [KD(), DIITO(Crossway())],
     "mixup": lambda: DIITO(op=Mixup(1.0)),
     "regressor": lambda: DIITO(match=FitNets({Location(2): Location(1)})),
@@ -291,6 +292,16 @@ def test_any_objective_is_measured(name):
         assert entry.rows == (48 if name == "crossway" else 24)
     assert found.loss == {"cosine": "cosine", "two": "kd + cosine", "regressor": "hint"}.get(name, "kd")
     assert "CausalLM" not in found.trained_by
+
+
+def test_objectives_without_their_columns_are_left_out():
+    """Labels that the data lacks train nothing, with a warning, as in a fit; the rest is measured."""
+    teacher, student = couple("bert")
+    with pytest.warns(UserWarning, match="the data has no labels, so Labels"):
+        found = headroom(teacher, student, text(24, labels=False), INNER, objective=OBJECTIVES["labels"](), steps=2,
+                         batches=2, schedule=FAST)  # fmt: skip
+    assert found.trained_by == "KD(temperature=2.0)"
+    assert found.entries[0].base > 0
 
 
 def test_kinds_are_measured_with_the_match_of_the_objective():
