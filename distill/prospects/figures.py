@@ -213,25 +213,21 @@ class Headroom(Result):
                 "there is no figure to draw: no entry has two losses above 0 and two gradients; take another mapping, "
                 "or a student that differs from its teacher: headroom(…, steps=0)."
             )
-        figure = Picture(figsize=(7.4, 4.6), dpi=110, layout="constrained")
+        figure = Picture(figsize=(6.4, 4.4 + 0.17 * len(drawn)), dpi=110, layout="constrained")
         axes = figure.subplots()
-        kinds = list(self.across)
+        colors = {kind: f"C{number % 10}" for number, kind in enumerate(self.across)}
+        numbers = {name: number for number, name in enumerate(dict.fromkeys(each.entry for each in drawn), 1)}
         for each in drawn:
-            ratio, cosine = each.ratio, each.cosine
-            x, y = ratio.mean or nan, nan if cosine.mean is None else cosine.mean
-            color = f"C{kinds.index(each.kind) % 10}"
-            axes.errorbar(
-                x, y, xerr=_whiskers(ratio), yerr=cosine.error or 0, fmt="o", color=color,
-                mfc="white" if each.is_void else color, ms=6, lw=1,
-            )  # fmt: skip
-            axes.annotate(
-                label(self._name(each)) + (" (void)" if each.is_void else ""), (x, y),
-                xytext=(6, 5), textcoords="offset points", fontsize=7,
-            )  # fmt: skip
-        _name_regions(axes, [each.ratio.mean or 1.0 for each in drawn])
+            _draw_dot(axes, each, numbers[each.entry], colors[each.kind])
+        _name_regions(axes, drawn)
         axes.set_xlabel(f"counterfactual loss / base loss ({label(self.loss)})")
         axes.set_ylabel("cosine of their gradients")
         axes.set_title(label(f"{self._when.rstrip(',')}"), fontsize=9)
+        dots = [axes.plot([], [], "o", color=color, label=label(kind))[0] for kind, color in colors.items()]
+        entries = [axes.plot([], [], " ", label=f"{number}: {label(name)}")[0] for name, number in numbers.items()]
+        hollow = axes.plot([], [], "o", color="0.4", mfc="white", label="cannot be seen")
+        shown = [*entries, *(dots if len(dots) > 1 else []), *(hollow if any(each.is_void for each in drawn) else [])]
+        figure.legend(handles=shown, loc="outside lower left", frameon=False, fontsize=7.5)
         return figure
 
     def to_dict(self) -> dict[str, Any]:
@@ -316,13 +312,28 @@ def _whiskers(ratio: Spread) -> list[list[float]] | float:
     return [[min(error, 0.9 * mean)], [error]]
 
 
-def _name_regions(axes: Any, ratios: Sequence[float]) -> None:
+def _draw_dot(axes: Any, each: EntryHeadroom, number: int, color: str) -> None:
+    """Draw an entry as a dot with its number, hollow where its interchanges cannot be seen."""
+    x, y = each.ratio.mean or nan, nan if each.cosine.mean is None else each.cosine.mean
+    axes.errorbar(
+        x, y, xerr=_whiskers(each.ratio), yerr=each.cosine.error or 0, fmt="o", color=color,
+        mfc="white" if each.is_void else color, ms=11, lw=1,
+    )  # fmt: skip
+    axes.text(
+        x, y, str(number), color=color if each.is_void else "white", ha="center", va="center_baseline", fontsize=7.5,
+        zorder=5,
+    )  # fmt: skip
+
+
+def _name_regions(axes: Any, drawn: Sequence[EntryHeadroom]) -> None:
     """Draw the borders of the regions of the picture, and write into each what it stands for."""
-    low, high = min(0.5, *ratios) / 2, max(100.0, *ratios) * 4
-    axes.set(xscale="log", xlim=(low, high), ylim=(-1.05, 1.15))
-    axes.axhline(SAME, color="0.7", lw=0.8)
-    axes.plot([TIMES, TIMES], [-1.05, SAME], color="0.7", lw=0.8)
+    ratios = [each.ratio.mean or 1.0 for each in drawn]
+    low, high = min(0.5, *ratios) / 2, max(100.0, *ratios) * 2
+    bottom = min(-0.3, *(each.cosine.mean - 0.25 for each in drawn if each.cosine.mean is not None))
+    axes.set(xscale="log", xlim=(low, high), ylim=(bottom, 1.2))
+    axes.axhline(SAME, color="0.7", lw=0.8, zorder=0)
+    axes.plot([TIMES, TIMES], [bottom, SAME], color="0.7", lw=0.8, zorder=0)
     style = {"fontsize": 8, "color": "0.45", "style": "italic"}
-    axes.text(low * 1.1, 1.07, "a second helping of the base loss", **style)
-    axes.text(low * 1.1, -0.98, "something else, but little of it", **style)
-    axes.text(TIMES * 1.1, -0.98, "something else: may matter", **style)
+    axes.text(low * 1.1, 1.11, "a second helping of the base loss", **style)
+    axes.text(low * 1.1, bottom + 0.05, "something else, but little of it", **style)
+    axes.text(TIMES * 1.1, bottom + 0.05, "something else: may matter", **style)

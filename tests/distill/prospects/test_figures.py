@@ -115,8 +115,17 @@ def test_the_table_has_every_figure():
 
 def test_the_picture_has_a_dot_for_each_entry_that_has_both_figures():
     found = result(entry(), entry(3, 0.9, void=1.0, name="last"), entry(3, None, base=0.0, name="none"))
-    (axes,) = found.plot().axes
+    picture = found.plot()
+    (axes,) = picture.axes
     texts = [each.get_text() for each in axes.texts]
-    assert texts[:2] == ["x ↔ y", "last (void)"]
+    assert texts[:2] == ["1", "2"]
+    assert axes.texts[0].get_position() == (pytest.approx(30), 0.05)
     assert axes.get_xscale() == "log"
     assert "something else: may matter" in texts
+    (legend,) = picture.legends
+    assert [each.get_text() for each in legend.get_texts()] == ["1: x ↔ y", "2: last", "cannot be seen"]
+
+
+def test_the_picture_names_the_kinds_where_there_are_several():
+    (legend,) = result(entry(), entry(kind="b")).plot().legends
+    assert [each.get_text() for each in legend.get_texts()] == ["1: x ↔ y", "a", "b"]
