@@ -19,6 +19,7 @@ from interventions import Location, Picture, Result, label, plain_data, printed
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
+Sides = dict[tuple[Location, ...], tuple[Location, ...]]
 FIGURES = ("effective", "iia", "normalized", "effect_rate", "do_nothing", "kl", "correlation", "error")
 """What the cells of a search show, the first one by default."""
 
@@ -47,15 +48,22 @@ class Cells:
         numbers = torch.tensor([float("nan") if each is None else each for each in values], dtype=torch.float64)
         return numbers.reshape(len(self.student), len(self.teacher))
 
-    def chosen(self) -> dict[Location, Location]:
-        """Return the best place of the teacher for each place of the student that has one (see `MappingSearch`)."""
+    @property
+    def mapping(self) -> Sides:
+        """The best place of the teacher for each place of the student that has one (see `MappingSearch`)."""
         scores = [[score_of(self[above, below]) for above in self.teacher] for below in self.student]
-        columns = choose_monotone(scores)
-        return {
-            below: self.teacher[column]
-            for below, column in zip(self.student, columns, strict=True)
-            if column is not None
-        }
+        sides: Sides = {}
+        for below, column in zip(self.student, choose_monotone(scores), strict=True):
+            if column is not None:
+                above = (self.teacher[column],)
+                sides[above] = (*sides.get(above, ()), below)
+        return sides
+
+    def mean_at(self, mapping: Sides, figure: str) -> float | None:
+        """Return the mean of a figure over the cells of a mapping; None where none of them has it."""
+        cells = ((above, below) for (above,), side in mapping.items() for below in side)
+        found = [value for places in cells if (value := value_of(self[places], figure)) is not None]
+        return sum(found) / len(found) if found else None
 
 
 def value_of(outcome: Outcome, figure: str) -> float | None:
@@ -92,7 +100,7 @@ class MappingSearch(Result):
     Places of the student that share a place of the teacher are interchanged together. A cell is not chosen if it is
     vacuous, as the last blocks are under a head that reads one token, or if none of its interchanges changes the
     teacher's answer; a place of the student with no other cells has no entry. Of several kinds of interchange the first
-    decides at its site; kinds at other sites add entries of their own.
+    decides; `kinds[name].mapping` is that of another.
 
     Attributes:
         kinds: {name of a kind of interchange: its cells}.
@@ -106,26 +114,23 @@ class MappingSearch(Result):
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def mapping(self) -> dict[tuple[Location, ...], tuple[Location, ...]]:
+    def cells(self) -> Cells:
+        """The cells of the first kind of interchange."""
+        return next(iter(self.kinds.values()))
+
+    @property
+    def mapping(self) -> Sides:
         """The best mapping, {teacher side: student side}, as `fit` and `interchange_accuracy` take it."""
-        sides: dict[tuple[Location, ...], tuple[Location, ...]] = {}
-        for cells in self.kinds.values():
-            placed = {at for side in sides.values() for at in side}
-            for below, above in cells.chosen().items():
-                if below not in placed:
-                    sides[above,] = (*sides.get((above,), ()), below)
-        return sides
+        return self.cells.mapping
 
     @property
     def notes(self) -> tuple[str, ...]:
         """The remarks that a reader of the figures needs: which places have no entry, and why."""
-        notes, mapped = [], {at for side in self.mapping.values() for at in side}
-        for below in dict.fromkeys(at for cells in self.kinds.values() for at in cells.student if at not in mapped):
-            cells = next(each for each in self.kinds.values() if below in each.student)
-            counted = any(cells[above, below].count for above in cells.teacher)
+        notes, cells, mapped = [], self.cells, {at for side in self.mapping.values() for at in side}
+        for below in (at for at in cells.student if at not in mapped):
             why = (
                 "no interchange changes the teacher's answer"
-                if counted
+                if any(cells[above, below].count for above in cells.teacher)
                 else "each of its interchanges replaces all that an answer can see, or nothing that it can see"
             )
             notes.append(f"{below} of the student has no entry: {why}.")
@@ -173,15 +178,14 @@ class MappingSearch(Result):
                 "other positions."
             )
         bounds = (0.0, float(finite.max()) or 1.0 if shown in ("error", "kl") else 1.0)
-        first = next(iter(self.kinds.values()))
-        size = (1.3 + 0.62 * len(first.teacher), 1.1 + 0.5 * len(first.student))
+        size = (1.3 + 0.62 * len(self.cells.teacher), max(2.2, 1.1 + 0.5 * len(self.cells.student)))
         down, across = len(self.kinds), len(panels)
         picture = Picture(figsize=(max(4.2, size[0]) * across, size[1] * down + 0.3), dpi=110, layout="constrained")
         all_axes = picture.subplots(down, across, squeeze=False)
         for column, (heading, kinds) in enumerate(panels.items()):
             for row, (name, cells) in enumerate(kinds.items()):
                 title = heading or ("student" if self.controls else "")
-                _draw(all_axes[row, column], cells, shown, bounds, self.mapping if not heading else {})
+                _draw(all_axes[row, column], cells, shown, bounds, cells.mapping if not heading else {})
                 both = [title, name] if down > 1 else [title]
                 all_axes[row, column].set_title(label(", ".join(filter(None, both))), fontsize=9)
         bar = picture.colorbar(all_axes[0, 0].images[0], ax=all_axes.ravel().tolist(), shrink=0.9, aspect=16)
@@ -236,32 +240,16 @@ class MappingSearch(Result):
 
     @printed
     def __str__(self) -> str:
-        shown, mapped = self._default, self.mapping
-        blocks = [_table(cells, shown, mapped, name) for name, cells in self.kinds.items()]
-        for control, kinds in self.controls.items():
-            cells = next(iter(kinds.values()))
-            blocks.append(_table(cells, shown, {}, f"control: {control}"))
-        entries = ", ".join(f"{_side(above)} ↔ {_side(below)}" for above, below in mapped.items())
-        return "\n\n".join(
-            [*blocks, "\n".join(["mapping: " + (entries or "none"), *self._at_mapping(shown)]), *self.notes]
-        )
-
-    def _at_mapping(self, figure: str) -> list[str]:
-        """Return a line with the mean of a figure over the cells of the mapping, for the student and each control."""
-        means = {}
-        for name, kinds in {"student": self.kinds, **self.controls}.items():
-            values = [
-                value_of(cells[above[0], below], figure)
-                for cells in kinds.values()
-                for above, side in self.mapping.items()
-                for below in side
-                if above[0] in cells.teacher and below in cells.student
-            ]
-            found = [each for each in values if each is not None]
-            if found:
-                means[name] = sum(found) / len(found)
-        told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-        return [f"{NAMES[figure]} at the mapping, mean over its cells: {told}"] if told else []
+        shown, mapping = self._default, self.mapping
+        blocks = [_table(cells, shown, cells.mapping, name) for name, cells in self.kinds.items()]
+        controls = {name: next(iter(kinds.values())) for name, kinds in self.controls.items()}
+        blocks += [_table(cells, shown, {}, f"control: {name}") for name, cells in controls.items()]
+        entries = ", ".join(f"{_side(above)} ↔ {_side(below)}" for above, below in mapping.items())
+        means = {name: cells.mean_at(mapping, shown) for name, cells in {"student": self.cells, **controls}.items()}
+        told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items() if mean is not None)
+        lines = [f"mapping: {entries or 'none'}"]
+        lines += [f"{NAMES[shown]} at the mapping, mean over its cells: {told}"] if told else []
+        return "\n\n".join([*blocks, "\n".join(lines), *self.notes])
 
 
 NAMES = {

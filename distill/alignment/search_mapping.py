@@ -6,7 +6,7 @@ compared. The figure of a cell is the interchange intervention accuracy of the m
 Geiger et al. 2021 (arXiv:2106.02997), section 3. For variables of causal models the same is `search_alignment`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,14 +20,14 @@ from distill.evaluation.interchange_accuracy import measurement_of
 from distill.evaluation.kind_measurement import KindMeasurement, PlacedKind
 from distill.evaluation.measurement import Measurement
 from distill.evaluation.outcome import outcome_of
-from distill.interchange.kinds import Kind, kinds_of
+from distill.interchange.kinds import USUAL, Kind, kinds_of
 from distill.interchange.mapping import Entry, depth, entries_of
 from distill.interchange.positions import Span
 from distill.models.inputs import refuse_valueless, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.teachers.served import Served
-from interventions import Location, Model, architecture, as_location, shown
+from interventions import InterventionError, Location, Model, architecture, as_location, shown
 
 SIDES = ("student", "teacher")
 SAME_PLACE = Kind(Span(0.3, same=True))
@@ -61,7 +61,8 @@ def search_mapping(
         student: a network with the same inputs and classes.
         data: held-out rows, a Task, or the name of one (its test rows), as for `interchange_accuracy`.
         kinds: a `Kind` of interchange, several, or {name: Kind}; by default spans of 30 % of the tokens in the same
-            place of base and source, at the outputs of blocks. `Kind(site="mlp_output")` searches another site.
+            place of base and source, at the outputs of blocks. `Kind(site="mlp_output")` searches another site, and
+            `"usual"` those of `interchange_accuracy`, as far as the models have them.
         places: (places of the teacher, places of the student), in the order of computation; by default the outputs of
             all blocks. Models without blocks need it: `(["module:0", "module:2"], ["module:0"])`.
         pairs: how many pairs of base and source each cell is measured on, the same for all.
@@ -99,7 +100,7 @@ def search_mapping(
         measurement = measurement_of(
             teacher, student, crossed, data, pairs=pairs, seed=seed, batch_size=batch_size, exclude=exclude
         )
-        placed = [measurement.place(name, kind) for name, kind in wanted.items()]
+        placed = _placed(measurement, wanted, needed=kinds != USUAL)
         found = _cells(measurement, placed)
         if not any(each.count for cells in found.values() for each in cells.outcomes):
             raise NothingToMeasure(
@@ -108,8 +109,20 @@ def search_mapping(
                 "[Location(0)]), or kinds=Kind(Span(0.3))."
             )
         compared = {name: _cells(measurement, placed, name) for name in names}
-    settings = {"pairs": pairs, "seed": measurement.seed, "kinds": {name: repr(kind) for name, kind in wanted.items()}}
+    settings = {"pairs": pairs, "seed": measurement.seed, "kinds": {each.name: repr(each.kind) for each in placed}}
     return MappingSearch(found, compared, settings)
+
+
+def _placed(measurement: KindMeasurement, kinds: Mapping[str, Kind], *, needed: bool) -> list[PlacedKind]:
+    """Return the kinds at their places in both networks; those that the networks lack are left out, unless needed."""
+    found = []
+    for name, kind in kinds.items():
+        try:
+            found.append(measurement.place(name, kind))
+        except (DistillError, InterventionError):
+            if needed:
+                raise
+    return found
 
 
 def _cells(measurement: KindMeasurement, placed: Sequence[PlacedKind], control: str | None = None) -> dict[str, Cells]:

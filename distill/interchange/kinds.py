@@ -97,11 +97,8 @@ def kinds_of(kinds: Any) -> dict[str, Kind]:
         return usual_kinds()
     listed = [] if kinds is None else [kinds] if isinstance(kinds, Kind) else kinds
     if not isinstance(listed, Mapping):
-        if isinstance(listed, str) or not isinstance(listed, Iterable):
-            listed = [listed]
-        listed = {repr(each): each for each in listed}
-    odd = next((each for each in listed.values() if not isinstance(each, Kind)), None)
-    if odd is not None or not all(isinstance(name, str) for name in listed):
+        listed = {repr(each): each for each in (listed if isinstance(listed, list | tuple | set) else [listed])}
+    if not all(isinstance(name, str) and isinstance(each, Kind) for name, each in listed.items()):
         raise DistillError(
             f"kinds={shown(kinds)} are no kinds of interchange; use kinds='usual', or {{'heads': "
             "distill.Kind(site='attention_heads')}."

@@ -61,14 +61,18 @@ def test_the_choice_is_monotone(figures, mapping):
     assert found == expected
 
 
-def test_kinds_at_other_sites_add_entries_and_others_do_not():
+def test_the_first_kind_decides_and_every_kind_has_its_own():
     mlp = cells([[(0.9, 0.1), (0.9, 0.9)]], "mlp_output")
-    first = cells([[(0.9, 0.9), (0.9, 0.1)]])
-    found = MappingSearch({"a": first, "b": cells([[(0.9, 0.1), (0.9, 0.9)]]), "c": mlp})
-    assert found.mapping == {
-        (Location(0),): (Location(0),),
-        (Location(1, "mlp_output"),): (Location(0, "mlp_output"),),
-    }
+    found = MappingSearch({"a": cells([[(0.9, 0.9), (0.9, 0.1)]]), "b": mlp})
+    assert found.mapping == found.kinds["a"].mapping == {(Location(0),): (Location(0),)}
+    assert found.kinds["b"].mapping == {(Location(1, "mlp_output"),): (Location(0, "mlp_output"),)}
+    assert [len(axes.patches) for axes in found.plot().axes[:2]] == [1, 1]
+
+
+def test_the_figures_at_the_mapping_stand_beside_those_of_the_controls():
+    labels = cells([[(0.5, 0.25), (0.5, 0.5)], [(0.5, 0.5), (0.5, 0.75)]])
+    found = MappingSearch({"a": cells([[(0.9, 0.8), (0.9, 0.1)], [(0.9, 0.1), (0.9, 0.9)]])}, {"labels": {"a": labels}})
+    assert "effective IIA at the mapping, mean over its cells: student 0.850, labels 0.500" in str(found)
 
 
 def test_without_effect_there_is_no_entry_and_a_note_says_why():
