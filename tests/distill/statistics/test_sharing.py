@@ -148,6 +148,16 @@ def test_it_takes_a_second_for_ten_thousand_pairs_without_a_matrix_of_all():
     assert largest < 8 * 10_000**2 / 10
 
 
+@pytest.mark.parametrize("memberships", [0, 2])
+def test_rows_in_no_cluster_share_rows_alone(memberships):
+    generator = torch.Generator().manual_seed(5)
+    rows = sharing_of(15, 40, 0, 0, generator)
+    none = torch.full((40, memberships), -1)
+    influence = influence_of(normal(15, generator=generator)[rows.base] + normal(40, generator=generator))
+    found, expected = Sharing(rows.base, rows.source, none, none).spread(influence), rows.spread(influence)
+    assert (found.variance, found.degrees) == pytest.approx((expected.variance, expected.degrees))
+
+
 @pytest.mark.parametrize("pairs", [1, 2, 3])
 def test_few_pairs_have_a_wide_interval(pairs):
     right = torch.tensor([1.0, 0.0, 1.0])[:pairs]
