@@ -242,7 +242,8 @@ def default_schedule(task: Task | None) -> Schedule:
 
 def positions_of(objectives: Sequence[Objective]) -> PositionRule | None:
     """Return the rule by which the objectives draw positions; the default of DIITO where none interchanges."""
-    return next((each.positions for each in objectives if isinstance(each, DIITO)), Span(0.3))
+    kinds = (each.kinds for each in objectives if isinstance(each, DIITO))
+    return next((each[0].positions for each in kinds if each), Span(0.3))
 
 
 def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | None:

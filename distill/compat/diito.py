@@ -320,8 +320,8 @@ def _interchange(flags: Trainer, match: Sequence[Objective]) -> DIITO:
     if flags.interchange_masked_token_only and not flags.interchange_consecutive_only:
         span = Span(1.0, consecutive=False, among="labelled", most=most)
     if flags.data_augment:
-        return DIITO(Spliced(span), positions=None, match=match)
-    return DIITO(Crossway() if flags.include_crossway else Shuffle(), positions=span, match=match)
+        return DIITO(Spliced(span), positions=None, match=match, vacuous="keep")
+    return DIITO(Crossway() if flags.include_crossway else Shuffle(), positions=span, match=match, vacuous="keep")
 
 
 def _mapping(flags: Trainer, teacher: nn.Module, student: nn.Module) -> tuple[Entry, ...]:

@@ -269,8 +269,8 @@ def _patience(flags: XXS, student_layers: int, teacher_layers: int) -> Objective
 def _interchange(flags: XXS, match: Sequence[Objective]) -> DIITO:
     """Return the interchange objective, with what compares the counterfactual runs."""
     if flags.data_augment:
-        return DIITO(Spliced(_span(flags)), positions=None, match=match)
-    return DIITO(positions=_span(flags), match=match)
+        return DIITO(Spliced(_span(flags)), positions=None, match=match, vacuous="keep")
+    return DIITO(positions=_span(flags), match=match, vacuous="keep")
 
 
 def _span(flags: XXS) -> Span:

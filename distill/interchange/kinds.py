@@ -123,20 +123,29 @@ def at_site(entries: Iterable[Entry], site: str, teacher: Any, student: Any) -> 
     Raises:
         DistillError: a place without a layer, or a side that lacks the site.
     """
-    moved = []
-    for entry in entries:
-        sides = {}
+    entries = tuple(entries)
+    moved = with_site(entries, site)
+    for entry, new in zip(entries, moved, strict=True):
         for name, model in zip(SIDES, (teacher, student), strict=True):
             found = architecture(network_of(model))
-            places = tuple(_at(at, site, name) for at in getattr(entry, name))
-            for at in places:
+            for at in getattr(new, name):
                 try:
                     found.place(at)
                 except InterventionError as error:
                     raise DistillError(f"the {name} has no {site} at {entry}: {error}") from None
-            sides[name] = places
-        moved.append(replace(entry, **sides))
-    return tuple(moved)
+    return moved
+
+
+def with_site(entries: Iterable[Entry], site: str) -> tuple[Entry, ...]:
+    """Return the entries with the site of every place replaced, whether or not the models have it.
+
+    Raises:
+        DistillError: a place without a layer.
+    """
+    return tuple(
+        replace(entry, **{side: tuple(_at(at, site, side) for at in getattr(entry, side)) for side in SIDES})
+        for entry in entries
+    )
 
 
 def _at(at: Location, site: str, side: str) -> Location:

@@ -10,11 +10,12 @@ Wu et al. 2021 (arXiv:2112.02505), section 3; Geiger et al. 2021 (arXiv:2112.008
 Noise write random vectors, the same in both models, without a source: "Two Improvements to Causal Distillation".
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,10 +24,13 @@ from torch import Tensor, nn
 from distill.errors import DistillError, checked
 from distill.interchange.answer import Answer, resolved
 from distill.interchange.attention_keys import over_keys
+from distill.interchange.choices import Choice, choices_of, kinds_of
+from distill.interchange.kinds import Kind
 from distill.interchange.mapping import Entry
-from distill.interchange.positions import PositionRule, Span, refuse_no_rule
+from distill.interchange.positions import PositionRule, Span
 from distill.interchange.sources import Crossway, Shuffle, Sources
-from distill.models.inputs import decoder_masked, device_of, inputs_of, real_tokens, to_device, vocabulary_of
+from distill.interchange.visible_kinds import can_be_seen
+from distill.models.inputs import MASKED, decoder_masked, device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.objectives.objective import About, Objective, matching, terms_of
 from distill.objectives.response import KD
 from distill.objectives.step import Reads, Step
@@ -36,7 +40,7 @@ from interventions import Location, Mixup, Noise, Run, Swap, architecture, renam
 
 Operator = Swap | Mixup | Noise
 LOOKED_AT = 8
-"""The number of rows on which the token of `Answer()` is found."""
+"""The number of rows on which the token of `Answer()`, and what can be seen of an interchange, is found."""
 Positions = tuple[Tensor | None, Tensor | None]
 """The positions that are written in the base and read in the source, `[batch, position]`; None for all of them."""
 
@@ -78,12 +82,16 @@ class DIITO(Objective):
         op: `Swap()`; or `Mixup(σ)` or `Noise(σ)`, which need no source: the same random vectors are used in every
             location of both models, projected from the wider to the narrower by a fixed semi-orthogonal map.
         positions: the rule that draws the positions, the same in both models: `Span(0.3)`, `Scattered(2)`, `Answer()`;
-            None is all of them.
+            None is all of them. Of several, `[Span(0.3), Answer()]`, one is drawn a step.
+        at: sites that take the place of those of the mapping, of which one is drawn a step, e.g. `["block_output",
+            "attention_heads"]`; None keeps the places of the mapping.
         match: how the counterfactual runs are compared: by one objective or several, e.g. `[KD(2.0), Cosine()]`.
         detach_source: cut the student's source run off from the graph.
+        vacuous: `"drop"` leaves entries out at which no interchange can be seen, as it replaces all that the answers
+            depend on or nothing of it; they are found on a few rows. `"keep"` draws them too, as published.
 
     Raises:
-        DistillError: sources for an operator that takes none, or positions that are no rule.
+        DistillError: sources for an operator that takes none, positions that are no rule, or a site that layers lack.
     """
 
     about = About(
@@ -100,18 +108,20 @@ class DIITO(Objective):
         sources: Sources | None = None,
         *,
         op: Operator | None = None,
-        positions: PositionRule | None = Span(0.3),  # noqa: B008 (frozen)
+        positions: PositionRule | Sequence[PositionRule | None] | None = Span(0.3),  # noqa: B008 (frozen)
+        at: str | Sequence[str] | None = None,
         match: Objective | Sequence[Objective] | None = None,
         detach_source: bool = False,
+        vacuous: Literal["drop", "keep"] = "drop",
     ) -> None:
         super().__init__()
         self.op = Swap() if op is None else op
         if sources is not None and not self.op.needs_source:
             raise DistillError(f"{self.op} needs no source, and sources={sources} was given; leave sources out.")
         self.sources = Shuffle() if sources is None and self.op.needs_source else sources
-        refuse_no_rule("DIITO", positions)
-        self.positions, self.detach_source = positions, detach_source
-        self._rule = positions
+        self.positions, self.at, self.detach_source, self.vacuous = positions, at, detach_source, vacuous
+        self._dropped: tuple[Choice, ...] = ()
+        self._named = self._kinds = kinds_of("DIITO", positions, at, self.sources or Shuffle())
         self.match: Any = matching(KD() if match is None else match, "DIITO", "counterfactual runs")
 
     @property
@@ -127,44 +137,102 @@ class DIITO(Objective):
     def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations that `match` compares and the mapped ones; not block outputs, which runs keep anyway."""
         matched = [objective.reads(mapping) for objective in self.match]
+        entries = [entry for _, entry in choices_of(self._kinds, mapping)]
         return Reads(
-            tuple(dict.fromkeys([*_besides_blocks(mapping, "teacher"), *(at for r in matched for at in r.teacher)])),
-            tuple(dict.fromkeys([*_besides_blocks(mapping, "student"), *(at for r in matched for at in r.student)])),
+            tuple(dict.fromkeys([*_besides_blocks(entries, "teacher"), *(at for r in matched for at in r.teacher)])),
+            tuple(dict.fromkeys([*_besides_blocks(entries, "student"), *(at for r in matched for at in r.student)])),
         )
 
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of interchange that are trained on, one of which is drawn a step; none for noise and mixup."""
+        return self._named if self.op.needs_source else ()
+
+    @property
+    def dropped(self) -> tuple[Choice, ...]:
+        """The kinds and entries that are not drawn, as no interchange there can be seen; known once training began."""
+        return self._dropped
+
     def prepare(self, step: Step, rows: int) -> None:
-        """Find the token that `Answer()` names in this student."""
-        if self.positions != Answer():
+        """Find the token that `Answer()` names in this student, and the entries at which nothing can be seen."""
+        self._dropped, self._kinds = (), self._named
+        if step.teacher is None or not step.mapping:
             return
-        batch = step.batch if step.data is None else step.data.batch(range(min(rows, LOOKED_AT)))
-        few = to_device(batch, device_of(step.network))
-        self._rule = resolved(self.positions, step.network, few, step.mapping[0].student if step.mapping else ())
+        for kind in self._named:
+            kind.entries(step.mapping, answering(step.teacher), step.network)  # raises for a site that a side lacks
+        choices, unknown = (
+            choices_of(self._named, step.mapping),
+            any(kind.positions == Answer() for kind in self._named),
+        )
+        if not unknown and (len(choices) < 2 or self.vacuous == "keep"):
+            return
+        few = step.batch  # where an objective masks tokens, rows of the data have none that are masked
+        if step.data is not None and MASKED not in few:
+            few = to_device(step.data.batch(range(min(rows, LOOKED_AT))), device_of(step.network))
+        student, places = step.network, choices[0][1].student
+        self._kinds = tuple(replace(k, positions=resolved(k.positions, student, few, places)) for k in self._named)
+        if self.vacuous == "drop":
+            self._dropped = self._unseen(step, few)
+
+    def _unseen(self, step: Step, few: Mapping[str, Tensor]) -> tuple[Choice, ...]:
+        """Return the choices at which no interchange can be seen; none, with a warning, if that is all of them."""
+        choices = choices_of(self._kinds, step.mapping)
+        if len(choices) < 2:
+            return ()
+        model = answering(step.taught)
+        teacher = model if isinstance(model, nn.Module) else None
+        place, has_source = step.label_place or "none", self.op.needs_source
+        seen = can_be_seen(choices, teacher, step.network, few, place=place, has_source=has_source)
+        if any(seen):
+            return tuple(choice for choice, found in zip(choices, seen, strict=True) if not found)
+        warnings.warn(
+            "DIITO: no interchange of this mapping can be seen, as each replaces all that the answers depend on, or "
+            "nothing of it; all entries are drawn. Map a block below the last one, or use positions=Span(0.3).",
+            stacklevel=2,
+        )
+        return ()
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms of `match` on the two counterfactual runs of one drawn entry of the mapping."""
-        return self.compare(step, self.counterfactuals(step, self.draw_pair(step)))
+        kind, entry = self._draw(step)
+        return self.compare(step, self.counterfactuals(step, entry, kind))
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         settings = f"op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
+        settings += f", at={self.at!r}" if self.at is not None else ""
+        settings += f", vacuous={self.vacuous!r}" if self.vacuous != "keep" else ""  # as all were when there was none
         return f"{self.sources}, {settings}, match={list(self.match)}"
 
     def draw_pair(self, step: Step) -> Entry:
-        """Draw one entry of the mapping, uniformly."""
+        """Draw one entry of the mapping, at one of the sites, uniformly among those that are drawn."""
+        return self._draw(step)[1]
+
+    def _draw(self, step: Step) -> Choice:
+        """Draw a kind and an entry at its site, uniformly among those that are not dropped."""
         if not step.mapping:
             raise DistillError(
                 "DIITO needs a mapping; give mapping='full' or distill.layer_mapping(teacher, student, 'full')."
             )
-        drawn = torch.randint(len(step.mapping), (), generator=step.generator, device=step.generator.device)
-        return step.mapping[int(drawn)]
+        choices = choices_of(self._kinds, step.mapping)
+        kept = [choice for choice in choices if choice not in self._dropped]
+        drawn = torch.randint(len(kept), (), generator=step.generator, device=step.generator.device)
+        return kept[int(drawn)]
 
-    def counterfactuals(self, step: Step, entry: Entry) -> Iterator[Counterfactual]:
-        """Yield the counterfactual runs of one entry; with crossway sources also those in the other direction."""
+    def counterfactuals(self, step: Step, entry: Entry, kind: Kind | None = None) -> Iterator[Counterfactual]:
+        """Yield the counterfactual runs of one entry; with crossway sources also those in the other direction.
+
+        Args:
+            step: the step.
+            entry: the entry, at the site that is interchanged.
+            kind: draws the positions; None is the first kind.
+        """
+        rule = (kind or self._kinds[0]).positions
         if self.sources is None:
-            yield self._with_noise(step, entry)
+            yield self._with_noise(step, entry, rule)
             return
         drawn = self.sources.draw(step.batch, vocabulary_of(step.student.model), step.generator)
-        written, read = self._draw_positions(step, entry, _source_columns(step.batch, drawn))
+        written, read = self._draw_positions(step, entry, rule, _source_columns(step.batch, drawn))
         yield self._interchange(step, entry, drawn, (written, read))
         if isinstance(self.sources, Crossway) and isinstance(drawn, Tensor):
             back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
@@ -202,10 +270,11 @@ class DIITO(Objective):
         student = interchanged(step.student, source, entry.student, positions, step.reads.student)
         return Counterfactual(entry, teacher, student, positions, drawn)
 
-    def _draw_positions(self, step: Step, entry: Entry, source: Mapping[str, Tensor]) -> Positions:
+    def _draw_positions(
+        self, step: Step, entry: Entry, rule: PositionRule | None, source: Mapping[str, Tensor]
+    ) -> Positions:
         """Draw the positions of base and source, as masks `[batch, position]`; None where all are written."""
         grid = _grid(step, entry)
-        rule = self._rule
         if rule is None or len(grid) < 2:
             return None, None
         rows, width = grid
@@ -219,9 +288,9 @@ class DIITO(Objective):
         aligned = self.sources is None or self.sources.aligned
         return rule.draw(eligible[0], eligible[1], uniform, aligned=aligned)
 
-    def _with_noise(self, step: Step, entry: Entry) -> Counterfactual:
+    def _with_noise(self, step: Step, entry: Entry, rule: PositionRule | None) -> Counterfactual:
         """Return the runs of teacher and student with the same random vectors written into both."""
-        chosen, _ = self._draw_positions(step, entry, step.batch)
+        chosen, _ = self._draw_positions(step, entry, rule, step.batch)
         models = ((step.taught, entry.teacher), (step.student, entry.student))
         units = {(id(run), place): unit_of(run, place) for run, places in models for place in places}
         vectors = _grid(step, entry) if chosen is None else (int(chosen.sum()),)

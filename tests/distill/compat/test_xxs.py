@@ -101,13 +101,13 @@ def test_the_command_is_the_call_of_fit_that_it_stands_for(ran, home):
     asked = xxs.parse(xxs.XXS, COMMAND, "xxs")
     teacher = xxs._teacher(asked)
     task, _ = xxs._task(asked, teacher)
-    match = KD(20.0, reduction="mean")
+    causal = DIITO(positions=Span(0.3, consecutive=False), match=KD(20.0, reduction="mean"), vacuous="keep")
     result = fit(
         teacher,
         xxs._student(asked, task),
         "full",
         task.train,
-        objective=[KD(20.0, reduction="mean"), Labels(), DIITO(positions=Span(0.3, consecutive=False), match=match)],
+        objective=[KD(20.0, reduction="mean"), Labels(), causal],
         weights={"kd": 0.7, "labels": 0.3, "kd_cf": 1.0},
         schedule=Schedule(epochs=1, batch_size=8, lr=1e-3, warmup=0.1, seed=1),
         console=Console(quiet=True),

@@ -11,6 +11,7 @@ from distill import (
     CRD,
     DIITO,
     KD,
+    Answer,
     CausalLM,
     DistillError,
     InContext,
@@ -18,6 +19,7 @@ from distill import (
     Objective,
     Rows,
     Schedule,
+    Span,
     from_layers,
     steps,
 )
@@ -128,6 +130,7 @@ def test_the_seed_decides_weights_and_records_with_dropout_and_draws():
 OBJECTIVES = {
     "shuffle": lambda: [KD(), DIITO()],
     "in-context": lambda: [KD(), DIITO(InContext())],
+    "kinds": lambda: [KD(), DIITO(positions=[Span(0.4), Answer()], at=["block_output", "attention_heads"])],
     "noise": lambda: [Labels(), DIITO(op=Noise(1.0))],
 }
 

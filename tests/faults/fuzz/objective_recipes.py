@@ -194,8 +194,10 @@ RECIPES = [
     ),
     Recipe(
         "distill.DIITO", lambda **settings: used(distill.DIITO(**settings), mapping=sides()),
-        lambda: {"sources": Shuffle(), "op": None, "positions": Span(0.3), "match": KD(), "detach_source": False},
-        {"sources": "None", "op": "None", "positions": "None", "match": "None", "detach_source": "flag"},
+        lambda: {"sources": Shuffle(), "op": None, "positions": Span(0.3), "at": None, "match": KD(),
+                 "detach_source": False, "vacuous": "drop"},
+        {"sources": "None", "op": "None", "positions": "None|[None]", "at": "None", "match": "None",
+         "detach_source": "flag", "vacuous": "choice"},
     ),
     Recipe(
         "distill.DIITO(noise)", lambda **settings: used(distill.DIITO(None, **settings), mapping=sides()),
