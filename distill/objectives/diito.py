@@ -121,7 +121,8 @@ class DIITO(Objective):
         self.sources = Shuffle() if sources is None and self.op.needs_source else sources
         self.positions, self.at, self.detach_source, self.vacuous = positions, at, detach_source, vacuous
         self._dropped: tuple[Choice, ...] = ()
-        self._named = self._kinds = kinds_of("DIITO", positions, at, self.sources or Shuffle())
+        shown = Shuffle() if self.sources is None else self.sources  # noise has none, and no kinds
+        self._named = self._kinds = kinds_of("DIITO", positions, at, shown)
         self.match: Any = matching(KD() if match is None else match, "DIITO", "counterfactual runs")
 
     @property
