@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from distill.alignment.after_kd import SEARCH, search_after_kd
+from distill.alignment.mapping_search import mapping_as_text
 from distill.cli.fit_command import COMMAND, FitCommand, folder_of
 from distill.cli.loading import load_task_and_teacher
 from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
@@ -30,6 +31,7 @@ from distill.teach import check_teacher
 from distill.training.progress import console_of
 from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log, refuse_used
 from distill.training.schedule import Schedule
+from interventions import Location
 
 
 def run_fit(command: FitCommand, output: Path | None = None) -> Path:
@@ -96,8 +98,11 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     smaller = command.student(teacher)
     schedule = command.timing.schedule(task, command.seed)
     command.write(folder)
+    mapping: Sides
+    found: dict[str, str] = {}
     if command.interchanges.mapping == SEARCH:
-        mapping: Sides = _search(teacher, smaller, task, schedule, folder=folder, console=console)
+        mapping = searched = _search(teacher, smaller, task, schedule, folder=folder, console=console)
+        found = {"mapping": mapping_as_text(searched)}
     else:
         mapping = command.interchanges.mapped(teacher, smaller)
     compared = [compared_model("teacher", teacher, measured)]
@@ -118,7 +123,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
         )
         compared.append(compared_model(title, result.student, result.evaluation, result))
     title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(smaller)}"
-    report = Report(title, task, compared, {**asdict(command), "schedule": asdict(schedule)})
+    report = Report(title, task, compared, {**asdict(command), "schedule": asdict(schedule), **found})
     print_report(report, console)
     path = report.save(folder)
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
@@ -127,7 +132,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
 
 def _search(
     teacher: nn.Module, student: nn.Module, task: Task, schedule: Schedule, *, folder: Path, console: Console
-) -> Sides:
+) -> dict[tuple[Location, ...], tuple[Location, ...]]:
     """Return the mapping that a run searches: once for all its students, and read again where the run is resumed.
 
     Args:

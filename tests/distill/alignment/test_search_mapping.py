@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill import DistillError, InContext, Kind, Span, from_layers, interchange_accuracy, search_mapping
+from distill import DistillError, InContext, Kind, Served, Span, from_layers, interchange_accuracy, search_mapping
 from distill.errors import NothingToMeasure
 from distill.interchange.mapping import as_mapping, entries_of, parse_mapping
 from interventions import Location
@@ -233,6 +233,27 @@ def test_every_family_of_models_with_blocks(make):
     for model in (teacher, student):
         assert all(not (each._forward_hooks or each._forward_pre_hooks) for each in model.modules())
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_served_teacher_gives_the_same_figures():
+    teacher, student, rows = spread(bert(3), 3, 0.8), spread(bert(2), 13, 0.8), rows_of(bert)
+    settings = dict(kinds=[Kind(SAME), Kind(SAME, site="mlp_output")], pairs=30, controls="labels")
+    here, there = (search_mapping(each, student, rows, **settings) for each in (teacher, Served(teacher)))
+    assert here.to_dict()["mapping"] == there.to_dict()["mapping"]
+    for kind in here.kinds:
+        for control in (None, "labels"):
+            one, other = (found.grid("iia", kind, control).nan_to_num(-1) for found in (here, there))
+            assert torch.equal(one, other)
+
+
+def test_the_usual_kinds_are_searched_as_far_as_the_models_have_them():
+    found = search_mapping(spread(vit(3), 3, 0.8), spread(vit(2), 4, 0.8), images(24), kinds="usual", pairs=20)
+    assert list(found.kinds) == [
+        "one token, same place", "two tokens, same places", "answering token", "attention heads", "mlp output",
+        "half of the dims",
+    ]  # fmt: skip
+    assert found.kinds["half of the dims"].teacher[0] == Location(0, dims=range(8))
+    assert list(found.settings["kinds"]) == list(found.kinds)
 
 
 def test_real_valued_answers_are_searched_by_their_error():

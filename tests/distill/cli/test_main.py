@@ -215,6 +215,7 @@ def test_a_mapping_is_searched_once_for_all_students_and_kept(teacher, csv, tmp_
     settings = [json.loads((run / each / "settings.json").read_text()) for each in ("kd", "diito")]
     assert {each["mapping"][0] for each in settings} == {kept["mapping"].replace("~", " ↔ ")}
     before = json.loads((run / "result.json").read_text())
+    assert before["settings"]["mapping"] == kept["mapping"]
     monkeypatch.setattr("distill.cli.fit.search_after_kd", lambda *_: pytest.fail("searched again"))
     assert distill("fit", "--resume", run)[0] == 0
     after = json.loads((run / "result.json").read_text())
