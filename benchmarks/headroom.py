@@ -25,7 +25,6 @@ from distill.interchange.kinds import Kind
 from distill.interchange.mapping import depth
 
 KINDS = {
-    "the default of DIITO": Kind(),
     "one token, same place": Kind(distill.Scattered(1)),
     "the answering token": Kind(distill.Answer()),
     "heads, same places": Kind(distill.Span(0.3, same=True), site="attention_heads"),

@@ -1,23 +1,31 @@
 """The causal terms whose headroom is measured: those of the objectives, or of kinds of interchange."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from distill.errors import DistillError
-from distill.interchange.kinds import Kind
+from distill.evaluation.kind_measurement import KindMeasurement
+from distill.interchange.kinds import USUAL, kinds_of
 from distill.interchange.mapping import Entry
 from distill.objectives import DIITO, Objective
+from interventions import InterventionError
 
 
 @dataclass(frozen=True, eq=False)
 class Causal:
-    """A causal term that is measured: its name, its objective, and the site of the mapped layers, if it moves them."""
+    """A causal term that is measured.
+
+    Attributes:
+        name: the kind of its interchanges.
+        diito: its objective.
+        entries: those of the mapping, at the places of this kind.
+    """
 
     name: str
     diito: DIITO
-    kind: Kind | None = None
+    entries: tuple[Entry, ...]
 
     @property
     def compared(self) -> list[str]:
@@ -25,16 +33,12 @@ class Causal:
         named = [each.about.terms if each.about is not None else (type(each).__name__,) for each in self.diito.match]
         return [name for terms in named for name in terms]
 
-    def entries(self, mapped: tuple[Entry, ...], teacher: Any, student: Any) -> tuple[Entry, ...]:
-        """Return the entries of a mapping at the sites of this kind."""
-        return mapped if self.kind is None else self.kind.entries(mapped, teacher, student)
 
-
-def causal_terms(objectives: Sequence[Objective], kinds: Mapping[str, Kind] | None) -> list[Causal]:
-    """Return the causal terms among the objectives, or of these kinds of interchange.
+def causal_terms(objectives: Sequence[Objective], mapped: tuple[Entry, ...]) -> list[Causal]:
+    """Return the causal terms among the objectives.
 
     Raises:
-        DistillError: none of the objectives interchanges, or there are no kinds.
+        DistillError: none of the objectives interchanges.
     """
     found = [each for each in objectives if isinstance(each, DIITO)]
     if not found:
@@ -42,30 +46,40 @@ def causal_terms(objectives: Sequence[Objective], kinds: Mapping[str, Kind] | No
             f"objective={list(objectives)} interchanges nothing, so there is no causal term to measure; use "
             "objective=[KD(2.0), DIITO()]."
         )
-    if kinds is None:
-        texts = [_text(each) for each in found]
-        return [
-            Causal(text if texts.count(text) == 1 else f"{text} ({number + 1})", each)
-            for number, (text, each) in enumerate(zip(texts, found, strict=True))
-        ]
-    if not kinds:
-        raise DistillError("kinds={} names no kind of interchange; leave it out, or use kinds={'heads': Kind(site=…)}.")
-    part = next((name for name, each in kinds.items() if each.dims is not None), None)
-    if part is not None:
-        raise DistillError(
-            f"kinds={{{part!r}: {kinds[part]}}} takes a share of the dims, which headroom does not cut; map them "
-            "instead: mapping={Location(2, dims=range(0, 32)): Location(1, dims=range(0, 32))}."
-        )
-    first = found[0]
+    texts = [_text(each) for each in found]
     return [
-        Causal(
-            name,
-            DIITO(each.sources, positions=each.positions, match=deepcopy(list(first.match)),
-                  detach_source=first.detach_source),
-            each,
-        )
-        for name, each in kinds.items()
-    ]  # fmt: skip
+        Causal(text if texts.count(text) == 1 else f"{text} ({number + 1})", each, mapped)
+        for number, (text, each) in enumerate(zip(texts, found, strict=True))
+    ]
+
+
+def terms_beside(own: Causal, kinds: Any, measurement: KindMeasurement) -> tuple[list[Causal], dict[str, str]]:
+    """Return the causal terms of other kinds of interchange, and why some of the usual ones are not there.
+
+    Args:
+        own: a causal term, whose comparison they take.
+        kinds: as `interchange_accuracy` takes them.
+        measurement: finds their places in the two networks.
+
+    Raises:
+        DistillError: kinds that are none, or one of the user's that these networks do not have.
+    """
+    found, missing = list[Causal](), dict[str, str]()
+    for name, kind in kinds_of(kinds).items():
+        try:
+            placed = measurement.place(name, kind)
+            reason = measurement.why_not(placed)
+        except (DistillError, InterventionError) as error:
+            reason = str(error)
+        if not reason:
+            match = deepcopy(list(own.diito.match))
+            diito = DIITO(kind.sources, positions=kind.positions, match=match, detach_source=own.diito.detach_source)
+            found.append(Causal(name, diito, placed.entries))
+        elif kinds == USUAL:
+            missing[name] = reason
+        else:
+            raise DistillError(f"kind {name!r}: {reason}")
+    return found, missing
 
 
 def _text(diito: DIITO) -> str:

@@ -23,8 +23,8 @@ from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.data.seeds import seed_from, seed_of
 from distill.errors import DistillError, checked, refuse_negative
+from distill.evaluation.kind_measurement import KindMeasurement
 from distill.fit import choose_schedule, read_task
-from distill.interchange.kinds import Kind
 from distill.interchange.mapping import Entry, Sides, entries_of, names_of
 from distill.models.finite import check_answers
 from distill.models.inputs import device_of, evaluating, to_device, uncompiled, vocabulary_of
@@ -33,10 +33,10 @@ from distill.models.trials import translated
 from distill.objectives import Moment, Objective
 from distill.objectives.objective import terms_of
 from distill.objectives.step import Step
-from distill.prospects.causal_terms import Causal, causal_terms
+from distill.prospects.causal_terms import Causal, causal_terms, terms_beside
 from distill.prospects.figures import EntryHeadroom, Headroom, Spread
 from distill.prospects.gradients import Gradient, cosine, gradient_of, length
-from distill.prospects.void_rows import counted_in, effects, moved, sides_of, void_rows, wholes_of
+from distill.prospects.void_rows import FEW, counted_in, effects, moved, sides_of, void_rows, wholes_of
 from distill.teachers.served import Served
 from distill.training.computation import Computation, alter_batch, weights_of
 from distill.training.loop import train
@@ -56,7 +56,7 @@ def headroom(
     mapping: Sides | tuple[Entry, ...] | str = "full",
     *,
     objective: Objective | Sequence[Objective] | None = None,
-    kinds: Mapping[str, Kind] | None = None,
+    kinds: Any = None,
     steps: int = 200,
     batches: int = 8,
     batch_size: int | None = None,
@@ -84,7 +84,8 @@ def headroom(
         objective: as for `fit`, `[KD(), DIITO()]` by default. Each `DIITO` is measured: its counterfactual loss against
             the same comparison, its `match`, of the base runs. The others train the copy, or the `match` of the first
             `DIITO` if there are none. Objectives with weights of their own are measured with new ones.
-        kinds: {name: kind of interchange}, measured in the place of those of the `DIITO`, with its `match`.
+        kinds: other kinds of interchange to measure beside those of the `DIITO`, with the `match` of the first, as for
+            `interchange_accuracy`: `"usual"`, or `{name: Kind(…)}`.
         steps: how many steps the copy is trained for; 0 measures the student as it is.
         batches: how many batches are measured on.
         batch_size: rows of a batch, in training too; that of the schedule by default.
@@ -120,17 +121,20 @@ def headroom(
         }
         schedule = choose_schedule(schedule, overrides, teacher, given)
         trained = [deepcopy(each) for each in objectives_of(objective, teacher)]
-        causal = causal_terms(trained, kinds)
-        plain = [each for each in trained if not each.interchanges] or list(causal[0].diito.match)
         entries = entries_of(mapping, teacher, student)
+        causal = causal_terms(trained, entries)
+        plain = [each for each in trained if not each.interchanges] or list(causal[0].diito.match)
         with same_answers(copied, student):
             training = training_of(teacher, copied, entries, given, objective=plain, weights=None, schedule=schedule)
             for _ in train(training) if steps else ():
                 pass
             assert isinstance(training.rows, Rows)
-            plain = list(training.computation.objectives)
-            measured = Measured(teacher, copied, training.rows, entries, causal, plain, schedule, tolerance)
-            return measured.headroom(batches, steps)
+            size, plain = schedule.batch_size, list(training.computation.objectives)
+            places = KindMeasurement(teacher, copied, entries, training.rows, FEW, schedule.seed, size)
+            others, missing = terms_beside(causal[0], kinds, places)
+            measured = Measured(teacher, copied, training.rows, [*causal, *others], plain, schedule, tolerance)
+            found = measured.headroom(batches, steps)
+    return replace(found, settings={**found.settings, "missing": missing}) if missing else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +166,6 @@ class Measured:
     Attributes:
         teacher, student: the networks; the student is a copy.
         rows: those that are measured on.
-        entries: the mapping.
         causal: the causal terms.
         plain: the objectives that the student was trained by.
         schedule: decides the rows of a batch, and the seed.
@@ -172,7 +175,6 @@ class Measured:
     teacher: Any
     student: nn.Module
     rows: Rows
-    entries: tuple[Entry, ...]
     causal: Sequence[Causal]
     plain: Sequence[Objective]
     schedule: Schedule
@@ -216,7 +218,7 @@ class Measured:
 
     def _measure(self, causal: Causal, chosen: Sequence[Tensor]) -> None:
         """Measure one causal term on all batches."""
-        entries, diito = causal.entries(self.entries, self.teacher, self.student), causal.diito
+        entries, diito = causal.entries, causal.diito
         computation = Computation(self.teacher, self.student, entries, [*self.plain, diito])
         device, seed, before = device_of(self.student), self.schedule.seed, None
         wholes = None
@@ -270,7 +272,7 @@ class Measured:
     def _figures(self) -> Iterator[EntryHeadroom]:
         """Yield the figures of every kind and entry."""
         for causal in self.causal:
-            for number, name in enumerate(names_of(causal.entries(self.entries, self.teacher, self.student))):
+            for number, name in enumerate(names_of(causal.entries)):
                 yield _summed(causal.name, name, self.found[causal.name, number])
 
 

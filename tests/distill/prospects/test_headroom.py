@@ -54,6 +54,7 @@ from tests.distill.words import Words
 
 FAST = Schedule(steps=3, batch_size=8, lr=1e-2, warmup=0.0)
 INNER = {Location(1): Location(0)}
+PART = Location(module="0", dims=range(4))
 MODELS = {"bert": bert, "vit": vit, "gpt2": gpt2, "gpt2_lm": gpt2_lm, "masked_lm": masked_lm, "llama": llama}
 
 
@@ -305,18 +306,34 @@ def test_objectives_without_their_columns_are_left_out():
 
 
 def test_kinds_are_measured_with_the_match_of_the_objective():
-    kinds = {"trained": Kind(), "heads": Kind(site="attention_heads"), "in context": Kind(sources=InContext(0.5))}
+    kinds = {
+        "again": Kind(),
+        "half": Kind(dims=0.5),
+        "heads": Kind(site="attention_heads"),
+        "in context": Kind(sources=InContext(0.5)),
+    }
     found = measured("bert", kinds=kinds)
-    assert [entry.kind for entry in found.entries] == list(kinds) == list(found.across)
-    assert [entry.entry for entry in found.entries][:2] == [
-        "block_output.1 ↔ block_output.0", "attention_heads.1 ↔ attention_heads.0",
+    own = "Shuffle(), Span(0.3)"
+    assert [entry.kind for entry in found.entries] == [own, *kinds] == list(found.across)
+    assert [entry.entry for entry in found.entries] == [
+        "block_output.1 ↔ block_output.0", "block_output.1 ↔ block_output.0",
+        "block_output.1[dims=0:8] ↔ block_output.0[dims=0:8]", "attention_heads.1 ↔ attention_heads.0",
+        "block_output.1 ↔ block_output.0",
     ]  # fmt: skip
-    assert len({entry.counterfactual for entry in found.entries}) == 3
+    assert len({entry.counterfactual for entry in found.entries}) == 4
     assert len({entry.base for entry in found.entries}) == 1
-    plain = measured("bert")
-    assert (plain.entries[0].counterfactual, plain.entries[0].cosine) == (
-        found.entries[0].counterfactual, found.entries[0].cosine,
-    )  # fmt: skip
+    (plain,) = measured("bert").entries
+    assert plain == found.entries[0]
+    assert found.entries[1].counterfactual == plain.counterfactual
+
+
+def test_usual_kinds_that_these_models_lack_are_said_to():
+    found = headroom(spread(mlp()), spread(mlp(), 3), vectors(), {PART: PART}, kinds="usual", steps=0, batches=2)
+    assert {"attention heads", "mlp output"} <= set(found.settings["missing"])
+    assert set(found.across).isdisjoint(found.settings["missing"])
+    heads = {"heads": Kind(site="attention_heads")}
+    with pytest.raises(DistillError, match="kind 'heads': .* belongs to no layer"):
+        headroom(spread(mlp()), spread(mlp(), 3), vectors(), {PART: PART}, kinds=heads, steps=0)
 
 
 @pytest.mark.parametrize("make", [t5, LSTM, CNN, mlp])
@@ -391,8 +408,7 @@ def test_the_settings_are_kept():
         ({"steps": -1}, r"headroom\(steps=-1, batches=3\) measures nothing"),
         ({"batches": 0}, r"headroom\(steps=0, batches=0\) measures nothing"),
         ({"tolerance": -0.1}, r"headroom\(tolerance=-0.1\) is not 0 or more"),
-        ({"kinds": {}}, r"names no kind of interchange; leave it out"),
-        ({"kinds": {"half": Kind(dims=0.5)}}, r"takes a share of the dims, .*mapping=\{Location\(2, dims="),
+        ({"kinds": "some"}, r"are no kinds of interchange; use kinds='usual'"),
         ({"mapping": {}}, r"names no entry; use distill.layer_mapping"),
         ({"batch_size": 1}, r"headroom pairs the rows of a batch, and 1 of 24 makes none"),
         ({"mapping": {Location(9): Location(0)}}, r"out of range"),

@@ -178,7 +178,7 @@ RECIPES = [
                     "objective": distill.DIITO(), "kinds": None, "steps": 1, "batches": 1, "batch_size": 4,
                     "schedule": None, "tolerance": 0.01, "seed": 0, "answers": None},
            {"teacher": NETWORK, "student": NETWORK, "data": "rows", "mapping": "", "objective": "None",
-            "kinds": "None", "steps": "counter", "batches": "count", "batch_size": "None|7|numpy int",
+            "kinds": "None|[]|()|{}", "steps": "counter", "batches": "count", "batch_size": "None|7|numpy int",
             "schedule": "None", "tolerance": "not negative", "seed": "seed", "answers": ANSWERS_OF_TWO},
            own=("teacher", "student", "answers", "data")),
     Recipe("distill.linear_probe", distill.linear_probe,
