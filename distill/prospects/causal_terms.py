@@ -1,13 +1,13 @@
 """The causal terms whose headroom is measured: those of the objectives, or of kinds of interchange."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 from distill.errors import DistillError
 from distill.evaluation.kind_measurement import KindMeasurement
-from distill.interchange.kinds import USUAL, kinds_of
+from distill.interchange.kinds import USUAL, Kind, kinds_of
 from distill.interchange.mapping import Entry
 from distill.objectives import DIITO, Objective
 from interventions import InterventionError
@@ -34,11 +34,18 @@ class Causal:
         return [name for terms in named for name in terms]
 
 
-def causal_terms(objectives: Sequence[Objective], mapped: tuple[Entry, ...]) -> list[Causal]:
-    """Return the causal terms among the objectives.
+def causal_terms(
+    objectives: Sequence[Objective], mapped: tuple[Entry, ...], teacher: Any, student: Any
+) -> list[Causal]:
+    """Return the causal terms among the objectives; one over several kinds of interchange gives one for each.
+
+    Args:
+        objectives: all of them.
+        mapped: the entries of the mapping.
+        teacher, student: the networks, in which the sites of a kind are found.
 
     Raises:
-        DistillError: none of the objectives interchanges.
+        DistillError: none of the objectives interchanges, or a network lacks a site.
     """
     found = [each for each in objectives if isinstance(each, DIITO)]
     if not found:
@@ -46,11 +53,31 @@ def causal_terms(objectives: Sequence[Objective], mapped: tuple[Entry, ...]) -> 
             f"objective={list(objectives)} interchanges nothing, so there is no causal term to measure; use "
             "objective=[KD(2.0), DIITO()]."
         )
-    texts = [_text(each) for each in found]
+    alone = [(one, kind) for each in found for one, kind in _of_one_kind(each)]
+    texts = [_text(one) + ("" if kind is None or kind.site is None else f", {kind.site}") for one, kind in alone]
     return [
-        Causal(text if texts.count(text) == 1 else f"{text} ({number + 1})", each, mapped)
-        for number, (text, each) in enumerate(zip(texts, found, strict=True))
+        Causal(
+            text if texts.count(text) == 1 else f"{text} ({number + 1})",
+            one,
+            mapped if kind is None else kind.entries(mapped, teacher, student),
+        )
+        for number, (text, (one, kind)) in enumerate(zip(texts, alone, strict=True))
     ]
+
+
+def _of_one_kind(diito: DIITO) -> Iterator[tuple[DIITO, Kind | None]]:
+    """Yield an objective once for each of its kinds, with that kind; itself, where it has one at the mapped places."""
+    if not diito.kinds or (len(diito.kinds) == 1 and diito.at is None):
+        yield diito, None
+        return
+    for kind in diito.kinds:
+        yield _with_kind(diito, kind), kind
+
+
+def _with_kind(diito: DIITO, kind: Kind) -> DIITO:
+    """Return an objective with the comparison of another one, over interchanges of one kind."""
+    match = deepcopy(list(diito.match))
+    return DIITO(kind.sources, positions=kind.positions, match=match, detach_source=diito.detach_source)
 
 
 def terms_beside(own: Causal, kinds: Any, measurement: KindMeasurement) -> tuple[list[Causal], dict[str, str]]:
@@ -72,9 +99,7 @@ def terms_beside(own: Causal, kinds: Any, measurement: KindMeasurement) -> tuple
         except (DistillError, InterventionError) as error:
             reason = str(error)
         if not reason:
-            match = deepcopy(list(own.diito.match))
-            diito = DIITO(kind.sources, positions=kind.positions, match=match, detach_source=own.diito.detach_source)
-            found.append(Causal(name, diito, placed.entries))
+            found.append(Causal(name, _with_kind(own.diito, kind), placed.entries))
         elif kinds == USUAL:
             missing[name] = reason
         else:

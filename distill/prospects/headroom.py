@@ -122,7 +122,7 @@ def headroom(
         schedule = choose_schedule(schedule, overrides, teacher, given)
         trained = [deepcopy(each) for each in objectives_of(objective, teacher)]
         entries = entries_of(mapping, teacher, student)
-        causal = causal_terms(trained, entries)
+        causal = causal_terms(trained, entries, teacher, student)
         plain = [each for each in trained if not each.interchanges] or list(causal[0].diito.match)
         with same_answers(copied, student):
             training = training_of(teacher, copied, entries, given, objective=plain, weights=None, schedule=schedule)

@@ -327,6 +327,17 @@ def test_kinds_are_measured_with_the_match_of_the_objective():
     assert found.entries[1].counterfactual == plain.counterfactual
 
 
+def test_an_objective_over_several_kinds_is_measured_for_each():
+    sites = ["block_output", "mlp_output"]
+    found = measured("bert", objective=DIITO(positions=[Span(0.3), Answer()], at=sites))
+    rules = ("Shuffle(), Span(0.3)", "Shuffle(), Answer()")
+    assert sorted(entry.kind for entry in found.entries) == sorted(f"{rule}, {at}" for rule in rules for at in sites)
+    by_kind = {entry.kind: entry for entry in found.entries}
+    assert by_kind["Shuffle(), Answer(), mlp_output"].entry == "mlp_output.1 ↔ mlp_output.0"
+    (plain,) = measured("bert").entries
+    assert by_kind["Shuffle(), Span(0.3), block_output"].counterfactual == plain.counterfactual
+
+
 def test_usual_kinds_that_these_models_lack_are_said_to():
     found = headroom(spread(mlp()), spread(mlp(), 3), vectors(), {PART: PART}, kinds="usual", steps=0, batches=2)
     assert {"attention heads", "mlp output"} <= set(found.settings["missing"])
