@@ -121,7 +121,8 @@ def fit(
         schedule = choose_schedule(schedule, overrides, teacher, read)
         if isinstance(mapping, str) and mapping == SEARCH:
             read = rows_for(teacher, student, read, schedule)
-            found = mapping_for(teacher, student, read, schedule, Path(output_dir) if output_dir and resume else None)
+            known = Path(output_dir) if output_dir and resume else None
+            found = mapping_for(teacher, student, read, schedule, resumed=known, console=console)
             mapping = found.sides
         training = training_of(teacher, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
         tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task)

@@ -5,11 +5,13 @@ is for. After some steps of plain distillation the blocks of a student have begu
 teacher does, and the search finds which.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from torch import nn
 
 from distill.alignment.mapping_search import MappingSearch, mapping_as_text
@@ -20,6 +22,7 @@ from distill.interchange.mapping import parse_mapping
 from distill.objectives import KD
 from distill.storage.files import Damaged, read_json
 from distill.training.loop import steps
+from distill.training.progress import Plain, show_progress
 from distill.training.run_folder import SETTINGS
 from distill.training.schedule import Schedule
 from interventions import Location
@@ -55,20 +58,32 @@ class FoundMapping:
 
 
 def mapping_for(
-    teacher: Any, student: nn.Module, rows: Any, schedule: Schedule, resumed: Path | None = None
+    teacher: Any,
+    student: nn.Module,
+    rows: Any,
+    schedule: Schedule,
+    *,
+    resumed: Path | None = None,
+    console: Console | None = None,
 ) -> FoundMapping:
     """Return the mapping that is best for a training: that of the run that is resumed, or a new one.
 
     Args:
-        teacher, student, rows, schedule: as for `search_after_kd`.
+        teacher, student, rows, schedule, console: as for `search_after_kd`.
         resumed: the folder of a run that is resumed, if it is.
     """
     known = None if resumed is None else FoundMapping.read(resumed)
-    return search_after_kd(teacher, student, rows, schedule) if known is None else known
+    return search_after_kd(teacher, student, rows, schedule, console=console) if known is None else known
 
 
 def search_after_kd(
-    teacher: Any, student: nn.Module, rows: Any, schedule: Schedule, controls: tuple[str, ...] = ()
+    teacher: Any,
+    student: nn.Module,
+    rows: Any,
+    schedule: Schedule,
+    *,
+    controls: Sequence[str] = (),
+    console: Console | None = None,
 ) -> FoundMapping:
     """Search for a mapping with a copy of the student that a few steps of KD have trained; the student is not changed.
 
@@ -78,6 +93,7 @@ def search_after_kd(
         rows: the rows to train on, which also are the pairs of the search.
         schedule: of the training; the copy makes its first steps by the same settings, at most 200 of them.
         controls: those of `search_mapping`.
+        console: shows the progress of these steps.
 
     Raises:
         DistillError: no teacher, or a causal model; or no place of the student can be mapped.
@@ -88,7 +104,8 @@ def search_after_kd(
         raise DistillError(f"mapping='search' compares the places of two networks, and {what}; {way_out}.")
     short = replace(schedule, steps=min(KD_STEPS, schedule.total(len(rows))), workers=0)
     copy = deepcopy(student)
-    for _ in steps(teacher, copy, {}, rows, objective=KD(), schedule=short):
+    records = steps(teacher, copy, {}, rows, objective=KD(), schedule=short)
+    for _ in show_progress(records, "KD before the search", console or Plain()):
         pass
     found = search_mapping(teacher, copy, rows, pairs=PAIRS, seed=schedule.seed, controls=controls)
     if not found.mapping:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.alignment.after_kd import SEARCH, search_after_kd
 from distill.alignment.mapping_search import mapping_as_text
+from distill.alignment.search_mapping import CONTROLS
 from distill.cli.fit_command import COMMAND, FitCommand, folder_of
 from distill.cli.loading import load_task_and_teacher
 from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
@@ -146,7 +147,7 @@ def _search(
     kept = folder / "mapping.json"
     if kept.exists():
         return parse_mapping(read_json(kept, f"start the run anew: distill fit --output {folder}-2")["mapping"])
-    found = search_after_kd(teacher, student, task.train, schedule).search
+    found = search_after_kd(teacher, student, task.train, schedule, controls=CONTROLS, console=console).search
     assert found is not None
     found.plot().savefig(folder / "mapping.png")
     write_json(kept, found.to_dict())

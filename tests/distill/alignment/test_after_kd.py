@@ -30,11 +30,11 @@ def few_pairs(monkeypatch):
 def test_the_student_and_the_random_numbers_are_left_as_they_were():
     teacher, student = couple()
     before, state = weights(student), torch.random.get_rng_state()
-    one = search_after_kd(teacher, student, images(40), SHORT)
+    one = search_after_kd(teacher, student, images(40), SHORT, console=QUIET)
     assert same(weights(student), before)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert student.training == teacher.training
-    other = search_after_kd(teacher, student, images(40), SHORT)
+    other = search_after_kd(teacher, student, images(40), SHORT, console=QUIET)
     assert one.search is not None
     assert one.search.to_dict() == other.search.to_dict()
     assert one.settings == {"mapping": one.search.to_dict()["mapping"], "steps": 4, "pairs": 60}
@@ -42,7 +42,7 @@ def test_the_student_and_the_random_numbers_are_left_as_they_were():
 
 def test_the_copy_makes_the_first_steps_of_kd():
     teacher, student = couple()
-    found = search_after_kd(teacher, student, images(40), SHORT).search
+    found = search_after_kd(teacher, student, images(40), SHORT, console=QUIET).search
     fit(teacher, student, {}, images(40), objective=KD(), schedule=SHORT, console=QUIET)
     again = after_kd.search_mapping(teacher, student, images(40), pairs=60, seed=0, controls=())
     assert found.to_dict() == again.to_dict()
@@ -52,7 +52,7 @@ def test_a_training_with_the_mapping_that_is_found_is_the_same(tmp_path):
     teacher, student = couple()
     settings = dict(objective=[KD(), DIITO()], schedule=SHORT, console=QUIET)
     searched = fit(teacher, student, "search", images(40), output_dir=tmp_path / "a", **settings)
-    mapping = search_after_kd(teacher, couple()[1], images(40), SHORT).sides
+    mapping = search_after_kd(teacher, couple()[1], images(40), SHORT, console=QUIET).sides
     assert mapping
     plain = fit(teacher, couple()[1], mapping, images(40), **settings)
     assert [record.loss for record in searched.records] == [record.loss for record in plain.records]
@@ -70,7 +70,7 @@ def test_a_resumed_run_takes_the_mapping_that_it_had(tmp_path, monkeypatch):
     whole = fit(teacher, student, "search", images(40), output_dir=tmp_path / "a", **settings)
     (tmp_path / "a" / "result.json").unlink()  # as a run that was stopped after its step 2
     shutil.rmtree(tmp_path / "a" / "checkpoints" / "step-0000004")
-    monkeypatch.setattr(after_kd, "search_after_kd", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(after_kd, "search_after_kd", lambda *_, **__: pytest.fail("searched again"))
     again = fitting(teacher, couple()[1], "search", images(40), output_dir=tmp_path / "a", resume=True, **settings)
     assert same(weights(again.student), weights(whole.student))
     assert again.settings["search"] == whole.settings["search"]

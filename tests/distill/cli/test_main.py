@@ -216,7 +216,7 @@ def test_a_mapping_is_searched_once_for_all_students_and_kept(teacher, csv, tmp_
     assert {each["mapping"][0] for each in settings} == {kept["mapping"].replace("~", " ↔ ")}
     before = json.loads((run / "result.json").read_text())
     assert before["settings"]["mapping"] == kept["mapping"]
-    monkeypatch.setattr("distill.cli.fit.search_after_kd", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("distill.cli.fit.search_after_kd", lambda *_, **__: pytest.fail("searched again"))
     assert distill("fit", "--resume", run)[0] == 0
     after = json.loads((run / "result.json").read_text())
     assert [m["interchange"] for m in after["models"]] == [m["interchange"] for m in before["models"]]
