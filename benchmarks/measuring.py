@@ -11,7 +11,8 @@ the usual others. Beside the figures of each student stand
   is right and the other wrong;
 - `effective only`: the student by KD of the first seed, measured on effective pairs alone.
 
-One JSON line is appended to `measuring.json`, and `measuring.png` is drawn from the last one; `--plot` only draws.
+One JSON line is appended to `measuring.json`; `measuring.png` is drawn and the tables are printed from the last one,
+which is all that `--plot` does.
 """
 
 import argparse
@@ -19,10 +20,11 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -152,6 +154,42 @@ def lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
 
 
+def written(found: list[float]) -> str:
+    return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
+
+
+def table(heading: str, rows: Iterable[Sequence[str]]) -> str:
+    columns = heading.count("|") + 1
+    return "\n".join([f"| {heading} |", f"|{' --- |' * columns}", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def table_of_kinds(record: dict[str, Any]) -> str:
+    """Effective IIA of both students under each kind, means over the seeds, and the differences seed by seed."""
+    rows = []
+    for kind in record["untrained"]:
+        cells = {name: [run["students"][name]["kinds"][kind] for run in record["runs"]] for name in OBJECTIVES}
+        means = [fmean(each["effective"][0] for each in cells[name]) for name in OBJECTIVES]
+        gains = [run["difference"][kind]["effective"][0] for run in record["runs"]]
+        rate, nothing = cells["KD"][0]["effect_rate"], fmean(each["do_nothing"] for each in cells["KD"])
+        name = f"{kind} (trained)" if kind == "as mapped" else kind
+        untrained = record["untrained"][kind]["effective"][0]
+        figures = (f"{each:.3f}" for each in (rate, nothing, untrained, *means))
+        rows.append((name, *figures, ", ".join(f"{gain:+.3f}" for gain in gains)))
+    return table("kind | effect rate | do nothing | untrained | KD | KD + DIITO | difference, seed by seed", rows)
+
+
+def table_of_intervals(record: dict[str, Any]) -> str:
+    """Intervals that know which images rows share, and those that know of bases alone."""
+    kinds, rows = record["runs"][0]["students"]["KD"]["kinds"], []
+    for kind in ("as mapped", "answering token", "attention heads", "mlp output"):
+        for name in ("iia", "effective"):
+            knowing, by_base = kinds[kind][name], kinds[kind]["by base"][name]
+            times = (knowing[2] - knowing[1]) / (by_base[2] - by_base[1])
+            label = f"{kind}: {'IIA' if name == 'iia' else name}"
+            rows.append((label, written(knowing), written(by_base), f"{times:.1f} ×"))
+    return table("figure | by images | by base alone | by images, as wide as by base", rows)
+
+
 BASE, SOURCE, INK = "#4477aa", "#ee7733", "#333333"
 TOKENS, SWAPPED = 5, 3
 BARS = {
@@ -245,13 +283,15 @@ def plot(record: dict[str, Any]) -> Picture:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--plot", action="store_true", help="draw the last line of the file alone")
+    parser.add_argument("--plot", action="store_true", help="draw and print the last line of the file alone")
     given = parser.parse_args()
     if not given.plot:
         record = measure(given.seeds)
         with FILE.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    plot(lines()[-1]).savefig(FILE.with_suffix(".png"))
+    latest = lines()[-1]
+    plot(latest).savefig(FILE.with_suffix(".png"))
+    print(table_of_kinds(latest), table_of_intervals(latest), sep="\n\n")
 
 
 if __name__ == "__main__":
