@@ -260,6 +260,17 @@ def dropping(layers: int = 4) -> nn.Module:
     return bert(layers, dropout=0.3)
 
 
+class Drawing(nn.Module):
+    """A network that draws from the default generators whenever it runs, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp()
+
+    def forward(self, inputs):
+        return self.inner(inputs + torch.randn(6) * np.random.uniform(0.1, 0.2) * random.uniform(0.1, 0.2))
+
+
 FAMILIES = {
     "bert": (dropping, text, INNER, lambda: [KD(), DIITO()]),
     "vit": (vit, images, INNER, lambda: [KD(), DIITO(), Cosine()]),
@@ -270,11 +281,12 @@ FAMILIES = {
     "t5": (t5, lambda: t5_rows(), {}, lambda: [Labels()]),
     "cnn": (CNN, images, {}, lambda: [KD(), BSS(), FitNets({Location(module="conv1"): Location(module="conv2")})]),
     "lstm": (LSTM, lambda: text(shortest=6, longest=6), {}, lambda: [Labels(), KD()]),
+    "drawing": (Drawing, vectors, {}, lambda: [KD(), Labels()]),
     "mlp": (mlp, vectors, HALF, lambda: [KD(), DIITO(), CRD(4, 8)]),
 }
 CASES = [
-    name if name in ("bert", "cnn", "mlp") else pytest.param(name, marks=pytest.mark.full)
-    for name in ("bert", "vit", "gpt2", "gpt2_lm", "llama", "masked_lm", "t5", "lstm", "cnn", "mlp")
+    name if name in ("bert", "cnn", "drawing", "mlp") else pytest.param(name, marks=pytest.mark.full)
+    for name in ("bert", "vit", "gpt2", "gpt2_lm", "llama", "masked_lm", "t5", "lstm", "cnn", "drawing", "mlp")
 ]
 
 
@@ -313,7 +325,7 @@ def test_the_default_generator_of_python_is_as_before(pytestconfig):
     if pytestconfig.getoption("--full"):
         pytest.skip("beartype draws from it in the full tier")
     before = random.getstate()
-    ratio_of(mlp, vectors(), HALF, steps=2)
+    ratio_of(Drawing, vectors(), {}, other=Labels(), steps=2)
     assert random.getstate() == before
 
 
