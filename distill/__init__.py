@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from distill.alignment.mapping_search import MappingSearch
     from distill.alignment.search import Search, search_alignment
     from distill.alignment.search_mapping import search_mapping
+    from distill.auditing.audit import audit
+    from distill.auditing.result import Audit
     from distill.causal.model import CausalModel
     from distill.chain import chain
     from distill.data.rows import Rows
@@ -88,6 +90,7 @@ __all__ = [
     "PKD",
     "Alignment",
     "Answer",
+    "Audit",
     "Augmented",
     "CausalLM",
     "CausalModel",
@@ -132,6 +135,7 @@ __all__ = [
     "TrainingPath",
     "accuracy",
     "align",
+    "audit",
     "calibration",
     "chain",
     "evaluate",
@@ -166,6 +170,8 @@ _NAMES = {
     "distill.alignment.mapping_search": "MappingSearch",
     "distill.alignment.search": "Search search_alignment",
     "distill.alignment.search_mapping": "search_mapping",
+    "distill.auditing.audit": "audit",
+    "distill.auditing.result": "Audit",
     "distill.causal.model": "CausalModel",
     "distill.chain": "chain",
     "distill.data.rows": "Rows",

@@ -24,8 +24,8 @@ ORDER = {
         metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models tasks teachers interchange
-        students objectives training evaluation metrics alignment results fit prospects specialists mutual chain teach
-        compat cli""".split(),
+        students objectives training evaluation metrics alignment auditing results fit prospects specialists mutual
+        chain teach compat cli""".split(),
 }
 MOST_FILES = 20
 MOST_LINES = 400
@@ -104,6 +104,13 @@ TESTED_BY = {
     "distill/evaluation/labelled_answers.py": "tests/distill/evaluation/test_metrics.py",
     **{f"distill/alignment/{name}.py": "tests/distill/alignment/test_align.py" for name in ("fitting", "learning")},
     "distill/alignment/crossed_interchanges.py": "tests/distill/alignment/test_search_mapping.py",
+    **{
+        f"distill/auditing/{name}.py": "tests/distill/auditing/test_audit.py"
+        for name in ("controls", "differences", "interchanges", "result")
+    },
+    "distill/auditing/answers.py": "tests/distill/auditing/test_behaviour.py",
+    "distill/auditing/exchanges.py": "tests/distill/auditing/test_parts.py",
+    "distill/auditing/pictures.py": "tests/distill/auditing/test_page.py",
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     **{
         f"distill/cli/{name}.py": "tests/distill/cli/test_main.py"
@@ -156,6 +163,7 @@ TESTED_BY = {
     },
     "distill/results.py": "tests/distill/cli/test_report.py",
     "distill/storage/files.py": "tests/faults/test_corruption.py",
+    "distill/storage/pages.py": "tests/distill/cli/test_report.py",
     "distill/storage/locks.py": "tests/faults/test_two_at_once.py",
     "distill/tasks/causal/equality.py": "tests/distill/causal/test_model.py",
     "distill/tasks/causal/mqnli_files.py": "tests/distill/tasks/causal/test_mqnli.py",

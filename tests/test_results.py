@@ -80,6 +80,12 @@ def same_networks() -> distill.Headroom:
     return distill.headroom(network, network, vectors(), {place: place}, steps=0, batches=2, objective=objective)
 
 
+def audited(**settings: Any) -> distill.Audit:
+    other = mlp()
+    torch.nn.init.normal_(other[2].weight, generator=torch.Generator().manual_seed(0))
+    return distill.audit(mlp(), other, vectors(12), pairs=4, examples=4, **settings)
+
+
 WHOLE: dict[str, Callable[[], Result]] = {
     "Grid": grid_of,
     "Grid with empty cells": lambda: grid_of("bert", positions=[0, 4]),
@@ -97,6 +103,7 @@ WHOLE: dict[str, Callable[[], Result]] = {
     ),
     "Headroom": room,
     "TrainingPath": path,
+    "Audit": audited,
     "Calibration": calibrated,
     "Calibration without bins": lambda: Calibration(0.05, Share(0.9, 0.88, 0.92, 1000), 0.95),
 }
@@ -106,6 +113,7 @@ EMPTY: dict[str, Callable[[], Result]] = {
     "Evaluation": lambda: Evaluation(None, None, "nothing was measured: no rows"),
     "FitResult": lambda: FitResult(nn.Linear(2, 2), (), Evaluation(None, None)),
     "Headroom": lambda: same_networks(),
+    "Audit": lambda: replace(audited(), parts=(), depths=()),
 }
 
 

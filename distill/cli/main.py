@@ -217,6 +217,36 @@ def headroom(
 
 
 @app.command()
+def audit(
+    original: Annotated[str, typer.Argument(help="The original: the folder of a saved model, or its name on the hub.")],
+    compressed: Annotated[str, typer.Argument(help="The compressed model, or adapters of peft, in the same way.")],
+    data: Annotated[
+        str, typer.Option(help="A .csv, .tsv, .jsonl or .txt file of texts, all of its rows, or the name of a task.")
+    ],
+    text: Text = None,
+    label: Label = None,
+    slice_by: Annotated[
+        str | None, typer.Option("--slice", help="A column of the file: agreement by its values.")
+    ] = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="Blocks that stand for each other, as 0~0 3~1; by default found by weights.")
+    ] = None,
+    max_length: MaxLength = None,
+    examples: Annotated[int, typer.Option(help="Rows on which the parts are exchanged one by one.")] = 256,
+    pairs: Annotated[int, typer.Option(help="How many pairs of rows are interchanged.")] = 500,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="A new folder for the page; runs/audit-… by default.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare a compressed model with its original: whether it is the same computation, and where it is not."""
+    from distill.cli.audit import AuditOptions, run_audit
+
+    options = AuditOptions(text, label, slice_by, mapping, max_length, examples, pairs, seed)
+    with _exit_on_interrupt():
+        run_audit(original, compressed, data, options, output)
+
+
+@app.command()
 def teach(
     output: Annotated[Path, typer.Option(help="A new folder for the teacher.")],
     task: Task = None,

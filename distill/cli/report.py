@@ -1,17 +1,12 @@
 """The comparison of a teacher with its students: a table, `result.json`, and an HTML page that needs no other file."""
 
-import base64
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -25,10 +20,10 @@ from distill.interchange.mapping import depth
 from distill.results import FitResult, curves
 from distill.statistics.intervals import Share
 from distill.storage.files import write, write_json
-from distill.training.fingerprints import versions
+from distill.storage.pages import embedded, page, table
+from distill.training.fingerprints import environment
 from interventions import printable
 
-PACKAGES = ("causal-distillation", "torch", "transformers", "accelerate", "numpy")
 HEADINGS = (
     "layers",
     "parameters",
@@ -128,13 +123,10 @@ class Report:
 
     def html(self) -> str:
         """Return the HTML page, with its pictures inside."""
-        head = "".join(f"<th>{escape(heading)}</th>" for heading in ("", *HEADINGS))
-        cells = [(each.name, *each.cells()) for each in self.models]
-        rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in cells)
         parts = [
             f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
             f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out{_majority_of(self.task)}.</p>",
-            f"<table><tr>{head}</tr>{rows}</table>",
+            table(("", *HEADINGS), ((each.name, *each.cells()) for each in self.models)),
             f"<p class=note>{escape(LEGEND)}</p>",
             *self._pictures(),
             "<h2>Interchange accuracy for each entry of the mapping</h2>",
@@ -148,7 +140,7 @@ class Report:
             f"<pre>{escape(json.dumps(self.settings, indent=1, default=str))}</pre>",
             f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in environment().items()))}</p>",
         ]
-        return printable(PAGE.format(policy=POLICY, style=STYLE, title=escape(self.title), body="\n".join(parts)))
+        return page(self.title, parts)
 
     def _pictures(self) -> list[str]:
         trained = {each.name: each.fit.records for each in self.models if each.fit is not None and each.fit.records}
@@ -186,22 +178,6 @@ def _majority_of(task: Task) -> str:
     return " without labels" if task.majority is None else f"; the most common class is {task.majority:.1%} of them"
 
 
-def environment() -> dict[str, str]:
-    """Return the device and the versions of packages, on which figures depend."""
-    return {"device": _device(), **versions(PACKAGES)}
-
-
-def embedded(figure: Figure) -> str:
-    """Return a figure as an `<img>` that needs no other file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
-
-
 def _share(share: Share | None) -> str:
     return "" if share is None else str(share)
 
@@ -225,23 +201,3 @@ LEGEND = (
     "student would reach "
     "that ignores the interchange, or runs the source instead."
 )
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1240px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto }
-th, td { padding: .3em .6em; font-size: 14px; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-pre { background: #f6f6f6; padding: .8em; overflow-x: auto; font-size: 12.5px }
-img { max-width: 100% }
-.note { color: #666; font-size: 13px }
-"""
-POLICY = (
-    "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "
-    f"style-src 'sha256-{base64.b64encode(sha256(STYLE.encode()).digest()).decode()}'"
-)
-"""What a browser may do for the page: show its pictures, and this style; no script, and nothing from elsewhere."""
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title><style>{style}</style></head><body>
-{body}
-</body></html>
-"""

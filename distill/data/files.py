@@ -110,10 +110,17 @@ def clusters_in(path: str | Path, column: str) -> Int[Tensor, " rows"]:
     return torch.tensor([numbers[value] for value in values])
 
 
-def rows_of(data: str | Path, tokenizer: Any, max_length: int | None = None) -> Rows:
+def rows_of(
+    data: str | Path,
+    tokenizer: Any,
+    max_length: int | None = None,
+    *,
+    text: str | None = None,
+    label: str | None = None,
+) -> Rows:
     """Return all rows of a file, its classes in sorted order until a model numbers them."""
     _check_readable(data, tokenizer)
-    texts, labels = labelled(data)
+    texts, labels = labelled(data, text, label)
     names = None if labels is None else ranked(labels)
     rows = tokenize_texts(tokenizer, texts, None if names is None else _numbers(labels, names), max_length)
     return Rows(rows.table, rows.pad_id, rows.padding_side, rows.pads, names)

@@ -127,7 +127,13 @@ def calibration(
             confidence, chosen = logits.cpu().double().softmax(-1).max(-1)  # in float32 sure answers would all be 1
             confidences.append(confidence)
             correct.append(chosen == labels.cpu())
-    confidence, right = torch.cat(confidences), torch.cat(correct)
+    return calibration_of(torch.cat(confidences), torch.cat(correct), bins)
+
+
+def calibration_of(
+    confidence: Float[Tensor, " examples"], right: Shaped[Tensor, " examples"], bins: int = 15
+) -> Calibration:
+    """Return the calibration of answers: the confidence of each, and whether it was right."""
     error = expected_calibration_error(confidence, right, bins)
     return Calibration(
         float(error),

@@ -1,5 +1,6 @@
 """Loading and saving of models, encoders and tokenizers, in folders and from the hub."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from distill.data.trained_on import save_split
 from distill.errors import DistillError
 from distill.models.preprocessors import preprocessors_of, save_preprocessors
 from distill.storage.files import MANIFEST, check_folder_whole, new_folder, save_into
+
+ADAPTERS = "adapter_config.json"
 
 
 @contextmanager
@@ -62,6 +65,34 @@ def load_classifier(name: str | Path) -> nn.Module:
     Raises:
         DistillError: no model there, or one without a trained classifier.
     """
+    kinds = _architectures(name, "teacher", "give a folder made by save_pretrained, e.g. by distill teach")
+    kind = next((each for each in kinds if "Classification" in each), None)
+    if kind is None:
+        raise DistillError(
+            f"{str(name)!r} holds {kinds[0] if kinds else 'a model'}, which has no classifier; fine-tune one first: "
+            f"distill teach --task sst2 --from {name} --output teacher."
+        )
+    return _load(name, kind, "teacher")
+
+
+def load_model(name: str | Path) -> nn.Module:
+    """Return a model of any kind that was saved by transformers, or by peft as adapters, by its folder or name.
+
+    Raises:
+        DistillError: no model there, or one whose class transformers does not have.
+    """
+    if (Path(name) / ADAPTERS).is_file():
+        return _load_adapted(Path(name))
+    kinds = _architectures(name, "model", "give a folder made by save_pretrained")
+    if not kinds:
+        raise DistillError(
+            f"model {str(name)!r} names no class in its config.json; save it again: model.save_pretrained(…)."
+        )
+    return _load(name, kinds[0], "model")
+
+
+def _architectures(name: str | Path, what: str, way_out: str) -> Sequence[str]:
+    """Return the names of the classes that a saved model is of."""
     import transformers
 
     check_folder_whole(
@@ -70,21 +101,46 @@ def load_classifier(name: str | Path) -> nn.Module:
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        raise DistillError(f"{what} {str(name)!r} cannot be loaded: {_first_line(error)}; {way_out}.") from error
+    return config.architectures or ()
+
+
+def _load(name: str | Path, kind: str, what: str) -> nn.Module:
+    """Return a saved model of a class of transformers, in eval mode."""
+    import transformers
+
+    loader = getattr(transformers, kind, None)
+    if loader is None:
         raise DistillError(
-            f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}; give a folder made by save_pretrained, "
-            "e.g. by distill teach."
-        ) from error
-    kinds: Sequence[str] = config.architectures or ()
-    kind = next((each for each in kinds if "Classification" in each), None)
-    if kind is None:
-        raise DistillError(
-            f"{str(name)!r} holds {kinds[0] if kinds else 'a model'}, which has no classifier; fine-tune one first: "
-            f"distill teach --task sst2 --from {name} --output teacher."
+            f"{what} {str(name)!r} is a {kind}, which transformers {transformers.__version__} does not have; load it "
+            "with its own code, and call distill.audit(original, compressed, data) in Python."
         )
     try:
-        return getattr(transformers, kind).from_pretrained(name).eval()
-    except (OSError, ValueError) as error:
-        raise DistillError(f"teacher {str(name)!r} cannot be loaded: {_first_line(error)}.") from error
+        with hide_progress_bars():
+            return loader.from_pretrained(name).eval()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise DistillError(f"{what} {str(name)!r} cannot be loaded: {_first_line(error)}.") from error
+
+
+def _load_adapted(folder: Path) -> nn.Module:
+    """Return a model with the adapters of peft in a folder, on the model that they were trained on."""
+    try:
+        import peft
+    except ImportError as error:
+        raise DistillError(f"{folder} holds adapters of peft, which is not installed: pip install peft.") from error
+    try:
+        base = json.loads((folder / ADAPTERS).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except ValueError as error:
+        raise DistillError(f"{folder / ADAPTERS} is no JSON: {_first_line(error)}; save the adapters again.") from error
+    if not base:
+        raise DistillError(
+            f"{folder / ADAPTERS} does not say which model the adapters belong to; merge them, "
+            "model.merge_and_unload().save_pretrained(…), or write base_model_name_or_path into it."
+        )
+    try:
+        return peft.PeftModel.from_pretrained(load_model(base), folder).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DistillError(f"model {str(folder)!r} cannot be loaded: {_first_line(error)}.") from error
 
 
 def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:

@@ -29,6 +29,7 @@ from distill.teachers.served import Served
 from interventions import Subspace
 
 PACKAGES = ("torch", "transformers", "accelerate", "causal-distillation")
+REPORTED = ("causal-distillation", "torch", "transformers", "accelerate", "numpy")
 SOURCES = "public names"
 """The key under which fingerprints say which version of our own sources they were made from."""
 SOURCES_NOW = "6"
@@ -154,6 +155,12 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
         with suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
+
+
+def environment() -> dict[str, str]:
+    """Return the device and the versions of packages, on which figures depend."""
+    threads = f"cpu, {torch.get_num_threads()} threads"
+    return {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else threads, **versions(REPORTED)}
 
 
 def _short(value: Any) -> str:
