@@ -302,8 +302,8 @@ def test_places_of_other_positions_are_never_compared():
         ({"teacher": SUM}, r"places of two networks.*search_alignment\(causal_model, network\)"),
         ({"teacher": LSTM()}, r"the teacher, LSTM, has no blocks that repeat; name the places of both: .*places="),
         ({"student": CNN()}, r"the student, CNN, has no blocks that repeat; name the places of both: .*places="),
-        ({"kinds": "mlp_output"}, r"kinds='mlp_output' is no kind of interchange; give one, several or \{name: kind\}"),
-        ({"kinds": []}, r"kinds=\[\] is no kind of interchange"),
+        ({"kinds": "mlp_output"}, r"kinds='mlp_output' are no kinds of interchange; use kinds='usual', or \{"),
+        ({"kinds": []}, r"kinds=\[\]\) has no kind of interchange; leave kinds out"),
         (
             {"teacher": Adder(1), "student": Adder(1), "data": numbers(), "kinds": Kind(SAME, site="mlp_output")},
             "the teacher has no mlp_output at block_output.0",
