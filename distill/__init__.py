@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from distill.auditing.result import Audit
     from distill.causal.model import CausalModel
     from distill.chain import chain
+    from distill.comparison.compare import compare
+    from distill.comparison.compared_figure import ComparedFigure
+    from distill.comparison.comparison import Comparison
     from distill.data.rows import Rows
     from distill.data.task import Task
     from distill.data.token_alignment import TokenAlignment
@@ -65,6 +68,8 @@ if TYPE_CHECKING:
     from distill.results import FitResult
     from distill.specialists.specialists import Specialists
     from distill.statistics.intervals import Estimate, Share
+    from distill.statistics.mcnemar import Discordance
+    from distill.statistics.over_runs import OverRuns
     from distill.students.from_layers import from_layers
     from distill.students.from_width import from_width
     from distill.teach import teach, teacher_of
@@ -94,8 +99,11 @@ __all__ = [
     "Augmented",
     "CausalLM",
     "CausalModel",
+    "ComparedFigure",
+    "Comparison",
     "Cosine",
     "Crossway",
+    "Discordance",
     "DistilBERT",
     "DistillError",
     "Ensemble",
@@ -115,6 +123,7 @@ __all__ = [
     "NoisyTeacher",
     "Objective",
     "Outcome",
+    "OverRuns",
     "Ramp",
     "Record",
     "Retries",
@@ -138,6 +147,7 @@ __all__ = [
     "audit",
     "calibration",
     "chain",
+    "compare",
     "evaluate",
     "fit",
     "from_layers",
@@ -174,6 +184,9 @@ _NAMES = {
     "distill.auditing.result": "Audit",
     "distill.causal.model": "CausalModel",
     "distill.chain": "chain",
+    "distill.comparison.compare": "compare",
+    "distill.comparison.compared_figure": "ComparedFigure",
+    "distill.comparison.comparison": "Comparison",
     "distill.data.rows": "Rows",
     "distill.data.task": "Task",
     "distill.data.token_alignment": "TokenAlignment",
@@ -182,6 +195,8 @@ _NAMES = {
     "distill.evaluation.evaluate": "Evaluation accuracy_under evaluate",
     "distill.evaluation.interchange_accuracy": "interchange_accuracy",
     "distill.statistics.intervals": "Estimate Share",
+    "distill.statistics.mcnemar": "Discordance",
+    "distill.statistics.over_runs": "OverRuns",
     "distill.evaluation.linear_probe": "linear_probe",
     "distill.evaluation.metrics": "accuracy",
     "distill.evaluation.interchange_result": "InterchangeAccuracy",

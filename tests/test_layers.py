@@ -24,8 +24,8 @@ ORDER = {
         metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models tasks teachers interchange
-        students objectives training evaluation metrics alignment auditing results fit prospects specialists mutual
-        chain teach compat cli""".split(),
+        students objectives training evaluation metrics alignment auditing results comparison fit prospects
+        specialists mutual chain teach compat cli""".split(),
 }
 MOST_FILES = 20
 MOST_LINES = 400

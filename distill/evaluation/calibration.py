@@ -121,7 +121,7 @@ def calibration(
     """
     confidences, correct = [], []
     with answered((model,), answers):
-        for logits, labels in labelled_answers(model, data, batch_size, "calibration"):
+        for logits, labels, _ in labelled_answers(model, data, batch_size, "calibration"):
             if logits.shape[-1] < 2:
                 raise DistillError("calibration is of classes, and this model has one output; use it for a classifier.")
             confidence, chosen = logits.cpu().double().softmax(-1).max(-1)  # in float32 sure answers would all be 1

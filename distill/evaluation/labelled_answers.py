@@ -34,8 +34,10 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return logits
 
 
-def labelled_answers(model: nn.Module, data: Any, batch_size: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield for each batch the logits `[answers, classes]` and the classes of all answers that have a label.
+def labelled_answers(
+    model: nn.Module, data: Any, batch_size: int, what: str
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield for each batch the logits `[answers, classes]`, the classes and the rows of all answers that have a label.
 
     The answer of a causal language model at a token is for the next token; padding has no label.
 
@@ -69,7 +71,7 @@ def labelled_answers(model: nn.Module, data: Any, batch_size: int, what: str) ->
             labelled = labelled or bool(counted.any())
             check_labels(labels[counted], logits.shape[-1], what)
             check_answers(logits[counted], what)
-            yield logits[counted], labels[counted]
+            yield logits[counted], labels[counted], rows[counted.cpu().nonzero()[:, 0]]
     if not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 

@@ -83,7 +83,7 @@ def accuracy(
         )
     right = total = 0
     with answered((model,), answers):
-        for logits, labels in labelled_answers(model, data, batch_size, "accuracy"):
+        for logits, labels, _ in labelled_answers(model, data, batch_size, "accuracy"):
             right += int((logits.argmax(-1) == labels).sum())
             total += len(labels)
     return wilson(right, total)

@@ -1,0 +1,157 @@
+"""Figures of several runs of one training, e.g. with other seeds, over the same pairs: means with their intervals.
+
+A figure of run s over pairs p varies with the run, with the pairs, and with both together,
+
+    y_sp = mean + α_s + β_p + ε_sp,
+
+so that the mean over S runs has the variance σ_α² / S + (that of β) + (that of ε) / S. The spread of the runs about
+their mean, s² / S, estimates the first and the third part; the variance of the mean over runs by what pairs share
+(`Sharing`) estimates the second and the third. Their sum has the third part twice, so it is taken off once: it is what
+pairs say of the deviation of each run from the mean, Σ_s var_p(y_s − mean) / S (S − 1) (the method of moments of a
+random two-way layout: Searle, Casella, McCulloch 1992, Variance Components, chapter 4). The interval takes the quantile
+of Student's t for Satterthwaite's degrees of freedom of the sum (1946, Biometrics Bulletin 2).
+
+A bootstrap that draws runs and clusters of pairs with replacement estimates the same variance with the third part more
+than once (Owen 2007, The pigeonhole bootstrap, Annals of Applied Statistics 1), and of two or three runs, as are usual
+here, it draws the same one again in a half or a quarter of its samples; Student's t is made for few.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, sqrt
+
+import torch
+
+from distill.statistics.figures import Figure
+from distill.statistics.intervals import Estimate, student_quantile
+from distill.statistics.sharing import Sharing
+
+TINY = 1e-12
+"""Of a value: what is smaller is rounding."""
+
+
+@dataclass(frozen=True)
+class OverRuns:
+    """A figure of one or several runs, or a difference of such figures, with its 95 % intervals.
+
+    Attributes:
+        estimate: the mean over the runs. Its interval is about other runs and other pairs; of one run it is about other
+            pairs alone.
+        runs: the figure of each run; empty for the difference of unequal numbers of runs.
+        over_seeds: the mean with the interval of Student's t over the runs alone, for these very pairs; None of one
+            run.
+    """
+
+    estimate: Estimate
+    runs: tuple[float, ...] = ()
+    over_seeds: Estimate | None = None
+
+    @property
+    def sd(self) -> float | None:
+        """The standard deviation over the runs; None of fewer than two."""
+        return sqrt(_variance(self.runs)) if len(self.runs) > 1 else None
+
+    def __str__(self) -> str:
+        return str(self.estimate)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of a variance, with its degrees of freedom."""
+
+    variance: float
+    degrees: float
+
+
+def of_runs(figures: Sequence[Figure], sharing: Sharing) -> OverRuns:
+    """Return the mean of the figures of several runs over the same pairs, with its intervals."""
+    return _over_runs([(1.0, figures)], sharing, tuple(each.value for each in figures))
+
+
+def difference_of_runs(one: Sequence[Figure], other: Sequence[Figure], sharing: Sharing) -> OverRuns:
+    """Return the figures of one minus those of another, over the same pairs.
+
+    Equal numbers of runs are paired by their place. Of unequal numbers the means are compared as Welch does (1947,
+    Biometrika 34). A single run beside several stands for itself: its interval knows of no other seed of it.
+    """
+    if len(one) == len(other):
+        return of_runs([a - b for a, b in zip(one, other, strict=True)], sharing)
+    return _over_runs([(1.0, one), (-1.0, other)], sharing, ())
+
+
+def mean_figure(figures: Sequence[Figure]) -> Figure:
+    """Return the mean of several figures over the same pairs."""
+    values = sum(each.value for each in figures) / len(figures)
+    return Figure(values, torch.stack([each.influence for each in figures]).mean(0))
+
+
+def _over_runs(groups: Sequence[tuple[float, Sequence[Figure]]], sharing: Sharing, runs: tuple[float, ...]) -> OverRuns:
+    """Return the sum over groups of their sign times the mean of their runs."""
+    means = [(sign, mean_figure(figures)) for sign, figures in groups]
+    value = sum(sign * mean.value for sign, mean in means)
+    influence = torch.stack([sign * mean.influence for sign, mean in means]).sum(0)
+    seeds = [_between(figures) for _, figures in groups if len(figures) > 1]
+    parts = [_over_pairs(influence, sharing), *seeds]
+    twice = sum(_left_over(figures, mean, sharing) for (_, figures), (_, mean) in zip(groups, means, strict=True))
+    variance = max(sum(each.variance for each in parts) - twice, *(each.variance for each in parts), 0.0)
+    over_seeds, n = None, sharing.independent
+    if seeds:
+        over_seeds = _estimate(value, seeds, sum(each.variance for each in seeds), min(len(each) for _, each in groups))
+    return OverRuns(_estimate(value, parts, variance, n), runs, over_seeds)
+
+
+def _estimate(value: float, parts: Sequence[_Part], variance: float, independent: float) -> Estimate:
+    """Return a value with the interval of its variance.
+
+    Args:
+        value: the figure.
+        parts: of the variance, whose degrees of freedom it has.
+        variance: of the figure.
+        independent: how many things vary on their own.
+    """
+    if variance <= (TINY * value) ** 2:
+        return _where_all_agree(value, independent)
+    if not isfinite(variance):
+        return Estimate(value, -inf, inf)
+    uncertainty = sum(each.variance**2 / each.degrees for each in parts)
+    half = student_quantile(variance**2 / uncertainty) * sqrt(variance)
+    return Estimate(value, value - half, value + half)
+
+
+def _where_all_agree(value: float, independent: float) -> Estimate:
+    """Return a value that all pairs and runs have, with an interval from where as many others might have none of it.
+
+    Its end towards 0 is that of Wilson's interval for a share of 1, n / (n + z²) for n independent examples: a
+    difference of 1 in each of ten pairs is not known to be 1 in all. A value of 0 is known to be 0, as of a model
+    compared with itself.
+    """
+    end = value * independent / (independent + student_quantile(independent - 1) ** 2)
+    return Estimate(value, min(value, end), max(value, end))
+
+
+def _between(figures: Sequence[Figure]) -> _Part:
+    """Return the variance of a mean over runs by the spread of the runs."""
+    return _Part(_variance([each.value for each in figures]) / len(figures), len(figures) - 1)
+
+
+def _over_pairs(influence: torch.Tensor, sharing: Sharing) -> _Part:
+    """Return the variance of a figure by what its pairs share."""
+    if not bool(influence.any()):
+        return _Part(0.0, inf)
+    found = sharing.spread(influence)
+    return _Part(found.variance, found.degrees)
+
+
+def _left_over(figures: Sequence[Figure], mean: Figure, sharing: Sharing) -> float:
+    """Return the variance of a mean over runs that is both in the spread of the runs and in that over pairs."""
+    if len(figures) < 2:
+        return 0.0
+    deviations = [_over_pairs(each.influence - mean.influence, sharing).variance for each in figures]
+    found = sum(deviations) / (len(figures) * (len(figures) - 1))
+    return found if isfinite(found) else 0.0
+
+
+def _variance(values: Sequence[float]) -> float:
+    """Return the variance of the values of which these are a sample."""
+    mean = sum(values) / len(values)
+    return sum((each - mean) ** 2 for each in values) / (len(values) - 1)
