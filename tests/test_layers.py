@@ -114,7 +114,7 @@ TESTED_BY = {
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     **{
         f"distill/cli/{name}.py": "tests/distill/cli/test_main.py"
-        for name in ("evaluate", "fit", "fit_command", "flags", "headroom", "loading", "options", "teach")
+        for name in ("compare", "evaluate", "fit", "fit_command", "flags", "headroom", "loading", "options", "teach")
     },
     "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",
     "distill/networks/sizes.py": "tests/faults/test_fuzz.py",
@@ -122,6 +122,11 @@ TESTED_BY = {
     "distill/compat/launch.py": "tests/distill/compat/test_xxs.py",
     "distill/compat/models.py": "tests/distill/compat/test_diito.py",
     "distill/compat/neurons.py": "tests/distill/compat/test_mappings.py",
+    **{
+        f"distill/comparison/{name}.py": "tests/distill/comparison/test_compare.py"
+        for name in ("compared_figure", "compared_kinds", "comparison", "labelled_rows", "samples", "trained_students")
+    },
+    "distill/comparison/picture.py": "tests/test_results.py",
     "distill/data/columns.py": "tests/distill/data/test_rows.py",
     "distill/data/draws.py": "tests/distill/training/test_readings.py",
     "distill/data/tables.py": "tests/distill/data/test_files.py",

@@ -86,6 +86,19 @@ def audited(**settings: Any) -> distill.Audit:
     return distill.audit(mlp(), other, vectors(12), pairs=4, examples=4, **settings)
 
 
+def compared(count: int = 2) -> distill.Comparison:
+    """Two students of an MLP, of one or of several seeds."""
+    place = Location(module="2", dims=range(4))
+    students = {name: [shifted(seed + i) for i in range(count)] for seed, name in ((1, "KD"), (5, "KD + interchange"))}
+    return distill.compare(mlp(8), students, {place: place}, vectors(30), kinds="usual", pairs=30)
+
+
+def shifted(seed: int) -> nn.Module:
+    network = mlp(8)
+    torch.nn.init.normal_(network[0].weight, generator=torch.Generator().manual_seed(seed))
+    return network
+
+
 WHOLE: dict[str, Callable[[], Result]] = {
     "Grid": grid_of,
     "Grid with empty cells": lambda: grid_of("bert", positions=[0, 4]),
@@ -102,6 +115,8 @@ WHOLE: dict[str, Callable[[], Result]] = {
         nn.Linear(2, 2), RECORDS, Evaluation(None, measured()), {"lr": 1e-3}, 1.0, Path("a")
     ),
     "Headroom": room,
+    "Comparison": compared,
+    "Comparison of one seed": lambda: compared(1),
     "TrainingPath": path,
     "Audit": audited,
     "Calibration": calibrated,
@@ -114,6 +129,7 @@ EMPTY: dict[str, Callable[[], Result]] = {
     "FitResult": lambda: FitResult(nn.Linear(2, 2), (), Evaluation(None, None)),
     "Headroom": lambda: same_networks(),
     "Audit": lambda: replace(audited(), parts=(), depths=()),
+    "Comparison": lambda: distill.Comparison((), {"KD": 1, "KD + interchange": 1}),
 }
 
 

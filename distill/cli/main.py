@@ -1,4 +1,4 @@
-"""The command line: `distill fit`, `evaluate`, `headroom`, `teach`, `objectives`, and how each exits."""
+"""The command line: `distill fit`, `evaluate`, `compare`, `headroom`, `teach`, `objectives`, and how each exits."""
 
 import os
 import sys
@@ -169,6 +169,24 @@ def evaluate(
     interchanges = InterchangeOptions(mapping, share=share)
     with _exit_on_interrupt():
         run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="The folders of finished `distill fit`, e.g. of other seeds.")],
+    pairs: Annotated[int, typer.Option(help="How many pairs of base and source.")] = 2000,
+    effective_only: Annotated[
+        bool, typer.Option("--effective-only", help="Take only pairs whose interchange changes the teacher's answer.")
+    ] = False,
+    seed: Seed = 0,
+    output: Annotated[Path | None, typer.Option(help="A new folder for compare.json and compare.png.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Compare the students of runs over the same rows and pairs: differences with intervals, by kind of interchange."""
+    from distill.cli.compare import run_compare
+
+    with _exit_on_interrupt():
+        run_compare(runs, pairs, seed, effective_only, output)
 
 
 @app.command()

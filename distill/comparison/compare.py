@@ -23,12 +23,12 @@ from distill.comparison.labelled_rows import labelled_rows
 from distill.comparison.samples import Sample, sample_of
 from distill.comparison.trained_students import TrainedStudent, mappings_of, students_of
 from distill.data.seeds import seed_of
-from distill.errors import DistillError, checked
-from distill.evaluation.interchange_accuracy import DRAWN, kind_of, measurement_of, placed_kinds
+from distill.errors import DistillError, NothingToMeasure, checked
+from distill.evaluation.interchange_accuracy import DRAWN, MAPPED, kind_of, measurement_of, placed_kinds
 from distill.evaluation.kind_measurement import MeasuredKind, refuse_nothing
 from distill.evaluation.measurement import counted
-from distill.interchange.kinds import Kind
-from distill.interchange.sources import Sources
+from distill.interchange.kinds import Kind, kinds_of
+from distill.interchange.sources import Shuffle, Sources
 from distill.models.inputs import uncompiled, vocabulary_of
 from distill.models.outputs import answered
 from distill.models.trials import translated
@@ -42,7 +42,7 @@ Measured = tuple[list[MeasuredKind], dict[str, str]]
 
 @checked
 def compare(
-    teacher: Model | Served,
+    teacher: Model | Served | CausalModel,
     students: Any,
     mapping: Any,
     data: Any = None,
@@ -104,6 +104,7 @@ def compare(
         )
     teacher, runs, data = uncompiled(teacher), students_of(students), as_read(data)
     mappings, own = mappings_of(mapping, list(runs)), kind_of(sources, positions)
+    _refuse_other_sources([each.model for of in runs.values() for each in of], {MAPPED: own, **kinds_of(kinds)})
     settings = {"pairs": pairs, "seed": seed, "batch_size": batch_size, "effective_only": effective_only}
     with torch.inference_mode(False), translated():
         measure = _Measure(teacher, data, own, kinds, exclude, answers, settings)
@@ -113,7 +114,6 @@ def compare(
             rows = held_out(data, first.model)
         labelled = labelled_rows(runs, rows, teacher, answers, batch_size)
     samples, missing = _samples(found)
-    _refuse_other_sources([each.model for of in runs.values() for each in of], samples)
     trained = {
         (name, sample.kind): _was_trained(runs[name], _kind_in(found[name][0][0], sample.kind))
         for name in runs
@@ -142,7 +142,8 @@ class _Measure:
     def __call__(self, student: TrainedStudent, mapping: Any) -> Measured:
         """Return the sums of one run under every kind, and why usual kinds are not among them."""
         with answered((self.teacher, student.model), self.answers):
-            refused = [each for each in (student.result, self.exclude) if each is not None]
+            trained_on = None if student.seen is None else student.result
+            refused = [each for each in (trained_on, self.exclude) if each is not None]
             for exclude in refused or [None]:
                 measurement = measurement_of(
                     self.teacher, student.model, mapping, self.data, exclude=exclude, **self.settings
@@ -172,8 +173,23 @@ def _samples(
     for kind in [each.placed.name for each in every[0][0] if each.placed.name not in missing]:
         of_kind = {name: [_of_kind(measured, kind) for measured, _ in runs] for name, runs in found.items()}
         samples.append(sample_of(kind, of_kind))
-    refuse_nothing(next(iter(samples[0].tallies.values()))[0])
+    _refuse_nothing(found, samples[0])
     return samples, missing
+
+
+def _refuse_nothing(found: Mapping[str, Sequence[Measured]], mapped: Sample) -> None:
+    """Raise NothingToMeasure where no counterfactual of the mapped kind is counted for a student, or for all."""
+    for name, runs in found.items():
+        try:
+            for measured, _ in runs:
+                refuse_nothing(measured[0].tally)
+        except NothingToMeasure as nothing:
+            raise NothingToMeasure(f"student {name!r}: {nothing}") from None
+    if not bool(next(iter(mapped.tallies.values()))[0].kept.any()):
+        raise NothingToMeasure(
+            "every interchange of this mapping is left out for one student or another, as it replaces all that its "
+            "answer depends on, or nothing; map a place that all of them read: {Location(2): Location(1)}."
+        )
 
 
 def _of_kind(measured: Sequence[MeasuredKind], kind: str) -> MeasuredKind:
@@ -190,14 +206,14 @@ def _was_trained(runs: Sequence[TrainedStudent], kind: Kind) -> bool | None:
     return any(known) if known else None
 
 
-def _refuse_other_sources(models: Sequence[Any], samples: Sequence[Sample]) -> None:
+def _refuse_other_sources(models: Sequence[Any], kinds: Mapping[str, Kind]) -> None:
     """Raise DistillError where sources are made of the tokens of students with different vocabularies."""
     sizes = sorted({str(vocabulary_of(each)) for each in models})
-    made = next((each.kind for each in samples if each.makes_sources), None)
+    made = next((name for name, kind in kinds.items() if not isinstance(kind.sources, Shuffle)), None)
     if made is not None and len(sizes) > 1:
         raise DistillError(
             f"kind {made!r} makes sources of other tokens for each vocabulary, and those of the students have the "
-            f"sizes {', '.join(sizes)}; name the tokens: InContext(0.3, words=torch.arange(1000))."
+            f"sizes {', '.join(sizes)}; leave it out: kinds={{'one token': Kind(Scattered(1))}}."
         )
 
 

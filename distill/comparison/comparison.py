@@ -147,20 +147,28 @@ class Comparison(Result):
 
     @printed
     def __str__(self) -> str:
-        rows = list(_table_rows(self))
-        label = max(len(heading) for heading, _, _ in rows) + 1
-        first, *others = self.students
-        values = [" " * label + "".join(f"{name:{WIDTH}}" for name in self.students).rstrip()]
-        differences = [" " * label + "".join(f"{f'{name} − {first}':{WIDTH}}" for name in others).rstrip()]
-        for heading, figure, kind in rows:
-            found = {name: self.find(figure, name, kind) for name in self.students} if figure else {}
-            cells = [_cell(found.get(name)) for name in self.students]
-            values.append(f"{heading:{label}}" + "".join(f"{cell:{WIDTH}}" for cell in cells).rstrip())
-            cells = [_difference_cell(found.get(name)) for name in others]
-            differences.append(f"{heading:{label}}" + "".join(f"{cell:{WIDTH}}" for cell in cells).rstrip())
-        parts = [*self.sentences.values(), "\n".join(each.rstrip() for each in differences)]
-        parts += ["\n".join(each.rstrip() for each in values), *_of_sample(self), *self.notes]
-        return "\n\n".join(parts)
+        return "\n\n".join([*self.sentences.values(), *_tables(self), *_of_sample(self), *self.notes])
+
+
+def _tables(comparison: Comparison) -> list[str]:
+    """Return the table of differences and that of the figures; none where nothing was compared."""
+    first, *others = comparison.students
+    rows = list(_table_rows(comparison))
+    if not rows:
+        return []
+    label = max(len(heading) for heading, _, _ in rows) + 1
+    differences = [("", [f"{name} − {first}" for name in others])]
+    values = [("", list(comparison.students))]
+    for heading, figure, kind in rows:
+        found = {name: comparison.find(figure, name, kind) for name in comparison.students} if figure else {}
+        differences.append((heading, [_difference_cell(found.get(name)) for name in others]))
+        if kind not in MEANS:
+            values.append((heading, [_cell(found.get(name)) for name in comparison.students]))
+
+    def line(heading: str, cells: list[str]) -> str:
+        return (f"{heading:{label}}" + "".join(f"{cell:{WIDTH}}" for cell in cells)).rstrip()
+
+    return ["\n".join(line(*row) for row in table) for table in (differences, values)]
 
 
 def _table_rows(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
@@ -181,7 +189,10 @@ def _table_rows(comparison: Comparison) -> Iterator[tuple[str, str, str]]:
 
 def _cell(found: ComparedFigure | None) -> str:
     """Return a figure as text, with a star where the student was trained on the kind."""
-    return "" if found is None else f"{found.value.estimate}{' *' if found.trained else ''}"
+    if found is None:
+        return ""
+    value, low, high = (f"{each:.3f}".replace("-0.000", "0.000") for each in vars(found.value.estimate).values())
+    return f"{value} [{low}, {high}]{' *' if found.trained else ''}"
 
 
 def _difference_cell(found: ComparedFigure | None) -> str:

@@ -143,11 +143,15 @@ def _where(group: str, count: int, beside: bool) -> str:
         beside: whether kinds that were trained on are there.
     """
     if group == TRAINED:
-        return "on the kind that was trained" if count == 1 else f"on the {count} kinds that were trained"
+        return "on the kind that was trained" if count == 1 else f"on average over the {count} kinds that were trained"
     if group == UNTRAINED and beside:
-        return "on the other kind" if count == 1 else f"on the {count} others"
+        return "on the other kind" if count == 1 else f"on average over the {count} others"
     untrained = ", which was not trained" if count == 1 else ", none of which was trained"
-    kinds = "on the kind of interchange that was measured" if count == 1 else f"on {count} kinds of interchange"
+    kinds = (
+        "on the kind of interchange that was measured"
+        if count == 1
+        else f"on average over {count} kinds of interchange"
+    )
     return kinds + (untrained if group == UNTRAINED else "")
 
 
