@@ -8,9 +8,10 @@ McNemar 1947, Psychometrika 12; exact as in Agresti 2002, Categorical Data Analy
 
 from dataclasses import dataclass, field
 
-from distill.errors import DistillError
+from distill.errors import DistillError, checked
 
 
+@checked
 @dataclass(frozen=True)
 class Discordance:
     """On how many answers two models differ in being right.
@@ -41,6 +42,6 @@ class Discordance:
 
 def _exact(won: int, lost: int) -> float:
     """Return the two-sided binomial probability of a split that is at least as uneven."""
-    from scipy.special import bdtr  # type: ignore[import-untyped]
+    from scipy.special import betainc  # type: ignore[import-untyped]
 
-    return min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5))) if won + lost else 1.0
+    return min(1.0, 2 * float(betainc(float(max(won, lost)), min(won, lost) + 1.0, 0.5))) if won + lost else 1.0

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,9 @@ import torch
 import transformers
 
 from distill.cli import main
+from distill.cli.compare import students_of_runs
+from distill.cli.fit_command import FitCommand
+from distill.cli.options import DataOptions, InterchangeOptions
 from distill.evaluation.evaluate import evaluate
 from distill.models.pretrained import load_classifier, load_tokenizer, save_teacher
 from distill.tasks import Recipe
@@ -120,6 +124,77 @@ def test_fit_then_evaluate(teacher, csv, tmp_path):
     status, alone, err = distill(*one)
     assert (status, err) == (0, "")
     assert f"{iia[0]['value']:.3f}" in alone
+
+
+def test_compare_the_students_of_runs(teacher, csv, tmp_path):
+    """Students of two seeds, on rows that none of them saw; written where a folder is named."""
+    for seed in (0, 1):
+        made = distill(
+            "fit", "--data", csv, "--teacher", teacher, "--output", tmp_path / f"r{seed}", "--seed", seed, *FIT
+        )
+        assert made[0] == 0, made[2]
+    runs, out = (tmp_path / "r0", tmp_path / "r1"), tmp_path / "found"
+    status, text, err = distill("compare", *runs, "--pairs", 30, "--output", out)
+    assert (status, err) == (0, "")
+    assert "Over 2 seeds, " in text
+    assert re.search(r"^ +KD \+ interchange − KD$", text, re.MULTILINE)
+    assert "  answering token" in text
+    told = json.loads((out / "compare.json").read_text())
+    assert told["runs"] == {"KD": 2, "KD + interchange": 2}
+    assert told["sentences"]["KD + interchange"] in text
+    assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
+    status, one, err = distill("compare", runs[0], "--pairs", 30)
+    assert (status, err) == (0, "")
+    assert "One training of each student" in one
+    status, _, err = distill("compare", *runs, "--output", out)
+    assert (status, err) == (
+        2,
+        f"distill: --output {out} exists; choose a new folder for compare.json and compare.png.\n",
+    )
+    told = json.loads((runs[0] / "command.json").read_text())
+    shutil.copytree(runs[0], tmp_path / "again")
+    refused = distill("compare", runs[0], tmp_path / "again")[2]
+    assert (
+        f"{runs[0]} and {tmp_path / 'again'} hold the same student, KD of seed 0, which counts once; name one"
+        in refused
+    )
+
+
+def command(**settings):
+    """The settings of a run, the data of which is a file."""
+    return FitCommand(**{"source": DataOptions(data="films.csv"), "teacher": "t", **settings})
+
+
+def test_which_students_are_seeds_of_one(tmp_path):
+    """Those of runs that differ in the seed alone, or in which students they have."""
+    a, b, c = (tmp_path / name for name in "abc")
+    found = students_of_runs({a: command(), b: command(seed=1, objective="kd"), c: command(temperature=3.0)})
+    assert found == {
+        "KD": [a / "kd", b / "kd"], "KD + interchange": [a / "diito"], "KD (c)": [c / "kd"],
+        "KD + interchange (c)": [c / "diito"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([{"objective": "kd"}], r"hold.? one student, KD, and nothing to compare it with; name a run of others too"),
+        ([{}, {"teacher": "u"}], r"has --teacher t and .*b has u, and students are compared on the same rows"),
+        ([{}, {"source": DataOptions(data="other.csv")}], r"has --data films.csv and .*b has other.csv"),
+        ([{}, {"interchanges": InterchangeOptions(share=0.5)}], r"has --share 0.3 and .*b has 0.5"),
+        ([{"teacher": None}, {"teacher": None, "seed": 1}], r"have other seeds and train teachers of their own"),
+        ([], r"nowhere holds no run of distill fit to compare; name its folder: distill compare RUN"),
+    ],
+)
+def test_runs_that_cannot_be_compared(settings, message, tmp_path):
+    folders = [tmp_path / name for name in "ab"[: len(settings)]] or [tmp_path / "nowhere"]
+    for folder, each in zip(folders, settings, strict=False):
+        folder.mkdir()
+        command(**each).write(folder)
+    status, _, err = distill("compare", *folders)
+    assert status == 2
+    assert re.search(message, err)
+    assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("sources", ["in-context", "shuffle"])
