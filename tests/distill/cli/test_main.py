@@ -147,17 +147,11 @@ def test_compare_the_students_of_runs(teacher, csv, tmp_path):
     assert (status, err) == (0, "")
     assert "One training of each student" in one
     status, _, err = distill("compare", *runs, "--output", out)
-    assert (status, err) == (
-        2,
-        f"distill: --output {out} exists; choose a new folder for compare.json and compare.png.\n",
-    )
-    told = json.loads((runs[0] / "command.json").read_text())
+    assert status == 2
+    assert err == f"distill: --output {out} exists; choose a new folder for compare.json and compare.png.\n"
     shutil.copytree(runs[0], tmp_path / "again")
     refused = distill("compare", runs[0], tmp_path / "again")[2]
-    assert (
-        f"{runs[0]} and {tmp_path / 'again'} hold the same student, KD of seed 0, which counts once; name one"
-        in refused
-    )
+    assert refused.startswith(f"distill: {runs[0]} and {tmp_path / 'again'} hold the same student, KD of seed 0, which")
 
 
 def command(**settings):
