@@ -69,12 +69,12 @@ class Depth:
 
     Attributes:
         stack: the stack; None where there is one.
-        layer: the block of the original.
+        layer: the block of the original; None for the answers of the compressed model itself, on the same rows.
         divergence: the mean divergence of the answers.
     """
 
     stack: str | None
-    layer: int
+    layer: int | None
     divergence: float
 
 
@@ -209,11 +209,12 @@ def _run_original(models: Models, columns: Mapping[str, Tensor], exchanges: list
 def _depths(layers: tuple[Layers, ...]) -> list[Exchange]:
     """Return the exchanges of the compressed model's own states after each block."""
     plain = Forced({})
-    return [
+    states = (
         Exchange("block_output", Location(i, stack=each.stack), Location(j, stack=each.stack), plain)
         for each in layers
         for i, j in each.pairs
-    ]
+    )
+    return [*states, Exchange("answers", None, None, plain)]
 
 
 def _part(exchange: Exchange, sums: Sums) -> Part:
@@ -231,6 +232,6 @@ def _part(exchange: Exchange, sums: Sums) -> Part:
 
 
 def _depth(exchange: Exchange, sums: Sums) -> Depth:
-    assert exchange.written is not None
-    assert exchange.written.layer is not None
-    return Depth(exchange.written.stack, exchange.written.layer, sums.divergence / max(1, sums.count))
+    at = exchange.written
+    divergence = sums.divergence / max(1, sums.count)
+    return Depth(None, None, divergence) if at is None else Depth(at.stack, at.layer, divergence)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import MaxNLocator
 
-from distill.auditing.behaviour import Behaviour
+from distill.auditing.answers import Kind
 from distill.auditing.parts import Depth, Part
 from distill.auditing.sentences import number
 from distill.errors import DistillError
@@ -20,7 +21,7 @@ MOST_CELLS = 400
 """The most cells that hold a number."""
 
 
-def draw_parts(parts: Sequence[Part], depths: Sequence[Depth], behaviour: Behaviour) -> Picture:
+def draw_parts(parts: Sequence[Part], depths: Sequence[Depth], kind: Kind) -> Picture:
     """Draw a map of the parts, a row for each block and a column for each part of it, beside the depths.
 
     Raises:
@@ -34,15 +35,18 @@ def draw_parts(parts: Sequence[Part], depths: Sequence[Depth], behaviour: Behavi
     values = np.full((len(rows), len(columns)), np.nan)
     for part in parts:
         values[rows.index(_row(part)), columns.index(_column(part))] = part.divergence
-    wide = max(4.0, 0.55 * len(columns) + 2.2)
-    figure = Picture(figsize=(wide + 3.0, max(2.2, 0.3 * len(rows) + 1.3)), dpi=110, layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[wide, 3.0], sharey=True)
+    wide, deep = max(4.0, 0.55 * len(columns) + 2.2), any(each.layer is not None for each in depths)
+    beside = 3.0 if deep else 0.0
+    figure = Picture(figsize=(wide + beside, max(2.2, 0.3 * len(rows) + 1.3)), dpi=110, layout="constrained")
+    axes = figure.subplots(1, 1 + deep, width_ratios=[wide, beside][: 1 + deep], sharey=True, squeeze=False)[0]
+    left = axes[0]
     most = float(np.nanmax(values))
-    _draw_map(left, values, most, LABELS[behaviour.kind])
+    _draw_map(left, values, most, LABELS[kind])
     left.set_yticks(range(len(rows)), [label(each) for each in rows], fontsize=8)
     left.set_xticks(range(len(columns)), columns, fontsize=7)
     left.set_title("one part of the compressed model in the original", fontsize=9)
-    _draw_depths(right, depths, rows, behaviour)
+    if deep:
+        _draw_depths(axes[1], depths, rows, kind)
     return figure
 
 
@@ -67,23 +71,28 @@ def _draw_map(axes: Axes, values: np.ndarray, most: float, unit: str) -> None:
         return
     for row, column in np.argwhere(np.isfinite(values)).tolist():
         value = float(values[row, column])
-        dark = most > 0 and value > most * 0.1
+        dark = most > 0 and value > most * 0.02
         text = number(value) if value == 0 or value >= 0.01 else f"{value:.0e}".replace("e-0", "e-")
         axes.text(column, row, text, ha="center", va="center", fontsize=6, color="w" if dark else "0.25")
 
 
-def _draw_depths(axes: Axes, depths: Sequence[Depth], rows: list[str], behaviour: Behaviour) -> None:
+def _draw_depths(axes: Axes, depths: Sequence[Depth], rows: list[str], kind: Kind) -> None:
     """Draw how far both models are apart after each block, and at the end."""
-    places = [rows.index(_block(each.stack, each.layer)) for each in depths]
-    axes.plot([each.divergence for each in depths], places, "o-", color="#4477aa", ms=3, lw=1)
-    axes.axvline(behaviour.divergence, color="#ee6677", ls="--", lw=1)
-    axes.annotate(
-        "answers", (behaviour.divergence, 0), (-3, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
-        fontsize=7, color="#ee6677", ha="right", va="bottom",
-    )  # fmt: skip
+    for stack in dict.fromkeys(each.stack for each in depths if each.layer is not None):
+        mine = [each for each in depths if each.layer is not None and each.stack == stack]
+        places = [rows.index(_block(each.stack, each.layer)) for each in mine]
+        axes.plot([each.divergence for each in mine], places, "o-", color="#4477aa", ms=3, lw=1)
+    answers = [each.divergence for each in depths if each.layer is None]
+    for value in answers:
+        axes.axvline(value, color="#ee6677", ls="--", lw=1)
+        axes.annotate(
+            "answers", (value, 0), (-3, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
+            fontsize=7, color="#ee6677", ha="right", va="bottom",
+        )  # fmt: skip
     axes.set_title("apart after each block", fontsize=9)
-    axes.set_xlabel(LABELS[behaviour.kind], fontsize=8)
-    axes.set_xlim(left=0)
+    axes.set_xlabel(LABELS[kind], fontsize=8)
+    axes.set_xlim(0, 1.08 * max(each.divergence for each in depths) or 1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(labelsize=7)
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -55,7 +55,7 @@ class Audit(Result):
         Raises:
             DistillError: no part was exchanged.
         """
-        return draw_parts(self.parts, self.depths, self.behaviour)
+        return draw_parts(self.parts, self.depths, self.behaviour.kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures and sentences as plain data, for JSON."""

@@ -13,7 +13,7 @@ MEASURES = {"classes": "KL {} nats", "values": "mean difference {}", "embeddings
 RARE = 0.05
 """The p-value below which the difference of two accuracies counts as one."""
 NEARLY, MOSTLY = 0.99, 0.9
-"""The lower ends of the interval of the agreement from which an answer is "nearly" and "mostly"."""
+"""The agreements that begin the answer with "Nearly" and "Mostly", if their whole interval is above them."""
 
 
 def percent(share: float) -> str:
@@ -103,6 +103,8 @@ def _verdict(behaviour: Behaviour, parts: Sequence[Part], untrained: Behaviour |
     if agreement is None:
         return f"Not to the last bit: over {count}, {measure}{scale}."
     word = "Nearly" if agreement.low >= NEARLY else "Mostly" if agreement.low >= MOSTLY else "No"
+    if agreement.low < MOSTLY < agreement.high:
+        word = "Perhaps mostly, which more rows would show"
     share = interval(agreement)
     if behaviour.kind == "embeddings":
         return f"{word}: it keeps {share} of the nearest neighbours of {behaviour.rows:,} rows ({measure}{scale})."
@@ -123,7 +125,8 @@ def _answers(behaviour: Behaviour) -> Iterator[str]:
     if not moved:
         yield f"{text}: both are right on the same {behaviour.unit}."
         return
-    text += f": on {behaviour.won} {behaviour.unit} it alone is right, on {behaviour.lost} the original alone"
+    won = f"{behaviour.won:,} {behaviour.unit if behaviour.won != 1 else behaviour.unit[:-1]}"
+    text += f": on {won} it alone is right, on {behaviour.lost:,} the original alone"
     if behaviour.p_value is None:
         yield f"{text}."
     elif behaviour.p_value < RARE:

@@ -52,7 +52,7 @@ def test_a_changed_head_is_found_at_its_layer_and_nowhere_else(make, layer, head
     found = {(each.site, each.stack, each.layer, each.head) for each in parts if each.distance > 0}
     assert found == {("attention_heads", stack, layer, head), ("block_output", stack, layer, None)}
     assert all(each.divergence > 0 for each in parts if each.distance > 0)
-    after = {each.layer: each.divergence for each in depths if each.stack == stack}
+    after = {each.layer: each.divergence for each in depths if each.stack == stack and each.layer is not None}
     assert [each for each in after if after[each] > 0] == list(range(layer, 4))
 
 
@@ -135,6 +135,13 @@ def test_dropped_blocks_are_found_and_the_kept_ones_compute_the_same(make):
     assert {each.name for each in parts if each.distance > 0} == {"block_output.3 (blocks 2 to 3)"}
 
 
+def test_the_last_depth_is_that_of_the_answers():
+    one, other = spread(bert(2)), spread(bert(2), seed=9)
+    _, depths = parts_of(one, other, DATA[bert])
+    assert [each.layer for each in depths] == [0, 1, None]
+    assert depths[-1].divergence == pytest.approx(mean_kl(one, other, DATA[bert]), rel=1e-4)
+
+
 def test_dropped_blocks_at_the_end():
     model = spread(bert())
     parts, _ = parts_of(model, from_layers(model, [0, 1]), DATA[bert])
@@ -150,7 +157,8 @@ def test_models_without_blocks_are_exchanged_module_by_module(make):
     path = {mlp: "2.weight", CNN: "conv2.weight", LSTM: "lstm.weight_ih_l0"}[make]
     parts, depths = parts_of(model, changed(model, path, noisy), DATA[make])
     assert [each.name for each in parts if each.distance > 0] == [f"module:{path.rpartition('.')[0]}"]
-    assert not depths
+    (answers,) = depths
+    assert (answers.layer, answers.divergence > 0) == (None, True)
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
