@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.alignment.search_mapping import search_mapping
 from distill.auditing.answers import COMPRESSED, ORIGINAL, Models, Reading, compare, reading_of
 from distill.auditing.behaviour import behaviour_of
 from distill.auditing.controls import Controls
@@ -26,6 +27,7 @@ from distill.errors import DistillError, checked
 from distill.evaluation.controls import ANOTHER
 from distill.evaluation.measurement import check_pairs
 from distill.interchange.kinds import Kind, kinds_of
+from distill.interchange.mapping import layer_mapping
 from distill.models.class_names import check_alike, real_names
 from distill.models.inputs import refuse_valueless, uncompiled, vocabulary_of
 from distill.models.numbering import numbered_as
@@ -62,7 +64,7 @@ def audit(
     Every part of the compressed model (embedding, head, attention, feed-forward part, block) runs on what the original
     computes before it, and takes the place of the original's part alone; the divergence of the answers is exactly 0 for
     a part that computes the same, so that a change is found where it is and nowhere else. That is the sensitivity of
-    ZeroQ (Cai et al. 2020, arXiv:2001.00281, section 3.1). How both respond to interchanges of two rows is measured by
+    ZeroQ (Cai et al. 2020, arXiv:2001.00281, section 3). How both respond to interchanges of two rows is measured by
     `interchange_accuracy` (Geiger et al. 2021, arXiv:2106.02997, section 3), which alone would not see a part that
     decides few answers. Beside both stand two controls: the original against itself, and an untrained network.
 
@@ -71,7 +73,9 @@ def audit(
         data: a Task or the name of one (its test rows), a file of texts (all of its rows), or rows in any form that
             `Rows.of` takes. Labels are not needed.
         mapping: {block of the original: block of the compressed model}, as numbers or locations. By default block i
-            stands for block i; where depths differ, each for the one whose weights are most alike.
+            stands for block i; where depths differ, each for the one whose weights are most alike, and if none are, for
+            the one that `search_mapping` finds; where it finds none, as "full" of `layer_mapping`. "search" searches in
+            any case.
         slices: a column of the data by which the rows are sliced, or a value for each row, or {name: values}.
         kinds: the kinds of interchange, {name: `Kind`} or `"usual"`, as for `interchange_accuracy`; by default spans of
             tokens and the answering token of blocks, attention heads, and the outputs of feed-forward parts. {} or []
@@ -103,14 +107,20 @@ def audit(
         stack.enter_context(answered((original, compressed), answers))
         stack.enter_context(translated())
         reading = reading_of(original, compressed, rows, chosen=answers is not None)
-        models = Models(original, compressed, reading, batch_size, layers_of(original, compressed, mapping))
+        settings = {"pairs": pairs, "seed": seed, "batch_size": batch_size}
+
+        def search() -> Mapping[Any, Any]:
+            found = search_mapping(original, compressed, rows, controls=(), **settings).mapping
+            return found or layer_mapping(original, compressed)
+
+        layers = layers_of(original, compressed, mapping, None if reading.kind == "embeddings" else search)
+        models = Models(original, compressed, reading, batch_size, layers)
         found = compare(models, rows)
         behaviour = behaviour_of(found, seed)
         naming = Naming(_names(original, reading) or rows.classes, show)
         differences = differences_of(found, rows, naming, sliced, seed)
         few = rows.take(_drawn(len(rows), examples, seed))
         parts, depths, notes = _parts(models, few)
-        settings = {"pairs": pairs, "seed": seed, "batch_size": batch_size}
         wanted = KINDS if kinds is None else kinds_of(kinds)
         interchange, more = interchanges_of(models, rows, wanted, settings) if wanted else ({}, [])
         first = {name: wanted[name] for name in list(interchange)[:1]}

@@ -1,6 +1,6 @@
 """Which blocks of a compressed model stand for which blocks of its original."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,6 +13,9 @@ from distill.errors import DistillError
 from distill.models.inputs import network_of
 from interventions import Location, Stack, architecture, as_location, shown
 
+Pairs = tuple[tuple[int, int], ...]
+Search = Callable[[], Mapping[Any, Any]]
+SEARCH = "search"
 ALIKE = 0.9
 """The least cosine of the weights of two blocks of which one is taken for the other."""
 
@@ -28,7 +31,7 @@ class Layers:
     """
 
     stack: str | None
-    pairs: tuple[tuple[int, int], ...]
+    pairs: Pairs
     depths: tuple[int, int]
 
     @property
@@ -38,15 +41,20 @@ class Layers:
         return deep == shallow and self.pairs == tuple((i, i) for i in range(deep))
 
 
-def layers_of(original: nn.Module, compressed: nn.Module, mapping: Any = None) -> tuple[Layers, ...]:
+def layers_of(
+    original: nn.Module, compressed: nn.Module, mapping: Any = None, search: Search | None = None
+) -> tuple[Layers, ...]:
     """Return which blocks stand for each other, stack by stack; none for models without blocks.
 
     Without a mapping block i stands for block i where both are equally deep; else each block of the compressed model
-    for the block of the original whose weights are most like its own, as after layers were dropped.
+    for the block of the original whose weights are most like its own, as after layers were dropped; and where no
+    weights are alike, for the one that a search finds. Blocks that are left at both ends stand for each other.
 
     Args:
         original, compressed: the models.
-        mapping: {block of the original: block of the compressed model}, numbers or locations of block outputs.
+        mapping: {block of the original: block of the compressed model}, numbers or locations of block outputs, or
+            "search".
+        search: finds such a mapping; None refuses models that need it.
 
     Raises:
         DistillError: a mapping of blocks that do not exist or are not ascending; other stacks; or models of different
@@ -60,18 +68,40 @@ def layers_of(original: nn.Module, compressed: nn.Module, mapping: Any = None) -
             f"the original has the stacks {_names(stacks)} and the compressed model {_names(others)}, so no block "
             "stands for another; audit a model of the same architecture."
         )
+    if mapping == SEARCH and search is not None:
+        mapping = search()
     given = {} if mapping is None else _given(mapping, stacks)
     found = []
     for one, other in zip(stacks, others, strict=True):
         name = one.name if len(stacks) > 1 else None
         depths = (len(one.blocks), len(other.blocks))
-        pairs = given[one.name] if one.name in given else _matched(one, other)
+        pairs = given.get(one.name) or _matched(one, other)
+        if pairs is None and search is not None:
+            given |= _given(search(), stacks)
+            pairs = given.get(one.name)
+        if pairs is None:
+            raise _unmatched(*depths)
         _check(pairs, depths)
-        found.append(Layers(name, pairs, depths))
+        found.append(Layers(name, _ended(pairs, depths), depths))
     return tuple(found)
 
 
-def _given(mapping: Any, stacks: tuple[Stack, ...]) -> dict[str, tuple[tuple[int, int], ...]]:
+def _ended(pairs: Pairs, depths: tuple[int, int]) -> Pairs:
+    """Return the pairs with the last blocks of both, if neither stands for another one."""
+    last = (depths[0] - 1, depths[1] - 1)
+    return (*pairs, last) if pairs[-1][0] < last[0] and pairs[-1][1] < last[1] else pairs
+
+
+def _unmatched(deep: int, shallow: int) -> DistillError:
+    """Return the error about blocks of which it is unknown which stands for which."""
+    return DistillError(
+        f"the original has {deep} blocks and the compressed model {shallow}, whose weights are not those of some of "
+        "them, and no search finds which stands for which; say it: mapping={0: 0, 3: 1}, {block of the original: block "
+        "of the compressed model}."
+    )
+
+
+def _given(mapping: Any, stacks: tuple[Stack, ...]) -> dict[str, Pairs]:
     """Return a mapping of the user as pairs of numbers for each stack that it names."""
     if not isinstance(mapping, Mapping) or not mapping:
         raise DistillError(
@@ -103,7 +133,7 @@ def _layer(side: Any) -> tuple[int, str | None]:
     )
 
 
-def _check(pairs: tuple[tuple[int, int], ...], depths: tuple[int, int]) -> None:
+def _check(pairs: Pairs, depths: tuple[int, int]) -> None:
     for side, depth, whose in zip(zip(*pairs, strict=True), depths, ("original", "compressed model"), strict=True):
         wrong = next((each for each in side if not 0 <= each < depth), None)
         if wrong is not None:
@@ -117,12 +147,8 @@ def _check(pairs: tuple[tuple[int, int], ...], depths: tuple[int, int]) -> None:
             )
 
 
-def _matched(one: Stack, other: Stack) -> tuple[tuple[int, int], ...]:
-    """Return block i for block i, or the blocks whose weights are most alike.
-
-    Raises:
-        DistillError: different depths, and blocks of which none is like one of the original.
-    """
+def _matched(one: Stack, other: Stack) -> Pairs | None:
+    """Return block i for block i, or the blocks whose weights are most alike; None where they are like no others."""
     deep, shallow = len(one.blocks), len(other.blocks)
     if deep == shallow:
         return tuple((i, i) for i in range(deep))
@@ -130,11 +156,7 @@ def _matched(one: Stack, other: Stack) -> tuple[tuple[int, int], ...]:
     best, most = like.argmax(1).tolist(), like.amax(1)
     ascending = all(b > a for a, b in pairwise(best))
     if not ascending or float(most.min()) < ALIKE:
-        raise DistillError(
-            f"the original has {deep} blocks and the compressed model {shallow}, whose weights are not those of some "
-            "of them, so which stands for which is unknown; say it: mapping={block of the original: block of the "
-            "compressed model}, or distill.layer_mapping(original, compressed)."
-        )
+        return None
     return tuple((layer, i) for i, layer in enumerate(best))
 
 

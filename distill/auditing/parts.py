@@ -7,7 +7,7 @@ have changed does not count as its own. Of part P of the compressed model, f the
     divergence(P) = mean KL( f(x) ‖ f(x; P's output ← P on the original's inputs) ).
 
 It is exactly 0 for a part that computes the same, however large the differences before it: the layer sensitivity of
-ZeroQ (Cai et al. 2020, arXiv:2001.00281, section 3.1), there for quantized layers. The compressed model's own run
+ZeroQ (Cai et al. 2020, arXiv:2001.00281, section 3), there for quantized layers. The compressed model's own run
 patched into the original's (Meng et al. 2022, arXiv:2202.05262, section 2.1) would show a change at every place that it
 reaches; at the outputs of blocks it shows how the difference grows over the depth: `Depth`.
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from distill.auditing.audit import audit
+from distill.auditing.layers import SEARCH
 from distill.auditing.page import save_page
 from distill.cli.loading import warnings_as_notes
 from distill.data.files import rows_of
@@ -33,15 +34,15 @@ class AuditOptions:
     pairs: int = 500
     seed: int = 0
 
-    def blocks(self) -> dict[int, int] | None:
-        """Return the mapping, {block of the original: block of the compressed model}; None for the default."""
-        if self.mapping is None:
-            return None
+    def blocks(self) -> dict[int, int] | str | None:
+        """Return the mapping, {block of the original: block of the compressed model}, or "search"; None by default."""
+        if self.mapping is None or self.mapping == SEARCH:
+            return self.mapping
         sides = [entry.split("~") for entry in self.mapping.split()]
         if not sides or not all(len(each) == 2 and all(side.isdigit() for side in each) for each in sides):
             raise DistillError(
                 f"--mapping {self.mapping!r} is not of blocks; write original~compressed with spaces between: "
-                "--mapping '0~0 3~1'."
+                "--mapping '0~0 3~1', or --mapping search."
             )
         return {int(above): int(below) for above, below in sides}
 

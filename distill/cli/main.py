@@ -247,7 +247,8 @@ def audit(
         str | None, typer.Option("--slice", help="A column of the file: agreement by its values.")
     ] = None,
     mapping: Annotated[
-        str | None, typer.Option(help="Blocks that stand for each other, as 0~0 3~1; by default found by weights.")
+        str | None,
+        typer.Option(help="Blocks that stand for each other, as 0~0 3~1, or search; by default found by weights."),
     ] = None,
     max_length: MaxLength = None,
     examples: Annotated[int, typer.Option(help="Rows on which the parts are exchanged one by one.")] = 256,

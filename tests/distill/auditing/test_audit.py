@@ -105,6 +105,19 @@ def test_dropped_layers():
     assert stated.parts == found.parts
 
 
+def test_blocks_whose_weights_are_not_alike_are_searched():
+    """A student of the first and the third block, all weights of which were changed a little and then rescaled."""
+    model = spread(bert(4), scale=0.5)
+    student = from_layers(model, [0, 2, 3])
+    with torch.no_grad():
+        for block in student.bert.encoder.layer:
+            block.output.dense.weight.mul_(-1)
+    found = audit(model, student, text(12), **FAST)
+    assert set(found.settings["mapping"]["blocks"].values()) <= {0, 1, 2}
+    assert found.settings["mapping"]["blocks"][3] == 2
+    assert found.parts
+
+
 @pytest.mark.parametrize("merged", [True, False])
 def test_adapters_of_peft(merged):
     """A LoRA on the values of one layer is found there, merged or not; one that adds nothing changes no answer."""

@@ -52,6 +52,7 @@ def test_blocks_are_stated_in_several_ways(mapping):
     ("mapping", "message"),
     [
         (None, r"4 blocks and the compressed model 2, whose weights are not those"),
+        ("search", r"mapping='search' names no blocks"),
         ({}, r"mapping=\{\} names no blocks"),
         ([0, 1], r"mapping=.* names no blocks"),
         ({0: 0, 4: 1}, r"block 4 and the original has 4 \(0 to 3\)"),
@@ -65,6 +66,23 @@ def test_mappings_that_are_none(mapping, message):
     with pytest.raises(DistillError, match=message) as error:
         layers_of(spread(bert()), spread(bert(2), seed=5), mapping)
     assert "\n" not in str(error.value)
+
+
+def test_a_search_is_made_where_weights_are_not_alike_or_it_is_requested():
+    model, other, made = spread(bert()), spread(bert(3), seed=5), []
+
+    def search():
+        made.append(1)
+        return {(Location(0),): (Location(0),), (Location(2),): (Location(1),)}
+
+    (found,) = layers_of(model, other, None, search)
+    assert found.pairs == ((0, 0), (2, 1), (3, 2))  # the last blocks are left on both sides
+    assert len(made) == 1
+    layers_of(model, from_layers(model, [0, 2]), None, search)
+    layers_of(model, spread(bert(), seed=5), None, search)
+    assert len(made) == 1
+    (found,) = layers_of(model, spread(bert(), seed=5), "search", search)
+    assert found.pairs == ((0, 0), (2, 1), (3, 3))
 
 
 def test_other_stacks():
