@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from distill.auditing.answers import Compared, Kind
-from distill.errors import DistillError, checked
+from distill.errors import DistillError
 from distill.evaluation.calibration import Calibration, calibration_of
 from distill.statistics.intervals import Share, bootstrap, wilson
+from distill.statistics.mcnemar import Discordance
 
 NEIGHBOURS = 10
 """How many nearest neighbours of each embedding are compared."""
@@ -99,7 +100,7 @@ def _with_labels(found: Compared, figures: Behaviour, seed: int) -> Behaviour:
         ),
         won=won,
         lost=lost,
-        p_value=None if at_tokens else mcnemar(won, lost),
+        p_value=None if at_tokens else Discordance(won, lost).p,
         calibration=(calibration_of(sure[0], right[0]), calibration_of(sure[1], right[1])),
         perplexity=(_perplexity(losses[0]), _perplexity(losses[1])) if found.reading.predicts else None,
     )
@@ -111,32 +112,6 @@ def share_of(true: Bool[Tensor, " n"], rows: Int[Tensor, " n"], *, at_tokens: bo
         return wilson(int(true.sum()), len(true))
     clusters = torch.unique(rows, return_inverse=True)[1]
     return bootstrap(true.double(), torch.ones(len(true), dtype=torch.float64), clusters, seed)
-
-
-@checked
-def mcnemar(won: int, lost: int) -> float:
-    """Return the p-value of McNemar's exact test: two-sided binomial, of won among won + lost, with share 1/2.
-
-    McNemar 1947 (doi:10.1007/BF02295996).
-
-    Args:
-        won, lost: how many examples the second model alone has right, and the first alone.
-
-    Raises:
-        DistillError: a count below 0.
-
-    >>> mcnemar(1, 5), mcnemar(3, 3)
-    (0.21875, 1.0)
-    """
-    if won < 0 or lost < 0:
-        raise DistillError(
-            f"mcnemar({won}, {lost}) counts examples; use whole numbers of 0 or more, e.g. mcnemar(3, 9)."
-        )
-    total, term, tail = won + lost, 1, 0
-    for k in range(min(won, lost) + 1):  # term is the number of ways to choose k of them
-        tail += term
-        term = term * (total - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**total)
 
 
 def shared_neighbours(vectors: Float[Tensor, "2 rows dims"], seed: int) -> Share | None:

@@ -66,3 +66,12 @@ SourceRule = Annotated[
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Resume although the data, the teacher or a version has changed.")
 ]
+Original = Annotated[str, typer.Argument(help="The original: the folder of a saved model, or its name on the hub.")]
+Compressed = Annotated[str, typer.Argument(help="The compressed model, or adapters of peft, in the same way.")]
+TextsOrTask = Annotated[
+    str, typer.Option(help="A .csv, .tsv, .jsonl or .txt file of texts, all of its rows, or the name of a task.")
+]
+SliceBy = Annotated[str | None, typer.Option("--slice", help="A column of the file: agreement by its values.")]
+MappedBlocks = Annotated[
+    str | None, typer.Option(help="Blocks that stand for each other, as 0~0 3~1, or search; by default by weights.")
+]

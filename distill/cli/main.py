@@ -1,4 +1,4 @@
-"""The command line: `distill fit`, `evaluate`, `compare`, `headroom`, `teach`, `objectives`, and how each exits."""
+"""The command line: `distill fit`, `evaluate`, `compare`, `audit`, `headroom`, `teach`, …, and how each exits."""
 
 import os
 import sys
@@ -16,6 +16,7 @@ from distill.cli.flags import (
     BatchSize,
     Classes,
     Clusters,
+    Compressed,
     Data,
     Debug,
     Epochs,
@@ -23,12 +24,15 @@ from distill.cli.flags import (
     Fraction,
     Label,
     LearningRate,
+    MappedBlocks,
     MaxLength,
     ObjectiveNames,
+    Original,
     ParamDtype,
     ResumeFolder,
     Seed,
     Share,
+    SliceBy,
     SourceRule,
     SplitSeed,
     Steps,
@@ -36,6 +40,7 @@ from distill.cli.flags import (
     Task,
     Teacher,
     Text,
+    TextsOrTask,
 )
 from interventions import printable
 
@@ -236,20 +241,13 @@ def headroom(
 
 @app.command()
 def audit(
-    original: Annotated[str, typer.Argument(help="The original: the folder of a saved model, or its name on the hub.")],
-    compressed: Annotated[str, typer.Argument(help="The compressed model, or adapters of peft, in the same way.")],
-    data: Annotated[
-        str, typer.Option(help="A .csv, .tsv, .jsonl or .txt file of texts, all of its rows, or the name of a task.")
-    ],
+    original: Original,
+    compressed: Compressed,
+    data: TextsOrTask,
     text: Text = None,
     label: Label = None,
-    slice_by: Annotated[
-        str | None, typer.Option("--slice", help="A column of the file: agreement by its values.")
-    ] = None,
-    mapping: Annotated[
-        str | None,
-        typer.Option(help="Blocks that stand for each other, as 0~0 3~1, or search; by default found by weights."),
-    ] = None,
+    slice_by: SliceBy = None,
+    mapping: MappedBlocks = None,
     max_length: MaxLength = None,
     examples: Annotated[int, typer.Option(help="Rows on which the parts are exchanged one by one.")] = 256,
     pairs: Annotated[int, typer.Option(help="How many pairs of rows are interchanged.")] = 500,

@@ -5,14 +5,13 @@ from math import log
 
 import pytest
 import torch
-from scipy.stats import binomtest
 from torch import nn
 from torch.nn.functional import kl_div
 
 import distill
 from distill import DistillError, Rows, metrics
 from distill.auditing.answers import Models, compare, reading_of
-from distill.auditing.behaviour import behaviour_of, mcnemar, shared_neighbours
+from distill.auditing.behaviour import behaviour_of, shared_neighbours
 from distill.models.inputs import inputs_of
 from tests.distill.auditing.changes import written
 from tests.distill.tiny_models import (
@@ -98,18 +97,6 @@ def test_the_batch_size_changes_nothing(size):
     expected, found = (behaviour_of(compared(one, other, data, n), 0) for n in (5, size))
     assert found.divergence == pytest.approx(expected.divergence, rel=1e-4)
     assert (found.answers, found.agreement) == (expected.answers, expected.agreement)
-
-
-@pytest.mark.parametrize(("won", "lost"), [(0, 0), (1, 5), (7, 7), (40, 12), (1200, 1300)])
-def test_mcnemar_is_the_exact_binomial_test(won, lost):
-    expected = binomtest(won, won + lost).pvalue if won + lost else 1.0
-    assert mcnemar(won, lost) == pytest.approx(expected, rel=1e-9)
-    assert mcnemar(lost, won) == mcnemar(won, lost)
-
-
-def test_mcnemar_of_less_than_nothing():
-    with pytest.raises(DistillError, match=r"mcnemar\(-1, 2\)"):
-        mcnemar(-1, 2)
 
 
 def test_neighbours_of_a_rotation_are_the_same_and_those_of_noise_are_not():
