@@ -124,7 +124,7 @@ TESTED_BY = {
     "distill/compat/neurons.py": "tests/distill/compat/test_mappings.py",
     **{
         f"distill/comparison/{name}.py": "tests/distill/comparison/test_compare.py"
-        for name in ("compared_figure", "compared_kinds", "comparison", "labelled_rows", "samples", "trained_students")
+        for name in ("compared_figure", "compared_kinds", "comparison", "samples", "trained_students")
     },
     "distill/comparison/picture.py": "tests/test_results.py",
     "distill/data/columns.py": "tests/distill/data/test_rows.py",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import inf
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ SHARES = {
     "agreement": ("agree_on_base", "total"),
 }
 """Figures that are shares, with the sums that they are made of: one run has their Wilson interval."""
+BOUNDS = dict.fromkeys(("accuracy", *SHARES), (0.0, 1.0)) | dict.fromkeys(("base_kl", "kl", "error"), (0.0, inf))
+"""The least and the largest value of figures that have any."""
 Trained = Mapping[tuple[str, str], bool | None]
 """Whether a student was trained on a kind, by its name and that of the kind."""
 
@@ -55,7 +58,14 @@ def _compared(
     first = next(iter(figures.values()))
     for number, (student, runs) in enumerate(figures.items()):
         difference = difference_of_runs(runs, first, sharing) if number else None
-        yield ComparedFigure(name, kind, entry, student, of_runs(runs, sharing), difference)
+        yield ComparedFigure(name, kind, entry, student, _bounded(name, of_runs(runs, sharing)), difference)
+
+
+def _bounded(name: str, found: OverRuns) -> OverRuns:
+    """Return a figure with its interval inside the values that it can have."""
+    least, most = BOUNDS.get(name, (-inf, inf))
+    value, low, high = vars(found.estimate).values()
+    return replace(found, estimate=Estimate(value, max(low, min(least, value)), min(high, max(most, value))))
 
 
 def _of_sample(sample: Sample, name: str, kind: str, trained: Trained, *entries: int) -> Iterator[ComparedFigure]:
@@ -75,10 +85,9 @@ def _of_sample(sample: Sample, name: str, kind: str, trained: Trained, *entries:
 
 
 def _with_share(found: ComparedFigure, sharing: Sharing, sums: tuple[Tensor, Tensor]) -> ComparedFigure:
-    """Return a figure that is a share, from 0 to 1; of one run, whose sums are given, with Wilson's interval."""
+    """Return a figure that is a share, of one run, whose sums are given, with Wilson's interval."""
     if len(found.value.runs) > 1:
-        value, low, high = (min(max(each, 0.0), 1.0) for each in vars(found.value.estimate).values())
-        return replace(found, value=replace(found.value, estimate=Estimate(value, low, high)))
+        return found
     share = share_of(*sums, sharing)
     ends = min(share.low, share.value), max(share.high, share.value)  # rounding puts an end of 1 below it
     return replace(found, value=OverRuns(Estimate(share.value, *ends), (share.value,)))

@@ -22,6 +22,7 @@ from distill.statistics.intervals import Estimate
 
 MORE, LESS, NONE, SAME = "more", "less", "none", "same"
 UNSEEN = "no difference that this sample can show"
+BETWEEN = "between"
 MOST_DIGITS = 6
 
 
@@ -74,6 +75,8 @@ def sentence_of(figures: Sequence[ComparedFigure], first: str, second: str, begi
     }
     answers, named = _answers(found, first, second)
     subject, link = ("", " and ") if named else (f"{second} ", "; " if answers else "")
+    if not beginning and answers.startswith(BETWEEN):
+        answers = BETWEEN.capitalize() + answers.removeprefix(BETWEEN)
     return f"{beginning}{answers}{link}{subject}{_computes(found, groups)}."
 
 
@@ -88,7 +91,7 @@ def _answers(found: Sequence[ComparedFigure], first: str, second: str) -> tuple[
     said = verdict(name, estimate)
     if said == NONE:
         about = "in accuracy" if name == "accuracy" else "in agreement with the teacher"
-        return f"between {second} and {first} there is {UNSEEN} {about} ({value} points {interval})", False
+        return f"{BETWEEN} {second} and {first} there is {UNSEEN} {about} ({value} points {interval})", False
     if said == SAME:
         as_first = "is exactly as accurate" if name == "accuracy" else "agrees with the teacher exactly as often"
         return f"{second} {as_first} as {first}", True

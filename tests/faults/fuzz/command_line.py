@@ -97,12 +97,18 @@ def foresees(*more: str, without: str = "") -> tuple[str, ...]:
     return ("headroom", *(part for name, value in given.items() if name != without for part in (name, value)), *more)
 
 
-COMMANDS = {"fit": fits, "teach": teaches, "evaluate": evaluates, "headroom": foresees}
+def compares(*more: str, without: str = "") -> tuple[str, ...]:
+    """Return the arguments of a short comparison of two runs, and more."""
+    return ("compare", "run", "other", *(() if without == "--pairs" else ("--pairs", "4")), *more)
+
+
+COMMANDS = {"fit": fits, "teach": teaches, "evaluate": evaluates, "headroom": foresees, "compare": compares}
 OF_NUMBERS = {
     "fit": ("--max-length", "--split-seed", "--student-layers", "--fraction", "--epochs", "--steps", "--batch-size",
             "--lr", "--temperature", "--share", "--sigma", "--seed"),
     "teach": ("--max-length", "--fraction", "--epochs", "--steps", "--batch-size", "--lr", "--seed"),
     "evaluate": ("--max-length", "--share", "--pairs", "--seed", "--split-seed"),
+    "compare": ("--pairs", "--seed"),
     "headroom": ("--student-layers", "--steps", "--batches", "--batch-size", "--lr", "--temperature", "--share",
                  "--sigma", "--seed"),
 }  # fmt: skip
@@ -110,12 +116,14 @@ OF_NAMES = {
     "fit": ("--task", "--text", "--label", "--classes", "--mapping", "--objective", "--sources", "--param-dtype"),
     "teach": ("--task", "--text", "--label", "--classes", "--param-dtype"),
     "evaluate": ("--task", "--text", "--label", "--classes", "--mapping"),
+    "compare": (),
     "headroom": ("--task", "--mapping", "--objective", "--sources"),
 }
 OF_PATHS = {
     "fit": ("--data", "--eval-data", "--teacher", "--output", "--resume"),
     "teach": ("--data", "--eval-data", "--from", "--output"),
     "evaluate": ("--data", "--eval-data", "--teacher", "--student", ""),
+    "compare": ("--output", ""),
     "headroom": ("--teacher",),
 }
 CONFLICTS = [
@@ -134,6 +142,7 @@ CONFLICTS = [
     ("evaluate", "--teacher", "teacher"), ("fit", "--resume", "teacher"), ("fit", "--resume", "films.csv"),
     ("evaluate", "teacher"), ("evaluate", "films.csv"), ("evaluate", "student"), evaluates(without="--data"),
     fits(without="--teacher"), teaches(without="--output"), teaches(without="--from"),
+    ("compare",), ("compare", "run"), ("compare", "run", "run"), ("compare", "teacher", "run"), compares("--data", "a"),
 ]  # fmt: skip
 HARMLESS = [fits("--text", "label"), fits("--text", "label", "--label", "text"), fits("--max-length", "100000000"),
             ("evaluate", "run", "--student", "student"), teaches("--anyway"), fits("--mapping", "~")]  # fmt: skip
@@ -151,6 +160,8 @@ def invocations() -> Iterator[Invocation]:
                     yield Invocation(f"{command} {option}", value, arguments, value in right)
     for name in FILES:
         for command, begun in COMMANDS.items():
+            if command == "compare":
+                continue
             right = name in (FINE - {"good.txt"} | NAMES_OF_CLASSES if command == "teach" else FINE)
             yield Invocation(f"{command} --data", name, begun("--data", f"files/{name}", without="--data"), right)
     for damage in DAMAGES:
@@ -159,6 +170,7 @@ def invocations() -> Iterator[Invocation]:
         yield Invocation("fit --teacher", damage, fits("--teacher", teacher, without="--teacher"), unread)
         yield Invocation("fit --resume", damage, ("fit", "--resume", f"stopped {damage}"), damage in MENDED)
         yield Invocation("evaluate RUN", damage, ("evaluate", f"run {damage}", "--pairs", "4"), unread)
+        yield Invocation("compare RUN", damage, ("compare", f"run {damage}", "other", "--pairs", "4"), unread)
         yield Invocation("evaluate --student", damage, evaluates("--student", student, without="--student"), unread)
     for arguments in CONFLICTS:
         yield Invocation("conflict", " ".join(arguments), arguments, arguments in HARMLESS)

@@ -38,6 +38,7 @@ def made(folder: Path) -> Path:
     _need(distill(*teach, "--steps", 1))
     fit = ["fit", "--data", folder / "films.csv", "--teacher", folder / "teacher", "--any-teacher"]
     _need(distill(*fit, "--objective", "kd", "--steps", 1, "--batch-size", 8, "--output", folder / "run"))
+    _need(distill(*fit, "--objective", "labels", "--steps", 1, "--batch-size", 8, "--output", folder / "other"))
     shutil.copytree(folder / "run" / "kd" / "student", folder / "student")
     files_in(folder / "files")
     for name, damage in DAMAGES.items():
