@@ -141,6 +141,7 @@ def fit(
             reads = preprocessors_for(tokenizer, task, teacher, student)
             save_model(student, place / STUDENT, reads, trained_on if isinstance(training.rows, Rows) else None)
         evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
+        evaluation = evaluation.marked(training.settings["kinds"])
         result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on)
         if place is not None and process_state().is_main_process:
             result.save(place)
@@ -185,6 +186,7 @@ def _settings(training: Training, answers: Any, found: FoundMapping | None) -> d
         "weights": training.weights_as_text,
         "mapping": [str(entry) for entry in training.entries],
         **({} if found is None else {SEARCH: found.settings}),
+        "kinds": [repr(kind) for each in training.objectives for kind in getattr(each, "kinds", ())],
     }
     return (
         settings

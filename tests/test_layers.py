@@ -114,7 +114,9 @@ TESTED_BY = {
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     **{
         f"distill/cli/{name}.py": "tests/distill/cli/test_main.py"
-        for name in ("compare", "evaluate", "fit", "fit_command", "flags", "headroom", "loading", "options", "teach")
+        for name in (
+            "compare evaluate fit fit_command flags headroom loading messages options student_runs teach".split()
+        )
     },
     "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",
     "distill/networks/sizes.py": "tests/faults/test_fuzz.py",

@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from distill.cli.fit_command import COMMAND, FitCommand, folder_of
+from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import drop_trained_on, load_task_and_teacher
 from distill.comparison.compare import compare
 from distill.data.seen_rows import SeenRows
@@ -73,17 +73,22 @@ def students_of_runs(commands: Mapping[Path, FitCommand]) -> Folders:
     names: dict[tuple[str, str], str] = {}
     seeds: dict[tuple[str, str, int], Path] = {}
     for run, command in commands.items():
-        settings = str(asdict(replace(command, seed=0, objective=None)))
-        for student, title in command.students.items():
-            key = (title, settings)
+        settings = str(asdict(replace(command, seed=0, seeds=(), objective=None)))
+        for plan, seed in command.plans_by_seed(run):
+            title, key = plan.title, (plan.title, settings)
             taken = any(title == other and settings != of for other, of in found)
             names.setdefault(key, f"{title} ({run.name})" if taken else title)
-            if (same := seeds.setdefault((*key, command.seed), run)) != run:
+            if (same := seeds.setdefault((*key, seed), run)) != run:
                 raise DistillError(
-                    f"{same} and {run} hold the same student, {title} of seed {command.seed}, which counts once; name "
+                    f"{same} and {run} hold the same student, {title} of seed {seed}, which counts once; name "
                     "one of them, or train with another --seed."
                 )
-            found.setdefault(key, []).append(folder_of(run, student))
+            found.setdefault(key, []).append(command.folder_of(run, plan, seed))
+    if not found:
+        raise DistillError(
+            f"{' and '.join(map(str, commands))} hold{'s' * (len(commands) == 1)} no student yet; go on with: distill "
+            f"fit --resume {next(iter(commands))}."
+        )
     if len(found) < 2:
         raise DistillError(
             f"{' and '.join(map(str, commands))} hold{'s' * (len(commands) == 1)} one student, "

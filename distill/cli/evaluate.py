@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from distill.cli.fit_command import COMMAND, FitCommand, folder_of
+from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import drop_trained_on, load_task_and_teacher
 from distill.cli.options import DataOptions, InterchangeOptions
 from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
@@ -12,7 +12,6 @@ from distill.evaluation.evaluate import evaluate
 from distill.models.pretrained import load_classifier
 from distill.training.checks import check
 from distill.training.progress import console_of
-from distill.training.run_folder import STUDENT
 
 
 def run_evaluate(
@@ -42,8 +41,10 @@ def run_evaluate(
             raise DistillError(f"{run} holds no run of distill fit; name its folder, or give --student and --teacher.")
         command = FitCommand.read(run)
         source, teacher, interchanges = command.source, command.teacher, command.interchanges
-        folders = {title: folder_of(run, each) / STUDENT for each, title in command.students.items()}
+        folders = command.folders(run)
         data_seed = command.seed
+        if not folders:
+            raise DistillError(f"{run} has no finished student yet; go on with: distill fit --resume {run}.")
     elif student is not None:
         folders, data_seed = {student.name: student}, seed
     else:

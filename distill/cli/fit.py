@@ -1,38 +1,40 @@
 """`distill fit`: students of one teacher, trained, compared with it on held-out rows, and reported."""
 
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from distill.alignment.after_kd import SEARCH, search_after_kd
 from distill.alignment.mapping_search import mapping_as_text
 from distill.alignment.search_mapping import CONTROLS
-from distill.cli.fit_command import COMMAND, FitCommand, folder_of
+from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import load_task_and_teacher
-from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
-from distill.data.seen_rows import SeenRows
+from distill.cli.report import ComparedModel, Report, compared_model, print_report, teacher_evaluation
+from distill.cli.student_runs import StudentRuns
+from distill.cli.students import UNTRAINED
+from distill.comparison.compare import compare
+from distill.comparison.comparison import Comparison
 from distill.data.task import Task
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation, evaluate
-from distill.fit import fit
+from distill.interchange.kinds import USUAL as USUAL_KINDS
 from distill.interchange.mapping import Sides, depth, parse_mapping
-from distill.interchange.positions import Span
-from distill.models.pretrained import load_classifier
 from distill.results import FitResult
-from distill.storage.files import check_folder_whole, clear_leftovers, read_json, remove_empty, write_json
+from distill.storage.files import clear_leftovers, read_json, remove_empty, write_json
 from distill.storage.locks import claim, locked
 from distill.teach import check_teacher
 from distill.training.progress import console_of
-from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log, refuse_used
+from distill.training.run_folder import Resume, refuse_used
 from distill.training.schedule import Schedule
-from interventions import Location
+from interventions import InterventionError, Location
+
+BATCH = 512
+"""Pairs of a forward, where students are compared."""
 
 
 def run_fit(command: FitCommand, output: Path | None = None) -> Path:
@@ -42,8 +44,8 @@ def run_fit(command: FitCommand, output: Path | None = None) -> Path:
         command: the settings.
         output: a new folder; by default `runs/NAME-N` with the first number that is free.
     """
-    for student in command.students:
-        command.objectives(student)  # raises DistillError before a folder is made
+    for plan in command.students:
+        command.objectives(plan.objectives)  # raises DistillError before a folder is made
     if output is not None:
         refuse_used(output)
     with _claim_folder(command.source.name) if output is None else _make_folder(output) as folder, locked(folder):
@@ -96,8 +98,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     )
     accuracy = None if command.any_teacher else check_teacher(teacher, task)
     measured = teacher_evaluation(teacher, task) if accuracy is None else Evaluation(accuracy, None)
-    smaller = command.student(teacher)
-    schedule = command.timing.schedule(task, command.seed)
+    smaller, schedule = command.student(teacher), command.timing.schedule(task, command.seed)
     command.write(folder)
     mapping: Sides
     found: dict[str, str] = {}
@@ -106,29 +107,50 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
         found = {"mapping": mapping_as_text(searched)}
     else:
         mapping = command.interchanges.mapped(teacher, smaller)
-    compared = [compared_model("teacher", teacher, measured)]
-    for objectives, title in command.students.items():
-        result = _fit_and_evaluate(
-            teacher,
-            command.student(teacher),
-            mapping,
-            task,
-            objective=command.objectives(objectives, words_of(tokenizer)),
-            schedule=schedule,
-            output_dir=folder_of(folder, objectives),
-            resume=resume,
-            console=console,
-            title=title,
-            positions=command.interchanges.positions,
-            tokenizer=tokenizer,
-        )
-        compared.append(compared_model(title, result.student, result.evaluation, result))
+    plans = [plan for plan in command.students if plan.suits(task)]
+    runs = StudentRuns(command, folder, task, teacher, tokenizer, mapping, schedule, resume, console)
+    trained = runs.train(plans)
+    untrained = evaluate(teacher, smaller, mapping, task, positions=command.interchanges.positions)
+    compared = [compared_model("teacher", teacher, measured), compared_model(UNTRAINED, smaller, untrained)]
+    compared += _compared(trained, command.training_seeds)
     title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(smaller)}"
-    report = Report(title, task, compared, {**asdict(command), "schedule": asdict(schedule), **found})
+    settings = {**asdict(command), "schedule": asdict(schedule), **found}
+    report = Report(title, task, compared, settings, *_comparison(runs, trained, smaller))
     print_report(report, console)
     path = report.save(folder)
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
     return path
+
+
+def _compared(trained: Mapping[str, Sequence[FitResult]], seeds: Sequence[int]) -> list[ComparedModel]:
+    """Return the entries of the students in the report, of each seed where there are several."""
+    return [
+        compared_model(f"{title}, seed {seed}" if len(seeds) > 1 else title, each.student, each.evaluation, each)
+        for title, results in trained.items()
+        for seed, each in zip(seeds, results, strict=True)
+    ]
+
+
+def _comparison(
+    runs: StudentRuns, trained: Mapping[str, Sequence[FitResult]], untrained: nn.Module
+) -> tuple[Comparison | None, str]:
+    """Return the comparison of several students with the first one, under all usual kinds; or None, and why.
+
+    Args:
+        runs: what the trainings shared.
+        trained: {title: the result of each seed}.
+        untrained: a student as it was before its training.
+    """
+    students: dict[str, Any] = {title: list(results) for title, results in trained.items()}
+    if len(students) < 2:
+        return None, ""
+    students[UNTRAINED] = [untrained] * len(runs.command.training_seeds)
+    rule = runs.command.interchanges.positions
+    settings: dict[str, Any] = {"kinds": USUAL_KINDS, "positions": rule, "batch_size": BATCH}
+    try:
+        return compare(runs.teacher, students, runs.mapping, runs.task, **settings), ""
+    except (DistillError, InterventionError) as nothing:
+        return None, f"the students are not compared: {nothing}"
 
 
 def _search(
@@ -153,72 +175,3 @@ def _search(
     write_json(kept, found.to_dict())
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     return found.mapping
-
-
-def _fit_and_evaluate(
-    teacher: nn.Module,
-    student: nn.Module,
-    mapping: Sides,
-    task: Task,
-    *,
-    positions: Span,
-    output_dir: Path,
-    **settings: Any,
-) -> FitResult:
-    """Train and measure one student; the same rule of positions measures students of all objectives."""
-    result = _fit_or_read(teacher, student, mapping, task, output_dir=output_dir, **settings)
-    result = replace(result, evaluation=evaluate(teacher, student, mapping, task, positions=positions))
-    result.save(output_dir)
-    return result
-
-
-def _fit_or_read(
-    teacher: nn.Module,
-    student: nn.Module,
-    mapping: Sides,
-    task: Task,
-    *,
-    output_dir: Path,
-    resume: Resume,
-    **settings: Any,
-) -> FitResult:
-    """Train one student; in a resumed run, read one that is finished, and start one that was not started."""
-    if resume and (output_dir / RESULT).exists():
-        try:
-            with locked(output_dir):
-                clear_leftovers(output_dir)
-                return _read_finished(student, output_dir)
-        except DistillError as error:
-            warnings.warn(f"{error} The student is resumed from its last checkpoint.", stacklevel=2)
-    resume = resume if output_dir.exists() else False
-    try:
-        return fit(teacher, student, mapping, task.train, output_dir=output_dir, resume=resume, **settings)
-    except Interrupted as stop:
-        raise Interrupted(
-            f"{str(stop).split('; go on')[0]}; go on with: distill fit --resume {output_dir.parent}"
-        ) from None
-
-
-def _read_finished(student: nn.Module, folder: Path) -> FitResult:
-    """Return the result of a student that is finished, with the saved weights put into the student.
-
-    Raises:
-        DistillError: a file is damaged.
-    """
-    saved_result, trained_on = read_json(folder / RESULT, "it is made again"), SeenRows.load(folder / STUDENT)
-    check_folder_whole(folder / STUDENT, "it is made again")
-    saved = load_classifier(folder / STUDENT)
-    student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
-    settings, seconds = saved_result["settings"], saved_result["seconds"]
-    return FitResult(student, tuple(read_log(folder)), Evaluation(None, None), settings, seconds, folder, trained_on)
-
-
-def words_of(tokenizer: Any) -> Tensor | None:
-    """Return the ids of whole words, for in-context sources; None without a tokenizer."""
-    if tokenizer is None:
-        return None
-    special = set(tokenizer.all_special_ids)
-    words = [
-        i for word, i in tokenizer.get_vocab().items() if i not in special and not word.startswith(("##", "[unused"))
-    ]
-    return torch.tensor(sorted(words))

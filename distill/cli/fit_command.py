@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.alignment.after_kd import SEARCH
 from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions
+from distill.cli.students import ON_KD, USUAL, StudentPlan, plan_of
 from distill.data.task import Task
 from distill.errors import DistillError
 from distill.interchange.mapping import depth
@@ -33,12 +34,11 @@ from distill.objectives import (
 from distill.storage.files import read_json, write_json
 from distill.students.from_layers import from_layers
 from distill.training.resolve import keep_supported
+from distill.training.run_folder import STUDENT
 
 COMMAND = "command.json"
 PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
          "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
-ON_KD = {"diito": "interchange", "augmented": "augmented"}
-"""The objectives that stand for KD and themselves, and their names in tables."""
 OBJECTIVES = ("kd", *ON_KD, *PLAIN)
 
 
@@ -55,6 +55,15 @@ class FitCommand:
     temperature: float = 2.0
     seed: int = 0
     any_teacher: bool = False
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        twice = next((each for each in self.seeds if self.seeds.count(each) > 1), None)
+        if twice is not None:
+            raise DistillError(
+                f"--seeds {' '.join(map(str, self.seeds))} names {twice} twice, and one seed gives one student; name "
+                "different ones: --seeds 0 1 2."
+            )
 
     @classmethod
     def of(cls, settings: dict[str, Any]) -> "FitCommand":
@@ -66,6 +75,7 @@ class FitCommand:
         """
         groups: dict[str, Callable[..., Any]]
         groups = {"source": DataOptions, "timing": ScheduleOptions, "interchanges": InterchangeOptions.of}
+        settings = {**settings, "seeds": tuple(settings.get("seeds", ()))}  # runs of an earlier version had one seed
         missing = next((name for name in groups if name not in settings), None)
         if missing is not None:
             raise KeyError(missing)
@@ -92,10 +102,36 @@ class FitCommand:
         write_json(run / COMMAND, asdict(self))
 
     @property
-    def students(self) -> dict[str, str]:
-        """The students to train: their objectives, as `--objective` names them, and their titles in tables."""
-        objectives = ("kd", "diito") if self.objective is None else (self.objective,)
-        return {each: title_of(each) for each in objectives}
+    def training_seeds(self) -> tuple[int, ...]:
+        """The seeds of the trainings of each student; the first is that of the rows and the teacher too."""
+        return self.seeds or (self.seed,)
+
+    @property
+    def students(self) -> tuple[StudentPlan, ...]:
+        """The students to train, on a task that suits them."""
+        return USUAL if self.objective is None else (plan_of(self.objective),)
+
+    def folder_of(self, run: Path, plan: StudentPlan, seed: int) -> Path:
+        """Return the folder in which a run keeps one of its students, of one seed."""
+        return plan.saved_in(run / f"seed-{seed}" if len(self.training_seeds) > 1 else run)
+
+    def title_of(self, plan: StudentPlan, seed: int) -> str:
+        """Return the name of a student of one seed in tables."""
+        return f"{plan.title}, seed {seed}" if len(self.training_seeds) > 1 else plan.title
+
+    def plans_by_seed(self, run: Path) -> list[tuple[StudentPlan, int]]:
+        """Return the students that a run has begun, each with its seed: some of the usual ones are on texts alone."""
+        return [
+            (plan, seed)
+            for plan in self.students
+            for seed in self.training_seeds
+            if self.objective is not None or self.folder_of(run, plan, seed).exists()
+        ]
+
+    def folders(self, run: Path) -> dict[str, Path]:
+        """Return the folders of the saved students of a run, by their names in tables."""
+        folders = {self.title_of(*each): self.folder_of(run, *each) / STUDENT for each in self.plans_by_seed(run)}
+        return {title: folder for title, folder in folders.items() if folder.exists()}
 
     def student(self, teacher: nn.Module) -> nn.Module:
         """Make a student of layers of the teacher: of half as many, unless a number was requested."""
@@ -119,15 +155,14 @@ class FitCommand:
         else:
             self.interchanges.mapped(teacher, self.student(teacher))
         self.timing.schedule(task, self.seed)
-        for student in self.students:
+        for plan in (each for each in self.students if each.suits(task)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # fit gives the same warnings
-                keep_supported(self.objectives(student), task.train)
+                keep_supported(self.objectives(plan.objectives), task.train)
 
     def _check_columns(self, task: Task) -> None:
         """Raise DistillError for objectives that replace words of rows without any."""
-        names = ",".join(self.students).split(",")
-        if "augmented" in names and "input_ids" not in task.train.columns:
+        if self.objective is not None and not self.students[0].suits(task):
             raise DistillError(
                 f"--objective augmented replaces tokens, and the rows of {task.name} are "
                 f"{', '.join(task.train.columns)}; use --objective kd."
@@ -152,20 +187,3 @@ class FitCommand:
         made += [self.interchanges.objective(match, words)] if "diito" in names else []
         made += [Augmented(InContext(words=words), match=match)] if "augmented" in names else []
         return made + [PLAIN[name]() for name in names if name in PLAIN]
-
-
-def title_of(student: str) -> str:
-    """Return the name of a student in tables, by its objectives.
-
-    >>> title_of("kd"), title_of("diito"), title_of("kd,augmented"), title_of("labels,dkd")
-    ('KD', 'KD + interchange', 'KD + augmented', 'labels,dkd')
-    """
-    names = student.split(",")
-    if not {"kd", *ON_KD} & set(names):
-        return student
-    return " + ".join(["KD", *(ON_KD.get(name, name) for name in names if name != "kd")])
-
-
-def folder_of(run: Path, student: str) -> Path:
-    """Return the folder in which a run keeps one of its students, by the objectives of the student."""
-    return run / student.replace(",", "+")

@@ -47,13 +47,18 @@ BatchSize = Annotated[int | None, typer.Option(help="Rows of a step.")]
 LearningRate = Annotated[float | None, typer.Option(help="The learning rate.")]
 Share = Annotated[float, typer.Option(help="The share of positions that are interchanged.")]
 Seed = Annotated[int, typer.Option(help="Decides everything that is drawn.")]
+Seeds = Annotated[
+    list[int] | None,
+    typer.Option(help="Train every student once with each, e.g. --seeds 0 1 2; rows and teacher are those of --seed."),
+]
 Teacher = Annotated[str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")]
 StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")]
 ObjectiveNames = Annotated[
     str | None,
     typer.Option(
         help="kd, diito (KD + interchange), augmented (KD, on texts with words replaced too), labels, dkd, icd, … (see "
-        "distill objectives), or several with commas. By default kd and diito, compared."
+        "distill objectives), or several with commas. By default kd, kd for as long as diito, diito, and on texts "
+        "augmented, compared."
     ),
 ]
 ResumeFolder = Annotated[
@@ -75,3 +80,6 @@ SliceBy = Annotated[str | None, typer.Option("--slice", help="A column of the fi
 MappedBlocks = Annotated[
     str | None, typer.Option(help="Blocks that stand for each other, as 0~0 3~1, or search; by default by weights.")
 ]
+Temperature = Annotated[float, typer.Option(help="Of the softened answers.")]
+Sigma = Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")]
+AnyTeacher = Annotated[bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")]

@@ -1,8 +1,8 @@
 """`distill headroom`: what the causal term of a `distill fit` could add, measured before it is run."""
 
-from distill.cli.fit import words_of
 from distill.cli.fit_command import FitCommand
 from distill.cli.loading import load_task_and_teacher
+from distill.cli.student_runs import words_of
 from distill.errors import DistillError
 from distill.prospects.headroom import headroom
 from distill.training.progress import console_of

@@ -1,17 +1,14 @@
 """The command line: `distill fit`, `evaluate`, `compare`, `audit`, `headroom`, `teach`, …, and how each exits."""
 
-import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
 from distill.cli.flags import (
+    AnyTeacher,
     Anyway,
     BatchSize,
     Classes,
@@ -31,7 +28,9 @@ from distill.cli.flags import (
     ParamDtype,
     ResumeFolder,
     Seed,
+    Seeds,
     Share,
+    Sigma,
     SliceBy,
     SourceRule,
     SplitSeed,
@@ -39,9 +38,11 @@ from distill.cli.flags import (
     StudentLayers,
     Task,
     Teacher,
+    Temperature,
     Text,
     TextsOrTask,
 )
+from distill.cli.messages import exit_on_interrupt, is_refusal, message_of, refuse_usage, silence_libraries
 from interventions import printable
 
 app = typer.Typer(
@@ -98,16 +99,15 @@ def fit(
     batch_size: BatchSize = None,
     lr: LearningRate = None,
     param_dtype: ParamDtype = None,
-    temperature: Annotated[float, typer.Option(help="Of the softened answers.")] = 2.0,
+    temperature: Temperature = 2.0,
     share: Share = 0.3,
-    sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
+    sigma: Sigma = 1.0,
     seed: Seed = 0,
+    seeds: Seeds = None,
     output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
     resume: ResumeFolder = None,
     anyway: Anyway = False,
-    any_teacher: Annotated[
-        bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")
-    ] = False,
+    any_teacher: AnyTeacher = False,
     debug: Debug = False,
 ) -> None:
     """Distil a teacher into a smaller student: by its answers, and by interchange."""
@@ -116,7 +116,7 @@ def fit(
     from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
 
     if resume is not None:
-        with _exit_on_interrupt():
+        with exit_on_interrupt():
             resume_fit(resume, anyway=anyway)
         return
     command = FitCommand(
@@ -131,8 +131,9 @@ def fit(
         temperature=temperature,
         seed=seed,
         any_teacher=any_teacher,
+        seeds=tuple(seeds or ()),
     )
-    with _exit_on_interrupt():
+    with exit_on_interrupt():
         run_fit(command, output)
 
 
@@ -172,7 +173,7 @@ def evaluate(
         clusters=clusters,
     )
     interchanges = InterchangeOptions(mapping, share=share)
-    with _exit_on_interrupt():
+    with exit_on_interrupt():
         run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
 
 
@@ -190,7 +191,7 @@ def compare(
     """Compare the students of runs over the same rows and pairs: differences with intervals, by kind of interchange."""
     from distill.cli.compare import run_compare
 
-    with _exit_on_interrupt():
+    with exit_on_interrupt():
         run_compare(runs, pairs, seed, effective_only, output)
 
 
@@ -214,9 +215,9 @@ def headroom(
     batches: Annotated[int, typer.Option(help="Batches to measure on.")] = 8,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
-    temperature: Annotated[float, typer.Option(help="Of the softened answers.")] = 2.0,
+    temperature: Temperature = 2.0,
     share: Share = 0.3,
-    sigma: Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")] = 1.0,
+    sigma: Sigma = 1.0,
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
@@ -235,7 +236,7 @@ def headroom(
         temperature=temperature,
         seed=seed,
     )
-    with _exit_on_interrupt():
+    with exit_on_interrupt():
         run_headroom(command, steps, batches)
 
 
@@ -259,7 +260,7 @@ def audit(
     from distill.cli.audit import AuditOptions, run_audit
 
     options = AuditOptions(text, label, slice_by, mapping, max_length, examples, pairs, seed)
-    with _exit_on_interrupt():
+    with exit_on_interrupt():
         run_audit(original, compressed, data, options, output)
 
 
@@ -294,7 +295,7 @@ def teach(
 
     source = DataOptions(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed)
     timing = ScheduleOptions(epochs, steps, batch_size, lr, param_dtype)
-    with _exit_on_interrupt():
+    with exit_on_interrupt():
         run_teach(source, encoder, timing, seed, output, resume="anyway" if resume and anyway else resume)
 
 
@@ -310,89 +311,28 @@ def objectives() -> None:
 def main() -> None:
     """Run the console script: bad input is one line and exit status 2, Ctrl-C is 130; `--debug` shows tracebacks."""
     try:
-        _silence_libraries()
-        status = app(standalone_mode=False)
+        silence_libraries()
+        status = app(args=_one_each(sys.argv[1:]), standalone_mode=False)
     except UsageError as error:
-        _refuse_usage(error)
+        refuse_usage(error)
     except typer.Abort:
         raise SystemExit(1) from None
     except (ValueError, OSError) as error:
-        if "--debug" in sys.argv or not _is_refusal(error):
+        if "--debug" in sys.argv or not is_refusal(error):
             raise
-        print(f"distill: {printable(' '.join(_message_of(error).split()))}", file=sys.stderr)
+        print(f"distill: {printable(' '.join(message_of(error).split()))}", file=sys.stderr)
         raise SystemExit(2) from None
     if status:
         raise SystemExit(status)
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Return whether an error is about the request, and no bug.
-
-    The classes are imported here, as they take torch with them, which `distill --help` does not need.
-    """
-    from distill.errors import DistillError
-    from interventions import InterventionError
-
-    return isinstance(error, (DistillError, InterventionError, OSError))
-
-
-def _message_of(error: Exception) -> str:
-    """Return the message of an error, with the path where the system refused one."""
-    if not isinstance(error, OSError) or error.filename is None:
-        return str(error)
-    return f"{str(error.filename)[:200]} cannot be used: {error.strerror}; name another path, or see who may use it."
-
-
-def _refuse_usage(error: Any) -> NoReturn:
-    """Print what is wrong with an option on one line, or the help where there is no argument, and exit."""
-    text = error.format_message()
-    if "\n" in text:
-        error.show()
-        raise SystemExit(error.exit_code) from None
-    path = error.ctx.command_path if error.ctx else "distill"
-    print(printable(f"distill: {text.rstrip('.')}; see {path} --help."), file=sys.stderr)
-    raise SystemExit(error.exit_code) from None
-
-
-@contextmanager
-def _exit_on_interrupt() -> Iterator[None]:
-    """Print on Ctrl-C how to resume, and exit with 130; typer itself would exit without a message."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        print(printable(f"\ndistill: {str(stop) or 'stopped.'}"), file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def _silence_libraries() -> None:
-    """Turn off the progress bars and loading notes of other libraries, and print each warning once, on one line."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    warnings.formatwarning = _once(_one_line)
-
-
-def _once(form: Callable[..., str]) -> Callable[..., str]:
-    """Return a format of warnings that is empty for a text that was shown before.
-
-    Networks are tried several times in a run, and would warn each time.
-    """
-    shown: set[str] = set()
-
-    def form_once(*warning: Any, **place: Any) -> str:
-        text = form(*warning, **place)
-        known = text in shown
-        shown.add(text)
-        return "" if known else text
-
-    return form_once
-
-
-def _one_line(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Format a warning without the source line that gave it, with "distill: " before those of this package."""
-    return printable(f"{'distill: ' if 'distill' in Path(filename).parts else ''}{message}\n")
+def _one_each(arguments: list[str]) -> list[str]:
+    """Return the arguments with `--seeds` before every seed, as typer takes one value an option."""
+    found, several = list[str](), False
+    for each in arguments:
+        several = each == "--seeds" or (several and each.isdecimal())
+        found += ["--seeds", each] if several and found and found[-1] != "--seeds" and each != "--seeds" else [each]
+    return found
 
 
 def _text(path: Path | None) -> str | None:

@@ -13,28 +13,30 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from distill.comparison.compared_figure import ComparedFigure
+from distill.comparison.comparison import Comparison
 from distill.data.task import Task
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.evaluation.outcome import Outcome
 from distill.interchange.mapping import depth
 from distill.results import FitResult, curves
-from distill.statistics.intervals import Share
+from distill.statistics.intervals import Estimate, Share
 from distill.storage.files import write, write_json
 from distill.storage.pages import embedded, page, table
 from distill.training.fingerprints import environment
 from interventions import printable
 
-HEADINGS = (
-    "layers",
-    "parameters",
-    "accuracy",
-    "IIA",
-    "effective",
-    "effect rate",
-    "do nothing",
-    "replace all",
-    "seconds",
-)
+HEADINGS = {
+    "accuracy": "accuracy",
+    "IIA": "IIA",
+    "effective": "effective IIA",
+    "effect": "effect rate",
+    "nothing": "do nothing",
+    "s": "seconds",
+}
+"""The columns of the table, in a terminal and on the page."""
+ON_THE_PAGE: tuple[str, ...] = ("layers", "parameters", "accuracy", "IIA", "effective IIA", "normalized IIA")
+ON_THE_PAGE += ("effect rate", "do nothing", "replace all", "KL", "agreement on bases", "KL on bases", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +59,18 @@ class ComparedModel:
     seconds: float | None = None
     fit: FitResult | None = None
 
-    def cells(self) -> tuple[str, ...]:
-        """Return the figures as texts, in the order of `HEADINGS`."""
+    @property
+    def figures(self) -> dict[str, str]:
+        """The figures as texts, by the headings of the page; empty where they were not measured."""
         interchange = self.evaluation.interchange
         outcome = None if interchange is None else interchange.overall
-        figures = [""] * 5 if outcome is None else _figures(outcome)
-        seconds = "" if self.seconds is None else f"{self.seconds:.1f}"
-        return (str(self.layers), f"{self.parameters:,}", _share(self.evaluation.accuracy), *figures, seconds)
+        return {
+            "layers": str(self.layers),
+            "parameters": f"{self.parameters:,}",
+            "accuracy": _text(self.evaluation.accuracy),
+            "seconds": "" if self.seconds is None else f"{self.seconds:.1f}",
+            **({} if outcome is None else _figures(outcome)),
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,22 +82,41 @@ class Report:
         task: the rows that the models were trained and measured on.
         models: the teacher and its students.
         settings: plain data, shown on the page and kept in `result.json`.
+        comparison: of the students over the same pairs; None where there is none.
+        note: why there is none; else empty.
     """
 
     title: str
     task: Task
     models: Sequence[ComparedModel]
     settings: dict[str, Any]
+    comparison: Comparison | None = None
+    note: str = ""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What was found, a plain sentence for each student but the first, or why nothing was compared.
+
+        That about interchange comes first, as it is what a run asks.
+        """
+        if self.comparison is None:
+            return (self.note,) if self.note else ()
+        found = self.comparison.sentences
+        first = [name for name in found if "interchange" in name]
+        return tuple(found[name] for name in [*first, *(name for name in found if name not in first)])
 
     def table(self) -> Table:
-        """Return the table for a terminal of 80 characters: a column for each model."""
+        """Return the table for a terminal of 80 characters: a row for each model."""
         title = Text(printable(self.title), "table.title")  # in a str, Rich would read brackets as its own markup
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         table.add_column("")
+        for heading in HEADINGS:
+            table.add_column(heading, justify="right", no_wrap=True)
         for each in self.models:
-            table.add_column(Text(printable(each.name)), justify="right", no_wrap=True)
-        for heading, *cells in zip(HEADINGS, *(each.cells() for each in self.models), strict=True):
-            table.add_row(heading, *cells)
+            figures = each.figures
+            cells = {name: figures.get(heading, "") for name, heading in HEADINGS.items()}
+            cells |= {name: cells[name].split(" ")[0] for name in ("accuracy", "IIA")}  # intervals are on the page
+            table.add_row(Text(printable(each.name)), *cells.values())
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,6 +125,8 @@ class Report:
             "title": self.title,
             "task": {"name": self.task.name, "classes": list(self.task.classes), "majority": self.task.majority},
             "settings": self.settings,
+            "sentences": list(self.sentences),
+            "comparison": None if self.comparison is None else self.comparison.to_dict(),
             "models": [
                 {
                     "name": each.name,
@@ -123,10 +151,15 @@ class Report:
 
     def html(self) -> str:
         """Return the HTML page, with its pictures inside."""
+        cells = [(each.name, *(each.figures.get(name, "") for name in ON_THE_PAGE)) for each in self.models]
         parts = [
-            f"<h1>{escape(self.title)}</h1><p>{escape(self.task.description)} "
+            f"<h1>{escape(self.title)}</h1>",
+            *(f"<p class=answer>{escape(sentence)}</p>" for sentence in self.sentences),
+            f"<p>{escape(self.task.description)} "
             f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out{_majority_of(self.task)}.</p>",
-            table(("", *HEADINGS), ((each.name, *each.cells()) for each in self.models)),
+            *self._compared(),
+            "<h2>Every model</h2>",
+            table(("", *ON_THE_PAGE), cells),
             f"<p class=note>{escape(LEGEND)}</p>",
             *self._pictures(),
             "<h2>Interchange accuracy for each entry of the mapping</h2>",
@@ -141,6 +174,13 @@ class Report:
             f"<p class=note>{escape(', '.join(f'{name} {number}' for name, number in environment().items()))}</p>",
         ]
         return page(self.title, parts)
+
+    def _compared(self) -> list[str]:
+        """Return the comparison of the students, as a picture and a table."""
+        if self.comparison is None:
+            return []
+        figure = embedded(self.comparison.plot())
+        return [f"<h2>The students compared</h2>{figure}<pre>{escape(str(self.comparison))}</pre>"]
 
     def _pictures(self) -> list[str]:
         trained = {each.name: each.fit.records for each in self.models if each.fit is not None and each.fit.records}
@@ -164,8 +204,14 @@ def teacher_evaluation(teacher: nn.Module, task: Task) -> Evaluation:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the table of a report, and below it each note about the figures once."""
+    """Print what was found, the tables of a report, and below them each note about the figures once."""
+    for sentence in report.sentences[:1]:  # those of the others are on the page
+        console.print(sentence, markup=False, highlight=False)
+        console.print()
     console.print(report.table())
+    if report.comparison is not None:
+        console.print(kinds_table(report.comparison))
+        console.print(_legend(report.comparison), markup=False, highlight=False)
     measured = [each.evaluation.interchange for each in report.models]
     notes = [note for each in measured if each is not None for note in each.notes]
     notes += [each.evaluation.note for each in report.models if each.evaluation.note]
@@ -173,18 +219,62 @@ def print_report(report: Report, console: Console) -> None:
         console.print(note, markup=False, highlight=False)
 
 
+def kinds_table(comparison: Comparison) -> Table:
+    """Return a table for a terminal of 80 characters: the effective IIA of each student, a row for each kind."""
+    table = Table(title="effective IIA", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("kind of interchange")
+    for name in comparison.students:
+        table.add_column(Text(printable(name)), justify="right", min_width=7)
+    for kind in comparison.kinds:
+        found = [comparison.find("effective", name, kind) for name in comparison.students]
+        if any(each is not None for each in found):
+            table.add_row(Text(printable(kind)), *map(_marked, found))
+    return table
+
+
+def _marked(found: ComparedFigure | None) -> str:
+    """Return a figure as text, with a mark where it surely differs from the first student's, or was trained."""
+    if found is None or found.value.estimate is None:
+        return "–"
+    difference = None if found.difference is None else found.difference.estimate
+    sure = difference is not None and (difference.low > 0 or difference.high < 0)
+    sign = ("+" if difference.value > 0 else "−") if sure and difference is not None else " "
+    return f"{found.value.estimate.value:.3f}{'*' if found.trained else ' '}{sign}"
+
+
+def _legend(comparison: Comparison) -> str:
+    """Return what the marks of the table of kinds mean, and what its intervals are over."""
+    counts = [f"{count:,} {name}" for name, count in comparison.settings.get("shared", {}).items()]
+    over = f" Over {comparison.settings['pairs']:,} pairs of {', '.join(counts)}." if counts else ""
+    first = comparison.students[0]
+    return f"* trained on this kind; + −: above or below {first} by more than its 95 % interval.{over}"
+
+
 def _majority_of(task: Task) -> str:
     """Return the end of a sentence about the held-out rows: how common their most common class is."""
     return " without labels" if task.majority is None else f"; the most common class is {task.majority:.1%} of them"
 
 
-def _share(share: Share | None) -> str:
-    return "" if share is None else str(share)
+def _text(value: Share | Estimate | None) -> str:
+    return "" if value is None else str(value)
 
 
-def _figures(outcome: Outcome) -> list[str]:
-    rates = (outcome.effective_iia, outcome.effect_rate, outcome.do_nothing, outcome.replace_all)
-    return [_share(outcome.iia), *("–" if rate is None else f"{rate:.3f}" for rate in rates)]
+def _figures(outcome: Outcome) -> dict[str, str]:
+    """Return the figures of an outcome as texts, by the headings of the page."""
+    rates = {
+        "effect rate": outcome.effect_rate,
+        "do nothing": outcome.do_nothing,
+        "replace all": outcome.replace_all,
+        "KL": outcome.kl,
+        "KL on bases": outcome.base_kl,
+    }
+    return {
+        "IIA": _text(outcome.iia),
+        "effective IIA": _text(outcome.effective) or "–",
+        "normalized IIA": _text(outcome.normalized) or "–",
+        "agreement on bases": _text(outcome.agreement),
+        **{name: "–" if rate is None else f"{rate:.3f}" for name, rate in rates.items()},
+    }
 
 
 def _per_pair(model: ComparedModel) -> str:
@@ -195,9 +285,8 @@ def _per_pair(model: ComparedModel) -> str:
 
 
 LEGEND = (
-    "IIA: share of held-out interchanges after which the student answers as the teacher does, with its 95 % "
-    "interval; effective: on "
-    "those alone that change the teacher's answer, which are the effect rate; do nothing and replace all: what a "
-    "student would reach "
-    "that ignores the interchange, or runs the source instead."
+    "IIA: the share of held-out interchanges after which the student answers as the teacher does; effective: on those "
+    "alone that change the teacher's answer, which are the effect rate; normalized: 0 for a student that ignores "
+    "interchanges, 1 for one that follows all; do nothing and replace all: the IIA of a student that ignores the "
+    "interchange, or runs the source instead. In brackets 95 % intervals, which know what pairs share."
 )

@@ -1,7 +1,8 @@
 """The evaluation of a trained network: its accuracy on held-out rows, and its interchange accuracy under a mapping."""
 
 import warnings
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,10 @@ class Evaluation(Result):
     accuracy: Share | None
     interchange: InterchangeAccuracy | None
     note: str = ""
+
+    def marked(self, trained: Collection[str] | None) -> "Evaluation":
+        """Return the same with each kind of interchange marked by whether it was trained on."""
+        return self if self.interchange is None else replace(self, interchange=self.interchange.marked(trained))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the accuracy, the interchange accuracy and the note as plain data, for JSON."""
@@ -166,6 +171,7 @@ def evaluate(
     data: Any,
     *,
     positions: PositionRule | None = Span(0.3),  # noqa: B008 (frozen)
+    kinds: Any = None,
     pairs: int = 2000,
     seed: Any = 0,
     answers: Any = None,
@@ -180,6 +186,7 @@ def evaluate(
         mapping: as `fit` takes it; None or {} measures the accuracy alone.
         data: held-out rows, or a Task or the name of one (its test rows), as `fit` takes them.
         positions: the rule that draws positions; None takes all of them.
+        kinds: other kinds of interchange to measure too, as `interchange_accuracy` takes them, e.g. "usual".
         pairs: how many pairs of base and source are interchanged.
         seed: of the pairs and positions.
         answers: which part of a model's output is its answer, as for `fit`.
@@ -203,7 +210,9 @@ def evaluate(
             why = f"{_why_no_accuracy(rows)}, and {unmapped}"
             why = f"{type(student).__name__} has no logits" if mute else why
             return Evaluation(measured, None, "" if measured else f"nothing was measured: {why}")
-        return _with_interchange(teacher, student, mapping, rows, measured, positions=positions, pairs=pairs, seed=seed)
+        return _with_interchange(
+            teacher, student, mapping, rows, measured, positions=positions, kinds=kinds, pairs=pairs, seed=seed
+        )
 
 
 def _with_interchange(

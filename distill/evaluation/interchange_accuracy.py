@@ -214,15 +214,11 @@ def _result(
     settings: Mapping[str, Any],
 ) -> InterchangeAccuracy:
     """Return the figures of all kinds, the first one with its controls; a `FitResult` says which were trained."""
-    trained = getattr(exclude, "settings", {}).get("kinds")
-
-    def was_trained(each: MeasuredKind) -> bool | None:
-        return None if trained is None else repr(each.placed.kind) in trained
-
-    others = {each.placed.name: replace(each.accuracy(settings), trained=was_trained(each)) for each in measured[1:]}
+    others = {each.placed.name: each.accuracy(settings) for each in measured[1:]}
     own = measured[0].accuracy({**settings, **({"missing": dict(missing)} if missing else {})}, controls)
     overlap = None if seen_of(exclude) is None else 0.0
-    return replace(own, kinds=others, trained=was_trained(measured[0]), overlap=overlap)
+    found = replace(own, kinds=others, overlap=overlap)
+    return found.marked(getattr(exclude, "settings", {}).get("kinds"))
 
 
 def _try(teacher: Model | Served, student: Model, rows: Rows) -> None:

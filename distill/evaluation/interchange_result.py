@@ -1,7 +1,7 @@
 """The result of a measurement of interchange accuracy, which prints, plots and saves itself."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
@@ -54,6 +54,17 @@ class InterchangeAccuracy(Result):
             {name: cls.of(each) for name, each in saved.get("kinds", {}).items()},
             saved.get("trained"),
         )
+
+    def marked(self, trained: Collection[str] | None) -> "InterchangeAccuracy":
+        """Return the same with each kind marked by whether it was trained on.
+
+        Args:
+            trained: the kinds as text, as `FitResult.settings["kinds"]` has them; None where they are not known.
+        """
+        kinds = {name: each.marked(trained) for name, each in self.kinds.items()}
+        kind = self.settings.get("kind")
+        was_trained = None if trained is None or kind is None else kind in trained
+        return replace(self, kinds=kinds, trained=was_trained)
 
     @property
     def iia(self) -> float | None:

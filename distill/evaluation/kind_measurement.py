@@ -66,7 +66,7 @@ class MeasuredKind:
             controls: the names of the controls to measure.
         """
         kind, examples = self.placed.kind, self.measurement.examples
-        rules = {"sources": repr(kind.sources), "positions": repr(kind.positions)}
+        rules = {"kind": repr(kind), "sources": repr(kind.sources), "positions": repr(kind.positions)}
         own = {name: value for name in ("site", "dims") if (value := getattr(kind, name)) is not None}
         found = accuracy_of(self.tally, self.placed.entries, examples.sharing, {**settings, **rules, **own}, self.tried)
         return replace(found, controls=self.measurement.controls(controls))

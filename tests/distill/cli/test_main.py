@@ -20,10 +20,11 @@ import pytest
 import torch
 import transformers
 
-from distill.cli import main
+from distill.cli import main, messages
 from distill.cli.compare import students_of_runs
 from distill.cli.fit_command import FitCommand
 from distill.cli.options import DataOptions, InterchangeOptions
+from distill.comparison.compare import compare
 from distill.evaluation.evaluate import evaluate
 from distill.models.pretrained import load_classifier, load_tokenizer, save_teacher
 from distill.tasks import Recipe
@@ -36,8 +37,9 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Measured on 40 pairs, in a folder of one's own; CUDA or not, no colour asked for."""
-    for command in ("fit", "evaluate"):
+    for command in ("fit", "student_runs", "evaluate"):
         monkeypatch.setattr(f"distill.cli.{command}.evaluate", partial(evaluate, pairs=40))
+    monkeypatch.setattr("distill.cli.fit.compare", partial(compare, pairs=40))
     # The command line sets these before transformers is imported; here it was imported long ago.
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
@@ -105,25 +107,62 @@ def test_fit_then_evaluate(teacher, csv, tmp_path):
     assert (status, err) == (0, "")
     assert not set("\x1b\r") & set(out)
     assert out.splitlines()[0].startswith("KD: step 1/5  loss")
-    assert re.search(r"teacher\s+KD\s+KD \+ interchange", out)
+    names = ["teacher", "untrained", "KD", "KD, equal time", "KD + interchange", "KD + augmented"]
+    assert [name for name in names if re.search(rf"^ *{re.escape(name)} ", out, re.M)] == names
+    table = out.split("kind of interchange")[1]
+    assert "answering token" in table
     assert out.rstrip().endswith(f"report: {run / 'report.html'}")
     told = json.loads((run / "result.json").read_text())
-    assert [model["name"] for model in told["models"]] == ["teacher", "KD", "KD + interchange"]
+    assert [model["name"] for model in told["models"]] == names
+    assert len(told["sentences"]) == 4
+    assert told["sentences"][0] in " ".join(out.split())
+    assert "KD + interchange" in told["sentences"][0]
+    assert told["comparison"]["runs"] == dict.fromkeys([*names[2:], "untrained"], 1)
     page = (run / "report.html").read_text()
     assert not re.search(r"https?://|src=\"(?!data:)", page)
-    for name, terms in (("kd", {"kd"}), ("diito", {"kd", "kd_cf"})):
+    equal = json.loads((run / "kd-equal-time" / "result.json").read_text())
+    ratio = json.loads((run / "times.json").read_text())["ratio"]
+    assert equal["steps"] == equal["settings"]["schedule"]["steps"] == max(5, round(5 * ratio))
+    for name, terms in (("kd", {"kd"}), ("diito", {"kd", "kd_cf"}), ("augmented", {"kd", "kd_aug"})):
         assert (run / name / "student" / "tokenizer.json").exists()
         last = json.loads((run / name / "log.jsonl").read_text().splitlines()[-1])
         assert last["terms"].keys() == terms
     status, again, err = distill("evaluate", run, "--pairs", 40)
     assert (status, err) == (0, "")
-    iia = [model["interchange"]["overall"]["iia"] for model in told["models"][1:]]
-    for share in iia:
-        assert f"{share['value']:.3f} [{share['low']:.3f}, {share['high']:.3f}]" in again
+    for model in told["models"][2:]:
+        overall = model["interchange"]["overall"]
+        shown = f"{overall['iia']['value']:.3f}"
+        if overall["effective"] is not None:
+            shown += " +{value:.3f} \\[{low:.3f}, {high:.3f}\\]".format(**overall["effective"])
+        assert re.search(rf"^ *{re.escape(model['name'])} .*{shown}", again, re.M)
     one = ["evaluate", "--student", run / "kd" / "student", "--teacher", teacher, "--data", csv, "--pairs", 40]
     status, alone, err = distill(*one)
     assert (status, err) == (0, "")
-    assert f"{iia[0]['value']:.3f}" in alone
+    assert f"{told['models'][2]['interchange']['overall']['iia']['value']:.3f}" in alone
+
+
+def test_several_seeds_are_compared_over_them(teacher, csv, tmp_path):
+    run = tmp_path / "run"
+    seeds = ["--seeds", 3, 5, "--steps", "4", "--batch-size", "8", "--student-layers", "2"]
+    status, out, err = distill("fit", "--data", csv, "--teacher", teacher, "--output", run, *seeds)
+    assert (status, err) == (0, "")
+    told = json.loads((run / "result.json").read_text())
+    titles = ("KD", "KD, equal time", "KD + interchange", "KD + augmented")
+    names = [f"{title}, seed {seed}" for title in titles for seed in (3, 5)]
+    assert [model["name"] for model in told["models"]] == ["teacher", "untrained", *names]
+    assert told["comparison"]["runs"] == dict.fromkeys([*titles, "untrained"], 2)
+    assert told["sentences"][0].startswith("Over 2 seeds, ")
+    for seed in (3, 5):
+        settings = json.loads((run / f"seed-{seed}" / "diito" / "settings.json").read_text())
+        assert settings["schedule"]["seed"] == seed
+        assert len(settings["kinds"]) == 1
+    assert max(map(len, out.split("accuracy")[0].splitlines())) <= 120
+    status, again, err = distill("evaluate", run, "--pairs", 40)
+    assert (status, err) == (0, "")
+    assert [line.split("  ")[0].strip() for line in again.splitlines() if "seed" in line[:30]][1:] == names
+    assert distill("fit", "--seeds", 1, 2, 1)[2] == (
+        "distill: --seeds 1 2 1 names 1 twice, and one seed gives one student; name different ones: --seeds 0 1 2.\n"
+    )
 
 
 def test_compare_the_students_of_runs(teacher, csv, tmp_path):
@@ -137,10 +176,11 @@ def test_compare_the_students_of_runs(teacher, csv, tmp_path):
     status, text, err = distill("compare", *runs, "--pairs", 30, "--output", out)
     assert (status, err) == (0, "")
     assert "Over 2 seeds, " in text
-    assert re.search(r"^ +KD \+ interchange − KD$", text, re.MULTILINE)
+    others = ("KD, equal time", "KD + interchange", "KD + augmented")
+    assert re.search(r"^ +" + " +".join(re.escape(f"{each} − KD") for each in others) + "$", text, re.MULTILINE)
     assert "  answering token" in text
     told = json.loads((out / "compare.json").read_text())
-    assert told["runs"] == {"KD": 2, "KD + interchange": 2}
+    assert told["runs"] == dict.fromkeys(["KD", *others], 2)
     assert told["sentences"]["KD + interchange"] in text
     assert (out / "compare.png").read_bytes().startswith(b"\x89PNG")
     status, one, err = distill("compare", runs[0], "--pairs", 30)
@@ -162,6 +202,9 @@ def command(**settings):
 def test_which_students_are_seeds_of_one(tmp_path):
     """Those of runs that differ in the seed alone, or in which students they have."""
     a, b, c = (tmp_path / name for name in "abc")
+    for run in (a, c):
+        for student in ("kd", "diito"):
+            (run / student).mkdir(parents=True)
     found = students_of_runs({a: command(), b: command(seed=1, objective="kd"), c: command(temperature=3.0)})
     assert found == {
         "KD": [a / "kd", b / "kd"], "KD + interchange": [a / "diito"], "KD (c)": [c / "kd"],
@@ -256,7 +299,7 @@ def test_on_texts_with_words_replaced(objective, title, terms, teacher, csv, tmp
     status, _out, err = distill(*arguments)
     assert (status, err) == (0, "")
     told = json.loads((tmp_path / "r" / "result.json").read_text())
-    assert [model["name"] for model in told["models"]] == ["teacher", title]
+    assert [model["name"] for model in told["models"]] == ["teacher", "untrained", title]
     folder = tmp_path / "r" / objective.replace(",", "+")
     assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["terms"].keys() == terms
     assert "Augmented(InContext(share=0.3, words=tensor" in (folder / "settings.json").read_text()
@@ -385,7 +428,7 @@ def test_texts_without_labels(name, teacher, tmp_path):
     assert (status, err) == (0, "")
     assert out.count("no accuracy: the 8 held-out rows have no labels") == 1
     told = json.loads((tmp_path / "r" / "result.json").read_text())
-    assert [model["accuracy"] for model in told["models"]] == [None] * 3
+    assert [model["accuracy"] for model in told["models"]] == [None] * 6
     assert told["task"] == {"name": "x", "classes": [], "majority": None}
     assert all(model["interchange"]["overall"]["count"] for model in told["models"][1:])
     status, out, err = distill("evaluate", tmp_path / "r", "--pairs", 40)
@@ -479,7 +522,7 @@ def test_bad_input_is_one_line_and_status_2_before_any_training(case, tmp_path, 
     def trained(*args, **kwargs):
         raise AssertionError("training began")
 
-    monkeypatch.setattr("distill.cli.fit.fit", trained)
+    monkeypatch.setattr("distill.cli.student_runs.fit", trained)
     monkeypatch.setattr(importlib.import_module("distill.teach"), "fit", trained)
     arguments = bad(case, tmp_path, teacher, csv)
     output = [] if {"--output", "--resume"} & set(arguments) else ["--output", tmp_path / "r"]
@@ -662,7 +705,7 @@ def test_tasks_whose_teacher_is_no_transformer_say_how():
 def test_a_warning_is_printed_once(monkeypatch, capsys):
     """Where filters change in between Python gives it again."""
     monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
-    main._silence_libraries()
+    messages.silence_libraries()
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         monkeypatch.setattr(warnings, "showwarning", _shown)

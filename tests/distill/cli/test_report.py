@@ -7,13 +7,16 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from distill import DIITO, KD, Evaluation, FitResult, InterchangeAccuracy, Outcome, Record, Share
+from distill import DIITO, KD, Estimate, Evaluation, FitResult, InterchangeAccuracy, Outcome, Record, Share
 from distill.cli.report import HEADINGS, ComparedModel, Report, environment
 from distill.results import curves
 from distill.tasks import Task
 from tests.distill.tiny_models import mlp, vectors
 
-OUTCOME = Outcome(Share(0.75, 0.7, 0.8, 100), 0.4, 0.5, 0.6, 0.65, 0.1, None, 90, 10)
+OUTCOME = Outcome(
+    Share(0.75, 0.7, 0.8, 100), 0.4, 0.5, 0.6, 0.65, 0.1, None, 90, 10, effective=Share(0.5, 0.45, 0.55, 40),
+    normalized=Estimate(0.37, 0.3, 0.4), agreement=Share(0.8, 0.75, 0.85, 100), base_kl=0.02,
+)  # fmt: skip
 MEASURED = Evaluation(Share(0.9, 0.88, 0.92, 500), InterchangeAccuracy(OUTCOME, {"a <b> ↔ c": OUTCOME}, {"pairs": 100}))
 RECORDS = tuple(Record(i, 60, 1 / i, {"kd": 1 / i, "kd_cf": 0.5 / i}, 1e-3) for i in range(1, 61))
 
@@ -35,19 +38,14 @@ def printed(width=80):
     return console.export_text()
 
 
-def test_the_table_holds_a_column_for_each_model_and_fits():
+def test_the_table_holds_a_row_for_each_model_and_fits():
     lines = printed().splitlines()
     assert max(map(len, lines)) <= 80
-    assert re.search(r"teacher\s+KD\s+noted", printed())
-    rows = {line.split("  ")[0].strip(): line for line in lines}
-    assert set(HEADINGS) <= rows.keys()
-    assert "1,234,567" in rows["parameters"]
-    assert "0.750 [0.700, 0.800]" in rows["IIA"]
-    assert rows["effective"].split()[-1] == "0.500"
-    assert rows["effect rate"].split()[-1] == "0.400"
-    assert rows["do nothing"].split()[-1] == "0.600"
-    assert rows["replace all"].split()[-1] == "0.650"
-    assert "12.3" in rows["seconds"]
+    assert [name for name in HEADINGS if name not in lines[2]] == []
+    rows = {line.split("  ")[0].strip(): line.split() for line in lines}
+    assert rows["teacher"] == ["teacher", "0.950"]
+    assert rows["KD"] == "KD 0.900 0.750 0.500 [0.450, 0.550] 0.400 0.600 12.3".split()
+    assert rows["noted"] == ["noted", "1.0"]
 
 
 def test_result_json(tmp_path):
@@ -99,6 +97,10 @@ def test_the_page_is_one_file_well_formed_and_escaped():
         "A <title>",
         "What & why.",
         "0.900 [0.880, 0.920]",
+        "0.500 [0.450, 0.550]",
+        "0.370 [0.300, 0.400]",
+        "0.800 [0.750, 0.850]",
+        "1,234,567",
         "a <b> ↔ c",
         '"task": "<script>"',
         "10 of 100 counterfactuals",

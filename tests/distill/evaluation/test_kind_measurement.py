@@ -5,12 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from distill import DistillError, InContext, Kind, Scattered, Span, interchange_accuracy
+from distill import DIITO, KD, DistillError, InContext, Kind, Rows, Scattered, Span, fit, interchange_accuracy
 from distill.interchange.kinds import usual_kinds
 from interventions import Location
 from tests.distill.every_site import FAMILIES
-from tests.distill.tiny_models import bert, gpt2, images, mlp, spread, text, vectors, vit
+from tests.distill.tiny_models import QUIET, bert, gpt2, images, mlp, spread, text, vectors, vit
+from tests.distill.wired import Wired
 
 MAPPING = {(Location(0), Location(1)): Location(0), Location(2): Location(1)}
 KINDS = {
@@ -167,3 +169,100 @@ def test_a_copy_of_the_teacher_is_right_at_every_kind(make):
         assert each.overall.effective_iia in (1, None)
         assert each.overall.normalized is None or each.overall.normalized.value == 1
         assert each.overall.correlation is None or each.overall.correlation == pytest.approx(1)
+
+
+@pytest.mark.parametrize("objective", [[KD(), DIITO(positions=Scattered(1))], [KD()]])
+def test_the_result_of_a_training_says_which_kinds_were_trained_on(objective):
+    teacher, student = couple(bert)
+    rows = text(14)
+    mapping = {Location(1): Location(0)}
+    result = fit(
+        teacher, student, mapping, text(20, seed=5), objective=objective, steps=1, eval_data=rows, console=QUIET
+    )
+    found = interchange_accuracy(teacher, student, mapping, rows, pairs=9, kinds=KINDS, exclude=result)
+    trained = {name for name, each in found.kinds.items() if each.trained}
+    assert trained == ({"one"} if len(objective) > 1 else set())
+    assert found.trained is False
+    assert {each.trained for each in found.kinds.values()} <= {True, False}
+    assert measured().trained is None
+    own = result.evaluation.interchange
+    assert own.trained is (len(objective) > 1)  # measured as it was trained
+
+
+class Ignoring(nn.Module):
+    """Answers as `Wired` does, from a hidden state of its own: an interchange in `hidden` hardly touches its answer."""
+
+    def __init__(self, touch: float = 1e-6) -> None:
+        super().__init__()
+        self.own, self.touch = Wired(), touch
+        self.hidden = Wired().hidden
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.own(x) + self.touch * self.hidden(x)
+
+
+class Constant(nn.Module):
+    """Answers one class to everything."""
+
+    def __init__(self, answer: int) -> None:
+        super().__init__()
+        self.hidden = Wired().hidden
+        self.register_buffer("answer", 10 * nn.functional.one_hot(torch.tensor(answer), 3).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.answer + 1e-6 * self.hidden(x)
+
+
+def every_input():
+    return Rows({"x": torch.cartesian_prod(*[torch.arange(3.0)] * 3)})
+
+
+def outcomes(student):
+    part = Location(module="hidden", dims=0)
+    found = interchange_accuracy(
+        Wired(), student, {part: part}, every_input(), pairs=400, kinds={"half": Kind(dims=0.5)}
+    )
+    return [found.overall, found.kinds["half"].overall]
+
+
+def test_a_perfect_student():
+    for outcome in outcomes(Wired()):
+        figures = (outcome.iia.value, outcome.effective.value, outcome.normalized.value, outcome.agreement.value)
+        assert figures == (1, 1, 1, 1)
+        assert outcome.correlation == pytest.approx(1)
+        assert outcome.kl == pytest.approx(0, abs=1e-6)
+
+
+def test_a_student_that_ignores_interchanges():
+    """It is right as often as doing nothing is, never where the answer changes, and agrees on every base."""
+    for outcome in outcomes(Ignoring()):
+        assert outcome.agreement.value == 1
+        assert outcome.iia.value == outcome.do_nothing == pytest.approx(1 - outcome.effect_rate)
+        assert outcome.effective.value == 0
+        assert (outcome.normalized.value, outcome.normalized.low, outcome.normalized.high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("answer", range(3))
+def test_a_student_that_answers_one_class(answer):
+    for outcome in outcomes(Constant(answer)):
+        assert outcome.iia.value == outcome.do_nothing == outcome.replace_all
+        assert outcome.iia.value == pytest.approx(1 / 3, abs=0.06)
+        assert outcome.normalized.value == 0
+        assert outcome.effective.value == pytest.approx(1 / 3, abs=0.09)
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_student_that_is_wrong_in_one_part_is_wrong_there_alone(part):
+    """Its part reacts to nothing, and what the other does is as in the teacher."""
+
+    class Stuck(Wired):
+        def forward(self, x):
+            state, clean = self.hidden(x), nn.functional.linear(x, Wired().hidden.weight)
+            kept = torch.where(torch.arange(3) == part, clean + 1e-6 * state, state)
+            total = kept[:, 0] + kept[:, 1]
+            return self.scale * (2 * torch.pi / 3 * (total[:, None] - torch.arange(3.0))).cos()
+
+    mapping = {at: at for at in (Location(module="hidden", dims=0), Location(module="hidden", dims=1))}
+    found = list(interchange_accuracy(Wired(), Stuck(), mapping, every_input(), pairs=400).per_pair.values())
+    assert (found[part].effective.value, found[1 - part].effective.value) == (0, 1)
+    assert (found[part].normalized.value, found[1 - part].normalized.value) == (0, 1)

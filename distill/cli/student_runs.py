@@ -1,0 +1,151 @@
+"""The trainings of `distill fit`: every student of a run, for each seed, one after another; read again when resumed."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from distill.cli.fit_command import FitCommand
+from distill.cli.students import StudentPlan, steps_as_long
+from distill.data.seen_rows import SeenRows
+from distill.data.task import Task
+from distill.errors import DistillError
+from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.fit import fit
+from distill.interchange.mapping import Sides
+from distill.models.pretrained import load_classifier
+from distill.results import FitResult
+from distill.storage.files import check_folder_whole, clear_leftovers, read_json, write_json
+from distill.storage.locks import locked
+from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log
+from distill.training.schedule import Schedule
+from distill.training.step_times import step_ratio
+
+TIMES = "times.json"
+TIMED = 15
+"""How many steps of two students are timed."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudentRuns:
+    """What the trainings of one `distill fit` share.
+
+    Attributes:
+        command: its settings.
+        folder: of the run.
+        task, teacher, tokenizer: what is learned, from whom, and what both read with, or None.
+        mapping: between teacher and students.
+        schedule: of the students.
+        resume: whether trainings that are finished are read again, and others resumed.
+        console: shows the progress.
+    """
+
+    command: FitCommand
+    folder: Path
+    task: Task
+    teacher: nn.Module
+    tokenizer: Any
+    mapping: Sides
+    schedule: Schedule
+    resume: Resume
+    console: Console
+
+    def train(self, plans: Sequence[StudentPlan]) -> dict[str, list[FitResult]]:
+        """Train the students of all seeds, and return {title: the result of each seed}."""
+        found: dict[str, list[FitResult]] = {plan.title: [] for plan in plans}
+        for seed in self.command.training_seeds:
+            done: dict[str, FitResult] = {}
+            for plan in sorted(plans, key=lambda each: each.as_long_as is not None):
+                done[plan.name] = self._train(plan, seed, self._schedule(plan, seed, done))
+            for plan in plans:
+                found[plan.title].append(done[plan.name])
+        return found
+
+    def _schedule(self, plan: StudentPlan, seed: int, done: dict[str, FitResult]) -> Schedule:
+        """Return the schedule of a student; of one that is trained as long as another, with as many more steps."""
+        schedule = replace(self.schedule, seed=seed)
+        if plan.as_long_as is None:
+            return schedule
+        steps = len(done[plan.objectives].records)
+        return replace(schedule, steps=steps_as_long(steps, self._ratio(plan.objectives, plan.as_long_as)))
+
+    def _ratio(self, one: str, other: str) -> float:
+        """Return how many times as long a step of other objectives takes, measured once in a run, which keeps it.
+
+        It is rounded to 0.05, so that runs on one machine mostly have the same number of steps.
+        """
+        kept = self.folder / TIMES
+        if kept.exists():
+            return float(read_json(kept, f"start the run anew: distill fit --output {self.folder}-2")["ratio"])
+        objectives = [self.command.objectives(each, words_of(self.tokenizer)) for each in (one, other)]
+        measured = step_ratio(
+            self.teacher, self.command.student(self.teacher), self.mapping, self.task.train, one=objectives[0],
+            other=objectives[1], schedule=self.schedule, steps=TIMED,
+        )  # fmt: skip
+        ratio = round(20 * measured.value) / 20
+        write_json(kept, {"ratio": ratio, "one": one, "other": other, **asdict(measured)})
+        return ratio
+
+    def _train(self, plan: StudentPlan, seed: int, schedule: Schedule) -> FitResult:
+        """Train and measure one student; the same rule of positions measures students of all objectives."""
+        folder = self.command.folder_of(self.folder, plan, seed)
+        student = self.command.student(self.teacher)
+        result = self._fit_or_read(
+            student, folder, objective=self.command.objectives(plan.objectives, words_of(self.tokenizer)),
+            schedule=schedule, title=self.command.title_of(plan, seed),
+        )  # fmt: skip
+        positions = self.command.interchanges.positions
+        evaluation = evaluate(self.teacher, student, self.mapping, self.task, positions=positions)
+        result = replace(result, evaluation=evaluation.marked(result.settings.get("kinds")))
+        result.save(folder)
+        return result
+
+    def _fit_or_read(self, student: nn.Module, folder: Path, **settings: Any) -> FitResult:
+        """Train one student; in a resumed run, read one that is finished, and start one that was not started."""
+        if self.resume and (folder / RESULT).exists():
+            try:
+                with locked(folder):
+                    clear_leftovers(folder)
+                    return _read_finished(student, folder)
+            except DistillError as error:
+                warnings.warn(f"{error} The student is resumed from its last checkpoint.", stacklevel=2)
+        resume = self.resume if folder.exists() else False
+        try:
+            return fit(
+                self.teacher, student, self.mapping, self.task.train, output_dir=folder, resume=resume,
+                console=self.console, tokenizer=self.tokenizer, **settings,
+            )  # fmt: skip
+        except Interrupted as stop:
+            raise Interrupted(
+                f"{str(stop).split('; go on')[0]}; go on with: distill fit --resume {self.folder}"
+            ) from None
+
+
+def _read_finished(student: nn.Module, folder: Path) -> FitResult:
+    """Return the result of a student that is finished, with the saved weights put into the student.
+
+    Raises:
+        DistillError: a file is damaged.
+    """
+    saved_result, trained_on = read_json(folder / RESULT, "it is made again"), SeenRows.load(folder / STUDENT)
+    check_folder_whole(folder / STUDENT, "it is made again")
+    saved = load_classifier(folder / STUDENT)
+    student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
+    settings, seconds = saved_result["settings"], saved_result["seconds"]
+    return FitResult(student, tuple(read_log(folder)), Evaluation(None, None), settings, seconds, folder, trained_on)
+
+
+def words_of(tokenizer: Any) -> Tensor | None:
+    """Return the ids of whole words, for in-context sources; None without a tokenizer."""
+    if tokenizer is None:
+        return None
+    special = set(tokenizer.all_special_ids)
+    words = [
+        i for word, i in tokenizer.get_vocab().items() if i not in special and not word.startswith(("##", "[unused"))
+    ]
+    return torch.tensor(sorted(words))
