@@ -10,7 +10,7 @@ from torch import Tensor
 from distill.data.rows import Rows, batches
 from distill.data.seeds import seed_from
 from distill.errors import DistillError, NothingToMeasure
-from distill.evaluation.measurement import Examples, check_pairs, measuring, paired
+from distill.evaluation.measurement import NOTHING_SEEN, Examples, check_pairs, measuring, paired
 from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.interchange.sources import Shuffle, Sources
 from distill.models.inputs import device_of, to_device
@@ -18,6 +18,8 @@ from distill.statistics.sharing import Sharing
 
 TRIES = 20
 """How many times as many pairs as are wanted are tried at most, to find those that change the teacher's answer."""
+LOOKED_AT = 64
+"""How many pairs show whether an interchange can be seen at an entry at all."""
 STREAM = 2**31 - 2  # seeds the pairs of the second and later rounds
 
 
@@ -76,7 +78,7 @@ def effective_examples(
 
     Returns:
         The pairs that are effective at any entry; at which entries each is one of those wanted; how many pairs were
-        tried at each entry.
+        tried at each entry: none at one where no interchange can be seen.
 
     Raises:
         NothingToMeasure: no pair that was tried changes the teacher's answer at any entry.
@@ -84,8 +86,9 @@ def effective_examples(
     entries = len(interchanges.entries)
     found, tried = torch.zeros(entries, dtype=torch.long), torch.zeros(entries, dtype=torch.long)
     parts, marks = list[Examples](), list[Tensor]()
+    void = _void(interchanges, examples_of_rows(rows, min(pairs, LOOKED_AT), sources, vocabulary, seed))
     for number in range(TRIES):
-        open_entries = [i for i in range(entries) if found[i] < pairs]
+        open_entries = [i for i in range(entries) if found[i] < pairs and not void[i]]
         if not open_entries:
             break
         draw = seed if number == 0 else seed_from(seed, STREAM, number)
@@ -103,10 +106,21 @@ def effective_examples(
             marks.append(wanted[chosen])
     if not parts:
         raise NothingToMeasure(
-            f"effective_only=True found no pair that changes the teacher's answer among {int(tried.max())} tried; map "
-            "another place, use positions=Span(0.5), or give rows that differ more."
+            NOTHING_SEEN
+            if all(void)
+            else f"effective_only=True found no pair that changes the teacher's answer among {int(tried.max())} tried; "
+            "map another place, use positions=Span(0.5), or give rows that differ more."
         )
     return joined_examples(parts), torch.cat(marks), tried
+
+
+def _void(interchanges: NetworkInterchanges, few: Examples) -> list[bool]:
+    """Return for each entry whether no interchange of a few pairs can be seen there: none need be looked for."""
+    device = device_of(interchanges.student)
+    with measuring(interchanges):
+        base, source = few.first(len(few), device)
+        kept = interchanges.count(base, source, None, few.numbers).kept
+    return [bool(each) for each in ~kept.any(0)]
 
 
 def _changes(

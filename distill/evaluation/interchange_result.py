@@ -224,7 +224,9 @@ def _remarks(name: str, outcome: Outcome) -> Iterable[str]:
             f"{name}: every swap gave what the network answers to the source, so the answers depend on nothing "
             "else there; any variable that decides the answer would fit."
         )
-    if outcome.tried is not None:
+    if outcome.tried == 0:
+        yield f"{name}: no interchange can be seen there, so no pair was looked for."
+    elif outcome.tried is not None:
         found = outcome.count + outcome.left_out
         yield f"{name}: {found} pairs that change the teacher's answer, of {outcome.tried} tried."
 

@@ -11,7 +11,7 @@ from distill.errors import DistillError, NothingToMeasure
 from distill.evaluation.drawn_positions import PositionDraws
 from distill.evaluation.example_pairs import effective_examples, examples_of_rows, taken
 from distill.evaluation.interchange_result import InterchangeAccuracy
-from distill.evaluation.measurement import Examples, Measurement, accuracy_of, measuring
+from distill.evaluation.measurement import NOTHING_SEEN, Examples, Measurement, accuracy_of, measuring
 from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.interchange.answer import resolved
 from distill.interchange.kinds import Kind
@@ -200,11 +200,7 @@ class KindMeasurement:
 def refuse_nothing(tally: Tally) -> None:
     """Raise NothingToMeasure where every counterfactual is left out."""
     if not bool(tally.kept.any()):
-        raise NothingToMeasure(
-            "every write of this mapping replaces all that an output can see, or nothing that it can see, so there "
-            "is nothing to measure; map a block below the last one, or dims=range(...) of it, or choose "
-            "positions=Span(0.3)."
-        )
+        raise NothingToMeasure(NOTHING_SEEN)
 
 
 def _different(values: Sequence[Any]) -> list[Any]:

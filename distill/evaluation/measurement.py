@@ -36,6 +36,11 @@ from distill.statistics.tally import Tally, joined
 from interventions import Location, run
 
 Batch = dict[str, Tensor]
+NOTHING_SEEN = (
+    "every write of this mapping replaces all that an output can see, or nothing that it can see, so there is nothing "
+    "to measure; map a block below the last one, or dims=range(...) of it, or choose positions=Span(0.3)."
+)
+"""The error of a measurement in which every counterfactual is left out."""
 
 
 @dataclass(frozen=True, eq=False)

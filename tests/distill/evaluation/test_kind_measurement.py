@@ -120,8 +120,8 @@ def test_only_effective_pairs_are_measured():
 def test_no_effective_pair_is_an_error_of_one_line():
     teacher, student = couple(bert)
     with torch.no_grad():
-        teacher.classifier.weight.zero_()
-        teacher.classifier.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+        teacher.classifier.weight.mul_(1e-4)
+        teacher.classifier.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))
     with pytest.raises(DistillError, match=r"found no pair that changes the teacher's answer among 600 tried; map"):
         interchange_accuracy(teacher, student, MAPPING, text(14), pairs=30, effective_only=True)
 
@@ -133,6 +133,20 @@ def test_where_too_few_effective_pairs_are_found_all_tries_are_counted():
     counts = [(each.count + each.left_out, each.tried) for each in found.kinds["dim"].per_pair.values()]
     assert any(count < 30 and tried == 20 * 30 for count, tried in counts)
     assert all(count == 30 or tried == 20 * 30 for count, tried in counts)
+
+
+def test_no_pair_is_looked_for_where_nothing_can_be_seen():
+    """The last block of a classifier is read at one token: its entry is left out, and costs no tries."""
+    mapping = {Location(1): Location(0), Location(3): Location(2)}
+    found = interchange_accuracy(*couple(vit), mapping, images(14), pairs=30, effective_only=True)
+    seen, void = found.per_pair.values()
+    assert (seen.count + seen.left_out, void.count, void.left_out, void.tried) == (30, 0, 0, 0)
+    assert found.overall.tried == seen.tried
+    assert (
+        "block_output.3 ↔ block_output.2: no interchange can be seen there, so no pair was looked for." in found.notes
+    )
+    with pytest.raises(DistillError, match="every write of this mapping replaces all that an output can see"):
+        interchange_accuracy(*couple(vit), {Location(3): Location(2)}, images(14), pairs=9, effective_only=True)
 
 
 def test_a_kind_that_one_side_lacks_is_named():
