@@ -42,6 +42,8 @@ Kind = Literal["classes", "values", "embeddings"]
 ORIGINAL, COMPRESSED = "the original", "the compressed model"
 LARGEST = 2**22
 """The most logits that are widened to float64 at once."""
+BESIDE = ("mask", "position_ids", "token_type_ids")
+"""How the names of columns end that one of two alike models may do without."""
 WHOLE = ("sentence_embedding", "text_embeds", "image_embeds")
 """Fields of outputs that hold an embedding of each row."""
 
@@ -157,6 +159,7 @@ class Compared:
         label: the class that the answer should be, −100 where it is not known.
         loss, other_loss: the cross-entropy of each under that label [nats]; NaN without one.
         vectors: the embeddings of both, `[2, rows, dims]`; None for other kinds.
+        clusters: what the rows share, `[rows, memberships]`, as `Rows.clusters`; None where that is nothing.
     """
 
     reading: Reading
@@ -172,6 +175,7 @@ class Compared:
     loss: Float[Tensor, " n"]
     other_loss: Float[Tensor, " n"]
     vectors: Float[Tensor, "2 rows dims"] | None = None
+    clusters: Int[Tensor, "rows memberships"] | None = None
 
     @property
     def differs(self) -> Bool[Tensor, " n"]:
@@ -197,6 +201,7 @@ def reading_of(original: nn.Module, compressed: nn.Module, rows: Rows, *, chosen
     """
     few = list(range(min(2, len(rows))))
     kinds, shapes, batch = [], [], rows.batch(few)
+    _check_inputs(original, compressed, students(batch))
     for name, model in ((ORIGINAL, original), (COMPRESSED, compressed)):
         own = students(to_device(batch, device_of(model)))
         ran = ran_on(name, model, own)
@@ -226,7 +231,7 @@ def compare(models: Models, rows: Rows) -> Compared:
     if models.reading.kind == "embeddings":
         vectors = torch.cat([each.pop("vectors") for each in parts], 1)
     found = {name: torch.cat([each[name] for each in parts]) for name in parts[0]}
-    return Compared(models.reading, len(rows), **found, vectors=vectors)
+    return Compared(models.reading, len(rows), **found, vectors=vectors, clusters=rows.clusters)
 
 
 def ran_on(name: str, model: nn.Module, batch: Mapping[str, Tensor]) -> Run:
@@ -315,6 +320,21 @@ def _kind_of(name: str, model: nn.Module, ran: Run, *, chosen: bool) -> Kind:
         logits = ran.logits
     problem = getattr(getattr(innermost(model), "config", None), "problem_type", None)
     return "values" if logits.shape[-1] == 1 or problem in ("regression", "multi_label_classification") else "classes"
+
+
+def _check_inputs(original: nn.Module, compressed: nn.Module, batch: Mapping[str, Tensor]) -> None:
+    """Raise DistillError where two models read other columns, apart from masks and numbers of positions."""
+    read = []
+    for name, model in ((ORIGINAL, original), (COMPRESSED, compressed)):
+        with tried(name):
+            given = inputs_of(model, batch)
+        read.append({each for each in given if isinstance(each, str) and not each.endswith(BESIDE)})
+    if read[0] != read[1]:
+        one, other = (", ".join(sorted(each)) or "none of them" for each in read)
+        raise DistillError(
+            f"of the columns {', '.join(batch)}, {ORIGINAL} ({type(original).__name__}) reads {one} and {COMPRESSED} "
+            f"({type(compressed).__name__}) {other}; audit a model that reads the same inputs."
+        )
 
 
 def _check_alike(kinds: list[Kind], shapes: list[tuple[int, ...]]) -> None:

@@ -116,9 +116,9 @@ def audit(
         layers = layers_of(original, compressed, mapping, None if reading.kind == "embeddings" else search)
         models = Models(original, compressed, reading, batch_size, layers)
         found = compare(models, rows)
-        behaviour = behaviour_of(found, seed)
+        behaviour = behaviour_of(found)
         naming = Naming(_names(original, reading) or rows.classes, show)
-        differences = differences_of(found, rows, naming, sliced, seed)
+        differences = differences_of(found, rows, naming, sliced)
         few = rows.take(_drawn(len(rows), examples, seed))
         parts, depths, notes = _parts(models, few)
         wanted = KINDS if kinds is None else kinds_of(kinds)
@@ -224,7 +224,7 @@ def _controls(models: Models, rows: Rows, few: Rows, settings: dict[str, Any], k
     new = reinitialized(original, seed + ANOTHER)
     with same_answers(new, original):
         another = replace(same, compressed=new)
-        untrained = behaviour_of(compare(another, few), seed)
+        untrained = behaviour_of(compare(another, few))
         parts = measure_parts(another, first, whole=True)[0] if layers else ()
         accuracy = interchanges_of(another, rows, kinds, settings)[0] if kinds else {}
     return Controls(max(itself), untrained, parts, next(iter(accuracy.values()), None))

@@ -5,15 +5,17 @@ from math import exp
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from distill.auditing.answers import Compared, Kind
 from distill.errors import DistillError
 from distill.evaluation.calibration import Calibration, calibration_of
-from distill.statistics.intervals import Share, bootstrap, wilson
+from distill.statistics.figures import Figure, ratio
+from distill.statistics.intervals import Estimate, Share, share_of, wilson
 from distill.statistics.mcnemar import Discordance
+from distill.statistics.sharing import Sharing
 
 NEIGHBOURS = 10
 """How many nearest neighbours of each embedding are compared."""
@@ -34,9 +36,11 @@ class Behaviour:
         agreement: the share of answers that are of one class; of embeddings the share of nearest neighbours that both
             have; None for values. With its 95 % interval.
         accuracy: of the original and of the compressed model, where answers have labels.
+        gain: the accuracy of the compressed model minus that of the original, of the same answers, with its 95 %
+            interval.
         won, lost: how many answers the compressed model alone has right, and the original alone.
-        p_value: of McNemar's exact test of the two accuracies; None where several answers belong to one row, and are
-            not independent.
+        p_value: of McNemar's exact test of the two accuracies; None where answers are not independent: those
+            of tokens, or of rows that share clusters.
         calibration: of the original and of the compressed model.
         perplexity: of the original and of the compressed model, where they predict tokens.
     """
@@ -49,6 +53,7 @@ class Behaviour:
     largest: float
     agreement: Share | None = None
     accuracy: tuple[Share, Share] | None = None
+    gain: Estimate | None = None
     won: int = 0
     lost: int = 0
     p_value: float | None = None
@@ -56,12 +61,8 @@ class Behaviour:
     perplexity: tuple[float, float] | None = None
 
 
-def behaviour_of(found: Compared, seed: int) -> Behaviour:
+def behaviour_of(found: Compared) -> Behaviour:
     """Return the figures of the answers of both models.
-
-    Args:
-        found: the answers.
-        seed: of the intervals of answers at tokens.
 
     Raises:
         DistillError: no answer counts.
@@ -75,18 +76,16 @@ def behaviour_of(found: Compared, seed: int) -> Behaviour:
     divergence, largest = float(found.divergence.mean()), float(found.gap.max())
     figures = Behaviour(kind, unit, found.rows, len(found.row), divergence, largest)
     if kind == "embeddings":
-        assert found.vectors is not None
-        return replace(figures, agreement=shared_neighbours(found.vectors, seed))
+        return replace(figures, agreement=shared_neighbours(found))
     if kind == "values":
         return figures
-    agreement = share_of(~found.differs, found.row, at_tokens=found.reading.at_tokens, seed=seed)
-    figures = replace(figures, agreement=agreement)
-    return _with_labels(found, figures, seed) if bool(found.labelled.any()) else figures
+    figures = replace(figures, agreement=share_among(found, ~found.differs, found.row))
+    return _with_labels(found, figures) if bool(found.labelled.any()) else figures
 
 
-def _with_labels(found: Compared, figures: Behaviour, seed: int) -> Behaviour:
+def _with_labels(found: Compared, figures: Behaviour) -> Behaviour:
     """Return the figures with those of answers that have labels."""
-    known, at_tokens = found.labelled, found.reading.at_tokens
+    known = found.labelled
     right = [(classes == found.label)[known] for classes in (found.one, found.other)]
     rows = found.row[known]
     won, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
@@ -94,39 +93,51 @@ def _with_labels(found: Compared, figures: Behaviour, seed: int) -> Behaviour:
     losses = [each[known] for each in (found.loss, found.other_loss)]
     return replace(
         figures,
-        accuracy=(
-            share_of(right[0], rows, at_tokens=at_tokens, seed=seed),
-            share_of(right[1], rows, at_tokens=at_tokens, seed=seed),
-        ),
+        accuracy=(share_among(found, right[0], rows), share_among(found, right[1], rows)),
+        gain=(figure_of(right[1], rows) - figure_of(right[0], rows)).estimate(sharing_of(found, rows)),
         won=won,
         lost=lost,
-        p_value=None if at_tokens else Discordance(won, lost).p,
+        p_value=None if found.reading.at_tokens or found.clusters is not None else Discordance(won, lost).p,
         calibration=(calibration_of(sure[0], right[0]), calibration_of(sure[1], right[1])),
         perplexity=(_perplexity(losses[0]), _perplexity(losses[1])) if found.reading.predicts else None,
     )
 
 
-def share_of(true: Bool[Tensor, " n"], rows: Int[Tensor, " n"], *, at_tokens: bool, seed: int) -> Share:
-    """Return the share of answers for which something is true; those of one row are drawn together at tokens."""
-    if not at_tokens:
+def figure_of(values: Shaped[Tensor, " n"], rows: Int[Tensor, " n"]) -> Figure:
+    """Return the mean of the values of answers, with what each row adds to it."""
+    places = rows.unique(return_inverse=True)[1]
+    total = places.bincount().double()
+    found = ratio(torch.zeros_like(total).index_add_(0, places, values.double()), total)
+    assert found is not None
+    return found
+
+
+def sharing_of(found: Compared, rows: Int[Tensor, " n"]) -> Sharing:
+    """Return what rows that have answers share: clusters, if the data names them."""
+    numbers = rows.unique()
+    made_of = (None, None) if found.clusters is None else (found.clusters[numbers],) * 2
+    return Sharing(numbers, numbers, *made_of)
+
+
+def share_among(found: Compared, true: Bool[Tensor, " n"], rows: Int[Tensor, " n"]) -> Share:
+    """Return the share of answers for which something is true; those of one row or cluster count as related."""
+    if not found.reading.at_tokens and found.clusters is None:
         return wilson(int(true.sum()), len(true))
-    clusters = torch.unique(rows, return_inverse=True)[1]
-    return bootstrap(true.double(), torch.ones(len(true), dtype=torch.float64), clusters, seed)
+    places = rows.unique(return_inverse=True)[1]
+    total = places.bincount().double()
+    right = torch.zeros_like(total).index_add_(0, places, true.double())
+    return share_of(right, total, sharing_of(found, rows))
 
 
-def shared_neighbours(vectors: Float[Tensor, "2 rows dims"], seed: int) -> Share | None:
-    """Return the share of each row's nearest neighbours by cosine that both models have; None for two rows or less.
-
-    Args:
-        vectors: the embeddings of the original and of the compressed model.
-        seed: of the interval, a bootstrap over rows.
-    """
-    rows = vectors.shape[1]
+def shared_neighbours(found: Compared) -> Share | None:
+    """Return the share of each row's nearest neighbours by cosine that both models have; None for two rows or less."""
+    assert found.vectors is not None
+    rows = found.rows
     count = min(NEIGHBOURS, rows - 1)
     if rows < 3:
         return None
     shared = []
-    one, other = normalize(vectors, dim=-1)
+    one, other = normalize(found.vectors, dim=-1)
     for chosen in torch.arange(rows).split(512):
         near = []
         for each in (one, other):
@@ -135,8 +146,8 @@ def shared_neighbours(vectors: Float[Tensor, "2 rows dims"], seed: int) -> Share
             near.append(similar.topk(count).indices)
         both = rearrange(near[0], "row a -> row a 1") == rearrange(near[1], "row b -> row 1 b")
         shared.append(both.any(2).sum(1))
-    found = torch.cat(shared).double()
-    return bootstrap(found, torch.full_like(found, count), torch.arange(rows), seed)
+    right = torch.cat(shared).double()
+    return share_of(right, torch.full_like(right, count), sharing_of(found, torch.arange(rows)))
 
 
 def _perplexity(losses: Float[Tensor, " n"]) -> float:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from distill.auditing.answers import Compared
-from distill.auditing.behaviour import share_of
+from distill.auditing.behaviour import share_among
 from distill.data.rows import Rows
 from distill.errors import DistillError
 from distill.statistics.intervals import Share
@@ -118,7 +118,7 @@ class Naming:
 
 
 def differences_of(
-    found: Compared, rows: Rows, naming: Naming, slices: tuple[str, Sequence[str]] | None, seed: int
+    found: Compared, rows: Rows, naming: Naming, slices: tuple[str, Sequence[str]] | None
 ) -> Differences:
     """Return where the answers differ.
 
@@ -127,11 +127,10 @@ def differences_of(
         rows: the data.
         naming: how classes and rows are written.
         slices: the name of a column, and its value in each row as text.
-        seed: of the intervals of answers at tokens.
     """
     column, values = ("", []) if slices is None else slices
     confusions = _confusions(found, naming.name)
-    return Differences(_farthest(found, rows, naming), confusions, column, _sliced(found, values, seed))
+    return Differences(_farthest(found, rows, naming), confusions, column, _sliced(found, values))
 
 
 def sliced_by(
@@ -238,9 +237,9 @@ def _confusions(found: Compared, name: Callable[[int], str]) -> tuple[Confusion,
     )
 
 
-def _sliced(found: Compared, values: Sequence[str], seed: int) -> tuple[Slice, ...]:
+def _sliced(found: Compared, values: Sequence[str]) -> tuple[Slice, ...]:
     """Return the figures of the rows of each value, the worst agreement first."""
-    slices, at_tokens = [], found.reading.at_tokens
+    slices = []
     numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     of_row = torch.tensor([numbers[value] for value in values])
     for value, number in numbers.items():
@@ -249,6 +248,6 @@ def _sliced(found: Compared, values: Sequence[str], seed: int) -> tuple[Slice, .
             continue
         agreement = None
         if found.reading.kind == "classes":
-            agreement = share_of(~found.differs[mine], found.row[mine], at_tokens=at_tokens, seed=seed)
+            agreement = share_among(found, ~found.differs[mine], found.row[mine])
         slices.append(Slice(value, int((of_row == number).sum()), float(found.divergence[mine].mean()), agreement))
     return tuple(sorted(slices, key=lambda each: (each.agreement.value if each.agreement else 0.0, -each.divergence)))

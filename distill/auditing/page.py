@@ -8,7 +8,7 @@ from pathlib import Path
 from distill.auditing.behaviour import Behaviour
 from distill.auditing.result import Audit
 from distill.auditing.sentences import interval, number, percent
-from distill.statistics.intervals import Share
+from distill.statistics.intervals import Share, signed
 from distill.storage.files import write, write_json
 from distill.storage.pages import embedded, page, table
 from distill.training.fingerprints import environment
@@ -106,6 +106,8 @@ def _behaviour(behaviour: Behaviour) -> str:
             ("right tokens" if behaviour.perplexity is not None else "accuracy", interval(one), interval(other))
         )
         both.append(("right alone", f"{behaviour.lost:,}", f"{behaviour.won:,}"))
+    if behaviour.gain is not None:
+        both.append(("difference of these", "", signed(behaviour.gain)))
     if behaviour.p_value is not None:
         both.append(("McNemar's p", number(behaviour.p_value), ""))
     if behaviour.perplexity is not None:

@@ -7,11 +7,9 @@ from distill.auditing.controls import Controls
 from distill.auditing.differences import Differences
 from distill.auditing.parts import Part
 from distill.evaluation.interchange_result import InterchangeAccuracy
-from distill.statistics.intervals import Share
+from distill.statistics.intervals import Estimate, Share
 
 MEASURES = {"classes": "KL {} nats", "values": "mean difference {}", "embeddings": "1 − cosine {}"}
-RARE = 0.05
-"""The p-value below which the difference of two accuracies counts as one."""
 NEARLY, MOSTLY = 0.99, 0.9
 """The agreements that begin the answer with "Nearly" and "Mostly", if their whole interval is above them."""
 
@@ -121,18 +119,20 @@ def _answers(behaviour: Behaviour) -> Iterator[str]:
     one, other = behaviour.accuracy
     what = "Its share of right tokens is" if behaviour.perplexity is not None else "Its accuracy is"
     text = f"{what} {interval(other)}, the original's {interval(one)}"
-    moved = behaviour.won + behaviour.lost
-    if not moved:
+    if not behaviour.won + behaviour.lost:
         yield f"{text}: both are right on the same {behaviour.unit}."
         return
     won = f"{behaviour.won:,} {behaviour.unit if behaviour.won != 1 else behaviour.unit[:-1]}"
-    text += f": on {won} it alone is right, on {behaviour.lost:,} the original alone"
-    if behaviour.p_value is None:
-        yield f"{text}."
-    elif behaviour.p_value < RARE:
-        yield f"{text}, a difference that chance seldom makes (McNemar's p = {number(behaviour.p_value)})."
-    else:
-        yield f"{text}, which is no difference that these rows can show (McNemar's p = {number(behaviour.p_value)})."
+    text += f". On {won} it alone is right, on {behaviour.lost:,} the original alone"
+    text += "" if behaviour.gain is None else f": {_points(behaviour.gain)} points"
+    text += "" if behaviour.p_value is None else f" (McNemar's p = {number(behaviour.p_value)})"
+    clear = behaviour.gain is not None and not behaviour.gain.low <= 0 <= behaviour.gain.high
+    yield f"{text}, {'a difference that chance seldom makes' if clear else 'no difference that these rows can show'}."
+
+
+def _points(gain: Estimate) -> str:
+    """Return a difference of accuracies in percentage points, with its interval."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * each for each in (gain.value, gain.low, gain.high)))
 
 
 def _parts(behaviour: Behaviour, parts: Sequence[Part]) -> Iterator[str]:
@@ -181,8 +181,9 @@ def _where(behaviour: Behaviour, differences: Differences) -> Iterator[str]:
     agreement = behaviour.agreement
     if differences.confusions and behaviour.unit == "rows" and agreement is not None:
         most, changed = differences.confusions[0], round((1 - agreement.value) * behaviour.answers)
-        moved = f"{most.compressed} in place of {most.original}"
-        yield f"Most of its changed answers are {moved}: {most.count:,} of {changed:,}."
+        if most.count > 1:
+            moved = f"{most.compressed} in place of {most.original}"
+            yield f"Its most common change of answer is {moved}: {most.count:,} of {changed:,}."
     worst = differences.slices[0] if len(differences.slices) > 1 else None
     if worst is not None and worst.agreement is not None:
         share, where = interval(worst.agreement), f"{worst.value!r} ({worst.rows:,} rows)"

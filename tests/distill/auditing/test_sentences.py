@@ -10,6 +10,7 @@ from distill.auditing.controls import Controls
 from distill.auditing.differences import Confusion, Differences, Slice
 from distill.auditing.parts import Part
 from distill.auditing.sentences import finest, interval, number, percent
+from distill.statistics.intervals import Estimate
 
 ROWS = Share(0.95, 0.93, 0.965, 400)
 BEHAVIOUR = Behaviour("classes", "rows", 400, 400, 0.02, 1.5, agreement=ROWS)
@@ -100,18 +101,23 @@ def test_blocks_that_are_not_divided_count_as_one():
 
 
 @pytest.mark.parametrize(
-    ("won", "lost", "p_value", "end"),
+    ("won", "lost", "gain", "p_value", "end"),
     [
-        (3, 5, 0.727, "on 3 rows it alone is right, on 5 the original alone, which is no difference that these rows "
-                      "can show (McNemar's p = 0.727)."),
-        (0, 9, 0.0039, "a difference that chance seldom makes (McNemar's p = 0.0039)."),
-        (3, 5, None, "on 3 rows it alone is right, on 5 the original alone."),
-        (0, 0, 1.0, ": both are right on the same rows."),
+        (3, 5, Estimate(-0.005, -0.02, 0.01), 0.727,
+         ". On 3 rows it alone is right, on 5 the original alone: -0.5 [-2.0, +1.0] points (McNemar's p = 0.727), no "
+         "difference that these rows can show."),
+        (0, 9, Estimate(-0.0225, -0.04, -0.01), 0.0039,
+         "-2.2 [-4.0, -1.0] points (McNemar's p = 0.0039), a difference that chance seldom makes."),
+        (1, 5, Estimate(-0.01, -0.04, 0.01), None,
+         ". On 1 row it alone is right, on 5 the original alone: -1.0 [-4.0, +1.0] points, no difference that these "
+         "rows can show."),
+        (0, 0, Estimate(0.0, 0.0, 0.0), 1.0, ": both are right on the same rows."),
     ],
 )  # fmt: skip
-def test_accuracies(won, lost, p_value, end):
+def test_accuracies(won, lost, gain, p_value, end):
     both = (Share(0.9, 0.87, 0.92, 400), Share(0.895, 0.86, 0.92, 400))
-    said = audited(replace(BEHAVIOUR, accuracy=both, won=won, lost=lost, p_value=p_value)).sentences[1]
+    figures = replace(BEHAVIOUR, accuracy=both, gain=gain, won=won, lost=lost, p_value=p_value)
+    said = audited(figures).sentences[1]
     assert said.startswith("Its accuracy is 89.5 % [86.0, 92.0], the original's 90.0 % [87.0, 92.0]")
     assert said.endswith(end)
 
@@ -131,7 +137,7 @@ def test_classes_and_slices():
     worst = Slice("short", 40, 0.1, Share(0.8, 0.65, 0.9, 40))
     found = Differences((), (Confusion("a", "b", 15, 0.1),), "length", (worst, replace(worst, value="long")))
     *_, moved, sliced = audited(differences=found).sentences
-    assert moved == "Most of its changed answers are b in place of a: 15 of 20."
+    assert moved == "Its most common change of answer is b in place of a: 15 of 20."
     assert sliced == "Of the slices by length, 'short' (40 rows) is the worst: an agreement of 80 % [65, 90]."
 
 
