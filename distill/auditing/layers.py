@@ -68,7 +68,7 @@ def layers_of(
             f"the original has the stacks {_names(stacks)} and the compressed model {_names(others)}, so no block "
             "stands for another; audit a model of the same architecture."
         )
-    if mapping == SEARCH and search is not None:
+    if isinstance(mapping, str) and mapping == SEARCH and search is not None:
         mapping = search()
     given = {} if mapping is None else _given(mapping, stacks)
     found = []
