@@ -108,7 +108,7 @@ TESTED_BY = {
         f"distill/auditing/{name}.py": "tests/distill/auditing/test_audit.py"
         for name in ("controls", "differences", "interchanges", "result")
     },
-    "distill/auditing/answers.py": "tests/distill/auditing/test_behaviour.py",
+    **{f"distill/auditing/{name}.py": "tests/distill/auditing/test_behaviour.py" for name in ("answers", "reading")},
     "distill/auditing/exchanges.py": "tests/distill/auditing/test_parts.py",
     "distill/auditing/pictures.py": "tests/distill/auditing/test_page.py",
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.alignment.search_mapping import search_mapping
-from distill.auditing.answers import COMPRESSED, ORIGINAL, Models, Reading, compare, reading_of
+from distill.auditing.answers import Models, compare
 from distill.auditing.behaviour import behaviour_of
 from distill.auditing.controls import Controls
 from distill.auditing.differences import Naming, Slices, differences_of, sliced_by
@@ -18,6 +18,7 @@ from distill.auditing.interchanges import KINDS, interchanges_of
 from distill.auditing.layers import Layers, layers_of
 from distill.auditing.page import save_page
 from distill.auditing.parts import Depth, Part, measure_parts
+from distill.auditing.reading import COMPRESSED, ORIGINAL, Reading, reading_of
 from distill.auditing.result import Audit
 from distill.data.files import read, rows_of
 from distill.data.rows import Rows

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from distill.auditing.answers import Compared, Kind
+from distill.auditing.answers import Compared
+from distill.auditing.reading import Kind
 from distill.errors import DistillError
 from distill.evaluation.calibration import Calibration, calibration_of
 from distill.statistics.figures import Figure, ratio

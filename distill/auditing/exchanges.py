@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from distill.auditing.answers import COMPRESSED, ORIGINAL, Models, ran_on
+from distill.auditing.answers import Models
 from distill.auditing.layers import Layers
+from distill.auditing.reading import COMPRESSED, ORIGINAL, ran_on
 from distill.data.rows import Rows
 from distill.errors import DistillError
 from distill.models.inputs import network_of

@@ -22,9 +22,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from distill.auditing.answers import COMPRESSED, ORIGINAL, Models, Reading
+from distill.auditing.answers import Models
 from distill.auditing.exchanges import Exchange, Forced, exchanges_of
 from distill.auditing.layers import Layers
+from distill.auditing.reading import COMPRESSED, ORIGINAL, Reading
 from distill.data.rows import Rows, batches
 from distill.models.inputs import evaluating, inputs_of
 from distill.models.trials import tried

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import MaxNLocator
 
-from distill.auditing.answers import Kind
 from distill.auditing.parts import Depth, Part
+from distill.auditing.reading import Kind
 from distill.auditing.sentences import number
 from distill.errors import DistillError
 from interventions import Picture, label

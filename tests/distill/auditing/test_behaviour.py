@@ -10,8 +10,9 @@ from torch.nn.functional import kl_div
 
 import distill
 from distill import DistillError, Rows, metrics
-from distill.auditing.answers import Compared, Models, Reading, compare, reading_of
+from distill.auditing.answers import Compared, Models, compare
 from distill.auditing.behaviour import behaviour_of, shared_neighbours
+from distill.auditing.reading import Reading, reading_of
 from distill.models.inputs import inputs_of
 from tests.distill.auditing.changes import written
 from tests.distill.tiny_models import (

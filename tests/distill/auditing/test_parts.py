@@ -8,9 +8,10 @@ from torch import nn
 from torch.nn.functional import kl_div
 
 from distill import DistillError, from_layers
-from distill.auditing.answers import Models, reading_of
+from distill.auditing.answers import Models
 from distill.auditing.layers import layers_of
 from distill.auditing.parts import measure_parts
+from distill.auditing.reading import reading_of
 from distill.models.inputs import inputs_of
 from tests.distill.auditing.changes import HEADS, changed, noisy, with_changed_head, written
 from tests.distill.tiny_models import CNN, LSTM, bert, gpt2_lm, images, llama, mlp, spread, t5, text, vectors, vit
