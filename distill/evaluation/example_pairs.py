@@ -9,8 +9,8 @@ from torch import Tensor
 
 from distill.data.rows import Rows, batches
 from distill.data.seeds import seed_from
-from distill.errors import DistillError, NothingToMeasure
-from distill.evaluation.measurement import NOTHING_SEEN, Examples, check_pairs, measuring, paired
+from distill.errors import DistillError
+from distill.evaluation.measurement import Examples, check_pairs, measuring, paired
 from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.interchange.sources import Shuffle, Sources
 from distill.models.inputs import device_of, to_device
@@ -18,8 +18,8 @@ from distill.statistics.sharing import Sharing
 
 TRIES = 20
 """How many times as many pairs as are wanted are tried at most, to find those that change the teacher's answer."""
-LOOKED_AT = 64
-"""How many pairs show whether an interchange can be seen at an entry at all."""
+LOOKED_AT = 1024
+"""How many pairs, at most, show whether an interchange can be seen at an entry at all."""
 STREAM = 2**31 - 2  # seeds the pairs of the second and later rounds
 
 
@@ -77,18 +77,15 @@ def effective_examples(
         batch_size: pairs of a forward.
 
     Returns:
-        The pairs that are effective at any entry; at which entries each is one of those wanted; how many pairs were
-        tried at each entry: none at one where no interchange can be seen.
-
-    Raises:
-        NothingToMeasure: no pair that was tried changes the teacher's answer at any entry.
+        The pairs that are effective at any entry, or one that is not where there are none; at which entries each is one
+        of those wanted; how many pairs were tried at each entry: none at one where no interchange can be seen.
     """
     entries = len(interchanges.entries)
     found, tried = torch.zeros(entries, dtype=torch.long), torch.zeros(entries, dtype=torch.long)
     parts, marks = list[Examples](), list[Tensor]()
-    void = _void(interchanges, examples_of_rows(rows, min(pairs, LOOKED_AT), sources, vocabulary, seed))
+    void = _void(interchanges, examples_of_rows(rows, LOOKED_AT, sources, vocabulary, seed), batch_size)
     for number in range(TRIES):
-        open_entries = [i for i in range(entries) if found[i] < pairs and not void[i]]
+        open_entries = [i for i in range(entries) if found[i] < pairs and i not in void]
         if not open_entries:
             break
         draw = seed if number == 0 else seed_from(seed, STREAM, number)
@@ -105,22 +102,30 @@ def effective_examples(
             parts.append(taken(tries, chosen))
             marks.append(wanted[chosen])
     if not parts:
-        raise NothingToMeasure(
-            NOTHING_SEEN
-            if all(void)
-            else f"effective_only=True found no pair that changes the teacher's answer among {int(tried.max())} tried; "
-            "map another place, use positions=Span(0.5), or give rows that differ more."
-        )
+        first = examples_of_rows(rows, 1, sources, vocabulary, seed)
+        return first, torch.zeros(1, entries, dtype=torch.bool), tried
     return joined_examples(parts), torch.cat(marks), tried
 
 
-def _void(interchanges: NetworkInterchanges, few: Examples) -> list[bool]:
-    """Return for each entry whether no interchange of a few pairs can be seen there: none need be looked for."""
-    device = device_of(interchanges.student)
+def _void(interchanges: NetworkInterchanges, examples: Examples, batch_size: int) -> list[int]:
+    """Return the entries at which no interchange of these pairs can be seen: there none need be looked for.
+
+    Most entries are seen in the first batch, and not looked at again.
+    """
+    device, void = device_of(interchanges.student), list(range(len(interchanges.entries)))
     with measuring(interchanges):
-        base, source = few.first(len(few), device)
-        kept = interchanges.count(base, source, None, few.numbers).kept
-    return [bool(each) for each in ~kept.any(0)]
+        for places in batches(len(examples), batch_size):
+            if not void:
+                break
+            base, source = (to_device(each.batch(places), device) for each in (examples.base, examples.source))
+            some = replace(
+                interchanges,
+                entries=tuple(interchanges.entries[i] for i in void),
+                draws=tuple(interchanges.draws[i] for i in void),
+            )
+            seen = some.count(base, source, None, examples.numbers[places]).kept.any(0).tolist()
+            void = [i for i, known in zip(void, seen, strict=True) if not known]
+    return void
 
 
 def _changes(

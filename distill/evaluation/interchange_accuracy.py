@@ -178,8 +178,6 @@ def measurement_of(
 
 def kind_of(sources: Sources | None, positions: Any) -> Kind:
     """Return the kind of interchange that a rule of sources and one of positions are."""
-    if sources is not None and (isinstance(sources, type) or not hasattr(sources, "aligned")):
-        raise DistillError(f"sources={shown(sources)} draws no sources; use sources=Shuffle() or InContext(0.3).")
     refuse_no_rule("interchange_accuracy", positions)
     return Kind(positions, sources=Shuffle() if sources is None else sources)
 
@@ -190,8 +188,14 @@ def placed_kinds(measurement: KindMeasurement, own: Kind, kinds: Any) -> tuple[l
     Raises:
         DistillError: kinds that are none, or one of the user's that these models do not have.
     """
+    wanted = kinds_of(kinds)
+    if MAPPED in wanted:
+        raise DistillError(
+            f"kinds names a kind {MAPPED!r}, as the places and rules of the measurement itself are called; "
+            "give it another name: {'heads': distill.Kind(site='attention_heads')}."
+        )
     placed, missing = [measurement.place(MAPPED, own)], {}
-    for name, kind in kinds_of(kinds).items():
+    for name, kind in wanted.items():
         try:
             found = measurement.place(name, kind)
             reason = measurement.why_not(found)

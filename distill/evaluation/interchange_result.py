@@ -85,6 +85,13 @@ class InterchangeAccuracy(Result):
         if lacking:
             counts = (f"{kind} {each.left_out} of {each.left_out + each.count}" for kind, each in lacking.items())
             notes.append(f"Left out of other kinds, for the same reason: {', '.join(counts)}.")
+        notes += [
+            f"{kind}: none of {each.overall.tried} pairs that were tried changes the teacher's answer."
+            if each.overall.tried
+            else f"{kind}: no interchange can be seen there, so no pair was looked for."
+            for kind, each in self.kinds.items()
+            if each.overall.tried is not None and not each.overall.count + each.overall.left_out
+        ]
         notes += [f"{kind}: not measured: {why}" for kind, why in self.settings.get("missing", {}).items()]
         if self.overlap is not None:
             notes.append(f"{self.overlap:.1%} of the bases were trained on.")
@@ -192,7 +199,7 @@ def _figures(outcome: Outcome) -> str:
         return "left out" if outcome.error is None else _error(outcome)
     cells = (
         str(outcome.iia),
-        "–" if outcome.effective is None else str(outcome.effective),
+        _number(outcome.effective_iia) if outcome.effective is None else str(outcome.effective),
         _number(None if outcome.normalized is None else outcome.normalized.value),
         *map(_number, (outcome.effect_rate, outcome.do_nothing, outcome.replace_all, outcome.kl, outcome.correlation)),
     )

@@ -123,38 +123,74 @@ class KindMeasurement:
         return ""
 
     def measure(self, kinds: Sequence[PlacedKind]) -> list[MeasuredKind]:
-        """Return the sums of several kinds, in order."""
-        found: dict[str, MeasuredKind] = {}
+        """Return the sums of several kinds, in order.
+
+        Raises:
+            NothingToMeasure: with `effective_only`, no pair changes the teacher's answer at the first kind. Where there
+                is none at another kind, nothing is counted of that.
+            DistillError: with `effective_only`, answers that are real-valued.
+        """
+        if self.effective_only:
+            self._refuse_real_values()
+        found: dict[int, MeasuredKind] = {}
         for sources in _different([each.kind.sources for each in kinds]):
-            group = [each for each in kinds if each.kind.sources == sources]
-            found |= {each.placed.name: each for each in self._measure_group(group)}
-        return [found[each.name] for each in kinds]
+            group = [number for number, each in enumerate(kinds) if each.kind.sources == sources]
+            found |= dict(zip(group, self._measure_group([kinds[number] for number in group]), strict=True))
+            tried = found[0].tried
+            if tried is not None and not bool((found[0].tally["wanted"] > 0).any()):
+                raise NothingToMeasure(
+                    f"effective_only=True found no pair that changes the teacher's answer among {max(tried)} tried; "
+                    "map another place, use positions=Span(0.5), or give rows that differ more."
+                    if any(tried)
+                    else NOTHING_SEEN
+                )
+        return [found[number] for number in range(len(kinds))]
+
+    def _refuse_real_values(self) -> None:
+        """Raise DistillError for a teacher that answers by real values, of which every interchange changes some."""
+        few = self.rows.batch([0])
+        with evaluating(self.teacher), torch.no_grad():
+            logits = run_of(self.teacher, inputs_of(self.teacher, teachers(few)), resumable=False).logits
+        if logits.shape[-1] == 1:
+            raise DistillError(
+                "effective_only=True takes pairs that change the class of the teacher's answer, and it answers by real "
+                "values; leave it out: their errors and the correlation of shifts are over all pairs."
+            )
 
     def _measure_group(self, kinds: Sequence[PlacedKind]) -> list[MeasuredKind]:
         """Return the sums of kinds that share their sources, from the same runs."""
-        interchanges, kind = self._interchanges(kinds), kinds[0].kind
-        marks = tried = None
         if self.effective_only:
-            examples, marks, tried = effective_examples(
-                interchanges, self.rows, self.pairs, kind.sources, vocabulary_of(self.student), seed=self.seed,
-                batch_size=self.batch_size,
-            )  # fmt: skip
-        else:
-            examples = self.examples(kind)
-        tally = Measurement(interchanges, examples, self.seed, self.batch_size).tally()
+            return self._measure_effective(kinds)
+        examples = self.examples(kinds[0].kind)
+        tally = self._measurement(kinds, examples).tally()
         found, first = [], 0
         for each in kinds:
             numbers = range(first, first + len(each.entries))
             first = numbers.stop
-            own, mine, counts = tally.of(*numbers), examples, None
-            if marks is not None and tried is not None:
-                wanted = marks[:, list(numbers)]
-                chosen = wanted.any(1).nonzero()[:, 0]
-                own, mine = own.where(wanted).at(chosen), taken(examples, chosen)
-                counts = tuple(int(tried[i]) for i in numbers)
-            alone = Measurement(self._interchanges([each]), mine, self.seed, self.batch_size)
-            found.append(MeasuredKind(each, alone, own, counts))
+            found.append(MeasuredKind(each, self._measurement([each], examples), tally.of(*numbers)))
         return found
+
+    def _measure_effective(self, kinds: Sequence[PlacedKind]) -> list[MeasuredKind]:
+        """Return the sums of kinds that share their sources, each on the pairs that are effective there."""
+        examples, marks, tried = effective_examples(
+            self._interchanges(kinds), self.rows, self.pairs, kinds[0].kind.sources, vocabulary_of(self.student),
+            seed=self.seed, batch_size=self.batch_size,
+        )  # fmt: skip
+        found, first = [], 0
+        for each in kinds:
+            numbers = list(range(first, first + len(each.entries)))
+            first, wanted = first + len(numbers), marks[:, numbers]
+            chosen = wanted.any(1).nonzero()[:, 0]
+            if not len(chosen):
+                chosen = torch.tensor([0])  # of which nothing is counted
+            measurement = self._measurement([each], taken(examples, chosen))
+            counts = tuple(tried[numbers].tolist())
+            found.append(MeasuredKind(each, measurement, measurement.tally().where(wanted[chosen]), counts))
+        return found
+
+    def _measurement(self, kinds: Sequence[PlacedKind], examples: Examples) -> Measurement:
+        """Return the measurement of kinds with the same sources on these pairs."""
+        return Measurement(self._interchanges(kinds), examples, self.seed, self.batch_size)
 
     def _interchanges(self, kinds: Sequence[PlacedKind]) -> NetworkInterchanges:
         """Return the interchanges of several kinds with the same sources, their entries one after another."""

@@ -33,7 +33,7 @@ class Kind:
         sources: where sources come from: `Shuffle()` (other rows) or `InContext(share)`.
 
     Raises:
-        DistillError: a site that does not exist or belongs to no layer, or no share of dims.
+        DistillError: a site that does not exist or belongs to no layer, no share of dims, or what draws no sources.
 
     >>> Kind(site="mlp_output")
     Kind(Span(share=0.3, consecutive=True, same=None, among='real', most=None), site='mlp_output')
@@ -53,6 +53,10 @@ class Kind:
         if self.dims is not None and not 0 < self.dims <= 1:
             raise DistillError(f"Kind(dims={self.dims}) is no share above 0 and up to 1; use e.g. Kind(dims=0.5).")
         refuse_no_rule("Kind", self.positions)
+        if isinstance(self.sources, type) or not hasattr(self.sources, "aligned"):
+            raise DistillError(
+                f"sources={shown(self.sources)} draws no sources; use sources=Shuffle() or InContext(0.3)."
+            )
 
     def __repr__(self) -> str:
         parts = [repr(self.positions)]
@@ -91,13 +95,19 @@ def kinds_of(kinds: Any) -> dict[str, Kind]:
     """Return kinds by their names: those of a dict, the usual ones, or of others what they print.
 
     Raises:
-        DistillError: what is no kind.
+        DistillError: what is no kind, or two kinds without names that print the same.
     """
     if isinstance(kinds, str) and kinds == USUAL:
         return usual_kinds()
     listed = [] if kinds is None else [kinds] if isinstance(kinds, Kind) else kinds
     if not isinstance(listed, Mapping):
-        listed = {repr(each): each for each in (listed if isinstance(listed, list | tuple | set) else [listed])}
+        several = list(listed) if isinstance(listed, list | tuple | set) else [listed]
+        listed = {repr(each): each for each in several}
+        if len(listed) < len(several):
+            raise DistillError(
+                f"kinds={shown(several)} holds two kinds of one name, as they print the same; name them: {{'first': "
+                "distill.Kind(…), 'second': distill.Kind(…)}."
+            )
     if not all(isinstance(name, str) and isinstance(each, Kind) for name, each in listed.items()):
         raise DistillError(
             f"kinds={shown(kinds)} are no kinds of interchange; use kinds='usual', or {{'heads': "

@@ -1,13 +1,14 @@
 """Several kinds of interchange in one pass: each is what it is alone."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from distill import DIITO, KD, DistillError, InContext, Kind, Rows, Scattered, Span, fit, interchange_accuracy
+from distill import DIITO, KD, DistillError, InContext, Kind, Rows, Scattered, Shuffle, Span, fit, interchange_accuracy
+from distill.errors import NothingToMeasure
+from distill.evaluation.interchange_accuracy import MAPPED
 from distill.interchange.kinds import usual_kinds
 from interventions import Location
 from tests.distill.every_site import FAMILIES
@@ -44,16 +45,12 @@ def test_a_kind_among_others_is_the_kind_alone():
 
 
 def test_effective_pairs_of_a_kind_are_those_of_the_kind_alone():
-    """Pairs of other kinds are measured in the same batches, so that KL differs by rounding."""
+    """The same bits: each kind is measured on its own pairs, however many others are."""
     found = measured(kinds=KINDS, effective_only=True)
+    assert figures(found) == figures(measured(effective_only=True))
     for name, kind in KINDS.items():
-        alone = measured(kinds=[kind], effective_only=True).kinds[repr(kind)].overall
-        assert without_kl(found.kinds[name].overall) == without_kl(alone), name
-        assert found.kinds[name].overall.kl == pytest.approx(alone.kl, rel=1e-4)
-
-
-def without_kl(outcome):
-    return replace(outcome, kl=None, base_kl=None, correlation=None)
+        alone = measured(kinds=[kind], effective_only=True).kinds[repr(kind)]
+        assert figures(found.kinds[name]) == figures(alone), name
 
 
 @pytest.mark.parametrize("effective_only", [False, True])
@@ -147,6 +144,61 @@ def test_no_pair_is_looked_for_where_nothing_can_be_seen():
     )
     with pytest.raises(DistillError, match="every write of this mapping replaces all that an output can see"):
         interchange_accuracy(*couple(vit), {Location(3): Location(2)}, images(14), pairs=9, effective_only=True)
+
+
+@pytest.mark.parametrize("pairs", [1, 20])
+def test_a_place_that_few_draws_reach_is_looked_at(pairs):
+    """The feed-forward part of the last block is seen at [CLS] alone, so that one token of 16 is mostly none."""
+    place, rule = Location(-1, "mlp_output"), Scattered(1)
+    found = interchange_accuracy(*couple(bert), {place: place}, text(14, 16, 16), positions=rule, pairs=pairs,
+                                 effective_only=True)  # fmt: skip
+    assert found.overall.tried > pairs
+    assert found.overall.count
+
+
+@pytest.mark.parametrize("sources", [Shuffle(), InContext(0.4)])
+def test_a_kind_without_effective_pairs_leaves_the_others_as_they_are(sources):
+    teacher, student = couple(bert)
+    with torch.no_grad():
+        for block in teacher.bert.encoder.layer:
+            for each in block.output.dense.parameters():
+                each.zero_()
+    kinds = {"dead": Kind(site="mlp_output", sources=sources), "two": Kind(Scattered(2))}
+    settings = {"pairs": 10, "effective_only": True}
+    found = interchange_accuracy(teacher, student, MAPPING, text(14), kinds=kinds, **settings)
+    alone = interchange_accuracy(teacher, student, MAPPING, text(14), kinds={"two": kinds["two"]}, **settings)
+    assert figures(found) == figures(alone)
+    assert figures(found.kinds["two"]) == figures(alone.kinds["two"])
+    dead = found.kinds["dead"].overall
+    assert (dead.count, dead.left_out, dead.tried, dead.iia) == (0, 0, 2 * 20 * 10, None)
+    assert "dead: none of 400 pairs that were tried changes the teacher's answer." in found.notes
+    place, kinds = Location(1, "mlp_output"), {"blocks": Kind(site="block_output")}
+    with pytest.raises(NothingToMeasure, match=r"found no pair that changes the teacher's answer among 200 tried"):
+        interchange_accuracy(teacher, student, {place: place}, text(14), kinds=kinds, **settings)
+
+
+@pytest.mark.parametrize(("rows", "pairs"), [(3, 9), (9, 1)])
+def test_few_rows_and_pairs(rows, pairs):
+    """The usual kinds are all there, with as many pairs as were found."""
+    found = interchange_accuracy(*couple(bert), {Location(1): Location(1)}, text(rows), pairs=pairs, kinds="usual",
+                                 effective_only=True)  # fmt: skip
+    assert {*found.kinds} == {*usual_kinds()}
+    for each in (found, *found.kinds.values()):
+        taken = each.overall.count + each.overall.left_out
+        assert taken == pairs or (taken < pairs and each.overall.tried == 20 * pairs)
+    assert str(found)
+
+
+def test_real_values_have_no_effective_pairs():
+    with pytest.raises(DistillError, match=r"takes pairs that change the class .* by real values; leave it out"):
+        interchange_accuracy(*couple(bert, labels=1), MAPPING, text(14), pairs=9, effective_only=True)
+
+
+def test_no_kind_takes_the_place_of_the_mapped_one():
+    with pytest.raises(
+        DistillError, match="kinds names a kind 'as mapped', as the places and rules .*; give it another"
+    ):
+        measured(kinds={MAPPED: Kind(site="mlp_output")})
 
 
 def test_a_kind_that_one_side_lacks_is_named():

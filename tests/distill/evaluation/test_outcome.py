@@ -72,7 +72,7 @@ def test_files_of_an_earlier_version_load():
     saved = {"overall": before, "per_pair": {"a": before}, "settings": {}, "controls": {}, "overlap": None}
     found = InterchangeAccuracy.of(saved)
     assert (found.iia, found.overall.effective_iia, found.overall.effective) == (0.75, 0.5, None)
-    assert "0.750" in str(found)
+    assert "0.750 [0.700, 0.800]  0.500 " in str(found)  # without the interval that it did not have
     assert found.sample == ""
 
 
@@ -81,8 +81,17 @@ def test_how_many_pairs_were_tried_is_said():
     assert note == ("only: 100 pairs that change the teacher's answer, of 700 tried.",)
 
 
+def test_a_kind_of_which_no_pair_was_found_is_named():
+    none = replace(NONE, left_out=0)
+    kinds = {name: InterchangeAccuracy(replace(none, tried=tried), {}, {}) for name, tried in (("a", 400), ("b", 0))}
+    assert replace(accuracy(only=GOOD), kinds=kinds).notes == (
+        "a: none of 400 pairs that were tried changes the teacher's answer.",
+        "b: no interchange can be seen there, so no pair was looked for.",
+    )
+
+
 def test_no_effect_no_effective_figure():
-    assert "–" in str(accuracy(only=replace(GOOD, effective=None)))
+    assert "–" in str(accuracy(only=replace(GOOD, effective=None, effective_iia=None)))
 
 
 def test_regression():

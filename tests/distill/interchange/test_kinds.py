@@ -1,7 +1,8 @@
 import pytest
+import torch
 
 from distill import DistillError, InContext, Kind, Shuffle, Span
-from distill.interchange.kinds import at_site
+from distill.interchange.kinds import at_site, kinds_of
 from distill.interchange.mapping import Entry
 from interventions import Location
 from interventions.locations import BLOCK_SITES, MODEL_SITES
@@ -83,3 +84,17 @@ def test_what_two_kinds_share_is_their_text():
     assert repr(Kind()) != repr(Kind(sources=InContext(0.3))) != repr(Kind(sources=InContext(0.5)))
     assert len({repr(Kind(site=site)) for site in (None, *BLOCK_SITES)}) == len(BLOCK_SITES) + 1
     assert repr(Kind(dims=0.5)) != repr(Kind())
+
+
+def test_kinds_that_print_the_same_need_names():
+    """Rules of sources print without their words, so two kinds may; neither takes the place of the other."""
+    two = [Kind(sources=InContext(0.3, words=torch.tensor([word]))) for word in (7, 8)]
+    with pytest.raises(DistillError, match="holds two kinds of one name, as they print the same; name them: {'first'"):
+        kinds_of(two)
+    assert kinds_of({"seven": two[0], "eight": two[1]}) == {"seven": two[0], "eight": two[1]}
+
+
+@pytest.mark.parametrize("sources", [None, Shuffle, 0.3])
+def test_what_draws_no_sources(sources):
+    with pytest.raises(DistillError, match=r"sources=.* draws no sources; use sources=Shuffle\(\) or InContext\(0.3\)"):
+        Kind(sources=sources)
