@@ -109,6 +109,14 @@ class Comparison(Result):
             for kind in self.kinds
             if self.find("effective", first, kind) is None and self.find("iia", first, kind) is not None
         ]
+        why = "every interchange is left out for one student or another"
+        if self.settings.get("effective_only"):
+            why = "no pair was found that changes the teacher's answer"
+            notes.append(
+                "Agreement and KL to the teacher are over the bases of effective pairs alone, and not of all rows."
+            )
+        counted = self.settings.get("counted", {})
+        notes += [f"{kind}: no figures: {why}." for kind, count in counted.items() if not count]
         notes += [f"{kind}: not measured: {why}" for kind, why in self.settings.get("missing", {}).items()]
         return tuple(notes)
 

@@ -98,7 +98,7 @@ def _answers(found: Sequence[ComparedFigure], first: str, second: str) -> tuple[
     points = f"{value.lstrip('+-')} points"
     if name == "accuracy":
         return f"{second} is {points} {said} accurate than {first} {interval}", True
-    return f"{second} answers as the teacher does on {points} {said} of the rows than {first} {interval}", True
+    return f"{second} answers as the teacher does on {points} {said} of the bases than {first} {interval}", True
 
 
 def _computes(found: Sequence[ComparedFigure], groups: Mapping[str, str]) -> str:

@@ -353,6 +353,21 @@ def test_a_teacher_that_never_changes_its_answer():
     found.plot()
 
 
+@pytest.mark.parametrize("effective_only", [False, True])
+def test_a_kind_without_figures_is_told(effective_only):
+    teacher, (one, other), rows = couple("bert")
+    with torch.no_grad():
+        output = teacher.bert.encoder.layer[1].output.dense
+        output.weight.mul_(1e-6)
+        output.bias.zero_()
+    kinds, mapping = {"mlp": Kind(Span(0.3, same=True), site="mlp_output")}, {Location(1): Location(1)}
+    found = compare(teacher, {"a": one, "b": other}, mapping, rows, kinds=kinds, pairs=9, effective_only=effective_only)
+    why = "no figures: no pair was found that changes" if effective_only else "no interchange changed"
+    assert f"mlp: {why} the teacher's answer." in found.notes
+    assert (found.find("iia", "b", "mlp") is None) == effective_only
+    assert any("over the bases of effective pairs alone" in note for note in found.notes) == effective_only
+
+
 TEACHER, (ONE, OTHER), ROWS = couple("bert")
 
 

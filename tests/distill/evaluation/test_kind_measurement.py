@@ -114,6 +114,21 @@ def test_only_effective_pairs_are_measured():
     assert "pairs that change the teacher's answer, of" in found.notes[0]
 
 
+def test_a_kind_without_an_effective_pair_has_no_figures():
+    """Beside others that have some: all pairs were tried, and none is counted."""
+    teacher, student = couple(bert)
+    with torch.no_grad():
+        output = teacher.bert.encoder.layer[1].output.dense
+        output.weight.mul_(1e-6)
+        output.bias.zero_()
+    kinds, mapping = {"mlp": Kind(Span(0.3, same=True), site="mlp_output")}, {Location(1): Location(1)}
+    found = interchange_accuracy(teacher, student, mapping, text(14), kinds=kinds, pairs=10, effective_only=True)
+    assert found.overall.count > 0
+    nothing = found.kinds["mlp"].overall
+    assert (nothing.iia, nothing.effective, nothing.count, nothing.left_out, nothing.tried) == (None, None, 0, 0, 200)
+    assert str(found)
+
+
 def test_no_effective_pair_is_an_error_of_one_line():
     teacher, student = couple(bert)
     with torch.no_grad():
