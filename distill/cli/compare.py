@@ -7,6 +7,7 @@ from typing import Any
 
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import drop_trained_on, load_task_and_teacher
+from distill.cli.options import InterchangeOptions
 from distill.comparison.compare import compare
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
@@ -41,6 +42,7 @@ def run_compare(runs: Sequence[Path], pairs: int, seed: int, effective_only: boo
         raise DistillError(f"--output {output} exists; choose a new folder for compare.json and compare.png.")
     commands = {run: _command(run) for run in dict.fromkeys(runs)}
     first = next(iter(commands.values()))
+    interchanges = _interchanges(next(iter(commands)), first)
     _refuse_others(commands)
     folders, console = students_of_runs(commands), console_of()
     task, teacher, _ = load_task_and_teacher(
@@ -50,9 +52,9 @@ def run_compare(runs: Sequence[Path], pairs: int, seed: int, effective_only: boo
         for folder in of:
             task = drop_trained_on(task, folder / STUDENT, f"student {name}", console)
     students = {name: [_finished(folder) for folder in of] for name, of in folders.items()}
-    mapping = {name: first.interchanges.mapped(teacher, of[0].student) for name, of in students.items()}
+    mapping = {name: interchanges.mapped(teacher, of[0].student) for name, of in students.items()}
     found = compare(
-        teacher, students, mapping, task, kinds=USUAL, pairs=pairs, positions=first.interchanges.positions, seed=seed,
+        teacher, students, mapping, task, kinds=USUAL, pairs=pairs, positions=interchanges.positions, seed=seed,
         effective_only=effective_only,
     )  # fmt: skip
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
@@ -105,6 +107,15 @@ def _command(run: Path) -> FitCommand:
     return FitCommand.read(run)
 
 
+def _interchanges(run: Path, command: FitCommand) -> InterchangeOptions:
+    """Return the settings of interchanges of a run, with the mapping that it searched, if it did."""
+    kept = run / "mapping.json"
+    if not kept.is_file():
+        return command.interchanges
+    searched = read_json(kept, f"search it again: distill fit --resume {run}")["mapping"]
+    return replace(command.interchanges, mapping=searched)
+
+
 def _refuse_others(commands: Mapping[Path, FitCommand]) -> None:
     """Raise DistillError for runs of other rows, of another teacher or with other interchanges than the first one's."""
     (first_run, first), *others = commands.items()
@@ -136,7 +147,8 @@ def _refuse_others(commands: Mapping[Path, FitCommand]) -> None:
 
 def _finished(folder: Path) -> FitResult:
     """Return the result of a student that is finished, with its network, the rows and the kinds it was trained on."""
-    way_out = f"go on with the run: distill fit --resume {folder.parent}"
+    run = next((each for each in folder.parents if (each / COMMAND).is_file()), folder.parent)
+    way_out = f"go on with the run: distill fit --resume {run}"
     if not (folder / RESULT).is_file():
         raise DistillError(f"{folder} holds no finished student; {way_out}.")
     told = read_json(folder / RESULT, way_out)

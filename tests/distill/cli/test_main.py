@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -192,6 +193,24 @@ def test_compare_the_students_of_runs(teacher, csv, tmp_path):
     shutil.copytree(runs[0], tmp_path / "again")
     refused = distill("compare", runs[0], tmp_path / "again")[2]
     assert refused.startswith(f"distill: {runs[0]} and {tmp_path / 'again'} hold the same student, KD of seed 0, which")
+
+
+def test_compare_a_run_that_searched_its_mapping(teacher, csv, tmp_path):
+    options = ["--mapping", "search", "--objective", "kd", "--output", tmp_path / "r"]
+    status, _, err = distill("fit", "--data", csv, "--teacher", teacher, *options, *FIT)
+    assert status == 0, err
+    distill("fit", "--data", csv, "--teacher", teacher, "--objective", "labels", "--output", tmp_path / "s", *FIT)
+    shutil.copy(tmp_path / "r" / "mapping.json", tmp_path / "s" / "mapping.json")
+    replace(FitCommand.read(tmp_path / "s"), interchanges=InterchangeOptions("search")).write(tmp_path / "s")
+    status, text, err = distill("compare", tmp_path / "r", tmp_path / "s", "--pairs", 20)
+    assert (status, err) == (0, "")
+    assert "labels − KD" in text
+    shutil.rmtree(tmp_path / "s" / "labels" / "student")
+    (tmp_path / "s" / "labels" / "result.json").unlink()
+    err = distill("compare", tmp_path / "r", tmp_path / "s")[2]
+    assert err.startswith(
+        f"distill: {tmp_path / 's' / 'labels'} holds no finished student; go on with the run: distill fit"
+    )
 
 
 def command(**settings):
