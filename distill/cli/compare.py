@@ -7,7 +7,6 @@ from typing import Any
 
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import drop_trained_on, load_task_and_teacher
-from distill.cli.options import InterchangeOptions
 from distill.comparison.compare import compare
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
@@ -42,7 +41,7 @@ def run_compare(runs: Sequence[Path], pairs: int, seed: int, effective_only: boo
         raise DistillError(f"--output {output} exists; choose a new folder for compare.json and compare.png.")
     commands = {run: _command(run) for run in dict.fromkeys(runs)}
     first = next(iter(commands.values()))
-    interchanges = _interchanges(next(iter(commands)), first)
+    interchanges = first.interchanges_of(next(iter(commands)))
     _refuse_others(commands)
     folders, console = students_of_runs(commands), console_of()
     task, teacher, _ = load_task_and_teacher(
@@ -105,15 +104,6 @@ def _command(run: Path) -> FitCommand:
     if not (run / COMMAND).is_file():
         raise DistillError(f"{run} holds no run of distill fit to compare; name its folder: distill compare RUN.")
     return FitCommand.read(run)
-
-
-def _interchanges(run: Path, command: FitCommand) -> InterchangeOptions:
-    """Return the settings of interchanges of a run, with the mapping that it searched, if it did."""
-    kept = run / "mapping.json"
-    if not kept.is_file():
-        return command.interchanges
-    searched = read_json(kept, f"search it again: distill fit --resume {run}")["mapping"]
-    return replace(command.interchanges, mapping=searched)
 
 
 def _refuse_others(commands: Mapping[Path, FitCommand]) -> None:

@@ -40,7 +40,7 @@ def run_evaluate(
         if not (run / COMMAND).exists():
             raise DistillError(f"{run} holds no run of distill fit; name its folder, or give --student and --teacher.")
         command = FitCommand.read(run)
-        source, teacher, interchanges = command.source, command.teacher, command.interchanges
+        source, teacher, interchanges = command.source, command.teacher, command.interchanges_of(run)
         folders = command.folders(run)
         data_seed = command.seed
         if not folders:

@@ -111,6 +111,14 @@ class FitCommand:
         """The students to train, on a task that suits them."""
         return USUAL if self.objective is None else (plan_of(self.objective),)
 
+    def interchanges_of(self, run: Path) -> InterchangeOptions:
+        """Return the settings of the interchanges of a run, with the mapping that it searched, if it did."""
+        kept = run / "mapping.json"
+        if not kept.is_file():
+            return self.interchanges
+        searched = read_json(kept, f"search it again: distill fit --resume {run}")["mapping"]
+        return replace(self.interchanges, mapping=searched)
+
     def folder_of(self, run: Path, plan: StudentPlan, seed: int) -> Path:
         """Return the folder in which a run keeps one of its students, of one seed."""
         return plan.saved_in(run / f"seed-{seed}" if len(self.training_seeds) > 1 else run)

@@ -16,7 +16,7 @@ from distill.evaluation.network_interchanges import NetworkInterchanges
 from distill.interchange.answer import resolved
 from distill.interchange.kinds import Kind
 from distill.interchange.mapping import Entry
-from distill.models.inputs import device_of, evaluating, inputs_of, students, teachers, vocabulary_of
+from distill.models.inputs import common_vocabulary, device_of, evaluating, inputs_of, students, teachers
 from distill.statistics.tally import Tally
 from distill.teachers.verbs import run_of, shape_of
 from interventions import InterventionError, Location
@@ -173,7 +173,7 @@ class KindMeasurement:
     def _measure_effective(self, kinds: Sequence[PlacedKind]) -> list[MeasuredKind]:
         """Return the sums of kinds that share their sources, each on the pairs that are effective there."""
         examples, marks, tried = effective_examples(
-            self._interchanges(kinds), self.rows, self.pairs, kinds[0].kind.sources, vocabulary_of(self.student),
+            self._interchanges(kinds), self.rows, self.pairs, kinds[0].kind.sources, self._vocabulary,
             seed=self.seed, batch_size=self.batch_size,
         )  # fmt: skip
         found, first = [], 0
@@ -198,11 +198,16 @@ class KindMeasurement:
         draws = tuple(draw for each in kinds for draw in each.draws)
         return NetworkInterchanges(self.teacher, self.student, entries, draws, self.few(kinds[0].kind))
 
+    @property
+    def _vocabulary(self) -> int | None:
+        """The number of token ids that sources may be made of: those that both networks know."""
+        return common_vocabulary(self.teacher, self.student)
+
     def examples(self, kind: Kind) -> Examples:
         """Return the pairs of a kind, drawn once for all kinds with the same sources."""
         known = next((examples for sources, examples in self._drawn if sources == kind.sources), None)
         if known is None:
-            known = examples_of_rows(self.rows, self.pairs, kind.sources, vocabulary_of(self.student), self.seed)
+            known = examples_of_rows(self.rows, self.pairs, kind.sources, self._vocabulary, self.seed)
             self._drawn.append((kind.sources, known))
         return known
 

@@ -194,6 +194,11 @@ def vocabulary_of(model: Any) -> int | None:
     return table.num_embeddings if isinstance(table, nn.Embedding) else None
 
 
+def common_vocabulary(*models: Any) -> int | None:
+    """Return the number of token ids that all of some models know; None if none of them reads tokens."""
+    return min((size for each in models if (size := vocabulary_of(each)) is not None), default=None)
+
+
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """Return the batch on a device.
 

@@ -347,3 +347,14 @@ def test_a_student_that_is_wrong_in_one_part_is_wrong_there_alone(part):
     found = list(interchange_accuracy(Wired(), Stuck(), mapping, every_input(), pairs=400).per_pair.values())
     assert (found[part].effective.value, found[1 - part].effective.value) == (0, 1)
     assert (found[part].normalized.value, found[1 - part].normalized.value) == (0, 1)
+
+
+def test_sources_are_made_of_tokens_that_both_networks_know():
+    """A student with more token ids than its teacher is measured, and trained, on those of the teacher."""
+    teacher, student = spread(bert(4), 3, 0.8), spread(bert(3, vocab_size=400), 13, 0.8)
+    sources = InContext(0.9)
+    found = interchange_accuracy(teacher, student, MAPPING, text(14), pairs=60, sources=sources)
+    assert found.overall.count > 0
+    objective = DIITO(sources)
+    result = fit(teacher, student, MAPPING, text(20, seed=5), objective=objective, steps=2, console=QUIET)
+    assert len(result.records) == 2
