@@ -39,12 +39,11 @@ def interchanges_of(
 
     Returns:
         The figures by kind, and notes on kinds that could not be measured.
-
-    Raises:
-        DistillError: fewer than two rows.
     """
     if models.reading.kind == "embeddings":
         return {}, ["no interchange accuracy: embeddings are no answers that could agree."]
+    if len(rows) < 2:
+        return {}, ["no interchange accuracy: one row has no other to be paired with."]
     pairs = [(each.stack, i, j) for each in models.layers for i, j in each.pairs]
     if not pairs:
         return {}, ["no interchange accuracy: no blocks stand for each other."]

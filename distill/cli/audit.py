@@ -44,7 +44,10 @@ class AuditOptions:
                 f"--mapping {self.mapping!r} is not of blocks; write original~compressed with spaces between: "
                 "--mapping '0~0 3~1', or --mapping search."
             )
-        return {int(above): int(below) for above, below in sides}
+        blocks = {int(above): int(below) for above, below in sides}
+        if len(blocks) < len(sides):
+            raise DistillError(f"--mapping {self.mapping!r} names a block of the original twice; name each once.")
+        return blocks
 
 
 def run_audit(original: str, compressed: str, data: str, options: AuditOptions, output: Path | None = None) -> Path:

@@ -153,6 +153,12 @@ def test_language_models_and_embeddings():
     assert "no interchange accuracy: embeddings" in found.notes[0]
 
 
+def test_one_row_has_parts_and_no_interchange():
+    found = audit(spread(bert(2)), spread(bert(2), seed=5), text(1), **FAST)
+    assert found.parts
+    assert found.notes == ("no interchange accuracy: one row has no other to be paired with.",)
+
+
 def test_token_classifiers():
     one, other = (spread(bert_with("TokenClassification", layers=2), seed=seed, scale=0.5) for seed in (0, 5))
     found = audit(one, other, text(12, labels=False), **FAST)

@@ -47,6 +47,7 @@ RIGHT: dict[str, set[str]] = {
     "--share": {"0.5", "1"},
     "--sigma": ABOVE_0 | {"0", "1e-400", HUGE},
     "--pairs": WHOLE,
+    "--examples": WHOLE,
     "--data": {"films.csv"},
     "--from": {"encoder"},
     "--output": {"nowhere", "nowhere/at/all", "folder of mine", "\x1b[31m", "a\nb"},
@@ -102,13 +103,23 @@ def compares(*more: str, without: str = "") -> tuple[str, ...]:
     return ("compare", "run", "other", *(() if without == "--pairs" else ("--pairs", "4")), *more)
 
 
-COMMANDS = {"fit": fits, "teach": teaches, "evaluate": evaluates, "headroom": foresees, "compare": compares}
+def audits(*more: str, without: str = "") -> tuple[str, ...]:
+    """Return the arguments of a short audit, and more."""
+    given = {"--data": "films.csv", "--pairs": "4", "--examples": "4", "--output": "new"}
+    parts = [part for name, value in given.items() if name != without for part in (name, value)]
+    return ("audit", "teacher", "student", *parts, *more)
+
+
+COMMANDS = {
+    "fit": fits, "teach": teaches, "evaluate": evaluates, "headroom": foresees, "compare": compares, "audit": audits,
+}  # fmt: skip
 OF_NUMBERS = {
     "fit": ("--max-length", "--split-seed", "--student-layers", "--fraction", "--epochs", "--steps", "--batch-size",
             "--lr", "--temperature", "--share", "--sigma", "--seed"),
     "teach": ("--max-length", "--fraction", "--epochs", "--steps", "--batch-size", "--lr", "--seed"),
     "evaluate": ("--max-length", "--share", "--pairs", "--seed", "--split-seed"),
     "compare": ("--pairs", "--seed"),
+    "audit": ("--max-length", "--examples", "--pairs", "--seed"),
     "headroom": ("--student-layers", "--steps", "--batches", "--batch-size", "--lr", "--temperature", "--share",
                  "--sigma", "--seed"),
 }  # fmt: skip
@@ -117,6 +128,7 @@ OF_NAMES = {
     "teach": ("--task", "--text", "--label", "--classes", "--param-dtype"),
     "evaluate": ("--task", "--text", "--label", "--classes", "--mapping"),
     "compare": (),
+    "audit": ("--text", "--label", "--slice", "--mapping"),
     "headroom": ("--task", "--mapping", "--objective", "--sources"),
 }
 OF_PATHS = {
@@ -124,6 +136,7 @@ OF_PATHS = {
     "teach": ("--data", "--eval-data", "--from", "--output"),
     "evaluate": ("--data", "--eval-data", "--teacher", "--student", ""),
     "compare": ("--output", ""),
+    "audit": ("--data", "--output"),
     "headroom": ("--teacher",),
 }
 CONFLICTS = [
@@ -143,9 +156,11 @@ CONFLICTS = [
     ("evaluate", "teacher"), ("evaluate", "films.csv"), ("evaluate", "student"), evaluates(without="--data"),
     fits(without="--teacher"), teaches(without="--output"), teaches(without="--from"),
     ("compare",), ("compare", "run"), ("compare", "run", "run"), ("compare", "teacher", "run"), compares("--data", "a"),
+    ("audit",), ("audit", "teacher"), ("audit", "teacher", "student"), audits("--slice", "text", "--mapping", "0~9"),
+    audits("--data", "pvr", without="--data"), audits("--mapping", "0~0 0~0"), audits("--text", "label"),
 ]  # fmt: skip
 HARMLESS = [fits("--text", "label"), fits("--text", "label", "--label", "text"), fits("--max-length", "100000000"),
-            ("evaluate", "run", "--student", "student"), teaches("--anyway"), fits("--mapping", "~")]  # fmt: skip
+            ("evaluate", "run", "--student", "student"), teaches("--anyway"), fits("--mapping", "~"), audits("--text", "label")]  # fmt: skip
 
 
 def invocations() -> Iterator[Invocation]:
@@ -162,7 +177,8 @@ def invocations() -> Iterator[Invocation]:
         for command, begun in COMMANDS.items():
             if command == "compare":
                 continue
-            right = name in (FINE - {"good.txt"} | NAMES_OF_CLASSES if command == "teach" else FINE)
+            fine = FINE - {"good.txt"} | NAMES_OF_CLASSES if command == "teach" else FINE
+            right = name in (fine | {"one class.csv", "one row.csv"} if command == "audit" else fine)
             yield Invocation(f"{command} --data", name, begun("--data", f"files/{name}", without="--data"), right)
     for damage in DAMAGES:
         teacher, student = f"teacher {damage}", f"student {damage}"
