@@ -80,7 +80,7 @@ def test_adapters_are_read_with_the_model_that_they_belong_to(folders, tmp_path)
             "--slice 'topic' is no column of films.csv",
         ),
         (("original", "changed", "--data", "films.csv", "--mapping", "0-0"), "--mapping '0-0' is not of blocks"),
-        (("original", "changed", "--data", "films.csv", "--mapping", "0~0 0~1"), "names a block of the original twice"),
+        (("original", "changed", "--data", "films.csv", "--mapping", "0~0 0~1"), "a block of the original twice"),
         (("original", "changed", "--data", "films.csv", "--mapping", "0~7"), "block 7 and the compressed model has 3"),
         (("original", "changed", "--data", "films.csv", "--text", "sentence"), "'sentence'"),
         (("original", "changed", "--data", "films.csv", "--pairs", "0"), "pairs=0"),

@@ -160,7 +160,8 @@ CONFLICTS = [
     audits("--data", "pvr", without="--data"), audits("--mapping", "0~0 0~0"), audits("--text", "label"),
 ]  # fmt: skip
 HARMLESS = [fits("--text", "label"), fits("--text", "label", "--label", "text"), fits("--max-length", "100000000"),
-            ("evaluate", "run", "--student", "student"), teaches("--anyway"), fits("--mapping", "~"), audits("--text", "label")]  # fmt: skip
+            ("evaluate", "run", "--student", "student"), teaches("--anyway"), fits("--mapping", "~"),
+            audits("--text", "label")]  # fmt: skip
 
 
 def invocations() -> Iterator[Invocation]:
