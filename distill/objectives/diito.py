@@ -30,15 +30,7 @@ from distill.interchange.mapping import Entry
 from distill.interchange.positions import PositionRule, Span
 from distill.interchange.sources import Crossway, Shuffle, Sources
 from distill.interchange.visible_kinds import can_be_seen
-from distill.models.inputs import (
-    MASKED,
-    common_vocabulary,
-    decoder_masked,
-    device_of,
-    inputs_of,
-    real_tokens,
-    to_device,
-)
+from distill.models.inputs import MASKED, decoder_masked, device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.objectives.objective import About, Objective, matching, terms_of
 from distill.objectives.response import KD
 from distill.objectives.step import Reads, Step
@@ -240,7 +232,7 @@ class DIITO(Objective):
         if self.sources is None:
             yield self._with_noise(step, entry, rule)
             return
-        drawn = self.sources.draw(step.batch, common_vocabulary(step.taught.model, step.student.model), step.generator)
+        drawn = self.sources.draw(step.batch, vocabulary_of(step.student.model), step.generator)
         written, read = self._draw_positions(step, entry, rule, _source_columns(step.batch, drawn))
         yield self._interchange(step, entry, drawn, (written, read))
         if isinstance(self.sources, Crossway) and isinstance(drawn, Tensor):
