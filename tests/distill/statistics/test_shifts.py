@@ -66,3 +66,12 @@ def test_where_one_of_the_two_never_moves_there_is_none():
     assert correlation(summed((after, base), (base, base))) is None
     assert correlation(summed((base, base), (after, base))) is None
     assert correlation(Tally({"total": torch.ones(3, 1)})) is None
+
+
+def test_each_shift_has_the_sign_and_the_name_of_its_network():
+    """The teacher's class is 0, whose log-odds are z_0 − z_1: +2 in the teacher, −3 in the student."""
+    teacher = (torch.tensor([[4.0, 1.0]]), torch.tensor([[2.0, 1.0]]))
+    student = (torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, 0.0]]))
+    found = {name: each.item() for name, each in moments(teacher, student).items()}
+    wanted = {"shift": -3, "teacher_shift": 2, "shift_squared": 9, "teacher_shift_squared": 4, "shift_product": -6}
+    assert found == pytest.approx(wanted)
