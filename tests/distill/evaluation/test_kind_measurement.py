@@ -354,3 +354,16 @@ def test_sources_are_made_of_tokens_that_both_networks_know():
     teacher, student = spread(bert(4), 3, 0.8), spread(bert(3, vocab_size=400), 13, 0.8)
     found = interchange_accuracy(teacher, student, MAPPING, text(14), pairs=60, sources=InContext(0.9))
     assert found.overall.count > 0
+
+
+def test_where_every_pair_is_effective_none_is_tried_in_vain():
+    """Each row has a class of its own, in the dims that are swapped; the fifth dim stays that of the base."""
+    network = nn.Sequential(nn.Linear(5, 5), nn.Linear(5, 5))
+    with torch.no_grad():
+        for layer in network:
+            layer.weight.copy_(torch.eye(5))
+            layer.bias.zero_()
+    rows = Rows({"inputs": torch.cat([5 * torch.eye(4), torch.arange(4.0)[:, None] / 4], 1)})
+    place = Location(module="0", dims=range(4))
+    found = interchange_accuracy(network, copy.deepcopy(network), {place: place}, rows, pairs=30, effective_only=True)
+    assert (found.overall.count, found.overall.tried, found.iia) == (30, 30, 1.0)
