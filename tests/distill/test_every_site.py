@@ -322,5 +322,5 @@ def test_training_and_measuring_beside_the_residual_stream(site, positions):
 
 def test_a_search_among_two_networks_names_what_will_do_it():
     teacher, student = couple("gpt2")
-    with pytest.raises(DistillError, match=r"GPT2LMHeadModel is none; .*search_mapping.*interchange_"):
+    with pytest.raises(DistillError, match=r"GPT2LMHeadModel is none; of two networks .*search_mapping\(teacher"):
         search_alignment(teacher, student, at=[Location(0)], data={"input_ids": torch.ones(2, 3).long()})
