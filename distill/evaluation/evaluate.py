@@ -23,7 +23,7 @@ from distill.evaluation.metrics import accuracy
 from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Entry, Sides
-from distill.interchange.positions import PositionRule, Span, refuse_no_rule
+from distill.interchange.positions import Span, refuse_no_rule
 from distill.models.class_labels import are_classes, has_classes
 from distill.models.inputs import network_of, uncompiled
 from distill.models.outputs import answered
@@ -170,7 +170,7 @@ def evaluate(
     mapping: Sides | tuple[Entry, ...] | str | None,
     data: Any,
     *,
-    positions: PositionRule | None = Span(0.3),  # noqa: B008 (frozen)
+    positions: Any = Span(0.3),  # noqa: B008 (frozen)
     kinds: Any = None,
     pairs: int = 2000,
     seed: Any = 0,

@@ -108,7 +108,7 @@ class DIITO(Objective):
         sources: Sources | None = None,
         *,
         op: Operator | None = None,
-        positions: PositionRule | Sequence[PositionRule | None] | None = Span(0.3),  # noqa: B008 (frozen)
+        positions: Any = Span(0.3),  # noqa: B008 (frozen)
         at: str | Sequence[str] | None = None,
         match: Objective | Sequence[Objective] | None = None,
         detach_source: bool = False,

@@ -51,6 +51,10 @@ WHERE = [
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_where_models_answer(make, token, side):
     model = spread(make(2))
+    if side == "left" and make in (bert, distilbert):  # they read the first column, which is padding in shorter rows
+        with pytest.raises(DistillError, match="finds no answering position"):
+            resolved(Answer(), model, rows(make, side).batch(range(6)))
+        return
     found = resolved(Answer(), model, rows(make, side).batch(range(6)))
     assert found == Answer(token)
     assert not model.training
