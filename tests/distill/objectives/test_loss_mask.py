@@ -319,7 +319,7 @@ def test_interchange_accuracy_is_over_the_same_answers(family):
     batch = data()
     teacher, student = (spread(make(2), seed) for seed in range(2))
     entries = entries_of({Location(0): Location(0)}, teacher, student)
-    interchanges = NetworkInterchanges(teacher, student, entries, PositionDraws(None, True, 0), (batch, batch))
+    interchanges = NetworkInterchanges(teacher, student, entries, (PositionDraws(None, True, 0),), (batch, batch))
     kept = kept_of(family, batch)
     with torch.no_grad():
         assert torch.equal(interchanges.weights(student(**interchanges.inputs(batch)).logits, batch).bool(), kept)
