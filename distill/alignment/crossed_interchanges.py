@@ -49,7 +49,7 @@ class Counterfactual:
 
 @dataclass(frozen=True, eq=False)
 class Before:
-    """What is known of a batch before any interchange.
+    """The runs and answers of a batch before any interchange.
 
     Attributes:
         teacher, student: the runs of both networks.
@@ -113,8 +113,8 @@ class Before:
         return self._sums(wanted, after, self.weights * kept.view(-1, *[1] * (self.weights.ndim - 1)))
 
     def _sums(self, wanted: Any, after: Any, counted: Tensor) -> dict[str, Tensor]:
-        own, theirs = after.shift, wanted.shift
-        shifts = dict(zip(SUMS, (own, theirs, own * own, theirs * theirs, own * theirs), strict=True))
+        own, taught = after.shift, wanted.shift
+        shifts = dict(zip(SUMS, (own, taught, own * own, taught * taught, own * taught), strict=True))
         if after.logits.shape[-1] == 1:
             return sum_predictions({"error": (wanted.logits - after.logits).abs()[..., 0], **shifts}, counted)
         compared = compare_classes(wanted.classes, self.classes[0], after.classes, self.classes[1], self.on_source)

@@ -105,7 +105,7 @@ class MappingSearch(Result):
     Attributes:
         kinds: {name of a kind of interchange: its cells}.
         controls: {control: the same}: `network` (a student with new weights) and `labels` (the teacher takes the
-            sources of other pairs), where they were asked for.
+            sources of other pairs), where they were requested.
         settings: number of pairs, seed, and the like.
     """
 
@@ -246,9 +246,9 @@ class MappingSearch(Result):
         blocks += [_table(cells, shown, {}, f"control: {name}") for name, cells in controls.items()]
         entries = ", ".join(f"{_side(above)} ↔ {_side(below)}" for above, below in mapping.items())
         means = {name: cells.mean_at(mapping, shown) for name, cells in {"student": self.cells, **controls}.items()}
-        told = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items() if mean is not None)
+        values = ", ".join(f"{name} {mean:.3f}" for name, mean in means.items() if mean is not None)
         lines = [f"mapping: {entries or 'none'}"]
-        lines += [f"{NAMES[shown]} at the mapping, mean over its cells: {told}"] if told else []
+        lines += [f"{NAMES[shown]} at the mapping, mean over its cells: {values}"] if values else []
         return "\n\n".join([*blocks, "\n".join(lines), *self.notes])
 
 

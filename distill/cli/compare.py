@@ -141,6 +141,6 @@ def _finished(folder: Path) -> FitResult:
     way_out = f"go on with the run: distill fit --resume {run}"
     if not (folder / RESULT).is_file():
         raise DistillError(f"{folder} holds no finished student; {way_out}.")
-    told = read_json(folder / RESULT, way_out)
+    result = read_json(folder / RESULT, way_out)
     student, seen = load_classifier(folder / STUDENT), SeenRows.load(folder / STUDENT)
-    return FitResult(student, (), Evaluation(None, None), told["settings"], told["seconds"], folder, seen)
+    return FitResult(student, (), Evaluation(None, None), result["settings"], result["seconds"], folder, seen)

@@ -95,7 +95,7 @@ class Report:
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        """What was found, a plain sentence for each student but the first, or why nothing was compared.
+        """Plain sentences of what was found, for each student but the first, or why nothing was compared.
 
         That about interchange comes first, as it is what a run asks.
         """

@@ -33,7 +33,7 @@ TIMED = 15
 
 @dataclass(frozen=True, eq=False)
 class StudentRuns:
-    """What the trainings of one `distill fit` share.
+    """The trainings of one `distill fit`, with what they share.
 
     Attributes:
         command: its settings.

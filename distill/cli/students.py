@@ -13,7 +13,7 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class StudentPlan:
-    """What one student of a run is trained on, and for how long.
+    """The plan of one student of a run: on what it is trained, and for how long.
 
     Attributes:
         name: its folder in the run.

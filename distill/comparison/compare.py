@@ -129,7 +129,7 @@ def compare(
 
 @dataclass(frozen=True, eq=False)
 class _Measure:
-    """How every run is measured: the arguments of `compare`, by their names there; `own` is the mapped kind."""
+    """Measure every run: the arguments of `compare`, by their names there; `own` is the mapped kind."""
 
     teacher: Any
     data: Any

@@ -71,14 +71,14 @@ class Comparison(Result):
 
     @property
     def sentences(self) -> dict[str, str]:
-        """What was found, in a sentence for every student but the first, made from the figures."""
+        """Sentences of what was found, for every student but the first, made from the figures."""
         first, *others = self.students
         seeds = {name: sentence.seeds_of(self.runs[first], self.runs[name]) for name in others}
         return {name: sentence.sentence_of(self.figures, first, name, seeds[name]) for name in others}
 
     @property
     def sentence(self) -> str:
-        """What was found, in a sentence for every student but the first."""
+        """The sentences of what was found, for every student but the first."""
         return " ".join(self.sentences.values())
 
     @property

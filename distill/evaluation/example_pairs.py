@@ -131,7 +131,7 @@ def _void(interchanges: NetworkInterchanges, examples: Examples, batch_size: int
 def _changes(
     interchanges: NetworkInterchanges, examples: Examples, entries: Sequence[int], batch_size: int
 ) -> Bool[Tensor, "pairs entries"]:
-    """Return at which entries the interchange of each pair changes the teacher's answer; False at those not asked."""
+    """Return at which entries the interchange of each pair changes the teacher's answer; False at the others."""
     device = device_of(interchanges.student)
     found = torch.zeros(len(examples), len(interchanges.entries), dtype=torch.bool)
     with measuring(interchanges):

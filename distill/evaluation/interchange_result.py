@@ -99,7 +99,7 @@ class InterchangeAccuracy(Result):
 
     @property
     def sample(self) -> str:
-        """What the figures and their intervals are over, as a sentence; empty where it is not known."""
+        """The sample of the figures and their intervals, as a sentence; empty where it is not known."""
         if "shared" not in self.settings:
             return ""
         return (

@@ -32,7 +32,7 @@ DRAWS = 64
 
 @dataclass(frozen=True, eq=False)
 class Sight:
-    """What the answers of a network depend on, on a few rows.
+    """The positions that the answers of a network depend on, on a few rows.
 
     Attributes:
         base: the run on these rows.

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
 
 SAME = 0.5
-"""From this cosine on, the gradient of the counterfactual loss is said to point mostly where that of the base does."""
+"""From this cosine on, the gradient of the counterfactual loss points, in words, mostly where that of the base does."""
 ACROSS = 0.2
-"""Below this cosine, up to its negative, the two gradients are said to be nearly orthogonal."""
+"""Below this cosine, up to its negative, the two gradients are called nearly orthogonal."""
 TIMES = 10.0
-"""From this ratio on, the counterfactual loss is said to be much more than what is left of the base loss."""
+"""From this ratio on, the counterfactual loss is called much more than what is left of the base loss."""
 VOID = 0.95
-"""From this share of void rows on, no interchange of an entry is said to be seen."""
+"""From this share of void rows on, an entry is called one at which no interchange can be seen."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _standard_error(deviations: Sequence[float]) -> float | None:
 
 @dataclass(frozen=True)
 class EntryHeadroom:
-    """What an entry of the mapping leaves for the causal term, under one kind of interchange.
+    """The headroom that an entry of the mapping leaves for the causal term, under one kind of interchange.
 
     Attributes:
         kind: the kind of interchange.
@@ -103,7 +103,7 @@ class EntryHeadroom:
 
     @property
     def is_void(self) -> bool:
-        """Whether (nearly) no interchange of the entry can be seen."""
+        """True where (nearly) no interchange of the entry can be seen."""
         return self.void >= VOID
 
     @property
@@ -128,7 +128,7 @@ class EntryHeadroom:
 
 @dataclass(frozen=True)
 class Headroom(Result):
-    """What the causal term of a distillation could add to the base loss, for each entry of a mapping and each kind.
+    """The room that a causal term has beside the base loss, for each entry of a mapping and each kind.
 
     Attributes:
         entries: the figures, of each kind each entry.
@@ -149,7 +149,7 @@ class Headroom(Result):
 
     @property
     def advice(self) -> str:
-        """What the figures say, in one sentence.
+        """The sentence that the figures give.
 
         That a large ratio and a small cosine foretell a gain is a hypothesis, from two tasks.
         """

@@ -18,7 +18,7 @@ fourth powers of their sums. The second is the noise of the regression. It is no
 variance, as that is what can be wrong.
 
 Simulated, such intervals cover 93 to 97 of 100 from five things of a kind on, and 98 where sharing is too weak to be
-told from none, because a γ is never below 0 (`tests/distill/statistics/test_sharing.py`). What they cannot know:
+distinguished from none, because a γ is never below 0 (`tests/distill/statistics/test_sharing.py`). They cannot know
 whether five images or templates stand for all others; and effects so rare and strong that none is in the sample, as
 where one image in a hundred misleads.
 """
@@ -52,7 +52,7 @@ class Spread:
 @checked
 @dataclass(frozen=True, eq=False)
 class Sharing:
-    """What pairs of a base and a source have in common.
+    """The rows and clusters that pairs of a base and a source have in common.
 
     Attributes:
         base, source: the number of the row of each, or of what else stands for it; a row has one number in both.
@@ -141,7 +141,7 @@ class Sharing:
 
     @cached_property
     def _things(self) -> list[Things]:
-        """What bases and sources are or hold: the rows, then the clusters if there are any."""
+        """The things that bases and sources are or hold: the rows, then the clusters if there are any."""
         found = [torch.stack([self.base, self.source])[:, :, None]]
         if self.base_clusters is not None and self.source_clusters is not None:
             found.append(torch.stack([self.base_clusters, self.source_clusters]))
@@ -158,7 +158,7 @@ class Sharing:
 
     @cached_property
     def _own(self) -> Float[Tensor, "pairs kinds"]:
-        """How many things of each kind a pair shares with itself."""
+        """The number of things of each kind that a pair shares with itself."""
         found = []
         for things in self._things:
             one, other = things[:, None, :, :, None], things[None, :, :, None, :]
@@ -167,7 +167,7 @@ class Sharing:
 
     @cached_property
     def _shared(self) -> Float[Tensor, " kinds"]:
-        """How often σ² and each γ are in the variance: n, and Σ over i ≠ j of s_ij."""
+        """The times that σ² and each γ are in the variance: n, and Σ over i ≠ j of s_ij."""
         ones = torch.ones(len(self), dtype=torch.float64)
         return torch.cat([ones.sum()[None], self._products(ones)])
 

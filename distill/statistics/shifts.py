@@ -47,8 +47,8 @@ def moments(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]) -> d
         teacher, student: the logits after the interchange and on the base, `[*batch, classes]`.
     """
     classes = teacher[1].argmax(-1)
-    theirs, own = (log_odds(after, classes) - log_odds(base, classes) for after, base in (teacher, student))
-    return dict(zip(SUMS, (own, theirs, own * own, theirs * theirs, own * theirs), strict=True))
+    taught, own = (log_odds(after, classes) - log_odds(base, classes) for after, base in (teacher, student))
+    return dict(zip(SUMS, (own, taught, own * own, taught * taught, own * taught), strict=True))
 
 
 def correlation(tally: Tally) -> tuple[float, Float[Tensor, " pairs"]] | None:
@@ -59,18 +59,18 @@ def correlation(tally: Tally) -> tuple[float, Float[Tensor, " pairs"]] | None:
     if SUMS[0] not in tally:
         return None
     total = tally["total"].sum(1).double()
-    own, theirs, squares, their_squares, products = (tally[name].sum(1).double() for name in SUMS)
+    own, taught, squares, taught_squares, products = (tally[name].sum(1).double() for name in SUMS)
     n = float(total.sum())
     if not n:
         return None
-    x, y = float(own.sum()) / n, float(theirs.sum()) / n
-    spread = [float(s.sum()) / n - mean * mean for s, mean in ((squares, x), (their_squares, y))]
-    if min(spread) <= 1e-12 * max(float(squares.sum()), float(their_squares.sum()), 1e-12) / n:
+    x, y = float(own.sum()) / n, float(taught.sum()) / n
+    spread = [float(s.sum()) / n - mean * mean for s, mean in ((squares, x), (taught_squares, y))]
+    if min(spread) <= 1e-12 * max(float(squares.sum()), float(taught_squares.sum()), 1e-12) / n:
         return None
     scale = sqrt(spread[0] * spread[1])
     value = (float(products.sum()) / n - x * y) / scale
     # Σ over the predictions of a pair of u v − value (u² + v²) / 2, with u and v the standardized shifts
-    uv = (products - x * theirs - y * own + total * x * y) / scale
+    uv = (products - x * taught - y * own + total * x * y) / scale
     uu = (squares - 2 * x * own + total * x * x) / spread[0]
-    vv = (their_squares - 2 * y * theirs + total * y * y) / spread[1]
+    vv = (taught_squares - 2 * y * taught + total * y * y) / spread[1]
     return min(1.0, max(-1.0, value)), (uv - value * (uu + vv) / 2) / n

@@ -50,13 +50,13 @@ class Tally:
 
     @property
     def left_out(self) -> int:
-        """How many counterfactuals that were to be measured are left out."""
+        """The number of counterfactuals that were to be measured and are left out."""
         missing = ~self.kept
         return int((missing & (self["wanted"] > 0) if "wanted" in self else missing).sum())
 
     @property
     def regression(self) -> bool:
-        """Whether the answers are real-valued, so that errors are summed and no classes counted."""
+        """True where answers are real-valued, so that errors are summed and no classes counted."""
         return "error" in self.sums
 
     def of(self, *entries: int) -> "Tally":

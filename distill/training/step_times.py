@@ -1,4 +1,4 @@
-"""How many times as long a step of some objectives takes as one of others, to train a control for an equal time.
+"""The ratio of the time of a step of some objectives to that of a step of others, to train a control for an equal time.
 
 Two trainings of copies of one student take turns, a step of one and a step of the other, on the same rows, so that
 whatever else the machine does slows both alike. Where the steps of pair i take a_i and b_i, and ā is the mean of a,
@@ -50,7 +50,7 @@ Several = Objective | Sequence[Objective]
 
 @dataclass(frozen=True)
 class StepRatio:
-    """How many times as long a step of some objectives takes as one of others, with its 95 % interval.
+    """The ratio of the time of a step of some objectives to that of a step of others, with its 95 % interval.
 
     Attributes:
         value: the ratio.
