@@ -19,7 +19,7 @@ from distill.evaluation.measurement import Batch, Interchanges
 from distill.evaluation.network_interchanges import NetworkInterchanges, NetworkRuns, answers_at
 from distill.losses import kd
 from distill.models.finite import check_answers
-from distill.statistics.shifts import SUMS, log_odds
+from distill.statistics.shifts import log_odds, moments_of
 from distill.statistics.tally import Tally, compare_classes, stacked, sum_predictions
 from distill.teachers.verbs import grid_of
 from interventions import Location, architecture
@@ -113,8 +113,7 @@ class Before:
         return self._sums(wanted, after, self.weights * kept.view(-1, *[1] * (self.weights.ndim - 1)))
 
     def _sums(self, wanted: Any, after: Any, counted: Tensor) -> dict[str, Tensor]:
-        own, taught = after.shift, wanted.shift
-        shifts = dict(zip(SUMS, (own, taught, own * own, taught * taught, own * taught), strict=True))
+        shifts = moments_of(wanted.shift, after.shift)
         if after.logits.shape[-1] == 1:
             return sum_predictions({"error": (wanted.logits - after.logits).abs()[..., 0], **shifts}, counted)
         compared = compare_classes(wanted.classes, self.classes[0], after.classes, self.classes[1], self.on_source)

@@ -34,12 +34,6 @@ class Layers:
     pairs: Pairs
     depths: tuple[int, int]
 
-    @property
-    def is_identity(self) -> bool:
-        """True where block i stands for block i, and no block is left."""
-        deep, shallow = self.depths
-        return deep == shallow and self.pairs == tuple((i, i) for i in range(deep))
-
 
 def layers_of(
     original: nn.Module, compressed: nn.Module, mapping: Any = None, search: Search | None = None

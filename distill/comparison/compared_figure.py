@@ -25,7 +25,6 @@ LABELS = {
     "error": "error of counterfactuals",
 }
 """The figures of a comparison, as tables and pictures call them."""
-WITHOUT_INTERCHANGE = ("accuracy", "agreement", "base_kl")
 OF_KINDS = ("iia", "effective", "normalized", "kl", "correlation", "error")
 LOWER_IS_NEARER = ("base_kl", "kl", "error")
 """Figures that are lower for a student that is nearer to its teacher."""

@@ -102,9 +102,10 @@ class InterchangeAccuracy(Result):
         """The sample of the figures and their intervals, as a sentence; empty where it is not known."""
         if "shared" not in self.settings:
             return ""
+        effective = " for each entry, whose interchange changes the teacher's answer," if self.overall.tried else ""
         return (
-            f"{self.settings['pairs']:,} pairs of {_shared(self.settings['shared'])}. Intervals are at 95 %, and pairs "
-            "that share one of these do not count as independent."
+            f"{self.settings['pairs']:,} pairs{effective} of {_shared(self.settings['shared'])}. Intervals are at "
+            "95 %, and pairs that share one of these do not count as independent."
         )
 
     def to_dict(self) -> dict[str, Any]:

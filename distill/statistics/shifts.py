@@ -47,7 +47,11 @@ def moments(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]) -> d
         teacher, student: the logits after the interchange and on the base, `[*batch, classes]`.
     """
     classes = teacher[1].argmax(-1)
-    taught, own = (log_odds(after, classes) - log_odds(base, classes) for after, base in (teacher, student))
+    return moments_of(*(log_odds(after, classes) - log_odds(base, classes) for after, base in (teacher, student)))
+
+
+def moments_of(taught: Tensor, own: Tensor) -> dict[str, Tensor]:
+    """Return what each answer adds to the moments, from the shifts of the teacher and of the student."""
     return dict(zip(SUMS, (own, taught, own * own, taught * taught, own * taught), strict=True))
 
 

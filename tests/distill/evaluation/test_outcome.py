@@ -76,6 +76,13 @@ def test_files_of_an_earlier_version_load():
     assert found.sample == ""
 
 
+def test_the_sample_says_where_pairs_are_effective_ones():
+    found = accuracy(only=GOOD)
+    assert found.sample.startswith("100 pairs of 50 bases")
+    tried = replace(found, overall=replace(GOOD, tried=700)).sample
+    assert tried.startswith("100 pairs for each entry, whose interchange changes the teacher's answer, of 50 bases")
+
+
 def test_how_many_pairs_were_tried_is_said():
     note = accuracy(only=replace(GOOD, tried=700)).notes
     assert note == ("only: 100 pairs that change the teacher's answer, of 700 tried.",)
@@ -123,3 +130,4 @@ def test_the_picture_shows_the_measured_pairs():
 @pytest.mark.parametrize("format", ["png", "svg"])
 def test_the_picture_can_be_saved(tmp_path, format):
     accuracy().plot().savefig(tmp_path / f"x.{format}")
+    assert (tmp_path / f"x.{format}").read_bytes().startswith({"png": b"\x89PNG", "svg": b"<?xml"}[format])

@@ -50,6 +50,17 @@ def test_without_noise_of_pairs_it_is_students_interval_over_seeds():
     assert found.sd == pytest.approx(stats.tstd(values))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_runs_that_happen_to_agree_are_no_surer_than_their_pairs(seed):
+    """Each run differs from pair to pair, and all have one mean: other pairs would not be as kind."""
+    noise = drawn(3, 40, seed=seed)
+    runs = [figure_of(0.2 + each - each.mean()) for each in noise]
+    found, over_pairs = of_runs(runs, APART).estimate, figure_of(0.2 + (noise - noise.mean(1, keepdim=True)).mean(0))
+    expected = estimate_of(over_pairs.value, over_pairs.influence, APART)
+    assert ends(found) == pytest.approx(ends(expected))
+    assert found.high - found.low > 0.1
+
+
 def test_paired_runs_are_the_paired_test():
     one, other = [0.3, 0.5, 0.35, 0.6], [0.2, 0.45, 0.3, 0.4]
     found = difference_of_runs(without_pairs(one), without_pairs(other), APART)
