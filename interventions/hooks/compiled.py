@@ -1,7 +1,12 @@
-"""Modules and functions that went through `torch.compile`, whose compiled code calls no hooks."""
+"""Modules and functions that went through `torch.compile`, whose compiled code calls no hooks.
+
+Code of a module that is compiled in place, `module.compile()`, is still used while hooks are on that module alone: they
+run outside of it, around a compiled `forward`. It runs as it was written where something inside is read or written.
+"""
 
 import sys
 from collections.abc import Callable, Set
+from inspect import getclosurevars
 from types import MethodType
 from typing import Any
 
@@ -9,6 +14,9 @@ from torch import nn
 
 from interventions.errors import InterventionError
 from interventions.models.modules import modules_of
+
+_FORWARD = "_forward_compiled_alike"
+"""The attribute of a compiled call that keeps its `forward`, which takes 0.2 ms to make."""
 
 
 def is_compiled(forward: Callable) -> bool:
@@ -23,6 +31,28 @@ def uncompiled(forward: Any) -> Callable:
         return forward
     original = forward._torchdynamo_orig_callable
     return MethodType(original, forward.__self__) if isinstance(forward, MethodType) else original
+
+
+def compiled_forward(module: nn.Module) -> Callable | None:
+    """Return the `forward` of a module compiled as the module was by `module.compile()`; None if it was not.
+
+    torch compiles `forward`, and not the method around it that calls the hooks, so it finds what it compiled before.
+    """
+    call = module._compiled_call_impl
+    if call is None:
+        return None
+    written, compiled = getattr(call, _FORWARD, (None, None))
+    if written != module.forward:
+        settings: Any = getclosurevars(call).nonlocals.get("self")  # torch keeps them nowhere else
+        is_known = isinstance(settings, sys.modules["torch._dynamo.eval_frame"].OptimizeContext)
+        compiled = settings(module.forward) if is_known else None
+        setattr(call, _FORWARD, (module.forward, compiled))  # a table here would keep the module alive
+    return compiled
+
+
+def contains_any(module: nn.Module, modules: Set[nn.Module]) -> bool:
+    """Return whether one of these modules lies inside another one, which itself does not count."""
+    return any(inner in modules for inner in modules_of(module) if inner is not module)
 
 
 def check_not_compiled(model: nn.Module, tapped: Set[nn.Module]) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from interventions.endings import ending
 from interventions.hooks.attention_taps import make_get_interface
 from interventions.hooks.checkpointing import checkpoint_under_scopes
-from interventions.hooks.compiled import check_not_compiled, is_compiled
+from interventions.hooks.compiled import check_not_compiled, contains_any, is_compiled
 from interventions.hooks.methods import make_deepcopy, make_forward, make_generate, make_get_compiled_call
 from interventions.hooks.replacements import is_replaced, replace_attribute, restore_attribute
 from interventions.hooks.scopes import Scope, close_scope, open_scope
@@ -68,16 +68,42 @@ def install(scope: Scope) -> None:
     _replace(scope, scope.model, "__deepcopy__", partial(make_deepcopy, scope.model))
     for module in scope.replayed:
         _replace(scope, module, "forward", partial(make_forward, module))
-    touched = {*(tap.module for tap in scope.taps), *scope.watched, *scope.replayed, scope.model}
     for module in modules_of(scope.model):
-        compiled = module._compiled_call_impl is not None or is_replaced(module, _COMPILED_CALL)
-        if compiled and any(inner in touched for inner in modules_of(module)):
-            _replace(scope, module, _COMPILED_CALL, lambda original: None)
-        compiled = is_compiled(module.forward) or is_replaced(module, "forward")
-        if compiled and any(inner in touched for inner in modules_of(module)):
-            _replace(scope, module, "forward", partial(make_forward, module))
         if _CHECKPOINTING in vars(module):
             _replace(scope, module, _CHECKPOINTING, _make_checkpointing)
+    _take_hooks_out_of_compiled_code(scope)
+
+
+def _take_hooks_out_of_compiled_code(scope: Scope) -> None:
+    """Let hooks run outside of code compiled in place, and what has some inside run as it was written.
+
+    Compiled modules in which this scope does nothing are left alone.
+    """
+    touched: set[nn.Module] | None = None
+    for module in modules_of(scope.model):
+        in_place = module._compiled_call_impl is not None or is_replaced(module, _COMPILED_CALL)
+        if not in_place and not is_compiled(module.forward) and not is_replaced(module, "forward"):
+            continue
+        touched = _touched(scope) if touched is None else touched
+        if module in scope.attentions or contains_any(module, touched):
+            scope.eager.add(module)
+        elif module not in touched:
+            continue
+        _replace(scope, module, "forward", partial(make_forward, module))
+        if in_place:  # second, as `forward` is compiled as this was
+            _replace(scope, module, _COMPILED_CALL, lambda original: None)
+
+
+def _touched(scope: Scope) -> set[nn.Module]:
+    """Return the modules whose calls a scope sees or changes."""
+    blocks = [block for tap in scope.taps if tap.after is not None for block in tap.after.stack.blocks]
+    parts = [part for part in modules_of(scope.model) if _has_own_way(part)]
+    return {*(tap.module for tap in scope.taps), *scope.watched, *scope.replayed, scope.model, *blocks, *parts}
+
+
+def _has_own_way(module: nn.Module) -> bool:
+    """Return whether a module generates by itself, or repeats calls of its parts for gradient checkpointing."""
+    return callable(getattr(type(module), "generate", None)) or _CHECKPOINTING in vars(module)
 
 
 def _make_checkpointing(original: Callable) -> Callable:

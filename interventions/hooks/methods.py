@@ -11,7 +11,7 @@ from interventions.endings import ending
 from interventions.errors import InterventionError
 from interventions.hooks.attention import changing_attention
 from interventions.hooks.attention_taps import tapped_attention
-from interventions.hooks.compiled import uncompiled
+from interventions.hooks.compiled import compiled_forward, is_compiled, uncompiled
 from interventions.hooks.replacements import restore_attribute, users_of
 from interventions.hooks.scopes import Scope, acting
 from interventions.models.calls import Generation, generation_of
@@ -21,8 +21,9 @@ from interventions.models.modules import modules_of
 def make_forward(module: nn.Module, original: Callable) -> Callable:
     """Return a `forward` that returns what an open scope recorded, if one did, or runs with its attention tapped.
 
-    One that was compiled, `model.forward = torch.compile(model.forward)`, runs as it was written.
+    One that was compiled runs as it was written where a scope acts inside of it, and compiled elsewhere.
     """
+    compiled = original if is_compiled(original) else compiled_forward(module)
     original = uncompiled(original)
 
     def forward(*args: object, **kwargs: object) -> object:
@@ -35,7 +36,9 @@ def make_forward(module: nn.Module, original: Callable) -> Callable:
         attention = tapped_attention(module)
         kinds = {tap.kind for tap, _ in attention.taps}
         if kinds <= {"interface"}:  # its taps are called where transformers attends
-            return original(*args, **kwargs)
+            if compiled is None or any(module in scope.eager for scope in users_of(module, "forward")):
+                return original(*args, **kwargs)
+            return compiled(*args, **kwargs)
         with changing_attention(attention, products="sdpa" in kinds):
             return original(*args, **kwargs)
 

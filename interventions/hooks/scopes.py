@@ -48,6 +48,7 @@ class Scope:
         stores: whether a changed key or value is kept in the cache; False where the cache is thrown away.
         unsure: why prompt and generated tokens cannot be distinguished; always "" here.
         progress: how far the stacks have come, where parts of the model are called by themselves.
+        eager: the compiled modules that run as they were written, because the scope acts inside of them.
         undos: the functions that undo what was put on the model, in the order in which it was.
         users: those for whom the hooks are on the model.
     """
@@ -68,6 +69,7 @@ class Scope:
     stores: bool = True
     unsure: str = ""
     progress: dict[int, Progress] = field(default_factory=dict)
+    eager: set[nn.Module] = field(default_factory=set)
     undos: list[Callable[[], None]] = field(default_factory=list)
     users: set[object] = field(default_factory=set)
     _installed: bool = False

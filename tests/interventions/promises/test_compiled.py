@@ -1,16 +1,19 @@
 """Promise 3 for compiled blocks: sites inside them act while a block is open, and compiled code is used again after."""
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 
-from interventions import Add, InterventionError, Location, Zero, interchange, intervene, run
+from interventions import Add, InterventionError, Location, Zero, interchange, intervene, record, run
 from interventions.locations import BLOCK_SITES
 from tests.interventions.tiny_models import answer, batch, make
 
 from .attentions import PATTERNS, at, traces
 
+Backend = Callable[..., Callable[..., object]]
 MLP, ATTENTION = Location(module="model.layers.1.mlp"), Location(module="model.layers.1.self_attn")
 
 
@@ -163,3 +166,116 @@ def test_compiled_blocks_are_written(backend):
         found = interchange(model, run(model, inputs), batch("llama", 2), place).logits
         assert torch.allclose(found, expected, atol=1e-4)
     assert torch.equal(answer(model, inputs), answered)
+
+
+class Compiled:
+    """A backend that counts the graphs that it is given, and the calls of what it makes of them."""
+
+    def __init__(self) -> None:
+        torch._dynamo.reset()
+        self.graphs = self.calls = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, example: list[object]) -> Callable[..., object]:
+        self.graphs += 1
+
+        def call(*args: object) -> object:
+            self.calls += 1
+            return graph(*args)
+
+        return call
+
+    @contextmanager
+    def called(self, times: int) -> Iterator[None]:
+        """Fail unless compiled code is called that often in the block, and nothing is compiled anew."""
+        calls, graphs = self.calls, self.graphs
+        yield
+        assert (self.calls - calls, self.graphs - graphs) == (times, 0)
+
+
+BLOCKS = 3
+NOTHING: dict[str, Callable[..., object]] = {
+    "a run that can be resumed": lambda model, inputs: run(model, inputs).logits,
+    "a run that cannot": lambda model, inputs: run(model, inputs, resumable=False).logits,
+    "a run that reads a block": lambda model, inputs: run(model, inputs, at=Location(1), resumable=False).logits,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", NOTHING)
+def test_blocks_that_are_read_stay_compiled(how):
+    model, inputs, backend = make("llama"), {**batch("llama"), "use_cache": False}, Compiled()
+    expected = answer(model, inputs)
+    for block in model.model.layers:
+        block.compile(backend=backend)
+    assert len(model.model.layers) == BLOCKS
+    answer(model, inputs)
+    with backend.called(BLOCKS):
+        assert torch.equal(NOTHING[how](model, inputs), expected)
+    with backend.called(BLOCKS):
+        assert torch.equal(answer(model, inputs), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("site", BLOCK_SITES)
+def test_other_blocks_stay_compiled(site):
+    """The one that is written too, where that is at its border; compiled code is called for each of them."""
+    model, plain, inputs, backend = make("llama"), make("llama"), batch("llama"), Compiled()
+    for block in model.model.layers:
+        block.compile(backend=backend)
+    answer(model, inputs)
+    border = site in ("block_input", "block_output")
+    expected = interchange(plain, inputs, None, {at(site): Zero()}).logits
+    with backend.called(BLOCKS - (not border)), intervene(model, at(site), op=Zero()):
+        assert torch.equal(answer(model, inputs), expected)
+    with backend.called(BLOCKS):
+        answer(model, inputs)
+
+
+@torch.no_grad()
+def test_a_resumed_interchange_calls_compiled_blocks():
+    model, inputs, other, backend = make("llama"), batch("llama"), batch("llama", 2), Compiled()
+    expected = interchange(model, run(model, inputs), run(model, other), Location(1)).logits
+    for block in model.model.layers:
+        block.compile(backend=backend)
+    base, source = run(model, inputs), run(model, other)
+    with backend.called(BLOCKS - 2):
+        assert torch.equal(interchange(model, base, source, Location(1)).logits, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inner_first", [True, False])
+def test_a_block_runs_as_written_while_any_scope_acts_inside_of_it(inner_first):
+    """Two open blocks, one at the border of a compiled block and one inside, in either order."""
+    model, plain, inputs, backend = make("llama"), make("llama"), batch("llama"), Compiled()
+    for block in model.model.layers:
+        block.compile(backend=backend)
+    answer(model, inputs)
+    places = [Location(1), MLP][:: -1 if inner_first else 1]
+    found = []
+    for each in (plain, model):
+        with record(each, places[0]) as first, record(each, places[1]) as second, backend.called(
+            0 if each is plain else BLOCKS - 1
+        ):  # fmt: skip
+            found.append(answer(each, inputs))
+        found += [first[places[0]], second[places[1]]]
+    assert all(torch.equal(one, other) for one, other in zip(found[:3], found[3:], strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("forward", [True, False])
+def test_a_model_stays_compiled_where_nothing_inside_is_touched(forward):
+    model, inputs, backend = make("gpt2"), {**batch("gpt2"), "use_cache": False}, Compiled()
+    expected, zeroed = answer(model, inputs), interchange(model, inputs, None, {Location(1): Zero()}).logits
+    if forward:
+        model.forward = torch.compile(model.forward, backend=backend)
+    else:
+        model.compile(backend=backend)
+    answer(model, inputs)
+    once = backend.graphs
+    with backend.called(once):
+        assert torch.equal(run(model, inputs, resumable=False).logits, expected)
+    with backend.called(0), intervene(model, Location(1), op=Zero()):
+        assert torch.equal(answer(model, inputs), zeroed)
+        assert torch.equal(run(model, inputs, resumable=False).logits, zeroed)
+    with backend.called(once):
+        assert torch.equal(answer(model, inputs), expected)
