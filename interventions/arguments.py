@@ -26,6 +26,8 @@ from interventions.errors import InterventionError
 from interventions.names import shown
 
 WRAPPED_MODEL = "interventions.architecture(model).model"
+_REMEMBERED = 256
+"""The number of types and shapes of tensors that an annotation is known to admit."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -244,9 +246,23 @@ def _array(annotation: Any) -> Kind:
     """Return the tensors that a jaxtyping annotation admits; axes of one name in two arguments are not compared."""
     from jaxtyping import jaxtyped
 
+    admitted: set[tuple[torch.dtype, torch.Size]] = set()  # as jaxtyping takes longer than a small kernel
+
     @jaxtyped(typechecker=None)  # a scope of its own: axes of a function that calls this one are others
+    def fits(value: Tensor) -> bool:
+        return isinstance(value, annotation)
+
     def holds(value: Any) -> bool:
-        return isinstance(value, Tensor) and isinstance(value, annotation)
+        if not isinstance(value, Tensor):
+            return False
+        if (value.dtype, value.shape) in admitted:
+            return True
+        if not fits(value):
+            return False
+        if len(admitted) >= _REMEMBERED:
+            admitted.clear()
+        admitted.add((value.dtype, value.shape))
+        return True
 
     return Kind(holds, f"a tensor {annotation.__name__}", "torch.ones(…)")
 

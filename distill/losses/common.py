@@ -57,12 +57,14 @@ def _refuse_unusable(name: str, tensors: list[Tensor]) -> None:
 
 def same_shapes(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Make a loss raise DistillError if student, teacher and mask do not fit together, before types are checked."""
-    expected = signature(loss)
-    axis = next(iter(expected.parameters.values())).annotation.dim_str.split()[-1]
+    parameters = signature(loss).parameters
+    names, axis = list(parameters), next(iter(parameters.values())).annotation.dim_str.split()[-1]
 
     @wraps(loss)
     def fitting(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        _refuse_mismatch(loss.__name__, expected.bind(*args, **kwargs).arguments, axis)
+        given: dict[str, Any] = {**dict(zip(names, args, strict=False)), **kwargs}
+        if given.keys() >= {*names[:2]}:  # else the call itself says what is missing
+            _refuse_mismatch(loss.__name__, {name: given[name] for name in names if name in given}, axis)
         return loss(*args, **kwargs)
 
     return fitting

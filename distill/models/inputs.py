@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from inspect import Parameter, signature
+from inspect import Parameter
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from distill.errors import DistillError
 from distill.models.decoder_inputs import decoder_inputs, shifts_labels
 from distill.models.modes import in_eval_mode
 from distill.models.pad_tokens import pad_token_named, padded_as_known
-from distill.models.token_positions import placed, starts
+from distill.models.token_positions import parameters_of, placed, starts
 from interventions import architecture
 
 NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
@@ -71,9 +71,9 @@ def inputs_of(model: Any, batch: Mapping[str, Tensor]) -> dict[str, Tensor] | tu
         DistillError: no column fits.
     """
     inner = innermost(model)
-    if isinstance(inner, Chooses):
+    if hasattr(inner, "columns_of") and isinstance(inner, Chooses):  # which looks at every method of a model
         return inner.columns_of(batch)
-    parameters = signature(inner.forward).parameters
+    parameters = parameters_of(inner)
     named = {name: batch[name] for name in parameters if name in batch and name not in NEVER}
     if named and not DECODERS & named.keys() and writes_labels(model, batch):
         named = {**decoder_inputs(inner, batch["labels"]), **named}

@@ -82,7 +82,7 @@ def _rules(models: Sequence[Any], answers: Any) -> list[Any]:
         answers = (answers.get(TEACHER), answers.get(STUDENT))
     if not isinstance(answers, tuple | list):
         # A served teacher reads its answers itself, and a causal model has no output to read.
-        return [None if isinstance(model, Serves) and not isinstance(model, nn.Module) else answers for model in models]
+        return [None if not isinstance(model, nn.Module) and isinstance(model, Serves) else answers for model in models]
     if len(answers) != len(models):
         raise DistillError(
             f"answers has {len(answers)} rules for {len(models)} model{'s' * (len(models) != 1)}; give one for each, "

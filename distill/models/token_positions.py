@@ -5,7 +5,7 @@ transformers separates packed documents by their `position_ids` only if it gets 
 """
 
 from collections.abc import Iterable, Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from distill.errors import DistillError
 from distill.models.modes import in_eval_mode
 
 _FIRST: "WeakKeyDictionary[nn.Module, int | None]" = WeakKeyDictionary()
+_PARAMETERS: "WeakKeyDictionary[Any, Mapping[str, Parameter]]" = WeakKeyDictionary()
 _SEPARATES: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 
 
@@ -37,10 +38,19 @@ def placed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str
     mask, tokens = columns.get("attention_mask"), columns.get("input_ids", columns.get("inputs_embeds"))
     if mask is None or tokens is None or mask.ndim != 2 or mask.shape != tokens.shape[:2] or "position_ids" in columns:
         return dict(columns)
-    if "position_ids" not in signature(network.forward).parameters or bool(mask[:, 0].all()):
+    if "position_ids" not in parameters_of(network) or bool(mask[:, 0].all()):
         return dict(columns)
     first = _first_number(network)
     return dict(columns) if first is None else {**columns, "position_ids": counted(mask) + first}
+
+
+def parameters_of(network: nn.Module) -> Mapping[str, Parameter]:
+    """Return the parameters of a model's `forward`, which are found once for each function."""
+    forward = network.forward
+    function = getattr(forward, "__func__", forward)
+    if function not in _PARAMETERS:
+        _PARAMETERS[function] = signature(forward).parameters
+    return _PARAMETERS[function]
 
 
 def counted(mask: Shaped[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
@@ -147,7 +157,7 @@ def _tokens(network: Any) -> Int[Tensor, "2 4"]:
 
 def _try(network: Any, given: Mapping[str, Tensor]) -> Tensor | None:
     """Return the answers of a model in eval mode, without a cache or a graph; None if the call fails."""
-    takes = signature(network.forward).parameters.keys()
+    takes = parameters_of(network).keys()
     settings = {"use_cache": False} if {"use_cache", "kwargs"} & takes else {}
     device = next(iter(given.values())).device
     try:

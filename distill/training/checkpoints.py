@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -181,7 +181,7 @@ def records_of(log: Path, until: int | None = None) -> list[Record]:
     return found
 
 
-def lines_of(records: list[Record]) -> str:
+def lines_of(records: Iterable[Record]) -> str:
     """Return records as the text of a log, one JSON object a line."""
     return "".join(json.dumps(asdict(record)) + "\n" for record in records)
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -29,11 +29,13 @@ from distill.objectives.term_weights import Weight
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of, parts_of, weights_of
+from distill.training.pending import Pending, not_finite, steps_between_looks
 from distill.training.progress import Plain, Record, show_progress
 from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
 from distill.training.schedule import Schedule, drawing, order, weigh
+from distill.training.updates import backward, clip, make_step
 from interventions import InterventionError, Model
 
 ONE_ROW = "more than 1 value per channel"
@@ -104,39 +106,45 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
+        looks, pending = steps_between_looks(device), Pending(checkpoints, partial(_tell, accelerator))
+        clipped = [list(each.parameters()) for each in computation.clipped or (wrapped,)]
         numbers = range(done, total)
         own_rows = order(len(rows), schedule, numbers, accelerator.process_index, processes)
         for number, read in zip(numbers, readings(rows, own_rows, schedule, done, per_epoch), strict=True):
             rate = schedule.rate(number, total)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
+            _set_rate(optimizer, rate)
             batch = to_device(read.batch, device)
             row_numbers = read.rows.to(device) if isinstance(rows, Rows) else None
             moment = Moment(row_numbers, number / per_epoch, total / per_epoch)
             try:
-                terms = wrapping.backward(batch, moment, number, empty=read.empty)
+                value, terms = wrapping.backward(batch, moment, number, empty=read.empty)
             except Unreachable:
+                pending.look()
                 if checkpoints is not None and done < number and processes == 1:  # other processes do not save
                     checkpoints.save(number)
                 raise
             if number == done:
                 _check_learns(optimizer, terms)
-            if schedule.clip is not None:
-                for each in computation.clipped or (wrapped,):
-                    accelerator.clip_grad_norm_(each.parameters(), schedule.clip)
-            _make_step(optimizer)
-            optimizer.zero_grad()
-            if number + 1 == total:
+            for each in clipped:
+                clip(accelerator, each, schedule.clip)
+            make_step(accelerator, optimizer)
+            record = pending.add(number + 1, total, value, terms, lr=rate)
+            saves = checkpoints is not None and (record.step % checkpoints.every == 0 or record.step == total)
+            if saves or record.step == total or record.step % looks == 0:
+                pending.look()
+            if record.step == total:
                 check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
-            value = loss(terms, progress=moment.progress).item()
-            values = {name: term.item() for name, term in terms.items()}
-            record = Record(number + 1, total, value, values, rate)
             if checkpoints is not None:
                 checkpoints.note(record)
-                if record.step % checkpoints.every == 0 or record.step == total:
+                if saves:
                     checkpoints.save(record.step)
-            accelerator.log({"loss": value, "lr": rate, **values}, step=record.step)  # to trackers, where there are any
             yield record
+
+
+def _set_rate(optimizer: Any, rate: float) -> None:
+    """Set the learning rate of each group of parameters to its own multiple of the rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
 
 
 def _refuse_unfit(accelerator: Accelerator) -> None:
@@ -197,8 +205,10 @@ class _Wrapped:
     loss: Callable[..., Tensor]
     accelerator: Accelerator
 
-    def backward(self, batch: Mapping[str, Tensor], moment: Moment, number: int, *, empty: bool) -> dict[str, Tensor]:
-        """Compute the gradients of one step, part by part, and return its terms, averaged over all processes."""
+    def backward(
+        self, batch: Mapping[str, Tensor], moment: Moment, number: int, *, empty: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the gradients of one step, part by part, and return its loss and terms, means over all processes."""
         accelerator, computation, schedule = self.accelerator, self.training.computation, self.training.schedule
         together: dict[str, Tensor] = {}
         drawn = drawing(schedule.seed, number, accelerator.device, accelerator.process_index)
@@ -213,15 +223,17 @@ class _Wrapped:
                 with nullcontext() if place == len(parts) else accelerator.no_sync(self.wrapped):
                     terms = self.terms(part, generator, when, number)
                     loss = self.loss(terms, progress=moment.progress)
-                    _check_finite(loss, terms, number + 1, self.training.checkpoints)
+                    if steps_between_looks(accelerator.device) == 1:
+                        _check_finite(loss, terms, number + 1, self.training.checkpoints)
                     _check_attached(loss, terms)
-                    accelerator.backward(loss / len(parts) if len(parts) > 1 else loss)
+                    backward(accelerator, loss / len(parts) if len(parts) > 1 else loss)
                 for name, term in terms.items():
-                    together[name] = together.get(name, torch.zeros_like(term)) + term.detach() / len(parts)
-        if accelerator.num_processes == 1:
-            return together
-        reduced: Any = accelerator.reduce(together, "mean")
-        return reduced
+                    own = term.detach() / len(parts) if len(parts) > 1 else term.detach()
+                    together[name] = together[name] + own if name in together else own
+        if accelerator.num_processes > 1:
+            together = cast(Any, accelerator.reduce(together, "mean"))
+        alone = len(parts) == 1 and accelerator.num_processes == 1
+        return loss if alone else self.loss(together, progress=moment.progress), together
 
     def terms(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment, number: int
@@ -299,33 +311,13 @@ def _check_learns(optimizer: Any, terms: Mapping[str, Tensor]) -> None:
         )
 
 
-def _make_step(optimizer: Any) -> None:
-    """Let the optimizer make a step.
-
-    Raises:
-        DistillError: the learning rate or weight decay overflows the dtype of the weights.
-    """
-    try:
-        optimizer.step()
-    except (RuntimeError, OverflowError) as error:
-        if "overflow" not in str(error).lower():
-            raise
-        group = max(optimizer.param_groups, key=lambda each: each["lr"])
-        raise DistillError(
-            f"lr={group['lr']:g} with weight_decay={group['weight_decay']:g} is more than weights can be changed by "
-            f"({error}); lower them, e.g. lr=5e-5, weight_decay=0.01."
-        ) from error
-
-
 def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:
     """Raise DistillError if the loss is not finite, and discard the checkpoint that gave it."""
-    if isfinite(loss.item()):
-        return
-    if checkpoints is not None:
-        checkpoints.discard(step - 1)  # holds the weights that gave this loss; those before gave finite ones
-    last = None if checkpoints is None else checkpoints.last()
-    values = ", ".join(f"{name}={term.item():.4g}" for name, term in terms.items()) or "its activations are not finite"
-    where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
-    raise DistillError(
-        f"the loss is {loss.item()} at step {step} ({values}); {where}; lower the learning rate (lr=…) and run again."
-    )
+    if not isfinite(value := loss.item()):
+        raise not_finite(step, value, {name: term.item() for name, term in terms.items()}, checkpoints)
+
+
+def _tell(accelerator: Accelerator, record: Record) -> None:
+    """Report a record to the trackers, where there are any."""
+    if accelerator.trackers:
+        accelerator.log({"loss": record.loss, "lr": record.lr, **record.terms}, step=record.step)

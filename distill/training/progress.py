@@ -1,8 +1,9 @@
 """The progress of a training on a console: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,13 +16,55 @@ LINES = 10
 
 @dataclass(frozen=True)
 class Record:
-    """The record of a step: its number from 1, the number of steps, the loss, unweighted terms and learning rate."""
+    """The record of a step: its number from 1, the number of steps, the loss, unweighted terms and learning rate.
+
+    On an accelerator loss and terms stay there until one of them is read, which waits for the step to be computed; a
+    training reads them itself once in some steps.
+    """
 
     step: int
     total: int
     loss: float
     terms: dict[str, float]
     lr: float
+
+    @classmethod
+    def pending(cls, step: int, total: int, terms: tuple[str, ...], lr: float, fetch: Callable[[], None]) -> "Record":
+        """Return a record whose loss and terms are not known yet.
+
+        Args:
+            step, total, lr: its own.
+            terms: the names of the terms.
+            fetch: calls `know` of this record.
+        """
+        record = cls.__new__(cls)
+        vars(record).update(step=step, total=total, lr=lr, _names=terms, _fetch=fetch)
+        return record
+
+    def know(self, loss: float, terms: Sequence[float]) -> None:
+        """Take the numbers of a pending record, the terms in the order of their names."""
+        named = vars(self).pop("_names")
+        vars(self).pop("_fetch")
+        vars(self).update(loss=loss, terms=dict(zip(named, terms, strict=True)))
+
+    @property
+    def is_known(self) -> bool:
+        """True if loss and terms are numbers already, so that reading them does not wait."""
+        return "loss" in vars(self)
+
+    @property
+    def pending_terms(self) -> int:
+        """The number of terms that are not known yet."""
+        return len(vars(self).get("_names", ()))
+
+    def __getattr__(self, name: str) -> Any:  # of what is not in the record: loss and terms of a pending one
+        if name not in ("loss", "terms") or "_fetch" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        vars(self)["_fetch"]()
+        return vars(self)[name]
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.step, self.total, self.loss, self.terms, self.lr)
 
 
 class Plain(Console):
@@ -57,9 +100,11 @@ def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Re
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        line = bar.add_task(title, total=None, terms="")
+        shown = ""
+        line = bar.add_task(title, total=None, terms=shown)
         for record in records:
-            bar.update(line, total=record.total, completed=record.step, terms=_terms(record))
+            shown = _terms(record) if record.is_known else shown
+            bar.update(line, total=record.total, completed=record.step, terms=shown)
             yield record
 
 

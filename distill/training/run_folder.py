@@ -2,9 +2,9 @@
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,11 +103,11 @@ class RunFolder:
             write(self.path / LOG, lines_of(kept))
         return kept
 
-    def log(self, record: Record) -> None:
-        """Add a record to the log."""
-        if process_state().is_main_process:
+    def log(self, records: Sequence[Record]) -> None:
+        """Add records to the log."""
+        if records and process_state().is_main_process:
             with (self.path / LOG).open("a") as log:
-                log.write(json.dumps(asdict(record)) + "\n")
+                log.write(lines_of(records))
 
     def _compare(self) -> None:
         """Raise DistillError, or warn if it is to be resumed anyway, if the run was started with something else."""
@@ -198,16 +198,40 @@ def hold_folder(folder: RunFolder | None) -> Iterator[None]:
         yield
 
 
+@dataclass(eq=False)
+class _Log:
+    """The log of a folder, into which records are written as soon as they are known, and at the end of the block."""
+
+    folder: RunFolder | None
+    waiting: list[Record] = field(default_factory=list)
+
+    def __enter__(self) -> "_Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write()
+
+    def add(self, record: Record) -> None:
+        """Add a record."""
+        self.waiting.append(record)
+        if record.is_known:
+            self._write()
+
+    def _write(self) -> None:
+        if self.folder is not None:
+            self.folder.log(self.waiting)
+        self.waiting = []
+
+
 def until_done(records: Iterator[Record], folder: RunFolder | None) -> list[Record]:
     """Run the loop, log its records and return them; on Ctrl-C save, and stop between two steps."""
     kept: list[Record] = []
-    with defer_interrupt() as interrupt:
+    with defer_interrupt() as interrupt, _Log(folder) as log:
         for record in records:
             if not kept and folder is not None:
                 kept = folder.begin()
             kept.append(record)
-            if folder is not None:
-                folder.log(record)
+            log.add(record)
             if interrupt.is_set() and record.step < record.total:
                 interrupt.final = True
                 raise Interrupted(_describe_stop(record, folder))

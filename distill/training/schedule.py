@@ -1,7 +1,7 @@
 """The schedule of a training: its duration, learning rate, order of rows and random draws, and the weights of terms."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import ceil, cos, inf, isfinite, pi
@@ -23,6 +23,9 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
 DECAYS = ("linear", "cosine", "constant")
+SMALL = 2**19
+"""The number of weights up to which an optimizer on a CPU loops over them outside Python, with the same bits. It then
+holds one more copy of them in each operation, which is slower where that does not fit into a cache."""
 
 
 @checked
@@ -131,9 +134,17 @@ class Schedule:
         left = (total - step) / max(1, total - rise)
         return left if self.decay == "linear" else (1 - cos(pi * min(left, 1.0))) / 2
 
-    def optimizes(self, groups: Iterable[Mapping[str, object]]) -> torch.optim.Optimizer:
-        """Return an optimizer for groups of parameters."""
-        return OPTIMIZERS[self.optimizer](groups, lr=self.lr, weight_decay=self.weight_decay)
+    def optimizes(self, groups: Iterable[Mapping[str, Any]]) -> torch.optim.Optimizer:
+        """Return an optimizer for groups of parameters: fused on a GPU, without loops in Python where they show.
+
+        The fused one of a CPU is faster too, and rounds otherwise, by which the results of seeds would change.
+        """
+        given = [{**group, "params": list(group["params"])} for group in groups]
+        every = [each for group in given for each in group["params"]]
+        kinds = {each.device.type if each.is_floating_point() else "" for each in every}
+        small = kinds == {"cpu"} and sum(each.numel() for each in every) <= SMALL
+        way = {"fused": True} if kinds == {"cuda"} else {"foreach": True} if small else {}
+        return OPTIMIZERS[self.optimizer](given, lr=self.lr, weight_decay=self.weight_decay, **way)
 
 
 def weigh(
@@ -192,7 +203,8 @@ def drawing(seed: int, step: int, device: torch.device, process: int = 0) -> Ite
     """
     own_seed, default_seed = (hash((seed, step, process, kind)) % 2**63 for kind in range(2))
     # Not torch.manual_seed, which would also reseed the accelerators that are not forked.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), decided(default_seed):
+    forked = torch.random.fork_rng(devices=[device]) if device.type == "cuda" else nullcontext()
+    with forked, decided(default_seed):
         if device.type == "cuda":
             torch.cuda.manual_seed(default_seed)
         yield torch.Generator(device).manual_seed(own_seed)

@@ -98,3 +98,18 @@ def test_a_schedule_is_resumed_from_its_file(tmp_path):
     with pytest.raises(DistillError, match="was started with schedule"):
         fit(teacher, student, data=vectors(), output_dir=tmp_path / "run", resume=True, **settings)
     assert same(trained, weights(student))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_an_optimizer_without_loops_in_python_has_the_bits_of_one_with_them(name):
+    ways = []
+    for small in (True, False):
+        student = spread(mlp(), 1)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("distill.training.schedule.SMALL", 2**19 if small else 0)
+            schedule = Schedule(steps=5, batch_size=4, lr=1e-2, optimizer=name)
+            optimizer = schedule.optimizes([{"params": student.parameters()}])
+            assert bool(optimizer.defaults["foreach"]) is small
+            list(steps(spread(mlp()), student, data=vectors(8), objective=KD(), schedule=schedule))
+        ways.append(weights(student))
+    assert same(*ways)
