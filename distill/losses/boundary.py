@@ -13,12 +13,12 @@ Heo et al. 2018 (arXiv:1805.05532), sections 3 and 4.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
 from distill.losses.common import find_labelled, loss, same_shapes
@@ -71,8 +71,9 @@ def boundary_samples(
     (bhheo/BSS_distillation, commit 6a318cb).
 
     Args:
-        teacher: from inputs to logits `[B, C]`, of the whole batch at a time, in eval mode. Its parameters get
-            no gradient.
+        teacher: from inputs to logits `[B, C]`, in eval mode. Its parameters get no gradient. A module is run on the
+            examples that are still moving, and so is a function with a method `take(rows)` that returns the function
+            of these rows; any other is given the whole batch at a time.
         inputs: floating values: for text, the output of the embedding.
         labels: `[B]`: classes, or −100 for a row that is not moved.
         student: if given, only examples that the student classifies correctly too are moved.
@@ -93,26 +94,16 @@ def boundary_samples(
     >>> moved.inputs.item(), moved.crossed.item()  # −1 + 1 · (2 + 0.0001)
     (1.000..., True)
     """
-    _refuse_settings(inputs, (lr, eps), steps, clamp, stop)
+    climb = Climb(lr, eps, steps, clamp, probabilities, stop)
+    climb.refuse(inputs)
     with torch.no_grad():
         logits = _logits_of(teacher, inputs)
         attacked = _is_correct(logits, labels)
         if student is not None:
             attacked = attacked & _is_correct(_logits_of(student, inputs), labels)
-    boundary = _Boundary(labels.long().clamp(min=0), _draw_targets(logits, labels, generator), probabilities, stop)
-    moved = widen(inputs.detach())
-    for _ in range(steps):
-        gap, uphill, crossed = boundary.gap(teacher, moved, inputs.dtype)
-        remaining = attacked & ~crossed
-        if not remaining.any():
-            break
-        ahead = moved + _broadcast(lr * (gap + eps), moved) * uphill
-        ahead = ahead if clamp is None else ahead.clamp(*(torch.as_tensor(bound).to(moved) for bound in clamp))
-        moved = torch.where(_broadcast(remaining, moved), ahead, moved)
-    with torch.no_grad():
-        ended = moved.to(inputs.dtype)
-        crossed = attacked & boundary.crossed(_logits_of(teacher, ended))
-    return BoundarySamples(ended, attacked, crossed)
+    rows = attacked.nonzero()[:, 0]
+    ended, _, left = climb(teacher, inputs, labels, (logits, rows), generator)
+    return BoundarySamples(ended, attacked, attacked.index_fill(0, left, False))
 
 
 @loss
@@ -147,12 +138,103 @@ def most_different(
 
 
 @dataclass(frozen=True)
+class Climb:
+    """The ascent of examples to other classes. Its attributes are the arguments of `boundary_samples`."""
+
+    lr: float = 0.3
+    eps: float = 1e-4
+    steps: int = 10
+    clamp: Bounds | None = None
+    probabilities: bool = False
+    stop: str = "label"
+
+    def __call__(
+        self,
+        teacher: Network,
+        inputs: Tensor,
+        labels: Tensor,
+        start: tuple[Tensor, Tensor],
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where the examples ended, the logits of the teacher there, and the rows that have not crossed.
+
+        The teacher runs once a step, at the examples that have not crossed yet. Which these are is read from the device
+        between the forward pass and the backward pass: one wait a step, without which all rows would take all steps.
+
+        Args:
+            teacher: the network whose boundary is crossed.
+            inputs: the inputs that the examples start from.
+            labels: their classes.
+            start: the logits of the teacher at the inputs, and the rows to move, which the teacher classifies right.
+            generator: draws the classes that they move to.
+        """
+        ends, rows = start
+        moved, bounds = widen(inputs.detach()), self._bounds(inputs)
+        if not (len(rows) and self.steps):
+            return moved.to(inputs.dtype), ends, rows
+        targets = _draw_targets(ends, labels, generator)
+        boundary = _Boundary(labels.long().clamp(min=0)[rows], targets[rows], self.probabilities, self.stop)
+        network = _Rows.of(teacher, inputs).take(rows)
+        points, logits = network(moved, derived=True)
+        left = torch.arange(len(rows), device=rows.device)
+        for number in range(1, self.steps + 1):
+            ahead = self._ahead(boundary, points, logits)
+            if len(left) < len(rows):
+                ahead, rows, boundary, network = ahead[left], rows[left], boundary.take(left), network.take(left)
+            moved = moved.index_copy(0, rows, ahead.clamp(*(bound[rows] for bound in bounds)) if bounds else ahead)
+            points, logits = network(moved, derived=number < self.steps)
+            ends = ends.index_copy(0, rows, logits.detach().to(ends.dtype))
+            left = (~boundary.crossed(logits.detach())).nonzero()[:, 0]
+            if not len(left):
+                break
+        return moved.to(inputs.dtype), ends, rows[left]
+
+    def refuse(self, inputs: Tensor) -> None:
+        """Raise DistillError if the inputs cannot be moved, or a setting is out of its range."""
+        if self.stop not in STOPS:
+            raise DistillError(
+                f"boundary_samples(stop={self.stop!r}) does not exist; use stop='label' (the label is no longer the "
+                "most probable class) or stop='target' (the drawn class is more probable than the label)."
+            )
+        if not inputs.is_floating_point():
+            raise DistillError(
+                f"boundary_samples moves the inputs, and {inputs.dtype} cannot be moved a little; give floating "
+                "values: for text, the output of the embedding, with a teacher that starts from it."
+            )
+        if self.clamp is not None and len(self.clamp) != 2:
+            raise DistillError(
+                f"boundary_samples(clamp={self.clamp}) takes a lowest and a highest value; use clamp=(0.0, 1.0)."
+            )
+        if self.steps < 0:
+            raise DistillError(f"boundary_samples(steps={self.steps}) is negative; use steps=10, as the paper does.")
+        if not (0 < self.lr < math.inf and 0 <= self.eps < math.inf):
+            raise DistillError(
+                f"boundary_samples needs a finite lr above 0 and eps of 0 or more: lr={self.lr}, eps={self.eps}; the "
+                "paper's are lr=0.3 and eps=1e-4."
+            )
+
+    def _bounds(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return the lowest and the highest value of each entry of the inputs; an empty tuple without bounds."""
+        like = widen(inputs)
+        return tuple(torch.as_tensor(bound).to(like).expand_as(like) for bound in self.clamp or ())
+
+    def _ahead(self, boundary: "_Boundary", points: Tensor, logits: Tensor) -> Tensor:
+        """Return the points one step further, along the unit vector in which the gap falls fastest."""
+        with torch.enable_grad():
+            difference = boundary.difference(logits)
+            (gradient,) = torch.autograd.grad(difference.sum(), points)
+        norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
+        length = self.lr * (self.eps - difference.detach())
+        return points.detach() + _broadcast(length, gradient) * (gradient / _broadcast(norms, gradient))
+
+
+@dataclass(frozen=True)
 class _Boundary:
     """The boundary between the label and the target class of each example, and the rule for having crossed it.
 
     Attributes:
-        labels: `[batch]`, the classes that the examples come from.
-        targets: `[batch]`, the classes that they are moved to.
+        labels: `[rows]`, the classes that the examples come from.
+        targets: `[rows]`, the classes that they are moved to.
         probabilities: whether probabilities are compared instead of logits.
         stop: one of `STOPS`.
     """
@@ -162,48 +244,61 @@ class _Boundary:
     probabilities: bool
     stop: str
 
-    def crossed(self, logits: Tensor) -> Bool[Tensor, " batch"]:
+    def take(self, rows: Tensor) -> "_Boundary":
+        """Return the boundary of some of the examples."""
+        return replace(self, labels=self.labels[rows], targets=self.targets[rows])
+
+    def crossed(self, logits: Tensor) -> Bool[Tensor, " rows"]:
         """Return which examples are beyond the boundary."""
         return self.difference(logits) > 0 if self.stop == "target" else logits.argmax(1) != self.labels
 
-    def difference(self, logits: Tensor) -> Float[Tensor, " batch"]:
+    def difference(self, logits: Tensor) -> Float[Tensor, " rows"]:
         """Return the score of the target class minus that of the label."""
         scores = logits.softmax(-1) if self.probabilities else logits
         return (scores.gather(1, self.targets[:, None]) - scores.gather(1, self.labels[:, None]))[:, 0]
 
-    def gap(self, teacher: Network, at: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gap, label minus target, the unit vector along which it falls fastest, and which have crossed."""
-        with torch.enable_grad():
-            points = at.detach().requires_grad_()
-            logits = _logits_of(teacher, points.to(dtype))
-            difference = self.difference(logits)
-            (gradient,) = torch.autograd.grad(difference.sum(), points)
-        norms = gradient.flatten(1).norm(dim=1).clamp(min=torch.finfo(gradient.dtype).tiny)
-        return -difference.detach(), gradient / _broadcast(norms, gradient), self.crossed(logits.detach())
 
+@dataclass(frozen=True)
+class _Rows:
+    """A network at some rows of a batch.
 
-def _refuse_settings(inputs: Tensor, sizes: tuple[float, float], steps: int, clamp: Bounds | None, stop: str) -> None:
-    """Raise DistillError if the inputs cannot be moved, or a setting is out of its range."""
-    lr, eps = sizes
-    if stop not in STOPS:
-        raise DistillError(
-            f"boundary_samples(stop={stop!r}) does not exist; use stop='label' (the label is no longer the most "
-            "probable class) or stop='target' (the drawn class is more probable than the label)."
-        )
-    if not inputs.is_floating_point():
-        raise DistillError(
-            f"boundary_samples moves the inputs, and {inputs.dtype} cannot be moved a little; give floating values: "
-            "for text, the output of the embedding, with a teacher that starts from it."
-        )
-    if clamp is not None and len(clamp) != 2:
-        raise DistillError(f"boundary_samples(clamp={clamp}) takes a lowest and a highest value; use clamp=(0.0, 1.0).")
-    if steps < 0:
-        raise DistillError(f"boundary_samples(steps={steps}) is negative; use steps=10, as the paper does.")
-    if not (0 < lr < math.inf and 0 <= eps < math.inf):
-        raise DistillError(
-            f"boundary_samples needs a finite lr above 0 and eps of 0 or more: lr={lr}, eps={eps}; the paper's are "
-            "lr=0.3 and eps=1e-4."
-        )
+    It runs these rows alone if it is a module in eval mode, or says by `take` which function some rows have. Of any
+    other function it is unknown what it holds of the batch, a mask for example: it runs the whole batch.
+
+    Attributes:
+        network: the network, at these rows if it runs them alone.
+        rows: their numbers in the batch.
+        dtype: that of the inputs of the network.
+        alone: whether it runs them alone.
+    """
+
+    network: Any
+    rows: Tensor
+    dtype: torch.dtype
+    alone: bool
+
+    @classmethod
+    def of(cls, network: Network, inputs: Tensor) -> "_Rows":
+        """Return a network at all rows of its inputs."""
+        still = isinstance(network, nn.Module) and not any(module.training for module in network.modules())
+        rows = torch.arange(len(inputs), device=inputs.device)
+        return cls(network, rows, inputs.dtype, still or hasattr(network, "take"))
+
+    def take(self, rows: Tensor) -> "_Rows":
+        """Return the network at some of these rows, each at most once and in order."""
+        if len(rows) == len(self.rows):
+            return self
+        network = self.network.take(rows) if hasattr(self.network, "take") else self.network
+        return replace(self, network=network, rows=self.rows[rows])
+
+    def __call__(self, moved: Tensor, *, derived: bool) -> tuple[Tensor, Tensor]:
+        """Return the points of these rows and the logits there, with a graph between the two if they are `derived`."""
+        points = moved[self.rows].requires_grad_(derived)
+        with torch.set_grad_enabled(derived):
+            if self.alone:
+                return points, _logits_of(self.network, points.to(self.dtype))
+            whole = moved.index_copy(0, self.rows, points)
+            return points, _logits_of(self.network, whole.to(self.dtype))[self.rows]
 
 
 def _logits_of(network: Network, inputs: Tensor) -> Float[Tensor, "batch classes"]:

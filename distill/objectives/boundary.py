@@ -9,15 +9,14 @@ Heo et al. 2018 (arXiv:1805.05532), sections 3 and 4; the move is in `distill.lo
 """
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
-from distill.losses import boundary_samples, kd, most_different
-from distill.losses.boundary import STOPS, Bounds
+from distill.losses import kd, most_different
+from distill.losses.boundary import STOPS, Bounds, Climb
 from distill.losses.common import find_labelled
 from distill.objectives.objective import About, Objective
 from distill.objectives.points import Places, check_points, functions
@@ -66,7 +65,8 @@ class BSS(Objective):
         formula="KL(p_t^τ(x') ‖ p_s^τ(x')), x' moved by η (z_y − z_k + ε) along the gradient of z_k − z_y while the "
         "teacher answers y; weight 2 to 0",
         source="Heo et al. 2018, arXiv:1805.05532",
-        runs="one of the student; of the teacher three, and one with its backward pass for each step of the move",
+        runs="one of the student; of the teacher, on the examples that have not crossed yet, one with its backward "
+        "pass for each step of the move and one more",
     )
     needs = ("labels",)
 
@@ -100,9 +100,7 @@ class BSS(Objective):
         self.schedule = Ramp(2.0, 0.0, until)
         self.temperature, self.scale_t2 = temperature, scale_t2
         self.samples, self.both, self.at = samples, both, at
-        self.move = partial(
-            boundary_samples, lr=lr, eps=eps, steps=steps, clamp=clamp, probabilities=probabilities, stop=stop
-        )
+        self.climb = Climb(lr, eps, steps, clamp, probabilities, stop)
 
     @property
     def weights(self) -> Mapping[str, Weight]:
@@ -121,11 +119,10 @@ class BSS(Objective):
         if not len(chosen):
             return {"bss": zero_of(logits)}
         teacher, student = functions(step, self.at, "BSS()")
-        points, teacher = teacher.points, teacher.take(chosen)
-        labels = step.batch["labels"][chosen]
-        moved = self.move(teacher, points[chosen], labels, generator=step.drawing("bss")).inputs
-        with torch.no_grad():
-            target = teacher(moved)
+        points, labels = teacher.points, step.batch["labels"][chosen]
+        self.climb.refuse(points)
+        start = widen(step.taught.logits[chosen]), torch.arange(len(chosen), device=chosen.device)
+        moved, target, _ = self.climb(teacher.take(chosen), points[chosen], labels, start, step.drawing("bss"))
         # With the rest of the batch, so that batch normalisation sees as many examples as usual.
         answers = student(points.index_copy(0, chosen, moved))[chosen]
         return {"bss": step.mean(kd(answers, target, self.temperature, scale_t2=self.scale_t2))}
@@ -134,7 +131,7 @@ class BSS(Objective):
         """Return the settings for printing."""
         settings = f"samples={self.samples}, both={self.both}, until={self.schedule.until}, at={self.at}"
         divergence = f"temperature={self.temperature}, scale_t2={self.scale_t2}"
-        return f"{divergence}, {settings}, {self.move.keywords}"
+        return f"{divergence}, {settings}, {vars(self.climb)}"
 
     def _choose(self, step: Step) -> Int[Tensor, " chosen"]:
         """Return the rows that are moved."""

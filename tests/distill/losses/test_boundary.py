@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses import boundary_samples, most_different
+from distill.losses import boundary, boundary_samples, most_different
 
 W = torch.tensor([[0.0, 0.0], [3.0, 4.0]], dtype=torch.float64)
 
@@ -191,6 +191,109 @@ class TestNetworks:
         moved = self.attack(teacher, x, (teacher(x).argmax(1) + 1) % 4)
         assert torch.equal(moved.inputs, x)
         assert not moved.attacked.any()
+
+
+def naive(teacher, x, labels, targets, *, lr=0.3, eps=1e-4, steps=10, stop="label", clamp=None):
+    """Every row takes part in every step: the teacher always runs the whole batch."""
+    moved = x.detach()
+    attacked = teacher(x).argmax(1) == labels
+
+    def crossed(logits):
+        scores = logits.gather(1, torch.stack([targets, labels], 1))
+        return scores[:, 0] > scores[:, 1] if stop == "target" else logits.argmax(1) != labels
+
+    for _ in range(steps):
+        points = moved.clone().requires_grad_()
+        logits = teacher(points)
+        difference = logits.gather(1, targets[:, None])[:, 0] - logits.gather(1, labels[:, None])[:, 0]
+        (uphill,) = torch.autograd.grad(difference.sum(), points)
+        shape = (-1, *[1] * (x.ndim - 1))
+        norms, length = uphill.flatten(1).norm(dim=1), lr * (eps - difference.detach())
+        ahead = moved + length.reshape(shape) * (uphill / norms.reshape(shape))
+        ahead = ahead if clamp is None else ahead.clamp(*clamp)
+        moved = torch.where((attacked & ~crossed(logits.detach())).reshape(shape), ahead, moved)
+    with torch.no_grad():
+        return moved, attacked & crossed(teacher(moved))
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.seen = []
+        self.features = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten())
+        self.answer = nn.Linear(8, 6)
+        self.answer.weight.data.mul_(20)
+
+    def forward(self, x):
+        self.seen.append((len(x), torch.is_grad_enabled()))
+        return self.answer(self.features(x))
+
+
+class TestRowsThatHaveCrossedAreNotRun:
+    """Rows are equal to those of the whole batch in double precision, where products of matrices of other heights
+    round otherwise, in the last bits."""
+
+    TEACHERS = (lambda: network(6), Convolutions, lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 6)))
+
+    @pytest.mark.parametrize("make", TEACHERS)
+    @pytest.mark.parametrize("stop", ["label", "target"])
+    @pytest.mark.parametrize(
+        "settings", [{}, {"lr": 0.05, "steps": 30}, {"lr": 1.5, "clamp": (-1.0, 1.0)}, {"steps": 0}]
+    )
+    def test_each_row_ends_where_the_whole_batch_takes_it(self, make, stop, settings, monkeypatch):
+        teacher, x = make().double().eval(), images().double()
+        labels = teacher(x).argmax(1)
+        labels[::7] = (labels[::7] + 1) % 6
+        targets = (labels + 1 + torch.arange(64) % 5) % 6
+        monkeypatch.setattr(boundary, "_draw_targets", lambda *_: targets)
+        found = boundary_samples(teacher, x, labels, stop=stop, generator=None, **settings)
+        moved, crossed = naive(teacher, x, labels, targets, stop=stop, **settings)
+        torch.testing.assert_close(found.inputs, moved, rtol=1e-12, atol=1e-12)
+        assert torch.equal(found.crossed, crossed)
+        whole = boundary_samples(lambda x: teacher(x), x, labels, stop=stop, generator=None, **settings)
+        assert torch.equal(whole.inputs, moved)
+        assert torch.equal(whole.crossed, crossed)
+
+    def test_fewer_and_fewer_rows_are_run_and_no_graph_is_made_for_nothing(self):
+        teacher, x = Convolutions().eval(), images()
+        labels = teacher(x).argmax(1)
+        teacher.seen.clear()
+        moved = boundary_samples(teacher, x, labels, lr=0.1, steps=6, generator=seeded())
+        first, *asked, last = teacher.seen
+        assert first == (64, False)
+        assert len(asked) == 6
+        assert all(graph for _, graph in asked)
+        counts = [count for count, _ in (*asked, last)]
+        assert counts == sorted(counts, reverse=True)
+        assert counts[0] == counts[1] == 64
+        assert counts[-1] < 64
+        assert last == (counts[-1], False)
+        assert counts[-1] >= (~moved.crossed).sum() > 0
+
+    def test_nothing_is_run_once_no_row_is_left(self):
+        teacher, x = Convolutions().eval(), images()
+        labels = teacher(x).argmax(1)
+        teacher.seen.clear()
+        moved = boundary_samples(teacher, x, labels, lr=1.0, steps=1000, generator=seeded())
+        assert moved.crossed.all()
+        assert len(teacher.seen) < 100
+
+    def test_a_module_that_mixes_rows_is_given_all_of_them(self):
+        teacher, x = Convolutions().train(), images()
+        labels = teacher(x).argmax(1)
+        teacher.seen.clear()
+        boundary_samples(teacher, x, labels, lr=0.1, steps=6, generator=seeded())
+        assert {count for count, _ in teacher.seen} == {64}
+
+    def test_bounds_of_each_example_stay_with_it(self):
+        teacher, x = Convolutions().eval(), images()
+        labels = teacher(x).argmax(1)
+        bounds = x - 0.5 * torch.rand(x.shape, generator=seeded()), x + 0.5 * torch.rand(x.shape, generator=seeded())
+        one = boundary_samples(teacher, x, labels, clamp=bounds, generator=seeded())
+        other = boundary_samples(lambda x: teacher(x), x, labels, clamp=bounds, generator=seeded())
+        torch.testing.assert_close(one.inputs, other.inputs)
+        assert ((one.inputs >= bounds[0]) & (one.inputs <= bounds[1])).all()
 
 
 class TestMostDifferent:

@@ -80,6 +80,29 @@ def seen_by(student):
     return asked
 
 
+@pytest.mark.parametrize("kind", ["cnn", "bert"])
+def test_the_teacher_runs_what_has_not_crossed_and_nothing_twice(kind):
+    """One run for the base, whose answers are reused; then each point of the move once, the last without a graph."""
+    make, data = KINDS[kind]
+    teacher, student = spread(make(), scale=1.0).eval(), spread(make(), 1)
+    batch = data().batch(range(12))
+    shown = {name: column for name, column in batch.items() if name in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.no_grad():
+        given = teacher(**shown)
+    batch["labels"] = getattr(given, "logits", given).argmax(1)
+    seen = []
+    (teacher.classifier if kind == "bert" else teacher.fc).register_forward_pre_hook(
+        lambda module, inputs: seen.append((len(inputs[0]), torch.is_grad_enabled()))
+    )
+    terms(teacher, student, BSS(lr=2.0, both=False), batch)
+    assert seen[:2] == [(12, False), (12, True)]
+    counts = [count for count, _ in seen[1:]]
+    assert counts == sorted(counts, reverse=True)
+    assert counts[-1] < 12
+    assert len(seen) <= 12
+    assert all(graph for _, graph in seen[1:11])
+
+
 def test_what_is_wrong_is_left_alone():
     teacher, student = two_classes(), two_classes(1)
     batch = answered(teacher, vectors(8).batch(range(8)))
