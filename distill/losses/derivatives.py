@@ -92,55 +92,80 @@ def sobolev_terms(  # noqa: PLR0917 (as sobolev)
             f"Sobolev needs a mask of the shape of the inputs: mask {tuple(mask.shape)}, inputs {tuple(inputs.shape)}; "
             "give mask.expand_as(inputs)."
         )
+    answers = (Answers.of(student, inputs, "student"), Answers.of(teacher, inputs, "teacher"))
+    return distances(*answers, order, projections, generator, mask=mask)
+
+
+def distances(
+    student: "Answers",
+    teacher: "Answers",
+    order: int,
+    projections: int | None,
+    generator: torch.Generator | None,
+    *,
+    mask: Tensor | None = None,
+    kept: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return what `sobolev_terms` does, from answers that are computed already.
+
+    Args:
+        student: the answers of the student, derived with a graph unless gradients are disabled.
+        teacher: those of the teacher, at the same points.
+        order, projections, generator, mask: as in `sobolev_terms`.
+        kept: which examples count, `[B]`; None counts all. If none does, all distances are 0.
+    """
+    if student.answers.shape != teacher.answers.shape:
+        raise DistillError(
+            f"Sobolev needs the same answers on both sides: student {tuple(student.answers.shape)}, teacher "
+            f"{tuple(teacher.answers.shape)}; keep the outputs that they share, as with logits[:, :2]."
+        )
     trained = torch.is_grad_enabled()
     with torch.enable_grad():
-        networks = (
-            _Answers.of(student, inputs, "student", trained),
-            _Answers.of(teacher, inputs, "teacher", False),
-        )
-        student_answers, teacher_answers = (each.answers for each in networks)
-        if student_answers.shape != teacher_answers.shape:
-            raise DistillError(
-                f"Sobolev needs the same answers on both sides: student {tuple(student_answers.shape)}, teacher "
-                f"{tuple(teacher_answers.shape)}; keep the outputs that they share, as with logits[:, :2]."
-            )
-        totals = [_squared_distance(student_answers, teacher_answers)] + [inputs.new_zeros(())] * order
-        directions = list(_directions(student_answers, projections, generator))
+        totals = [_squared_distance(student.answers, teacher.answers, kept)]
+        totals += [totals[0].new_zeros(())] * order
+        directions = list(_directions(student.answers, projections, generator))
         for v in directions:
-            student_first, teacher_first = (each.derivative(each.answers, v, order > 1) for each in networks)
-            totals[1] = totals[1] + _squared_distance(student_first, teacher_first)
+            first = student.derivative(student.answers, v, trained or order > 1)
+            taught = teacher.derivative(teacher.answers, v, order > 1)
+            totals[1] = totals[1] + _squared_distance(first, taught, kept)
             if order == 2:
-                for w in _directions(student_first.detach().flatten(1), projections and 1, generator, mask):
-                    firsts = zip(networks, (student_first, teacher_first), strict=True)
-                    totals[2] = totals[2] + _squared_distance(*(each.derivative(g.flatten(1), w) for each, g in firsts))
+                for w in _directions(first.detach().flatten(1), projections and 1, generator, mask):
+                    second = student.derivative(first.flatten(1), w, trained), teacher.derivative(taught.flatten(1), w)
+                    totals[2] = totals[2] + _squared_distance(*second, kept)
     means = [totals[0], *(total / (1 if projections is None else len(directions)) for total in totals[1:])]
     names = ("sobolev_value", "sobolev_1", "sobolev_2")
     return {name: mean if trained else mean.detach() for name, mean in zip(names, means, strict=False)}
 
 
-class _Answers(NamedTuple):
+class Answers(NamedTuple):
     """The answers of one network at the points, with a graph down to its own copy of the points.
 
     Attributes:
         points: the copy, `[batch, …]`.
         answers: `[batch, n]`.
-        trained: whether derivatives keep a graph, to train the network by them.
     """
 
     points: Tensor
     answers: Tensor
-    trained: bool
 
     @classmethod
-    def of(cls, network: Network, inputs: Tensor, name: str, trained: bool) -> "_Answers":
+    def of(cls, network: Network, inputs: Tensor, name: str) -> "Answers":
         """Run a network on a copy of the inputs.
 
         Raises:
             DistillError: it returns something else than answers `[batch, n]` with derivatives by the inputs.
         """
-        points = inputs.detach().clone().requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH):
-            answers: Any = network(points)
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            points = inputs.detach().clone().requires_grad_()
+            return cls.between(points, network(points), name)
+
+    @classmethod
+    def between(cls, points: Tensor, answers: Any, name: str) -> "Answers":
+        """Return answers that a network has computed from the points.
+
+        Raises:
+            DistillError: as `of`.
+        """
         if not isinstance(answers, Tensor):
             raise DistillError(
                 f"Sobolev needs answers [batch, n]: {name} gives {type(answers).__name__}; let it return a tensor of "
@@ -156,25 +181,24 @@ class _Answers(NamedTuple):
                 f"Sobolev needs answers that can be differentiated by the inputs, and those of {name} cannot; let "
                 f"{name} compute from its argument, without torch.no_grad or detach."
             )
-        return cls(points, widen(answers), trained)
+        return cls(points, widen(answers))
 
     def derivative(self, values: Tensor, direction: Tensor, again: bool = False) -> Tensor:
-        """Return ∂⟨values, direction⟩/∂x of each example, with a graph where it is trained or derived `again`."""
+        """Return ∂⟨values, direction⟩/∂x of each example, with a graph where it is derived `again`."""
         if not values.requires_grad:
             return torch.zeros_like(widen(self.points))
         (found,) = torch.autograd.grad(
-            (values * direction).sum(),
-            self.points,
-            create_graph=self.trained or again,
-            retain_graph=True,
-            materialize_grads=True,
+            (values * direction).sum(), self.points, create_graph=again, retain_graph=True, materialize_grads=True
         )
         return widen(found)
 
 
-def _squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
+def _squared_distance(student: Tensor, teacher: Tensor, kept: Tensor | None) -> Tensor:
     """Squared distance, summed over entries and averaged over the batch, without gradients to the teacher."""
-    return (student - teacher.detach()).square().flatten(1).sum(1).mean()
+    distance = (student - teacher.detach()).square().flatten(1).sum(1)
+    if kept is None:
+        return distance.mean()
+    return distance.masked_fill(~kept, 0).sum() / kept.sum().clamp(min=1)
 
 
 def _directions(

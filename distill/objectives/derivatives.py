@@ -9,19 +9,24 @@ and for order 2 E_vw of the squared difference of ∂⟨∂⟨z, v⟩/∂x, w⟩
 Czarnecki et al. 2017 (arXiv:1706.04859), sections 2 and 3.
 """
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from distill.errors import DistillError, checked
-from distill.losses import sobolev_terms
+from distill.losses.derivatives import Answers, distances
 from distill.models.inputs import answer_mask, students
 from distill.models.loss_masks import checked_tokens
-from distill.objectives.objective import About, Objective
-from distill.objectives.points import Places, check_points, functions
-from distill.objectives.step import Step, zero_of
+from distill.objectives.objective import About, BaseRuns, Objective
+from distill.objectives.points import Function, Places, check_points, functions, functions_of, is_recurrent
+from distill.objectives.step import Derivable, Reads, Step
+from interventions import Location, Run
 
 
 @checked
@@ -73,37 +78,69 @@ class Sobolev(Objective):
         """Check that both models can be given the same points."""
         check_points(*functions(step, self.at, "Sobolev()"), "Sobolev()")
 
+    def base_runs(
+        self, models: tuple[nn.Module, nn.Module], batch: Mapping[str, Tensor], reads: Reads, *, resumable: bool
+    ) -> BaseRuns | None:
+        """Return base runs with a graph down to the points, so that these terms need no other runs.
+
+        The teacher's is one at its own points. The student's is, where both models read one floating column. None where
+        the base runs are of half precision, where cuDNN has no derivative, or no graph is wanted.
+        """
+        half = torch.is_autocast_enabled(next(iter(batch.values())).device.type)
+        if half or not torch.is_grad_enabled() or any(map(is_recurrent, models)):
+            return None
+        teacher, student = functions_of(*models, batch, self.at, "Sobolev()")
+        if isinstance(teacher.at, Location) and resumable:
+            return None
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if self.order > 1 else nullcontext():
+            attached, points = teacher.derivable_run(reads.teacher, resumable=resumable)
+        taught = attached.detach()
+        for at in reads.teacher:
+            taught.vectors(at)  # so that it counts as recorded
+
+        def learned() -> Run:
+            with sdpa_kernel(SDPBackend.MATH):  # the only one with a second derivative
+                return student.derivable_run(reads.student, resumable=resumable)[0]
+
+        column: Any = student.at if teacher.reads_what(student) else None
+        return BaseRuns(taught, None if column is None else learned, Derivable(self, points, attached.logits, column))
+
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms up to the order."""
         # In half precision, differences of derivatives are mostly rounding.
         with torch.autocast(step.generator.device.type, enabled=False):
             teacher, student = functions(step, self.at, "Sobolev()")
-            points, draws = teacher.points, step.drawing("sobolev")
-            real = answer_mask(step.network, students(step.batch))
-            if points.ndim != 3 or real is None or real.shape != points.shape[:2]:
-                real = None
-            tokens = step.mask(step.taught.logits, tokens=self.tokens)
             if step.taught.logits.ndim == 3:
                 token = _draw_tokens(step, self.tokens)
                 teacher, student = replace(teacher, token=token), replace(student, token=token)
-            if tokens is not None and not bool(tokens.bool().any(1).all()):
-                some = tokens.bool().any(1).nonzero()[:, 0]
-                if not len(some):
-                    return {name: zero_of(step.student.logits) for name in self._names}
-                teacher, student, points = teacher.take(some), student.take(some), points[some]
-                real = None if real is None else real[some]
+            taught, learned = self._answers(step, teacher, student)
+            points = taught.points
+            real = answer_mask(step.network, students(step.batch))
+            if points.ndim != 3 or real is None or real.shape != points.shape[:2]:
+                real = None
             mask = None if real is None else real[..., None].expand(points.shape)
-            terms = sobolev_terms(student, teacher, points, self.order, self.projections, draws, mask=mask)
+            tokens = step.mask(step.taught.logits, tokens=self.tokens)
+            kept = None if tokens is None else tokens.bool().any(1)
+            draws = step.drawing("sobolev")
+            terms = distances(learned, taught, self.order, self.projections, draws, mask=mask, kept=kept)
         return {name: step.mean(term, step.kind_of(tokens)) for name, term in terms.items()}
+
+    def _answers(self, step: Step, teacher: Function, student: Function) -> tuple[Answers, Answers]:
+        """Return the answers of teacher and student, those of the base runs where these have a graph to the points."""
+        kept = None if step.derivable is None or step.derivable.by is not self else step.derivable
+        if kept is None:
+            taught = Answers.of(teacher, teacher.points, "teacher")
+        else:
+            taught = Answers.between(kept.points, teacher.answers(kept.logits), "teacher")
+        if kept is None or kept.column is None:
+            return taught, Answers.of(student, taught.points, "student")
+        inputs: Any = step.student.inputs
+        return taught, Answers.between(inputs[kept.column], student.answers(step.student.logits), "student")
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         shown = ", tokens='all'" if self.tokens == "all" else ""
         return f"order={self.order}, projections={self.projections}, at={self.at}{shown}"
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return ("sobolev_value", "sobolev_1", "sobolev_2")[: self.order + 1]
 
 
 def _draw_tokens(step: Step, tokens: str = "labelled") -> Int[Tensor, " batch"]:

@@ -1,9 +1,9 @@
 """Objectives: small modules that compare the runs of teacher and student and return named, unweighted terms."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Shaped
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from distill.causal.values import describe
 from distill.errors import DistillError, checked
 from distill.interchange.mapping import Entry
-from distill.objectives.step import Reads, Step
+from distill.objectives.step import Derivable, Reads, Step
 from distill.objectives.term_weights import Weight
 from distill.precision import at_least_single
-from interventions import shown
+from interventions import Run, shown
 
 
 @checked
@@ -64,6 +64,20 @@ def _check_terms(objective: nn.Module, terms: Any) -> dict[str, Tensor]:
     return dict(terms)
 
 
+class BaseRuns(NamedTuple):
+    """The base runs of a step whose answers an objective derives.
+
+    Attributes:
+        teacher: the teacher's run, cut off from the graph.
+        student: makes the student's run; None makes a plain one.
+        derivable: what is kept of them for the objective.
+    """
+
+    teacher: Run
+    student: Callable[[], Run] | None
+    derivable: Derivable
+
+
 class Objective(nn.Module, ABC):
     """The base class of objectives: `objective(step)` compares runs and returns {name: scalar}.
 
@@ -94,6 +108,19 @@ class Objective(nn.Module, ABC):
     def weights(self) -> Mapping[str, Weight]:
         """The weights of its terms in its paper, where they are not 1."""
         return {}
+
+    def base_runs(
+        self, models: tuple[nn.Module, nn.Module], batch: Mapping[str, Tensor], reads: Reads, *, resumable: bool
+    ) -> BaseRuns | None:
+        """Return the base runs of a step, where this objective derives their answers; by default None, for plain ones.
+
+        Args:
+            models: teacher and student.
+            batch: the columns of the data, on the device.
+            reads: the locations to record.
+            resumable: whether interchanges resume from the runs.
+        """
+        return None
 
     def prepare(self, step: Step, rows: int) -> None:
         """Make what depends on the models and the data, once before training: projections, memories.

@@ -1,6 +1,6 @@
 """A network as a function of one floating tensor: its input, or for tokens the input of its first block."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from distill.errors import DistillError
 from distill.models.inputs import in_dtype_of, inputs_of, students, teachers
 from distill.objectives.step import Step
 from distill.teachers.verbs import refuse_elsewhere
-from interventions import Location, interchange, run, run_to
+from interventions import Location, Run, interchange, run, run_to
 
 Places = Location | tuple[Location, Location]
 """One location for both models, or a pair: that of the teacher, that of the student."""
@@ -43,6 +43,12 @@ class Function:
         with torch.no_grad():
             return run_to(self.model, self.inputs, [self.at]).vectors(self.at)
 
+    def reads_what(self, other: "Function") -> bool:
+        """Return whether the points of another network are the same column of its inputs."""
+        if isinstance(self.at, Location) or isinstance(other.at, Location):
+            return False
+        return bool(self.inputs[self.at] is other.inputs[other.at])
+
     def take(self, rows: Int[Tensor, " chosen"]) -> "Function":
         """Return the same function for some of the examples."""
         token = None if self.token is None else self.token[rows]
@@ -50,8 +56,29 @@ class Function:
             return replace(self, inputs={name: column[rows] for name, column in self.inputs.items()}, token=token)
         return replace(self, inputs=tuple(column[rows] for column in self.inputs), token=token)
 
+    def derivable_run(
+        self, record: Sequence[Location] = (), *, resumable: bool = False
+    ) -> tuple[Run, Float[Tensor, "batch ..."]]:
+        """Return the run of the network on its inputs, with a graph down to a copy of the points, and this copy."""
+        if not isinstance(self.at, Location):
+            columns: Any = self.inputs
+            points = columns[self.at].detach().clone().requires_grad_()
+            inputs = {**columns, self.at: points} if isinstance(columns, Mapping) else (points,)
+            return run(self.model, inputs, record, resumable=resumable), points
+        copies: list[Tensor] = []
+
+        def copy(base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+            copies.append(base.detach().clone().requires_grad_())
+            return copies[-1].clone()  # the model may continue in place
+
+        done = interchange(self.model, self.inputs, None, {self.at: copy}, record=record)
+        return replace(done, is_counterfactual=False), copies[-1]
+
     def __call__(self, points: Float[Tensor, "batch ..."]) -> Tensor:
-        logits = self._logits(points)
+        return self.answers(self._logits(points))
+
+    def answers(self, logits: Tensor) -> Tensor:
+        """Return the logits of the token, where one is chosen of each example."""
         return logits if self.token is None else logits[torch.arange(len(logits), device=logits.device), self.token]
 
     def _logits(self, points: Float[Tensor, "batch ..."]) -> Tensor:
@@ -76,10 +103,16 @@ def functions(step: Step, at: Places | None, caller: str) -> tuple[Function, Fun
         caller: names the objective in errors.
     """
     refuse_elsewhere(step.taught, caller, "leave it out")
-    where = of_both(at) if at is not None else (None, None)
-    models = ((step.taught.model, teachers(step.batch)), (step.network, students(step.batch)))
-    teacher, student = (_function(*model, place, caller) for model, place in zip(models, where, strict=True))
-    return teacher, student
+    return functions_of(step.taught.model, step.network, step.batch, at, caller)
+
+
+def functions_of(
+    teacher: nn.Module, student: nn.Module, batch: Mapping[str, Tensor], at: Places | None, caller: str
+) -> tuple[Function, Function]:
+    """Return teacher and student as functions of points, as `functions` does, without a step."""
+    above, below = of_both(at) if at is not None else (None, None)
+    taught = _function(teacher, teachers(batch), above, caller)
+    return taught, _function(student, students(batch), below, caller)
 
 
 def check_points(teacher: Function, student: Function, caller: str) -> None:
@@ -118,6 +151,9 @@ def _function(model: nn.Module, batch: Mapping[str, Tensor], at: Location | None
 
 def _differentiable(model: nn.Module) -> AbstractContextManager[object]:
     """Turn cuDNN off for recurrent modules: its kernels have no second derivative, and in eval mode none at all."""
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        return torch.backends.cudnn.flags(enabled=False)
-    return nullcontext()
+    return torch.backends.cudnn.flags(enabled=False) if is_recurrent(model) else nullcontext()
+
+
+def is_recurrent(model: nn.Module) -> bool:
+    """Return whether a model has recurrent modules of torch."""
+    return any(isinstance(module, nn.RNNBase) for module in model.modules())

@@ -72,6 +72,24 @@ class Moment:
         return min(self.epoch / self.epochs, 1.0)
 
 
+@dataclass(frozen=True, eq=False)
+class Derivable:
+    """The base runs of a step with a graph down to their points, so that their answers are derived without other runs.
+
+    Attributes:
+        by: the objective that derives them.
+        points: the points of the teacher.
+        logits: its logits, with the graph.
+        column: the column of the student's inputs that the points are, with a graph in its run too; None where the
+            student has to run at the points of the teacher.
+    """
+
+    by: nn.Module
+    points: Tensor
+    logits: Tensor
+    column: str | int | None
+
+
 @checked
 @dataclass(frozen=True, eq=False)
 class Step:
@@ -89,6 +107,7 @@ class Step:
         moment: the point of the training.
         data: all rows that are trained on; only in `prepare`, and not with a causal model as teacher.
         label_place: where the label of the answer at a token stands; None decides it by the batch.
+        derivable: the runs with their graph, where an objective derives their answers by the input.
     """
 
     batch: Mapping[str, Tensor]
@@ -102,6 +121,7 @@ class Step:
     moment: Moment = field(default_factory=Moment)
     data: Rows | None = None
     label_place: LabelPlace | None = None
+    derivable: Derivable | None = None
 
     @cached_property
     def student(self) -> Run:
@@ -253,7 +273,9 @@ class Step:
             base: makes the student's run on them.
             reads: the locations that are recorded in the two runs.
         """
-        return replace(self, batch=batch, teacher=teacher, base=base, reads=reads, label_place=self._label_place)
+        return replace(
+            self, batch=batch, teacher=teacher, base=base, reads=reads, label_place=self._label_place, derivable=None
+        )
 
     def drawing(self, name: str) -> torch.Generator:
         """Return a new generator, decided by the step's and a name: drawing from it changes no other draws."""

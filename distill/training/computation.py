@@ -93,14 +93,20 @@ class Computation(nn.Module):
         def base() -> Run:
             return run(student, inputs, reads.student, resumable=resumable)
 
-        teacher_run = None
-        if teacher is not None:
+        teacher_run, derivable = None, None
+        if isinstance(teacher, nn.Module):
+            derived = (
+                each.base_runs((teacher, student), batch, reads, resumable=resumable) for each in self.objectives
+            )
+            if (found := next((runs for runs in derived if runs is not None), None)) is not None:
+                teacher_run, base, derivable = found.teacher, found.student or base, found.derivable
+        if teacher is not None and teacher_run is None:
             with torch.no_grad():
                 places = _union([reads.teacher, (at.whole for at in self._sources if resumable)])
                 teacher_run = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
         return Step(
             batch, student, base, teacher_run, self.entries, generator, reads, self.feed, moment,
-            label_place=self.label_place,
+            label_place=self.label_place, derivable=derivable,
         )  # fmt: skip
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Any:
