@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -99,13 +100,15 @@ class InContext:
         eligible = real & ~special
         if self.candidates is not None:
             eligible = eligible & torch.isin(ids, torch.tensor(list(self.candidates), device=ids.device))
-        scores = torch.rand(ids.shape, generator=generator, device=generator.device).to(ids.device)
+        scores = _uniform(ids, generator)
         counts = (eligible.sum(1) * self.share).long().clamp(min=1 if self.share else 0)
         chosen = eligible & (scores.masked_fill(~eligible, 2).argsort(1).argsort(1) < counts[:, None])
         return {**batch, "input_ids": torch.where(chosen, self._draw_words(ids, special, vocabulary, generator), ids)}
 
     def _refuse_unknown(self, vocabulary: int | None) -> None:
-        """Refuse tokens that the models do not know."""
+        """Refuse tokens that the models do not know; they are read once, as they may be on the device."""
+        if vocabulary in _known.setdefault(self, set()):
+            return
         named = [] if self.words is None else self.words.tolist()
         for token, choices in (self.candidates or {}).items():
             named += [token, *choices]
@@ -116,21 +119,42 @@ class InContext:
                 f"InContext draws token {wrong} and the models know {known}; take the numbers of their own tokenizer: "
                 "tokenizer.convert_tokens_to_ids(words)."
             )
+        _known[self].add(vocabulary)
 
     def _draw_words(self, ids: Tensor, special: Tensor, vocabulary: int | None, generator: torch.Generator) -> Tensor:
-        draws = torch.rand(ids.shape, generator=generator, device=generator.device).to(ids.device)
+        draws = _uniform(ids, generator)
         if self.candidates is not None:
             drawn = ids.clone()
             for token, choices in self.candidates.items():
-                table = torch.tensor(list(choices), device=ids.device)
+                table = torch.tensor(list(choices)).to(ids.device, non_blocking=True)
                 drawn = torch.where(ids == token, table[(draws * len(table)).long()], drawn)
             return drawn
-        words = self.words
-        if words is None:
-            if vocabulary is None:
-                raise DistillError("InContext knows no vocabulary for this model; give words=torch.arange(...).")
-            allowed = torch.ones(vocabulary, dtype=torch.bool, device=ids.device)
-            allowed[ids[special]] = False
-            words = allowed.nonzero()[:, 0]
-        words = words.to(ids.device)
-        return words[(draws * len(words)).long()]
+        if self.words is not None:
+            words = self.words.to(ids.device, non_blocking=True)
+            return words[(draws * len(words)).long()]
+        if vocabulary is None:
+            raise DistillError("InContext knows no vocabulary for this model; give words=torch.arange(...).")
+        return _draw_besides(torch.where(special, ids, vocabulary), vocabulary, draws)
+
+
+_known: WeakKeyDictionary[InContext, set[int | None]] = WeakKeyDictionary()
+"""The vocabularies that have all tokens which a rule names."""
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Return random numbers from [0, 1), drawn where the generator is and moved to the device of `like`."""
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device, non_blocking=True)
+
+
+def _draw_besides(left_out: Tensor, vocabulary: int, uniform: Tensor) -> Tensor:
+    """Return tokens of a vocabulary beside some; how many are left stays on the device.
+
+    Args:
+        left_out: the tokens that are not drawn; those from `vocabulary` on are none.
+        vocabulary: the number of tokens.
+        uniform: a random number from [0, 1) for each token to draw.
+    """
+    allowed = torch.ones(vocabulary + 1, dtype=torch.bool, device=uniform.device)
+    allowed = allowed.index_fill(0, left_out.flatten(), False)[:vocabulary]
+    rank = allowed.cumsum(0)
+    return torch.searchsorted(rank, (uniform * rank[-1]).long() + 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.decoder_inputs import decoder_inputs, shifts_labels
+from distill.models.host_copies import keep_host_copy
 from distill.models.modes import in_eval_mode
 from distill.models.pad_tokens import pad_token_named, padded_as_known
 from distill.models.token_positions import parameters_of, placed, starts
@@ -211,7 +212,10 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
             f"the column {empty!r} is on the device 'meta', which holds no values, and the model on {str(device)!r}; "
             f"make it there: data[{empty!r}] = torch.randn({list(batch[empty].shape)}).to({str(device)!r})."
         )
-    return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+    moved = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+    for name, column in batch.items():
+        keep_host_copy(moved[name], column)
+    return moved
 
 
 def device_of(model: Any) -> torch.device:

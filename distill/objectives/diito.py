@@ -12,24 +12,26 @@ Noise write random vectors, the same in both models, without a source: "Two Impr
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from distill.errors import DistillError, checked
+from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.answer import Answer, resolved
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.choices import Choice, choices_of, kinds_of
 from distill.interchange.kinds import Kind
 from distill.interchange.mapping import Entry
 from distill.interchange.positions import PositionRule, Span
+from distill.interchange.random_vectors import Attended, is_pattern, narrow
 from distill.interchange.sources import Crossway, Shuffle, Sources
 from distill.interchange.visible_kinds import can_be_seen
+from distill.models.host_copies import host_columns, host_generator, rows_of_columns
 from distill.models.inputs import MASKED, decoder_masked, device_of, inputs_of, real_tokens, to_device, vocabulary_of
 from distill.objectives.objective import About, Objective, matching, terms_of
 from distill.objectives.response import KD
@@ -89,16 +91,20 @@ class DIITO(Objective):
         detach_source: cut the student's source run off from the graph.
         vacuous: `"drop"` leaves entries out at which no interchange can be seen, as it replaces all that the answers
             depend on or nothing of it; they are found on a few rows. `"keep"` draws them too, as published.
+        pairs_per_step: how many pairs of counterfactual runs a step compares, each with its own draws, 1 as published.
+            The terms are their means. The base runs are shared, so one more pair costs the blocks above its places, and
+            in-context sources a run up to them.
 
     Raises:
-        DistillError: sources for an operator that takes none, positions that are no rule, or a site that layers lack.
+        DistillError: sources for an operator that takes none, positions that are no rule, a site that layers lack, or
+            fewer than one pair.
     """
 
     about = About(
         ("kd_cf",),
         "KD(M_s(b; L_s ← M_s(s)), M_t(b; L_t ← M_t(s))), one entry of the mapping drawn a step",
         "Wu et al. 2021, arXiv:2112.02505",
-        "both: a resumed counterfactual run; in-context sources: a run up to the swap too",
+        "both, for each of pairs_per_step: a resumed counterfactual run; in-context sources: a run up to the swap too",
     )
 
     compares_runs = False
@@ -113,13 +119,16 @@ class DIITO(Objective):
         match: Objective | Sequence[Objective] | None = None,
         detach_source: bool = False,
         vacuous: Literal["drop", "keep"] = "drop",
+        pairs_per_step: int = 1,
     ) -> None:
         super().__init__()
+        refuse_unless_positive("DIITO", pairs_per_step=pairs_per_step)
         self.op = Swap() if op is None else op
         if sources is not None and not self.op.needs_source:
             raise DistillError(f"{self.op} needs no source, and sources={sources} was given; leave sources out.")
         self.sources = Shuffle() if sources is None and self.op.needs_source else sources
         self.positions, self.at, self.detach_source, self.vacuous = positions, at, detach_source, vacuous
+        self.pairs_per_step = pairs_per_step
         self._dropped: tuple[Choice, ...] = ()
         shown = Shuffle() if self.sources is None else self.sources  # noise has none, and no kinds
         self._named = self._kinds = kinds_of("DIITO", positions, at, shown)
@@ -194,15 +203,16 @@ class DIITO(Objective):
         return ()
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """Return the terms of `match` on the two counterfactual runs of one drawn entry of the mapping."""
-        kind, entry = self._draw(step)
-        return self.compare(step, self.counterfactuals(step, entry, kind))
+        """Return the terms of `match` on the counterfactual runs of drawn entries of the mapping, their mean."""
+        drawn = (self._draw(step) for _ in range(self.pairs_per_step))
+        return self.compare(step, (each for kind, entry in drawn for each in self.counterfactuals(step, entry, kind)))
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         settings = f"op={self.op}, positions={self.positions}, detach_source={self.detach_source}"
         settings += f", at={self.at!r}" if self.at is not None else ""
         settings += f", vacuous={self.vacuous!r}" if self.vacuous != "keep" else ""  # as all were when there was none
+        settings += f", pairs_per_step={self.pairs_per_step}" if self.pairs_per_step != 1 else ""
         return f"{self.sources}, {settings}, match={list(self.match)}"
 
     def draw_pair(self, step: Step) -> Entry:
@@ -217,8 +227,7 @@ class DIITO(Objective):
             )
         choices = choices_of(self._kinds, step.mapping)
         kept = [choice for choice in choices if choice not in self._dropped]
-        drawn = torch.randint(len(kept), (), generator=step.generator, device=step.generator.device)
-        return kept[int(drawn)]
+        return kept[int(torch.randint(len(kept), (), generator=host_generator(step.generator)))]
 
     def counterfactuals(self, step: Step, entry: Entry, kind: Kind | None = None) -> Iterator[Counterfactual]:
         """Yield the counterfactual runs of one entry; with crossway sources also those in the other direction.
@@ -232,8 +241,8 @@ class DIITO(Objective):
         if self.sources is None:
             yield self._with_noise(step, entry, rule)
             return
-        drawn = self.sources.draw(step.batch, vocabulary_of(step.student.model), step.generator)
-        written, read = self._draw_positions(step, entry, rule, _source_columns(step.batch, drawn))
+        drawn = self.sources.draw(step.batch, vocabulary_of(step.student.model), host_generator(step.generator))
+        written, read = self._draw_positions(step, entry, rule, drawn)
         yield self._interchange(step, entry, drawn, (written, read))
         if isinstance(self.sources, Crossway) and isinstance(drawn, Tensor):
             back = drawn.argsort()  # row drawn[i] is now the base of row i, written where row i was read
@@ -266,32 +275,41 @@ class DIITO(Objective):
         with torch.no_grad():
             source = over_keys(step.taught, _run_source(step.taught, drawn, entry.teacher), entry.teacher, *columns)
             teacher = interchanged(step.taught, source, entry.teacher, positions, self._compared_at(step))
-        source = over_keys(step.student, _run_source(step.student, drawn, entry.student), entry.student, *columns)
+        with nullcontext() if not self.detach_source else torch.no_grad():
+            source = over_keys(step.student, _run_source(step.student, drawn, entry.student), entry.student, *columns)
         source = source.detach() if self.detach_source else source
         student = interchanged(step.student, source, entry.student, positions, step.reads.student)
         return Counterfactual(entry, teacher, student, positions, drawn)
 
     def _draw_positions(
-        self, step: Step, entry: Entry, rule: PositionRule | None, source: Mapping[str, Tensor]
+        self, step: Step, entry: Entry, rule: PositionRule | None, drawn: Tensor | Mapping[str, Tensor] | None
     ) -> Positions:
-        """Draw the positions of base and source, as masks `[batch, position]`; None where all are written."""
+        """Draw the positions of base and source on the host, as masks `[batch, position]`; None where all are written.
+
+        Args:
+            step: the step.
+            entry: the entry that is interchanged.
+            rule: the rule of positions; None takes all.
+            drawn: the sources; None for an operator without one.
+        """
         grid = _grid(step, entry)
         if rule is None or len(grid) < 2:
             return None, None
-        rows, width = grid
-        device = step.generator.device
+        (rows, width), generator = grid, host_generator(step.generator)
         column = architecture(step.student.model).place(entry.student[0]).mask
+        here = host_columns(step.batch)
+        there = _source_columns(here, drawn) if isinstance(drawn, Tensor) else host_columns(drawn or step.batch)
         eligible = [
-            rule.eligible(masked, real_tokens(masked, rows, width, device, column=column))
-            for masked in (decoder_masked(step.student.model, batch) for batch in (step.batch, source))
+            rule.eligible(masked, real_tokens(masked, rows, width, generator.device, column=column))
+            for masked in (decoder_masked(step.student.model, columns) for columns in (here, there))
         ]
-        uniform = torch.rand(rows, 2, width, generator=step.generator, device=device)
+        uniform = torch.rand(rows, 2, width, generator=generator)
         aligned = self.sources is None or self.sources.aligned
         return rule.draw(eligible[0], eligible[1], uniform, aligned=aligned)
 
     def _with_noise(self, step: Step, entry: Entry, rule: PositionRule | None) -> Counterfactual:
         """Return the runs of teacher and student with the same random vectors written into both."""
-        chosen, _ = self._draw_positions(step, entry, rule, step.batch)
+        chosen, _ = self._draw_positions(step, entry, rule, None)
         models = ((step.taught, entry.teacher), (step.student, entry.student))
         units = {(id(run), place): unit_of(run, place) for run, places in models for place in places}
         vectors = _grid(step, entry) if chosen is None else (int(chosen.sum()),)
@@ -316,45 +334,20 @@ class DIITO(Objective):
         return Attended(op) if is_pattern(run, place) else op
 
 
-def narrow(normal: Float[Tensor, "*batch wide"], width: int) -> Float[Tensor, "*batch narrow"]:
-    """Return standard normal vectors in fewer dims, by a fixed semi-orthogonal map: they stay standard normal."""
-    wide = normal.shape[-1]
-    if wide == width:
-        return normal
-    gaussian = torch.randn(wide, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return normal @ torch.linalg.qr(gaussian).Q.to(normal)
-
-
 def _as_it_is(run: Run) -> Run:
     """Return a run that was made before."""
     return run
 
 
-def is_pattern(run: Run, place: Location) -> bool:
-    """Return whether a location holds attention patterns."""
-    return architecture(run.model).place(place).io == "attention_pattern"
-
-
-@dataclass(frozen=True, eq=False)
-class Attended:
-    """An operator on attention patterns that leaves weights of 0, those of masked keys, at 0."""
-
-    op: Mixup | Noise
-    needs_source: ClassVar[bool] = False
-
-    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        return torch.where(base == 0, base, self.op(base, source, generator))
-
-
 def _source_columns(batch: Mapping[str, Tensor], drawn: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return the columns of the sources: those of other rows of the batch, or of a batch of their own."""
-    return drawn if isinstance(drawn, Mapping) else {k: v[drawn.to(v.device)] for k, v in batch.items()}
+    return drawn if isinstance(drawn, Mapping) else rows_of_columns(batch, drawn)
 
 
 def _run_source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:
     """Return the source run: other rows of the base run, or a run on new inputs up to the last location read."""
     if isinstance(drawn, Tensor):
-        return run.take(drawn)
+        return replace(run, output=None).take(drawn)  # of a language model the output is larger than all that is read
     return run_to(answering(run), inputs_of(run.model, drawn), [location.whole for location in locations])
 
 

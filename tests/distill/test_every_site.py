@@ -23,9 +23,9 @@ from distill.evaluation.drawn_positions import uniform
 from distill.evaluation.example_pairs import examples_of_rows
 from distill.interchange.attention_keys import KEYED, move_to_keys, over_keys
 from distill.interchange.mapping import entries_of
+from distill.interchange.random_vectors import Attended, narrow
 from distill.losses import kd
 from distill.models.inputs import answer_mask, inputs_of, real_tokens
-from distill.objectives.diito import Attended, narrow
 from distill.training.computation import Computation
 from interventions import Location, Mixup, Noise, Rotation, architecture, interchange, run
 from interventions.locations import HEAD_SITES

@@ -9,10 +9,10 @@ from torch import nn
 
 from distill import DIITO, KD, PKD, Cosine, Crossway, DistillError, InContext, Labels, Objective, Shuffle, Span
 from distill.interchange.mapping import entries_of
+from distill.interchange.random_vectors import narrow
 from distill.losses import kd
 from distill.models.inputs import inputs_of
 from distill.objectives import Reads, Step
-from distill.objectives.diito import narrow
 from distill.training.computation import Computation
 from interventions import Location, Mixup, Noise, run
 from tests.distill.tiny_models import VOCABULARY, bert, gpt2, gpt2_lm, images, mlp, spread, t5, text, vectors, vit
@@ -86,9 +86,9 @@ def put(state, value, where, dims):
     return state
 
 
-def naive(objective, teacher, student, mapping, batch, stack, seed=0):
-    """The terms kd and kd_cf from three full runs of each model."""
-    draws, pairs = generator(seed), entries_of(mapping, teacher, student)
+def naive(objective, teacher, student, mapping, batch, stack, seed=0, draws=None):
+    """The terms kd and kd_cf from three full runs of each model; `draws` is a generator in place of that of a seed."""
+    draws, pairs = draws or generator(seed), entries_of(mapping, teacher, student)
     pair = pairs[int(torch.randint(len(pairs), (), generator=draws))]
     source = batch
     drawn = None if objective.sources is None else objective.sources.draw(batch, VOCABULARY, draws)

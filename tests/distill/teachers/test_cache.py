@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from distill.objectives.diito import Attended
+from distill.interchange.random_vectors import Attended
 from distill.teachers.cache import digest
 from interventions import (
     PCA,

@@ -195,9 +195,9 @@ RECIPES = [
     Recipe(
         "distill.DIITO", lambda **settings: used(distill.DIITO(**settings), mapping=sides()),
         lambda: {"sources": Shuffle(), "op": None, "positions": Span(0.3), "at": None, "match": KD(),
-                 "detach_source": False, "vacuous": "drop"},
+                 "detach_source": False, "vacuous": "drop", "pairs_per_step": 2},
         {"sources": "None", "op": "None", "positions": "None|[None]", "at": "None", "match": "None",
-         "detach_source": "flag", "vacuous": "choice"},
+         "detach_source": "flag", "vacuous": "choice", "pairs_per_step": "count"},
     ),
     Recipe(
         "distill.DIITO(noise)", lambda **settings: used(distill.DIITO(None, **settings), mapping=sides()),
