@@ -9,7 +9,7 @@ from torch import Tensor
 
 from distill.causal.domains import Domain, first_outside
 from distill.causal.graph import descendants
-from distill.causal.values import Values, call, describe, describe_rows, one_batch
+from distill.causal.values import Computed, Values, call, describe, describe_rows, one_batch
 from distill.errors import DistillError
 
 
@@ -41,9 +41,17 @@ class Mechanisms:
             DistillError: a variable too many or missing, batches of different sizes or devices, or a value outside its
                 domain.
         """
+        if isinstance(values, Computed) and values.is_of(self):
+            return {name: values[name] for name in names}
         batch = one_batch(values, names, self.variables, what)
         self._refuse_outside(batch, names, what)
         return batch
+
+    def check_some(self, values: Any, names: tuple[str, ...]) -> dict[str, Tensor]:
+        """Return the values of these variables, of which there may be more, checked as by `check`."""
+        if isinstance(values, Computed) and values.is_of(self):
+            return {name: values[name] for name in names}
+        return self.check({name: values[name] for name in names if name in values}, names)
 
     def run(self, known: Values) -> dict[str, Tensor]:
         """Return the values of all variables, in order: the known ones, and the others by their mechanisms.
@@ -54,7 +62,7 @@ class Mechanisms:
         values: dict[str, Tensor] = {}
         for name in self.variables:
             values[name] = known[name] if name in known else self._compute(name, values)
-        return values
+        return Computed(values, self)
 
     def interchange(self, run: Values, fixed: Values) -> dict[str, Tensor]:
         """Return a run with some variables fixed, and everything that depends on them computed anew."""

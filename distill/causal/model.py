@@ -234,11 +234,11 @@ class CausalModel:
         Raises:
             DistillError: another shape.
         """
-        if self._decode is not None:
-            logits = call("decode", self._decode, logits, self._inputs_of(values))
+        given = self._inputs_of(values)
+        logits = logits if self._decode is None else call("decode", self._decode, logits, dict(given))
         if not self._by_row:
-            self.run(self._inputs_of(values))
-        rows = len(self._inputs_of(values)[self.inputs[0]])
+            self.run(given)
+        rows = len(given[self.inputs[0]])
         if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != rows:
             raise DistillError(
                 f"decode returned {describe(logits)} for {rows} examples; return a tensor [{rows}, classes]."
@@ -370,7 +370,7 @@ class CausalModel:
         return names
 
     def _inputs_of(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        return self._computation.check({name: values[name] for name in self.inputs if name in values}, self.inputs)
+        return self._computation.check_some(values, self.inputs)
 
     def _as_run(self, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Run the model on inputs; return a run, the values of all variables, as it is."""

@@ -12,6 +12,29 @@ Values = Mapping[str, Tensor]
 """The value of each of some variables, `[batch]` or `[batch, ...]`."""
 
 
+class Computed(dict[str, Tensor]):
+    """The values of all variables as a causal model computed and checked them; a copy of it is a plain dict.
+
+    Args:
+        values: of all variables.
+        by: what computed them.
+    """
+
+    def __init__(self, values: Values, by: object) -> None:
+        super().__init__(values)
+        counted = not any(value.is_inference() for value in values.values())
+        self._by, self._made = by, {name: (each, each._version) for name, each in values.items()} if counted else None
+
+    def is_of(self, by: object) -> bool:
+        """Return whether the values are those that `by` computed: none was replaced, or written in place."""
+        if self._by is not by or self._made is None or self.keys() != self._made.keys():
+            return False
+        return all(self[name] is made and made._version == version for name, (made, version) in self._made.items())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
 BATCHED = "it gets batched tensors on the device of the model, so index tables as table.to(values.device)[values]"
 
 

@@ -1,6 +1,8 @@
 """Laws of causal models, on the graphs that the tasks define and on some that are made to be awkward."""
 
+import copy
 import io
+import pickle
 from itertools import product
 
 import matplotlib.image
@@ -9,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from distill.causal import mechanisms
 from distill.causal.counterfactuals import Counterfactuals
 from distill.causal.graph import COLOURS, in_order
 from distill.causal.model import CausalModel
@@ -17,6 +20,7 @@ from distill.tasks import pvr
 from distill.tasks.causal.equality import hierarchical_equality
 from distill.tasks.causal.pointers import pointer_values
 from distill.tasks.causal.trees import GATES, boolean_tree
+from tests.distill.wired import SUM
 
 DEVICES = [
     "cpu",
@@ -793,3 +797,59 @@ def test_a_model_is_built_again_from_its_parts():
     assert str(again) == str(first)
     values = first.sample(20, torch.Generator().manual_seed(0))
     assert torch.equal(again.answers(values), first.answers(values))
+
+
+def checks(model):
+    """How often values are checked against the domains, counted from now on."""
+    counted, original = [], mechanisms.first_outside
+
+    def first_outside(values, domains, what):
+        counted.extend(values)
+        return original(values, domains, what)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(mechanisms, "first_outside", first_outside)
+    return counted, patch
+
+
+def test_what_was_computed_is_checked_once():
+    """Until a value is replaced or written; copies are plain dicts, which are checked whole."""
+    model = hierarchical_equality()
+    base, source = (model.run(model.sample(5, generator(seed))) for seed in (0, 1))
+    after = model.interchange(base, {model.inner[0]: source})
+    counted, patch = checks(model)
+    try:
+        encoded, answers = model.encode(base), model.answers(after)
+        assert torch.equal(model.interchange(base, {model.inner[0]: source})[model.output], after[model.output])
+        assert set(counted) == {model.output}  # what the interchange computes anew
+        counted.clear()
+        assert torch.equal(model.answers(dict(after)), answers)
+        assert torch.equal(model.encode(dict(base)), encoded)
+        assert set(counted) == set(model.variables)
+    finally:
+        patch.undo()
+    assert type(copy.deepcopy(base)) is type(copy.copy(base)) is dict
+    assert type(pickle.loads(pickle.dumps(base))) is dict
+
+
+@pytest.mark.parametrize("change", ["replaced", "written", "left out"])
+def test_what_was_changed_after_it_was_computed_is_checked_again(change):
+    run = SUM.run(SUM.sample(4, generator(0)))
+    if change == "replaced":
+        run["inner"] = run["inner"] + 9
+    elif change == "written":
+        run["inner"] += 9
+    else:
+        del run["inner"]
+    with pytest.raises(DistillError, match=r"outside its domain|the values hold no 'inner'"):
+        SUM.answers(run)
+
+
+def test_the_values_of_another_model_are_checked():
+    other = CausalModel(
+        {name: range(9) for name in "abc"}, dict(SUM.mechanisms), "answer", encode=lambda values: values["a"],
+        domains={"inner": range(17), "answer": range(3)},
+    )  # fmt: skip
+    run = other.run({name: torch.tensor([8]) for name in "abc"})
+    with pytest.raises(DistillError, match="outside its domain"):
+        SUM.answers(run)
