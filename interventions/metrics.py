@@ -19,15 +19,15 @@ tensor([2., 1.])
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from interventions.arguments import checked
+from interventions.arguments import checked, is_whole
 from interventions.errors import InterventionError
 from interventions.models.answers import logits_of, unanswered
 from interventions.names import shown
@@ -257,6 +257,49 @@ class Normalized:
 
     def __call__(self, output: object) -> Tensor:
         return (self.metric(output) - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A metric together with the tokens that it reads: it measures logits that hold these tokens alone.
+
+    Called with an output whose logits are `[batch, kept, vocabulary]` it returns what the metric returns for the whole
+    output, `[batch]`.
+
+    Attributes:
+        metric: the metric.
+        columns: the columns of the tokens that it reads in any example, in order, padding counted, `[kept]`.
+        places: which of these it reads in each example, `[batch]`.
+    """
+
+    metric: "Metric | Normalized"
+    columns: Int[Tensor, " kept"]
+    places: Int[Tensor, " batch"]
+
+    def __call__(self, output: object) -> Tensor:
+        logits = logits_of(output)
+        places = self.places.to(logits.device)
+        return self.metric(logits[torch.arange(len(places), device=logits.device), places])
+
+
+def reading_of(metric: object, batch: int, tokens: int) -> Reading | None:
+    """Return which tokens of logits `[batch, tokens, vocabulary]` a metric reads; None where it does not say so.
+
+    Only a `Metric` says so, alone or normalized; any other function may read the whole output.
+
+    >>> reading_of(logit_difference(0, 1), batch=3, tokens=7).columns
+    tensor([6])
+    """
+    inner = metric
+    while type(inner) is Normalized:
+        inner = inner.metric
+    if type(inner) is not Metric or not is_whole(inner.position):
+        return None
+    if inner.mask is not None and inner.mask.shape != (batch, tokens):
+        return None
+    real = torch.ones(batch, tokens, dtype=torch.bool) if inner.mask is None else inner.mask.bool().cpu()
+    columns, places = torch.unique(select(inner.position, real).columns, return_inverse=True)
+    return Reading(cast(Metric | Normalized, metric), columns, places)
 
 
 def name_of(metric: object) -> str:

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from interventions.analysis.batches import cells_a_pass
 from interventions.analysis.grids import Grid
-from interventions.analysis.passes import Passes, cells_a_pass
+from interventions.analysis.passes import Passes
 from interventions.arguments import checked
 from interventions.endings import without_gradients
 from interventions.errors import InterventionError
@@ -57,9 +58,10 @@ def sweep(
 
     Meng et al. 2022 (arXiv:2202.05262), section 2.1; Heimersheim and Nanda 2024 (arXiv:2404.15255).
 
-    The source and the base run once, without gradients. Every counterfactual resumes from the base run, and positions
-    of one location share forward passes, for which the base runs once more with its examples repeated. In all there are
-    (rows of the grid) × ⌈columns / (batch_size // examples)⌉ passes.
+    The source and the base run once, without gradients. Every counterfactual resumes from the base run. Those that
+    resume from one block share forward passes, as far as they fit in memory: positions of one location, heads and sites
+    of one layer; and neighbouring layers where a pass fewer saves more than the blocks that are run again. Of a
+    language model the logits are computed of those tokens alone that a metric of `interventions.metrics` reads.
 
     Args:
         model: a torch model, or one of nnsight, in eval mode.
@@ -68,7 +70,8 @@ def sweep(
         at: the rows of the grid: a location, a list of locations or of tuples of locations written together, or
             {label: location or list of locations written together}.
         metric: a function of the model's output that returns `[batch]`, or one number for all examples. It is called
-            for one counterfactual at a time, with the examples of the base.
+            for one counterfactual at a time, with the examples of the base. A function of your own is given the whole
+            output.
         positions: the columns of the grid. "each" is every real token of the longest example (every pixel of a feature
             map); None is one column with all tokens. Or a list of entries, each an int or anything else that
             `interventions.select` takes; or {label: such an entry}. In "each" and int columns, examples without that
@@ -78,11 +81,12 @@ def sweep(
         source_model: the model on which the source runs, as in `intervene`.
         source_at: where the source is read, as in `intervene`.
         op: the operator, `Swap()` by default, or {Location: operator}, e.g. from `mean_of`. It is called for one
-            counterfactual at a time.
-        batch_size: the largest number of rows in one pass, at least the number of examples. By default 64, or fewer if
-            these would keep more than 2²⁸ numbers in memory. Every counterfactual has its own pass if inputs or output
-            hold something without one entry for each example, such as a loss; by default also if the output for one
-            example changes its shape among more of them, as in CLIP, which compares all images with all texts.
+            counterfactual at a time. Where it may draw, and so for any function of your own, counterfactuals run in the
+            order of the rows, and share passes only at one place.
+        batch_size: the largest number of rows in one pass, at least the number of examples. By default as many as a
+            bounded share of the memory holds. Every counterfactual has its own pass if inputs or output hold something
+            without one entry for each example, such as a loss; by default also if the output for one example changes
+            its shape among more of them, as in CLIP, which compares all images with all texts.
         generator: for operators that draw.
         remote: for a model of nnsight, where it runs (see `run`): base, source, and then all counterfactuals as one
             job, from which the metric alone is sent back.
@@ -127,7 +131,7 @@ def sweep(
         most = cells_a_pass(base_run, batch_size)
         stacked = Stacked(base_run, source_run, ops, generator, most, metric, origin)
         tracing = traced(model, remote)
-        passes = Passes(stacked, parts=batch_size is None)
+        passes = Passes(stacked, batch_size)
         measure = passes if tracing is None else partial(tracing.measured, stacked, remote)
         for row, cell, value in measure(list(rows.values()), cells):
             at_row = " + ".join(map(str, list(rows.values())[row]))
@@ -255,9 +259,12 @@ def _cells(
     if positions is None:
         columns = columns_of(None, source_positions, 0)
         return columns, [cells_of(columns, {}, None, aligned=True) for _ in rows]
-    real = [{location: real_tokens(base, location) for location in locations} for locations in rows]
-    reads = {at: at if origin is None else origin.location(at) for row in rows for at in row}
-    sources = [None if source is None else {at: real_tokens(source, reads[at]) for at in row} for row in real]
+    written = dict.fromkeys(at.whole for row in rows for at in row)
+    here = {whole: real_tokens(base, whole) for whole in written}
+    real = [{at: here[at.whole] for at in row} for row in rows]
+    reads = {at: (at if origin is None else origin.location(at)).whole for row in rows for at in row}
+    there = {} if source is None else {whole: real_tokens(source, whole) for whole in dict.fromkeys(reads.values())}
+    sources = [None if source is None else {at: there[reads[at]] for at in row} for row in rows]
     longest = max(int(mask.sum(1).max()) for row in real for mask in row.values())
     columns = columns_of(positions, source_positions, longest)
     aligned = not all(getattr(op, "pools_source", False) for op in ops.values())

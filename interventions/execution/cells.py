@@ -98,14 +98,14 @@ def cells_of(
         source_real: which tokens of the source are real, where there is a source.
         aligned: whether each example takes from the source example of the same number, not from a bag of all of them.
     """
-    cells = []
+    cells, lengths, source_lengths = [], _lengths(real), _lengths(source_real or {})
     for number, column in enumerate(columns):
         if column.positions is None:
             cells.append(Cell(number))
             continue
         source_positions = column.positions if column.source_positions is None else column.source_positions
-        written = {location: _tokens(column.positions, mask) for location, mask in real.items()}
-        taken = {location: _tokens(source_positions, mask) for location, mask in (source_real or {}).items()}
+        written = {at: _tokens(column.positions, mask, lengths[at]) for at, mask in real.items()}
+        taken = {at: _tokens(source_positions, mask, source_lengths[at]) for at, mask in (source_real or {}).items()}
         needed = [*written.values(), *(taken.values() if aligned else ())]
         present = [all(rows) for rows in zip(*needed, strict=True)]
         if any(present) and all(map(any, taken.values())):
@@ -114,10 +114,14 @@ def cells_of(
     return cells
 
 
-def _tokens(positions: Positions, real: Bool[Tensor, "batch token"]) -> Tokens:
+def _lengths(real: Mapping[Location, Bool[Tensor, "batch token"]]) -> dict[Location, list[int]]:
+    """Return the numbers of real tokens of each example at each location."""
+    return {location: mask.sum(1).tolist() for location, mask in real.items()}
+
+
+def _tokens(positions: Positions, real: Bool[Tensor, "batch token"], lengths: list[int]) -> Tokens:
     """Return the tokens that `positions` names in each example: [] for an int beyond its length."""
     if isinstance(positions, int):
-        lengths = real.sum(1).tolist()
         return [[positions % length] if -length <= positions < length else [] for length in lengths]
     chosen = select(positions, real)
     numbers = (real.long().cumsum(1) - 1)[chosen.rows, chosen.columns]

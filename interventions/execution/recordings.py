@@ -43,6 +43,10 @@ class BlockCall:
         """True unless the output was changed in place since."""
         return self.versions == _versions(self.raw, self.state)
 
+    def with_output(self, raw: object) -> "BlockCall":
+        """Return the same call of the block with another output."""
+        return BlockCall(self.block, raw, versions=_versions(raw), random=self.random)
+
 
 @dataclass(eq=False)
 class Recording:

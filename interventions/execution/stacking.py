@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interventions.errors import InterventionError
 from interventions.execution.cells import Cell, Tokens
 from interventions.execution.origins import Origin
+from interventions.execution.parts import replace_part, select_part
 from interventions.execution.recordings import map_tensors
-from interventions.execution.run import Run, rows_of
+from interventions.execution.run import Run
 from interventions.locations import Location
 from interventions.operators import Operator
 
@@ -57,7 +59,8 @@ class Each:
     def __call__(self, output: Any) -> list[Any]:
         if self.times == 1:
             return [self.measure(output)]
-        return [self.measure(rows_of(output, rows_at(number, self.examples))) for number in range(self.times)]
+        starts = range(0, self.times * self.examples, self.examples)
+        return [self.measure(rows_from(output, start, start + self.examples)) for start in starts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,9 +81,9 @@ class Summary:
         return {"value": value, "output": map_tensors(lambda tensor: tensor.to("meta"), output)}
 
 
-def rows_at(number: int, examples: int) -> Tensor:
-    """Return the rows of one of several counterfactuals that lie one after the other."""
-    return torch.arange(number * examples, (number + 1) * examples)
+def rows_from(output: Any, start: int, stop: int) -> Any:
+    """Return the rows of one of several counterfactuals that lie one after the other, as views."""
+    return map_tensors(lambda tensor: tensor[start:stop] if tensor.ndim else tensor, output)
 
 
 def chunks_of(
@@ -137,6 +140,70 @@ class OneByOne:
         sources = [None] * len(self.counts) if source is None else source.split(self.source_counts)
         parts = zip(base.split(self.counts), sources, strict=True)
         return torch.cat([self.op(part, source_part, generator) for part, source_part in parts])
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An operator at a part of the vectors of a place.
+
+    Attributes:
+        op: the operator.
+        written: the location that is written, as errors name it.
+        at: the heads and dims of the vectors that it takes and replaces; None is all of them.
+    """
+
+    op: Operator
+    written: Location
+    at: Location | None = None
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        """Return the vectors `base` with what the operator makes of the part."""
+        if self.at is None:
+            part, taken = base, source
+        else:
+            part = select_part(base, self.at)
+            taken = None if source is None else select_part(source, self.at)
+        value = self.op(part, taken, generator)
+        if not isinstance(value, Tensor) or value.shape != part.shape or value.dtype != part.dtype:
+            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise InterventionError(
+                f"operator {self.op!r} returned {got} for {part.dtype} {list(part.shape)} at {self.written}; return a "
+                "tensor like its first argument, e.g. value.expand_as(base).to(base.dtype)."
+            )
+        return value if self.at is None else replace_part(base, value, self.at)
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """The operator at a place of several counterfactuals that lie one after the other, each with parts of its own.
+
+    Attributes:
+        parts: of each counterfactual, one after the other; those without any keep their vectors.
+        counts: the number of vectors of each.
+        source_counts: the number of vectors taken from the source of each; None is as many of each.
+    """
+
+    parts: list[list[Part]]
+    counts: list[int]
+    source_counts: list[int] | None
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("__"):  # pickle looks these up before there are parts
+            raise AttributeError(name)
+        # All are operators of one kind, so what one needs of a source all do.
+        return getattr(next(part.op for parts in self.parts for part in parts), name)
+
+    def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if source is None:
+            sources: Sequence[Tensor | None] = [None] * len(self.counts)
+        else:
+            sources = source.split(self.source_counts or len(source) // len(self.counts))
+        values = []
+        for parts, value, taken in zip(self.parts, base.split(self.counts), sources, strict=True):
+            for part in parts:
+                value = part(value, taken, generator)
+            values.append(value)
+        return torch.cat(values)
 
 
 def positions_of(tokens: list[Tokens]) -> list[list[int]] | None:

@@ -1,6 +1,7 @@
 """Metrics against closed forms, on whatever a model may return; and what makes no sense raises."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from interventions.metrics import (
     name_of,
     normalized,
     probability,
+    reading_of,
 )
 from interventions.models.answers import logits_of
+from interventions.positions import select
 from tests.interventions.tiny_models import batch, make
 
 LOGITS = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -89,6 +92,27 @@ def test_positions_count_real_tokens(mask, columns):
     assert torch.equal(last, LOGITS.softmax(-1)[range(3), [4, 4, 4] if mask is LEFT else [2, 4, 3], 0])
     with pytest.raises(InterventionError, match=r"positions=4 names padding in 2 of 3 examples"):
         probability(0, position=4, mask=mask)(LOGITS)
+
+
+@pytest.mark.parametrize("mask", [None, LEFT, RIGHT], ids=["no mask", "left", "right"])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_reading_measures_the_logits_that_a_metric_reads(name, mask):
+    """The value of these tokens is that of all tokens, bit for bit, and no other token is kept."""
+    real = torch.ones(3, 5, dtype=torch.bool) if mask is None else mask.bool()
+    for position in (-1, 0, 1):
+        metric = replace(EVERY[name], position=position, mask=mask)
+        other = LOGITS.flip(0) * 2
+        distinct = bool((metric(LOGITS).mean() - metric(other).mean()).abs() > 0)
+        for given in [metric, *([normalized(metric, LOGITS, other)] if distinct else [])]:
+            reading = reading_of(given, 3, 5)
+            assert torch.equal(reading({"logits": LOGITS[:, reading.columns]}), given(LOGITS))
+            assert reading.columns.tolist() == sorted(set(select(position, real).columns.tolist()))
+
+
+def test_what_reads_the_whole_output_is_no_reading():
+    assert reading_of(lambda output: output.logits[:, -1, 0], 3, 5) is None
+    assert reading_of(normalized(lambda output: output[:, -1, 0], LOGITS, 2 * LOGITS), 3, 5) is None
+    assert reading_of(replace(EVERY["probability"], mask=LEFT), 3, 4) is None
 
 
 def test_normalised_is_0_for_the_corrupted_and_1_for_the_clean_run():
