@@ -199,13 +199,12 @@ def interchange(
     kept = locations_of(record)
     activations, reads = prepare_reads(found, kept)
     replay, taps = _resume(recording, writes, [found.place(at) for at in kept], reads)
-    again = Recording.begin(found) if found.stacks else None
-    scope = recording_scope(model, taps, again)
+    again = Recording.begin(found, like=recording) if found.stacks else None
+    scope = recording_scope(model, taps, again, replay)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))
     inputs = without_cache(found, inputs)
     if replay is not None:
         check_complete(model, inputs)
-        scope.replay, scope.replayed = replay, replay.blocks
     with nullcontext() if replay is None else replay.surrounding(scope), opened(scope):
         output = call(model, inputs)
     check_fired(writes, "the counterfactual run")

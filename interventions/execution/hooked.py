@@ -25,7 +25,7 @@ from interventions.execution.run import (
 from interventions.execution.stamps import Stamp
 from interventions.execution.writes import Source, Write
 from interventions.hooks.checkpointing import check_graded
-from interventions.hooks.installation import opened, user_hooks
+from interventions.hooks.installation import is_hooked, opened, user_hooks
 from interventions.hooks.scopes import Scope, Stopped, acting, open_scopes, under, until_stopped
 from interventions.hooks.taps import Tap
 from interventions.locations import Location
@@ -71,12 +71,32 @@ def prepare_reads(
     return activations, [read(location, found.place(location)) for location in locations]
 
 
-def recording_scope(model: nn.Module, taps: list[Tap], recording: Recording | None) -> Scope:
-    """Return a scope with these taps that also records the outputs of the blocks, if there is a recording."""
-    if recording is None:
-        return Scope(model, taps)
-    # The writes come first, so that the recorded output of a block is the input of the next one.
-    return Scope(model, [*taps, *recording.taps()], watched=recording.found.blocks, raw_outputs=recording.raw_output)
+def recording_scope(
+    model: nn.Module, taps: list[Tap], recording: Recording | None, replay: Replay | None = None
+) -> Scope:
+    """Return a scope with these taps that also records the outputs of the blocks, if there is a recording.
+
+    Args:
+        model: the model.
+        taps: reads and writes.
+        recording: records what the blocks return.
+        replay: answers for the blocks that are skipped.
+    """
+    scope = Scope(model, taps)
+    if recording is not None:
+        watched = recording.found.blocks
+        if replay is not None and replay.takes_over:
+            recording.begin_with(replay.recording.calls[: replay.count])
+            skipped = replay.blocks
+            watched = tuple(block for block in watched if block not in skipped)
+        # A block without a hook besides needs none after it: its state is what it returns. Writes come before, so
+        # that the recorded state of a block is the input of the next one.
+        tapped = {tap.module for tap in taps}
+        hooked = [block for block in watched if block in tapped or is_hooked(block)]
+        scope.taps, scope.watched, scope.raw_outputs = [*taps, *recording.taps(hooked)], watched, recording.raw_output
+    if replay is not None:
+        scope.replay, scope.replayed = replay, replay.blocks
+    return scope
 
 
 def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: bool = True) -> Activations:

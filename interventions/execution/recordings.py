@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from interventions.hooks.states import hidden
 from interventions.hooks.taps import Tap
 from interventions.models.architectures import Architecture
 from interventions.models.calls import CallContext
-from interventions.models.modules import modules_of
 from interventions.models.places import Place
 
 
@@ -27,7 +27,7 @@ class BlockCall:
     Attributes:
         block: the block.
         raw: the output of its forward, before any hook.
-        state: its hidden state after all hooks; None until they have run.
+        state: its hidden state after all hooks; None where it returned none.
         versions: the versions of the tensors in both; another version means that they were changed in place.
         random: the states of the default generators at its end; None in eval mode.
     """
@@ -41,6 +41,8 @@ class BlockCall:
     @property
     def is_intact(self) -> bool:
         """True unless the output was changed in place since."""
+        if self.raw is self.state and isinstance(self.raw, Tensor) and not self.raw.is_inference():
+            return self.versions == (self.raw._version,) * 2
         return self.versions == _versions(self.raw, self.state)
 
     def with_output(self, raw: object) -> "BlockCall":
@@ -68,29 +70,45 @@ class Recording:
     _raw_state: Tensor | None = field(default=None, repr=False)
 
     @classmethod
-    def begin(cls, found: Architecture) -> "Recording":
-        """Return the recording of a run that begins now."""
-        training = any(module.training for module in modules_of(found.model))
+    def begin(cls, found: Architecture, *, like: "Recording | None" = None) -> "Recording":
+        """Return the recording of a run that begins now.
+
+        Args:
+            found: the model.
+            like: a recording of the model as it is, whose modules are in the same modes.
+        """
+        training = found.structure.any_trains() if like is None else like.random is not None
+        if not training:
+            return cls(found)
         devices = {torch.device("cpu"), *(p.device for p in found.model.parameters() if p.device.type == "cuda")}
-        return cls(found, random_states(devices) if training else None)
+        return cls(found, random_states(devices))
+
+    def begin_with(self, calls: Sequence[BlockCall]) -> None:
+        """Take over calls of an earlier run, which are answered in this one as they were."""
+        self.calls.extend(calls)
 
     def raw_output(self, module: nn.Module, output: object) -> None:
-        """Record the output of a block before any hook."""
+        """Record the output of a block, which is its state as well unless hooks change it later."""
         random = None if self.random is None else random_states(self.random)
+        if isinstance(output, Tensor) and not output.is_inference():
+            version = output._version
+            self.calls.append(BlockCall(module, output, output, (version, version), random))
+            return
+        raw = copy_inference_tensors(output)
+        self.calls.append(BlockCall(module, raw, hidden(raw), _versions(output, hidden(output)), random))
         self._raw_state = hidden(output)
-        self.calls.append(BlockCall(module, copy_inference_tensors(output), versions=_versions(output), random=random))
 
-    def taps(self) -> list[Tap]:
-        """Return the taps that record the hidden states after the hooks of the user."""
-        return [Tap(block, "output", self._record_state) for block in self.found.blocks]
+    def taps(self, blocks: Iterable[nn.Module]) -> list[Tap]:
+        """Return the taps that record the hidden states of blocks after other hooks on them."""
+        return [Tap(block, "output", self._record_state) for block in blocks]
 
     def _record_state(self, state: Tensor, context: CallContext) -> None:
-        """Record the hidden state of the block that ran last."""
-        if not context.recomputing:
-            last = self.calls[-1]
-            last.state = hidden(last.raw) if state is self._raw_state else copy_inference_tensors(state)
-            last.versions += _versions(state)
-            self._raw_state = None
+        """Record the hidden state of the block that ran last, where a hook has changed it."""
+        last = self.calls[-1]
+        if not context.recomputing and state is not self._raw_state and state is not last.state:
+            last.state = copy_inference_tensors(state)
+            last.versions = _versions(last.raw, state)
+        self._raw_state = None
 
     def detach(self) -> "Recording":
         """Return the same recording, cut off from the graph."""
@@ -156,15 +174,21 @@ class Replay:
     count: int
     done: int = 0
 
-    @property
-    def blocks(self) -> tuple[nn.Module, ...]:
-        """The blocks that are skipped at least once."""
-        return tuple(dict.fromkeys(self.blocks_called))
+    @cached_property
+    def blocks(self) -> dict[nn.Module, None]:
+        """The blocks that are skipped at least once, in the order of their calls."""
+        return dict.fromkeys(self.blocks_called)
 
     @property
+    def takes_over(self) -> bool:
+        """True where the skipped calls are those of the base run to the last hook, and no skipped block runs later."""
+        later = {call.block for call in self.recording.calls[self.count :]}
+        return not (self.recording.scopes or self.recording.hooks) and later.isdisjoint(self.blocks)
+
+    @cached_property
     def blocks_called(self) -> tuple[nn.Module, ...]:
         """The block of each call that is skipped."""
-        return tuple(call.block for call in self.recording.calls[: self.count])
+        return tuple([call.block for call in self.recording.calls[: self.count]])
 
     def __call__(self, module: nn.Module) -> object:
         if self.done == self.count:
@@ -177,6 +201,8 @@ class Replay:
         self.done += 1
         if call.random is not None:
             set_random_states(call.random)
+        if isinstance(call.raw, Tensor) and call.versions[0] >= 0:
+            return call.raw
         return copy_inference_tensors(call.raw)
 
     @contextmanager

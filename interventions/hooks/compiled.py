@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from interventions.errors import InterventionError
-from interventions.models.modules import modules_of
+from interventions.models.structure import structure_of
 
 _FORWARD = "_forward_compiled_alike"
 """The attribute of a compiled call that keeps its `forward`, which takes 0.2 ms to make."""
@@ -50,11 +50,6 @@ def compiled_forward(module: nn.Module) -> Callable | None:
     return compiled
 
 
-def contains_any(module: nn.Module, modules: Set[nn.Module]) -> bool:
-    """Return whether one of these modules lies inside another one, which itself does not count."""
-    return any(inner in modules for inner in modules_of(module) if inner is not module)
-
-
 def check_not_compiled(model: nn.Module, tapped: Set[nn.Module]) -> None:
     """Raise where the model or a tapped module lies inside a module made by `torch.compile(module)`.
 
@@ -64,9 +59,8 @@ def check_not_compiled(model: nn.Module, tapped: Set[nn.Module]) -> None:
     dynamo = sys.modules.get("torch._dynamo.eval_frame")  # it takes a second to import, and is where it was used
     if dynamo is None:
         return
-    parts = {model, *tapped}
-    for module in modules_of(model):
-        if isinstance(module, dynamo.OptimizedModule) and any(inner in parts for inner in modules_of(module)):
+    for module in structure_of(model).around([model, *tapped]):
+        if isinstance(module, dynamo.OptimizedModule):
             path = next(path for path, other in model.named_modules() if other is module)
             name = path or "model"
             raise InterventionError(

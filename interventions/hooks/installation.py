@@ -5,26 +5,31 @@ is made, and may run again.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any, cast
+from weakref import ReferenceType, ref
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from interventions.endings import ending
 from interventions.hooks.attention_taps import make_get_interface
 from interventions.hooks.checkpointing import checkpoint_under_scopes
-from interventions.hooks.compiled import check_not_compiled, contains_any, is_compiled
+from interventions.hooks.compiled import check_not_compiled, is_compiled
 from interventions.hooks.methods import make_deepcopy, make_forward, make_generate, make_get_compiled_call
-from interventions.hooks.replacements import is_replaced, replace_attribute, restore_attribute
+from interventions.hooks.replacements import Holder, is_replaced, replace_attribute, restore_attribute
 from interventions.hooks.scopes import Scope, close_scope, open_scope
 from interventions.hooks.taps import Tap
-from interventions.models.modules import modules_of
+from interventions.models.structure import Structure, structure_of
 from interventions.models.wrappers import unwrapped
 
 _CHECKPOINTING = "_gradient_checkpointing_func"
 _COMPILED_CALL = "_compiled_call_impl"
+_numbers = count(-1, -1)
 
 
 @contextmanager
@@ -50,7 +55,7 @@ def _close(scope: Scope, user: object) -> None:
 
 def install(scope: Scope) -> None:
     """Put the hooks and replaced methods of a scope on its model."""
-    models = unwrapped(scope.model)
+    models, structure = unwrapped(scope.model), structure_of(scope.model)
     for model in models:
         _hook_input(scope, model, scope.enter_model, prepend=True)
     for module in scope.watched:
@@ -60,53 +65,53 @@ def install(scope: Scope) -> None:
     for model in models:
         _hook_output(scope, model, scope.leave_model, always_call=True)
         _install_generation(scope, model)
-    for part in modules_of(scope.model):
-        if part not in models and callable(getattr(type(part), "generate", None)):
-            _hook_input(scope, part, scope.enter_part, prepend=True)
-            _hook_output(scope, part, scope.leave_part, always_call=True)
-            _install_generation(scope, part)
-    _replace(scope, scope.model, "__deepcopy__", partial(make_deepcopy, scope.model))
-    for module in scope.replayed:
-        _replace(scope, module, "forward", partial(make_forward, module))
-    for module in modules_of(scope.model):
-        if _CHECKPOINTING in vars(module):
-            _replace(scope, module, _CHECKPOINTING, _make_checkpointing)
-    _take_hooks_out_of_compiled_code(scope)
+    generating = [part for part in structure.where("generates", _generates) if part not in models]
+    for part in generating:
+        _hook_input(scope, part, scope.enter_part, prepend=True)
+        _hook_output(scope, part, scope.leave_part, always_call=True)
+        _install_generation(scope, part)
+    _replace(scope, [scope.model], "__deepcopy__", make_deepcopy)
+    checkpointing = [each for each in structure.where("checkpoints", _may_checkpoint) if _CHECKPOINTING in vars(each)]
+    _replace(scope, checkpointing, _CHECKPOINTING, _make_checkpointing)
+    _replace_forwards(scope, structure, [*generating, *checkpointing])
 
 
-def _take_hooks_out_of_compiled_code(scope: Scope) -> None:
-    """Let hooks run outside of code compiled in place, and what has some inside run as it was written.
+def _replace_forwards(scope: Scope, structure: Structure, parts: Sequence[nn.Module]) -> None:
+    """Replace the `forward` of modules that are answered or compiled in place.
 
-    Compiled modules in which this scope does nothing are left alone.
+    Hooks run outside of compiled code, and what has some inside runs as it was written. Compiled modules in which this
+    scope does nothing are left alone.
+
+    Args:
+        parts: the modules that generate by themselves, or repeat calls of their parts for gradient checkpointing.
     """
-    touched: set[nn.Module] | None = None
-    for module in modules_of(scope.model):
-        in_place = module._compiled_call_impl is not None or is_replaced(module, _COMPILED_CALL)
-        if not in_place and not is_compiled(module.forward) and not is_replaced(module, "forward"):
-            continue
-        touched = _touched(scope) if touched is None else touched
-        if module in scope.attentions or contains_any(module, touched):
-            scope.eager.add(module)
-        elif module not in touched:
-            continue
-        _replace(scope, module, "forward", partial(make_forward, module))
-        if in_place:  # second, as `forward` is compiled as this was
-            _replace(scope, module, _COMPILED_CALL, lambda original: None)
-
-
-def _touched(scope: Scope) -> set[nn.Module]:
-    """Return the modules whose calls a scope sees or changes."""
     blocks = [block for tap in scope.taps if tap.after is not None for block in tap.after.stack.blocks]
-    parts = [part for part in modules_of(scope.model) if _has_own_way(part)]
-    return {*(tap.module for tap in scope.taps), *scope.watched, *scope.replayed, scope.model, *blocks, *parts}
+    taps = [tap.module for tap in scope.taps]
+    touched = [*taps, *scope.watched, *scope.replayed, scope.model, *blocks, *parts]
+    around = structure.around(touched)
+    in_place = [each for each in around if each._compiled_call_impl is not None or is_replaced(each, _COMPILED_CALL)]
+    compiled = [each for each in around if is_replaced(each, "forward") or is_compiled(each.forward)]
+    if in_place or compiled:
+        above = set(structure.above(touched))
+        scope.eager.update(each for each in (*in_place, *compiled) if each in scope.attentions or each in above)
+    _replace(scope, list(dict.fromkeys([*scope.replayed, *compiled, *in_place])), "forward", make_forward)
+    _replace(scope, in_place, _COMPILED_CALL, _make_nothing)  # second, as `forward` is compiled as this was
 
 
-def _has_own_way(module: nn.Module) -> bool:
-    """Return whether a module generates by itself, or repeats calls of its parts for gradient checkpointing."""
-    return callable(getattr(type(module), "generate", None)) or _CHECKPOINTING in vars(module)
+def _generates(module: nn.Module) -> bool:
+    return callable(getattr(type(module), "generate", None))
 
 
-def _make_checkpointing(original: Callable) -> Callable:
+def _may_checkpoint(module: nn.Module) -> bool:
+    """Return whether gradient checkpointing can be turned on for a module: transformers looks for this attribute."""
+    return hasattr(module, "gradient_checkpointing") or _CHECKPOINTING in vars(module)
+
+
+def _make_nothing(module: nn.Module, original: object) -> None:
+    """Return None in place of a compiled call, so that the module runs as it was written."""
+
+
+def _make_checkpointing(module: nn.Module, original: Callable) -> Callable:
     return partial(checkpoint_under_scopes, install, original)
 
 
@@ -126,48 +131,62 @@ def _install_attention_tap(scope: Scope, tap: Tap) -> None:
     if tap.kind == "interface":  # called in front of the functions with which transformers attends
         from transformers.modeling_utils import AttentionInterface
 
-        _replace(scope, AttentionInterface, "get_interface", make_get_interface)
+        _replace(scope, [AttentionInterface], "get_interface", make_get_interface)
     else:
-        _replace(scope, tap.module, "forward", partial(make_forward, tap.module))
+        _replace(scope, [tap.module], "forward", make_forward)
     if tap.io in ("key", "value"):
         _hook_input(scope, tap.module, scope.note_cache)
 
 
 def _install_generation(scope: Scope, model: nn.Module) -> None:
     if callable(getattr(model, "generate", None)):
-        _replace(scope, model, "generate", make_generate)
+        _replace(scope, [model], "generate", make_generate)
     if callable(getattr(model, "get_compiled_call", None)):
-        _replace(scope, model, "get_compiled_call", partial(make_get_compiled_call, model))
+        _replace(scope, [model], "get_compiled_call", make_get_compiled_call)
 
 
 def _hook_input(scope: Scope, module: nn.Module, hook: Callable, *, prepend: bool = False) -> None:
     """Register a hook that is called before the forward of a module."""
-    hooks, others = module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]
-    scope.undos.append(partial(_remove_hook, hook, hooks, others))
-    module.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend)
+    _register(scope, hook, module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs], prepend=prepend)
 
 
 def _hook_output(
     scope: Scope, module: nn.Module, hook: Callable, *, prepend: bool = False, always_call: bool = False
 ) -> None:
     """Register a hook that is called after the forward of a module."""
-    others = [module._forward_hooks_with_kwargs, module._forward_hooks_always_called]
-    scope.undos.append(partial(_remove_hook, hook, module._forward_hooks, others))
-    module.register_forward_hook(hook, prepend=prepend, always_call=always_call)
+    marks = [module._forward_hooks_always_called] if always_call else []
+    _register(scope, hook, module._forward_hooks, marks, prepend=prepend)
 
 
-def _replace(scope: Scope, holder: nn.Module | type, name: str, make: Callable[[Any], object]) -> None:
-    """Replace an attribute of a module or a class by `make(original)` while the scope is open."""
-    scope.undos.append(partial(restore_attribute, holder, name, scope))
-    replace_attribute(holder, name, scope, make)
+def _register(
+    scope: Scope, hook: Callable, hooks: dict[int, Callable], marks: Sequence[dict[int, bool]], *, prepend: bool
+) -> None:
+    """Put a hook where torch keeps those of a module, as its `register_…_hook` does at several times the cost.
+
+    The number of a hook is below zero, where torch gives none. So torch counts the hooks of users alone.
+    """
+    number = next(_numbers)
+    scope.undos.append(partial(_remove_hook, number, hooks, marks))
+    for mark in marks:
+        mark[number] = True
+    hooks[number] = hook
+    if prepend:
+        cast(OrderedDict, hooks).move_to_end(number, last=False)
 
 
-def _remove_hook(hook: Callable, hooks: dict[int, Callable], others: list[dict[int, bool]]) -> None:
-    """Remove a hook from a module, by itself: an interrupted registration returned no handle."""
-    for key in [key for key, there in list(hooks.items()) if there is hook]:
-        for other in others:
-            other.pop(key, None)
-        hooks.pop(key, None)
+def _replace(scope: Scope, holders: Sequence[Holder], name: str, make: Callable[[Any, Any], object]) -> None:
+    """Replace an attribute of modules or classes by `make(holder, original)` while the scope is open."""
+    if not holders:
+        return
+    scope.undos.append(partial(restore_attribute, holders, name, scope))
+    replace_attribute(holders, name, scope, make)
+
+
+def _remove_hook(number: int, hooks: dict[int, Callable], marks: Sequence[dict[int, bool]]) -> None:
+    """Remove a hook that a scope put on a module."""
+    hooks.pop(number, None)
+    for mark in marks:
+        mark.pop(number, None)
 
 
 def _capture_last(scope: Scope, module: nn.Module) -> None:
@@ -176,6 +195,8 @@ def _capture_last(scope: Scope, module: nn.Module) -> None:
     They stay on a model that once returned `output_hidden_states`, and would still see the state before a tap.
     """
     hooks = cast(OrderedDict, module._forward_hooks)
+    if len(hooks) == 1:
+        return
     order = list(hooks)
     capturing = [key for key in order if _captures(hooks[key])]
     if capturing:
@@ -196,17 +217,51 @@ def _reorder(hooks: OrderedDict, order: list[int]) -> None:
             hooks.move_to_end(key)
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Return whether any hook sees the output of a module: of the user, of transformers or of an open scope."""
+    return bool(module._forward_hooks)
+
+
+@dataclass(frozen=True, eq=False)
+class _UserHooks:
+    """The hooks of the user on a model, as they were found.
+
+    Attributes:
+        count: how many hooks torch had registered anywhere by then.
+        ids: the id of each.
+        where: the module, "input" or "output" and the number of each.
+    """
+
+    count: int
+    ids: tuple[int, ...]
+    where: tuple[tuple[ReferenceType[nn.Module], str, int], ...]
+
+    @classmethod
+    def of(cls, structure: Structure) -> "_UserHooks":
+        """Return the hooks on the modules of a model."""
+        count, ids, where = RemovableHandle.next_id, [], []
+        for _, module in structure.those_left():
+            for side, hooks in (("input", module._forward_pre_hooks), ("output", module._forward_hooks)):
+                for number, hook in list(hooks.items()):  # at once: other threads add hooks meanwhile
+                    if number >= 0 and not _captures(hook):
+                        ids.append(id(hook))
+                        where.append((ref(module), side, number))
+        return cls(count, tuple(ids), tuple(where))
+
+    @property
+    def still_hold(self) -> bool:
+        """True where no hook was registered since, and none of these removed."""
+        return self.count == RemovableHandle.next_id and all(
+            (module := each()) is not None
+            and number in (module._forward_pre_hooks if side == "input" else module._forward_hooks)
+            for each, side, number in self.where
+        )
+
+
 def user_hooks(model: nn.Module) -> tuple[int, ...]:
     """Return the ids of the hooks that the user put on a model, which tell whether they are still the same."""
-    return tuple(
-        id(hook)
-        for module in modules_of(model)
-        for hooks in (module._forward_pre_hooks, module._forward_hooks)
-        for hook in list(hooks.values())  # at once: other threads add hooks meanwhile
-        if not _is_of_scope(hook) and not _captures(hook)
-    )
-
-
-def _is_of_scope(hook: Callable) -> bool:
-    """Return whether a hook is a method of a scope."""
-    return isinstance(getattr(getattr(hook, "func", hook), "__self__", None), Scope)
+    structure = structure_of(model)
+    found: _UserHooks | None = structure.kept.get("user hooks")
+    if found is None or not found.still_hold:
+        found = structure.kept["user hooks"] = _UserHooks.of(structure)
+    return found.ids

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -13,9 +13,9 @@ from interventions.hooks.attention import changing_attention
 from interventions.hooks.attention_taps import tapped_attention
 from interventions.hooks.compiled import compiled_forward, is_compiled, uncompiled
 from interventions.hooks.replacements import restore_attribute, users_of
-from interventions.hooks.scopes import Scope, acting
+from interventions.hooks.scopes import Scope, acting, open_here
 from interventions.models.calls import Generation, generation_of
-from interventions.models.modules import modules_of
+from interventions.models.structure import structure_of
 
 
 def make_forward(module: nn.Module, original: Callable) -> Callable:
@@ -23,12 +23,11 @@ def make_forward(module: nn.Module, original: Callable) -> Callable:
 
     One that was compiled runs as it was written where a scope acts inside of it, and compiled elsewhere.
     """
-    compiled = original if is_compiled(original) else compiled_forward(module)
-    original = uncompiled(original)
+    compiled = None if module._compiled_call_impl is None else compiled_forward(module)
 
     def forward(*args: object, **kwargs: object) -> object:
-        for scope in reversed(acting()):
-            if scope.replay is not None and module in scope.replayed:
+        for scope in reversed(open_here()):
+            if scope.replay is not None and module in scope.replayed and scope.users:
                 try:
                     return scope.replay(module)
                 except LookupError:
@@ -36,21 +35,21 @@ def make_forward(module: nn.Module, original: Callable) -> Callable:
         attention = tapped_attention(module)
         kinds = {tap.kind for tap, _ in attention.taps}
         if kinds <= {"interface"}:  # its taps are called where transformers attends
-            if compiled is None or any(module in scope.eager for scope in users_of(module, "forward")):
-                return original(*args, **kwargs)
-            return compiled(*args, **kwargs)
+            quick = original if is_compiled(original) else compiled
+            if quick is None or any(module in scope.eager for scope in users_of(module, "forward")):
+                return uncompiled(original)(*args, **kwargs)
+            return quick(*args, **kwargs)
         with changing_attention(attention, products="sdpa" in kinds):
-            return original(*args, **kwargs)
+            return uncompiled(original)(*args, **kwargs)
 
     return forward
 
 
-def make_generate(original: Callable) -> Callable:
+def make_generate(model: nn.Module, original: Callable) -> Callable:
     """Return a `generate` that notes the generation in the open scopes of its model."""
-    model = cast(Any, original).__self__
 
     def generate(*args: Any, **kwargs: Any) -> object:
-        before = [(scope, scope.generation) for scope in acting() if model in modules_of(scope.model)]
+        before = [(scope, scope.generation) for scope in acting() if structure_of(scope.model).holds(model)]
         with ending(partial(_set_generations, before)):
             _set_generations([(scope, generation_of(model, args, kwargs)) for scope, _ in before])
             return original(*args, **kwargs)
@@ -67,7 +66,7 @@ def make_get_compiled_call(model: nn.Module, original: Callable) -> Callable:
     """Return a `get_compiled_call` that gives `generate` the model itself: compiled, it would not see the scopes."""
 
     def get_compiled_call(*args: Any, **kwargs: Any) -> Callable:
-        is_tapped = any(model in modules_of(scope.model) for scope in acting())
+        is_tapped = any(structure_of(scope.model).holds(model) for scope in acting())
         return model.__call__ if is_tapped else original(*args, **kwargs)
 
     return get_compiled_call
@@ -81,7 +80,7 @@ def make_deepcopy(model: nn.Module, original: object) -> Callable:
         if not any(scope.users for scope in scopes):  # their blocks are over, and an interrupt cut off their end
             for scope in scopes:
                 scope.release(None)
-            restore_attribute(model, "__deepcopy__")
+            restore_attribute([model], "__deepcopy__")
             return copy.deepcopy(model, memo)
         raise InterventionError(
             "the model cannot be copied while a block is open on it: the copy would keep its hooks for ever; copy it "

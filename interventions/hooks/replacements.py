@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakSet
+from weakref import ReferenceType, ref
 
 from torch import nn
 
@@ -13,9 +13,10 @@ from interventions.endings import one_at_a_time
 lock = threading.RLock()
 """Held while hooks and replacements are put on a model or taken off it."""
 _missing = object()
+Holder = nn.Module | type
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Replacement:
     """An attribute that is replaced while scopes need it.
 
@@ -23,10 +24,10 @@ class Replacement:
     original is restored as it stood in `vars(holder)`, because accelerate and others keep their own `forward` there.
     """
 
-    holder: nn.Module | type
+    holder: Holder
     original: object
     replacement: object
-    users: WeakSet[Any] = field(default_factory=WeakSet)
+    users: dict[int, ReferenceType[Any]] = field(default_factory=dict)
     is_placed: bool = False
 
 
@@ -35,40 +36,44 @@ _replacements: dict[tuple[int, str], Replacement] = {}
 
 
 @one_at_a_time(lock)
-def replace_attribute(holder: nn.Module | type, name: str, user: object, make: Callable[[Any], object]) -> None:
-    """Replace an attribute of a module or a class by `make(original)`, until `restore_attribute`."""
-    entry = _replacements.get((id(holder), name))
-    if entry is None:
-        entry = Replacement(holder, vars(holder).get(name, _missing), make(getattr(holder, name, None)))
-    entry.users.add(user)
-    _replacements[id(holder), name] = entry
-    if not entry.is_placed:
-        _put(holder, name, entry.replacement)
-        entry.is_placed = True
+def replace_attribute(holders: Iterable[Holder], name: str, user: object, make: Callable[[Any, Any], object]) -> None:
+    """Replace an attribute of modules or classes by `make(holder, original)`, until `restore_attribute`."""
+    for holder in holders:
+        key = id(holder), name
+        entry = _replacements.get(key)
+        if entry is None:
+            entry = Replacement(holder, vars(holder).get(name, _missing), make(holder, getattr(holder, name, None)))
+        entry.users[id(user)] = ref(user)
+        _replacements[key] = entry
+        if not entry.is_placed:
+            _put(holder, name, entry.replacement)
+            entry.is_placed = True
 
 
 @one_at_a_time(lock)
-def restore_attribute(holder: nn.Module | type, name: str, user: object | None = None) -> None:
-    """Put the original back, unless other users need the replacement."""
-    entry = _replacements.get((id(holder), name))
-    if entry is None:
-        return
-    if user is not None:
-        entry.users.discard(user)
-    if not entry.users:
-        entry.is_placed = False
-        _put(holder, name, entry.original)
-        _replacements.pop((id(holder), name), None)
+def restore_attribute(holders: Iterable[Holder], name: str, user: object | None = None) -> None:
+    """Put the originals back, unless other users need the replacements."""
+    for holder in holders:
+        key = id(holder), name
+        entry = _replacements.get(key)
+        if entry is None:
+            continue
+        entry.users.pop(id(user), None)
+        if not entry.users or all(each() is None for each in entry.users.values()):
+            entry.is_placed = False
+            _put(holder, name, entry.original)
+            _replacements.pop(key, None)
 
 
-def is_replaced(holder: nn.Module | type, name: str) -> bool:
+def is_replaced(holder: Holder, name: str) -> bool:
     """Return whether an attribute has a replacement now."""
     return (id(holder), name) in _replacements
 
 
-def users_of(holder: nn.Module | type, name: str) -> Iterable[Any]:
+def users_of(holder: Holder, name: str) -> Iterable[Any]:
     """Return those who need the replacement of an attribute."""
-    return list(_replacements[id(holder), name].users)
+    found = (each() for each in list(_replacements[id(holder), name].users.values()))
+    return [user for user in found if user is not None]
 
 
 def own_forward(module: nn.Module) -> object:
@@ -81,7 +86,7 @@ def own_forward(module: nn.Module) -> object:
     return None if own is _missing or type(own).__module__.split(".")[0] == "nnsight" else own
 
 
-def _put(holder: nn.Module | type, name: str, value: object) -> None:
+def _put(holder: Holder, name: str, value: object) -> None:
     """Set an attribute in `vars(holder)`, or remove it from there where the value is `_missing`."""
     if isinstance(holder, type):  # vars of a class cannot be written
         if value is not _missing:

@@ -1,6 +1,6 @@
 """A scope: the taps and other hooks of one open block on one model; and the scopes open in this context."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from interventions.hooks.replacements import lock
 from interventions.hooks.states import argument_in, at, path_in, with_argument, with_new
 from interventions.hooks.taps import Tap
 from interventions.models.calls import Call, Generation, Progress, begin_call, bind_arguments
-from interventions.models.modules import modules_of
+from interventions.models.structure import structure_of
 
 _open: ContextVar[tuple["Scope", ...]] = ContextVar("open_scopes", default=())
 
@@ -57,7 +57,7 @@ class Scope:
     taps: Sequence[Tap] = ()
     watched: Sequence[nn.Module] = ()
     raw_outputs: Callable[[nn.Module, object], None] | None = None
-    replayed: Sequence[nn.Module] = ()
+    replayed: Collection[nn.Module] = ()
     replay: Callable[[nn.Module], object] | None = None
     generator: torch.Generator | None = None
     outside: Mapping[torch.device, Tensor] | None = None
@@ -196,16 +196,24 @@ def close_scope(scope: Scope) -> None:
     _open.set(tuple(other for other in _open.get() if other is not scope))
 
 
+def open_here() -> tuple[Scope, ...]:
+    """Return the scopes opened in this context, also those whose blocks are over elsewhere, where it was copied."""
+    return _open.get()
+
+
 def acting() -> tuple[Scope, ...]:
     """Return the scopes of this context that are still open: a context may be copied, and outlive the block."""
-    return tuple(scope for scope in _open.get() if scope.users)
+    scopes = _open.get()
+    return tuple([scope for scope in scopes if scope.users]) if scopes else scopes
 
 
 def open_scopes(model: nn.Module) -> tuple[Scope, ...]:
     """Return the scopes that act on `model` or on a part of it in this context, outermost first."""
     scopes = acting()
-    parts = set(modules_of(model)) if scopes else ()
-    return tuple(scope for scope in scopes if scope.model in parts or model in modules_of(scope.model))
+    if not scopes:
+        return ()
+    structure = structure_of(model)
+    return tuple(s for s in scopes if structure.holds(s.model) or structure_of(s.model).holds(model))
 
 
 @contextmanager

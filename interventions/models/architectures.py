@@ -1,22 +1,25 @@
 """Find locations in a model, by its structure and not by a table of model families."""
 
 import difflib
-from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+from weakref import ReferenceType, ref
 
 from torch import nn
 
 from interventions.errors import InterventionError
 from interventions.locations import HEAD_SITES, STATES, Location
-from interventions.models.attentions import Attention, attention_at
+from interventions.models.attentions import Attention, attention_at, stated_heads
 from interventions.models.block_sites import heads_at, inside
 from interventions.models.final_norms import final_norm
 from interventions.models.layers import Missing
-from interventions.models.modules import example_path, indexed, model_name, modules_of
-from interventions.models.overrides import Blocks, exception_for
+from interventions.models.modules import example_path, indexed, model_name
 from interventions.models.places import Place
 from interventions.models.sides import Side, has_sides, lengths_at, side_of
-from interventions.models.stacks import Stack, entries_of, halves_in, names_of, stacks_in
+from interventions.models.stacks import Stack, halves_in
+from interventions.models.structure import Structure, forget_structure, structure_of
 from interventions.models.wrappers import Model, compiled_part, module_of
 
 
@@ -27,20 +30,24 @@ class Architecture:
     Attributes:
         model: the torch model.
         stacks: its lists of repeated blocks.
-        paths: the dotted path of each module.
+        structure: its modules, and what was found in them before.
     """
 
     model: nn.Module
     stacks: tuple[Stack, ...]
-    paths: dict[nn.Module, str]
+    structure: Structure = field(repr=False)
+
+    @cached_property
+    def paths(self) -> Mapping[nn.Module, str]:
+        """The dotted path of each module."""
+        return {module: path for path, module in self.structure.those_left()}
 
     @property
     def resumes(self) -> bool:
         """True where a run may resume half way, from the recorded output of a block."""
-        exception = exception_for(self.model)
-        return exception is None or exception.resumes
+        return self.structure.entry is None or self.structure.entry.resumes
 
-    @property
+    @cached_property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The blocks of all stacks, each once."""
         return tuple(dict.fromkeys(block for stack in self.stacks for block in stack.blocks))
@@ -53,6 +60,19 @@ class Architecture:
         """
         if location.operation is not None:
             return self._operation(location)
+        key = (location.layer, location.site, location.stack, location.module, location.io)
+        kept: dict[Any, _KeptPlace] = self.structure.kept.setdefault("places", {})
+        place = kept[key].place(self) if key in kept else None
+        if place is None:
+            if not self.structure.is_exact(self.model):
+                forget_structure(self.model)
+                return architecture(self.model).place(location)
+            place = self._find(location)
+            kept[key] = _KeptPlace.of(place, self)
+        return place
+
+    def _find(self, location: Location) -> Place:
+        """Return the place of a location, looked for in the modules."""
         if location.module is not None:
             return self._module(location.module, location.io)
         if location.site == "logits":
@@ -81,7 +101,7 @@ class Architecture:
         Raises:
             Missing: there is none.
         """
-        return final_norm(self.model, stack, self.paths, set(self.blocks))
+        return final_norm(self.model, stack, dict(self.paths), set(self.blocks))
 
     def side_of_keys(self, place: Place) -> Side:
         """Return the input to which the keys of an attention belong: of a cross-attention, the one attended to."""
@@ -100,8 +120,8 @@ class Architecture:
         kind = attention.kind if attention is not None else ""
         around = None if block is None else self.paths[block]
         side = side_of(self.model, path, sided=self._has_sides, block=around, io=io)
-        exception = exception_for(self.model)
-        axes = exception.axes if exception is not None and block is not None else ""
+        entry = self.structure.entry
+        axes = entry.axes if entry is not None and block is not None else ""
         lengths = lengths_at(self.model, path, side)
         return Place(module, path, io, block, side, lengths, heads=heads, kind=kind, axes=axes)
 
@@ -241,46 +261,59 @@ def architecture(model: Model) -> Architecture:
             f"a torch model is needed and {type(model).__name__} was given; pass the nn.Module itself, "
             "e.g. pipeline.model or trainer.model."
         )
-    modules = modules_of(model)
-    entry = exception_for(model)
-    known = _known.get(model)
-    if known is None or known.modules != tuple(map(id, modules)) or known.entry is not entry:
-        known = _known[model] = _Known.of(model, modules, entry)
-    by_id = {id(module): module for module in modules}
-    return Architecture(
-        model,
-        tuple(Stack(name, path, tuple(by_id[block] for block in blocks)) for name, path, blocks in known.stacks),
-        {module: known.paths[id(module)] for module in modules},
-    )
+    structure = structure_of(model)
+    held: ReferenceType[Architecture] | None = structure.kept.get("architecture")
+    found = None if held is None else held()
+    if found is None:
+        found = Architecture(model, structure.stacks_now(), structure)
+        structure.kept["architecture"] = ref(found)
+    return found
 
 
-@dataclass(frozen=True)
-class _Known:
-    """The stacks and paths found in a model, by ids and names, so that they keep no module alive.
+@dataclass(frozen=True, eq=False)
+class _KeptPlace:
+    """A place that was found, as it is kept: without the modules, to which it refers weakly.
 
     Attributes:
-        modules: the ids of the modules at the time; with other ids the model has changed.
-        entry: the entry of `interventions.models.overrides` that was used, if any.
-        stacks: name, path and ids of the blocks of each stack.
-        paths: the dotted path of each module, by its id.
+        plain: all else that the place holds.
+        modules: {attribute: module}.
+        stack: the number of its stack.
+        way: the modules on the way to its module, each with the name of the next one; they tell whether it is still
+            there.
+        heads: the numbers of heads that these modules state, for a place with heads.
     """
 
-    modules: tuple[int, ...]
-    entry: Blocks | None
-    stacks: tuple[tuple[str, str, tuple[int, ...]], ...]
-    paths: dict[int, str]
+    plain: dict[str, Any]
+    modules: dict[str, ReferenceType[nn.Module]]
+    stack: int | None
+    way: tuple[tuple[str, ReferenceType[nn.Module]], ...]
+    heads: tuple[object, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, modules: list[nn.Module], entry: Blocks | None) -> "_Known":
-        """Return what is found in a model now."""
-        stated = entry.lists_in(model) if entry is not None else []
-        order = entry.in_order if entry is not None else None
-        lists = [(path, order(model, tuple(held.children())) if order else entries_of(held)) for path, held in stated]
-        lists = lists or list(stacks_in(model))
-        names = names_of([path for path, _ in lists])
-        stacks = ((name, path, tuple(map(id, blocks))) for name, (path, blocks) in zip(names, lists, strict=True))
-        paths = {id(module): path for path, module in model.named_modules()}
-        return cls(tuple(map(id, modules)), entry, tuple(stacks), paths)
+    def of(cls, place: Place, found: Architecture) -> "_KeptPlace":
+        """Return a place of a model as it is kept."""
+        fields = vars(place)
+        modules = {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
+        plain = {name: value for name, value in fields.items() if name != "stack" and name not in modules}
+        way, held = [], [found.model]
+        for name in place.path.split(".") if place.path else ():
+            held.append(held[-1].get_submodule(name))
+            way.append((name, ref(held[-1])))
+        stack = None if place.stack is None else found.stacks.index(place.stack)
+        heads = stated_heads(held) if place.heads is not None or place.kind else ()
+        return cls(plain, {name: ref(each) for name, each in modules.items()}, stack, tuple(way), heads)
 
-
-_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+    def place(self, found: Architecture) -> Place | None:
+        """Return the place; None where another module stands on the way to it."""
+        held = [found.model]
+        for name, kept in self.way:
+            module = held[-1]._modules.get(name)
+            if module is None or module is not kept():
+                return None
+            held.append(module)
+        modules = {name: each() for name, each in self.modules.items()}
+        if None in modules.values() or (self.heads and stated_heads(held) != self.heads):
+            return None
+        place = object.__new__(Place)  # a frozen class, whose `__init__` would cost more than all else here
+        vars(place).update(self.plain, **modules, stack=None if self.stack is None else found.stacks[self.stack])
+        return place

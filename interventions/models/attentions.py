@@ -2,7 +2,7 @@
 
 import dis
 import re
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from types import CodeType
@@ -205,6 +205,11 @@ def only_attends(module: nn.Module) -> bool:
 def heads_of(module: nn.Module) -> int | None:
     """Return how many query heads an attention module states; None if it states none."""
     return count(module, _HEADS)
+
+
+def stated_heads(modules: Iterable[nn.Module]) -> tuple[object, ...]:
+    """Return all numbers of heads that modules state themselves, whatever they mean: others show a change."""
+    return tuple(vars(module).get(name) for module in modules for name in (*_HEADS, *_KEY_HEADS))
 
 
 def _attentions(block: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -249,6 +249,8 @@ def arguments_of(model: Model, inputs: object) -> Mapping[str, object]:
 
 def bind_arguments(model: nn.Module, args: tuple, kwargs: dict) -> Mapping[str, object]:
     """Return the arguments of a call by name, including those that the model gathers in `**kwargs`."""
+    if not args:
+        return kwargs
     try:
         bound = signature_of(_forward_of(model)).bind(*args, **kwargs).arguments
     except (TypeError, ValueError):
@@ -274,12 +276,14 @@ def signature_of(function: Any) -> Signature:
         ValueError, TypeError: as `inspect.signature`.
     """
     owner, plain = getattr(function, "__self__", None), getattr(function, "__func__", None)
-    if owner is None or plain is None or vars(plain):  # bound methods of a class alone, and no wrapped ones
+    if owner is None or plain is None:  # bound methods of a class alone
         return signature(function)
-    return _of_method(plain)
+    around = vars(plain)
+    return _of_method(plain, around.get("__wrapped__"), around.get("__signature__"))
 
 
 @lru_cache(maxsize=512)
-def _of_method(plain: Any) -> Signature:
+def _of_method(plain: Any, wrapped: object, stated: object) -> Signature:
+    """Return the signature of a method; what it wraps, or states as its signature, tells whether it is the same."""
     found = signature(plain)
     return found.replace(parameters=list(found.parameters.values())[1:])

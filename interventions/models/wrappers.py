@@ -42,6 +42,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def is_traced(model: object) -> TypeGuard[Traced]:
     """Return whether a model is one of nnsight."""
+    if isinstance(model, nn.Module):
+        return False
     return any(cls.__name__ == "Envoy" and cls.__module__.split(".")[0] == "nnsight" for cls in type(model).__mro__)
 
 

@@ -1,0 +1,249 @@
+"""The modules of a model and how they lie in each other, found once and kept until the model changes.
+
+To look at every module for each call would cost more than a small model. So what was found is kept, and two things
+tell that it still holds, without a look at every module: a count of all modules that torch registers anywhere
+(`module.part = …`, `add_module`), and the modules on the way to the blocks, whose lists can lose entries uncounted
+(`del model.layers[3]`). Where the count has moved, the whole model is compared.
+
+What is kept refers to modules weakly: they often refer back to their model, which could never be freed.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from operator import attrgetter
+from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
+
+from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
+
+from interventions.models.overrides import EXCEPTIONS, Blocks, exception_for
+from interventions.models.stacks import Stack, entries_of, names_of, stacks_in
+
+Names = tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
+"""The id of each module of a model, with the names and the ids of its parts."""
+
+
+@dataclass(eq=False)
+class Structure:
+    """The modules of one model, as they were found.
+
+    Attributes:
+        names: tells whether the model still has the same modules.
+        modules: each module once, in the order of `model.named_modules()`; they are numbered in this order.
+        paths: the dotted path of each module.
+        numbers: the number of each module, by its id.
+        parents: the numbers of the modules that hold each module.
+        stacks: name, path and numbers of the blocks of each list of repeated blocks.
+        trunk: the modules around blocks, with their parts.
+        entry: the entry of `interventions.models.overrides` that was used, if any.
+        table: all entries as they were then.
+        registered: how many modules torch had registered when the model was last compared.
+        kept: what others have found in the model, by names of their own; it must not refer to modules strongly.
+    """
+
+    names: Names
+    modules: tuple[ReferenceType[nn.Module], ...]
+    paths: tuple[str, ...]
+    numbers: dict[int, int]
+    parents: tuple[tuple[int, ...], ...]
+    stacks: tuple[tuple[str, str, tuple[int, ...]], ...]
+    trunk: tuple[tuple[ReferenceType[nn.Module], tuple[Callable[[], nn.Module | None], ...]], ...]
+    entry: Blocks | None
+    table: dict[str, Blocks]
+    registered: int
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Structure":
+        """Return what is found in a model now."""
+        registered, entry = _count.registered, exception_for(model)
+        found = list(model.named_modules())
+        numbers = {id(module): number for number, (_, module) in enumerate(found)}
+        refs = tuple(ref(module) for _, module in found)
+        parents: list[list[int]] = [[] for _ in found]
+        for number, (_, module) in enumerate(found):
+            for part in module._modules.values():
+                if part is not None:
+                    parents[numbers[id(part)]].append(number)
+        lists = _lists_of(model, entry)
+        stacks = tuple(
+            (name, path, tuple(numbers[id(block)] for block in blocks))
+            for name, (path, blocks) in zip(names_of([path for path, _ in lists]), lists, strict=True)
+        )
+        around = _upward([number for *_, blocks in stacks for number in blocks], parents)
+        around -= {number for *_, blocks in stacks for number in blocks}
+        trunk = tuple(
+            (
+                refs[number],
+                tuple(_nothing if part is None else ref(part) for part in found[number][1]._modules.values()),
+            )
+            for number in sorted(around)
+        )
+        paths = tuple(path for path, _ in found)
+        return cls(
+            _names_in(model),
+            refs,
+            paths,
+            numbers,
+            tuple(map(tuple, parents)),
+            stacks,
+            trunk,
+            entry,
+            dict(EXCEPTIONS),
+            registered,
+        )
+
+    def still_holds(self, model: nn.Module) -> bool:
+        """Return whether the model has the same modules as when this was found."""
+        if self.table != EXCEPTIONS and self.entry is not exception_for(model):
+            return False
+        if self.registered != _count.registered:
+            registered = _count.registered
+            if not self.is_exact(model):
+                return False
+            self.registered = registered
+        for holder, parts in self.trunk:
+            module = holder()
+            if module is None or [part() for part in parts] != list(module._modules.values()):
+                return False
+        return True
+
+    def is_exact(self, model: nn.Module) -> bool:
+        """Return whether each module of the model is where it was, also those that were put there past torch."""
+        return self.names == _names_in(model)
+
+    def holds(self, module: nn.Module) -> bool:
+        """Return whether a module is the model or a part of it."""
+        number = self.numbers.get(id(module))
+        return number is not None and self.modules[number]() is module
+
+    def module(self, number: int) -> nn.Module:
+        """Return the module with a number."""
+        module = self.modules[number]()
+        assert module is not None, "the model holds its modules"
+        return module
+
+    def those_left(self) -> list[tuple[str, nn.Module]]:
+        """Return path and module of each module that still exists."""
+        both = zip(self.paths, self.modules, strict=True)
+        return [(path, module) for path, each in both if (module := each()) is not None]
+
+    def any_trains(self) -> bool:
+        """Return whether any module is in train mode."""
+        return True in map(_TRAINING, [module for each in self.modules if (module := each()) is not None])
+
+    def around(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
+        """Return these modules and all those around them, each once."""
+        numbers, others = self._numbers_of(modules)
+        return [*map(self.module, sorted(_upward(numbers, self.parents))), *others]
+
+    def above(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
+        """Return the modules that hold one of these, at any depth."""
+        numbers, _ = self._numbers_of(modules)
+        holders = [parent for number in numbers for parent in self.parents[number]]
+        return [*map(self.module, sorted(_upward(holders, self.parents)))]
+
+    def _numbers_of(self, modules: Iterable[nn.Module]) -> tuple[list[int], list[nn.Module]]:
+        """Return the numbers of those modules that are parts of the model, and the others."""
+        numbers, others = [], []
+        for module in dict.fromkeys(modules):
+            number = self.numbers.get(id(module))
+            if number is not None and self.modules[number]() is module:
+                numbers.append(number)
+            else:
+                others.append(module)
+        return numbers, others
+
+    def stacks_now(self) -> tuple[Stack, ...]:
+        """Return the stacks with their blocks."""
+        return tuple(Stack(name, path, tuple(map(self.module, blocks))) for name, path, blocks in self.stacks)
+
+    def where(self, key: str, is_one: Callable[[nn.Module], bool]) -> list[nn.Module]:
+        """Return the modules for which `is_one(module)` was true when they were found; it is called once for each.
+
+        Args:
+            key: names the function.
+            is_one: a function of a module that depends on its class, or on what it is made of.
+        """
+        numbers = self.kept.get(key)
+        if numbers is None:
+            numbers = tuple(i for i, each in enumerate(self.modules) if (now := each()) is not None and is_one(now))
+            self.kept[key] = numbers
+        return [module for number in numbers if (module := self.modules[number]()) is not None]
+
+
+def structure_of(model: nn.Module) -> Structure:
+    """Return the structure of a model, as it is now."""
+    _start_to_count()
+    known = _structures.get(model)
+    if known is None or not known.still_holds(model):
+        known = _structures[model] = Structure.of(model)
+    return known
+
+
+def forget_structure(model: nn.Module) -> None:
+    """Look at the modules of a model again when they are needed next."""
+    _structures.pop(model, None)
+
+
+def _lists_of(model: nn.Module, entry: Blocks | None) -> list[tuple[str, tuple[nn.Module, ...]]]:
+    """Return path and blocks of each list of repeated blocks: those that the table states, else those found."""
+    stated = entry.lists_in(model) if entry is not None else []
+    order = entry.in_order if entry is not None else None
+    lists = [(path, order(model, tuple(held.children())) if order else entries_of(held)) for path, held in stated]
+    return lists or list(stacks_in(model))
+
+
+def _names_in(model: nn.Module) -> Names:
+    """Return the ids of the modules of a model, with the names and the ids of their parts."""
+    found, waiting, seen = [], [model], {id(model)}
+    while waiting:
+        module = waiting.pop()
+        parts = [(name, part) for name, part in module._modules.items() if part is not None]
+        found.append((id(module), tuple((name, id(part)) for name, part in parts)))
+        for _, part in parts:
+            if id(part) not in seen:
+                seen.add(id(part))
+                waiting.append(part)
+    return tuple(found)
+
+
+def _upward(numbers: Iterable[int], parents: Any) -> set[int]:
+    """Return the numbers of modules and of all modules around them."""
+    found, waiting = set(numbers), list(dict.fromkeys(numbers))
+    while waiting:
+        for number in parents[waiting.pop()]:
+            if number not in found:
+                found.add(number)
+                waiting.append(number)
+    return found
+
+
+def _nothing() -> None:
+    """Return None, as a reference to a part that is None."""
+
+
+_TRAINING = attrgetter("training")
+
+
+class _Count:
+    """The number of modules that torch has registered in other modules since the first model was looked at."""
+
+    registered = 0
+
+    def __call__(self, holder: nn.Module, name: str, module: nn.Module | None) -> None:
+        self.registered += 1
+
+
+_count = _Count()
+
+
+@cache
+def _start_to_count() -> None:
+    """Count the modules that torch registers from now on."""
+    register_module_module_registration_hook(_count)
+
+
+_structures: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
