@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from interventions.execution.origins import Stored
     from interventions.execution.requests import Handle
     from interventions.execution.run import Activations, Run
+    from interventions.execution.stamps import unchanged
     from interventions.interchanges import interchange, intervene
     from interventions.locations import SITES, Location, as_location
     from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
@@ -119,6 +120,7 @@ __all__ = [
     "shown",
     "sweep",
     "unanswered",
+    "unchanged",
 ]
 
 _NAMES = {
@@ -135,6 +137,7 @@ _NAMES = {
     "interventions.execution.origins": "Stored",
     "interventions.execution.requests": "Handle",
     "interventions.execution.run": "Activations Run",
+    "interventions.execution.stamps": "unchanged",
     "interventions.interchanges": "interchange intervene",
     "interventions.locations": "Location SITES as_location",
     "interventions.metrics": "Metric kl log_probability logit_difference normalized probability",

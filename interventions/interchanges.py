@@ -39,7 +39,7 @@ from interventions.execution.run import (
     without_cache,
     without_past,
 )
-from interventions.execution.stamps import Stamp
+from interventions.execution.stamps import Stamp, read_once
 from interventions.execution.writes import Write
 from interventions.hooks.installation import opened
 from interventions.hooks.scopes import Scope, acting
@@ -192,8 +192,9 @@ def interchange(
         return replace(done, answers=base.answers if isinstance(base, Run) else done.answers)
     model, found = module_of(model), architecture(model)
     listen, where = partial(read_source, model if origin is None else origin.model), (positions, source_positions, None)
-    writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
-    recording = recording_of(base) if isinstance(base, Run) and resume else None
+    with read_once():
+        writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
+        recording = recording_of(base) if isinstance(base, Run) and resume else None
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
     kept = locations_of(record)

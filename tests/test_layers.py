@@ -54,6 +54,7 @@ TESTED_BY = {
     "interventions/public_names.py": "tests/test_public_names.py",
     "interventions/renames.py": "tests/test_renames.py",
     "interventions/execution/examples.py": "tests/interventions/test_runs.py",
+    **{f"interventions/execution/{name}.py": "tests/faults/test_stamps.py" for name in ("inventory", "numbers")},
     "interventions/execution/hooked.py": "tests/interventions/test_interchanges.py",
     "interventions/execution/parts.py": "tests/interventions/execution/test_subspace_writes.py",
     "interventions/execution/requests.py": "tests/interventions/test_interchanges.py",

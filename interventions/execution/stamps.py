@@ -1,151 +1,226 @@
 """A stamp of a model: it shows whether tensors, modes, adapters or settings have changed since a run.
 
 Torch counts writes into a tensor, but not those through `.data`, NumPy or other views of its memory. So a stamp also
-holds the address of each tensor, a sum over all numbers of models up to `WHOLE` numbers, and for larger ones a sample
-from every row and every column of every matrix. Changed rows, columns, heads, units and layers are seen; one number
-of a large matrix, written past torch, is not.
+holds the address of each tensor, all numbers of models up to `numbers.WHOLE` numbers, and for larger ones a sample
+from every row and every column of every matrix. Changed rows, columns, heads, units and layers are seen; one number of
+a large matrix, written past torch, is not.
+
+What was found in a model is kept for its next stamp. Only stamps, which live as long as the runs that hold them, hold
+parts of a model; what is kept without them holds neither a model nor memory that it has given up.
 """
 
-import math
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from types import MethodType
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from interventions.hooks.replacements import own_forward
-from interventions.models.modules import modules_of
-from interventions.models.wrappers import Model, is_sharded, module_of
+from interventions.endings import setting
+from interventions.errors import InterventionError
+from interventions.execution.inventory import Inventory, Settings
+from interventions.execution.numbers import Layout, Numbers, numbers_of
+from interventions.models.modules import model_name
+from interventions.models.wrappers import Model, module_of
 
-WHOLE = 2**24  # up to as many numbers of a model are all read, in some milliseconds
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_OF_TORCH = frozenset(vars(nn.Module()))
+_version_of: Any = torch._C.TensorBase._version.__get__  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Stamp:
-    """The state of a model at some time, as two hashes.
+    """The state of a model at some time.
 
     Attributes:
-        made: the hash of versions of tensors, modes and settings.
-        held: the hash of addresses and numbers of the tensors; None where these are elsewhere or move from run to run
-            (FSDP, offloading).
+        settings: the identity, mode, own `forward` and plain settings of each module, and those of each configuration.
+        forwards: the id of the `forward` of each class.
+        classed: the number of the class of each module and configuration.
+        versions: how often torch has written into each tensor.
+        numbers: the addresses and numbers of the tensors; None where these are elsewhere or move from run to run (FSDP,
+            offloading).
     """
 
-    made: int
-    held: int | None
+    settings: list[Settings]
+    forwards: list[int]
+    classed: list[int]
+    versions: list[int]
+    numbers: Numbers | None
+    _contents: "_Contents | None" = field(default=None, repr=False)
 
     @classmethod
     def of(cls, model: Model) -> "Stamp":
-        """Return the stamp of a model now."""
-        module = module_of(model)
-        modules = modules_of(module)
-        parameters = [each for module in modules for each in module._parameters.values() if each is not None]
-        # In train mode a run itself changes the buffers of a norm, which reads none of them then.
-        still = [module for module in modules if not module.training]
-        tensors = [*parameters, *(each for module in still for each in module._buffers.values() if each is not None)]
-        made = hash((tuple(map(_version, tensors)), tuple(map(_settings, modules)), tuple(_configs(modules))))
-        elsewhere = any(each.is_meta for each in tensors) or is_sharded(module)
-        return cls(made, None if elsewhere else _memory(list({id(each): each for each in tensors}.values())))
+        """Return the stamp of a model now, or that of the block `unchanged` around."""
+        module, readings = module_of(model), _readings.get()
+        return _read(module) if readings is None else readings.stamp(module)
 
     def is_of(self, model: Model) -> bool:
         """Return whether the model is still the same."""
-        now = Stamp.of(model)
-        return self.made == now.made and (self.held == now.held or None in (self.held, now.held))
+        module, readings = module_of(model), _readings.get()
+        return not self._changes(_read(module)) if readings is None else readings.is_same(self, module)
+
+    def _changes(self, now: "Stamp") -> str:
+        """Return what has changed from this stamp to another; "" if nothing has."""
+        if self is now:
+            return ""
+        if self.settings != now.settings or not self._runs_as(now):
+            return "modules, settings, adapters or the train/eval mode"
+        if self.versions != now.versions:
+            return "weights or buffers, by torch"
+        if self.numbers is not None and now.numbers is not None and not self.numbers.are_as(now.numbers):
+            return "weights or buffers, past torch"
+        return ""
+
+    def _runs_as(self, now: "Stamp") -> bool:
+        """Return whether each module runs the same `forward` of its class."""
+        if self.classed == now.classed:
+            return self.forwards == now.forwards
+        return [self.forwards[each] for each in self.classed] == [now.forwards[each] for each in now.classed]
 
 
-def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+class _Contents:
+    """The inventory of a model with what it holds, shared by its stamps: an older stamp holds nothing that is gone."""
+
+    inventory: Inventory
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Contents, ()  # a copy of a stamp is of no model
 
 
-def _settings(module: nn.Module) -> tuple[object, ...]:
-    """Return the identity, mode and `forward` of a module, and the settings that it keeps as plain values."""
-    forward: Any = own_forward(module) or MethodType(type(module).forward, module)
-    function, of = getattr(forward, "__func__", forward), getattr(forward, "__self__", None)
-    return (id(module), module.training, id(function), id(of), *_plain(vars(module)))
+@dataclass(eq=False)
+class _Known:
+    """The findings of the last stamp of a model for the next one. They hold no part of the model.
 
-
-def _configs(modules: Iterable[nn.Module]) -> Iterator[tuple[object, ...]]:
-    """Return the plain settings in each configuration of the modules."""
-    configs = {id(config): config for module in modules if (config := vars(module).get("config")) is not None}
-    return (tuple(_plain(vars(config))) for config in configs.values() if hasattr(config, "__dict__"))
-
-
-def _plain(attributes: Mapping[str, Any]) -> Iterator[tuple[object, ...]]:
-    """Yield those attributes that are settings: bools, floats and strings.
-
-    Integers are left out, as modules count with them while they run, and so are private attributes, except those of
-    adapters, as modules note in them what they have done.
+    Attributes:
+        inventory: what was found in the model.
+        layout: how its tensors are read.
+        contents: the inventory with the contents, as long as a stamp holds them.
+        last: the last stamp.
     """
-    for name, value in attributes.items():
-        kind = type(value)
-        if name in _OF_TORCH or (name[0] == "_" and "adapter" not in name):
-            continue
-        if kind in (bool, float, str):
-            yield name, value
-        elif kind is dict:
-            yield from ((name, key, each) for key, each in value.items() if type(each) in (bool, int, float, str))
-        elif kind in (list, tuple):
-            yield from ((name, each) for each in value if type(each) is str)
+
+    inventory: Inventory | None = None
+    layout: Layout | None = None
+    contents: ReferenceType[_Contents] | None = None
+    last: ReferenceType[Stamp] | None = None
 
 
-def _memory(tensors: list[Tensor]) -> int | None:
-    """Return a hash of the addresses and the numbers of tensors; None where they cannot be read."""
-    parts = [part for tensor in tensors for part in _parts(tensor)]
+_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+
+
+def _read(module: nn.Module, *, with_sums: bool = True) -> Stamp:
+    """Return the stamp of a model now: the last one, where it is held by somebody and nothing has changed.
+
+    Args:
+        module: the model.
+        with_sums: whether tensors are read that lie on other devices, or are not plain.
+    """
+    known = _known.get(module)
+    if known is None:
+        known = _known[module] = _Known()
+    held = None if known.contents is None else known.contents()
+    before, contents = (known.inventory, _Contents()) if held is None else (held.inventory, held)
+    inventory = (before and before.renewed()) or Inventory.of(module)
+    if inventory is not before:
+        contents.inventory = inventory
+        known.inventory, known.contents = inventory.folded(), ref(contents)
+    tensors = inventory.tensors()
+    numbers, layout = None, None
+    if not inventory.is_sharded:
+        numbers, layout = numbers_of(tensors, inventory.key, known.layout, with_sums=with_sums)
+    known.layout = layout
+    now = Stamp(inventory.settings, inventory.forwards(), inventory.classed, _versions(tensors), numbers, contents)
+    last = None if known.last is None else known.last()
+    # Sums on other devices are not compared here, as that waits for the device.
+    is_here = numbers is not None and numbers.sums is not None and all(each.is_cpu for each in numbers.sums)
+    if last is not None and is_here and last.numbers is not None and not last._changes(now):
+        if layout is not None and numbers is not None:
+            layout.give_back(numbers.sample)
+        return last
+    known.last = ref(now)
+    return now
+
+
+def _versions(tensors: list[Tensor]) -> list[int]:
+    """Return how often torch has written into each tensor; −1 for those of inference, which are not counted."""
     try:
-        places = tuple((part.data_ptr(), part.dtype, str(part.device), part.shape) for part in parts)
-        return hash((places, _content(parts)))
-    except (RuntimeError, NotImplementedError, TypeError):
-        return None  # the tensors inside functorch or a fake run hold no numbers
+        return list(map(_version_of, tensors))
+    except RuntimeError:
+        return [-1 if tensor.is_inference() else tensor._version for tensor in tensors]
 
 
-def _parts(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the plain tensors inside a tensor: quantized and distributed ones consist of several."""
-    if is_lazy(tensor):
+class _Readings:
+    """The stamps of models inside a block in which each is read once."""
+
+    def __init__(self, *, is_promised: bool) -> None:
+        self.is_promised = is_promised
+        self.stamps: dict[nn.Module, Stamp] = {}
+        self.same: dict[Stamp, nn.Module] = {}
+
+    def stamp(self, module: nn.Module) -> Stamp:
+        """Return the stamp of a model in this block."""
+        found = self.stamps.get(module)
+        if found is None:
+            found = self.stamps[module] = _read(module)
+        return found
+
+    def is_same(self, stamp: Stamp, module: nn.Module) -> bool:
+        """Return whether a stamp is as that of a model in this block."""
+        now = self.stamp(module)
+        if stamp is now or self.same.get(stamp) is module:
+            return True
+        is_same = not stamp._changes(now)
+        if is_same:
+            self.same[stamp] = module
+        return is_same
+
+    def check(self) -> None:
+        """Raise InterventionError for a model that is no longer as it was in this block."""
+        for module, stamp in self.stamps.items():
+            changed = stamp._changes(_read(module, with_sums=False))
+            if changed:
+                raise InterventionError(
+                    f"the {model_name(module)} changed inside `with unchanged():` ({changed}), where its runs are not "
+                    "checked; end the block before you change the model, and open it again: with unchanged(): …"
+                )
+
+
+_readings: ContextVar[_Readings | None] = ContextVar("readings", default=None)
+
+
+@contextmanager
+def unchanged() -> Iterator[None]:
+    """Check each model once inside the block, and at its end, instead of at each use of a run.
+
+    A run is refused where its model has changed since, so each use of a run looks at the whole model. Where no model
+    changes for a while, as in a loop of measurements or in the forward of a training step, it is enough to look at the
+    first run or use inside the block, and at its end. Runs made before the block are compared once. The block holds the
+    models that are run in it until it ends; blocks inside it join it; other threads are not in it.
+
+    Raises:
+        InterventionError: a model that was run in the block changed before the end. At the end it is seen in what torch
+            and Python count, and in the numbers of weights in the memory of the CPU; those on other devices are not
+            read again, so that nothing waits for the device.
+
+    >>> from interventions import Location, interchange, run
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
+    >>> base, source = torch.zeros(4, 2), torch.ones(4, 2)
+    >>> with unchanged():
+    ...     held = run(net, base)
+    ...     changed = [interchange(net, held, source, Location(module=name)).output for name in "01"]
+    >>> len(changed)
+    2
+    """
+    around = _readings.get()
+    if around is not None and around.is_promised:
+        yield
         return
-    names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
-    if names:
-        for name in names:
-            yield from _parts(getattr(tensor, name))
-    else:
-        yield tensor.detach()
+    readings = _Readings(is_promised=True)
+    with setting(_readings, readings):
+        yield
+    readings.check()
 
 
-def _content(parts: list[Tensor]) -> tuple[int, ...]:
-    """Return sums over the bits of the tensors, of all or of a sample, which change with their numbers."""
-    whole = sum(part.numel() for part in parts) <= WHOLE
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    sums: dict[torch.device, list[Tensor]] = defaultdict(list)
-    for part in parts:
-        if part.numel() and part.layout is torch.strided and not part.is_quantized:
-            bits = torch.view_as_real(part) if part.is_complex() else part
-            bits = bits.reshape(-1).view(_BITS[bits.element_size()])
-            groups[part.device, bits.dtype].append(bits[:: _stride(part.shape)])
-            if whole:
-                sums[part.device].append(_sum(bits))
-    for (device, _), samples in groups.items():
-        numbers = torch.cat(samples).long()
-        order = torch.arange(1, 2 * len(numbers), 2, device=device)  # so that an exchange of numbers shows
-        sums[device].append((numbers * order).sum())
-    return tuple(number for each in sums.values() for number in torch.stack(each).tolist())
-
-
-def _stride(shape: torch.Size) -> int:
-    """Return a stride through a matrix whose samples meet every row and every column."""
-    columns = shape[-1] if shape else 1
-    rows = math.prod(shape[:-1])
-    stride = max(1, min(rows, columns) - 1)
-    while math.gcd(stride, columns) > 1:
-        stride -= 1
-    return stride
-
-
-def _sum(bits: Tensor) -> Tensor:
-    """Return the sum of all bits, read eight bytes at a time where possible, which is several times faster."""
-    size = bits.element_size()
-    even = len(bits) * size % 8 == 0 and bits.storage_offset() * size % 8 == 0
-    return (bits.view(torch.int64) if even else bits).sum()
+def read_once() -> AbstractContextManager[None]:
+    """Read each model once inside the block, for a verb that checks several runs before it runs anything."""
+    return nullcontext() if _readings.get() is not None else setting(_readings, _Readings(is_promised=False))

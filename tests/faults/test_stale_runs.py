@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrize, prune, vector_to_parameters
 
 from interventions import InterventionError, Location, Zero, interchange, intervene, record, run
-from interventions.execution import stamps
+from interventions.execution import numbers, stamps
 from tests.interventions.tiny_models import INNER, OTHERS, TRANSFORMERS, answer, batch, make, middle
 
 KINDS = [*TRANSFORMERS, *OTHERS]
@@ -293,13 +293,13 @@ def test_what_changes_nothing_is_never_refused(kind, training, tmp_path):
 
 
 def test_large_models_are_seen_to_change_in_any_row_and_column(monkeypatch):
-    monkeypatch.setattr(stamps, "WHOLE", 0)
+    monkeypatch.setattr(numbers, "WHOLE", 0)
     for shape in ((4, 9), (9, 4), (7, 7), (1, 6), (6, 1), (12, 8), (8, 12), (3, 4, 6), (5,), (64, 30), (30, 64)):
         module = nn.ParameterList([nn.Parameter(torch.randn(shape))])
-        numbers = module[0].detach().view(-1, shape[-1]).numpy()
-        assert module[0][None].numel() >= len(numbers.reshape(-1)[:: stamps._stride(module[0].shape)])
+        rows = module[0].detach().view(-1, shape[-1]).numpy()
+        assert module[0][None].numel() >= len(rows.reshape(-1)[:: numbers._stride(module[0].shape)])
         for axis in (0, 1):
-            for which in range(numbers.shape[axis]):
+            for which in range(rows.shape[axis]):
                 made = stamps.Stamp.of(module)
-                numbers[(slice(None),) * axis + (which,)] += 1
+                rows[(slice(None),) * axis + (which,)] += 1
                 assert not made.is_of(module), (shape, axis, which)
