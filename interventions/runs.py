@@ -101,13 +101,15 @@ def run(
 
 
 @checked
-def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = False) -> Run:
+def run_to(model: Model, inputs: Inputs, at: Where, *, resumable: bool = False, remote: bool | str = False) -> Run:
     """Run `model` until the last of the locations `at`, and return a Run with output None: a source for interchanges.
 
     Args:
         model: a torch model, or one of nnsight.
         inputs: as in `run`.
         at: a Location or several, at least one.
+        resumable: also keep what every block returns that runs, so that it is a base too: interchanges at these
+            locations resume from there, and no block of the base runs in vain.
         remote: as in `run`.
 
     Raises:
@@ -123,9 +125,23 @@ def run_to(model: Model, inputs: Inputs, at: Where, *, remote: bool | str = Fals
     if (tracing := traced(model, remote)) is not None:
         return tracing.run_to(model, inputs, locations, remote=remote)
     check_inputs(inputs)
-    activations = read(module_of(model), inputs, list(dict.fromkeys(location.whole for location in locations)))
-    activations.fetch_with(lambda location, kept: part_of(kept[location.whole], location, found.place(location)))
-    return Run(model, inputs, None, activations)
+    recording = Recording.begin(found) if resumable and found.stacks else None
+    whole = list(dict.fromkeys(location.whole for location in locations))
+    activations = read(module_of(model), inputs, whole, recording=recording)
+
+    def fetch(location: Location, kept: Activations) -> Tensor:
+        place = found.place(location)
+        state = kept[location.whole] if location.whole in kept and location.whole != location else None
+        state = recording.state(place) if state is None and recording is not None else state
+        if state is None:
+            raise InterventionError(
+                f"{location} was not read in this run, which stops after {', '.join(map(str, whole))}; name it there: "
+                f"run_to(model, inputs, at=[{location!r}])."
+            )
+        return part_of(state, location, place)
+
+    activations.fetch_with(fetch)
+    return Run(model, inputs, None, activations, recording)
 
 
 def traced(model: Model, remote: bool | str = False) -> Any:

@@ -23,16 +23,24 @@ class Computed(dict[str, Tensor]):
     def __init__(self, values: Values, by: object) -> None:
         super().__init__(values)
         counted = not any(value.is_inference() for value in values.values())
-        self._by, self._made = by, {name: (each, each._version) for name, each in values.items()} if counted else None
+        self.by, self._made = by, {name: (each, each._version) for name, each in values.items()} if counted else None
 
     def is_of(self, by: object) -> bool:
         """Return whether the values are those that `by` computed: none was replaced, or written in place."""
-        if self._by is not by or self._made is None or self.keys() != self._made.keys():
+        if self.by is not by or self._made is None or self.keys() != self._made.keys():
             return False
         return all(self[name] is made and made._version == version for name, (made, version) in self._made.items())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return dict, (dict(self),)
+
+
+def moved(values: Values, device: torch.device) -> Values:
+    """Return values on a device, without a wait for it; what a causal model computed needs no check there either."""
+    there = {name: value.to(device, non_blocking=True) for name, value in values.items()}
+    if isinstance(values, Computed) and values.is_of(values.by):
+        return Computed(there, values.by)
+    return there
 
 
 BATCHED = "it gets batched tensors on the device of the model, so index tables as table.to(values.device)[values]"

@@ -32,9 +32,19 @@ def encoded(model: CausalModel, network: nn.Module, values: Values) -> Any:
     return in_dtype_of(network, model.encode(values))
 
 
-def source_of(model: CausalModel, network: nn.Module, values: Values, entries: tuple[Entry, ...]) -> Ran:
-    """Return the source run: the network on these values, up to the last place of the entries."""
-    return Ran(values, run_to(network, encoded(model, network, values), places_of(entries)))
+def source_of(
+    model: CausalModel, network: nn.Module, values: Values, entries: tuple[Entry, ...], *, resumable: bool = False
+) -> Ran:
+    """Return the run of the network on these values up to the last place of the entries: a source for all of them.
+
+    Args:
+        model: the causal model, which encodes the values.
+        network: the network.
+        values: those of the inputs, or of all variables.
+        entries: of the mapping.
+        resumable: True makes it a base for all of them too.
+    """
+    return Ran(values, run_to(network, encoded(model, network, values), places_of(entries), resumable=resumable))
 
 
 def places_of(entries: tuple[Entry, ...]) -> list[Location]:

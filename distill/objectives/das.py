@@ -15,9 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from distill.causal.values import moved
 from distill.interchange.mapping import Entry
 from distill.interchange.swap import Ran, encoded, places_of, source_of, swapped
-from distill.objectives.iit import answer_loss, generator_on_cpu
+from distill.objectives.iit import answer_loss, base_and_source, generator_on_cpu
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Reads, Step
 
@@ -36,7 +37,7 @@ class DAS(Objective):
         ("das", "size"),
         "Σ_entries CE(N(b; Π(v) ← N(s)), H(b; v ← H(s))); size: Σ shares of the dims replaced",
         "Geiger et al. 2023, arXiv:2303.02536",
-        "student: a source run, one counterfactual run an entry",
+        "student: a source run, one counterfactual run an entry, of several a base run up to their places",
     )
 
     compares_runs = False
@@ -52,19 +53,23 @@ class DAS(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms of all entries of the mapping."""
-        model, feed, network = step.causal, step.feed, step.network
-        assert feed is not None
-        base = model.run({name: step.batch[name] for name in model.inputs})
-        rows = len(base[model.output])
-        source = model.run(feed.sources(rows, generator_on_cpu(step.generator), step.generator.device))
+        model, network, mapping = step.causal, step.network, step.mapping
+        rows, device = len(step.batch[model.inputs[0]]), step.batch[model.inputs[0]].device
+        base, source = base_and_source(step, rows, generator_on_cpu(step.generator))
+        answers = [model.answers(model.interchange(base, {entry.teacher: source})) for entry in mapping]
+        base, source = moved(base, device), moved(source, device)
         with torch.no_grad():
-            taken = source_of(model, network, source, step.mapping)
-            # One entry needs no base run: its counterfactual is a run of the base.
-            shared = step.student if len(step.mapping) > 1 else encoded(model, network, base)
-        losses = []
-        for entry in step.mapping:
-            answers = model.answers(model.interchange(base, {entry.teacher: source}))
-            losses.append(answer_loss(model, swapped(model, network, entry, Ran(base, shared), taken), base, answers))
+            taken = source_of(model, network, source, mapping)
+        if len(mapping) == 1:  # its counterfactual is a run of the base, of which no other is needed
+            shared = Ran(base, encoded(model, network, base))
+        elif "student" in vars(step):  # another objective of the step has run it
+            shared = Ran(base, step.student)
+        else:
+            shared = source_of(model, network, base, mapping, resumable=True)
+        losses = [
+            answer_loss(model, swapped(model, network, entry, shared, taken), base, wanted)
+            for entry, wanted in zip(mapping, answers, strict=True)
+        ]
         terms = {"das": step.mean(torch.stack(losses).sum())}
         sizes = [at.subspace.size for at in places_of(step.mapping) if hasattr(at.subspace, "size")]
         return terms | ({"size": torch.stack(sizes).sum()} if sizes else {})

@@ -12,17 +12,19 @@ Geiger et al. 2021 (arXiv:2112.00826), section 3; strict: Gupta et al. 2024 (arX
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.causal.model import CausalModel
-from distill.causal.values import Values, as_answers
+from distill.causal.values import Values, as_answers, moved
 from distill.errors import checked
 from distill.interchange.mapping import Entry
 from distill.interchange.swap import Ran, source_of, swapped
 from distill.losses import cross_entropy
+from distill.models.host_copies import host_columns, host_generator
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Reads, Step
 from interventions import Location, Run, as_location
@@ -74,20 +76,21 @@ class IIT(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the terms for one drawn entry of the mapping."""
-        model, feed = step.causal, step.feed
-        assert feed is not None
-        values = {name: step.batch[name] for name in model.inputs}
-        base, generator = model.run(values), generator_on_cpu(step.generator)
-        source = model.run(feed.sources(len(step.student.logits), generator, step.generator.device))
-        terms = {"task": step.mean(answer_loss(model, step.student, base, model.answers(base)))}
+        model, generator, device = step.causal, generator_on_cpu(step.generator), step.student.logits.device
+        base, source = base_and_source(step, len(step.student.logits), generator)
+        terms = {"task": step.mean(answer_loss(model, step.student, moved(base, device), model.answers(base)))}
+        drawn: dict[str, tuple[Entry, Values]] = {}
         if step.mapping:
             entry = step.mapping[int(torch.randint(len(step.mapping), (), generator=generator))]
-            answers = model.answers(model.interchange(base, {entry.teacher: source}))
-            terms["iit"] = step.mean(answer_loss(model, self._interchange(step, entry, base, source), base, answers))
+            drawn["iit"] = (entry, model.interchange(base, {entry.teacher: source}))
         if self.strict:
             place = self.strict[int(torch.randint(len(self.strict), (), generator=generator))]
-            swap = self._interchange(step, Entry((), (place,)), base, source)
-            terms["siit"] = step.mean(answer_loss(model, swap, base, model.answers(base)))
+            drawn["siit"] = (Entry((), (place,)), base)
+        base, source = moved(base, device), moved(source, device)
+        taken = self._source(step, source, tuple(entry for entry, _ in drawn.values())) if drawn else Ran(source, None)
+        for name, (entry, after) in drawn.items():
+            run = swapped(model, step.student.model, entry, Ran(base, step.student), taken)
+            terms[name] = step.mean(answer_loss(model, run, base, model.answers(after)))
         return terms
 
     def extra_repr(self) -> str:
@@ -95,18 +98,35 @@ class IIT(Objective):
         settings = f"strict={[str(place) for place in self.strict]}, detach_source={self.detach_source}"
         return settings if self.positions is None else f"positions={self.positions!r}, {settings}"
 
-    def _interchange(self, step: Step, entry: Entry, base: Values, source: Values) -> Run:
-        """Return the counterfactual run of the network for one entry of the mapping."""
-        model, network = step.causal, step.student.model
-        taken = source_of(model, network, source, (entry,))
+    def _source(self, step: Step, source: Values, entries: tuple[Entry, ...]) -> Ran:
+        """Return the source run of the network, one for all entries."""
+        with nullcontext() if not self.detach_source else torch.no_grad():
+            taken = source_of(step.causal, step.student.model, source, entries)
         if self.detach_source and isinstance(taken.run, Run):
-            taken = Ran(source, taken.run.detach())
-        return swapped(model, network, entry, Ran(base, step.student), taken)
+            return Ran(source, taken.run.detach())
+        return taken
+
+
+def base_and_source(step: Step, rows: int, generator: torch.Generator) -> tuple[Values, Values]:
+    """Return the values of all variables on the bases of a step and on sources that are drawn, on the host.
+
+    Each value is checked before the next is computed from it, and an accelerator would be waited for at each.
+
+    Args:
+        step: the step.
+        rows: the number of its examples.
+        generator: the generator of the draws.
+    """
+    model, feed, host = step.causal, step.feed, host_columns(step.batch)
+    assert feed is not None
+    sources = feed.sources(rows, generator, torch.device("cpu"))
+    return model.run({name: host[name] for name in model.inputs}), model.run(sources)
 
 
 def answer_loss(model: CausalModel, run: Run, base: Values, answers: Tensor) -> Tensor:
     """Return the cross-entropy [nats] of a network's answers under a causal model's, or their squared error."""
     logits = model.decode(run.logits, base)
+    answers = answers.to(logits.device, non_blocking=True)
     if answers.is_floating_point():
         return (as_answers(logits, answers) - answers.to(logits)).square().mean()
     return cross_entropy(logits, answers)
@@ -114,5 +134,5 @@ def answer_loss(model: CausalModel, run: Run, base: Values, answers: Tensor) -> 
 
 def generator_on_cpu(generator: torch.Generator) -> torch.Generator:
     """Return a generator of the CPU that the given one decides: a causal model draws the same on every device."""
-    seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+    seed = torch.randint(2**62, (), generator=host_generator(generator))
     return torch.Generator().manual_seed(int(seed))

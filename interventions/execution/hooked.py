@@ -99,13 +99,24 @@ def recording_scope(
     return scope
 
 
-def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: bool = True) -> Activations:
+def read(
+    model: nn.Module,
+    inputs: Inputs,
+    locations: list[Location],
+    *,
+    early: bool = True,
+    recording: Recording | None = None,
+) -> Activations:
     """Return activations of a run that stops after the last of them.
 
     Inside a block it stops when the block has returned, as its parts may run more than once.
 
     Args:
+        model: the model.
+        inputs: its inputs.
+        locations: where to read.
         early: whether to stop; False where a place may run again later.
+        recording: records the outputs of the blocks that run.
     """
     found = architecture(model)
     activations, taps = prepare_reads(found, locations)
@@ -130,8 +141,11 @@ def read(model: nn.Module, inputs: Inputs, locations: list[Location], *, early: 
     stopped = [stopping(*each) for each in zip(locations, taps, places, strict=True)]
     around = dict.fromkeys(place.block for place in places if place.block not in (None, place.module))
     ends = [Tap(block, "output", stop, writes=False) for block in around if block is not None]
-    with until_stopped(), opened(Scope(model, [*stopped, *ends])):
+    with until_stopped(), opened(recording_scope(model, [*stopped, *ends], recording)):
         call(model, without_cache(found, inputs))
+    if recording is not None:
+        recording.close()
+        recording.stops = early
     check_ran(activations, "the source run")
     return activations
 

@@ -60,6 +60,7 @@ class Recording:
         calls: the calls of its blocks.
         scopes: the scopes open on the model.
         hooks: the ids of the hooks of the user.
+        stops: whether the run stopped before its end, so that a block without a call comes after all that have one.
     """
 
     found: Architecture
@@ -67,6 +68,7 @@ class Recording:
     calls: list[BlockCall] = field(default_factory=list)
     scopes: tuple[Scope, ...] = ()
     hooks: tuple[int, ...] = ()
+    stops: bool = False
     _raw_state: Tensor | None = field(default=None, repr=False)
 
     @classmethod
@@ -153,7 +155,7 @@ class Recording:
             return max((i + 1 for i, call in enumerate(self.calls) if call.block in place.stack.blocks), default=0)
         turns = self._turns(place)
         if not turns:
-            return 0
+            return len(self.calls) if self.stops and place.block is not None else 0
         return turns[0] + 1 if place.is_block_output else turns[0]
 
 

@@ -1,5 +1,7 @@
 """Laws of runs, on every model: they answer as the model does, and keep what its modules gave."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -134,3 +136,57 @@ def test_what_was_not_recorded_raises():
             activations[Location(0)]
     with pytest.raises(InterventionError, match=r"never ran in this record block"), record(model, Location(1)):
         pass
+
+
+# --- runs up to a place that are bases too ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", [*TRANSFORMERS, "cnn", "mlp"])
+def test_an_interchange_resumes_from_a_run_up_to_its_place(name, training):
+    """Bit for bit what it is from a run of everything, with the same dropout, and at all places up to there."""
+    model = make(name).train(training)
+    torch.manual_seed(0)
+    source = run_to(model, batch(name, seed=2), places(name))
+    for last in places(name):
+        found = []
+        for base in (run, partial(run_to, at=[last], resumable=True)):
+            torch.manual_seed(1)
+            made = base(model, batch(name))
+            torch.manual_seed(2)
+            found.append(interchange(model, made, source, last).logits)
+        assert torch.equal(*found), last
+
+
+def test_blocks_below_the_place_run_once_and_those_above_once():
+    model, calls = make("gpt2"), []
+    for number, block in enumerate(model.transformer.h):
+        block.ln_1.forward = partial(lambda forward, number, x: calls.append(number) or forward(x),
+                                     block.ln_1.forward, number)  # fmt: skip
+    layers = len(model.transformer.h)
+    base = run_to(model, batch("gpt2"), Location(1), resumable=True)
+    source = run_to(model, batch("gpt2", seed=2), [Location(0, "mlp_output"), Location(1)])
+    assert calls == [0, 1, 0, 1]
+    calls.clear()
+    low, high = (interchange(model, base, source, at) for at in (Location(0, "mlp_output"), Location(1)))
+    assert calls == [*range(layers), *range(2, layers)]
+    assert base.output is None
+    assert not torch.equal(low.logits, high.logits)
+
+
+def test_a_run_up_to_a_place_that_cannot_be_resumed_keeps_no_blocks():
+    model = make("gpt2")
+    assert run_to(model, batch("gpt2"), Location(1)).recording is None
+    kept = run_to(model, batch("gpt2"), Location(1), resumable=True).recording
+    assert len(kept.calls) == 2
+
+
+def test_a_run_up_to_a_place_says_what_it_did_not_read():
+    model = make("gpt2")
+    for resumable in (False, True):
+        found = run_to(model, batch("gpt2"), Location(1), resumable=resumable)
+        with pytest.raises(InterventionError, match=r"mlp_output\.0 was not read in this run, which stops after block"):
+            _ = found.activations[Location(0, "mlp_output")]
+        assert torch.equal(found.activations[Location(1, dims=[0])], found.activations[Location(1)][..., [0]])
+    below = run(model, batch("gpt2")).activations[Location(0)]
+    assert torch.equal(found.activations[Location(0)], below)

@@ -194,8 +194,8 @@ RUNS = [
     Recipe(
         "interventions.run_to",
         iv.run_to,
-        lambda: {"model": decoder(), "inputs": ids(), "at": BLOCK, "remote": False},
-        {"model": "", "inputs": "whole tensor", "at": "", "remote": "False"},
+        lambda: {"model": decoder(), "inputs": ids(), "at": BLOCK, "resumable": False, "remote": False},
+        {"model": "", "inputs": "whole tensor", "at": "", "resumable": "flag", "remote": "False"},
         own=("inputs", "model"),
     ),
     Recipe(
