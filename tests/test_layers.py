@@ -142,6 +142,7 @@ TESTED_BY = {
     "distill/evaluation/interchange_result.py": "tests/distill/evaluation/test_outcome.py",
     "distill/evaluation/network_interchanges.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/attention_keys.py": "tests/distill/test_every_site.py",
+    "distill/interchange/real_positions.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/swap.py": "tests/distill/evaluation/test_variable_accuracy.py",
     "distill/interchange/vacuous.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/whole_state.py": "tests/distill/evaluation/test_variable_accuracy.py",
