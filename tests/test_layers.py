@@ -20,8 +20,9 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names renames public_names errors arguments endings precision locations operators positions subspaces models
-        metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
+        names renames public_names errors arguments endings precision host_copies locations operators positions
+        subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions
+        __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models tasks teachers interchange
         students objectives training evaluation metrics alignment auditing results comparison fit prospects
