@@ -24,7 +24,7 @@ from distill.interchange.mapping import Entry, Sides, layer_mapping
 from distill.interchange.positions import PositionRule, Span
 from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes, real_names
-from distill.models.inputs import uncompiled
+from distill.models.inputs import compiled_in_place, uncompiled
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
@@ -111,7 +111,7 @@ def fit(
             to; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
-    teacher, student = uncompiled(teacher), uncompiled(student)
+    given_models, teacher, student = (teacher, student), uncompiled(teacher), uncompiled(student)
     overrides: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     if output_dir is not None and not resume:
         refuse_used(Path(output_dir))
@@ -134,7 +134,7 @@ def fit(
     running = loop.run_to_end(
         training, (teacher, student), answers, accelerator=accelerator, title=title, console=console
     )
-    with running as (records, seconds):
+    with compiled_in_place(*given_models), running as (records, seconds):
         if isinstance(training.rows, Rows):
             name_classes(student, _names(teacher, training.rows))
         if place is not None and process_state().is_main_process:

@@ -252,6 +252,25 @@ def uncompiled(model: Any) -> Any:
     return inner if isinstance(inner, nn.Module) else model
 
 
+@contextmanager
+def compiled_in_place(*models: Any) -> Iterator[None]:
+    """Let models made by `torch.compile(model)` run compiled in the block where the model inside of them is called.
+
+    The hooks of that model fire, which those of `torch.compile(model)` never do, and run outside of compiled code.
+    """
+    compiled: list[nn.Module] = []
+    try:
+        for model in models:
+            inner = uncompiled(model)
+            if inner is not model and inner._compiled_call_impl is None and hasattr(model, "dynamo_ctx"):
+                compiled.append(inner)
+                inner._compiled_call_impl = model.dynamo_ctx(inner._call_impl)
+        yield
+    finally:
+        for inner in compiled:
+            vars(inner).pop("_compiled_call_impl", None)
+
+
 def innermost(model: Any) -> nn.Module:
     """Return the model whose `forward` names its arguments, from inside adapters and parallel wrappers."""
     network: Any = network_of(model)

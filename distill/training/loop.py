@@ -19,7 +19,7 @@ from distill.data.rows import Rows
 from distill.errors import DistillError, Unreachable, checked
 from distill.interchange.mapping import Entry, Sides
 from distill.models.finite import check_weights
-from distill.models.inputs import device_of, evaluating, innermost, network_of, to_device, uncompiled
+from distill.models.inputs import compiled_in_place, device_of, evaluating, innermost, network_of, to_device, uncompiled
 from distill.models.outputs import each_answered
 from distill.models.pad_tokens import keep_pad_token
 from distill.models.precision import upcast
@@ -66,14 +66,15 @@ def steps(
     Raises:
         DistillError: before the first step, arguments that do not fit together; later, a loss that is not finite.
     """
-    teacher, student = uncompiled(teacher), uncompiled(student)
+    given, teacher, student = (teacher, student), uncompiled(teacher), uncompiled(student)
 
     def run_steps() -> Generator[Record, None, None]:
         training = training_of(
             teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
             trained=trained,
         )  # fmt: skip
-        yield from train(replace(training, checkpoints=checkpoints), accelerator)
+        with compiled_in_place(*given):
+            yield from train(replace(training, checkpoints=checkpoints), accelerator)
 
     yield from each_answered((teacher, student), answers, run_steps())
 

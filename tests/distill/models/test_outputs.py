@@ -296,14 +296,43 @@ def test_a_seed_is_a_whole_number(seed):
 def test_models_that_are_wrapped_by_torch_compile_are_looked_through():
     teacher, student = bert(2).eval(), bert(2)
     before = weights(student)
-    compiled = torch.compile(student)
-    result = distill.fit(torch.compile(teacher), compiled, "full", text(), objective=[KD(), DIITO()],
+    compiled = torch.compile(student, backend="eager")
+    result = distill.fit(torch.compile(teacher, backend="eager"), compiled, "full", text(), objective=[KD(), DIITO()],
                          schedule=SCHEDULE, console=QUIET)  # fmt: skip
     assert result.student is student
     assert not same(before, weights(student))
     assert distill.accuracy(torch.compile(teacher), text()).count == len(text())
     assert distill.from_layers(torch.compile(teacher), 1).config.num_hidden_layers == 1
     assert distill.from_width(torch.compile(teacher), 8).config.hidden_size == 8
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("verb", ["fit", "steps"])
+def test_compiled_models_are_trained_compiled_by_kd(verb, in_place):
+    """Both run compiled in every step, and the student becomes what it becomes without; then all is as it was."""
+    torch._dynamo.reset()
+    calls = []
+
+    def counting(graph, example):
+        return lambda *args: (calls.append(1), graph(*args))[1]
+
+    teacher, student, expected = bert(2).eval(), bert(2), bert(2)
+    expected.load_state_dict(student.state_dict())
+    torch.nn.init.normal_(teacher.classifier.weight, generator=torch.Generator().manual_seed(1))
+    distill.fit(teacher, expected, {}, text(), objective=KD(), schedule=SCHEDULE, console=QUIET)
+    given = []
+    for model in (teacher, student):
+        if in_place:
+            model.compile(backend=counting)
+        given.append(model if in_place else torch.compile(model, backend=counting))
+    before = [vars(model).get("_compiled_call_impl") for model in (teacher, student)]
+    if verb == "fit":
+        distill.fit(*given, {}, text(), objective=KD(), schedule=SCHEDULE, console=QUIET)
+    else:
+        list(distill.steps(*given, {}, text(), objective=KD(), schedule=SCHEDULE))
+    assert len(calls) >= 2 * SCHEDULE.steps
+    assert same(weights(student), weights(expected))
+    assert [vars(model).get("_compiled_call_impl") for model in (teacher, student)] == before
 
 
 def test_adapters_are_trained_alone_and_not_cut():
