@@ -18,16 +18,16 @@ tensor([2., 1.])
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, cast
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from einops import rearrange, reduce
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from interventions.arguments import checked, is_whole
+from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.models.answers import logits_of, unanswered
 from interventions.names import shown
@@ -96,9 +96,10 @@ def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tens
     >>> logit_difference(answers=0, foils=[[1, 2]])(torch.tensor([[5.0, 1.0, 3.0]]))
     tensor([3.])
     """
+    right, wrong = _Ids(answers, "answers"), _Ids(foils, "foils")
 
     def difference(logits: Tensor) -> Tensor:
-        return _chosen(logits, answers, "answers") - _chosen(logits, foils, "foils")
+        return right.mean(logits) - wrong.mean(logits)
 
     return Metric("logit difference", difference, position, mask, is_signed=True)
 
@@ -119,7 +120,8 @@ def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) 
     >>> probability(1)(torch.tensor([[0.0, 0.0]]))
     tensor([0.5000])
     """
-    return Metric("probability", lambda logits: _chosen(widen(logits).softmax(-1), tokens, "tokens"), position, mask)
+    ids = _Ids(tokens, "tokens")
+    return Metric("probability", lambda logits: ids.mean(widen(logits).softmax(-1)), position, mask)
 
 
 @checked
@@ -134,9 +136,10 @@ def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = No
     >>> log_probability(1)(torch.tensor([[0.0, 0.0]]))  # −ln 2
     tensor([-0.6931])
     """
+    ids = _Ids(tokens, "tokens")
 
     def logarithm(logits: Tensor) -> Tensor:
-        return _chosen(widen(logits).log_softmax(-1), tokens, "tokens")
+        return ids.mean(widen(logits).log_softmax(-1))
 
     return Metric("log probability [nats]", logarithm, position, mask)
 
@@ -153,10 +156,11 @@ def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) ->
     >>> accuracy([0, 1])(torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
     tensor([1., 0.])
     """
+    ids = _Ids(answers, "answers")
 
     def correct(logits: Tensor) -> Tensor:
         highest = rearrange(_highest(logits, "accuracy"), "batch -> batch 1")
-        return reduce((_ids(answers, logits, "answers") == highest).float(), "batch k -> batch", "mean")
+        return reduce((ids.of(logits) == highest).float(), "batch k -> batch", "mean")
 
     return Metric("accuracy", correct, position, mask)
 
@@ -259,49 +263,6 @@ class Normalized:
         return (self.metric(output) - self.low) / (self.high - self.low)
 
 
-@dataclass(frozen=True, eq=False)
-class Reading:
-    """A metric together with the tokens that it reads: it measures logits that hold these tokens alone.
-
-    Called with an output whose logits are `[batch, kept, vocabulary]` it returns what the metric returns for the whole
-    output, `[batch]`.
-
-    Attributes:
-        metric: the metric.
-        columns: the columns of the tokens that it reads in any example, in order, padding counted, `[kept]`.
-        places: which of these it reads in each example, `[batch]`.
-    """
-
-    metric: "Metric | Normalized"
-    columns: Int[Tensor, " kept"]
-    places: Int[Tensor, " batch"]
-
-    def __call__(self, output: object) -> Tensor:
-        logits = logits_of(output)
-        places = self.places.to(logits.device)
-        return self.metric(logits[torch.arange(len(places), device=logits.device), places])
-
-
-def reading_of(metric: object, batch: int, tokens: int) -> Reading | None:
-    """Return which tokens of logits `[batch, tokens, vocabulary]` a metric reads; None where it does not say so.
-
-    Only a `Metric` says so, alone or normalized; any other function may read the whole output.
-
-    >>> reading_of(logit_difference(0, 1), batch=3, tokens=7).columns
-    tensor([6])
-    """
-    inner = metric
-    while type(inner) is Normalized:
-        inner = inner.metric
-    if type(inner) is not Metric or not is_whole(inner.position):
-        return None
-    if inner.mask is not None and inner.mask.shape != (batch, tokens):
-        return None
-    real = torch.ones(batch, tokens, dtype=torch.bool) if inner.mask is None else inner.mask.bool().cpu()
-    columns, places = torch.unique(select(inner.position, real).columns, return_inverse=True)
-    return Reading(cast(Metric | Normalized, metric), columns, places)
-
-
 def name_of(metric: object) -> str:
     """Return the name of a metric for tables and plots: its `name`, else that of the function."""
     name = str(getattr(metric, "name", getattr(metric, "__name__", type(metric).__name__)))
@@ -332,9 +293,34 @@ def _at(logits: Tensor, position: int, mask: Tensor | None) -> Tensor:
     return logits[chosen.rows, chosen.columns]
 
 
-def _chosen(values: Tensor, ids: Ids, what: str) -> Tensor:
-    """Return the mean of the values at `ids`, `[batch]`."""
-    return reduce(values.gather(-1, _ids(ids, values, what)), "batch k -> batch", "mean")
+@dataclass(eq=False)
+class _Ids:
+    """Ids of classes as a user gives them, which are checked once for each device and each number of them.
+
+    Attributes:
+        given: the ids.
+        what: their name in errors.
+    """
+
+    given: Ids
+    what: str
+    _known: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of the values at the ids, `[batch]`."""
+        found = values.gather(-1, self.of(values))
+        return found[:, 0] if found.shape[1] == 1 else reduce(found, "batch k -> batch", "mean")
+
+    def of(self, values: Tensor) -> Tensor:
+        """Return the ids as `[batch, k]`.
+
+        Raises:
+            InterventionError: ids of another shape than the values, or outside of the classes.
+        """
+        key = values.shape, values.device, getattr(self.given, "_version", None)
+        if key not in self._known:
+            self._known = {key: _ids(self.given, values, self.what)}
+        return self._known[key]
 
 
 def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:

@@ -20,9 +20,8 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names renames public_names errors arguments endings precision host_copies locations operators positions
-        subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions
-        __main__""".split(),
+        names renames public_names errors arguments endings precision locations operators positions subspaces models
+        metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models tasks teachers interchange
         students objectives training evaluation metrics alignment auditing results comparison fit prospects
@@ -143,7 +142,6 @@ TESTED_BY = {
     "distill/evaluation/interchange_result.py": "tests/distill/evaluation/test_outcome.py",
     "distill/evaluation/network_interchanges.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/attention_keys.py": "tests/distill/test_every_site.py",
-    "distill/interchange/real_positions.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/swap.py": "tests/distill/evaluation/test_variable_accuracy.py",
     "distill/interchange/vacuous.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/whole_state.py": "tests/distill/evaluation/test_variable_accuracy.py",

@@ -153,10 +153,18 @@ class VariableInterchanges(Interchanges):
         here, there = (Ran(values, ran) for values, ran in zip(high, runs, strict=True))
         on_base, on_source = (self._answers(ran, values) for ran, values in zip(runs, high, strict=True))
         unchanged, sums = model.answers(high[0]), []
+        wanted = {
+            variables: model.answers(model.interchange(high[0], {variables: other}))
+            for variables in dict.fromkeys(entry.teacher for entry in self.entries)
+        }
+        before = None if unchanged.is_floating_point() else _surprise(on_base, unchanged)
+        found: dict[Any, Tensor] = {}  # what the student answers after an interchange does not depend on the variables
         for entry in self.entries:
-            wanted = model.answers(model.interchange(high[0], {entry.teacher: other}))
-            after = self._answers(swapped(model, self.student, entry, here, there), high[0])
-            compared = _compare(wanted, unchanged, after, on_base, on_source)
+            key = entry.student, tuple(map(id, entry.positions))
+            if key not in found:
+                found[key] = self._answers(swapped(model, self.student, entry, here, there), high[0])
+            after = found[key]
+            compared = _compare(wanted[entry.teacher], unchanged, (after, on_base, on_source), before)
             sums.append(sum_predictions(compared, torch.ones(len(after), dtype=torch.float64, device=after.device)))
         return stacked(sums)
 
@@ -167,18 +175,23 @@ class VariableInterchanges(Interchanges):
         return answers
 
 
-def _compare(wanted: Tensor, unchanged: Tensor, after: Tensor, base: Tensor, source: Tensor) -> Batch:
+def _compare(wanted: Tensor, unchanged: Tensor, logits: Sequence[Tensor], before: Tensor | None) -> Batch:
     """Compare the answers of causal model and student, and return what each pair adds, by the names of a tally.
 
     Args:
         wanted, unchanged: the causal model's answers after the interchange, and to the base.
-        after, base, source: the logits of the student after the interchange, on the base and on the source.
+        logits: those of the student after the interchange, on the base and on the source.
+        before: how little the student expects the causal model's answer to the base [nats].
     """
-    if wanted.is_floating_point():
+    after, _, source = logits
+    if wanted.is_floating_point() or before is None:
         return {"error": (as_answers(after, wanted) - wanted.to(after)).abs().reshape(len(after), -1).mean(1)}
-    surprise = -after.double().log_softmax(-1).gather(-1, wanted[:, None])[:, 0]
     same = torch.isclose(after, source, rtol=1e-4, atol=1e-5).all(1)
-    answers = (logits.argmax(-1) for logits in (after, base, source))
-    on_base = -base.double().log_softmax(-1).gather(-1, unchanged[:, None])[:, 0]
-    divergences = {"divergence": surprise, "divergence_on_base": on_base}
+    answers = (each.argmax(-1) for each in logits)
+    divergences = {"divergence": _surprise(after, wanted), "divergence_on_base": before}
     return compare_classes(wanted, unchanged, *answers) | divergences | {"as_source": same}
+
+
+def _surprise(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return −log p of classes under the softmax of logits [nats], `[batch]`."""
+    return -logits.double().log_softmax(-1).gather(-1, classes[:, None])[:, 0]

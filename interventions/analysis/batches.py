@@ -27,7 +27,7 @@ from interventions.locations import Location
 from interventions.models.wrappers import module_of
 from interventions.operators import Add, Interpolate, Mean, Operator, Swap, Zero
 
-CALL_ON_CPU, CALL_ELSEWHERE = 1.5e7, 1e10  # operations in the time that a call of a block takes for one number, about
+CALL_ON_CPU, CALL_ELSEWHERE = 5e6, 1e10  # operations in the time that a call of a block takes for one number, about
 CALLS_OF_A_PASS = 8  # how many such calls the rest of a pass takes as long as, about
 BYTES_ON_CPU = 2**26  # of a pass, about: a larger one leaves the caches and takes longer for each of its rows
 BYTES_ELSEWHERE = 2**33

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from interventions.analysis.batches import Batches, Counterfactual, cells_a_pass, cost_of, draw_nothing
+from interventions.analysis.readings import Reading, reading_of
 from interventions.analysis.repeated_base import RepeatedBase
 from interventions.errors import InterventionError
 from interventions.execution.cells import Cell, Tokens
@@ -19,7 +20,6 @@ from interventions.hooks.installation import user_hooks
 from interventions.hooks.scopes import open_scopes
 from interventions.interchanges import interchange
 from interventions.locations import Location
-from interventions.metrics import Reading, reading_of
 from interventions.models.answers import UnknownAnswer, logits_of
 from interventions.models.architectures import architecture
 from interventions.models.axes import axis
@@ -122,8 +122,11 @@ class Passes:
             if reading is not None or len(batch) > 1:
                 yield from self._measured(batch)
                 return
-        measure = Each(reading or self.stacked.measure, len(batch), examples_in(self.stacked.base.inputs))
-        for each, value in zip(batch, _on_cpu(measure(output)), strict=True):
+        if reading is None:
+            values = Each(self.stacked.measure, len(batch), examples_in(self.stacked.base.inputs))(output)
+        else:
+            values = reading.each(output, len(batch))
+        for each, value in zip(batch, _on_cpu(values), strict=True):
             yield each.row, each.cell, value
 
     def _shapes(self, times: int) -> list[tuple[int, ...]]:

@@ -25,6 +25,7 @@ from interventions.execution.examples import examples_in
 from interventions.execution.origins import Origin, Stored, check_source_inputs, origin_of
 from interventions.execution.run import Inputs, Run
 from interventions.execution.stacking import Stacked, Summary, shapes_of
+from interventions.execution.stamps import unchanged
 from interventions.locations import Location, as_location
 from interventions.metrics import Metric, Normalized, name_of
 from interventions.models.architectures import architecture
@@ -114,7 +115,7 @@ def sweep(
     if origin is not None:
         check_eval(sender)
     read = wholes if origin is None else list(dict.fromkeys(origin.location(location).whole for location in ops))
-    with without_gradients():
+    with without_gradients(), unchanged():
         base_run, base_value = _run_base(model, base, wholes, metric, remote)
         summary = Summary(metric, shapes_of(base_run.output))
         source_run, source_value = _run_source(sender, source, read, summary, remote)

@@ -14,7 +14,6 @@ from torch import Tensor
 from interventions.endings import without_gradients
 from interventions.errors import InterventionError
 from interventions.execution.parts import coordinates_of, replace_part, select_entries, select_part
-from interventions.execution.stamps import may_read
 from interventions.execution.targets import Targets, check_positions, find_targets
 from interventions.hooks.checkpointing import check_recomputable
 from interventions.locations import Location
@@ -271,8 +270,6 @@ class Write:
 
     def _check_numbers(self, part: Tensor) -> None:
         """Raise InterventionError for a source with NaN."""
-        if not may_read(part):
-            return
         with without_gradients():
             wrong = part.isnan() if part.is_floating_point() else None
         if wrong is not None and wrong.any():

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interventions.host_copies import on_host
-
 Lengths = Callable[[Int[Tensor, " batch"], int, int], Int[Tensor, " batch"] | None]
 
 
@@ -35,7 +33,7 @@ def real_of(
     everything = torch.ones(batch, width, dtype=torch.bool)
     if mask is None:
         return everything
-    mask = on_host(mask)
+    mask = mask.cpu()
     if mask.shape == (batch, width):
         return mask.bool()
     if mask.ndim == 2 and bool(mask.bool().all()):

@@ -1,7 +1,6 @@
 """Metrics against closed forms, on whatever a model may return; and what makes no sense raises."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -17,10 +16,8 @@ from interventions.metrics import (
     name_of,
     normalized,
     probability,
-    reading_of,
 )
 from interventions.models.answers import logits_of
-from interventions.positions import select
 from tests.interventions.tiny_models import batch, make
 
 LOGITS = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
@@ -94,25 +91,18 @@ def test_positions_count_real_tokens(mask, columns):
         probability(0, position=4, mask=mask)(LOGITS)
 
 
-@pytest.mark.parametrize("mask", [None, LEFT, RIGHT], ids=["no mask", "left", "right"])
-@pytest.mark.parametrize("name", EVERY)
-def test_a_reading_measures_the_logits_that_a_metric_reads(name, mask):
-    """The value of these tokens is that of all tokens, bit for bit, and no other token is kept."""
-    real = torch.ones(3, 5, dtype=torch.bool) if mask is None else mask.bool()
-    for position in (-1, 0, 1):
-        metric = replace(EVERY[name], position=position, mask=mask)
-        other = LOGITS.flip(0) * 2
-        distinct = bool((metric(LOGITS).mean() - metric(other).mean()).abs() > 0)
-        for given in [metric, *([normalized(metric, LOGITS, other)] if distinct else [])]:
-            reading = reading_of(given, 3, 5)
-            assert torch.equal(reading({"logits": LOGITS[:, reading.columns]}), given(LOGITS))
-            assert reading.columns.tolist() == sorted(set(select(position, real).columns.tolist()))
-
-
-def test_what_reads_the_whole_output_is_no_reading():
-    assert reading_of(lambda output: output.logits[:, -1, 0], 3, 5) is None
-    assert reading_of(normalized(lambda output: output[:, -1, 0], LOGITS, 2 * LOGITS), 3, 5) is None
-    assert reading_of(replace(EVERY["probability"], mask=LEFT), 3, 4) is None
+def test_ids_are_those_of_each_batch_that_is_measured():
+    """They are checked once for a shape; another shape, or ids that were changed, are looked at anew."""
+    metric, ids = probability([1, 2, 3]), torch.tensor([1, 2, 3])
+    held = probability(ids)
+    for _ in range(2):
+        assert torch.equal(metric(LOGITS), held(LOGITS))
+        with pytest.raises(InterventionError, match=r"has shape \[3\] for 2 examples"):
+            metric(LOGITS[:2])
+        with pytest.raises(InterventionError, match=r"not all classes of the output; give ints from 0 to 2"):
+            metric(LOGITS[..., :3])
+    ids[0] = 4
+    assert torch.equal(held(LOGITS), probability([4, 2, 3])(LOGITS))
 
 
 def test_normalised_is_0_for_the_corrupted_and_1_for_the_clean_run():

@@ -7,6 +7,7 @@ from torch import nn
 
 import distill
 from distill import CausalModel, DistillError
+from distill.evaluation import variable_accuracy
 from interventions import Location, Rotation
 from tests.distill.wired import SUM, TOKENS, TWICE, Reader, turned, twice
 
@@ -145,3 +146,17 @@ def test_one_name_or_place_will_do():
     )
     assert both.variables == ("first+last",)
     assert "first+last" in str(both)
+
+
+def test_a_place_runs_once_for_all_variables(monkeypatch):
+    """What a network answers after an interchange does not depend on the variable that it is compared with."""
+    calls, places = [], ["module:hidden"]
+    swapped = variable_accuracy.swapped
+    monkeypatch.setattr(variable_accuracy, "swapped", lambda *given: calls.append(given[2]) or swapped(*given))
+    found = distill.search_alignment(TOKENS, Reader(), ["first", "last"], places, positions=[0, -1], pairs=300)
+    assert len(calls) == 2 * 2  # two positions, in two batches
+    calls.clear()
+    for number, name in enumerate(found.variables):
+        alone = distill.search_alignment(TOKENS, Reader(), name, places, positions=[0, -1], pairs=300)
+        assert alone.outcomes == found.outcomes[2 * number : 2 * number + 2]
+    assert len(calls) == 2 * 4
