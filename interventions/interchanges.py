@@ -27,7 +27,7 @@ from interventions.execution.hooked import (
 )
 from interventions.execution.origins import Stored, origin_of
 from interventions.execution.recordings import Recording, Replay
-from interventions.execution.requests import Handle, check_fired, pairs_of, writes_of
+from interventions.execution.requests import Handle, check_fired, measured, pairs_of, writes_of
 from interventions.execution.run import (
     Inputs,
     Keep,
@@ -123,10 +123,10 @@ def intervene(
         return
     model = module_of(model)
     listen = partial(read_source, model if origin is None else origin.model)
-    writes = writes_of(found, pairs, source, where, generator, listen=listen, origin=origin)
+    writes = measured(writes_of(found, pairs, source, where, generator, listen=listen, origin=origin))
     scope = Scope(model, [tap_of(write, write) for write in writes], generator=generator)
     with opened(scope):
-        yield Handle(tuple(writes))
+        yield Handle(writes)
     check_fired(writes, "this intervene block; call the model inside the block")
 
 

@@ -11,10 +11,10 @@ from math import inf, isfinite
 from typing import ClassVar
 
 import torch
-from einops import reduce
 from torch import Tensor
 
 from interventions.arguments import checked
+from interventions.devices import moved
 from interventions.errors import InterventionError
 from interventions.names import shown
 from interventions.renames import renamed
@@ -103,11 +103,7 @@ class Mean:
         return self.value is None
 
     def __call__(self, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        mean = (
-            reduce(_require_source(self, source), "n ... -> ...", "mean")
-            if self.value is None
-            else _fit(self, self.value, base)
-        )
+        mean = _require_source(self, source).mean(0) if self.value is None else _fit(self, self.value, base)
         return mean.expand_as(base)
 
 
@@ -265,7 +261,8 @@ def _gaussian(op: Noise | Mixup, base: Tensor, generator: torch.Generator | None
     """Draw z ~ N(0, σ²) of the shape of `base`, or scale the normal numbers that the operator holds."""
     if op.normal is None:
         device = base.device if generator is None else generator.device
-        normal = torch.randn(base.shape, generator=generator, device=device, dtype=base.dtype).to(base.device)
+        normal = torch.randn(base.shape, generator=generator, device=device, dtype=base.dtype)
+        normal = moved(normal, base.device)
     else:
         normal = _fit(op, op.normal, base)
     if not op.relative:
@@ -295,4 +292,4 @@ def _fit(op: object, value: Tensor, base: Tensor) -> Tensor:
             f"{type(op).__name__} holds a tensor of shape {list(value.shape)}, and what it replaces has shape "
             f"{list(base.shape)}; give one vector of shape [{base.shape[-1]}], or select as many dims."
         ) from error
-    return value.to(base)
+    return moved(value, base.device).to(base.dtype)

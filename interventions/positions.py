@@ -9,7 +9,9 @@ before it) and its mask has padding, counting raises an error; a boolean mask ov
 """
 
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypeGuard
 
 import torch
@@ -17,6 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from interventions.arguments import is_whole
+from interventions.devices import moved
 from interventions.errors import InterventionError
 from interventions.names import shown
 
@@ -34,14 +37,87 @@ class Selection:
 
     rows: Int[Tensor, " n"]
     columns: Int[Tensor, " n"]
+    _moved: dict[torch.device, "Selection"] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
     def to(self, device: torch.device) -> "Selection":
-        """Return this selection on a device."""
-        return Selection(self.rows.to(device), self.columns.to(device))
+        """Return this selection on a device, to which it is moved once, as one tensor."""
+        if self.rows.device == device:
+            return self
+        if device not in self._moved:
+            self._moved[device] = Selection(*moved(torch.stack([self.rows, self.columns]), device))
+        return self._moved[device]
 
     def counts(self, batch: int) -> Int[Tensor, " batch"]:
         """Return the number of selected tokens of each example, `[batch]`."""
         return torch.bincount(self.rows, minlength=batch)
+
+
+@dataclass(eq=False)  # not frozen, which takes several times as long to make
+class Columns:
+    """The same tokens of each example of a `[batch, token]` grid: a `Selection` that needs no tensors.
+
+    Attributes:
+        batch: the number of examples.
+        numbers: the numbers of the tokens, padding counted.
+
+    >>> Columns(2, (0, 3)).selection.columns.tolist(), Columns(2, (0, 3)).selection.rows.tolist()
+    ([0, 3, 0, 3], [0, 0, 1, 1])
+    """
+
+    batch: int
+    numbers: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return self.batch * len(self.numbers)
+
+    @cached_property
+    def selection(self) -> Selection:
+        """The same tokens row by row."""
+        rows = torch.arange(self.batch, device="cpu").repeat_interleave(len(self.numbers))
+        return Selection(rows, torch.tensor(self.numbers, dtype=torch.long, device="cpu").repeat(self.batch))
+
+
+def select_columns(positions: Positions, batch: int, length: int) -> Columns | None:
+    """Return what `select` selects where no token is padding, computed without tensors.
+
+    Returns:
+        The tokens; None where they differ from example to example, or `select` is to say what is wrong with them.
+
+    >>> select_columns([0, -1], 2, 5)
+    Columns(batch=2, numbers=(0, 4))
+    """
+    if type(positions) is int:
+        column = positions + length if positions < 0 else positions
+        return Columns(batch, (column,)) if 0 <= column < length else None
+    numbers: Sequence[int]
+    if isinstance(positions, slice):
+        _check_slice(positions)
+        numbers = range(length)[positions]
+    elif type(positions) in (list, tuple, range) and all(type(each) is int for each in positions):  # type: ignore[union-attr]
+        numbers = positions  # type: ignore[assignment]
+    else:
+        return None
+    columns = tuple([number + length if number < 0 else number for number in numbers])
+    fits = columns and min(columns) >= 0 and max(columns) < length and len(set(columns)) == len(columns)
+    return Columns(batch, columns) if fits else None
+
+
+Stretch = tuple[int, int, int]
+"""The first of some consecutive columns, the first of as many others, and their number."""
+
+
+def stretches_of(columns: Sequence[int], others: Sequence[int]) -> tuple[Stretch, ...]:
+    """Return columns and their partners as stretches that are consecutive in both.
+
+    >>> stretches_of((2, 3, 4, 7), (0, 1, 5, 6))
+    ((2, 0, 2), (4, 5, 1), (7, 6, 1))
+    """
+    pairs = list(zip(columns, others, strict=True))
+    breaks = [n for n, (a, b) in enumerate(pairwise(pairs), 1) if (b[0] - a[0], b[1] - a[1]) != (1, 1)]
+    return tuple((*pairs[start], end - start) for start, end in pairwise([0, *breaks, len(pairs)]))
 
 
 def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection:
@@ -67,18 +143,19 @@ def select(positions: Positions, real: Bool[Tensor, "batch token"]) -> Selection
         )
     if is_mask(positions):
         return _select_by_mask(positions, real)
-    numbers, rows = _numbers(positions, real)
+    numbers, rows, most = _numbers(positions, real)
     if not numbers.numel():
         raise InterventionError(
             f"positions={_shorten(positions)} selects nothing; leave positions out for all of them."
         )
-    lengths = real.sum(1)[rows]
+    counts = real.sum(1)
+    lengths = counts[rows]
     absolute = torch.where(numbers < 0, numbers + lengths, numbers)
     _check_range(positions, numbers, rows, lengths, real.shape[1])
-    # A stable sort puts the columns of the real tokens first, in their order: entry j is the column of real token j.
-    order = torch.argsort((~real).int(), dim=1, stable=True)
-    columns = order[rows, absolute]
-    if torch.unique(rows * real.shape[1] + columns).numel() < columns.numel():
+    # The columns of the real tokens lie row by row, so token j of a row is the j-th from where the row begins.
+    _, order = real.nonzero(as_tuple=True)
+    columns = order[(counts.cumsum(0) - counts)[rows] + absolute]
+    if most > 1 and torch.unique(rows * real.shape[1] + columns).numel() < columns.numel():
         raise InterventionError(f"positions={_shorten(positions)} names a token twice in one example; name each once.")
     return Selection(rows, columns)
 
@@ -137,9 +214,15 @@ def _select_by_mask(mask: Tensor, real: Tensor) -> Selection:
     return Selection(rows, columns)
 
 
-def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the position numbers, still counted over real tokens, and the example of each, both `[n]`."""
+def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Return the position numbers, still counted over real tokens, and the example of each, both `[n]`.
+
+    Returns:
+        Both, and the largest number of positions in an example.
+    """
     batch, device = len(real), real.device
+    if type(positions) is int:
+        return torch.full((batch,), positions, device=device), torch.arange(batch, device=device), 1
     if isinstance(positions, slice):
         _check_slice(positions)
         per_row = [list(range(int(length)))[positions] for length in real.sum(1)]
@@ -156,11 +239,12 @@ def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor]:
                 f"[{batch}, k]."
             )
         rows = torch.arange(batch, device=device).repeat_interleave(positions.shape[1])
-        return positions.to(device).long().flatten(), rows
+        return positions.to(device).long().flatten(), rows, positions.shape[1]
     else:
         per_row = _rows_of(positions, batch)
-    rows = torch.arange(batch, device=device).repeat_interleave(torch.tensor([len(p) for p in per_row], device=device))
-    return torch.tensor([p for row in per_row for p in row], device=device, dtype=torch.long), rows
+    counts = [len(p) for p in per_row]
+    rows = torch.arange(batch, device=device).repeat_interleave(torch.tensor(counts, device=device))
+    return torch.tensor([p for row in per_row for p in row], device=device, dtype=torch.long), rows, max(counts)
 
 
 def _rows_of(positions: Any, batch: int) -> list[list[int]]:

@@ -7,7 +7,8 @@ computes the same as one with a cache.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from operator import index
 from typing import Any
 
@@ -20,7 +21,7 @@ from interventions.errors import InterventionError
 from interventions.models.calls import Call
 from interventions.models.places import Place
 from interventions.names import shown
-from interventions.positions import Positions, Selection, is_mask, select
+from interventions.positions import Columns, Positions, Selection, is_mask, select, select_columns
 
 _MASK = re.compile("mask(?!ed)|padding", re.I)
 _LENGTHS = re.compile("(^|_)len(gth)?s?$", re.I)
@@ -77,63 +78,80 @@ def includes(step: int, steps: slice | frozenset[int] | None) -> bool:
     return steps is None or step in steps
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, which takes several times as long to make
 class Window:
     """The tokens of the sequence that one activation holds.
 
     Attributes:
-        real: True for each token of the sequence that is no padding, up to the end of the prompt at least. Where
-            nothing is counted, all are taken for real.
+        batch: the number of sequences.
+        reach: the length of the sequence so far, or that of the prompt if it is longer.
         total: the length of the sequence so far.
         offset: the number of tokens before the first of the activation.
         new: the number of tokens read in earlier calls. An activation that holds them again, as keys and values from
             a cache do, is written only from there on.
         prompt: the length of the prompt; None where it is not known.
+        mask: True for each token up to `reach` that is no padding; None where none is padding, or nothing is counted.
     """
 
-    real: Bool[Tensor, "batch token"]
+    batch: int
+    reach: int
     total: int
     offset: int
     new: int
     prompt: int | None
+    mask: Bool[Tensor, "batch token"] | None = None
+
+    @cached_property
+    def real(self) -> Bool[Tensor, "batch token"]:
+        """True for each token up to `reach` that is no padding. Where nothing is counted, all are taken for real."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.batch, self.reach, dtype=torch.bool, device="cpu")
 
     def step_of(self, column: int) -> int:
         """Return the step at which a token, counted from the start of the sequence, was first read."""
         return 0 if self.prompt is None or column < self.prompt else column - self.prompt + 1
 
 
-def select_steps(window: Window, steps: slice | frozenset[int] | None) -> Selection | None:
+def select_steps(window: Window, steps: slice | frozenset[int] | None) -> Columns | None:
     """Return the tokens of the activation that belong to `steps`; None if these are all of them."""
     columns = [c for c in range(window.offset, window.total) if c >= window.new and includes(window.step_of(c), steps)]
     if len(columns) == window.total - window.offset:
         return None
-    batch, device = len(window.real), window.real.device
-    rows = torch.arange(batch, device=device).repeat_interleave(len(columns))
-    return Selection(rows, (torch.tensor(columns, device=device, dtype=torch.long) - window.offset).repeat(batch))
+    return Columns(window.batch, tuple([column - window.offset for column in columns]))
 
 
-def select_positions(
-    window: Window, steps: slice | frozenset[int] | None, positions: Positions
-) -> list[tuple[Selection, Bool[Tensor, " n"]]]:
+Named = tuple[Selection | Columns, Bool[Tensor, " n"] | None]
+"""The tokens that positions name at a step, and which of them are new; None is all of them."""
+
+
+def select_positions(window: Window, steps: slice | frozenset[int] | None, positions: Positions) -> list[Named]:
     """Return, for each of `steps` in the activation, the tokens that `positions` selects and which of them are new.
 
     Positions count over the sequence as it is at that step, so −1 selects each generated token in turn. Columns count
     from the start of the sequence; a token is new if this call reads it for the first time.
     """
-    parts = []
+    parts: list[Named] = []
     for start, end in _new_ranges(window):
-        if includes(window.step_of(end - 1), steps):
-            named = select(_extend_mask(positions, end, window.prompt), window.real[:, :end])
-            new = (named.columns >= max(start, window.offset, window.new)) & (named.columns < min(end, window.total))
-            if new.any():
-                parts.append((named, new))
+        if steps is not None and not includes(window.step_of(end - 1), steps):
+            continue
+        first, last = max(start, window.offset, window.new), min(end, window.total)
+        same = select_columns(positions, window.batch, end) if window.mask is None else None
+        if same is not None and first <= min(same.numbers) and max(same.numbers) < last:
+            parts.append((same, None))
+            continue
+        named = select(_extend_mask(positions, end, window.prompt), window.real[:, :end]) if same is None else same
+        columns = named.selection.columns if isinstance(named, Columns) else named.columns
+        new = (columns >= first) & (columns < last)
+        if new.any():
+            parts.append((named, new))
     return parts
 
 
 def _new_ranges(window: Window) -> list[tuple[int, int]]:
     """Return the first column, and the one after the last, of each step with new tokens in the activation."""
     if window.prompt is None or window.total <= window.prompt:
-        return [(0, window.real.shape[1])]
+        return [(0, window.reach)]
     first = max(window.offset, window.new)
     generated = [(column, column + 1) for column in range(max(first, window.prompt), window.total)]
     return ([(0, window.prompt)] if first < window.prompt else []) + generated
@@ -168,14 +186,16 @@ def window_of(
     """
     batch, width = vectors.shape[:2]
     if call is None or place.side.encodes:
-        window = Window(torch.ones(batch, width, dtype=torch.bool), width, 0, 0, None)
+        reach, total, offset, new, prompt = width, width, 0, 0, None
     else:
-        window = _window_in_call(call, place, batch, width)
-    return window if positions is None else replace(window, real=_find_real(place, arguments, window, positions))
+        total, offset, new, prompt = _count_in_call(call, place, width)
+        reach = max(total, prompt or 0)
+    mask = None if positions is None else _find_mask(place, arguments, (batch, reach, prompt), positions)
+    return Window(batch, reach, total, offset, new, prompt, mask)
 
 
-def _window_in_call(call: Call, place: Place, batch: int, width: int) -> Window:
-    """Return the window of an activation that holds the sequence which a call reads, as if no token were padding."""
+def _count_in_call(call: Call, place: Place, width: int) -> tuple[int, int, int, int | None]:
+    """Return `total`, `offset`, `new` and `prompt` of the window of an activation in a call that reads its sequence."""
     is_key, past = place.io in ("key", "value"), call.past
     slots = is_key and getattr(
         call.arguments.get("past_key_values"), "is_compileable", False
@@ -190,30 +210,37 @@ def _window_in_call(call: Call, place: Place, batch: int, width: int) -> Window:
     known = call.prompt is not None and call.tokens is not None
     # An image makes the prompt longer than its tokens, so the generated tokens are counted from the end.
     prompt = total - (past + call.tokens - call.prompt) if known else None  # type: ignore[operator]
-    real = torch.ones(batch, max(total, prompt or 0), dtype=torch.bool)
-    return Window(real, total, max(0, total - width), past if is_key else 0, prompt)
+    return total, max(0, total - width), past if is_key else 0, prompt
 
 
-def _find_real(
-    place: Place, arguments: Sequence[Mapping[str, object]], window: Window, positions: Positions
-) -> Bool[Tensor, "batch token"]:
-    """Return True for each token that is no padding, by the first mask that fits the sequence or the prompt."""
-    batch, reach = window.real.shape
-    masks = [each.get(place.mask) for each in arguments]
-    first = next((mask for mask in masks if isinstance(mask, Tensor)), None)
-    for number, mask in enumerate(masks):
+def _find_mask(
+    place: Place, arguments: Sequence[Mapping[str, object]], sizes: tuple[int, int, int | None], positions: Positions
+) -> Bool[Tensor, "batch token"] | None:
+    """Return True for each token that is no padding, by the first mask that fits the sequence or the prompt.
+
+    Args:
+        sizes: the number of sequences, their length, and that of the prompt.
+
+    Returns:
+        None where none is padding.
+    """
+    batch, reach, prompt = sizes
+    first = None
+    for number, each in enumerate(arguments):
+        mask = each.get(place.mask)
         if not isinstance(mask, Tensor):
             continue
+        first = mask if first is None else first
         mask = mask if number == 0 else _for_beams(mask, batch)
-        for end in dict.fromkeys((reach, window.prompt or reach)):
+        for end in dict.fromkeys((reach, prompt or reach)):
             real = place.real({place.mask: mask}, batch, end) if mask.shape[-1] == end or end == reach else None
-            if real is not None:
-                return torch.nn.functional.pad(real, (0, reach - end), value=True)  # generated tokens are no padding
+            if real is not None:  # generated tokens are no padding
+                return None if real.all() else torch.nn.functional.pad(real, (0, reach - end), value=True)
     if is_mask(positions):
-        return window.real
+        return None
     if first is None:
         _check_named(place, arguments[0] if arguments else {}, batch, reach)
-        return window.real
+        return None
     raise InterventionError(
         f"the attention mask has shape {list(first.shape)} and there are [batch, token] = {[batch, reach]}, so "
         "positions cannot be counted over real tokens; name the tokens by a mask over all of them, "

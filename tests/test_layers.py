@@ -20,8 +20,9 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names renames public_names errors arguments endings precision locations operators positions subspaces models
-        metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions __main__""".split(),
+        names renames public_names errors arguments endings precision devices locations operators positions subspaces
+        models metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions
+        __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models tasks teachers interchange
         students objectives training evaluation metrics alignment auditing results comparison fit prospects
@@ -47,6 +48,7 @@ TRACED = "tests/interventions/tracing/test_same_numbers.py"
 TESTED_BY = {
     "interventions/__main__.py": "tests/interventions/test_describe.py",
     "interventions/analysis/result.py": "tests/test_results.py",
+    "interventions/devices.py": "tests/interventions/execution/test_measures.py",
     "interventions/endings.py": "tests/faults/test_interrupts.py",
     "interventions/errors.py": "tests/faults/test_security.py",
     "interventions/exceptions.py": "tests/test_renames.py",
@@ -55,6 +57,7 @@ TESTED_BY = {
     "interventions/renames.py": "tests/test_renames.py",
     "interventions/execution/examples.py": "tests/interventions/test_runs.py",
     **{f"interventions/execution/{name}.py": "tests/faults/test_stamps.py" for name in ("inventory", "numbers")},
+    "interventions/execution/fits.py": "tests/interventions/execution/test_writes.py",
     "interventions/execution/hooked.py": "tests/interventions/test_interchanges.py",
     "interventions/execution/parts.py": "tests/interventions/execution/test_subspace_writes.py",
     "interventions/execution/requests.py": "tests/interventions/test_interchanges.py",

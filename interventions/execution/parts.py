@@ -7,6 +7,7 @@ subspace the part is the coordinates of those entries in it.
 import torch
 from torch import Tensor
 
+from interventions.devices import indices_on
 from interventions.errors import InterventionError
 from interventions.locations import Dims, Location
 from interventions.models.axes import axis, to_vectors
@@ -36,7 +37,7 @@ def part_of(state: Tensor, location: Location, place: Place) -> Tensor:
     for name, indices in (("h", location.heads), ("d", location.dims)):
         if indices is not None:
             _check_width(location, "heads" if name == "h" else "dims", indices, state.shape[axis(axes, name)])
-            state = state.index_select(axis(axes, name), torch.tensor(indices, device=state.device))
+            state = state.index_select(axis(axes, name), indices_on(state.device, indices))
     return state
 
 
@@ -78,14 +79,14 @@ def _take(vectors: Tensor, indices: Dims, dim: int) -> Tensor:
     """Return the entries of `vectors` with these indices along an axis."""
     if isinstance(indices, range) and indices.step == 1:
         return vectors.narrow(dim, indices.start, len(indices))
-    return vectors.index_select(dim, torch.tensor(indices, device=vectors.device))
+    return vectors.index_select(dim, indices_on(vectors.device, indices))
 
 
 def _put(vectors: Tensor, value: Tensor, indices: Dims, dim: int) -> Tensor:
     """Return `vectors` with `value` at these indices along an axis."""
     if isinstance(indices, range):
         return torch.slice_scatter(vectors, value, dim, indices.start, indices.stop, indices.step)
-    return vectors.index_copy(dim, torch.tensor(indices, device=vectors.device), value)
+    return vectors.index_copy(dim, indices_on(vectors.device, indices), value)
 
 
 def _check_width(location: Location, name: str, indices: Dims, width: int) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InterventionError
+from interventions.execution.measures import Change
 from interventions.execution.origins import Origin, Stored
 from interventions.execution.run import Activations, Inputs, Run, locations_of
-from interventions.execution.writes import Source, Write
+from interventions.execution.writes import Source, Write, check_sources
 from interventions.locations import Location, as_location
 from interventions.models.architectures import Architecture
 from interventions.models.calls import arguments_of, signature_of
@@ -55,7 +56,7 @@ class Handle:
             InterventionError: the runs were made on another machine.
         """
         self._check_here()
-        return {write.location: write.change for write in self.writes}
+        return {write.location: _share(write) for write in self.writes}
 
     def _check_here(self) -> None:
         if self.is_elsewhere():
@@ -68,8 +69,20 @@ class Handle:
     def __repr__(self) -> str:
         if self.is_elsewhere():
             return f"Handle({', '.join(str(write.location) for write in self.writes)}: written on another machine)"
-        done = (f"{write.location}: written {write.firings} times, change {write.change:.3g}" for write in self.writes)
+        done = (f"{write.location}: written {write.firings} times, change {_share(write):.3g}" for write in self.writes)
         return f"Handle({'; '.join(done)})"
+
+
+def measured(writes: Sequence[Write]) -> tuple[Write, ...]:
+    """Return writes that measure what they change, for a Handle to tell."""
+    for write in writes:
+        write.change = Change()
+    return tuple(writes)
+
+
+def _share(write: Write) -> float:
+    """Return the share of an activation that a write changed; 0 if it did not measure it."""
+    return 0.0 if write.change is None else write.change.share
 
 
 def pairs_of(at: Any, op: Operator | None, source: object, fields: dict) -> dict[Location, Operator]:
@@ -255,7 +268,8 @@ def sources_in(
 
 
 def check_fired(writes: Sequence[Write], where: str) -> None:
-    """Raise InterventionError for a write whose place never ran, or that never found a token to write."""
+    """Raise InterventionError for a write that never ran, never found a token, or took NaN on another device."""
+    check_sources(writes)
     for write in writes:
         if write.firings == 0 and write.calls:
             raise InterventionError(

@@ -5,25 +5,41 @@ x′[t] = x[t] with P(x′[t]) = op(P(x[t]), P(s[t])) for t in T, where s is the
 other parts stay as they are.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from interventions.endings import without_gradients
+from interventions.devices import moved
 from interventions.errors import InterventionError
+from interventions.execution import copies
+from interventions.execution.fits import check_fits, check_labels, check_shapes, check_value
+from interventions.execution.measures import Change, Missing, count_missing, without_graph
 from interventions.execution.parts import coordinates_of, replace_part, select_entries, select_part
-from interventions.execution.targets import Targets, check_positions, find_targets
+from interventions.execution.targets import (
+    Targets,
+    as_selection,
+    check_positions,
+    find_taken,
+    find_targets,
+    known_in,
+    select_in_source,
+)
 from interventions.hooks.checkpointing import check_recomputable
 from interventions.locations import Location
-from interventions.models.axes import from_vectors, to_vectors
-from interventions.models.calls import Call, CallContext
+from interventions.models.axes import are_views, from_vectors, to_vectors
+from interventions.models.calls import CallContext
 from interventions.models.places import Place
-from interventions.operators import Operator
-from interventions.positions import Positions, Selection, select
-from interventions.steps import Window, window_of
+from interventions.operators import Operator, Swap, Zero
+from interventions.positions import Columns, Positions, Selection
 from interventions.subspaces.frames import shared_frames
+
+_COMPUTED = ("attention_scores", "logits")
+"""The places whose writes are checked or masked."""
 
 
 @dataclass(eq=False)
@@ -58,8 +74,8 @@ class Write:
         steps: the steps of a generation in which tokens are written, from `interventions.steps.parse_steps`.
         firings: how often it wrote.
         calls: how often its place ran.
-        changed: the sum of squares of the change, over the written entries.
-        norm: the sum of squares of the activation before, over the same entries.
+        change: the size of what it changed, measured for a user who can read it; None where no user can.
+        missing: the NaN in what it took from its source, counted on the device.
     """
 
     location: Location
@@ -72,8 +88,8 @@ class Write:
     steps: slice | frozenset[int] | None = None
     firings: int = 0
     calls: int = 0
-    changed: Tensor | None = field(default=None, repr=False)
-    norm: Tensor | None = field(default=None, repr=False)
+    change: Change | None = field(default=None, repr=False)
+    missing: Missing = field(default_factory=Missing, repr=False)
     _last_call: object = field(default=None, repr=False)
     _turn: int = field(default=0, repr=False)
 
@@ -81,8 +97,10 @@ class Write:
         check_recomputable(self.place.module, context)
         if not context.recomputing:
             self._count(context)
-        with shared_frames():
-            new = self._compute(state, context)
+        new = self._copy(state, context)
+        if new is None:
+            with nullcontext() if self.location.subspace is None else shared_frames():
+                new = self._compute(state, context)
         if new is not None and not context.recomputing:
             self.firings += 1
         return new
@@ -94,36 +112,93 @@ class Write:
         self._turn = self._turn + 1 if running is not None and running is self._last_call else 0
         self._last_call = running
 
-    @property
-    def change(self) -> float:
-        """The root mean square of the change, divided by that of the activation before it; 0 if it never ran."""
-        if self.changed is None or self.norm is None:
-            return 0.0
-        return float((self.changed / self.norm.clamp_min(1e-30)).sqrt())
+    def _copy(self, state: Tensor, context: CallContext) -> Tensor | None:
+        """Return the new activation where its entries are copied, without an index; None where it is to be computed.
 
-    def _measure(self, state: Tensor, new: Tensor) -> None:
-        """Add the squares of a change, and of the entries before it, to the sums."""
-        with without_gradients():
-            before, after = (_unmasked(each) if self.place.io == "attention_scores" else each for each in (state, new))
-            changed, norm = (after - before).float().square().sum(), before.float().square().sum()
-        self.changed = changed if self.changed is None else self.changed + changed
-        self.norm = norm if self.norm is None else self.norm + norm
+        That is a swap or zero of the same tokens in each example. What does not fit is left to `_compute`, which says
+        why.
+        """
+        location, place, given = self.location, self.place, self.source
+        swaps = type(self.op) is Swap
+        if not (swaps or type(self.op) is Zero) or location.subspace is not None or not copies.is_plain(state):
+            return None
+        if place.io in _COMPUTED or place.operations or (swaps and (given is None or given.location is not None)):
+            return None
+        held = self._state(given, context) if swaps and given is not None else None
+        if held is not None and not copies.is_like(held, state):
+            return None
+        is_whole = self.positions is None and self.steps is None and place.io not in ("key", "value")
+        if is_whole and location.heads is None and location.dims is None:
+            return self._copy_whole(state, held, context)
+        axes = place.axes_of(state)
+        if state.ndim < 3 or not are_views(axes):
+            return None
+        vectors, others = to_vectors(state, axes), None if held is None else to_vectors(held, axes)
+        pieces, cuts = self._pieces(vectors, others, context), copies.cuts_of(location, vectors)
+        if pieces is None or cuts is None:
+            return None
+        new = state.clone()
+        if (
+            new.stride() != state.stride()
+        ):  # a view with gaps, whose layout the operations keep or leave each in its way
+            return None
+        written = copies.narrowed(to_vectors(new, axes), cuts)
+        sources = None if others is None else copies.narrowed(others, cuts)
+        for to, taken in pieces:
+            value = None if sources is None else copies.read(sources, taken)
+            if value is not None:
+                self._check_numbers(value)
+            copies.put(written, to, value)
+            if self.change is not None and not context.recomputing:
+                before, after = copies.narrowed(without_graph(vectors), cuts), without_graph(written)
+                self.change.add(copies.read(before, to), copies.read(after, to))
+        return new
 
-    def _compute(self, state: Tensor, context: CallContext) -> Tensor | None:
-        """Return the new activation; None where no token is written."""
-        self._check_labels(context)
-        if self.location.heads is not None or self.positions is not None or self.steps is not None:
-            self.place.check_axes(state, self.location)
-        axes = self.place.axes_of(state)
-        vectors = to_vectors(state, axes)
-        targets = find_targets(
+    def _copy_whole(self, state: Tensor, held: Tensor | None, context: CallContext) -> Tensor | None:
+        """Return the new activation where all of it is replaced; None where the source does not fit."""
+        if held is not None:
+            if held.shape != state.shape or self.source_positions is not None:
+                return None
+            self._check_numbers(held)
+        new = copies.whole(state, held)
+        if self.change is not None and not context.recomputing:
+            self.change.add(without_graph(state), without_graph(new))
+        return new
+
+    def _pieces(self, vectors: Tensor, others: Tensor | None, context: CallContext) -> tuple[copies.Piece, ...] | None:
+        """Return the tokens that are copied; None where none is written, or those of the source do not fit."""
+        targets = self._targets(vectors, context)
+        to = taken = targets.to
+        if targets.is_nothing:
+            return None
+        if others is not None and self.positions is not None:
+            if vectors.shape[2:] != others.shape[2:]:
+                return None
+            taken = self._taken(others, targets, len(vectors), context)
+        elif others is not None and (others.shape != vectors.shape or self.source_positions is not None):
+            return None
+        return copies.pieces_of(to, taken, vectors.shape[1], known_in(context))
+
+    def _targets(self, vectors: Tensor, context: CallContext) -> Targets:
+        """Return the vectors to write."""
+        return find_targets(
             vectors,
             context,
             location=self.location,
             place=self.place,
             positions=self.positions,
             steps=self.steps,
+            of_source=() if self.source is None else (self.source.mask, self.source_positions),
         )
+
+    def _compute(self, state: Tensor, context: CallContext) -> Tensor | None:
+        """Return the new activation; None where no token is written."""
+        check_labels(self.place, context)
+        if self.location.heads is not None or self.positions is not None or self.steps is not None:
+            self.place.check_axes(state, self.location)
+        axes = self.place.axes_of(state)
+        vectors = to_vectors(state, axes)
+        targets = self._targets(vectors, context)
         if targets.is_nothing:
             return None
         selected = _select(vectors, targets.to)
@@ -136,14 +211,14 @@ class Write:
                 f"operator {self.op!r} wrote into what it was given at {self.location}, which is the run's own; return "
                 "a new tensor, e.g. base * 2 and not base.mul_(2)."
             )
-        self._check_value(value, base)
+        check_value(value, base, self.op, self.location)
         if self.place.io == "attention_scores" and self.location.subspace is None:
             value = torch.where(_is_masked(base), base, value)  # masked keys stay masked
         merged = replace_part(selected, value, self.location)
-        if not context.recomputing:
-            self._measure(select_entries(selected, self.location), select_entries(merged, self.location))
+        if self.change is not None and not context.recomputing:
+            self._measure(self.change, without_graph(selected), without_graph(merged))
         if targets.to is not None:
-            to = targets.to.to(vectors.device)
+            to = as_selection(targets.to).to(vectors.device)
             merged = vectors.index_put((to.rows, to.columns), merged)
         elif (
             merged is state
@@ -152,6 +227,19 @@ class Write:
         ):
             merged = merged.clone()  # the model may continue in place, and must not write into a source or a view
         return from_vectors(merged, axes, state)
+
+    def _measure(self, change: Change, before: Tensor, after: Tensor) -> None:
+        """Add what one call changes, without the masked keys of attention scores.
+
+        Args:
+            change: the sum.
+            before, after: the written vectors, without their graph: a recomputation under gradient checkpointing, which
+                does not measure, saves as many tensors.
+        """
+        before, after = select_entries(before, self.location), select_entries(after, self.location)
+        if self.place.io == "attention_scores":
+            before, after = _unmasked(before), _unmasked(after)
+        change.add(before, after)
 
     def _source_part(self, vectors: Tensor, targets: Targets, axes: str, context: CallContext) -> Tensor | None:
         """Return the part of the source that the operator takes, one vector for each written one; None without one."""
@@ -166,117 +254,73 @@ class Write:
                 f"{self.location} is {vectors.dtype} in the base run and {source.dtype} in the source run; "
                 "run both under the same autocast and precision."
             )
-        source = source.to(vectors.device)
+        source = moved(source, vectors.device)
         if read is not None:  # the entries read need not be those written
             vectors, source = select_entries(vectors, self.location), select_entries(source, read)
-            self._check_fits(vectors, source, read)
+            check_fits(vectors, self.location, self.place.io, source, read)
             if read.subspace is not None:  # coordinates of one size fit, whatever the widths of the spaces
                 vectors = vectors[..., :1].expand(*vectors.shape[:-1], source.shape[-1])
         if getattr(self.op, "pools_source", False):
-            taken = self._pool(source, self.source.mask)
+            taken = self._pool(source, self.source.mask, context)
         else:
-            taken = self._align(vectors, source, targets, context.call)
+            taken = self._align(vectors, source, targets, context)
         part = select_part(taken, self.location) if read is None else coordinates_of(taken, read)
         self._check_numbers(part)
         return part
 
-    def _check_fits(self, vectors: Tensor, source: Tensor, read: Location) -> None:
-        """Raise InterventionError for vectors of another shape than the written ones, from another model or place."""
-        shape, source_shape = coordinates_of(vectors, self.location).shape, coordinates_of(source, read).shape
-        leading = 1 if vectors.ndim < 3 else 2
-        is_of_keys = self.place.io in ("attention_scores", "attention_pattern")  # as wide as the text is long
-        if len(shape) == len(source_shape) and (is_of_keys or shape[leading:] == source_shape[leading:]):
-            return
-        raise InterventionError(
-            f"{self.location} is {list(shape)} where it is written and {read} is {list(source_shape)} where it "
-            "is read, so the vectors do not fit; name parts of one size: "
-            f"dims=range(0, {min(shape[-1], source_shape[-1])}) in "
-            "at= and in source_at={…: …}."
-        )
-
-    def _align(self, vectors: Tensor, source: Tensor, targets: Targets, call: Call | None) -> Tensor:
+    def _align(self, vectors: Tensor, source: Tensor, targets: Targets, context: CallContext) -> Tensor:
         """Return the vectors of the source in the order of the written ones, `[n, …, dims]` with positions."""
+        names: Any = dict(location=self.location, io=self.place.io, positions=self.positions)
         if self.positions is None:
             if self.source_positions is not None:
                 raise InterventionError(
                     "source_positions was given without positions; say where to write: positions=…."
                 )
-            self._check_shapes(vectors, source, targets, call)
+            check_shapes(vectors, source, targets.to, context, **names)
             return _select(source, targets.to)
         if vectors.shape[2:] != source.shape[2:]:
-            self._check_shapes(vectors, source, targets, call)
-        mask = self.source.mask if self.source is not None else None
-        positions = self.positions if self.source_positions is None else self.source_positions
-        selected = self._select_positions(positions, source, mask)
-        for named, _ in targets.named:
-            self._check_counts(named, selected, len(vectors), len(source))
-        rows = torch.cat([selected.rows[new] for _, new in targets.named])
-        columns = torch.cat([selected.columns[new] for _, new in targets.named])
-        return _select(source, Selection(rows, columns))
+            check_shapes(vectors, source, targets.to, context, **names)
+        return _select(source, self._taken(source, targets, len(vectors), context))
 
-    def _pool(self, source: Tensor, mask: Tensor | None) -> Tensor:
+    def _taken(self, source: Tensor, targets: Targets, batch: int, context: CallContext) -> Selection | Columns:
+        """Return the vectors of the source in the order of the written ones."""
+        return find_taken(
+            source,
+            known_in(context),
+            (targets, batch),
+            location=self.location,
+            place=self._source_place,
+            mask=None if self.source is None else self.source.mask,
+            positions=self.positions if self.source_positions is None else self.source_positions,
+        )
+
+    def _pool(self, source: Tensor, mask: Tensor | None, context: CallContext) -> Tensor:
         """Return the vectors of all examples and positions of the source, `[n, …, dims]`."""
         positions = self.source_positions if self.source_positions is not None else self.positions
-        if positions is not None:
-            return _select(source, self._select_positions(positions, source, mask))
-        if source.ndim < 3:
+        if positions is None and source.ndim < 3:
             return source
-        if mask is not None:
-            return source[self._window_of_source(source, mask, slice(None)).real.to(source.device)]
-        return rearrange(source, "b t ... -> (b t) ...")
+        if positions is None and mask is None:
+            return rearrange(source, "b t ... -> (b t) ...")
+        check_positions(source, self.location)
+        chosen = slice(None) if positions is None else positions
+        known = known_in(context)
+        return _select(source, select_in_source(source, known, place=self._source_place, mask=mask, positions=chosen))
 
-    def _select_positions(self, positions: Positions, vectors: Tensor, mask: Tensor | None) -> Selection:
-        """Return the tokens of the source that positions name, counted over real tokens."""
-        check_positions(vectors, self.location)
-        return select(positions, self._window_of_source(vectors, mask, positions).real)
-
-    def _window_of_source(self, vectors: Tensor, mask: Tensor | None, positions: Positions) -> Window:
-        """Return the tokens that the vectors of the source belong to."""
-        place = self.place if self.source is None or self.source.place is None else self.source.place
-        return window_of(vectors, place, None, [{place.mask: mask}], positions)
-
-    def _check_shapes(self, vectors: Tensor, source: Tensor, targets: Targets, call: Call | None) -> None:
-        """Raise InterventionError for a source that lacks vectors to write, or has others."""
-        whole = targets.to is None
-        fits = source.shape == vectors.shape if whole else _outside_of_tokens(source) == _outside_of_tokens(vectors)
-        if not fits or (targets.to is not None and int(targets.to.columns.max()) >= source.shape[1]):
-            generated = call is not None and call.past > 0 and self.positions is None
-            raise InterventionError(
-                f"{self.location} has shape {list(vectors.shape)} in the base run and {list(source.shape)} in the "
-                "source run; "
-                + (
-                    "swap in the prompt only: steps=0."
-                    if generated
-                    else "each of its rows is one of keys, so both must be as long; pad both batches to one length."
-                    if self.place.io in ("attention_scores", "attention_pattern") and self.positions is not None
-                    else "pad both batches to one length, or say which tokens: positions=… and source_positions=…."
-                )
-            )
-
-    def _check_counts(self, named: Selection, selected: Selection, batch: int, source_batch: int) -> None:
-        """Raise InterventionError where base and source differ in examples, or in the tokens of an example."""
-        if source_batch != batch:
-            raise InterventionError(
-                f"the base has {batch} examples and the source of {self.location} {source_batch}; give one source an "
-                "example (beams and several answers repeat each prompt: repeat_interleave the source as often)."
-            )
-        counts, source_counts = named.counts(batch), selected.counts(batch)
-        if not torch.equal(counts, source_counts):
-            row = int((counts != source_counts).nonzero()[0])
-            raise InterventionError(
-                f"positions selects {int(counts[row])} tokens of base row {row} and {int(source_counts[row])} of its "
-                "source; give source_positions=… with as many, e.g. a list of lists."
-            )
+    @property
+    def _source_place(self) -> Place:
+        """The place at which the source was read."""
+        return self.place if self.source is None or self.source.place is None else self.source.place
 
     def _check_numbers(self, part: Tensor) -> None:
-        """Raise InterventionError for a source with NaN."""
-        with without_gradients():
-            wrong = part.isnan() if part.is_floating_point() else None
-        if wrong is not None and wrong.any():
-            raise InterventionError(
-                f"the source has NaN at {self.location} in {int(wrong.sum())} of {wrong.numel()} entries; look at the "
-                "source run, or choose other positions with source_positions=…."
-            )
+        """Raise InterventionError for a source with NaN; on another device `check_sources` does it later."""
+        if wrong := self.missing.look(part):
+            raise InterventionError(self._missing_text(wrong, part.numel()))
+
+    def _missing_text(self, wrong: int, entries: int) -> str:
+        return (
+            f"the source has NaN at {self.location} in {wrong} of {entries} entries; look at the source run, or choose "
+            "other positions with source_positions=…."
+        )
 
     def _state(self, source: Source, context: CallContext) -> Tensor:
         """Return the activation of the source for this call of the place."""
@@ -295,22 +339,12 @@ class Write:
             )
         return source.states[0 if len(source.states) == 1 else self._turn]
 
-    def _check_value(self, value: object, base: Tensor) -> None:
-        """Raise InterventionError for a value of an operator that is no tensor like the base."""
-        if not isinstance(value, Tensor) or value.shape != base.shape or value.dtype != base.dtype:
-            got = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise InterventionError(
-                f"operator {self.op!r} returned {got} for {base.dtype} {list(base.shape)} at {self.location}; return "
-                "a tensor like its first argument, e.g. value.expand_as(base).to(base.dtype)."
-            )
 
-    def _check_labels(self, context: CallContext) -> None:
-        """Raise InterventionError for logits that are written after the model has computed its loss from them."""
-        if self.place.io == "logits" and context.call is not None and context.call.arguments.get("labels") is not None:
-            raise InterventionError(
-                "logits are written when the loss has been computed from the old ones; leave labels out and compute "
-                "the loss from the output: cross_entropy(output.logits, labels)."
-            )
+def check_sources(writes: Sequence[Write]) -> None:
+    """Raise InterventionError for a source with NaN on another device than the host, which is waited for once."""
+    for write, wrong in zip(writes, count_missing([write.missing for write in writes]), strict=True):
+        if wrong:
+            raise InterventionError(write._missing_text(wrong, write.missing.entries))
 
 
 def _unmasked(scores: Tensor) -> Tensor:
@@ -322,21 +356,16 @@ def _is_masked(scores: Tensor) -> Tensor:
     return scores < torch.finfo(scores.dtype).min / 4
 
 
-def _outside_of_tokens(vectors: Tensor) -> tuple[int, ...]:
-    """Return the shape of vectors without the axis of tokens."""
-    return (vectors.shape[0], *vectors.shape[2:])
-
-
 def _versions(*tensors: Tensor | None) -> list[int]:
     """Return the versions of tensors, which count the writes into them."""
     return [tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference()]
 
 
-def _select(vectors: Tensor, selection: Selection | None) -> Tensor:
+def _select(vectors: Tensor, tokens: Selection | Columns | None) -> Tensor:
     """Return the vectors of a selection, `[n, …, dims]`; all of them for None."""
-    if selection is None:
+    if tokens is None:
         return vectors
-    selection = selection.to(vectors.device)
+    selection = as_selection(tokens).to(vectors.device)
     return vectors[selection.rows, selection.columns]
 
 

@@ -62,6 +62,7 @@ class Call:
         caches: the cache of each attention whose key or value is tapped.
         turns: the number of the last call of each tap with a turn, by the id of the tap.
         progress: the progress of the stacks whose final norm is tapped, by the id of its `AfterBlocks`.
+        known: what was worked out from the arguments at one place and serves the others, e.g. which tokens are real.
     """
 
     module: nn.Module
@@ -75,6 +76,7 @@ class Call:
     caches: dict[nn.Module, object] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)
     progress: dict[int, Progress] = field(default_factory=dict)
+    known: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def examples(self) -> int | None:

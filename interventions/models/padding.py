@@ -30,16 +30,13 @@ def real_of(
     >>> real_of(torch.tensor([[1, 1, 0]]), 1, 5) is None
     True
     """
-    everything = torch.ones(batch, width, dtype=torch.bool)
-    if mask is None:
-        return everything
-    mask = mask.cpu()
-    if mask.shape == (batch, width):
+    mask = None if mask is None else mask.cpu()
+    if mask is not None and mask.shape == (batch, width):
         return mask.bool()
-    if mask.ndim == 2 and bool(mask.bool().all()):
-        return everything
+    if mask is None or (mask.ndim == 2 and bool(mask.bool().all())):
+        return torch.ones(batch, width, dtype=torch.bool, device="cpu")
     counted = _count_tokens(mask.bool(), batch, width, lengths) if lengths is not None and mask.ndim == 2 else None
-    return everything if counted is None and beside else counted
+    return torch.ones(batch, width, dtype=torch.bool, device="cpu") if counted is None and beside else counted
 
 
 def _count_tokens(mask: Tensor, batch: int, width: int, lengths: Lengths) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from interventions.models.final_norms import AfterBlocks
 from interventions.models.padding import real_of
 from interventions.models.sides import NOWHERE, Side, token_lengths
 from interventions.models.stacks import Stack
+
+_MOST_SHAPES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,19 @@ class Place:
 
     def axes_of(self, state: Tensor) -> str:
         """Return the axes of an activation at this place, as an einops pattern of `interventions.models.axes`."""
+        shape = state.shape
+        if shape not in self._axes_by_shape:
+            if len(self._axes_by_shape) == _MOST_SHAPES:
+                self._axes_by_shape.clear()
+            self._axes_by_shape[shape] = self._find_axes(state)
+        return self._axes_by_shape[shape]
+
+    @cached_property
+    def _axes_by_shape(self) -> dict[tuple[int, ...], str]:
+        """The axes that were found for each shape, as all modules inside the place are looked at to find them."""
+        return {}
+
+    def _find_axes(self, state: Tensor) -> str:
         if self.operations and state.ndim == 4 and kind_of(self.module) is not None:
             return self._axes_inside(state)
         if self.io in ("attention_scores", "attention_pattern"):

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from interventions.arguments import checked
+from interventions.devices import indices_on
 from interventions.errors import InterventionError
 from interventions.names import shown
 from interventions.subspaces.subspace import Subspace, difference
@@ -75,7 +75,7 @@ class SparseCoder(Subspace):
         difference(coordinates, self._selected(old))
         new = coordinates.to(old.dtype)
         if self.features is not None:
-            new = old.index_copy(-1, torch.tensor(self.features, device=old.device), new)
+            new = old.index_copy(-1, indices_on(old.device, self.features), new)
         change = self._answer("decode", new) - self._answer("decode", old)
         if change.shape != x.shape:
             raise InterventionError(
@@ -104,4 +104,4 @@ class SparseCoder(Subspace):
                 f"SparseCoder(features=…) names feature {max(self.features)} and encode returns "
                 f"{encoded.shape[-1]}; write features=range(0, {encoded.shape[-1]})."
             )
-        return encoded[..., list(self.features)]
+        return encoded.index_select(-1, indices_on(encoded.device, self.features))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interventions.execution.measures import Change, Missing
 from interventions.execution.parts import part_of
 from interventions.execution.recordings import map_tensors
 from interventions.execution.writes import Source, Write
@@ -111,7 +112,7 @@ class Job:
         answer = {
             "outputs": [task.output for task in self.tasks],
             "reads": [[read.source.states for read in task.reads if read.is_wanted] for task in self.tasks],
-            "writes": [(write.firings, write.calls, write.changed, write.norm) for write in self.writes],
+            "writes": [_counts(write) for write in self.writes],
             "generator": None if self.generator is None else self.generator.get_state(),
         }
         return map_tensors(_detach, answer) if away else answer
@@ -124,7 +125,8 @@ class Job:
             for read, kept in zip((read for read in task.reads if read.is_wanted), states, strict=True):
                 read.source.states = kept
         for write, counts in zip(self.writes, answer["writes"], strict=True):
-            write.firings, write.calls, write.changed, write.norm = counts
+            write.firings, write.calls, change, missing = counts
+            write.change, write.missing = None if change is None else Change(*change), Missing(*missing)
         if self.generator is not None:
             self.generator.set_state(answer["generator"])
 
@@ -158,6 +160,12 @@ class Stop:
         if self.task.is_complete:
             raise EarlyStopException
         return None
+
+
+def _counts(write: Write) -> tuple[int, int, tuple[Tensor | None, Tensor | None] | None, tuple[Tensor | None, int]]:
+    """Return what a write counted, in tuples."""
+    change = None if write.change is None else (write.change.difference, write.change.before)
+    return write.firings, write.calls, change, (write.missing.count, write.missing.entries)
 
 
 def _detach(tensor: Tensor) -> Tensor:

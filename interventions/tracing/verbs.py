@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interventions.errors import InterventionError
 from interventions.execution.parts import part_of
-from interventions.execution.requests import Handle, Listen, check_fired, sources_of_run, writes_of
+from interventions.execution.requests import Handle, Listen, check_fired, measured, sources_of_run, writes_of
 from interventions.execution.run import (
     Activations,
     Inputs,
@@ -123,7 +123,7 @@ def intervene(
             yield handle
         return
     plan = Plan.of(model)
-    writes = tuple(writes_of(plan.found, pairs, source, where, generator, listen=_listening(plan, True)))
+    writes = measured(writes_of(plan.found, pairs, source, where, generator, listen=_listening(plan, True)))
     if plan.tasks:
         plan.run(remote)
     block = Block([(write.location, write.place, tap_at(write.place, write)) for write in writes], writes)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InterventionError
-from interventions.execution.requests import Handle, check_fired, sources_in, writes_of
+from interventions.execution.requests import Handle, check_fired, measured, sources_in, writes_of
 from interventions.execution.run import Activations, Inputs, Keep, Run, check_ran
 from interventions.execution.writes import Source, Write
 from interventions.locations import Location
@@ -106,7 +106,7 @@ def intervene(
     """
     check_engine(model, remote)
     found = EngineArchitecture.of(model)
-    writes = tuple(writes_of(found, pairs, source, where, None, listen=_listening(model)))
+    writes = measured(writes_of(found, pairs, source, where, None, listen=_listening(model)))
     settings = [each for write in writes for each in (write.positions, write.steps, write.source)]
     _check_settings(model, counts=any(each is not None for each in settings))
     generator, drew = torch.default_generator if generator is None else generator, []
@@ -278,10 +278,8 @@ def _count(write: Write, report: Mapping[str, Any]) -> None:
     """Add the counts of one request to those of a write."""
     write.firings += report.get("firings", 0)
     write.calls += report.get("calls", 0)
-    if report.get("change") is not None:
-        changed, norm = map(torch.tensor, report["change"])
-        write.changed = changed if write.changed is None else write.changed + changed
-        write.norm = norm if write.norm is None else write.norm + norm
+    if write.change is not None and report.get("change") is not None:
+        write.change.include(*map(torch.tensor, report["change"]))
 
 
 def _listening(model: Any) -> Any:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from interventions.errors import InterventionError
+from interventions.execution.measures import Change, Missing
 from interventions.execution.parts import part_of
-from interventions.execution.writes import Write
+from interventions.execution.writes import Write, check_sources
 from interventions.hooks.states import at, path_in, with_new
 from interventions.hooks.taps import Tap
 from interventions.locations import Location
@@ -96,7 +97,8 @@ class Request:
         self.adds, self.model, self.current = request_tap.adds, model, CurrentCall()
         self.generator = None if request_tap.draws is None else request_tap.draws.of_request(number)
         self.first_state = None if self.generator is None else self.generator.get_state()
-        self.write = None if request_tap.write is None else replace(request_tap.write, generator=self.generator)
+        counts: Any = dict(generator=self.generator, change=Change(), missing=Missing())  # of this request alone
+        self.write = None if request_tap.write is None else replace(request_tap.write, **counts)
         self.states: list[Tensor] = []
         self.steps, self.prompt = 0, 0
         place = self.place
@@ -126,8 +128,13 @@ class Request:
         if self.write is None:
             report["states"] = self.states
             return
-        known = self.write.changed is not None and self.write.norm is not None
-        report["change"] = (float(self.write.changed), float(self.write.norm)) if known else None  # type: ignore[arg-type]
+        try:
+            check_sources([self.write])
+        except InterventionError as error:
+            report.setdefault("error", str(error))
+        change = self.write.change
+        known = change is not None and change.difference is not None
+        report["change"] = (float(change.difference), float(change.before)) if known else None  # type: ignore[union-attr, arg-type]
         report["drew"] = self.generator is not None and not torch.equal(self.generator.get_state(), self.first_state)  # type: ignore[arg-type]
 
     def read(self, state: Tensor, context: CallContext) -> None:
