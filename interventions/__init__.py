@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from interventions.execution.origins import Stored
     from interventions.execution.requests import Handle
     from interventions.execution.run import Activations, Run
-    from interventions.execution.stamps import unchanged
+    from interventions.execution.stamps import trusting, unchanged
+    from interventions.host_copies import keep_on_host, on_host
     from interventions.interchanges import interchange, intervene
     from interventions.locations import SITES, Location, as_location
     from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
@@ -94,6 +95,7 @@ __all__ = [
     "in_one_line",
     "interchange",
     "intervene",
+    "keep_on_host",
     "kl",
     "label",
     "load",
@@ -103,6 +105,7 @@ __all__ = [
     "mean_of",
     "metrics",
     "normalized",
+    "on_host",
     "path_patch",
     "plain_data",
     "printable",
@@ -119,6 +122,7 @@ __all__ = [
     "select",
     "shown",
     "sweep",
+    "trusting",
     "unanswered",
     "unchanged",
 ]
@@ -137,7 +141,8 @@ _NAMES = {
     "interventions.execution.origins": "Stored",
     "interventions.execution.requests": "Handle",
     "interventions.execution.run": "Activations Run",
-    "interventions.execution.stamps": "unchanged",
+    "interventions.execution.stamps": "trusting unchanged",
+    "interventions.host_copies": "keep_on_host on_host",
     "interventions.interchanges": "interchange intervene",
     "interventions.locations": "Location SITES as_location",
     "interventions.metrics": "Metric kl log_probability logit_difference normalized probability",

@@ -21,6 +21,7 @@ from torch import Tensor
 from interventions.arguments import is_whole
 from interventions.devices import moved
 from interventions.errors import InterventionError
+from interventions.host_copies import on_host
 from interventions.names import shown
 
 Positions = int | slice | range | Sequence[int] | Sequence[Sequence[int]] | Tensor | None
@@ -199,7 +200,7 @@ def _select_by_mask(mask: Tensor, real: Tensor) -> Selection:
             f"positions is a mask of shape {list(mask.shape)} and the activation has [batch, token] = "
             f"{list(real.shape)}; give one entry for every token, padding included."
         )
-    mask = mask.to(real.device)
+    mask = on_host(mask) if real.is_cpu else mask.to(real.device)
     on_padding = (mask & ~real).any(1)
     if on_padding.any():
         row = int(on_padding.nonzero()[0])

@@ -20,8 +20,8 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
-        names renames public_names errors arguments endings precision devices locations operators positions subspaces
-        models metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions
+        names renames public_names errors arguments endings precision devices host_copies locations operators positions
+        subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions
         __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models tasks teachers interchange
@@ -145,6 +145,7 @@ TESTED_BY = {
     "distill/evaluation/interchange_result.py": "tests/distill/evaluation/test_outcome.py",
     "distill/evaluation/network_interchanges.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/attention_keys.py": "tests/distill/test_every_site.py",
+    "distill/interchange/real_positions.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/swap.py": "tests/distill/evaluation/test_variable_accuracy.py",
     "distill/interchange/vacuous.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/whole_state.py": "tests/distill/evaluation/test_variable_accuracy.py",

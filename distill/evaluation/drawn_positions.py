@@ -4,13 +4,14 @@ The draw of a pair depends neither on the batch that it is measured in nor on th
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from distill.data.seeds import seed_from
+from distill.data.uniform import uniform_of
 from distill.errors import DistillError
 from distill.interchange.positions import PositionRule
 
@@ -38,6 +39,23 @@ class DrawnPositions:
         return cls(None, None, torch.ones(rows, dtype=torch.bool, device=device))
 
 
+MOST_DRAWN = 2**23
+"""How many random numbers of a side are drawn beforehand at most; those of more pairs are drawn batch by batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The random numbers of pairs, by how many each has.
+
+    Attributes:
+        pairs: the numbers of the pairs, in order.
+        numbers: {how many of each base: `[pairs, 2, …]`}.
+    """
+
+    pairs: Int[Tensor, " pairs"]
+    numbers: dict[int, Tensor] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class PositionDraws:
     """The rule by which a measurement draws positions.
@@ -53,6 +71,22 @@ class PositionDraws:
     aligned: bool
     seed: int
     entry: int = 0
+    _drawn: "Drawn | None" = field(default=None, compare=False, repr=False)
+
+    def beforehand(self, pairs: Int[Tensor, " pairs"]) -> "PositionDraws":
+        """Return the same rule, which draws the numbers of all these pairs together when the first is requested."""
+        return replace(self, _drawn=Drawn(pairs.unique()))
+
+    def _uniform(self, pairs: Int[Tensor, " batch"], width: int) -> Float[Tensor, "batch 2 width"]:
+        """Return the random numbers of these pairs."""
+        if self._drawn is None or len(self._drawn.pairs) * width > MOST_DRAWN:
+            return self._drawn_now(pairs, width)
+        if width not in self._drawn.numbers:
+            self._drawn.numbers[width] = self._drawn_now(self._drawn.pairs, width)
+        return self._drawn.numbers[width][torch.searchsorted(self._drawn.pairs, pairs)]
+
+    def _drawn_now(self, pairs: Int[Tensor, " batch"], width: int) -> Float[Tensor, "batch 2 width"]:
+        return uniform(width, [seed_from(self.seed, pair, self.entry) for pair in pairs.tolist()])
 
     def of(
         self, pairs: Int[Tensor, " batch"], sides: Sequence[Mapping[str, Tensor]], real: Sequence[Tensor]
@@ -77,15 +111,17 @@ class PositionDraws:
             return DrawnPositions.every(len(pairs), device)
         base, source = (self.rule.eligible(columns, mask) for columns, mask in zip(sides, real, strict=True))
         width = self.rule.numbers(max(mask.shape[1] for mask in real))
-        draws = torch.stack([uniform(width, self.seed, int(pair), self.entry) for pair in pairs]).to(device)
+        draws = self._uniform(pairs, width).to(device)
         written, read = self.rule.draw(base, source, draws, aligned=self.aligned)
         return DrawnPositions(written, read, _alike((real[0], written), (real[1], read)))
 
 
-def uniform(width: int, *numbers: int) -> Float[Tensor, "2 width"]:
-    """Return uniform numbers from [0, 1) for base and source; a greater width leaves the first ones as they are."""
-    drawn = torch.rand(width, 2, generator=torch.Generator().manual_seed(seed_from(*numbers)))
-    return drawn.T.contiguous()
+def uniform(width: int, seeds: Sequence[int]) -> Float[Tensor, "pairs 2 width"]:
+    """Return uniform numbers from [0, 1) for base and source, of a seed for each pair.
+
+    A greater width leaves the first ones as they are.
+    """
+    return uniform_of(seeds, 2 * width).unflatten(1, (width, 2)).transpose(1, 2).contiguous()
 
 
 def _alike(base: Masks, source: Masks) -> Bool[Tensor, " batch"]:

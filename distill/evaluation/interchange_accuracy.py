@@ -10,6 +10,7 @@ Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -25,13 +26,14 @@ from distill.evaluation.controls import controls_of
 from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.kind_measurement import PROBED, KindMeasurement, MeasuredKind, PlacedKind, refuse_nothing
 from distill.evaluation.measurement import refuse_seen
+from distill.evaluation.shared_runs import fitting
 from distill.evaluation.variable_accuracy import variables_accuracy
 from distill.interchange.kinds import USUAL, Kind, kinds_of
 from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.positions import Span, refuse_no_rule
 from distill.interchange.sources import Shuffle, Sources
 from distill.models.class_names import check_alike
-from distill.models.inputs import evaluating, students, teachers, uncompiled
+from distill.models.inputs import device_of, evaluating, inputs_of, students, teachers, to_device, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import answer_of, translated
 from distill.tasks.loading import held_out
@@ -55,7 +57,7 @@ def interchange_accuracy(
     sources: Sources | None = None,
     positions: Any = DRAWN,
     seed: Any = 0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     kinds: Any = None,
     effective_only: bool = False,
     controls: str | Sequence[str] = (),
@@ -92,7 +94,8 @@ def interchange_accuracy(
         effective_only: take only pairs whose interchange changes the teacher's answer, until there are `pairs` of each
             entry; the teacher alone runs to find them, on 20 times as many pairs at most.
         seed: of the pairs, the positions and the controls.
-        batch_size: pairs of a forward.
+        batch_size: pairs of a forward; None takes as many as a share of the free memory holds, on a processor 512 at
+            most. No figure depends on it, beyond rounding.
         exclude: the result of `fit`: data may not hold rows that it was trained on; of pairs sampled by a causal model
             the share that it was trained on is reported. It also says which kinds of interchange were trained on.
         answers: which part of a model's output is its answer, as for `fit`.
@@ -113,7 +116,8 @@ def interchange_accuracy(
             _refuse_for_variables(sources=sources, kinds=kinds, effective_only=effective_only)
             return variables_accuracy(
                 teacher, network, mapping, data, positions=None if positions is DRAWN else positions, pairs=pairs,
-                seed=seed_of(seed), batch_size=batch_size, controls=controls, exclude=seen_of(exclude),
+                seed=seed_of(seed), batch_size=256 if batch_size is None else batch_size, controls=controls,
+                exclude=seen_of(exclude),
             )  # fmt: skip
         names = controls_of(controls)
         measurement = measurement_of(
@@ -157,7 +161,7 @@ def measurement_of(
     *,
     pairs: int,
     seed: Any,
-    batch_size: int,
+    batch_size: int | None = None,
     effective_only: bool = False,
     exclude: Any = None,
 ) -> KindMeasurement:
@@ -173,7 +177,8 @@ def measurement_of(
     _try(teacher, student, rows)
     if seen is not None:
         refuse_seen(rows.table, seen, "rows.take((~result.seen.among(rows.table)).nonzero()[:, 0])")
-    return KindMeasurement(teacher, student, entries, rows, pairs, seed_of(seed), batch_size, effective_only)
+    size = _fitting(teacher, student, rows) if batch_size is None else batch_size
+    return KindMeasurement(teacher, student, entries, rows, pairs, seed_of(seed), size, effective_only)
 
 
 def kind_of(sources: Sources | None, positions: Any) -> Kind:
@@ -223,6 +228,21 @@ def _result(
     overlap = None if seen_of(exclude) is None else 0.0
     found = replace(own, kinds=others, overlap=overlap)
     return found.marked(getattr(exclude, "settings", {}).get("kinds"))
+
+
+def _fitting(teacher: Model | Served, student: Model, rows: Rows) -> int:
+    """Return how many pairs a forward takes by default."""
+    device = device_of(student)
+    few = to_device(rows.batch(range(min(PROBED, len(rows)))), device)
+    here = [(model, side) for model, side in ((teacher, teachers(few)), (student, students(few))) if _is_here(model)]
+    with torch.no_grad(), ExitStack() as modes:
+        for model, _ in here:
+            modes.enter_context(evaluating(model))
+        return fitting([model for model, _ in here], [inputs_of(model, side) for model, side in here], device)
+
+
+def _is_here(model: Any) -> bool:
+    return isinstance(model, nn.Module)
 
 
 def _try(teacher: Model | Served, student: Model, rows: Rows) -> None:

@@ -134,6 +134,24 @@ class Interchanges(ABC):
             pairs: the numbers of the pairs, by which their positions are drawn.
         """
 
+    def tallies(
+        self, examples: Examples, size: int, teacher_sources: Int[Tensor, " pairs"] | None = None
+    ) -> Iterator[tuple[Int[Tensor, " batch"], Tally]]:
+        """Yield the places of some pairs after the other, with what they add to the sums of each entry.
+
+        Args:
+            examples: the pairs.
+            size: pairs of a forward.
+            teacher_sources: for each pair, the number of the pair whose source the teacher takes; its own by default.
+        """
+        device = device_of(self.student)
+        for places in batches(len(examples), size):
+            base, source = (to_device(rows.batch(places), device) for rows in (examples.base, examples.source))
+            other = None
+            if teacher_sources is not None:
+                other = to_device(examples.source.batch(teacher_sources[places]), device)
+            yield places, self.count(base, source, other, examples.numbers[places])
+
     @property
     def subspaces(self) -> list[nn.Module]:
         """The subspaces of the locations of both sides."""
@@ -170,19 +188,10 @@ class Measurement:
         Args:
             teacher_sources: for each pair, the number of the pair whose source the teacher takes; its own by default.
         """
-        device = device_of(self.interchanges.student)
-
-        def columns(rows: Rows, places: Tensor) -> Batch:
-            return to_device(rows.batch(places), device)
-
         with measuring(self.interchanges):
-            tallies = []
-            for places in batches(len(self.examples), self.batch_size):
-                base, source = columns(self.examples.base, places), columns(self.examples.source, places)
-                other = None if teacher_sources is None else columns(self.examples.source, teacher_sources[places])
-                numbers = self.examples.numbers[places]
-                tallies.append(self.interchanges.count(base, source, other, numbers))
-        return joined(tallies)
+            parts = list(self.interchanges.tallies(self.examples, self.batch_size, teacher_sources))
+        order = torch.cat([places for places, _ in parts]).argsort()
+        return joined([tally for _, tally in parts]).at(order)
 
     def controls(self, names: Sequence[str]) -> dict[str, Outcome]:
         """Return the figures of the same measurement where nothing was learned, by the names of controls."""

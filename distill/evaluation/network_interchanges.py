@@ -5,8 +5,8 @@ answers, not computation. The predictions of token models count where they have 
 are no padding.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,22 +16,64 @@ from torch import Tensor, nn
 
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import DrawnPositions, PositionDraws
-from distill.evaluation.measurement import Batch, Interchanges
+from distill.evaluation.measurement import Batch, Examples, Interchanges
+from distill.evaluation.shared_runs import Runs, SharedRuns, planned
 from distill.interchange.attention_keys import over_keys
 from distill.interchange.mapping import Entry
+from distill.interchange.real_positions import columns_of_answers, real_answers, real_positions
 from distill.interchange.vacuous import Answers, Places, Whole, touched, unpadded, visible
 from distill.losses import kd
-from distill.models.finite import check_answers
-from distill.models.inputs import decoder_masked, inputs_of, real_tokens, students, teachers
+from distill.models.finite import LateChecks, check_answers
+from distill.models.inputs import decoder_masked, device_of, inputs_of, students, teachers
 from distill.models.loss_masks import TOKENS, LabelPlace, label_place, loss_masks
-from distill.statistics.shifts import moments
+from distill.statistics.shifts import log_odds, moments_of
 from distill.statistics.tally import Tally, compare_classes, stacked, sum_predictions
 from distill.teachers.served import ServedRun
 from distill.teachers.verbs import grid_of, interchanged, run_of
-from interventions import Location, Run, architecture
+from interventions import Location, Run
 
 NAMES = ("teacher", "student")
 Masks = dict[Location, Bool[Tensor, "batch _"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Bases:
+    """The runs of both networks on bases, and what is compared with every interchange of them.
+
+    Attributes:
+        runs: of the teacher and of the student.
+        columns: of the bases.
+        seen: for each network and location, the positions that the output depends on.
+        weights: 1 for predictions that count, else 0.
+    """
+
+    runs: Runs
+    columns: Batch
+    seen: tuple[Masks, ...]
+    weights: Tensor
+    _grids: dict[Entry, None] = field(default_factory=dict)
+
+    @cached_property
+    def classes(self) -> tuple[Tensor, ...]:
+        """The classes that teacher and student answer."""
+        return tuple(each.logits.argmax(-1) for each in self.runs)
+
+    @cached_property
+    def odds(self) -> tuple[Tensor, ...]:
+        """The log-odds that each network gives to the teacher's answer."""
+        return tuple(log_odds(each.logits, self.classes[0]) for each in self.runs)
+
+    @cached_property
+    def divergence(self) -> Tensor:
+        """KL(teacher ‖ student) of the answers [nats]."""
+        teacher, student = self.runs
+        return kd(student.logits, teacher.logits, reduction="none")
+
+    def check_grid(self, entry: Entry) -> None:
+        """Raise NothingToMeasure where the locations of an entry have different positions, looked at once."""
+        if entry not in self._grids:
+            _check_grid(entry, self.runs)
+            self._grids[entry] = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +116,7 @@ class NetworkRuns:
         """
         if len(grid_of(base, at)) < 2:
             return DrawnPositions.every(len(pairs), base.logits.device)
-        real = [_real(base, at, self.columns), _real(self.student_source, at, self.source_columns)]
+        real = [real_positions(base, at, self.columns), real_positions(self.student_source, at, self.source_columns)]
         return draws.of(pairs, (self.columns, self.source_columns), real)
 
     def is_informative(
@@ -120,20 +162,79 @@ class NetworkInterchanges(Interchanges):
 
     def count(self, base: Batch, source: Batch, teacher_source: Batch | None, pairs: Int[Tensor, " batch"]) -> Tally:
         """Return what these pairs add to the sums of each entry."""
-        teacher, student = sides = self.sides(base, source, source if teacher_source is None else teacher_source)
-        weights, sums = self.weights(student.base.logits, base), []
-        self.check(sides, weights > 0)
+        bases, checks = self.bases(base), LateChecks()
+        sources = (self._runs(source), source)
+        others = sources if teacher_source is None else (self._runs(teacher_source), teacher_source)
+        counted = self._compare(bases, sources, others, pairs, checks)
+        checks.check()
+        return counted
+
+    def tallies(
+        self, examples: Examples, size: int, teacher_sources: Int[Tensor, " pairs"] | None = None
+    ) -> Iterator[tuple[Int[Tensor, " batch"], Tally]]:
+        """Yield the places of some pairs after the other, with what they add to the sums of each entry.
+
+        Rows that pairs share run once. Whether all answers are finite is looked at after the first batch and at the
+        end, so that no batch waits for the device.
+        """
+        plan, checks = planned(examples.sharing.base, size), LateChecks()
+        ready = replace(self, draws=tuple(each.beforehand(examples.numbers) for each in self.draws))
+        wholes = [list(dict.fromkeys(at.whole for at in self._places(number))) for number in range(2)]
+        runs = SharedRuns(examples, plan, size, device_of(self.student), ready.bases, ready._runs, wholes)
+        runs.keep(twice=teacher_sources is not None)
+        for number, batch in enumerate(plan.batches):
+            sources = others = runs.sources(batch.places)
+            if teacher_sources is not None:
+                others = runs.sources(teacher_sources[batch.places])
+            numbers = examples.numbers[batch.places]
+            yield batch.places, ready._compare(runs.bases(batch), sources, others, numbers, checks)
+            if number == 0:
+                checks.check()
+        checks.check()
+
+    def bases(self, base: Batch) -> Bases:
+        """Return the runs of both networks on bases, with what all interchanges of them are compared with."""
+        runs = self._runs(base)
+        seen = tuple(self._seen(number, ran, base) for number, ran in enumerate(runs))
+        return Bases(runs, base, seen, self.weights(runs[1].logits, base))
+
+    def _compare(
+        self,
+        bases: Bases,
+        sources: tuple[Runs, Batch],
+        others: tuple[Runs, Batch],
+        pairs: Int[Tensor, " batch"],
+        checks: LateChecks,
+    ) -> Tally:
+        """Return what pairs add to the sums of each entry.
+
+        Args:
+            bases: the runs on their bases.
+            sources: the runs of both networks on their sources, and the columns of these.
+            others: the same for the sources that the teacher takes.
+            pairs: their numbers, by which their positions are drawn.
+            checks: notes answers that are none.
+        """
+        teacher, student = sides = self._sides(bases, sources, others)
+        weights, sums = bases.weights, []
+        counts = weights > 0
+        for side in sides:
+            checks.note(side.base.logits, counts, _what(side.name))
+            checks.note(side.source.logits, self._counted(side, counts), _what(side.name))
         on_source = answers_at(student.source.logits, student.answers)
         for number, entry in enumerate(self.entries):
-            drawn = self._draw(number, student, sides, pairs)
-            draws = (drawn if teacher_source is None else self._draw(number, teacher, sides, pairs), drawn)
+            bases.check_grid(entry)
+            drawn = student.draw_at(entry.student[0], student.base, self.draws[number], pairs)
+            draws = [drawn, drawn]
+            if others is not sources:
+                draws[0] = teacher.draw_at(entry.student[0], student.base, self.draws[number], pairs)
             after, kept = [], torch.ones(len(weights), dtype=torch.bool, device=weights.device)
             for side, places, chosen in zip(sides, (entry.teacher, entry.student), draws, strict=True):
                 after.append(side.interchanged(places, chosen))
-                _check(f"{side.name} after an interchange", after[-1].logits, weights > 0)
-                kept &= side.is_informative(after[-1], places, chosen, weights > 0)
+                checks.note(after[-1].logits, counts, _what(f"{side.name} after an interchange"))
+                kept &= side.is_informative(after[-1], places, chosen, counts)
             counted = weights * kept.view(-1, *[1] * (weights.ndim - 1))
-            sums.append(sum_predictions(_compare(after, sides, on_source), counted))
+            sums.append(sum_predictions(_compare(after, bases, on_source), counted))
         return stacked(sums)
 
     def teacher_changes(
@@ -146,7 +247,7 @@ class NetworkInterchanges(Interchanges):
         """
         before, other = (self._run(0, batch) for batch in (base, source))
         weights, found = self.weights(before.logits, base), []
-        answers = _columns(other.logits, self._masked(source), before.logits, self._masked(base))
+        answers = columns_of_answers(other.logits, self._masked(source), before.logits, self._masked(base))
         seen = self._seen(0, before, base)
         side = NetworkRuns(NAMES[0], before, other, base, source, other, seen, self.wholes[0], answers)
         for number in entries:
@@ -165,14 +266,16 @@ class NetworkInterchanges(Interchanges):
         return label_place(self.student, run_of(self.student, self.inputs(few), resumable=False).logits, few)
 
     @cached_property
-    def sees_all(self) -> bool:
-        """True where outputs depend on every real token of the few examples: then batches need no gradients."""
-        few = self.few[0]
-        return all(
-            torch.equal(mask, _real(ran, at, few))
-            for number, ran in enumerate(self._runs(few))
-            for at, mask in self._visible(number, ran, few).items()
-        )
+    def seen_whole(self) -> tuple[frozenset[Location], ...]:
+        """The locations of each network at which outputs depend on every real token of the few examples.
+
+        There batches need no gradients.
+        """
+        few, found = self.few[0], []
+        for number, ran in enumerate(self._runs(few)):
+            seen = self._visible(number, ran, few).items()
+            found.append(frozenset(at for at, mask in seen if torch.equal(mask, real_positions(ran, at, few))))
+        return tuple(found)
 
     @cached_property
     def wholes(self) -> tuple[Whole, ...]:
@@ -185,7 +288,7 @@ class NetworkInterchanges(Interchanges):
         if logits.ndim == 2:
             return torch.ones(len(logits), dtype=torch.float64, device=logits.device)
         mask = loss_masks(self.student, batch, self.label_place)[TOKENS] if self.label_place != "none" else None
-        return (_real_answers(logits, batch) if mask is None or mask.shape != logits.shape[:2] else mask).double()
+        return (real_answers(logits, batch) if mask is None or mask.shape != logits.shape[:2] else mask).double()
 
     def _runs(self, batch: Batch) -> tuple[Run, ...]:
         """Return the runs of teacher and student on a batch."""
@@ -206,21 +309,27 @@ class NetworkInterchanges(Interchanges):
     def check(self, sides: Sequence[NetworkRuns], counted: Bool[Tensor, "batch ..."]) -> None:
         """Raise DistillError for answers to bases or sources that count and are not finite."""
         for side in sides:
-            _check(side.name, side.base.logits, counted)
-            _check(side.name, side.source.logits, self._counted(side, counted))
+            check_answers(side.base.logits[counted], _what(side.name))
+            check_answers(side.source.logits[self._counted(side, counted)], _what(side.name))
 
     def sides(self, base: Batch, source: Batch, teacher_source: Batch) -> tuple[NetworkRuns, NetworkRuns]:
         """Return the runs of both networks on these pairs."""
-        bases, sources = self._runs(base), self._runs(source)
-        others = sources if teacher_source is source else self._runs(teacher_source)
-        seen = [self._seen(i, each, base) for i, each in enumerate(bases)]
+        sources = (self._runs(source), source)
+        others = sources if teacher_source is source else (self._runs(teacher_source), teacher_source)
+        return self._sides(self.bases(base), sources, others)
 
-        def side(number: int, batch: Batch, ran: Sequence[Run]) -> NetworkRuns:
-            answers = _columns(ran[number].logits, self._masked(batch), bases[1].logits, self._masked(base))
-            runs = (bases[number], ran[number], base, batch, ran[1])
-            return NetworkRuns(NAMES[number], *runs, seen[number], self.wholes[number], answers)
+    def _sides(
+        self, bases: Bases, sources: tuple[Runs, Batch], others: tuple[Runs, Batch]
+    ) -> tuple[NetworkRuns, NetworkRuns]:
+        """Return the two sides of pairs from the runs on their bases and sources, and on the teacher's sources."""
+        own = bases.runs[1].logits
 
-        return side(0, teacher_source, others), side(1, source, sources)
+        def side(number: int, ran: Sequence[Run], batch: Batch) -> NetworkRuns:
+            answers = columns_of_answers(ran[number].logits, self._masked(batch), own, self._masked(bases.columns))
+            runs = (bases.runs[number], ran[number], bases.columns, batch, ran[1])
+            return NetworkRuns(NAMES[number], *runs, bases.seen[number], self.wholes[number], answers)
+
+        return side(0, *others), side(1, *sources)
 
     def _masked(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return the batch with the padding masks that the student's decoder takes."""
@@ -229,25 +338,19 @@ class NetworkInterchanges(Interchanges):
     def _counted(self, side: NetworkRuns, counted: Tensor) -> Tensor:
         """Return which answers to the source must be finite."""
         logits = side.source.logits
-        return counted if logits.ndim == 2 else _real_answers(logits, self._masked(side.source_columns))
+        return counted if logits.ndim == 2 else real_answers(logits, self._masked(side.source_columns))
 
     def _seen(self, number: int, base: Run, batch: Batch) -> Masks:
         """Return the positions of each location of a network that its outputs depend on."""
-        if base.logits.ndim == 2 and self.sees_all:
-            return {at: _real(base, at, batch) for at in self._places(number)}
-        return self._visible(number, base, batch)
+        places = self._places(number)
+        known = self.seen_whole[number] if base.logits.ndim == 2 else frozenset()
+        found = {at: real_positions(base, at, batch) for at in places if at in known}
+        return found | self._visible(number, base, batch, [at for at in places if at not in known])
 
-    def _visible(self, number: int, base: Run, batch: Batch) -> Masks:
-        """Return the same by gradients."""
-        return visible(base, self._places(number), self.weights(base.logits, batch))
-
-    def _draw(
-        self, number: int, side: NetworkRuns, sides: Sequence[NetworkRuns], pairs: Int[Tensor, " batch"]
-    ) -> DrawnPositions:
-        """Draw the positions of one entry in the bases and in the sources of one network."""
-        entry, student = self.entries[number], sides[1].base
-        _check_grid(entry, [each.base for each in sides])
-        return side.draw_at(entry.student[0], student, self.draws[number], pairs)
+    def _visible(self, number: int, base: Run, batch: Batch, places: Sequence[Location] | None = None) -> Masks:
+        """Return the same by gradients, of all locations or of some."""
+        places = self._places(number) if places is None else places
+        return visible(base, places, self.weights(base.logits, batch)) if places else {}
 
 
 def _check_grid(entry: Entry, bases: Sequence[Run]) -> None:
@@ -262,39 +365,9 @@ def _check_grid(entry: Entry, bases: Sequence[Run]) -> None:
         )
 
 
-def _real(base: Run, at: Location, batch: Batch) -> Bool[Tensor, "batch _"]:
-    """Return which positions of a location are no padding; one real position where the activations have none."""
-    rows, *width = grid_of(base, at)
-    if not width:
-        return torch.ones(rows, 1, dtype=torch.bool)
-    masked, column = decoder_masked(base.model, batch), architecture(base.model).place(at).mask
-    return real_tokens(masked, rows, width[0], base.logits.device, column=column)
-
-
-def _real_answers(logits: Tensor, batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
-    """Return which tokens of a token model's answers are no padding."""
-    decodes = {"decoder_input_ids", "decoder_attention_mask"} & batch.keys()
-    column = "decoder_attention_mask" if decodes else "attention_mask"
-    rows, width = logits.shape[:2]
-    return real_tokens(batch, rows, width, logits.device, column=column)
-
-
-def _check(owner: str, logits: Tensor, counted: Tensor) -> None:
-    """Raise DistillError for logits that count and are not finite."""
-    check_answers(logits[counted], f"the interchange accuracy of the {owner}")
-
-
-def _columns(
-    source: Tensor, source_batch: Mapping[str, Tensor], base: Tensor, base_batch: Mapping[str, Tensor]
-) -> Tensor | None:
-    """Return for each token of the base the column of the source's token of the same number; −1 where there is none."""
-    if base.ndim == 2:
-        return None
-    there, here = _real_answers(source, source_batch), _real_answers(base, base_batch)
-    columns = torch.argsort((~there).int(), dim=1, stable=True)
-    rank = (here.cumsum(1) - 1).clamp(min=0)
-    found = columns.gather(1, rank.clamp(max=columns.shape[1] - 1))
-    return found.where(rank < there.sum(1, keepdim=True), -1)
+def _what(owner: str) -> str:
+    """Return the name of what is measured of a network, for errors."""
+    return f"the interchange accuracy of the {owner}"
 
 
 def answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
@@ -303,23 +376,23 @@ def answers_at(source: Tensor, columns: Tensor | None) -> Tensor:
     return answers if columns is None else answers.gather(1, columns.clamp(min=0)).where(columns >= 0, -1)
 
 
-def _compare(after: Sequence[Run], sides: Sequence[NetworkRuns], on_source: Tensor) -> Batch:
+def _compare(after: Sequence[Run], bases: Bases, on_source: Tensor) -> Batch:
     """Compare the predictions of teacher and student, and return what each adds, by the names of a tally.
 
     Args:
         after: the counterfactual runs of teacher and student.
-        sides: the runs before the interchange.
+        bases: the runs before the interchange.
         on_source: the student's answers to the source.
     """
     teacher, student = (each.logits for each in after)
-    bases = [side.base.logits for side in sides]
-    shifts = moments((teacher, bases[0]), (student, bases[1]))
+    moved = (log_odds(each.logits, bases.classes[0]) - odds for each, odds in zip(after, bases.odds, strict=True))
+    shifts = moments_of(*moved)
     if teacher.shape[-1] == 1:
         return {"error": (teacher - student).abs()[..., 0], **shifts}
-    wanted, (unchanged, base) = teacher.argmax(-1), (each.argmax(-1) for each in bases)
-    compared = compare_classes(wanted, unchanged, student.argmax(-1), base, on_source)
+    unchanged, base = bases.classes
+    compared = compare_classes(teacher.argmax(-1), unchanged, student.argmax(-1), base, on_source)
     divergences = {
         "divergence": kd(student, teacher, reduction="none"),
-        "divergence_on_base": kd(bases[1], bases[0], reduction="none"),
+        "divergence_on_base": bases.divergence,
     }
     return compared | divergences | shifts

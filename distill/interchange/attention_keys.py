@@ -47,7 +47,7 @@ def over_keys(
     for at, kind in kinds.items():
         if kind in KEYED:
             pairs = ((base, batch), (source, other))
-            here, there = (_real_keys(each, at, columns).to(states[at].device) for each, columns in pairs)
+            here, there = (_real_keys(each, at, columns) for each, columns in pairs)
             hidden = 0.0 if kind == "attention_pattern" else torch.finfo(states[at].dtype).min
             states[at] = move_to_keys(states[at], there, here, hidden)
     return replace(source, activations=states)
@@ -73,7 +73,7 @@ def move_to_keys(
 
     Args:
         rows: attention over the keys of one text.
-        of: which keys of that text are real.
+        of: which keys of that text are real; on the host, as both masks are compared.
         to: which keys of the other text are real.
         hidden: the entry of a key that gets no attention, and of padding.
 
@@ -86,6 +86,7 @@ def move_to_keys(
     number = (to.cumsum(1) - 1).clamp(0, of.shape[1] - 1)
     columns = torch.argsort((~of).int(), dim=1, stable=True).gather(1, number)
     known = to & (to.cumsum(1) <= of.sum(1, keepdim=True))
+    columns, known = (each.to(rows.device, non_blocking=True) for each in (columns, known))
     taken = rows.gather(-1, repeat(columns, "b k -> b h q k", h=rows.shape[1], q=rows.shape[2]))
     return taken.masked_fill(~rearrange(known, "b k -> b 1 1 k"), hidden)
 

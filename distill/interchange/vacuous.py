@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from distill.teachers.served import ServedRun
 from distill.teachers.verbs import interchanged
 from distill.teachers.visible_positions import mix_logits, nonzero_positions
-from interventions import Add, Location, Run, architecture, intervene, run
+from interventions import Add, Location, Run, architecture, interchange, intervene, run
 
 Places = tuple[Location, ...]
 CLOSE = 1e-4
@@ -184,8 +184,12 @@ def visible(base: Run, places: Sequence[Location], weights: Tensor) -> dict[Loca
         return {at: _real_positions(base, at) for at in places}
     probes = {at: torch.zeros_like(base.vectors(at)).requires_grad_() for at in places}
     with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        with intervene(base.model, {at: Add(probe) for at, probe in probes.items()}):
-            logits = run(base.model, base.inputs, resumable=False).logits
+        writes = {at: Add(probe) for at, probe in probes.items()}
+        if base.recording is None:
+            with intervene(base.model, writes):
+                logits = run(base.model, base.inputs, resumable=False).logits
+        else:  # no block before the first place runs again
+            logits = interchange(base.model, base, None, writes).logits
         gradients = torch.autograd.grad(mix_logits(logits, weights), list(probes.values()), allow_unused=True)
     return {
         at: nonzero_positions(probe, gradient) for (at, probe), gradient in zip(probes.items(), gradients, strict=True)

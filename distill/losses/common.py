@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.errors import DistillError, checked
 from distill.precision import widen
+from interventions import keep_on_host, on_host
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -96,13 +97,24 @@ def keep(values: Tensor, mask: Tensor | None) -> Tensor:
     Raises:
         DistillError: no position is kept.
     """
-    rows = rearrange(values, "... width -> (...) width") if mask is None else values[mask.bool()]
+    rows = rearrange(values, "... width -> (...) width") if mask is None else take_kept(values, mask)
     if len(rows) == 0:
         raise DistillError(
             f"No position is left to average over: 0 of {values.shape[:-1].numel()} are kept of {tuple(values.shape)}; "
             "skip this batch, or check that the mask is 1 (a label not -100) where a position counts."
         )
     return widen(rows)
+
+
+def take_kept(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the positions that a mask keeps, `[N, width]`, without waiting for a device if the host has the mask."""
+    here = on_host(mask).bool()
+    if bool(here.all()):
+        return rearrange(values, "... width -> (...) width")
+    if values.is_cpu and here.shape == mask.shape and on_host(mask) is mask:
+        return values[here]
+    kept = here.flatten().nonzero()[:, 0].to(values.device, non_blocking=True)
+    return rearrange(values, "... width -> (...) width").index_select(0, kept)
 
 
 def spread(values: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
@@ -152,11 +164,12 @@ def find_labelled(name: str, logits: Tensor, labels: Tensor) -> Tensor:
             f"{name} needs one label a position: logits {tuple(logits.shape)}, labels {tuple(labels.shape)}; "
             f"give labels of shape {tuple(logits.shape[:-1])}, -100 where a position does not count."
         )
-    is_labelled = labels != -100
-    outside = labels[is_labelled & ((labels < 0) | (labels >= logits.shape[-1]))]
+    here = on_host(labels)
+    known = here != -100
+    outside = here[known & ((here < 0) | (here >= logits.shape[-1]))]
     if len(outside):
         raise DistillError(
             f"{name} met label {outside[0].item()}, but the logits have {logits.shape[-1]} classes "
             f"(0 to {logits.shape[-1] - 1}); map the labels to them, or set -100 where a position does not count."
         )
-    return is_labelled
+    return known if here is labels else keep_on_host(labels != -100, known)

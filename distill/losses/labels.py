@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import find_labelled, keep, loss
+from distill.losses.common import find_labelled, keep, loss, take_kept
 from distill.precision import widen
 
 
@@ -40,7 +40,8 @@ def cross_entropy(
             f"cross_entropy needs a smoothing from 0 to 1: smoothing={smoothing}; smoothing=0.1 is usual, 0 is none."
         )
     is_labelled = find_labelled("cross_entropy", logits, labels)
-    return functional.cross_entropy(keep(logits, is_labelled), labels[is_labelled].long(), label_smoothing=smoothing)
+    targets = take_kept(labels[..., None], is_labelled)[:, 0].long()
+    return functional.cross_entropy(keep(logits, is_labelled), targets, label_smoothing=smoothing)
 
 
 @loss

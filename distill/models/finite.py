@@ -1,8 +1,11 @@
 """Checks for NaN and infinity: no accuracy is computed from such answers, and no such weights are saved."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -19,13 +22,54 @@ def check_answers(logits: Tensor, what: str) -> None:
         logits: the logits that are measured, `[…, classes]`.
         what: the quantity that is measured, for the error.
     """
-    wrong = int(unanswered(logits).sum())
+    _refuse(what, _counts(logits, unanswered(logits)).tolist())
+
+
+@dataclass(eq=False)
+class LateChecks:
+    """Checks of answers that are made on the device, and looked at together, so that no batch waits for it."""
+
+    _found: list[tuple[str, Int[Tensor, " 4"]]] = field(default_factory=list)
+
+    def note(self, logits: Tensor, counted: Bool[Tensor, "..."], what: str) -> None:
+        """Note which answers of those that count are none, as `check_answers` finds them.
+
+        Args:
+            logits: the logits that are measured, `[…, classes]`.
+            counted: which of them count, `[…]`.
+            what: the quantity that is measured, for the error.
+        """
+        self._found.append((what, _counts(logits, unanswered(logits) & counted, counted)))
+
+    def check(self) -> None:
+        """Raise DistillError for the first answers that are none, and forget all.
+
+        Raises:
+            DistillError: as `check_answers`.
+        """
+        counts = torch.stack([each for _, each in self._found]).tolist() if self._found else []
+        names = [what for what, _ in self._found]
+        self._found.clear()
+        for what, found in zip(names, counts, strict=True):
+            _refuse(what, found)
+
+
+def _counts(logits: Tensor, wrong: Tensor, counted: Tensor | None = None) -> Int[Tensor, " 4"]:
+    """Return how many answers are none, how many there are, how many of their logits are not finite, and all."""
+    infinite = ~logits.isfinite()
+    infinite = infinite if counted is None else infinite & counted[..., None]
+    answers = torch.tensor(logits.shape[:-1].numel()).to(logits.device) if counted is None else counted.sum()
+    return torch.stack([wrong.sum(), answers, infinite.sum(), answers * logits.shape[-1]])
+
+
+def _refuse(what: str, counts: Sequence[int]) -> None:
+    """Raise DistillError for answers of which some are none, by their counts."""
+    wrong, answers, infinite, logits = counts
     if wrong:
-        count = int((~logits.isfinite()).sum())
         raise DistillError(
-            f"{what} is of answers, and {wrong} of {logits.shape[:-1].numel()} are none: {count} of {logits.numel()} "
-            "logits are NaN or infinite; see whether the weights are: [name for name, each in "
-            "model.named_parameters() if not each.isfinite().all()]."
+            f"{what} is of answers, and {wrong} of {answers} are none: {infinite} of {logits} logits are NaN or "
+            "infinite; see whether the weights are: [name for name, each in model.named_parameters() if not "
+            "each.isfinite().all()]."
         )
 
 

@@ -6,15 +6,18 @@ to be done first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from functools import cache, partial
+from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils._pytree import tree_leaves
 
+from interventions import keep_on_host, on_host
+
+T = TypeVar("T")
 _generators: WeakKeyDictionary[torch.Generator, torch.Generator] = WeakKeyDictionary()
-_copies: Any = WeakIdKeyDictionary()
 
 
 class Columns(Mapping[str, Tensor]):
@@ -48,7 +51,7 @@ class Columns(Mapping[str, Tensor]):
 
 def host_generator(generator: torch.Generator) -> torch.Generator:
     """Return the generator for draws that the host reads: one of the CPU itself, or one that its seed decides."""
-    if generator.device.type == "cpu":
+    if generator.device.type == "cpu" and generator not in _generators:
         return generator
     if generator not in _generators:
         _generators[generator] = torch.Generator().manual_seed(generator.initial_seed() ^ 0x5EED)
@@ -56,20 +59,35 @@ def host_generator(generator: torch.Generator) -> torch.Generator:
 
 
 def host_columns(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the columns of a batch on the host.
+    """Return the columns of a batch on the host: the batch itself if it is there.
 
-    A column that `keep_host_copy` knows is taken as it was moved; of another one that is elsewhere a copy is made when
-    it is read first, once.
+    A column that was moved is taken as it was before; of another one that is elsewhere a copy is made when it is read
+    first, once.
     """
-    if all(column.device.type == "cpu" and column not in _copies for column in batch.values()):
-        return batch
-    return Columns(batch, lambda name: _host_copy(batch[name]))
+    return batch if _is_here(batch) else Columns(batch, lambda name: on_host(batch[name]))
 
 
-def keep_host_copy(column: Tensor, copy: Tensor) -> None:
-    """Remember where a column came from that was moved to a device, for as long as it lives and is not written."""
-    if column is not copy and copy.device.type == "cpu" and not column.is_inference():
-        _copies[column] = (column._version, copy, copy._version)
+def on_both(compute: Callable[[Mapping[str, Tensor]], T], batch: Mapping[str, Tensor]) -> T:
+    """Return what a function computes from the columns of a batch, with the same of their copies kept beside it.
+
+    Args:
+        compute: a function of the columns, whose tensors are new ones or columns.
+        batch: the columns.
+    """
+    made = compute(batch)
+    if _is_here(batch):
+        return made
+    columns = {id(column) for column in batch.values()}
+    leaves = cache(lambda: tree_leaves(compute(host_columns(batch))))
+    for place, leaf in enumerate(tree_leaves(made)):
+        if isinstance(leaf, Tensor) and id(leaf) not in columns:
+            keep_on_host(leaf, partial(_leaf, leaves, place))
+    return made
+
+
+def sliced(batch: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    """Return some rows of all columns, in memory of their own, with those of their copies kept beside them."""
+    return on_both(lambda columns: {name: columns[name][rows].clone() for name in columns}, batch)
 
 
 def rows_of_columns(batch: Mapping[str, Tensor], rows: Tensor) -> Columns:
@@ -77,16 +95,10 @@ def rows_of_columns(batch: Mapping[str, Tensor], rows: Tensor) -> Columns:
     return Columns(batch, lambda name: batch[name][rows.to(batch[name].device, non_blocking=True)])
 
 
-def _host_copy(column: Tensor) -> Tensor:
-    """Return a column on the host; a kept copy is taken if neither it nor the column was written since."""
-    if column.is_inference():  # changes of it are not counted
-        return column.cpu()
-    known = _copies.get(column)
-    if known is None and column.device.type == "cpu":
-        return column
-    if known is not None and (known[0], known[2]) == (column._version, known[1]._version):
-        found: Tensor = known[1]
-        return found
-    copy = column.cpu()
-    keep_host_copy(column, copy)
-    return copy
+def _leaf(leaves: Callable[[], list[Tensor]], place: int) -> Tensor:
+    return leaves()[place]
+
+
+def _is_here(batch: Mapping[str, Tensor]) -> bool:
+    """Return whether all columns are on the CPU, and none of them stands for one of a device."""
+    return all(column.is_cpu and on_host(column) is column for column in batch.values())

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.decoder_inputs import decoder_inputs, shifts_labels
-from distill.models.host_copies import keep_host_copy
 from distill.models.modes import in_eval_mode
 from distill.models.pad_tokens import pad_token_named, padded_as_known
 from distill.models.token_positions import parameters_of, placed, starts
-from interventions import architecture
+from interventions import architecture, keep_on_host
 
 NEVER = frozenset({"labels", "special_tokens_mask", "mlm_labels"})
 MASKED = "mlm_labels"
@@ -212,10 +211,14 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
             f"the column {empty!r} is on the device 'meta', which holds no values, and the model on {str(device)!r}; "
             f"make it there: data[{empty!r}] = torch.randn({list(batch[empty].shape)}).to({str(device)!r})."
         )
-    moved = {name: column.to(device, non_blocking=True) for name, column in batch.items()}
-    for name, column in batch.items():
-        keep_host_copy(moved[name], column)
-    return moved
+    return {name: _moved(column, device) for name, column in batch.items()}
+
+
+def _moved(column: Tensor, device: torch.device) -> Tensor:
+    """Return a column on a device, with its copy on the host kept beside it; the move does not wait for the device."""
+    is_pinned = device.type == "cuda" and column.is_cpu  # only from pinned memory it runs beside the computation
+    moved = (column.pin_memory() if is_pinned else column).to(device, non_blocking=column.is_cpu)
+    return keep_on_host(moved, column) if column.is_cpu and moved is not column else moved
 
 
 def device_of(model: Any) -> torch.device:

@@ -7,6 +7,7 @@ models the label of an answer is at its own position. If tokens have no labels, 
 """
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import islice
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.models.host_copies import host_columns, on_both
 from distill.models.inputs import answer_mask, innermost, mask_of, writes_labels
 from distill.models.token_positions import starts
 
@@ -107,6 +109,10 @@ def answer_labels(
 
 def loss_masks(model: Any, batch: Mapping[str, Tensor], place: LabelPlace) -> dict[str, Tensor | None]:
     """Return the positions that each kind of mean is over, `[batch, token]`; None for all positions."""
+    return on_both(partial(_loss_masks, model, place), batch)
+
+
+def _loss_masks(model: Any, place: LabelPlace, batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     real = answer_mask(model, batch)
     labels = answer_labels(batch, place, real)
     return {TOKENS: real if labels is None else labels != IGNORED, ALL: real, SOURCE: mask_of(batch)}
@@ -127,6 +133,7 @@ def examples_with(kind: str) -> str:
 
 def counts_of(model: Any, batch: Mapping[str, Tensor], place: LabelPlace) -> dict[str, int]:
     """Return the number of values that each kind of mean is over."""
+    batch = host_columns(batch)
     rows = len(next(iter(batch.values())))
     counts = {"examples": rows}
     for kind, mask in loss_masks(model, batch, place).items():

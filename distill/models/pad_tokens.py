@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from interventions import on_host
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
 
@@ -83,8 +84,9 @@ def padded_as_known(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[s
     pad = pad_token_of(network)
     if pad is None or ids is None or mask is None or mask.shape != ids.shape or not counts_padding(network):
         return dict(columns)
-    padded = torch.where(mask.bool(), ids, pad)
-    return dict(columns) if torch.equal(padded, ids) else {**columns, "input_ids": padded}
+    if bool(on_host(mask).bool().all()):
+        return dict(columns)
+    return {**columns, "input_ids": torch.where(mask.bool(), ids, pad)}
 
 
 def _lacks_pad_token(network: nn.Module) -> bool:

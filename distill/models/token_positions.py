@@ -15,7 +15,9 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError
+from distill.models.host_copies import host_columns
 from distill.models.modes import in_eval_mode
+from interventions import on_host
 
 _FIRST: "WeakKeyDictionary[nn.Module, int | None]" = WeakKeyDictionary()
 _PARAMETERS: "WeakKeyDictionary[Any, Mapping[str, Parameter]]" = WeakKeyDictionary()
@@ -38,7 +40,7 @@ def placed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str
     mask, tokens = columns.get("attention_mask"), columns.get("input_ids", columns.get("inputs_embeds"))
     if mask is None or tokens is None or mask.ndim != 2 or mask.shape != tokens.shape[:2] or "position_ids" in columns:
         return dict(columns)
-    if "position_ids" not in parameters_of(network) or bool(mask[:, 0].all()):
+    if "position_ids" not in parameters_of(network) or bool(on_host(mask)[:, 0].all()):
         return dict(columns)
     first = _first_number(network)
     return dict(columns) if first is None else {**columns, "position_ids": counted(mask) + first}
@@ -66,7 +68,7 @@ def counted(mask: Shaped[Tensor, "batch token"]) -> Int[Tensor, "batch token"]:
 
 def is_packed(batch: Mapping[str, Tensor]) -> bool:
     """Return whether a row holds several documents: its `position_ids` begin anew among its real tokens."""
-    return "position_ids" in batch and bool(starts(batch)[:, 1:].any())
+    return "position_ids" in batch and bool(starts(host_columns(batch))[:, 1:].any())
 
 
 def starts(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:

@@ -34,7 +34,7 @@ from distill.objectives.term_weights import describe_function
 from distill.precision import widen
 from distill.processes import gather, processes
 from distill.teachers.verbs import refuse_elsewhere
-from interventions import Location, Run
+from interventions import Location, Run, on_host
 
 COLDEST = 0.02
 """The lowest temperature at which exp(1 / τ) is finite in single precision."""
@@ -279,8 +279,9 @@ class Embedded(nn.Module):
 
     def select(self, step: Step, rows: Tensor) -> Tensor:
         """Return the rows, one an example, of the examples with at least one token that counts."""
-        masks = [mask.bool().any(1) for mask in self._masks(step) if mask is not None]
-        return rows[torch.stack(masks).all(0)] if masks else rows
+        masks = [on_host(mask).bool().any(1) for mask in self._masks(step) if mask is not None]
+        kept = torch.stack(masks).all(0) if masks else torch.ones(1, dtype=torch.bool)
+        return rows if bool(kept.all()) else rows[kept.nonzero()[:, 0].to(rows.device, non_blocking=True)]
 
     def kind(self, step: Step) -> str:
         """Return the kind of a mean over these examples."""

@@ -269,9 +269,8 @@ class DIITO(Objective):
         positions: Positions,
     ) -> Counterfactual:
         """Return the counterfactual runs of teacher and student for drawn sources, rows of the batch or new inputs."""
-        columns = [
-            decoder_masked(step.student.model, each) for each in (step.batch, _source_columns(step.batch, drawn))
-        ]
+        here = host_columns(step.batch)
+        columns = [decoder_masked(step.student.model, each) for each in (here, _source_columns(here, drawn))]
         with torch.no_grad():
             source = over_keys(step.taught, _run_source(step.taught, drawn, entry.teacher), entry.teacher, *columns)
             teacher = interchanged(step.taught, source, entry.teacher, positions, self._compared_at(step))
@@ -298,7 +297,7 @@ class DIITO(Objective):
         (rows, width), generator = grid, host_generator(step.generator)
         column = architecture(step.student.model).place(entry.student[0]).mask
         here = host_columns(step.batch)
-        there = _source_columns(here, drawn) if isinstance(drawn, Tensor) else host_columns(drawn or step.batch)
+        there = here if drawn is None else _source_columns(here, drawn)
         eligible = [
             rule.eligible(masked, real_tokens(masked, rows, width, generator.device, column=column))
             for masked in (decoder_masked(step.student.model, columns) for columns in (here, there))
@@ -340,8 +339,8 @@ def _as_it_is(run: Run) -> Run:
 
 
 def _source_columns(batch: Mapping[str, Tensor], drawn: Tensor | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return the columns of the sources: those of other rows of the batch, or of a batch of their own."""
-    return drawn if isinstance(drawn, Mapping) else rows_of_columns(batch, drawn)
+    """Return the columns of the sources on the host: those of other rows of the batch, or of a batch of their own."""
+    return host_columns(drawn) if isinstance(drawn, Mapping) else rows_of_columns(batch, drawn)
 
 
 def _run_source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:

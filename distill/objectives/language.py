@@ -21,6 +21,7 @@ from distill.models.inputs import MASKED, TEACHERS, following, writes_labels
 from distill.models.loss_masks import LABELS
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Step, zero_of
+from interventions import on_host
 
 FOLLOWING = "next_tokens"
 
@@ -93,7 +94,7 @@ class MaskedLM(Objective):
         logits = step.student.logits
         labels = step.batch[MASKED] if MASKED in step.batch else step.labels_in_place("MaskedLM()")
         _refuse_other_shapes(logits, labels, "MaskedLM")
-        if not bool((labels != -100).any()):
+        if not bool((on_host(labels) != -100).any()):
             return {"mlm": zero_of(logits)}
         return {"mlm": step.mean(cross_entropy(logits, labels), MASKED if MASKED in step.batch else LABELS)}
 
@@ -133,7 +134,7 @@ class CausalLM(Objective):
         labels = step.batch["labels"] if writes else following(step.batch)
         logits = logits if writes else logits[:, :-1]
         _refuse_other_shapes(logits, labels, "CausalLM")
-        if not bool((labels != -100).any()):
+        if not bool((on_host(labels) != -100).any()):
             return {"clm": zero_of(logits)}
         return {"clm": step.mean(cross_entropy(logits, labels), LABELS if writes else FOLLOWING)}
 

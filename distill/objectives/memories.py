@@ -63,6 +63,8 @@ class Memory(nn.Module):
         self.normaliser: Any
         self.register_buffer("features", torch.empty(rows, width).uniform_(-bound, bound))
         self.register_buffer("normaliser", torch.zeros(()))
+        self._is_decided = False  # known without a look at the device
+        self.register_load_state_dict_post_hook(_forget_decision)
 
     def scores(
         self, anchors: Float[Tensor, "batch width"], rows: Int[Tensor, "batch k"], temperature: float
@@ -87,12 +89,19 @@ class Memory(nn.Module):
 
     def _normaliser(self, scores: Tensor) -> Tensor:
         """Return Z; in training mode the first batch decides it."""
-        if bool(self.normaliser > 0):
+        if self._is_decided or bool(self.normaliser > 0):
+            self._is_decided = True
             return self.normaliser
         if not self.training:
             return scores.mean() * len(self.features)
+        self._is_decided = True
         self.normaliser = gather(scores.mean()[None]).mean() * len(self.features)
         return self.normaliser
+
+
+def _forget_decision(memory: Memory, keys: object) -> None:
+    """Look at the constant again after it was loaded."""
+    memory._is_decided = False
 
 
 def update(

@@ -37,7 +37,7 @@ from distill.objectives.answers import Answers, answers_of, check_answers, decid
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Step, average_loss, zero_of
 from distill.objectives.term_weights import describe_function
-from interventions import run
+from interventions import on_host, run
 
 
 @checked
@@ -205,7 +205,7 @@ class DKD(Objective):
                 f"DKD() compares one label an example with the other classes, and the labels are {labels.dtype} "
                 f"{list(labels.shape)}; use KD(), which takes several labels and real values too."
             )
-        if not bool((labels != -100).any()):
+        if not bool((on_host(labels) != -100).any()):
             return {"dkd": zero_of(student)}
         value = dkd(student, teacher, labels, self.alpha, self.beta, self.temperature)
         rise = min((floor(step.moment.epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
@@ -266,12 +266,12 @@ class Labels(Objective):
                 f"Labels(smoothing={self.smoothing}) shares a part of the label among classes, and these answers are "
                 f"{answers!r}; use Labels()."
             )
-        is_labelled = labels != -100
         if answers == "values" and not step.labels_tokens:
             return {"labels": step.mean(mean_squared_error(logits, labels))}
-        if not bool(is_labelled.any()):
+        if not bool((on_host(labels) != -100).any()):
             return {"labels": zero_of(logits)}
         if answers == "values":
+            is_labelled = labels != -100
             return {"labels": step.mean(mean_squared_error(logits[is_labelled], labels[is_labelled]), LABELS)}
         if answers == "labels":
             targets = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels

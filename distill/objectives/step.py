@@ -15,6 +15,7 @@ from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.interchange.mapping import Entry
+from distill.models.host_copies import on_both
 from distill.models.inputs import answer_mask, reads_apart, teachers
 from distill.models.loss_masks import (
     ALL,
@@ -30,7 +31,7 @@ from distill.models.loss_masks import (
     loss_masks,
 )
 from distill.models.outputs import logits_if_any
-from interventions import Location, Run, architecture, shown
+from interventions import Location, Run, architecture, on_host, shown
 
 
 @checked
@@ -200,7 +201,7 @@ class Step:
             DistillError: the data has no labels, which `caller` needs.
         """
         labels = self.column("labels", caller)
-        found = answer_labels(self.batch, self._label_place, answer_mask(self.network, self.batch))
+        found = on_both(self._answer_labels, self.batch)
         return labels if found is None else found
 
     def labels_in_place(self, caller: str) -> Tensor:
@@ -209,8 +210,8 @@ class Step:
         Raises:
             DistillError: the data has no labels, which `caller` needs.
         """
-        labels, counts = self.column("labels", caller), labelled(self.network, self.batch, self._label_place)
-        return labels if counts is None or self._label_place == "none" else labels.masked_fill(~counts, IGNORED)
+        labels = self.column("labels", caller)
+        return labels if self._label_place == "none" else on_both(self._labels_in_place, self.batch)
 
     @property
     def labels_tokens(self) -> bool:
@@ -240,6 +241,13 @@ class Step:
         if "labels" not in self.batch or self.batch["labels"].ndim != 2:
             return "none"  # without a run of the student
         return label_place(self.network, logits_if_any(self.student), self.batch)
+
+    def _answer_labels(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        return answer_labels(batch, self._label_place, answer_mask(self.network, batch))
+
+    def _labels_in_place(self, batch: Mapping[str, Tensor]) -> Tensor:
+        counts = labelled(self.network, batch, self._label_place)
+        return batch["labels"] if counts is None else batch["labels"].masked_fill(~counts, IGNORED)
 
     @cached_property
     def _masks(self) -> Mapping[str, Tensor | None]:
@@ -293,6 +301,6 @@ def average_loss(
     step: Step, loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None
 ) -> Tensor:
     """Return the loss at the positions that a mask keeps, as its part of the whole step; 0 where it keeps none."""
-    if mask is not None and not bool(mask.any()):
+    if mask is not None and not bool(on_host(mask).any()):
         return zero_of(student)
     return step.mean(loss(student, teacher), mask)

@@ -11,6 +11,7 @@ from distill.causal.feed import Feed
 from distill.data.rows import Rows
 from distill.interchange.mapping import Entry
 from distill.interchange.swap import encoded
+from distill.models.host_copies import host_columns, sliced
 from distill.models.inputs import inputs_of, students, teachers
 from distill.models.loss_masks import LabelPlace, counts_of, label_place
 from distill.models.outputs import logits_if_any
@@ -198,17 +199,17 @@ def parts_of(
     if len(split) == 1 and alone:
         yield batch, moment
         return
-    device = next(iter(batch.values())).device
-    cuts = [cut if len(cut) else torch.zeros(1, dtype=torch.int64) for cut in split]
-    pieces = [{name: column[cut.to(device)] for name, column in batch.items()} for cut in cuts]
+    cuts = [slice(int(cut[0]), int(cut[-1]) + 1) if len(cut) else slice(0, 1) for cut in split]
+    pieces = [sliced(batch, cut) for cut in cuts]
     counts = [count_values(objectives, piece, student, place) for piece in pieces]
     kinds = sorted({kind for each in counts for kind in each})
-    table = torch.tensor([[each.get(kind, 0) for kind in kinds] for each in counts], device=device)
-    table = table * torch.tensor([[bool(len(cut)) and not empty] for cut in split], device=device)
-    whole = accelerator.reduce(table.sum(0), "sum").clamp(min=1).cpu().double()
-    shares = table.cpu() * len(cuts) * accelerator.num_processes / whole
+    table = torch.tensor([[each.get(kind, 0) for kind in kinds] for each in counts])
+    table = table * torch.tensor([[bool(len(cut)) and not empty] for cut in split])
+    own, device = table.sum(0), next(iter(batch.values())).device
+    whole = (own if alone else accelerator.reduce(own.to(device), "sum").cpu()).clamp(min=1).double()
+    shares = table * len(cuts) * accelerator.num_processes / whole
     for number, (cut, piece, share) in enumerate(zip(cuts, pieces, shares.tolist(), strict=True)):
-        numbers = None if moment.rows is None else moment.rows[cut.to(moment.rows.device)]
+        numbers = None if moment.rows is None else sliced({"rows": moment.rows}, cut)["rows"]
         by_kind = dict(zip(kinds, share, strict=True))
         yield piece, Moment(numbers, moment.epoch, moment.epochs, number, by_kind)
 
@@ -217,6 +218,7 @@ def count_values(
     objectives: nn.Module, batch: Mapping[str, Tensor], student: nn.Module, place: LabelPlace | None = None
 ) -> dict[str, int]:
     """Return {kind of mean: number of values} of the means over a batch."""
+    batch = host_columns(batch)
     counts = counts_of(student, batch, place or "none")
     for objective in within(objectives):
         counts |= objective.counts(batch)

@@ -36,7 +36,7 @@ from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
 from distill.training.schedule import Schedule, drawing, order, weigh
 from distill.training.updates import backward, clip, make_step
-from interventions import InterventionError, Model
+from interventions import InterventionError, Model, trusting
 
 ONE_ROW = "more than 1 value per channel"
 """A part of the error of torch where batch norm is given one row."""
@@ -115,7 +115,7 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
             rate = schedule.rate(number, total)
             _set_rate(optimizer, rate)
             batch = to_device(read.batch, device)
-            row_numbers = read.rows.to(device) if isinstance(rows, Rows) else None
+            row_numbers = to_device({"rows": read.rows}, device)["rows"] if isinstance(rows, Rows) else None
             moment = Moment(row_numbers, number / per_epoch, total / per_epoch)
             try:
                 value, terms = wrapping.backward(batch, moment, number, empty=read.empty)
@@ -245,7 +245,8 @@ class _Wrapped:
             DistillError: activations that are not finite, reported as a loss that is not; or batch norm with one row.
         """
         try:
-            return self.wrapped(batch, generator, moment)
+            with trusting():
+                return self.wrapped(batch, generator, moment)
         except InterventionError as error:
             for logits in self._logits(batch):
                 if not logits.isfinite().all():

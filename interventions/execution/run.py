@@ -10,6 +10,7 @@ from interventions.errors import InterventionError
 from interventions.execution.examples import check_inputs_of, check_rows, examples_in, numbers_of
 from interventions.execution.recordings import Recording, detach_tensors
 from interventions.execution.stamps import Stamp
+from interventions.host_copies import keep_on_host, on_host
 from interventions.locations import Location, as_location
 from interventions.models.answers import Answers, logits_of, rule_of
 from interventions.models.architectures import Architecture, architecture
@@ -243,6 +244,14 @@ def without_past(output: object) -> object:
     return output
 
 
+def _taken(value: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a tensor; those of a mask, or of tokens, are known on the host if the whole is."""
+    taken = value[rows.to(value.device, non_blocking=rows.is_cpu)]
+    if value.is_floating_point() or not rows.is_cpu or (value.is_cpu and on_host(value) is value):
+        return taken
+    return keep_on_host(taken, lambda: on_host(value)[rows])
+
+
 def rows_of(value: Any, rows: Tensor, examples: int | None = None) -> Any:
     """Return `value` for some examples: tensors are indexed along their first axis, scalars and other values kept.
 
@@ -254,7 +263,7 @@ def rows_of(value: Any, rows: Tensor, examples: int | None = None) -> Any:
     if isinstance(value, Tensor):
         if not value.ndim or (examples is not None and len(value) == 1 != examples):
             return value
-        return None if examples is not None and len(value) != examples else value[rows.to(value.device)]
+        return None if examples is not None and len(value) != examples else _taken(value, rows)
     if isinstance(value, Mapping):
         taken = {key: rows_of(entry, rows, examples) for key, entry in value.items()}
         return type(value)(**taken) if hasattr(value, "to_tuple") else taken

@@ -20,6 +20,7 @@ from interventions.execution import copies
 from interventions.execution.fits import check_fits, check_labels, check_shapes, check_value
 from interventions.execution.measures import Change, Missing, count_missing, without_graph
 from interventions.execution.parts import coordinates_of, replace_part, select_entries, select_part
+from interventions.execution.stamps import may_read
 from interventions.execution.targets import (
     Targets,
     as_selection,
@@ -313,7 +314,7 @@ class Write:
 
     def _check_numbers(self, part: Tensor) -> None:
         """Raise InterventionError for a source with NaN; on another device `check_sources` does it later."""
-        if wrong := self.missing.look(part):
+        if may_read(part) and (wrong := self.missing.look(part)):
             raise InterventionError(self._missing_text(wrong, part.numel()))
 
     def _missing_text(self, wrong: int, entries: int) -> str:

@@ -21,7 +21,7 @@ from interventions.hooks.attention_taps import make_get_interface
 from interventions.hooks.checkpointing import checkpoint_under_scopes
 from interventions.hooks.compiled import check_not_compiled, is_compiled
 from interventions.hooks.methods import make_deepcopy, make_forward, make_generate, make_get_compiled_call
-from interventions.hooks.replacements import Holder, is_replaced, replace_attribute, restore_attribute
+from interventions.hooks.replacements import Holder, holders_of, replace_attribute, restore_attribute
 from interventions.hooks.scopes import Scope, close_scope, open_scope
 from interventions.hooks.taps import Tap
 from interventions.models.structure import Structure, structure_of
@@ -89,8 +89,14 @@ def _replace_forwards(scope: Scope, structure: Structure, parts: Sequence[nn.Mod
     taps = [tap.module for tap in scope.taps]
     touched = [*taps, *scope.watched, *scope.replayed, scope.model, *blocks, *parts]
     around = structure.around(touched)
-    in_place = [each for each in around if each._compiled_call_impl is not None or is_replaced(each, _COMPILED_CALL)]
-    compiled = [each for each in around if is_replaced(each, "forward") or is_compiled(each.forward)]
+    replaced, uncompiled = holders_of("forward"), holders_of(_COMPILED_CALL)
+    in_place = [each for each in around if each._compiled_call_impl is not None or id(each) in uncompiled]
+    written = {kind: not is_compiled(cast(Any, kind).forward) for kind in set(map(type, around))}
+    compiled = [
+        each
+        for each in around
+        if ("forward" in vars(each) or not written[type(each)]) and (id(each) in replaced or is_compiled(each.forward))
+    ]
     if in_place or compiled:
         above = set(structure.above(touched))
         scope.eager.update(each for each in (*in_place, *compiled) if each in scope.attentions or each in above)

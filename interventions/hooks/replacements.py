@@ -38,12 +38,13 @@ _replacements: dict[tuple[int, str], Replacement] = {}
 @one_at_a_time(lock)
 def replace_attribute(holders: Iterable[Holder], name: str, user: object, make: Callable[[Any, Any], object]) -> None:
     """Replace an attribute of modules or classes by `make(holder, original)`, until `restore_attribute`."""
+    reference = ref(user)
     for holder in holders:
         key = id(holder), name
         entry = _replacements.get(key)
         if entry is None:
             entry = Replacement(holder, vars(holder).get(name, _missing), make(holder, getattr(holder, name, None)))
-        entry.users[id(user)] = ref(user)
+        entry.users[id(user)] = reference
         _replacements[key] = entry
         if not entry.is_placed:
             _put(holder, name, entry.replacement)
@@ -65,9 +66,9 @@ def restore_attribute(holders: Iterable[Holder], name: str, user: object | None 
             _replacements.pop(key, None)
 
 
-def is_replaced(holder: Holder, name: str) -> bool:
-    """Return whether an attribute has a replacement now."""
-    return (id(holder), name) in _replacements
+def holders_of(name: str) -> set[int]:
+    """Return the ids of the modules and classes of which this attribute has a replacement now."""
+    return {holder for holder, replaced in list(_replacements) if replaced == name}
 
 
 def users_of(holder: Holder, name: str) -> Iterable[Any]:

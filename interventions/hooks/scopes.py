@@ -185,6 +185,10 @@ class Scope:
         return (self.progress if self.call is None else self.call.progress).setdefault(id(tap.after), Progress())
 
 
+open_here = _open.get
+"""Returns the scopes opened in this context, also those whose blocks are over elsewhere, where it was copied."""
+
+
 def open_scope(scope: Scope) -> None:
     """Add a scope to those that are open in this context."""
     _open.set((*_open.get(), scope))
@@ -194,11 +198,6 @@ def close_scope(scope: Scope) -> None:
     """Remove a scope from those that are open in this context."""
     # Not reset(token): a generator may be closed in another context than the one it was started in.
     _open.set(tuple(other for other in _open.get() if other is not scope))
-
-
-def open_here() -> tuple[Scope, ...]:
-    """Return the scopes opened in this context, also those whose blocks are over elsewhere, where it was copied."""
-    return _open.get()
 
 
 def acting() -> tuple[Scope, ...]:

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from interventions.host_copies import on_host
+
 Lengths = Callable[[Int[Tensor, " batch"], int, int], Int[Tensor, " batch"] | None]
 
 
@@ -30,7 +32,7 @@ def real_of(
     >>> real_of(torch.tensor([[1, 1, 0]]), 1, 5) is None
     True
     """
-    mask = None if mask is None else mask.cpu()
+    mask = None if mask is None else on_host(mask)
     if mask is not None and mask.shape == (batch, width):
         return mask.bool()
     if mask is None or (mask.ndim == 2 and bool(mask.bool().all())):

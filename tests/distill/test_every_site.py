@@ -18,6 +18,7 @@ from distill import (
     interchange_accuracy,
     search_alignment,
 )
+from distill.data.seeds import seed_from
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import uniform
 from distill.evaluation.example_pairs import examples_of_rows
@@ -182,7 +183,7 @@ def test_interchange_accuracy_at_heads_is_that_of_single_pairs(family, site):
     for i in range(pairs):
         one, other = base.batch([i]), source.batch([i])
         masks = [each["attention_mask"].bool() for each in (one, other)]
-        written, read = span.draw(*masks, uniform(1, 0, i, 0)[None])
+        written, read = span.draw(*masks, uniform(1, [seed_from(0, i, 0)]))
         answers = []
         for model, place in zip((teacher, student), places, strict=True):
             with torch.no_grad():

@@ -42,7 +42,7 @@ EXCUSED = {
     ),
     "errors, which are raised": "InterventionError UnknownAnswer DistillError Interrupted",
     "kinds of values, and bases of classes": "Answers Divergence Model Place SITES Subspace",
-    "without arguments": "DAS Swap Zero unchanged",
+    "without arguments": "DAS Swap Zero trusting unchanged",
     "how the package itself is written": (
         "Result checking data_frame import_when_used in_one_line plain_data printed renamed renamed_in"
     ),

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from interventions import InterventionError, Location, Zero, interchange, intervene, run, unchanged
-from interventions.execution import inventory, numbers, stamps
+from interventions import InterventionError, Location, Zero, interchange, intervene, run, trusting, unchanged
+from interventions.execution import inventory, numbers, stamps, writes
 from interventions.execution.stamps import Stamp
 from tests.faults.test_stale_runs import CASES
 from tests.interventions.tiny_models import batch, make, middle
@@ -418,3 +418,42 @@ def test_other_threads_are_not_in_a_block(readings):
         with pytest.raises(InterventionError, match="by torch"):
             stamps._readings.get().check()
         stamps._readings.get().stamps.clear()
+
+
+def test_a_run_of_a_block_that_trusts_is_of_use_inside_it_alone():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)).eval()
+    before = run(model, torch.ones(1, 2))
+    with trusting():
+        inside = run(model, torch.ones(1, 2))
+        inside.check_fresh()
+        before.check_fresh()
+        with torch.no_grad():
+            model[0].weight += 1
+        inside.check_fresh()  # trusted
+    for old in (before, inside):
+        with pytest.raises(InterventionError, match="the run is older than the model"):
+            old.check_fresh()
+    with trusting():
+        for old in (before, inside):
+            with pytest.raises(InterventionError, match="the run is older than the model"):
+                old.check_fresh()
+
+
+def test_nothing_is_read_in_a_block_that_trusts(monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)).eval()
+    with trusting():
+        monkeypatch.setattr(stamps, "_read", None)
+        base, source = (run(model, torch.full((1, 2), value)) for value in (0.0, 1.0))
+        with trusting(), unchanged():
+            interchange(model, base, source.take([0]), Location(module="1"))
+
+
+def test_numbers_of_the_host_are_searched_for_nan_where_a_block_trusts(monkeypatch):
+    net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)).eval()
+    with torch.no_grad():
+        base, source = run(net, torch.ones(1, 2)), run(net, torch.full((1, 2), torch.nan))
+        with trusting(), pytest.raises(InterventionError, match="the source has NaN"):
+            interchange(net, base, source, Location(module="0"))
+        monkeypatch.setattr(writes, "may_read", lambda tensor: False)  # as on a device
+        with trusting():
+            assert interchange(net, base, source, Location(module="0")).output.isnan().all()

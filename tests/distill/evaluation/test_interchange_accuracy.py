@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from distill import DistillError, InContext, Rows, Shuffle, Span, interchange_accuracy, layer_mapping
+from distill.data.seeds import seed_from
 from distill.errors import NothingToMeasure
 from distill.evaluation.drawn_positions import uniform
 from distill.evaluation.example_pairs import examples_of_rows
@@ -80,7 +81,7 @@ def naive(make, teacher, student, mapping, rows, pairs, span=None, sources=None,
             real = [
                 b["attention_mask"].bool() if "attention_mask" in b else torch.ones(1, 5).bool() for b in (one, other)
             ]
-            draws = uniform(1, seed, i, number)[None]
+            draws = uniform(1, [seed_from(seed, i, number)])
             chosen, taken = (m[0] for m in span.draw(*real, draws, aligned=sources.aligned))
             logits = []
             for model, side in ((teacher, above), (student, below)):
@@ -363,7 +364,7 @@ def test_regression_gives_an_error_and_no_accuracy():
     for i in range(20):
         one, other = base.batch([i]), source.batch([i])
         masks = [b["attention_mask"].bool() for b in (one, other)]
-        chosen, taken = (m[0] for m in Span(0.3).draw(*masks, uniform(1, 0, i, 0)[None]))
+        chosen, taken = (m[0] for m in Span(0.3).draw(*masks, uniform(1, [seed_from(0, i, 0)])))
         after = []
         for model, layer in ((teacher, 1), (student, 0)):
             _, states = answered(model, STACKS[bert], other)
@@ -410,10 +411,14 @@ def test_the_draws_are_the_same_in_every_process():
     import subprocess
     import sys
 
-    code = "from distill.evaluation.drawn_positions import uniform; print(uniform(3, 0, 5, 1).tolist())"
+    code = """
+from distill.data.seeds import seed_from
+from distill.evaluation.drawn_positions import uniform
+print(uniform(3, [seed_from(0, 5, 1)]).tolist())
+"""
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{uniform(3, 0, 5, 1).tolist()}\n"
+    assert done.stdout == f"{uniform(3, [seed_from(0, 5, 1)]).tolist()}\n"
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")

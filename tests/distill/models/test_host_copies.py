@@ -5,9 +5,9 @@ from unittest import mock
 import pytest
 import torch
 
-from distill.models import host_copies
-from distill.models.host_copies import Columns, host_columns, host_generator, keep_host_copy, rows_of_columns
+from distill.models.host_copies import Columns, host_columns, host_generator, on_both, rows_of_columns, sliced
 from distill.models.inputs import to_device
+from interventions import host_copies, keep_on_host, on_host
 
 
 def elsewhere(copies: list[list[int]]) -> tuple[torch.Tensor, mock._patch]:
@@ -54,7 +54,7 @@ def test_a_column_whose_changes_are_not_counted_is_copied_anew():
 def test_a_column_that_was_moved_is_read_where_it_came_from():
     """Without a wait, unless one of the two was written since."""
     here, column = torch.tensor([1, 2]), torch.empty(2, device="meta")
-    keep_host_copy(column, here)
+    keep_on_host(column, here)
     assert host_columns({"mask": column})["mask"] is here
     here.add_(1)
     with mock.patch.object(torch.Tensor, "cpu", return_value=torch.tensor([5])):
@@ -82,6 +82,43 @@ def test_rows_of_columns():
     batch = {"a": torch.arange(6).reshape(3, 2), "b": torch.arange(3)}
     taken = rows_of_columns(batch, torch.tensor([2, 0, 0]))
     assert {name: column.tolist() for name, column in taken.items()} == {"a": [[4, 5], [0, 1], [0, 1]], "b": [2, 0, 0]}
+
+
+def moved(**columns):
+    """Columns on another device, with their copies on the host."""
+    return {name: keep_on_host(column.to("meta"), column) for name, column in columns.items()}
+
+
+def test_what_is_computed_on_a_device_is_known_on_the_host_when_somebody_reads_it():
+    calls = []
+
+    def compute(columns):
+        calls.append(columns)
+        return {"both": columns["a"].bool() & columns["b"].bool(), "a": columns["a"], "none": None}
+
+    batch = moved(a=torch.tensor([1, 1, 0]), b=torch.tensor([1, 0, 0]))
+    made = on_both(compute, batch)
+    assert len(calls) == 1
+    assert made["both"].is_meta
+    assert on_host(made["both"]).tolist() == [True, False, False]
+    assert on_host(made["both"]) is on_host(made["both"])
+    assert on_host(made["a"]) is on_host(batch["a"])
+    assert len(calls) == 2
+
+
+def test_on_the_host_nothing_is_computed_twice():
+    calls = []
+    batch = {"a": torch.tensor([1, 0])}
+    made = on_both(lambda columns: calls.append(1) or columns["a"] == 1, batch)
+    assert on_host(made) is made
+    assert calls == [1]
+
+
+def test_rows_that_are_cut_out_are_known_on_the_host():
+    batch = moved(a=torch.arange(6).reshape(3, 2))
+    part = sliced(batch, slice(1, 3))["a"]
+    assert part.is_meta
+    assert on_host(part).tolist() == [[2, 3], [4, 5]]
 
 
 class Distant(torch.Generator):

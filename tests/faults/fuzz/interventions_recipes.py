@@ -410,6 +410,13 @@ READS = [
         lambda: {"logits": torch.ones(2, 3)},
         {"logits": "floats|empty tensor|empty rows|odd shape|nan tensor|inf tensor|half tensor|meta tensor"},
     ),
+    Recipe("interventions.on_host", iv.on_host, lambda: {"tensor": torch.ones(2)}, {"tensor": "anything"}),
+    Recipe(
+        "interventions.keep_on_host",
+        iv.keep_on_host,
+        lambda: {"tensor": torch.ones(2), "copy": torch.ones(2)},
+        {"tensor": "anything", "copy": "anything"},
+    ),
     Recipe("interventions.rule_of", iv.rule_of, lambda: {"model": network()}, {"model": "anything"}),
     Recipe(
         "interventions.register_blocks",
