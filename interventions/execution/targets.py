@@ -176,6 +176,9 @@ def select_in_source(
 ) -> Selection | Columns:
     """Return the tokens of a source that positions name, counted over real tokens."""
     given = on_host(positions, known)
+    same = select_columns(given, len(vectors), vectors.shape[1]) if mask is None else None
+    if same is not None:
+        return same
     window = window_of(vectors, place, None, [{place.mask: on_host(mask, known)}], given)
     same = select_columns(given, window.batch, window.reach) if window.mask is None else None
     return select(given, window.real) if same is None else same
@@ -194,6 +197,8 @@ def on_host(value: Any, known: Known) -> Any:
 def _copy_to_host(values: Sequence[object], known: Known) -> None:
     """Copy several masks and positions to the host at once, for `on_host`, so that a device is waited for once."""
     away = [value for value in values if isinstance(value, Tensor) and not is_on_host(value)]
+    if len(away) < 2:
+        return
     away = [value for value in away if not (value.is_floating_point() or value.is_complex() or value.is_meta)]
     away = list({_key_of(value): value for value in away if ("host", *_key_of(value)) not in known}.values())
     if len({value.device for value in away}) != 1:
