@@ -170,9 +170,9 @@ class Climb:
         """
         ends, rows = start
         moved, bounds = widen(inputs.detach()), self._bounds(inputs)
+        targets = _draw_targets(ends, labels, generator)
         if not (len(rows) and self.steps):
             return moved.to(inputs.dtype), ends, rows
-        targets = _draw_targets(ends, labels, generator)
         boundary = _Boundary(labels.long().clamp(min=0)[rows], targets[rows], self.probabilities, self.stop)
         network = _Rows.of(teacher, inputs).take(rows)
         points, logits = network(moved, derived=True)
@@ -329,13 +329,20 @@ def _is_correct(logits: Tensor, labels: Tensor) -> Bool[Tensor, " batch"]:
 def _draw_targets(logits: Tensor, labels: Tensor, generator: torch.Generator | None) -> Int[Tensor, " batch"]:
     """Draw a class other than the label for each example, with the teacher's probabilities of these classes."""
     others = logits.scatter(1, labels.long().clamp(min=0)[:, None], -math.inf).softmax(-1)
-    if not others.isfinite().all():
+    if not _is_here(others):
+        others = others.nan_to_num(1.0)  # to look would be to wait; the loss is not finite either
+    elif not others.isfinite().all():
         raise DistillError(
             "boundary_samples draws by the teacher's probabilities, and some of its logits are NaN or infinite; see "
             "whether the inputs are: inputs.isfinite().all()."
         )
     weights = others.to("cpu" if generator is None else generator.device)
     return torch.multinomial(weights, 1, generator=generator)[:, 0].to(logits.device)
+
+
+def _is_here(values: Tensor) -> bool:
+    """Return whether values can be looked at without waiting for an accelerator."""
+    return values.is_cpu
 
 
 def _broadcast(values: Shaped[Tensor, " batch"], like: Tensor) -> Tensor:

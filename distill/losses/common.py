@@ -113,8 +113,19 @@ def take_kept(values: Tensor, mask: Tensor) -> Tensor:
         return rearrange(values, "... width -> (...) width")
     if values.is_cpu and here.shape == mask.shape and on_host(mask) is mask:
         return values[here]
-    kept = here.flatten().nonzero()[:, 0].to(values.device, non_blocking=True)
-    return rearrange(values, "... width -> (...) width").index_select(0, kept)
+    left = here.flatten().nonzero()[:, 0].to(values.device, non_blocking=True)
+    return rearrange(values, "... width -> (...) width").index_select(0, left)
+
+
+def kept_numbers(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the numbers that a mask of their shape keeps, `[N]`, as `take_kept`."""
+    return take_kept(values[..., None], mask)[:, 0]
+
+
+def is_labelled(labels: Tensor) -> Tensor:
+    """Return where labels are not −100, with the copy of the mask on the host kept beside it."""
+    here = on_host(labels)
+    return labels != -100 if here is labels else keep_on_host(labels != -100, here != -100)
 
 
 def spread(values: Tensor, mask: Tensor | None, shape: torch.Size) -> Tensor:
@@ -165,11 +176,10 @@ def find_labelled(name: str, logits: Tensor, labels: Tensor) -> Tensor:
             f"give labels of shape {tuple(logits.shape[:-1])}, -100 where a position does not count."
         )
     here = on_host(labels)
-    known = here != -100
-    outside = here[known & ((here < 0) | (here >= logits.shape[-1]))]
+    outside = here[(here != -100) & ((here < 0) | (here >= logits.shape[-1]))]
     if len(outside):
         raise DistillError(
             f"{name} met label {outside[0].item()}, but the logits have {logits.shape[-1]} classes "
             f"(0 to {logits.shape[-1] - 1}); map the labels to them, or set -100 where a position does not count."
         )
-    return known if here is labels else keep_on_host(labels != -100, known)
+    return is_labelled(labels)

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from distill.errors import DistillError
-from distill.losses.common import find_labelled, keep, loss, same_shapes, soften, spread
+from distill.losses.common import find_labelled, keep, kept_numbers, loss, same_shapes, soften, spread
 from distill.losses.response import binary_kl, forward_kl
 from distill.precision import widen
 
@@ -124,7 +124,8 @@ def _weigh_part(
         )
     is_labelled = find_labelled(name, student_logits, labels)
     student, teacher = (soften(name, keep(z, is_labelled), temperature) for z in (student_logits, teacher_logits))
-    values = (part(student, teacher, labels[is_labelled].long()) * temperature**2).to(widen(student_logits).dtype)
+    parts = part(student, teacher, kept_numbers(labels, is_labelled).long())
+    values = (parts * temperature**2).to(widen(student_logits).dtype)
     if reduction == "mean":
         return values.mean()
     if reduction == "none":

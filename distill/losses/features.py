@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import keep, loss, same_shapes
+from distill.losses.common import keep, kept_numbers, loss, same_shapes
 from distill.precision import widen
+from interventions import keep_on_host, on_host
 
 
 @loss
@@ -124,12 +125,13 @@ def attention_transfer(
     student, teacher = (_attention_map(features.masked_fill(~kept[:, None], 0)) for features in (student, teacher))
     errors = (student - teacher).square().sum(-1)
     positions = torch.count_nonzero(kept.flatten(1), dim=1)
-    if not positions.any():
+    is_left = keep_on_host(positions > 0, on_host(mask).bool().flatten(1).any(1))
+    if not on_host(is_left).any():
         raise DistillError(
             f"No position is left to average over: 0 of {kept.numel()} are kept of student_map "
             f"{tuple(student_map.shape)}; skip this batch, or check that the mask is 1 where a position counts."
         )
-    return (errors[positions > 0] / positions[positions > 0]).mean()
+    return (kept_numbers(errors, is_left) / kept_numbers(positions, is_left)).mean()
 
 
 def _attention_map(features: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch positions"]:

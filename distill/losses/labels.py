@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from distill.errors import DistillError
-from distill.losses.common import find_labelled, keep, loss, take_kept
+from distill.losses.common import find_labelled, is_labelled, keep, kept_numbers, loss
 from distill.precision import widen
+from interventions import on_host
 
 
 @loss
@@ -39,9 +40,9 @@ def cross_entropy(
         raise DistillError(
             f"cross_entropy needs a smoothing from 0 to 1: smoothing={smoothing}; smoothing=0.1 is usual, 0 is none."
         )
-    is_labelled = find_labelled("cross_entropy", logits, labels)
-    targets = take_kept(labels[..., None], is_labelled)[:, 0].long()
-    return functional.cross_entropy(keep(logits, is_labelled), targets, label_smoothing=smoothing)
+    counts = find_labelled("cross_entropy", logits, labels)
+    targets = kept_numbers(labels, counts).long()
+    return functional.cross_entropy(keep(logits, counts), targets, label_smoothing=smoothing)
 
 
 @loss
@@ -61,14 +62,14 @@ def binary_cross_entropy(logits: Float[Tensor, "..."], labels: Shaped[Tensor, ".
             f"binary_cross_entropy needs one label a logit: {found}; for one class an example use cross_entropy, or "
             "give torch.nn.functional.one_hot(labels, logits.shape[-1])."
         )
-    is_labelled = labels != -100
-    answers, targets = widen(logits[is_labelled]), labels[is_labelled]
+    counts, here = is_labelled(labels), on_host(labels)
+    answers, targets = widen(kept_numbers(logits, counts)), kept_numbers(labels, counts)
     if len(targets) == 0:
         raise DistillError(
             f"No label is left to average over: {found}, none of them other than -100; skip this batch, or check that "
             "a label is 0 or 1 where it counts."
         )
-    outside = targets[~((targets >= 0) & (targets <= 1))]
+    outside = here[(here != -100) & ~((here >= 0) & (here <= 1))]
     if len(outside):
         raise DistillError(
             f"binary_cross_entropy met label {outside[0].item()}, which is not from 0 to 1; set -100 where a label "

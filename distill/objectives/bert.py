@@ -38,7 +38,7 @@ from distill.objectives.regressors import (
 from distill.objectives.response import KD
 from distill.objectives.step import Reads, Step, average_loss, zero_of
 from distill.precision import widen
-from interventions import Location
+from interventions import Location, on_host
 
 EMBEDDING = Location(site="embedding")
 MAPS = ("shared", "each")
@@ -252,8 +252,8 @@ def scores_error(
     each = squared / pairs.clamp(min=1)
     if mask is None:
         return each.mean()
-    is_left = mask.bool().any(1)
-    return each[is_left].mean() if bool(is_left.any()) else zero_of(each)
+    rows = on_host(mask).bool().any(1).nonzero()[:, 0].to(each.device, non_blocking=True)
+    return each[rows].mean() if len(rows) else zero_of(each)
 
 
 def _is_attended(scores: Tensor) -> Tensor:

@@ -9,10 +9,10 @@ With hidden states h of student and teacher at mapped locations, and attention m
 """
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked, refuse_unless_positive
@@ -30,7 +30,7 @@ from distill.objectives.regressors import (
     regressors_for,
 )
 from distill.objectives.step import Reads, Step, average_loss, zero_of
-from interventions import InterventionError, Location, Model, architecture
+from interventions import InterventionError, Location, Model, architecture, keep_on_host, on_host
 
 
 @checked
@@ -121,8 +121,9 @@ class PKD(Objective):
         given = [mask for mask in masks if mask is not None]
         if not given:
             return {"pkd": step.mean(patient(student, teacher))}
-        is_left = torch.stack([mask.bool().any(1) for mask in given]).all(0)
-        value = patient(student[is_left], teacher[is_left]) if bool(is_left.any()) else zero_of(student)
+        is_left = torch.stack([on_host(mask).bool().any(1) for mask in given]).all(0)
+        rows = is_left.nonzero()[:, 0].to(student.device, non_blocking=True)
+        value = patient(student[rows], teacher[rows]) if len(rows) else zero_of(student)
         kinds = [step.kind_of(mask) for mask in given]
         return {"pkd": step.mean(value, next((kind for kind in kinds if SOURCE not in kind), kinds[0]))}
 
@@ -261,11 +262,12 @@ class AT(Objective):
                 "AT() compares the attention of the layers of a mapping and there is none; give a mapping='full', or "
                 "AT({Location(3, 'attention_pattern'): Location(1, 'attention_pattern')})."
             )
-        losses = []
+        losses, made = [], cache(_pairs_of_tokens)  # most layers have the same masks
         for above, below in layers.items():
             student, teacher = step.student.activations[below], step.taught.activations[above]
-            queries, pairs = _pairs_of_tokens(step, below, student, self.tokens)
-            none = pairs is not None and not bool(pairs.any())
+            queries, keys = _masks_of_tokens(step, below, student, self.tokens)
+            pairs = made(student.shape, queries, keys)
+            none = pairs is not None and not bool(on_host(pairs).any())
             value = zero_of(student) if none else attention_transfer(student, teacher, pairs)
             losses.append(step.mean(value, step.kind_of(queries)))
         return {"at": torch.stack(losses).sum()}
@@ -318,18 +320,30 @@ def _tokens_setting(tokens: str) -> list[str]:
     return ["tokens='all'"] if tokens == "all" else []
 
 
-def _pairs_of_tokens(step: Step, at: Location, maps: Tensor, tokens: str) -> tuple[Tensor | None, Tensor | None]:
-    """Return which queries of attention patterns count, and which pairs of query and key, `[batch, query, key]`."""
+def _masks_of_tokens(step: Step, at: Location, maps: Tensor, tokens: str) -> tuple[Tensor | None, Tensor | None]:
+    """Return which queries of attention patterns count, and which keys, each `[batch, token]`."""
     if "attention_pattern" not in (at.site, at.io):
         return None, None
-    queries = step.mask(rearrange(maps, "b h q k -> b q (h k)"), at, tokens)
-    keys = step.mask_of_keys(rearrange(maps, "b h q k -> b k (h q)"), at)
+    of_one_head = maps[:, 0]
+    return step.mask(of_one_head, at, tokens), step.mask_of_keys(of_one_head.transpose(1, 2), at)
+
+
+def _pairs_of_tokens(shape: torch.Size, queries: Tensor | None, keys: Tensor | None) -> Tensor | None:
+    """Return which pairs of query and key count in maps of a shape, `[batch, query, key]`; None if all do."""
     if queries is None and keys is None:
-        return None, None
-    rows, columns = maps.shape[2:]
-    kept = torch.ones(len(maps), rows, columns, dtype=torch.bool, device=maps.device)
+        return None
+    masks = [None if mask is None else on_host(mask) for mask in (queries, keys)]
+    pairs = _pairs(shape, queries, keys)
+    here = all(copy is mask for copy, mask in zip(masks, (queries, keys), strict=True))
+    return pairs if here else keep_on_host(pairs, lambda: _pairs(shape, *masks))
+
+
+def _pairs(shape: torch.Size, queries: Tensor | None, keys: Tensor | None) -> Tensor:
+    """Return the pairs on the device of the masks, of which one is given at least."""
+    given: Any = keys if queries is None else queries
+    kept = torch.ones(shape[0], *shape[2:], dtype=torch.bool, device=given.device)
     kept = kept if queries is None else kept & queries.bool()[:, :, None]
-    return queries, kept if keys is None else kept & keys.bool()[:, None]
+    return kept if keys is None else kept & keys.bool()[:, None]
 
 
 def _ends(mapping: Sequence[Entry]) -> dict[Location, Location]:

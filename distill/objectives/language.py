@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.errors import DistillError, checked
 from distill.losses import cross_entropy
+from distill.models.host_copies import on_both
 from distill.models.inputs import MASKED, TEACHERS, following, writes_labels
 from distill.models.loss_masks import LABELS
 from distill.objectives.objective import About, Objective
@@ -131,7 +132,7 @@ class CausalLM(Objective):
         step.column("labels" if writes else "input_ids", "CausalLM()")
         if "decoder_input_ids" in step.batch:
             raise DistillError("CausalLM() is for models that read what they write; for encoder–decoders use Labels().")
-        labels = step.batch["labels"] if writes else following(step.batch)
+        labels = step.batch["labels"] if writes else on_both(following, step.batch)
         logits = logits if writes else logits[:, :-1]
         _refuse_other_shapes(logits, labels, "CausalLM")
         if not bool((on_host(labels) != -100).any()):

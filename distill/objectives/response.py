@@ -31,6 +31,7 @@ from distill.losses import (
     multi_label_kd,
     squared_error,
 )
+from distill.losses.common import is_labelled, take_kept
 from distill.models.inputs import TEACHERS, inputs_of
 from distill.models.loss_masks import LABELS, TOKENS, answers_by_decoder, checked_tokens
 from distill.objectives.answers import Answers, answers_of, check_answers, decide_answers
@@ -268,11 +269,12 @@ class Labels(Objective):
             )
         if answers == "values" and not step.labels_tokens:
             return {"labels": step.mean(mean_squared_error(logits, labels))}
-        if not bool((on_host(labels) != -100).any()):
+        counts = is_labelled(labels)
+        if not bool(on_host(counts).any()):
             return {"labels": zero_of(logits)}
         if answers == "values":
-            is_labelled = labels != -100
-            return {"labels": step.mean(mean_squared_error(logits[is_labelled], labels[is_labelled]), LABELS)}
+            values = take_kept(logits.reshape(*labels.shape, -1), counts)
+            return {"labels": step.mean(mean_squared_error(values, take_kept(labels[..., None], counts)), LABELS)}
         if answers == "labels":
             targets = labels.reshape(logits.shape) if labels.numel() == logits.numel() else labels
             return {"labels": step.mean(binary_cross_entropy(logits, targets), LABELS)}
