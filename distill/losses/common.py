@@ -48,8 +48,8 @@ def _refuse_unusable(name: str, tensors: list[Tensor]) -> None:
             f"{name} takes dense tensors of real numbers: one {tuple(odd.shape)} is {kind}; give tensor.to_dense(), "
             "and tensor.real of complex ones."
         )
-    devices = sorted({str(each.device) for each in tensors if each.ndim})
-    if len(devices) > 1:
+    if len({each.device for each in tensors if each.ndim}) > 1:
+        devices = sorted({str(each.device) for each in tensors if each.ndim})
         raise DistillError(
             f"{name} was given tensors on several devices: {' and '.join(devices)}; move all to one, as with "
             f"tensor.to({devices[0]!r})."
@@ -155,6 +155,8 @@ def soften(name: str, logits: Tensor, temperature: float | Float[Tensor, ""]) ->
         raise DistillError(
             f"{name} needs a temperature {wanted}: temperature={temperature}; temperature=1 softens nothing."
         )
+    if isinstance(temperature, int | float) and temperature == 1:
+        return widen(logits)
     exact = temperature > HOT and logits.device.type != "mps"
     return (logits.double() if exact else widen(logits)) / temperature
 

@@ -81,20 +81,21 @@ def padded_as_known(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[s
             f"{type(network).__name__} answers at the last token that is no padding, and has no padding token: "
             "config.pad_token_id=None; name one: model.config.pad_token_id = …."
         )
-    pad = pad_token_of(network)
-    if pad is None or ids is None or mask is None or mask.shape != ids.shape or not counts_padding(network):
+    if ids is None or mask is None or mask.shape != ids.shape or bool(on_host(mask).bool().all()):
         return dict(columns)
-    if bool(on_host(mask).bool().all()):
+    pad = pad_token_of(network)
+    if pad is None or not counts_padding(network):
         return dict(columns)
     return {**columns, "input_ids": torch.where(mask.bool(), ids, pad)}
 
 
 def _lacks_pad_token(network: nn.Module) -> bool:
     """Return whether a model classifies texts by their last token and has no padding token."""
+    if not type(network).__name__.endswith("ForSequenceClassification"):
+        return False
     config = _config_of(network)
     return (
-        type(network).__name__.endswith("ForSequenceClassification")
-        and hasattr(config, "pad_token_id")
+        hasattr(config, "pad_token_id")
         and config.pad_token_id is None
         and getattr(config, "vocab_size", None) is not None
         and not getattr(config, "is_encoder_decoder", False)

@@ -172,8 +172,9 @@ def weigh(
     if unknown:
         raise DistillError(f"weights names {min(unknown)!r} and the terms are {', '.join(terms)}; correct the name.")
 
-    weighed = (term * weight_at(given.get(name, 1.0), progress, name) for name, term in terms.items())
-    return sum(weighed, start=torch.zeros(()).to(next(iter(terms.values()))))
+    weights_now = {name: weight_at(given.get(name, 1.0), progress, name) for name in terms}
+    weighed = [term if weights_now[name] == 1 else term * weights_now[name] for name, term in terms.items()]
+    return sum(weighed[1:], start=weighed[0])
 
 
 def order(
