@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from inspect import signature
 from types import FunctionType, MethodType
 from typing import Any
@@ -133,8 +134,10 @@ def _check_pairs(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
 
 def _check_signature(operator: Operator, location: Location) -> None:
     """Raise InterventionError for an operator that does not take base, source and generator."""
+    method: Any = type(operator).__call__
+    if isinstance(method, FunctionType) and _fits(method):
+        return
     try:
-        method: Any = type(operator).__call__
         takes = signature_of(MethodType(method, operator)) if isinstance(method, FunctionType) else signature(operator)
     except (TypeError, ValueError):
         return  # built-in functions need not have a signature
@@ -145,6 +148,16 @@ def _check_signature(operator: Operator, location: Location) -> None:
             f"the operator at {location} takes {takes} and is called with (base, source, generator); write e.g. "
             "lambda base, source, generator: -base."
         ) from None
+
+
+@lru_cache(maxsize=256)
+def _fits(method: FunctionType) -> bool:
+    """Return whether a method without a signature of its own takes base, source and generator."""
+    try:
+        signature(method).bind(None, None, None, None)
+    except (TypeError, ValueError):
+        return False
+    return not vars(method)
 
 
 Listen = Callable[[Inputs | Run, dict[Location, Place]], dict[Location, Source]]
