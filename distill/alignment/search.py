@@ -49,6 +49,7 @@ from interventions import (
     printed,
     run_to,
     shown,
+    unchanged,
 )
 
 if TYPE_CHECKING:
@@ -269,7 +270,8 @@ def _search(
             mine = tuple(cell for i, cell in enumerate(cells) if i // len(tokens) % len(places) == row)
             learn(causal_model, network, mine, feed, schedule, **learning, title=f"search {place}")
     examples = examples_of_model(causal_model, pairs, seed, feed if isinstance(feed, Given) else None)
-    tally = Measurement(VariableInterchanges(causal_model, network, cells), examples, seed, batch_size).tally()
+    with evaluating(network), unchanged():  # it is looked at once, not at each of its runs
+        tally = Measurement(VariableInterchanges(causal_model, network, cells), examples, seed, batch_size).tally()
     refuse_ineffective(tally, cells, has_rows=data is not None)
     outcomes = tuple(outcome_of(tally.of(i), examples.sharing) for i in range(len(cells)))
     settings: dict[str, Any] = {"pairs": pairs, "seed": seed}

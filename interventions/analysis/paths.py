@@ -13,6 +13,7 @@ from torch import nn
 from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.execution.run import Inputs, Run, Where, locations_of
+from interventions.execution.stamps import unchanged
 from interventions.interchanges import interchange
 from interventions.locations import BLOCK_SITES, Location, as_location
 from interventions.models.architectures import Architecture, architecture
@@ -85,27 +86,28 @@ def path_patch(
         raise InterventionError("no receiver was given; write receivers=Location(5, 'query', heads=3).")
     between = {end: _between(found, sender, end) if freeze is None else locations_of(freeze) for end in ends}
     frozen = list(dict.fromkeys(place for places in between.values() for place in places))
-    before = as_run(model, base, frozen, remote=remote)
-    if isinstance(source, Run):
-        origin = as_run(model, source, sender.whole, remote=remote)
-    else:
-        origin = run_to(model, source, sender.whole, remote=remote)
-    received = {}
-    for group in _groups(between):
-        held_fixed = list(dict.fromkeys(place for end in group for place in between[end]))
-        done = interchange(
-            model,
-            before,
-            {sender: origin, **dict.fromkeys(held_fixed, before)},
-            [sender, *held_fixed],
-            positions={sender: positions},
-            record=[end.whole for end in group],
-            remote=remote,
-        )
-        received.update({end.whole: done.activations[end.whole] for end in group})
-    read = replace(before, activations=received, recording=None)
-    kept = [*ends, *locations_of(record)]
-    return interchange(model, before, read, ends, positions=receiver_positions, record=kept, remote=remote)
+    with unchanged():
+        before = as_run(model, base, frozen, remote=remote)
+        if isinstance(source, Run):
+            origin = as_run(model, source, sender.whole, remote=remote)
+        else:
+            origin = run_to(model, source, sender.whole, remote=remote)
+        received = {}
+        for group in _groups(between):
+            held_fixed = list(dict.fromkeys(place for end in group for place in between[end]))
+            done = interchange(
+                model,
+                before,
+                {sender: origin, **dict.fromkeys(held_fixed, before)},
+                [sender, *held_fixed],
+                positions={sender: positions},
+                record=[end.whole for end in group],
+                remote=remote,
+            )
+            received.update({end.whole: done.activations[end.whole] for end in group})
+        read = replace(before, activations=received, recording=None)
+        kept = [*ends, *locations_of(record)]
+        return interchange(model, before, read, ends, positions=receiver_positions, record=kept, remote=remote)
 
 
 def _groups(between: dict[Location, list[Location]]) -> list[list[Location]]:
