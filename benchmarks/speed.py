@@ -80,6 +80,11 @@ def quotient(row: dict[str, Any], side: str, unit: str) -> list[float] | None:
     return row.get(f"/ {unit}", {}).get(side)
 
 
+def duration(ms: float) -> str:
+    """Write milliseconds with three digits that count."""
+    return f"{ms:,.0f} ms" if ms >= 100 else f"{ms:.3g} ms"
+
+
 def shown(figures: list[float] | None, spread: bool = False) -> str:
     """Write a median, and its quartiles."""
     if figures is None:
@@ -149,8 +154,8 @@ def table(record: dict[str, Any]) -> str:
         if "error" in row:
             rows.append(f"| {name} | | | | {row['error']} | |")
             continue
-        unit = f"{row['unit']}, {row['ms'][UNIT]:.3g} ms" if "unit" in row else ""
-        limit, now = (shown(quotient(row, each, UNIT)) or f"{row['ms'][each]:.3g} ms" for each in (LIMIT, NOW))
+        unit = f"{row['unit']}, {duration(row['ms'][UNIT])}" if "unit" in row else ""
+        limit, now = (shown(quotient(row, each, UNIT)) or duration(row["ms"][each]) for each in (LIMIT, NOW))
         bare = {each: figures for each, figures in row["ms"].items() if each not in (UNIT, LIMIT, NOW)}
         others = [f"{each} {shown(quotient(row, each, UNIT) or quotient(row, each, LIMIT))}" for each in bare]
         for peer, theirs in record.get("peers", {}).items():

@@ -86,7 +86,7 @@ def accuracy(given: Given, pairs: int, rows: int, width: int) -> Case:
     return Case(sides, 1.1, details={"pairs": pairs})
 
 
-VARIABLES, PLACES, PAIRS = ("ab", "c"), range(4), 300
+VARIABLES, PLACES, PAIRS = ("ab", "c"), range(4), 1000
 
 
 def searched(given: Given, width: int) -> Case:

@@ -147,13 +147,13 @@ def answers(model: Parts, points: Tensor) -> Tensor:
 
 
 def sobolev_loss(teacher: Parts, student: Parts, batch: dict[str, Tensor]) -> Tensor:
-    """KD and Sobolev of order 1 with one direction, at the teacher's embedding."""
-    loss = kd_loss(teacher.model, student.model, batch)
+    """KD and Sobolev of order 1 with one direction, at the teacher's embedding: the teacher runs once for both."""
     with torch.no_grad():
         points = teacher.embed(batch)
     with sdpa_kernel(SDPBackend.MATH):  # others have no second derivative
         here, there = (points.clone().requires_grad_() for _ in range(2))
         taught, found = answers(teacher, there), answers(student, here)
+    loss = divergence(answers(student, student.embed(batch)), taught.detach())
     direction = functional.normalize(torch.randn_like(taught), dim=-1)
     (wanted,) = torch.autograd.grad((taught * direction).sum(), there)
     (first,) = torch.autograd.grad((found * direction).sum(), here, create_graph=True)
@@ -162,18 +162,18 @@ def sobolev_loss(teacher: Parts, student: Parts, batch: dict[str, Tensor]) -> Te
 
 
 def bss_loss(teacher: Parts, student: Parts, batch: dict[str, Tensor]) -> Tensor:
-    """KD and BSS: rows leave the move once they have crossed, and no row runs again for the target."""
-    loss = kd_loss(teacher.model, student.model, batch)
+    """KD and BSS: rows leave the move once they have crossed, and the teacher runs once at each point."""
     with torch.no_grad():
         moved = teacher.embed(batch).float()
-        first = answers(teacher, moved)
-    labels = batch["labels"]
-    others = first.softmax(-1).scatter(1, labels[:, None], 0)
-    classes, target = others.multinomial(1)[:, 0], first.clone()
+    labels, first = batch["labels"], None
     rows = torch.arange(len(labels), device=labels.device)
     for number in range(11):
         points = moved[rows].requires_grad_()
         logits = answers(teacher, points)
+        if first is None:
+            first = logits.detach()
+            target = first.clone()
+            classes = first.softmax(-1).scatter(1, labels[:, None], 0).multinomial(1)[:, 0]
         target[rows] = logits.detach()
         staying = logits.argmax(1) == labels[rows]
         if number == 10 or not staying.any():
@@ -184,6 +184,7 @@ def bss_loss(teacher: Parts, student: Parts, batch: dict[str, Tensor]) -> Tensor
         rows, uphill = rows[staying], uphill[staying]
         unit = uphill / uphill.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-30)
         moved[rows] = moved[rows] + 0.3 * (gap.detach() + 1e-4)[:, None, None] * unit
+    loss = divergence(answers(student, student.embed(batch)), first)
     return loss + 2 * divergence(answers(student, moved) / 3, target / 3)
 
 
