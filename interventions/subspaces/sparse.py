@@ -36,6 +36,7 @@ class SparseCoder(Subspace):
     Raises:
         InterventionError: features that are not distinct numbers from 0 on; when called, a result of another shape.
 
+    >>> import torch
     >>> coder = SparseCoder(torch.relu, lambda z: z, features=[0])
     >>> coder.replace(torch.tensor([1.0, 2.0, -3.0]), torch.tensor([5.0])).tolist()
     [5.0, 2.0, -3.0]
