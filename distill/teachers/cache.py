@@ -18,8 +18,8 @@ from distill.storage.files import CHECKSUM, read_json, write, write_json
 
 FORMAT = 1
 DESCRIPTION = "teacher.json"
-BEFORE = {"distill.objectives.diito": "distill.objectives.causal"}
-"""Modules that were renamed since the first caches: keys use the old names, so that old answers are still found."""
+BEFORE = dict.fromkeys(("distill.objectives.diito", "distill.interchange.random_vectors"), "distill.objectives.causal")
+"""Modules that were renamed or split since the first caches: keys use the old names, by which old answers are found."""
 FIELDS_BEFORE = {("Location", "operation"): "source", ("Add", "renormalize"): "renormalise"}
 """Fields that were renamed since the first caches; keys use the old names."""
 
