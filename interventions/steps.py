@@ -121,7 +121,7 @@ def select_steps(window: Window, steps: slice | frozenset[int] | None) -> Column
     return Columns(window.batch, tuple([column - window.offset for column in columns]))
 
 
-Named = tuple[Selection | Columns, Bool[Tensor, " n"] | None]
+Named = tuple[Selection | Columns, Tensor | None]
 """The tokens that positions name at a step, and which of them are new; None is all of them."""
 
 
