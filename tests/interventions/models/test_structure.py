@@ -172,7 +172,7 @@ def test_a_block_costs_as_much_in_a_deep_model_as_in_a_flat_one():
             for _ in range(3):
                 open_and_close(model, at)
             counts.append(calls_of(lambda model=model, at=at: open_and_close(model, at)))
-        most = 1.8 if site == "final_norm" else 1.25  # a final norm counts the blocks before it
+        most = 2.5 if site == "final_norm" else 1.25  # a final norm counts the blocks before it
         assert counts[1] <= most * counts[0], (site, counts)
 
 
