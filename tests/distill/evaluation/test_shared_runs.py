@@ -80,8 +80,8 @@ def test_pairs_of_rows_in_turn_need_no_run_of_their_own():
 @pytest.mark.parametrize(
     "kind",
     [
-        Kind(), Kind(Scattered(2)), Kind(None), Kind(site="attention_heads"), Kind(site="mlp_output"), Kind(dims=0.5),
-        Kind(sources=InContext(0.4)), Kind(site="attention_pattern"),
+        Kind(), Kind(Scattered(2)), Kind(None, dims=0.5), Kind(site="attention_heads"), Kind(site="mlp_output"),
+        Kind(dims=0.5), Kind(sources=InContext(0.4)), Kind(site="attention_pattern"),
     ],
     ids=str,
 )  # fmt: skip
