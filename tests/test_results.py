@@ -24,7 +24,7 @@ from distill import DistillError, Evaluation, FitResult, InterchangeAccuracy, Ou
 from distill.evaluation.calibration import Calibration
 from distill.training.progress import Record
 from interventions import InterventionError, Location, Picture, Result, plain_data
-from tests.distill.tiny_models import mlp, vectors
+from tests.distill.tiny_models import mlp, spread, vectors
 from tests.distill.wired import TOKENS, Reader
 from tests.interventions.analysis.test_grids import grid_of
 
@@ -49,7 +49,8 @@ def searched() -> distill.Search:
 def searched_mapping() -> distill.MappingSearch:
     """A search between two networks, with its controls."""
     places = (["module:0[dims=0:4]", "module:2[dims=0:4]"], ["module:0[dims=0:4]"])
-    return distill.search_mapping(mlp(), mlp(), vectors(40), places=places, pairs=50)
+    teacher, student = (spread(mlp(), seed) for seed in (0, 1))
+    return distill.search_mapping(teacher, student, vectors(40), places=places, pairs=50)
 
 
 def aligned() -> distill.Alignment:
