@@ -59,6 +59,8 @@ def on_host(tensor: Tensor) -> Tensor:
     """
     if not isinstance(tensor, Tensor):
         raise InterventionError(f"on_host({shown(tensor)}) is no tensor; give one: on_host(torch.as_tensor(values)).")
+    if tensor.is_meta:
+        raise InterventionError(f"on_host({shown(tensor)}) holds no values; give a tensor that does: tensor.to('cpu').")
     known = _copies.get(tensor) if _copies.data else None
     if known is not None and known[0] == _version(tensor) and known[2] == _version(known[1]):
         copy: Tensor = known[1]

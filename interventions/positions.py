@@ -222,7 +222,7 @@ def _numbers(positions: Positions, real: Tensor) -> tuple[Tensor, Tensor, int]:
         Both, and the largest number of positions in an example.
     """
     batch, device = len(real), real.device
-    if type(positions) is int:
+    if type(positions) is int and is_whole(positions):
         return torch.full((batch,), positions, device=device), torch.arange(batch, device=device), 1
     if isinstance(positions, slice):
         _check_slice(positions)
@@ -281,7 +281,10 @@ def _rows_of(positions: Any, batch: int) -> list[list[int]]:
 def _whole(number: Any) -> int:
     if isinstance(number, bool):
         raise TypeError("a list of bools would be taken for 0 and 1")
-    return number.__index__()
+    whole: int = number.__index__()
+    if not is_whole(whole):
+        raise TypeError("no tensor holds a number beyond 64 bits")
+    return whole
 
 
 def _check_range(positions: Positions, numbers: Tensor, rows: Tensor, lengths: Tensor, width: int) -> None:

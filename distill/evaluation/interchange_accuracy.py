@@ -173,6 +173,11 @@ def measurement_of(
     if data is None:
         raise DistillError("the teacher is a network and no data was given; pass data='pvr', a Task or held-out rows.")
     check_alike(teacher, student)
+    if batch_size is not None and batch_size < 1:
+        raise DistillError(
+            f"batch_size={batch_size} of {pairs} pairs measures nothing; use a whole number above 0, e.g. "
+            "batch_size=128, or None, as many as memory holds."
+        )
     entries, rows, seen = entries_of(mapping, teacher, student), held_out(data, student), seen_of(exclude)
     _try(teacher, student, rows)
     if seen is not None:

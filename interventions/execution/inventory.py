@@ -274,7 +274,7 @@ def _plain(attributes: Mapping[str, Any]) -> tuple[list[object], list]:
     """
     plain: list[object] = []
     within: list = []
-    for name, value in attributes.items():
+    for name, value in list(attributes.items()):
         kind = type(value)
         if kind not in _KINDS or name in _OF_TORCH or (name[0] == "_" and "adapter" not in name):
             continue
@@ -282,7 +282,7 @@ def _plain(attributes: Mapping[str, Any]) -> tuple[list[object], list]:
             plain.append((name, value))
         elif kind is dict:
             within.append(value)
-            plain.extend((name, _key(key), each) for key, each in value.items() if type(each) in _NUMBERS)
+            plain.extend((name, _key(key), each) for key, each in list(value.items()) if type(each) in _NUMBERS)
         else:
             plain.extend((name, each) for each in value if type(each) is str)
             if kind is list:

@@ -17,6 +17,7 @@ from interventions.errors import InterventionError
 from interventions.locations import Location
 from interventions.models.calls import CallContext
 from interventions.models.places import Place
+from interventions.names import shown
 from interventions.positions import Columns, Positions, Selection, is_mask, select, select_columns
 from interventions.steps import Named, Window, select_positions, select_steps, window_of
 
@@ -188,6 +189,11 @@ def on_host(value: Any, known: Known) -> Any:
     """Return positions or a mask on the host; those on another device are copied once in a call of the model."""
     if not isinstance(value, Tensor) or is_on_host(value):
         return value
+    if value.is_meta:
+        raise InterventionError(
+            f"positions or a mask, {shown(value)}, lie on the device meta and hold no values; give them on another "
+            "one, e.g. positions=[0, -1]."
+        )
     key = ("host", *_key_of(value))
     if key not in known:
         known[key] = value.cpu(), value
@@ -196,7 +202,7 @@ def on_host(value: Any, known: Known) -> Any:
 
 def _copy_to_host(values: Sequence[object], known: Known) -> None:
     """Copy several masks and positions to the host at once, for `on_host`, so that a device is waited for once."""
-    away = [value for value in values if isinstance(value, Tensor) and not is_on_host(value)]
+    away = [each for each in values if isinstance(each, Tensor) and not (is_on_host(each) or each.is_meta)]
     if len(away) < 2:
         return
     away = [value for value in away if not (value.is_floating_point() or value.is_complex() or value.is_meta)]

@@ -74,7 +74,10 @@ def test_a_sweep_is_a_loop_of_interchanges(name):
         positions = range(base.vectors(place).shape[1])
         expected = naive(model, base, source, [place], positions)
         alone = sweep(model, inputs, others, place, metric=METRIC, batch_size=3)
-        assert torch.equal(alone.per_example, expected), place
+        whole = sweep(model, inputs, others, place, metric=lambda run: METRIC(run), batch_size=3)
+        assert torch.equal(whole.per_example, expected), place
+        # A head that computes the logits of the last token alone rounds otherwise.
+        assert torch.allclose(alone.per_example, expected, rtol=1e-5, atol=1e-6), place
         assert alone.positions == tuple(positions)
         together = sweep(model, base, source, place, metric=METRIC)
         assert torch.allclose(together.per_example, expected, rtol=1e-5, atol=1e-6), place
