@@ -59,8 +59,6 @@ def on_host(tensor: Tensor) -> Tensor:
     """
     if not isinstance(tensor, Tensor):
         raise InterventionError(f"on_host({shown(tensor)}) is no tensor; give one: on_host(torch.as_tensor(values)).")
-    if tensor.is_meta:
-        raise InterventionError(f"on_host({shown(tensor)}) holds no values; give a tensor that does: tensor.to('cpu').")
     known = _copies.get(tensor) if _copies.data else None
     if known is not None and known[0] == _version(tensor) and known[2] == _version(known[1]):
         copy: Tensor = known[1]
@@ -70,7 +68,12 @@ def on_host(tensor: Tensor) -> Tensor:
         return copy
     if tensor.is_cpu:
         return tensor
-    copy = tensor.detach().cpu()
+    try:
+        copy = tensor.detach().cpu()
+    except NotImplementedError as error:  # of the device meta
+        raise InterventionError(
+            f"on_host({shown(tensor)}) holds no values; give a tensor that does: tensor.to('cpu')."
+        ) from error
     keep_on_host(tensor, copy)
     return copy
 
