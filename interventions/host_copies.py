@@ -59,13 +59,9 @@ def on_host(tensor: Tensor) -> Tensor:
     """
     if not isinstance(tensor, Tensor):
         raise InterventionError(f"on_host({shown(tensor)}) is no tensor; give one: on_host(torch.as_tensor(values)).")
-    known = _copies.get(tensor) if _copies.data else None
-    if known is not None and known[0] == _version(tensor) and known[2] == _version(known[1]):
-        copy: Tensor = known[1]
-        if callable(copy):
-            copy = copy()
-            keep_on_host(tensor, copy)
-        return copy
+    kept = kept_copy(tensor)
+    if kept is not None:
+        return kept
     if tensor.is_cpu:
         return tensor
     try:
@@ -75,6 +71,18 @@ def on_host(tensor: Tensor) -> Tensor:
             f"on_host({shown(tensor)}) holds no values; give a tensor that does: tensor.to('cpu')."
         ) from error
     keep_on_host(tensor, copy)
+    return copy
+
+
+def kept_copy(tensor: Tensor) -> Tensor | None:
+    """Return the values of a tensor that are kept on the host; None where none are, or one of both was written into."""
+    known = _copies.get(tensor) if _copies.data else None
+    if known is None or known[0] != _version(tensor) or known[2] != _version(known[1]):
+        return None
+    copy: Tensor = known[1]
+    if callable(copy):
+        copy = copy()
+        keep_on_host(tensor, copy)
     return copy
 
 

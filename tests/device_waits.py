@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from distill.models import host_copies
 from distill.training import loop, schedule
 from interventions import keep_on_host
-from interventions.execution import writes
+from interventions.execution import targets, writes
 
 ROOT = Path(__file__).parents[1]
 READS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount")
@@ -153,6 +153,7 @@ def training_on_a_device(waits: DeviceWaits, modules: Iterable[nn.Module]) -> It
         }.items():
             stack.enter_context(mock.patch.object(loop, name, replaced))
         stack.enter_context(mock.patch.object(writes, "may_read", return_value=False))
+        stack.enter_context(mock.patch.object(targets, "is_on_host", lambda tensor: not waits.holds(tensor)))
         yield
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interventions.devices import is_on_host
 from interventions.errors import InterventionError
+from interventions.host_copies import kept_copy
 from interventions.locations import Location
 from interventions.models.calls import CallContext
 from interventions.models.places import Place
@@ -189,23 +190,24 @@ def on_host(value: Any, known: Known) -> Any:
     """Return positions or a mask on the host; those on another device are copied once in a call of the model."""
     if not isinstance(value, Tensor) or is_on_host(value):
         return value
-    if value.is_meta:
-        raise InterventionError(
-            f"positions or a mask, {shown(value)}, lie on the device meta and hold no values; give them on another "
-            "one, e.g. positions=[0, -1]."
-        )
     key = ("host", *_key_of(value))
     if key not in known:
-        known[key] = value.cpu(), value
+        kept = kept_copy(value)
+        if kept is None and value.is_meta:
+            raise InterventionError(
+                f"positions or a mask, {shown(value)}, lie on the device meta and hold no values; give them on another "
+                "one, e.g. positions=[0, -1]."
+            )
+        known[key] = value.cpu() if kept is None else kept, value
     return known[key][0]
 
 
 def _copy_to_host(values: Sequence[object], known: Known) -> None:
     """Copy several masks and positions to the host at once, for `on_host`, so that a device is waited for once."""
     away = [each for each in values if isinstance(each, Tensor) and not (is_on_host(each) or each.is_meta)]
+    away = [each for each in away if not (each.is_floating_point() or each.is_complex()) and kept_copy(each) is None]
     if len(away) < 2:
         return
-    away = [value for value in away if not (value.is_floating_point() or value.is_complex() or value.is_meta)]
     away = list({_key_of(value): value for value in away if ("host", *_key_of(value)) not in known}.values())
     if len({value.device for value in away}) != 1:
         return
