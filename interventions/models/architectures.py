@@ -295,7 +295,6 @@ class _KeptPlace:
         fields = vars(place)
         modules = {name: value for name, value in fields.items() if isinstance(value, nn.Module)}
         plain = {name: value for name, value in fields.items() if name != "stack" and name not in modules}
-        plain["_axes_by_shape"] = {}  # what is found for one place holds for the next ones
         way, held = [], [found.model]
         for name in place.path.split(".") if place.path else ():
             held.append(held[-1].get_submodule(name))

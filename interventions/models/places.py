@@ -1,8 +1,8 @@
 """A location found in one model: a tensor of one of its modules, and the axes of that tensor."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ class Place:
     axes: str = ""
     unflattens: bool = False
     operations: tuple[str, ...] = ()
+    # The axes that were found for each shape, as all modules inside the place are looked at to find them.
+    _axes_by_shape: dict[tuple[int, ...], str] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def after(self) -> AfterBlocks | None:
@@ -86,11 +88,6 @@ class Place:
                 self._axes_by_shape.clear()
             self._axes_by_shape[shape] = self._find_axes(state)
         return self._axes_by_shape[shape]
-
-    @cached_property
-    def _axes_by_shape(self) -> dict[tuple[int, ...], str]:
-        """The axes that were found for each shape, as all modules inside the place are looked at to find them."""
-        return {}
 
     def _find_axes(self, state: Tensor) -> str:
         if self.operations and state.ndim == 4 and kind_of(self.module) is not None:
