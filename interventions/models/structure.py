@@ -1,9 +1,10 @@
 """The modules of a model and how they lie in each other, found once and kept until the model changes.
 
 To look at every module for each call would cost more than a small model. So what was found is kept, and two things
-tell that it still holds, without a look at every module: a count of all modules that torch registers anywhere
-(`module.part = …`, `add_module`), and the modules on the way to the blocks, whose lists can lose entries uncounted
-(`del model.layers[3]`). Where the count has moved, the whole model is compared.
+tell that it still holds, without a look at every module: a count of the modules that torch registers in modules of a
+model that was looked at (`module.part = …`, `add_module`), and the modules on the way to the blocks, whose lists can
+lose entries uncounted (`del model.layers[3]`). Where the count has moved, the whole model is compared. Lists that a
+model makes while it runs, as `self.layers[:depth]`, are no part of it, and are not counted.
 
 What is kept refers to modules weakly: they often refer back to their model, which could never be freed.
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from operator import attrgetter
 from typing import Any
-from weakref import ReferenceType, WeakKeyDictionary, ref
+from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
@@ -58,8 +59,8 @@ class Structure:
     @classmethod
     def of(cls, model: nn.Module) -> "Structure":
         """Return what is found in a model now."""
-        registered, entry = _count.registered, exception_for(model)
-        found = list(model.named_modules())
+        entry = exception_for(model)
+        registered, found = _count.watch(model)
         numbers = {id(module): number for number, (_, module) in enumerate(found)}
         refs = tuple(ref(module) for _, module in found)
         parents: list[list[int]] = [[] for _ in found]
@@ -229,12 +230,24 @@ _TRAINING = attrgetter("training")
 
 
 class _Count:
-    """The number of modules that torch has registered in other modules since the first model was looked at."""
+    """The number of modules that torch has registered in modules of the models that were looked at."""
 
-    registered = 0
+    def __init__(self) -> None:
+        self.registered = 0
+        self._holders: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
     def __call__(self, holder: nn.Module, name: str, module: nn.Module | None) -> None:
-        self.registered += 1
+        if self._holders.get(id(holder)) is holder:
+            self.registered += 1
+
+    def watch(self, model: nn.Module) -> tuple[int, list[tuple[str, nn.Module]]]:
+        """Return the count, and path and module of each module, once all that is registered in them is counted."""
+        while True:
+            registered, found = self.registered, list(model.named_modules())
+            new = {id(module): module for _, module in found if self._holders.get(id(module)) is not module}
+            if not new:
+                return registered, found
+            self._holders.update(new)  # another thread may have registered one meanwhile, so they are read again
 
 
 _count = _Count()

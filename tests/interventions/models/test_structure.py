@@ -176,11 +176,24 @@ def test_a_block_costs_as_much_in_a_deep_model_as_in_a_flat_one():
         assert counts[1] <= most * counts[0], (site, counts)
 
 
-def test_a_module_registered_elsewhere_changes_nothing():
+def test_a_module_registered_elsewhere_changes_nothing(monkeypatch):
     model = make("gpt2")
     known = structure_of(model)
+    monkeypatch.delattr(structure, "_names_in")  # which looks at every module
     nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    stack_of(model)[:2]  # a list of its own, as many models make one while they run
     assert structure_of(model) is known
+
+
+def test_a_part_that_grows_after_it_was_put_into_a_model_is_noticed():
+    model, grown = make("gpt2"), nn.Sequential(nn.Linear(2, 2))
+    structure_of(model)
+    grown.append(nn.ReLU())
+    model.extra = grown
+    grown.append(nn.Linear(2, 2))  # before the model is looked at again
+    assert structure_of(model).holds(grown[2])
+    grown.append(nn.ReLU())  # after it
+    assert structure_of(model).holds(grown[3])
 
 
 @pytest.mark.parametrize("kind", KINDS)
