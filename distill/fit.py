@@ -31,7 +31,7 @@ from distill.models.preprocessors import given_preprocessors, preprocessors_for,
 from distill.models.pretrained import save_model
 from distill.objectives import DIITO, Objective
 from distill.objectives.term_weights import Weight, describe_function
-from distill.processes import process_state
+from distill.processes import dividing, process_state
 from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
@@ -140,7 +140,8 @@ def fit(
         if place is not None and process_state().is_main_process:
             reads = preprocessors_for(tokenizer, task, teacher, student)
             save_model(student, place / STUDENT, reads, trained_on if isinstance(training.rows, Rows) else None)
-        evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
+        with dividing(teacher, student):
+            evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
         evaluation = evaluation.marked(training.settings["kinds"])
         result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on)
         if place is not None and process_state().is_main_process:

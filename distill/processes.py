@@ -1,10 +1,28 @@
-"""The processes of one training, and what they gather from each other."""
+"""The processes of one training or command: what they gather from each other, and what one of them does for all.
+
+Processes that divide work, or wait for one of them, all take part; where one of them fails, all raise its error.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from jaxtyping import Shaped
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+
+from distill.errors import DistillError
+from interventions import InterventionError
+
+T = TypeVar("T")
+_DIVIDING: ContextVar[bool] = ContextVar("dividing", default=False)
+_SAID: Counter[str] = Counter()
 
 
 def process_state() -> PartialState:
@@ -36,3 +54,110 @@ def _gather_equal(value: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(value) for _ in range(processes())]
     distributed.all_gather(parts, value)
     return parts
+
+
+@contextmanager
+def dividing(*models: Any) -> Iterator[None]:
+    """Divide measurements inside the block among the processes, all of which must enter it.
+
+    Models whose parameters lie on several processes are left whole: a call of them is one of all processes, on the
+    same rows.
+
+    Args:
+        models: those that are measured.
+    """
+    before = _DIVIDING.set(processes() > 1 and not any(_is_spread(each) for each in models))
+    try:
+        yield
+    finally:
+        _DIVIDING.reset(before)
+
+
+def are_divided() -> bool:
+    """Return whether measurements are divided here among several processes."""
+    return _DIVIDING.get()
+
+
+def own_part(places: Tensor) -> Tensor:
+    """Return the part of this process where measurements are divided, else all; some processes may have none."""
+    if not are_divided():
+        return places
+    return places.tensor_split(processes())[distributed.get_rank()]
+
+
+def gather_parts(make: Callable[[], T]) -> list[T]:
+    """Return what each process makes, in their order, on each of them; only what this one makes if none divides.
+
+    Raises:
+        Exception: that of this process; else the error of the first process that has one.
+    """
+    return gather_results(make) if are_divided() else [make()]
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """Return on each process what the first one makes; the others wait for it.
+
+    Raises:
+        Exception: that of the first process.
+    """
+    if processes() == 1:
+        return make()
+    return gather_results(lambda: make() if distributed.get_rank() == 0 else None)[0]  # type: ignore[return-value]
+
+
+def gather_results(make: Callable[[], T]) -> list[T]:
+    """Return what each process makes, in their order, on each of them; an error of one is raised on all.
+
+    Raises:
+        Exception: that of this process; else the error of the first process that has one.
+    """
+    if processes() == 1:
+        return [make()]
+    own, error = None, None
+    try:
+        own = make()
+    except Exception as failure:
+        error = failure
+    found: list[Any] = [None] * processes()
+    distributed.all_gather_object(found, (own, _as_sent(error)))
+    if error is not None:
+        raise error
+    for rank, (_, failed) in enumerate(found):
+        if failed is not None:
+            kind, text = failed
+            raise kind(text) if kind is not None else DistillError(f"process {rank} of {len(found)} failed: {text}")
+    return [each for each, _ in found]
+
+
+def _as_sent(error: Exception | None) -> tuple[type[Exception] | None, str] | None:
+    """Return an error as its type, if it is one of these packages, and its text."""
+    if error is None:
+        return None
+    if isinstance(error, (DistillError, InterventionError)):
+        return type(error), str(error)
+    return None, f"{type(error).__name__}: {error}"
+
+
+def is_first() -> bool:
+    """Return whether this process is the first of its run, which speaks and writes for all."""
+    return bool(process_state().is_main_process)
+
+
+def may_say(text: str) -> bool:
+    """Return whether this process says a text that several may come to: the first one that does says it for all.
+
+    Before the processes know each other it is the first by number.
+    """
+    if processes() == 1:
+        return os.environ.get("RANK", "0") == "0"
+    _SAID[text] += 1
+    try:
+        store = distributed.distributed_c10d._get_default_store()
+        return bool(store.add(f"distill: {_SAID[text]} times {text}", 1) == 1)
+    except (RuntimeError, OSError):  # the process that keeps the store is gone
+        return True
+
+
+def _is_spread(model: Any) -> bool:
+    """Return whether parameters of a model lie on several processes."""
+    return isinstance(model, nn.Module) and any(isinstance(each, DTensor) for each in model.parameters())

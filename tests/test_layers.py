@@ -26,7 +26,7 @@ ORDER = {
     "distill": """
         errors precision processes statistics storage causal losses networks data models tasks teachers interchange
         students objectives training evaluation metrics alignment auditing results comparison fit prospects
-        specialists mutual chain teach compat cli""".split(),
+        specialists mutual chain teach compat cli __main__""".split(),
 }
 MOST_FILES = 20
 MOST_LINES = 400
@@ -168,7 +168,8 @@ TESTED_BY = {
     "distill/objectives/regressors.py": "tests/distill/objectives/test_features.py",
     "distill/objectives/step.py": "tests/distill/objectives/test_loss_mask.py",
     "distill/objectives/term_weights.py": "tests/distill/training/test_schedule.py",
-    "distill/processes.py": "tests/distill/training/test_processes.py",
+    "distill/__main__.py": "tests/distill/cli/test_together.py",
+    "distill/processes.py": "tests/distill/cli/test_together.py",
     **{
         f"distill/prospects/{name}.py": "tests/distill/prospects/test_headroom.py"
         for name in ("causal_terms", "gradients", "void_rows")

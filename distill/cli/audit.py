@@ -15,6 +15,7 @@ from distill.data.tables import read
 from distill.errors import DistillError
 from distill.models.numbering import numbered_as
 from distill.models.pretrained import load_model, load_tokenizer
+from distill.processes import from_first
 from distill.storage.locks import claim
 from distill.tasks.loading import length_for, names
 from distill.training.progress import console_of
@@ -61,7 +62,7 @@ def run_audit(original: str, compressed: str, data: str, options: AuditOptions, 
     """
     console, blocks = console_of(), options.blocks()
     if output is not None:
-        refuse_used(output)
+        from_first(lambda: refuse_used(output))
     one, other = load_model(original), load_model(compressed)
     with warnings_as_notes(console):
         rows, slices = _rows(data, original, one, options)
@@ -76,8 +77,12 @@ def run_audit(original: str, compressed: str, data: str, options: AuditOptions, 
         seed=options.seed,
     )
     console.print(str(result), markup=False, highlight=False)
-    folder = claim(lambda number: Path("runs") / f"audit-{number}") if output is None else output
-    report = save_page(result, folder, f"{Path(compressed).name} against {Path(original).name}")
+
+    def save() -> Path:
+        folder = claim(lambda number: Path("runs") / f"audit-{number}") if output is None else output
+        return save_page(result, folder, f"{Path(compressed).name} against {Path(original).name}")
+
+    report = from_first(save)
     console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return report
 

@@ -8,11 +8,13 @@ from typing import Any
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import drop_trained_on, load_task_and_teacher
 from distill.comparison.compare import compare
+from distill.comparison.comparison import Comparison
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
 from distill.interchange.kinds import USUAL
 from distill.models.pretrained import load_classifier
+from distill.processes import from_first
 from distill.results import FitResult
 from distill.storage.files import read_json, write, write_json
 from distill.training.progress import console_of
@@ -37,7 +39,7 @@ def run_compare(runs: Sequence[Path], pairs: int, seed: int, effective_only: boo
     Raises:
         DistillError: what is no run, runs of other data or teachers, or fewer than two students.
     """
-    if output is not None and output.exists():
+    if from_first(lambda: output is not None and output.exists()):
         raise DistillError(f"--output {output} exists; choose a new folder for compare.json and compare.png.")
     commands = {run: _command(run) for run in dict.fromkeys(runs)}
     first = next(iter(commands.values()))
@@ -58,10 +60,14 @@ def run_compare(runs: Sequence[Path], pairs: int, seed: int, effective_only: boo
     )  # fmt: skip
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / "compare.json", found.to_dict())
-        write(output / "compare.png", found.plot()._repr_png_())
+        from_first(lambda: _save(found, output))
         console.print(f"written: {output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _save(found: Comparison, output: Path) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(output / "compare.json", found.to_dict())
+    write(output / "compare.png", found.plot()._repr_png_())
 
 
 def students_of_runs(commands: Mapping[Path, FitCommand]) -> Folders:

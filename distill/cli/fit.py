@@ -15,7 +15,7 @@ from distill.alignment.search_mapping import CONTROLS
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import load_task_and_teacher
 from distill.cli.report import ComparedModel, Report, compared_model, print_report, teacher_evaluation
-from distill.cli.student_runs import StudentRuns
+from distill.cli.student_runs import StudentRuns, held
 from distill.cli.students import UNTRAINED
 from distill.comparison.compare import compare
 from distill.comparison.comparison import Comparison
@@ -24,9 +24,10 @@ from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.interchange.kinds import USUAL as USUAL_KINDS
 from distill.interchange.mapping import Sides, depth, parse_mapping
+from distill.processes import from_first, is_first
 from distill.results import FitResult
 from distill.storage.files import clear_leftovers, read_json, remove_empty, write_json
-from distill.storage.locks import claim, locked
+from distill.storage.locks import claim
 from distill.teach import check_teacher
 from distill.training.progress import console_of
 from distill.training.run_folder import Resume, refuse_used
@@ -47,9 +48,9 @@ def run_fit(command: FitCommand, output: Path | None = None) -> Path:
     for plan in command.students:
         command.objectives(plan.objectives)  # raises DistillError before a folder is made
     if output is not None:
-        refuse_used(output)
-    with _claim_folder(command.source.name) if output is None else _make_folder(output) as folder, locked(folder):
-        refuse_used(folder)
+        from_first(lambda: refuse_used(output))
+    with _claim_folder(command.source.name) if output is None else _make_folder(output) as folder, held(folder):
+        from_first(lambda: refuse_used(folder))
         return _run(command, folder, resume=False)
 
 
@@ -64,30 +65,32 @@ def resume_fit(folder: Path, *, anyway: bool = False) -> Path:
         raise DistillError(
             f"{folder} holds no run of distill fit to go on with; start one: distill fit --output {folder}."
         )
-    with locked(folder):
-        clear_leftovers(folder)
+    with held(folder):
+        from_first(lambda: clear_leftovers(folder))
         return _run(FitCommand.read(folder), folder, resume="anyway" if anyway else True)
 
 
 @contextmanager
 def _claim_folder(name: str) -> Iterator[Path]:
     """Make `runs/NAME-N` with the first N that no other process has; remove it if nothing was written into it."""
-    folder = claim(lambda number: Path("runs") / f"{name}-{number}")
+    folder = from_first(lambda: claim(lambda number: Path("runs") / f"{name}-{number}"))
     try:
         yield folder
     finally:
-        remove_empty(folder)
-        remove_empty(folder.parent)
+        if is_first():
+            remove_empty(folder)
+            remove_empty(folder.parent)
 
 
 @contextmanager
 def _make_folder(folder: Path) -> Iterator[Path]:
     """Make a folder where there is none; remove it if nothing was written into it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    from_first(lambda: folder.mkdir(parents=True, exist_ok=True))
     try:
         yield folder
     finally:
-        remove_empty(folder)
+        if is_first():
+            remove_empty(folder)
 
 
 def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
@@ -99,7 +102,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     accuracy = None if command.any_teacher else check_teacher(teacher, task)
     measured = teacher_evaluation(teacher, task) if accuracy is None else Evaluation(accuracy, None)
     smaller, schedule = command.student(teacher), command.timing.schedule(task, command.seed)
-    command.write(folder)
+    from_first(lambda: command.write(folder))
     mapping: Sides
     found: dict[str, str] = {}
     if command.interchanges.mapping == SEARCH:
@@ -117,7 +120,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     settings = {**asdict(command), "schedule": asdict(schedule), **found}
     report = Report(title, task, compared, settings, *_comparison(runs, trained, smaller))
     print_report(report, console)
-    path = report.save(folder)
+    path = from_first(lambda: report.save(folder))
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
     return path
 
@@ -167,11 +170,14 @@ def _search(
         console: shows it.
     """
     kept = folder / "mapping.json"
-    if kept.exists():
-        return parse_mapping(read_json(kept, f"start the run anew: distill fit --output {folder}-2")["mapping"])
+    way_out = f"start the run anew: distill fit --output {folder}-2"
+    known = from_first(lambda: read_json(kept, way_out)["mapping"] if kept.exists() else None)
+    if known is not None:
+        return parse_mapping(known)
     found = search_after_kd(teacher, student, task.train, schedule, controls=CONTROLS, console=console).search
     assert found is not None
-    found.plot().savefig(folder / "mapping.png")
-    write_json(kept, found.to_dict())
+    if is_first():
+        found.plot().savefig(folder / "mapping.png")
+        write_json(kept, found.to_dict())
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     return found.mapping

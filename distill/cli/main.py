@@ -42,8 +42,15 @@ from distill.cli.flags import (
     Text,
     TextsOrTask,
 )
-from distill.cli.messages import exit_on_interrupt, is_refusal, message_of, refuse_usage, silence_libraries
-from interventions import printable
+from distill.cli.messages import (
+    exit_on_interrupt,
+    is_refusal,
+    message_of,
+    refuse_usage,
+    say,
+    silence_libraries,
+    together,
+)
 
 app = typer.Typer(
     help="Train a student to compute like its teacher, and measure how far it does.",
@@ -312,7 +319,8 @@ def main() -> None:
     """Run the console script: bad input is one line and exit status 2, Ctrl-C is 130; `--debug` shows tracebacks."""
     try:
         silence_libraries()
-        status = app(args=_one_each(sys.argv[1:]), standalone_mode=False)
+        with together():
+            status = app(args=_one_each(sys.argv[1:]), prog_name="distill", standalone_mode=False)
     except UsageError as error:
         refuse_usage(error)
     except typer.Abort:
@@ -320,7 +328,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv or not is_refusal(error):
             raise
-        print(f"distill: {printable(' '.join(message_of(error).split()))}", file=sys.stderr)
+        say(f"distill: {' '.join(message_of(error).split())}")
         raise SystemExit(2) from None
     if status:
         raise SystemExit(status)

@@ -36,8 +36,43 @@ def refuse_usage(error: Any) -> NoReturn:
         error.show()
         raise SystemExit(error.exit_code) from None
     path = error.ctx.command_path if error.ctx else "distill"
-    print(printable(f"distill: {text.rstrip('.')}; see {path} --help."), file=sys.stderr)
+    say(f"distill: {text.rstrip('.')}; see {path} --help.")
     raise SystemExit(error.exit_code) from None
+
+
+def say(text: str) -> None:
+    """Print a message on the error stream; of several processes that come to it, one prints it."""
+    if _may_say(text):
+        print(printable(text), file=sys.stderr)
+
+
+def _may_say(text: str) -> bool:
+    if several_processes():
+        from distill.processes import may_say
+
+        return may_say(text)
+    return True
+
+
+def several_processes() -> bool:
+    """Return whether this is one of several processes that were started together, as `torchrun` starts them."""
+    return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let processes that were started together know each other inside the block, and divide measurements."""
+    if not several_processes():
+        yield
+        return
+    from distill.processes import dividing, process_state, processes
+
+    known = processes() > 1
+    state = process_state()
+    with dividing():
+        yield
+    if not known:
+        state.destroy_process_group()
 
 
 @contextmanager
@@ -46,7 +81,7 @@ def exit_on_interrupt() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        print(printable(f"\ndistill: {str(stop) or 'stopped.'}"), file=sys.stderr)
+        say(f"\ndistill: {str(stop) or 'stopped.'}")
         raise SystemExit(130) from None
 
 
@@ -69,7 +104,7 @@ def _once(form: Callable[..., str]) -> Callable[..., str]:
         text = form(*warning, **place)
         known = text in shown
         shown.add(text)
-        return "" if known else text
+        return text if not known and _may_say(text) else ""
 
     return form_once
 

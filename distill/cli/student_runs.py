@@ -1,7 +1,8 @@
 """The trainings of `distill fit`: every student of a run, for each seed, one after another; read again when resumed."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import fit
 from distill.interchange.mapping import Sides
 from distill.models.pretrained import load_classifier
+from distill.processes import from_first
 from distill.results import FitResult
 from distill.storage.files import check_folder_whole, clear_leftovers, read_json, write_json
 from distill.storage.locks import locked
@@ -80,15 +82,17 @@ class StudentRuns:
         It is rounded to 0.05, so that runs on one machine mostly have the same number of steps.
         """
         kept = self.folder / TIMES
-        if kept.exists():
-            return float(read_json(kept, f"start the run anew: distill fit --output {self.folder}-2")["ratio"])
+        way_out = f"start the run anew: distill fit --output {self.folder}-2"
+        known = from_first(lambda: read_json(kept, way_out)["ratio"] if kept.exists() else None)
+        if known is not None:
+            return float(known)
         objectives = [self.command.objectives(each, words_of(self.tokenizer)) for each in (one, other)]
         measured = step_ratio(
             self.teacher, self.command.student(self.teacher), self.mapping, self.task.train, one=objectives[0],
             other=objectives[1], schedule=self.schedule, steps=TIMED,
         )  # fmt: skip
         ratio = round(20 * measured.value) / 20
-        write_json(kept, {"ratio": ratio, "one": one, "other": other, **asdict(measured)})
+        from_first(lambda: write_json(kept, {"ratio": ratio, "one": one, "other": other, **asdict(measured)}))
         return ratio
 
     def _train(self, plan: StudentPlan, seed: int, schedule: Schedule) -> FitResult:
@@ -102,19 +106,20 @@ class StudentRuns:
         positions = self.command.interchanges.positions
         evaluation = evaluate(self.teacher, student, self.mapping, self.task, positions=positions)
         result = replace(result, evaluation=evaluation.marked(result.settings.get("kinds")))
-        result.save(folder)
+        from_first(lambda: result.save(folder))
         return result
 
     def _fit_or_read(self, student: nn.Module, folder: Path, **settings: Any) -> FitResult:
         """Train one student; in a resumed run, read one that is finished, and start one that was not started."""
-        if self.resume and (folder / RESULT).exists():
+        begun, finished = from_first(lambda: (folder.exists(), (folder / RESULT).exists()))
+        if self.resume and finished:
             try:
-                with locked(folder):
-                    clear_leftovers(folder)
+                with held(folder):
+                    from_first(lambda: clear_leftovers(folder))
                     return _read_finished(student, folder)
             except DistillError as error:
                 warnings.warn(f"{error} The student is resumed from its last checkpoint.", stacklevel=2)
-        resume = self.resume if folder.exists() else False
+        resume = self.resume if begun else False
         try:
             return fit(
                 self.teacher, student, self.mapping, self.task.train, output_dir=folder, resume=resume,
@@ -138,6 +143,22 @@ def _read_finished(student: nn.Module, folder: Path) -> FitResult:
     student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
     settings, seconds = saved_result["settings"], saved_result["seconds"]
     return FitResult(student, tuple(read_log(folder)), Evaluation(None, None), settings, seconds, folder, trained_on)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder for all processes of a run; the first one takes it.
+
+    Raises:
+        DistillError: another run holds it.
+    """
+    with ExitStack() as held_by_first:
+
+        def take() -> None:
+            held_by_first.enter_context(locked(folder))
+
+        from_first(take)
+        yield
 
 
 def words_of(tokenizer: Any) -> Tensor | None:

@@ -7,6 +7,7 @@ from distill.cli.loading import warnings_as_notes
 from distill.cli.options import DataOptions, ScheduleOptions
 from distill.errors import DistillError
 from distill.models.pretrained import load_tokenizer, new_classifier, save_teacher
+from distill.processes import from_first
 from distill.teach import teach
 from distill.training.progress import console_of
 from distill.training.run_folder import Resume, refuse_used
@@ -28,7 +29,7 @@ def run_teach(
     """
     console = console_of()
     if not resume:
-        refuse_used(output)
+        from_first(lambda: refuse_used(output))
     if encoder is None and (source.task == "sst2" or source.data is not None):
         raise DistillError(f"{source.name!r} needs an encoder to fine-tune; name one: --from FOLDER_OR_NAME.")
     tokenizer = load_tokenizer(encoder) if encoder is not None and source.task != "pvr" else None
@@ -48,6 +49,6 @@ def run_teach(
         Schedule.of(task.recipe, seed), **({"steps": None} if "epochs" in timing.given else {}) | timing.given
     )
     result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
-    save_teacher(network, tokenizer, output, result.seen, source.split_seed or 0)
+    from_first(lambda: save_teacher(network, tokenizer, output, result.seen, source.split_seed or 0))
     console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)
     console.print(f"teacher: {output}", markup=False, highlight=False, soft_wrap=True)

@@ -99,7 +99,7 @@ def effective_examples(
         found = found + wanted.sum(0)
         chosen = wanted.any(1).nonzero()[:, 0]
         if len(chosen):
-            parts.append(taken(tries, chosen))
+            parts.append(tries.take(chosen))
             marks.append(wanted[chosen])
     if not parts:
         first = examples_of_rows(rows, 1, sources, vocabulary, seed)
@@ -148,12 +148,6 @@ def _numbered(examples: Examples, first: int, rows: int) -> Examples:
     made = sharing.source >= rows
     source = torch.where(made, sharing.source + first, sharing.source)
     return replace(examples, sharing=replace(sharing, source=source), numbers=examples.numbers + first)
-
-
-def taken(examples: Examples, places: Int[Tensor, " chosen"]) -> Examples:
-    """Return some of the pairs, by their places."""
-    bases, sources = examples.base.take(places), examples.source.take(places)
-    return Examples(bases, sources, examples.sharing.take(places), examples.numbers[places])
 
 
 def joined_examples(parts: Sequence[Examples]) -> Examples:

@@ -9,7 +9,7 @@ import torch
 from distill.data.rows import Rows
 from distill.errors import DistillError, NothingToMeasure
 from distill.evaluation.drawn_positions import PositionDraws
-from distill.evaluation.example_pairs import effective_examples, examples_of_rows, taken
+from distill.evaluation.example_pairs import effective_examples, examples_of_rows
 from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.measurement import NOTHING_SEEN, Examples, Measurement, accuracy_of, measuring
 from distill.evaluation.network_interchanges import NetworkInterchanges
@@ -183,7 +183,7 @@ class KindMeasurement:
             chosen = wanted.any(1).nonzero()[:, 0]
             if not len(chosen):
                 chosen = torch.tensor([0])  # of which nothing is counted
-            measurement = self._measurement([each], taken(examples, chosen))
+            measurement = self._measurement([each], examples.take(chosen))
             counts = tuple(tried[numbers].tolist())
             found.append(MeasuredKind(each, measurement, measurement.tally().where(wanted[chosen]), counts))
         return found

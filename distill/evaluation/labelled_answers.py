@@ -35,7 +35,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def labelled_answers(
-    model: nn.Module, data: Any, batch_size: int, what: str
+    model: nn.Module, data: Any, batch_size: int, what: str, *, needed: bool = True
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield for each batch the logits `[answers, classes]`, the classes and the rows of all answers that have a label.
 
@@ -46,6 +46,7 @@ def labelled_answers(
         data: rows with labels, as `accuracy` takes them.
         batch_size: rows of a forward.
         what: the name of the figure, for error messages.
+        needed: raise DistillError where no row has a label.
 
     Raises:
         DistillError: rows without labels, or labels that are no classes of the model.
@@ -72,7 +73,7 @@ def labelled_answers(
             check_labels(labels[counted], logits.shape[-1], what)
             check_answers(logits[counted], what)
             yield logits[counted], labels[counted], rows[counted.cpu().nonzero()[:, 0]]
-    if not labelled:
+    if needed and not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 
 

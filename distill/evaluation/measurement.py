@@ -31,6 +31,7 @@ from distill.interchange.mapping import Entry, names_of
 from distill.models.inputs import device_of, evaluating, network_of, to_device
 from distill.models.outputs import same_answers
 from distill.models.reinitialized import reinitialized
+from distill.processes import are_divided, gather_parts, own_part
 from distill.statistics.sharing import Sharing
 from distill.statistics.tally import Tally, joined
 from interventions import Location, run
@@ -70,6 +71,11 @@ class Examples:
         """Return the first bases and sources."""
         few = range(min(count, len(self)))
         return to_device(self.base.batch(few), device), to_device(self.source.batch(few), device)
+
+    def take(self, places: Int[Tensor, " chosen"]) -> "Examples":
+        """Return some of the pairs, by their places."""
+        bases, sources = self.base.take(places), self.source.take(places)
+        return Examples(bases, sources, self.sharing.take(places), self.numbers[places])
 
 
 def paired(rows: int, pairs: int, generator: torch.Generator) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
@@ -185,9 +191,19 @@ class Measurement:
     def tally(self, teacher_sources: Int[Tensor, " pairs"] | None = None) -> Tally:
         """Return the sums of every pair and entry; the subspaces of the locations are in eval mode.
 
+        Processes that divide measurements (`dividing`) each measure some of the pairs, but for other teacher sources.
+
         Args:
             teacher_sources: for each pair, the number of the pair whose source the teacher takes; its own by default.
         """
+        if teacher_sources is not None or not are_divided():
+            return self._tally(teacher_sources)
+        own = own_part(torch.arange(len(self.examples)))
+        parts = gather_parts(lambda: replace(self, examples=self.examples.take(own))._tally() if len(own) else None)
+        return joined([each for each in parts if each is not None])
+
+    def _tally(self, teacher_sources: Int[Tensor, " pairs"] | None = None) -> Tally:
+        """Return the sums of every pair and entry, all of them measured by this process."""
         with measuring(self.interchanges):
             parts = list(self.interchanges.tallies(self.examples, self.batch_size, teacher_sources))
         order = torch.cat([places for places, _ in parts]).argsort()

@@ -32,6 +32,7 @@ from distill.models.inputs import (
 from distill.models.loss_masks import answers_by_decoder, labelled
 from distill.models.outputs import answered
 from distill.models.trials import translated
+from distill.processes import are_divided, gather_parts, own_part
 from distill.statistics.intervals import Share, bootstrap, wilson
 from distill.tasks.loading import held_out
 from distill.tasks.minimal_pairs import MinimalPairs
@@ -81,12 +82,25 @@ def accuracy(
             f"accuracy(data={type(data).__name__}, values=…): values are the examples of a causal model, and "
             "other data holds its own; leave values out."
         )
-    right = total = 0
     with answered((model,), answers):
-        for logits, labels, _ in labelled_answers(model, data, batch_size, "accuracy"):
-            right += int((logits.argmax(-1) == labels).sum())
-            total += len(labels)
-    return wilson(right, total)
+        if not are_divided():
+            return wilson(*_count_right(model, data, batch_size))
+        rows = held_out(data, uncompiled(model))
+        own = own_part(torch.arange(len(rows)))
+        parts = gather_parts(
+            lambda: _count_right(model, rows.take(own), batch_size, needed=False) if len(own) else (0, 0)
+        )
+        right, total = (sum(each) for each in zip(*parts, strict=True))
+        return wilson(right, total) if total else wilson(*_count_right(model, rows, batch_size))
+
+
+def _count_right(model: nn.Module, data: Any, batch_size: int, *, needed: bool = True) -> tuple[int, int]:
+    """Return how many answers that have a label are right, and how many there are."""
+    right = total = 0
+    for logits, labels, _ in labelled_answers(model, data, batch_size, "accuracy", needed=needed):
+        right += int((logits.argmax(-1) == labels).sum())
+        total += len(labels)
+    return right, total
 
 
 def _accuracy_under(

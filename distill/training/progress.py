@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 
+from distill.processes import is_first
 from interventions import printable
 
 LINES = 10
@@ -68,7 +69,14 @@ class Record:
 
 
 class Plain(Console):
-    """A console that prints control characters in names of classes, files and tasks visibly, without any effect."""
+    """A console that prints control characters in names of classes, files and tasks visibly, without any effect.
+
+    Of several processes the first one speaks; the console of any other is quiet.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.quiet = self.quiet or not is_first()
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Yield the rendered segments, their text made printable."""

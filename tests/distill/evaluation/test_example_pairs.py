@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill import InContext, Rows, Shuffle
-from distill.evaluation.example_pairs import _numbered, examples_of_rows, joined_examples, taken
+from distill.evaluation.example_pairs import _numbered, examples_of_rows, joined_examples
 from tests.distill.tiny_models import VOCABULARY, text
 
 
@@ -30,7 +30,7 @@ def test_pairs_share_what_their_numbers_say(sources):
 @pytest.mark.parametrize("sources", [Shuffle(), InContext(0.4)])
 def test_pairs_taken_apart_and_joined_are_the_pairs(sources):
     examples = drawn(sources)
-    parts = [taken(examples, torch.tensor(places)) for places in ([0, 1, 2], [3], list(range(4, 17)))]
+    parts = [examples.take(torch.tensor(places)) for places in ([0, 1, 2], [3], list(range(4, 17)))]
     found = joined_examples(parts)
     assert columns(found.base) == columns(examples.base)
     assert columns(found.source) == columns(examples.source)
