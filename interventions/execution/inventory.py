@@ -5,27 +5,25 @@ that no attribute, parameter, buffer or part of any module was assigned since, a
 are read again. Where this torch has no such numbers, all modules are read each time: slower, and the same.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, compress
-from operator import attrgetter, methodcaller
+from itertools import chain, compress, filterfalse
+from operator import attrgetter, itemgetter, methodcaller, ne
 from typing import Any
 from weakref import ReferenceType, ref
 
-import torch
 from torch import Tensor, nn
 
-from interventions.hooks.replacements import own_forward
+from interventions.hooks.replacements import change_before, changes_of, own_forward
 from interventions.models.modules import modules_of
 from interventions.models.wrappers import is_sharded
 
 Settings = tuple[object, ...]
-changes_of: Callable[[dict], int] | None = getattr(
-    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "dict_version", None
-)
-"""Returns the number of the last change of a dict, which no other change of any dict has; None where torch lacks it."""
+Named = tuple[int, str]
+"""The number of a holder and the name of one of its attributes."""
 _OF_TORCH = frozenset(vars(nn.Module())) - {"training"}
 _REGISTERED = ("_parameters", "_buffers", "_modules")
+_COLUMNS = tuple(map(itemgetter, _REGISTERED))
 _PLAIN = frozenset({bool, float, str})
 _NUMBERS = _PLAIN | {int}
 _KINDS = _PLAIN | {dict, list, tuple}
@@ -40,7 +38,7 @@ class Contents:
         holders: what holds settings in its `vars`: the modules, each once, and after them the configurations.
         types: the class of each holder.
         classes: these classes, each once.
-        registered: the dicts of parameters, buffers and parts of each module.
+        registered: the dicts of parameters of all modules, those of buffers, and those of parts.
         lists: the lists that are settings.
         holders_of_lists: the number of the holder of each list.
         inner: the dicts that are settings, and those registered ones in which there is something.
@@ -59,18 +57,27 @@ class Contents:
     empty: list[dict]
 
     @classmethod
-    def of(cls, modules: list[nn.Module], configured: list[int], listing: Iterable[int]) -> "Contents":
+    def of(
+        cls, modules: list[nn.Module], configured: list[int], listing: "Iterable[Named] | None" = None
+    ) -> "Contents":
         """Return the contents of modules.
 
         Args:
             modules: all modules of the model, each once.
             configured: the number of a module with each of the configurations.
-            listing: the numbers of the holders with dicts or lists that are settings.
+            listing: the dicts and lists that are settings, by the number of their holder and their name; None looks
+                for them.
         """
         holders = [*modules, *(vars(modules[number])["config"] for number in configured)]
         types = list(map(type, holders))
-        within = [(each, number) for number in listing for each in _plain(vars(holders[number]))[1]]
-        registered: list[Any] = [getattr(module, name) for module in modules for name in _REGISTERED]
+        if listing is None:
+            listing = [(number, name) for number, holder in enumerate(holders) for name in _plain(vars(holder))[1]]
+        within = [(vars(holders[number]).get(name), number) for number, name in listing]
+        attributes = list(map(_dict_of, modules))
+        try:
+            registered: list[Any] = [each for column in _COLUMNS for each in map(column, attributes)]
+        except KeyError:  # where it is no dict, a class may keep it elsewhere
+            registered = [getattr(module, name) for name in _REGISTERED for module in modules]
         dicts = [(each, number) for each, number in within if type(each) is dict]
         lists = [(each, number) for each, number in within if type(each) is list]
         filled = list(filter(None, registered))
@@ -83,7 +90,7 @@ class Contents:
             holders_of_lists=[number for _, number in lists],
             inner=[*(each for each, _ in dicts), *filled],
             owners=[*(number for _, number in dicts), *[None] * len(filled)],
-            empty=[each for each in registered if not each],
+            empty=list(filterfalse(None, registered)),
         )
 
     def changes(self) -> list[int]:
@@ -101,10 +108,11 @@ class Inventory:
         contents: what the model holds, as itself; None where what is kept must not hold parts of the model.
         modules: the modules of the model.
         configured: the number of a module with each of the configurations.
-        listing: the numbers of the holders with dicts or lists that are settings.
+        listing: the dicts and lists that are settings, by the number of their holder and their name.
         settings: the settings of each holder.
         parts: the ids of what must be the same objects in the `vars` of each holder.
-        changes: the number of the last change of the `vars` of each holder, and of each inner dict.
+        changes: the number of the last change of the `vars` of each holder, and of each inner dict, but for changes
+            that only replaced a method while a block was open, or put it back.
         texts: the texts in each list that is a setting.
         kinds: the id of the class of each holder.
         classed: the number of the class of each holder.
@@ -118,7 +126,7 @@ class Inventory:
     contents: Contents | None
     modules: list[ReferenceType[nn.Module]]
     configured: list[int]
-    listing: list[int]
+    listing: list[Named]
     settings: list[Settings]
     parts: list[tuple[int, ...]]
     changes: list[int]
@@ -139,23 +147,23 @@ class Inventory:
             if (config := _config_of(module)) is not None:
                 configs.setdefault(id(config), number)
         configured = list(configs.values())
-        contents = Contents.of(modules, configured, range(len(modules) + len(configured)))
+        contents = Contents.of(modules, configured)
         # These numbers are read before what they stand for: what is changed in between is then read again.
         is_kept = changes_of is not None and all(isinstance(each, dict) for each in contents.registered)
-        changes = contents.changes() if is_kept else []
+        changes = list(map(change_before, contents.changes())) if is_kept else []
         read = [_settings(holder) for holder in contents.holders]
-        filled = [number for number, each in enumerate(contents.registered) if each]
-        sources = [number for number in filled if number % 3 == 0]
         # In train mode a run itself changes the buffers of a norm, which reads none of them then.
-        sources += [number for number in filled if number % 3 == 1 and not modules[number // 3].training]
-        sources, chosen = _first_tensors(sources, contents.registered)
+        count = len(modules)
+        read_by_runs = [True] * count + [not module.training for module in modules]
+        filled = [number for number, each in enumerate(contents.registered[: 2 * count]) if each]
+        sources, chosen = _first_tensors([number for number in filled if read_by_runs[number]], contents.registered)
         numbers = {each: number for number, each in enumerate(contents.classes)}
         return cls(
             key=object(),
             contents=contents,
             modules=list(map(ref, modules)),
             configured=configured,
-            listing=[number for number, (_, within) in enumerate(read) if within],
+            listing=[(number, name) for number, (_, within) in enumerate(read) for name in within],
             settings=[settings for settings, _ in read],
             parts=[_ids(holder, within) for holder, (_, within) in zip(contents.holders, read, strict=True)],
             changes=changes,
@@ -178,8 +186,8 @@ class Inventory:
             return None
         contents = self.contents
         if contents is None:
-            modules = [module for each in self.modules if (module := each()) is not None]
-            if len(modules) < len(self.modules) or not all(map(_config_of, map(modules.__getitem__, self.configured))):
+            modules: Any = [each() for each in self.modules]
+            if None in modules or not all(map(_config_of, map(modules.__getitem__, self.configured))):
                 return None
             contents = Contents.of(modules, self.configured, self.listing)
             if list(map(id, contents.types)) != self.kinds:
@@ -187,20 +195,29 @@ class Inventory:
         if list(map(type, contents.holders)) != contents.types or any(contents.empty):
             return None
         changes = contents.changes()
-        if changes != self.changes or (contents.lists and list(map(_texts, contents.lists)) != self.texts):
-            return self._reread(contents, changes)
+        texts = list(map(_texts, contents.lists))
+        if changes != self.changes or texts != self.texts:
+            return self._reread(contents, changes, texts)
+        return self._with(contents)
+
+    def _with(self, contents: Contents) -> "Inventory":
+        """Return the same inventory with contents."""
         return self if contents is self.contents else replace(self, contents=contents)
 
-    def _reread(self, contents: Contents, changes: list[int]) -> "Inventory | None":
-        """Return the inventory with the settings of those holders that have changed read again."""
-        texts = list(map(_texts, contents.lists))
+    def _reread(self, contents: Contents, changes: list[int], texts: list[list[str]]) -> "Inventory | None":
+        """Return the inventory with the settings of those holders read again that others have changed."""
         if len(changes) != len(self.changes) or len(texts) != len(self.texts):
             return None
-        numbers = [*range(len(contents.holders)), *contents.owners]
-        pairs = chain(zip(changes, self.changes, strict=True), zip(texts, self.texts, strict=True))
-        changed = [now != before for now, before in pairs]
+        count, changes = len(contents.holders), list(changes)
+        owners: list[int | None] = [*compress(contents.holders_of_lists, map(ne, texts, self.texts))]
+        for at in list(compress(range(len(changes)), map(ne, changes, self.changes))):
+            changes[at] = change_before(changes[at])
+            if changes[at] != self.changes[at]:
+                owners.append(at if at < count else contents.owners[at - count])
+        if not owners:
+            return self._with(contents)
         settings = list(self.settings)
-        for number in set(compress(chain(numbers, contents.holders_of_lists), changed)):
+        for number in set(owners):
             if number is None:
                 return None
             holder = contents.holders[number]
@@ -244,14 +261,14 @@ def _first_tensors(sources: list[int], registered: list[Any]) -> tuple[list[int]
     return list(first), [] if all(chosen) else chosen
 
 
-def _ids(holder: object, within: list) -> tuple[int, ...]:
+def _ids(holder: object, within: Mapping[str, object]) -> tuple[int, ...]:
     """Return the ids of what must be the same objects in the `vars` of a holder."""
     held = (vars(holder).get(name) for name in (*_REGISTERED, "config"))
-    return (*map(id, held), *map(id, within))
+    return (*map(id, held), *map(id, within.values()))
 
 
-def _settings(holder: Any) -> tuple[Settings, list]:
-    """Return the settings of a module or a configuration, and the dicts and lists among them.
+def _settings(holder: Any) -> tuple[Settings, dict[str, dict | list]]:
+    """Return the settings of a module or a configuration, and the dicts and lists among them, by name.
 
     Of a module also its identity and the `forward` that others have set on it count.
     """
@@ -266,14 +283,14 @@ def _settings(holder: Any) -> tuple[Settings, list]:
     return (id(holder), id(function), id(of), *plain), within
 
 
-def _plain(attributes: Mapping[str, Any]) -> tuple[list[object], list]:
+def _plain(attributes: Mapping[str, Any]) -> tuple[list[object], dict[str, dict | list]]:
     """Return those attributes that are settings: bools, floats and strings; and the dicts and lists that hold some.
 
     Integers are left out, as modules count with them while they run, and so are private attributes, except those of
     adapters, as modules note in them what they have done.
     """
     plain: list[object] = []
-    within: list = []
+    within: dict[str, dict | list] = {}
     for name, value in list(attributes.items()):
         kind = type(value)
         if kind not in _KINDS or name in _OF_TORCH or (name[0] == "_" and "adapter" not in name):
@@ -281,12 +298,12 @@ def _plain(attributes: Mapping[str, Any]) -> tuple[list[object], list]:
         if kind in _PLAIN:
             plain.append((name, value))
         elif kind is dict:
-            within.append(value)
+            within[name] = value
             plain.extend((name, _key(key), each) for key, each in list(value.items()) if type(each) in _NUMBERS)
         else:
             plain.extend((name, each) for each in value if type(each) is str)
             if kind is list:
-                within.append(value)
+                within[name] = value
     return plain, within
 
 

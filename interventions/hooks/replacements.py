@@ -6,13 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, ref
 
+import torch
 from torch import nn
 
 from interventions.endings import one_at_a_time
 
 lock = threading.RLock()
 """Held while hooks and replacements are put on a model or taken off it."""
+changes_of: Callable[[dict], int] | None = getattr(
+    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "dict_version", None
+)
+"""Returns the number of the last change of a dict, which no other change of any dict has; None where torch lacks it."""
 _missing = object()
+_before: dict[int, int] = {}
+"""The number of a change that was made here → that of the last change before it which was not."""
+_MOST = 2**14
+"""As many changes are kept: each module has one at most, and a model that is gone needs none."""
 Holder = nn.Module | type
 
 
@@ -87,6 +96,11 @@ def own_forward(module: nn.Module) -> object:
     return None if own is _missing or type(own).__module__.split(".")[0] == "nnsight" else own
 
 
+def change_before(change: int) -> int:
+    """Return the number of the last change of a dict that was not made here, from that of its last change."""
+    return _before.get(change, change)
+
+
 def _put(holder: Holder, name: str, value: object) -> None:
     """Set an attribute in `vars(holder)`, or remove it from there where the value is `_missing`."""
     if isinstance(holder, type):  # vars of a class cannot be written
@@ -94,7 +108,14 @@ def _put(holder: Holder, name: str, value: object) -> None:
             setattr(holder, name, value)
         elif name in vars(holder):
             delattr(holder, name)
-    elif value is _missing:
-        vars(holder).pop(name, None)
+        return
+    attributes = vars(holder)
+    before = None if changes_of is None else changes_of(attributes)
+    if value is _missing:
+        attributes.pop(name, None)
     else:
-        vars(holder)[name] = value
+        attributes[name] = value
+    if changes_of is not None and before is not None:
+        if len(_before) >= _MOST:
+            _before.clear()
+        _before[changes_of(attributes)] = _before.pop(before, before)

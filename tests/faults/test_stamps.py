@@ -235,6 +235,30 @@ def test_tensors_that_hold_no_numbers():
     assert not made.is_of(elsewhere)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("is_held", [True, False])
+def test_hooks_that_are_put_on_and_taken_off_again_are_not_read(is_held, monkeypatch):
+    model, place = make("gpt2"), middle("gpt2")
+    runs = [run(model, batch("gpt2"))] if is_held else []
+    made = copy.deepcopy(Stamp.of(model))
+    found, settings = [], inventory._settings
+    monkeypatch.setattr(inventory, "_settings", lambda holder: found.append(holder) or settings(holder))
+    for _ in range(3):
+        for base in runs:
+            interchange(model, base, base, place)
+        with intervene(model, place, op=Zero()):
+            model(**batch("gpt2"))
+        assert made.is_of(model)
+    assert not found
+    attention = model.transformer.h[0].attn
+    with intervene(model, Location(0, "attention_heads", heads=[0]), op=Zero()):  # replaces the `forward` of it
+        attention.own = "setting"
+        assert not made.is_of(model)
+        model(**batch("gpt2"))
+    assert not made.is_of(model)
+    assert found == [attention]
+
+
 # --- what is kept -----------------------------------------------------------------------------------------------------
 
 
