@@ -14,6 +14,7 @@ from interventions.models.feed_forwards import feed_forward_of
 from interventions.models.layers import Missing, width_in, width_out
 from interventions.models.modules import model_name
 from interventions.models.stacks import Stack
+from interventions.models.tensor_parallel import split_of
 from interventions.models.wrappers import Model
 from interventions.names import printable
 from interventions.runs import traced
@@ -72,7 +73,7 @@ def _rows(found: Architecture, stack: Stack) -> Iterator[_Row]:
     """Yield a row for each site and shape that the stack has."""
     yield "embedding", "", _shape(found, stack, 0, "embedding"), "what block 0 receives"
     for site in BLOCK_SITES:
-        layers = [i for i, block in enumerate(stack.blocks) if not isinstance(_place(block, site), Missing)]
+        layers = [i for i, block in enumerate(stack.blocks) if not isinstance(_place(found, block, site), Missing)]
         shapes: dict[str, list[int]] = {}
         for i in layers:
             shapes.setdefault(_shape(found, stack, i, site), []).append(i)
@@ -93,7 +94,7 @@ def _missing(found: Architecture, stack: Stack) -> Iterator[str]:
     for i, block in enumerate(stack.blocks):
         absent: dict[str, list[str]] = {}
         for site in BLOCK_SITES:
-            place = _place(block, site)
+            place = _place(found, block, site)
             if isinstance(place, Missing):
                 absent.setdefault(str(place), []).append(site)
         for reason, sites in absent.items():
@@ -119,12 +120,16 @@ def _is_headless(model: nn.Module) -> bool:
     return type(model).__name__ in ((named,) if isinstance(named, str) else named)
 
 
-def _place(block: nn.Module, site: str) -> nn.Module | Missing:
+def _place(found: Architecture, block: nn.Module, site: str) -> nn.Module | Missing:
     """Return the module of a site in a block, or the reason why there is none."""
     try:
-        return inside(block, site)[0]
+        module, io, _ = inside(block, site)
     except Missing as why:
         return why
+    split = split_of(found.structure)
+    if split is not None and split.holds_part(found.structure, module, io):
+        return Missing(f"split over {split.processes} processes, which have other heads, units or tokens of it each")
+    return module
 
 
 def _shape(found: Architecture, stack: Stack, layer: int, site: str) -> str:

@@ -205,8 +205,9 @@ def _parts(tensor: Tensor) -> Iterator[Tensor]:
         raise NotImplementedError("a tensor on no device holds no numbers")
     names = tensor.__tensor_flatten__()[0] if hasattr(tensor, "__tensor_flatten__") else ()
     if names:
-        for name in names:
-            yield from _parts(getattr(tensor, name))
+        for part in (getattr(tensor, name) for name in names):
+            if isinstance(part, Tensor):  # a distributed one names its mesh too
+                yield from _parts(part)
     else:
         yield tensor
 

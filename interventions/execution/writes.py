@@ -371,4 +371,8 @@ def _select(vectors: Tensor, tokens: Selection | Columns | None) -> Tensor:
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    """Return whether two tensors may lie in one memory; unknown of those that wrap others, as an all-reduced state."""
+    try:
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    except RuntimeError:
+        return True

@@ -20,6 +20,7 @@ from interventions.models.places import Place
 from interventions.models.sides import Side, has_sides, lengths_at, side_of
 from interventions.models.stacks import Stack, halves_in
 from interventions.models.structure import Structure, forget_structure, structure_of
+from interventions.models.tensor_parallel import check_whole, split_of
 from interventions.models.wrappers import Model, compiled_part, module_of
 
 
@@ -47,6 +48,12 @@ class Architecture:
         """True where a run may resume half way, from the recorded output of a block."""
         return self.structure.entry is None or self.structure.entry.resumes
 
+    @property
+    def split_over(self) -> int:
+        """The number of processes that hold a part each of a tensor-parallel model; 1 for any other."""
+        split = split_of(self.structure)
+        return 1 if split is None else split.processes
+
     @cached_property
     def blocks(self) -> tuple[nn.Module, ...]:
         """The blocks of all stacks, each once."""
@@ -68,6 +75,7 @@ class Architecture:
                 forget_structure(self.model)
                 return architecture(self.model).place(location)
             place = self._find(location)
+            check_whole(self.structure, place.module, place.io, location)
             kept[key] = _KeptPlace.of(place, self)
         return place
 
@@ -159,6 +167,7 @@ class Architecture:
                 f"{location} names the module {path!r} and no operation in it; write Location(module={path!r})."
             )
         place = self._module(self.paths[module], location.io)
+        check_whole(self.structure, module, location.io, location, inside=True)
         return replace(place, turn=outer.turn, unflattens=not self._has_sides, operations=tuple(names))
 
     def _module(self, path: str, io: str) -> Place:

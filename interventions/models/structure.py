@@ -4,7 +4,8 @@ To look at every module for each call would cost more than a small model. So wha
 tell that it still holds, without a look at every module: a count of the modules that torch registers in modules of a
 model that was looked at (`module.part = …`, `add_module`), and the modules on the way to the blocks, whose lists can
 lose entries uncounted (`del model.layers[3]`). Where the count has moved, the whole model is compared. Lists that a
-model makes while it runs, as `self.layers[:depth]`, are no part of it, and are not counted.
+model makes while it runs, as `self.layers[:depth]`, are no part of it, and are not counted. Weights that are no plain
+ones, as those that are split over processes, are counted too.
 
 What is kept refers to modules weakly: they often refer back to their model, which could never be freed.
 """
@@ -17,7 +18,10 @@ from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
 from torch import nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from interventions.models.overrides import EXCEPTIONS, Blocks, exception_for
 from interventions.models.stacks import Stack, entries_of, names_of, stacks_in
@@ -41,6 +45,7 @@ class Structure:
         entry: the entry of `interventions.models.overrides` that was used, if any.
         table: all entries as they were then.
         registered: how many modules torch had registered when the model was last compared.
+        weights: how many weights that are no plain ones torch had registered by then.
         kept: what others have found in the model, by names of their own; it must not refer to modules strongly.
     """
 
@@ -54,6 +59,7 @@ class Structure:
     entry: Blocks | None
     table: dict[str, Blocks]
     registered: int
+    weights: int
     kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -94,6 +100,7 @@ class Structure:
             entry,
             dict(EXCEPTIONS),
             registered,
+            _count.weights,
         )
 
     def still_holds(self, model: nn.Module) -> bool:
@@ -105,6 +112,10 @@ class Structure:
             if not self.is_exact(model):
                 return False
             self.registered = registered
+        if self.weights != _count.weights:  # some may have been split over processes since
+            self.weights = _count.weights
+            for name in ("split", "places"):
+                self.kept.pop(name, None)
         for holder, parts in self.trunk:
             module = holder()
             if module is None or [part() for part in parts] != list(module._modules.values()):
@@ -230,10 +241,10 @@ _TRAINING = attrgetter("training")
 
 
 class _Count:
-    """The number of modules that torch has registered in modules of the models that were looked at."""
+    """The numbers of modules, and of weights that are no plain ones, registered in modules that were looked at."""
 
     def __init__(self) -> None:
-        self.registered = 0
+        self.registered = self.weights = 0
         self._holders: WeakValueDictionary[int, nn.Module] = WeakValueDictionary()
 
     def __call__(self, holder: nn.Module, name: str, module: nn.Module | None) -> None:
@@ -249,14 +260,20 @@ class _Count:
                 return registered, found
             self._holders.update(new)  # another thread may have registered one meanwhile, so they are read again
 
+    def note(self, holder: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+        """Count a weight that is e.g. distributed."""
+        if weight is not None and type(weight) is not nn.Parameter and self._holders.get(id(holder)) is holder:
+            self.weights += 1
+
 
 _count = _Count()
 
 
 @cache
 def _start_to_count() -> None:
-    """Count the modules that torch registers from now on."""
+    """Count what torch registers in modules from now on."""
     register_module_module_registration_hook(_count)
+    register_module_parameter_registration_hook(_count.note)
 
 
 _structures: WeakKeyDictionary[nn.Module, Structure] = WeakKeyDictionary()
