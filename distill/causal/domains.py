@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from distill.causal.values import Values, describe
 from distill.errors import DistillError
+
+WHOLE = frozenset({torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64})
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +29,27 @@ class Domain:
         listed = self.values.tolist()
         return ", ".join(map(str, listed if len(listed) < 7 else [*listed[:3], "…", *listed[-2:]]))
 
+    @cached_property
+    def _first(self) -> int | None:
+        """The first value, where each is the whole number after the one before; None of any other domain."""
+        whole = not self.values.is_floating_point() and not self.values.is_complex()
+        first = int(self.values[0]) if whole else 0
+        return first if whole and self.values.tolist() == list(range(first, first + len(self))) else None
+
+    def holds_span(self, values: Tensor) -> bool:
+        """Return whether the least and the greatest of some values show that all are in the domain.
+
+        This is not known of a domain with gaps, of real values, and of those on a device, which would be waited for.
+        """
+        if self._first is None or not values.is_cpu or values.dtype not in WHOLE or not values.numel():
+            return False
+        least, greatest = torch.aminmax(values)
+        return self._first <= int(least) and int(greatest) < self._first + len(self)
+
     def index(self, values: Tensor) -> Int[Tensor, " batch"]:
         """Return the place of each value in the domain, −1 for a value outside it."""
+        if self._first is not None and self.holds_span(values):
+            return values.long() - self._first
         dtype = torch.promote_types(torch.promote_types(values.dtype, self.values.dtype), torch.uint8)
         if values.is_floating_point() and self.values.is_floating_point():
             dtype = self.values.dtype
@@ -83,7 +105,8 @@ def first_outside(values: Values, domains: Mapping[str, Domain], what: str) -> t
                 f"{what} {describe(values[name])} as {name!r}, which has a domain of numbers; give one number an "
                 "example, or no domain."
             )
-        found[name] = domain.index(values[name]) < 0
+        if not domain.holds_span(values[name]):
+            found[name] = domain.index(values[name]) < 0
     if not found or not bool(torch.stack(list(found.values())).any()):  # one look at the device, not one a variable
         return None
     name, outside = next((name, outside) for name, outside in found.items() if bool(outside.any()))

@@ -19,7 +19,7 @@ from distill.causal.domains import Domain, domain_of, number_classes
 from distill.causal.graph import in_order, parents_of, picture
 from distill.causal.mechanisms import Mechanisms
 from distill.causal.positions import Finder, select_positions
-from distill.causal.values import call, describe, describe_rows, on_device
+from distill.causal.values import Computed, call, describe, describe_rows, on_device
 from distill.errors import DistillError, checked, did_you_mean
 from interventions import Picture, label, printed
 
@@ -285,7 +285,7 @@ class CausalModel:
         rows = len(values[self.inputs[0]])
         if rows != n:
             raise DistillError(f"sample returned {rows} examples instead of {n}; return tensors [n, ...].")
-        return {name: value.to(home) for name, value in values.items()}
+        return Computed({name: value.to(home) for name, value in values.items()}, self._computation)
 
     @checked
     def pairs(

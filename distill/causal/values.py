@@ -13,10 +13,10 @@ Values = Mapping[str, Tensor]
 
 
 class Computed(dict[str, Tensor]):
-    """The values of all variables as a causal model computed and checked them; a copy of it is a plain dict.
+    """Values of variables as a causal model drew or computed and checked them; a copy of it is a plain dict.
 
     Args:
-        values: of all variables.
+        values: of all variables, or of the inputs.
         by: what computed them.
     """
 

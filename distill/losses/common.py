@@ -122,6 +122,12 @@ def kept_numbers(values: Tensor, mask: Tensor) -> Tensor:
     return take_kept(values[..., None], mask)[:, 0]
 
 
+def is_readable(values: Tensor) -> bool:
+    """Return whether values can be read at once: they are on the CPU, and outside of transforms of torch."""
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return values.is_cpu and type(values) is Tensor and not transformed
+
+
 def is_labelled(labels: Tensor) -> Tensor:
     """Return where labels are not −100, with the copy of the mask on the host kept beside it."""
     here = on_host(labels)

@@ -36,7 +36,7 @@ from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
 from distill.training.schedule import Schedule, drawing, order, weigh
 from distill.training.updates import backward, clip, make_step
-from interventions import InterventionError, Model, trusting
+from interventions import InterventionError, Model
 
 ONE_ROW = "more than 1 value per channel"
 """A part of the error of torch where batch norm is given one row."""
@@ -245,8 +245,7 @@ class _Wrapped:
             DistillError: activations that are not finite, reported as a loss that is not; or batch norm with one row.
         """
         try:
-            with trusting():
-                return self.wrapped(batch, generator, moment)
+            return self.wrapped(batch, generator, moment)
         except InterventionError as error:
             for logits in self._logits(batch):
                 if not logits.isfinite().all():

@@ -19,7 +19,7 @@ from distill.objectives import Moment, Objective, Reads, Step
 from distill.objectives.objective import terms_of
 from distill.objectives.term_weights import Weight
 from distill.training.computation import NOW, within
-from interventions import Location, Run, run
+from interventions import Location, Run, run, trusting
 
 Edge = tuple[int, int]
 """A teacher and a student of it, by their numbers among the networks."""
@@ -125,6 +125,10 @@ class Together(nn.Module):
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
     ) -> dict[str, Tensor]:
         """Return the terms of all networks, with the number of the network after each name."""
+        with trusting():
+            return self._terms(batch, generator, moment)
+
+    def _terms(self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment) -> dict[str, Tensor]:
         runs = self._runs(batch, record=True)
         terms: dict[str, Tensor] = {}
         for number, learner in enumerate(self.objectives):

@@ -82,7 +82,9 @@ class Recording:
         training = found.structure.any_trains() if like is None else like.random is not None
         if not training:
             return cls(found)
-        devices = {torch.device("cpu"), *(p.device for p in found.model.parameters() if p.device.type == "cuda")}
+        devices = {torch.device("cpu")}
+        if torch.cuda.is_initialized():  # else no parameter is there, and all need not be looked at
+            devices |= {p.device for p in found.model.parameters() if p.device.type == "cuda"}
         return cls(found, random_states(devices))
 
     def begin_with(self, calls: Sequence[BlockCall]) -> None:

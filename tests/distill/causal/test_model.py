@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 from itertools import product
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from distill.causal import mechanisms
 from distill.causal.counterfactuals import Counterfactuals
+from distill.causal.domains import domain_of, first_outside
 from distill.causal.graph import COLOURS, in_order
 from distill.causal.model import CausalModel
 from distill.errors import DistillError
@@ -643,6 +645,50 @@ def test_values_that_are_refused(values, message):
         assert "\n" not in str(caught.value)
 
 
+DOMAINS = {
+    "range": range(10),
+    "below zero": range(-3, 4),
+    "gaps": [0, 1, 2, 5],
+    "falling": [3, 2, 1, 0],
+    "bools": (False, True),
+    "one bool": (True,),
+    "real": [0.0, 1.0, 2.5],
+    "small": torch.arange(5, dtype=torch.int8),
+}
+GIVEN = {
+    "some": torch.tensor([0, 1, 1]),
+    "all around": torch.arange(-5, 13),
+    "real": torch.tensor([0.0, 1.0, 2.5, math.nan]),
+    "bools": torch.tensor([True, False]),
+    "small": torch.tensor([1, 3], dtype=torch.uint8),
+    "none": torch.empty(0, dtype=torch.int64),
+}
+
+
+@pytest.mark.parametrize("values", GIVEN)
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_places_in_a_domain_are_those_of_a_search_value_by_value(domain, values):
+    """Also where the least and the greatest value tell that all are inside, which is not searched."""
+    found, given = domain_of("a", DOMAINS[domain]), GIVEN[values]
+    listed = found.values.tolist()
+    wanted = [listed.index(each) if each in listed else -1 for each in given.tolist()]
+    places = found.index(given)
+    assert (places.dtype, places.shape) == (torch.int64, given.shape)
+    assert places.tolist() == wanted
+    outside = ("a", wanted.index(-1)) if -1 in wanted else None
+    assert first_outside({"a": given}, {"a": found}, "the values hold") == outside
+
+
+def test_values_of_a_range_are_seen_to_be_inside_by_two_of_them(monkeypatch):
+    """A check of each value takes longer than the mechanism that computed it."""
+    found, given = domain_of("a", range(10)), torch.arange(10)
+    monkeypatch.delattr(torch, "searchsorted")
+    assert first_outside({"a": given}, {"a": found}, "the values hold") is None
+    assert torch.equal(found.index(given), given)
+    with pytest.raises(AttributeError):
+        found.index(given + 1)
+
+
 def test_a_long_domain_is_cut_short():
     with refuses(r"outside its domain 0, 1, 2, …, 18, 19; "):
         equality().run(dict.fromkeys("abcd", torch.tensor([20])))
@@ -826,6 +872,12 @@ def test_what_was_computed_is_checked_once():
         assert torch.equal(model.answers(dict(after)), answers)
         assert torch.equal(model.encode(dict(base)), encoded)
         assert set(counted) == set(model.variables)
+        counted.clear()
+        drawn = model.sample(5, generator(0))
+        assert set(counted) == set(model.inputs)
+        counted.clear()
+        model.run(drawn), model.encode(drawn)
+        assert set(counted) == set(model.variables) - set(model.inputs)
     finally:
         patch.undo()
     assert type(copy.deepcopy(base)) is type(copy.copy(base)) is dict

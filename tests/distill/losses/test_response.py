@@ -6,10 +6,33 @@ from functools import partial
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.errors import DistillError
-from distill.losses import forward_kl, jensen_shannon, kd, multi_label_kd, reverse_kl, soft_cross_entropy, squared_error
+from distill.losses import (
+    forward_kl,
+    jensen_shannon,
+    kd,
+    multi_label_kd,
+    response,
+    reverse_kl,
+    soft_cross_entropy,
+    squared_error,
+)
 from tests.distill.losses.pairs import gradient, pair, real_tokens
+
+
+class Operations(TorchDispatchMode):
+    """Note the name of each operation that torch computes in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
 
 DIVERGENCES = [forward_kl, reverse_kl, jensen_shannon, partial(jensen_shannon, beta=0.1)]
 
@@ -95,6 +118,30 @@ class TestKD:
         torch.testing.assert_close(loss, kd(student[:, :4], teacher[:, :4], divergence=divergence))
         assert gradient(loss, student).isfinite().all()
         assert gradient(kd(student, teacher + barred), student).isfinite().all()
+
+    @pytest.mark.parametrize("divergence", DIVERGENCES)
+    @pytest.mark.parametrize("odd", [0.0, -math.inf, math.nan])
+    def test_the_mask_of_impossible_classes_is_left_out_where_there_are_none(self, divergence, odd, monkeypatch):
+        """Values and gradients are those with the mask, bit for bit; the mask is what costs most in a vocabulary."""
+        student, teacher = pair(4, 6, dtype=torch.float32)
+        teacher[1, 2] += odd
+        found = []
+        for readable in (True, False):
+            with monkeypatch.context() as patch, Operations() as made:
+                if not readable:  # as on a device
+                    patch.setattr(response, "is_readable", lambda values: False)
+                each = student.detach().requires_grad_()
+                loss = kd(each, teacher, 2.0, "none", divergence=divergence)
+                found.append((loss, gradient(loss.nansum(), each)))
+            assert ("masked_fill" in made.names) == (not readable or (odd != 0 and made.names.count("isneginf") > 0))
+        for one, other in zip(*found, strict=True):
+            assert one.view(torch.int32).equal(other.view(torch.int32))
+
+    def test_losses_are_computed_inside_transforms_of_torch(self):
+        student, teacher = (each.detach() for each in pair(4, 6))
+        one_by_one = torch.stack([kd(each[None], other[None]) for each, other in zip(student, teacher, strict=True)])
+        at_once = torch.vmap(lambda each, other: kd(each[None], other[None]))(student, teacher)
+        torch.testing.assert_close(at_once, one_by_one)
 
     def test_refuses_other_settings(self):
         student, teacher = pair(4, 6)
