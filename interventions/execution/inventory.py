@@ -98,14 +98,17 @@ class Contents:
         assert changes_of is not None
         return list(map(changes_of, map(_dict_of, self.holders))) + list(map(changes_of, self.inner))
 
+    def forwards(self) -> list[int]:
+        """Return the id of the `forward` of each class."""
+        return [id(getattr(each, "forward", None)) for each in self.classes]
+
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
-    """The modules, settings and tensors that were found in a model.
+    """The modules, settings and tensors that were found in a model. It holds no part of the model.
 
     Attributes:
         key: the same object in all inventories with the same modules and tensors.
-        contents: what the model holds, as itself; None where what is kept must not hold parts of the model.
         modules: the modules of the model.
         configured: the number of a module with each of the configurations.
         listing: the dicts and lists that are settings, by the number of their holder and their name.
@@ -123,7 +126,6 @@ class Inventory:
     """
 
     key: object
-    contents: Contents | None
     modules: list[ReferenceType[nn.Module]]
     configured: list[int]
     listing: list[Named]
@@ -139,8 +141,8 @@ class Inventory:
     is_sharded: bool
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Inventory":
-        """Return the inventory of a model, found now."""
+    def of(cls, model: nn.Module) -> tuple["Inventory", Contents]:
+        """Return the inventory of a model, found now, and the contents of the model."""
         modules = modules_of(model)
         configs: dict[int, int] = {}
         for number, module in enumerate(modules):
@@ -158,9 +160,8 @@ class Inventory:
         filled = [number for number, each in enumerate(contents.registered[: 2 * count]) if each]
         sources, chosen = _first_tensors([number for number in filled if read_by_runs[number]], contents.registered)
         numbers = {each: number for number, each in enumerate(contents.classes)}
-        return cls(
+        found = cls(
             key=object(),
-            contents=contents,
             modules=list(map(ref, modules)),
             configured=configured,
             listing=[(number, name) for number, (_, within) in enumerate(read) for name in within],
@@ -175,16 +176,16 @@ class Inventory:
             is_kept=is_kept,
             is_sharded=is_sharded(model),
         )
+        return found, contents
 
-    def folded(self) -> "Inventory":
-        """Return the same inventory without the contents: it keeps no part of the model alive."""
-        return replace(self, contents=None)
+    def renewed(self, contents: Contents | None) -> tuple["Inventory", Contents] | None:
+        """Return both as the model is now; None where its modules or tensors are others, or may be.
 
-    def renewed(self) -> "Inventory | None":
-        """Return the inventory as the model is now; None where its modules or tensors are others, or may be."""
+        Args:
+            contents: those for which the inventory was made; None looks for them.
+        """
         if not self.is_kept or changes_of is None:
             return None
-        contents = self.contents
         if contents is None:
             modules: Any = [each() for each in self.modules]
             if None in modules or not all(map(_config_of, map(modules.__getitem__, self.configured))):
@@ -196,13 +197,9 @@ class Inventory:
             return None
         changes = contents.changes()
         texts = list(map(_texts, contents.lists))
-        if changes != self.changes or texts != self.texts:
-            return self._reread(contents, changes, texts)
-        return self._with(contents)
-
-    def _with(self, contents: Contents) -> "Inventory":
-        """Return the same inventory with contents."""
-        return self if contents is self.contents else replace(self, contents=contents)
+        is_same = changes == self.changes and texts == self.texts
+        now = self if is_same else self._reread(contents, changes, texts)
+        return None if now is None else (now, contents)
 
     def _reread(self, contents: Contents, changes: list[int], texts: list[list[str]]) -> "Inventory | None":
         """Return the inventory with the settings of those holders read again that others have changed."""
@@ -215,7 +212,7 @@ class Inventory:
             if changes[at] != self.changes[at]:
                 owners.append(at if at < count else contents.owners[at - count])
         if not owners:
-            return self._with(contents)
+            return self
         settings = list(self.settings)
         for number in set(owners):
             if number is None:
@@ -227,20 +224,13 @@ class Inventory:
             if vars(holder).get("_buffers") and ("training", holder.training) not in settings[number]:
                 return None  # its buffers are read in one mode only
             settings[number] = now
-        return replace(self, contents=contents, settings=settings, changes=changes, texts=texts)
+        return replace(self, settings=settings, changes=changes, texts=texts)
 
-    def tensors(self) -> list[Tensor]:
+    def tensors(self, contents: Contents) -> list[Tensor]:
         """Return the tensors that a run reads and does not change, each once."""
-        assert self.contents is not None
-        registered = self.contents.registered
-        dicts = map(registered.__getitem__, self.sources)
+        dicts = map(contents.registered.__getitem__, self.sources)
         values = chain.from_iterable(map(dict.values if self.is_kept else methodcaller("values"), dicts))
         return list(compress(values, self.chosen) if self.chosen else values)
-
-    def forwards(self) -> list[int]:
-        """Return the id of the `forward` of each class."""
-        assert self.contents is not None
-        return [id(getattr(each, "forward", None)) for each in self.contents.classes]
 
 
 def _config_of(module: nn.Module) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from interventions.endings import setting
 from interventions.errors import InterventionError
-from interventions.execution.inventory import Inventory, Settings
+from interventions.execution.inventory import Contents, Inventory, Settings
 from interventions.execution.numbers import Layout, Numbers, numbers_of
 from interventions.models.modules import model_name
 from interventions.models.wrappers import Model, module_of
@@ -47,7 +47,7 @@ class Stamp:
     classed: list[int]
     versions: list[int]
     numbers: Numbers | None
-    _contents: "_Contents | None" = field(default=None, repr=False)
+    _held: "_Held | None" = field(default=None, repr=False)
 
     @classmethod
     def of(cls, model: Model) -> "Stamp":
@@ -79,13 +79,13 @@ class Stamp:
         return [self.forwards[each] for each in self.classed] == [now.forwards[each] for each in now.classed]
 
 
-class _Contents:
-    """The inventory of a model with what it holds, shared by its stamps: an older stamp holds nothing that is gone."""
+class _Held:
+    """The inventory of a model and what it holds, shared by its stamps: an older stamp holds nothing that is gone."""
 
-    inventory: Inventory
+    found: tuple[Inventory, Contents]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Contents, ()  # a copy of a stamp is of no model
+        return _Held, ()  # a copy of a stamp is of no model
 
 
 @dataclass(eq=False)
@@ -95,13 +95,13 @@ class _Known:
     Attributes:
         inventory: what was found in the model.
         layout: how its tensors are read.
-        contents: the inventory with the contents, as long as a stamp holds them.
+        held: the inventory with the contents, as long as a stamp holds them.
         last: the last stamp.
     """
 
     inventory: Inventory | None = None
     layout: Layout | None = None
-    contents: ReferenceType[_Contents] | None = None
+    held: ReferenceType[_Held] | None = None
     last: ReferenceType[Stamp] | None = None
 
 
@@ -118,18 +118,19 @@ def _read(module: nn.Module, *, with_sums: bool = True) -> Stamp:
     known = _known.get(module)
     if known is None:
         known = _known[module] = _Known()
-    held = None if known.contents is None else known.contents()
-    before, contents = (known.inventory, _Contents()) if held is None else (held.inventory, held)
-    inventory = (before and before.renewed()) or Inventory.of(module)
-    if inventory is not before:
-        contents.inventory = inventory
-        known.inventory, known.contents = inventory.folded(), ref(contents)
-    tensors = inventory.tensors()
+    held = None if known.held is None else known.held()
+    before, kept = (known.inventory, None) if held is None else held.found
+    inventory, contents = (before and before.renewed(kept)) or Inventory.of(module)
+    if held is None:
+        held = _Held()
+    if inventory is not before or contents is not kept:
+        held.found, known.inventory, known.held = (inventory, contents), inventory, ref(held)
+    tensors = inventory.tensors(contents)
     numbers, layout = None, None
     if not inventory.is_sharded:
         numbers, layout = numbers_of(tensors, inventory.key, known.layout, with_sums=with_sums)
     known.layout = layout
-    now = Stamp(inventory.settings, inventory.forwards(), inventory.classed, _versions(tensors), numbers, contents)
+    now = Stamp(inventory.settings, contents.forwards(), inventory.classed, _versions(tensors), numbers, held)
     last = None if known.last is None else known.last()
     # Sums on other devices are not compared here, as that waits for the device.
     is_here = numbers is not None and numbers.sums is not None and all(each.is_cpu for each in numbers.sums)

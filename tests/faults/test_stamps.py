@@ -315,7 +315,7 @@ def test_a_stamp_is_copied_without_its_model():
     made = Stamp.of(net)
     for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
         assert other.is_of(net)
-        assert not hasattr(other._contents, "inventory")
+        assert not hasattr(other._held, "found")
 
 
 def test_two_threads_at_once():
