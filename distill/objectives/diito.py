@@ -33,11 +33,12 @@ from distill.interchange.sources import Crossway, Shuffle, Sources
 from distill.interchange.visible_kinds import can_be_seen
 from distill.models.host_copies import host_columns, host_generator, rows_of_columns
 from distill.models.inputs import MASKED, decoder_masked, device_of, inputs_of, real_tokens, to_device, vocabulary_of
+from distill.models.outputs import logits_if_any
 from distill.objectives.objective import About, Objective, matching, terms_of
 from distill.objectives.response import KD
 from distill.objectives.step import Reads, Step
 from distill.teachers.served import ServedRun
-from distill.teachers.verbs import answering, grid_of, interchanged, run_to, unit_of
+from distill.teachers.verbs import answering, grid_of, interchanged, run_of, run_to, unit_of
 from interventions import Location, Mixup, Noise, Run, Swap, architecture, renamed
 
 Operator = Swap | Mixup | Noise
@@ -227,7 +228,7 @@ class DIITO(Objective):
             )
         choices = choices_of(self._kinds, step.mapping)
         kept = [choice for choice in choices if choice not in self._dropped]
-        return kept[int(torch.randint(len(kept), (), generator=host_generator(step.generator)))]
+        return kept[int(torch.randint(len(kept), (), generator=step.agreed(host_generator(step.generator))))]
 
     def counterfactuals(self, step: Step, entry: Entry, kind: Kind | None = None) -> Iterator[Counterfactual]:
         """Yield the counterfactual runs of one entry; with crossway sources also those in the other direction.
@@ -275,7 +276,8 @@ class DIITO(Objective):
             source = over_keys(step.taught, _run_source(step.taught, drawn, entry.teacher), entry.teacher, *columns)
             teacher = interchanged(step.taught, source, entry.teacher, positions, self._compared_at(step))
         with nullcontext() if not self.detach_source else torch.no_grad():
-            source = over_keys(step.student, _run_source(step.student, drawn, entry.student), entry.student, *columns)
+            source = _run_source(step.student, drawn, entry.student, step.ends)
+            source = over_keys(step.student, source, entry.student, *columns)
         source = source.detach() if self.detach_source else source
         student = interchanged(step.student, source, entry.student, positions, step.reads.student)
         return Counterfactual(entry, teacher, student, positions, drawn)
@@ -343,11 +345,28 @@ def _source_columns(batch: Mapping[str, Tensor], drawn: Tensor | Mapping[str, Te
     return host_columns(drawn) if isinstance(drawn, Mapping) else rows_of_columns(batch, drawn)
 
 
-def _run_source(run: Run, drawn: Tensor | Mapping[str, Tensor], locations: tuple[Location, ...]) -> Run:
-    """Return the source run: other rows of the base run, or a run on new inputs up to the last location read."""
+def _run_source(
+    run: Run,
+    drawn: Tensor | Mapping[str, Tensor],
+    locations: tuple[Location, ...],
+    ends: list[Tensor | None] | None = None,
+) -> Run:
+    """Return the source run: other rows of the base run, or a run on new inputs up to the last location read.
+
+    Args:
+        run: the base run.
+        drawn: the sources.
+        locations: the locations that are read.
+        ends: takes the answers of a run on new inputs, which is then run to its end; None stops it.
+    """
     if isinstance(drawn, Tensor):
         return replace(run, output=None).take(drawn)  # of a language model the output is larger than all that is read
-    return run_to(answering(run), inputs_of(run.model, drawn), [location.whole for location in locations])
+    model, inputs, places = answering(run), inputs_of(run.model, drawn), [location.whole for location in locations]
+    if ends is None:
+        return run_to(model, inputs, places)
+    whole = run_of(model, inputs, places, resumable=False)
+    ends.append(logits_if_any(whole))
+    return whole
 
 
 def _grid(step: Step, entry: Entry) -> tuple[int, ...]:

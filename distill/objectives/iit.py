@@ -81,10 +81,10 @@ class IIT(Objective):
         terms = {"task": step.mean(answer_loss(model, step.student, moved(base, device), model.answers(base)))}
         drawn: dict[str, tuple[Entry, Values]] = {}
         if step.mapping:
-            entry = step.mapping[int(torch.randint(len(step.mapping), (), generator=generator))]
+            entry = step.mapping[int(torch.randint(len(step.mapping), (), generator=step.agreed(generator)))]
             drawn["iit"] = (entry, model.interchange(base, {entry.teacher: source}))
         if self.strict:
-            place = self.strict[int(torch.randint(len(self.strict), (), generator=generator))]
+            place = self.strict[int(torch.randint(len(self.strict), (), generator=step.agreed(generator)))]
             drawn["siit"] = (Entry((), (place,)), base)
         base, source = moved(base, device), moved(source, device)
         taken = self._source(step, source, tuple(entry for entry, _ in drawn.values())) if drawn else Ran(source, None)

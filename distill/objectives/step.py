@@ -55,6 +55,7 @@ class Moment:
         shares: {kind of mean: factor}. A mean over these rows, times the factor of its kind, adds up over the parts to
             the mean over the whole step; the factor is 1 where a step has one part. Kinds are "examples", "tokens" and
             the others of `distill.models.loss_masks`, or those that an objective counts.
+        agreed: the generator of what several processes have to draw alike; None where one trains alone.
     """
 
     rows: Int[Tensor, " batch"] | None = None
@@ -62,6 +63,7 @@ class Moment:
     epochs: float = 1.0
     part: int = 0
     shares: Mapping[str, float] = field(default_factory=dict)
+    agreed: torch.Generator | None = None
 
     def __post_init__(self) -> None:
         refuse_unless_positive("Moment", epochs=self.epochs)
@@ -109,6 +111,8 @@ class Step:
         data: all rows that are trained on; only in `prepare`, and not with a causal model as teacher.
         label_place: where the label of the answer at a token stands; None decides it by the batch.
         derivable: the runs with their graph, where an objective derives their answers by the input.
+        ends: with a student whose weights are sharded, the answers of its other runs, which are then run to their end:
+            the weights of a block are gathered when the gradient of what it returned arrives. None for a whole student.
     """
 
     batch: Mapping[str, Tensor]
@@ -123,6 +127,7 @@ class Step:
     data: Rows | None = None
     label_place: LabelPlace | None = None
     derivable: Derivable | None = None
+    ends: list[Tensor | None] | None = None
 
     @cached_property
     def student(self) -> Run:
@@ -284,6 +289,16 @@ class Step:
         return replace(
             self, batch=batch, teacher=teacher, base=base, reads=reads, label_place=self._label_place, derivable=None
         )
+
+    def agreed(self, otherwise: torch.Generator) -> torch.Generator:
+        """Return the generator of what decides which blocks run, e.g. the entry that is interchanged.
+
+        Several processes that train together draw from it alike: a sharded model waits in each block for all of them.
+
+        Args:
+            otherwise: the generator where one process trains alone.
+        """
+        return otherwise if self.moment.agreed is None else self.moment.agreed
 
     def drawing(self, name: str) -> torch.Generator:
         """Return a new generator, decided by the step's and a name: drawing from it changes no other draws."""

@@ -1,16 +1,13 @@
-"""Checkpoints, from which a run continues as if it had not stopped, and Ctrl-C that takes effect between two steps."""
+"""Checkpoints, from which a run continues as if it had not stopped."""
 
 import json
 import random
 import shutil
-import signal
-import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
@@ -19,6 +16,7 @@ from accelerate import Accelerator
 from distill.errors import DistillError
 from distill.models.finite import check_weights
 from distill.storage.files import MANIFEST, damage, seal, take_place, write
+from distill.training.interruption import delay_signals
 from distill.training.progress import Record
 
 LOG = "log.jsonl"
@@ -77,11 +75,11 @@ class Checkpoints:
         self.records.append(record)
 
     def save(self, step: int) -> Path:
-        """Save the state after a step and return the checkpoint; Ctrl-C takes effect when that is done."""
+        """Save the state after a step and return the checkpoint; signals take effect when that is done."""
         for model in self.accelerator._models:
             check_weights(model, step, self.last())
         target, partial = self.folder / f"step-{step:07d}", self.folder / "unfinished"
-        with _defer_signal():
+        with delay_signals():
             if self.accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
@@ -96,15 +94,15 @@ class Checkpoints:
             self.accelerator.wait_for_everyone()
         return target
 
-    def last(self) -> Path | None:
-        """Return the newest checkpoint, or None."""
-        return next(reversed(self._all()), None)
+    def last(self, before: int | None = None) -> Path | None:
+        """Return the newest checkpoint, before a step if one is given; None if there is none."""
+        found = (each for each in reversed(self._all()) if before is None or _number(each) < before)
+        return next(found, None)
 
     def discard(self, step: int) -> None:
         """Remove the checkpoint of a step, if there is one."""
         if self.accelerator.is_main_process:
             shutil.rmtree(self.folder / f"step-{step:07d}", ignore_errors=True)
-        self.accelerator.wait_for_everyone()
 
     def _remove_old(self) -> None:
         """Remove all but the newest two; there are more if a run was killed while it removed one."""
@@ -189,48 +187,3 @@ def lines_of(records: Iterable[Record]) -> str:
 def _number(checkpoint: Path) -> int:
     """Return the number of the step of a checkpoint."""
     return int(checkpoint.name.removeprefix("step-"))
-
-
-class Interrupt(threading.Event):
-    """An event that Ctrl-C sets; while `final` is True, the run is being saved and a second Ctrl-C has no effect."""
-
-    final = False
-
-
-@contextmanager
-def defer_interrupt() -> Iterator[Interrupt]:
-    """Let Ctrl-C set an event in the block, so that no step is left half done; a second one interrupts at once.
-
-    This works in the main thread, where Python delivers signals; in other threads the event is never set.
-    """
-    interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if interrupt.is_set() and not interrupt.final:
-            raise KeyboardInterrupt
-        interrupt.set()
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _defer_signal() -> Iterator[None]:
-    """Delay Ctrl-C in the block until its end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received: list[FrameType | None] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if received and callable(before):
-        before(signal.SIGINT, received[0])

@@ -17,6 +17,7 @@ from distill.models.loss_masks import LabelPlace, counts_of, label_place
 from distill.models.outputs import logits_if_any
 from distill.objectives import Moment, Objective, Reads, Step
 from distill.objectives.objective import terms_of
+from distill.objectives.step import zero_of
 from distill.objectives.term_weights import Weight
 from distill.teachers.served import Served
 from distill.teachers.verbs import run_of
@@ -39,9 +40,11 @@ class Computation(nn.Module):
 
     Attributes:
         label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
+        sharded: whether the weights of each block are gathered when the gradient of what it returned arrives.
     """
 
     label_place: LabelPlace | None = None
+    sharded = False
 
     def __init__(
         self,
@@ -68,7 +71,12 @@ class Computation(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the terms of all objectives on a batch."""
         with trusting():
-            return terms_of(self.objectives, self.step(batch, generator, moment))
+            step = self.step(batch, generator, moment)
+            terms = terms_of(self.objectives, step)
+            if step.ends is not None:  # to read inside a block whose output no loss is of would not gather its weights
+                name, ends = next(iter(terms)), [logits_if_any(step.student), *step.ends]
+                terms[name] = sum((zero_of(end) for end in ends if end is not None), start=terms[name])
+            return terms
 
     def step(
         self,
@@ -108,7 +116,7 @@ class Computation(nn.Module):
                 teacher_run = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
         return Step(
             batch, student, base, teacher_run, self.entries, generator, reads, self.feed, moment,
-            label_place=self.label_place, derivable=derivable,
+            label_place=self.label_place, derivable=derivable, ends=[] if self.sharded else None,
         )  # fmt: skip
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Any:
@@ -212,7 +220,7 @@ def parts_of(
     for number, (cut, piece, share) in enumerate(zip(cuts, pieces, shares.tolist(), strict=True)):
         numbers = None if moment.rows is None else sliced({"rows": moment.rows}, cut)["rows"]
         by_kind = dict(zip(kinds, share, strict=True))
-        yield piece, Moment(numbers, moment.epoch, moment.epochs, number, by_kind)
+        yield piece, Moment(numbers, moment.epoch, moment.epochs, number, by_kind, moment.agreed)
 
 
 def count_values(

@@ -6,10 +6,11 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -27,14 +28,16 @@ from distill.models.trials import tried
 from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.teachers.served import Served
+from distill.training.agreement import Agreement
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of, parts_of, weights_of
+from distill.training.interruption import Interrupt, defer_interrupt
 from distill.training.pending import Pending, not_finite, steps_between_looks
 from distill.training.progress import Plain, Record, show_progress
 from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
-from distill.training.schedule import Schedule, drawing, order, weigh
+from distill.training.schedule import Schedule, drawing, order, shared_generator, weigh
 from distill.training.updates import backward, clip, make_step
 from interventions import InterventionError, Model
 
@@ -79,17 +82,24 @@ def steps(
     yield from each_answered((teacher, student), answers, run_steps())
 
 
-def train(training: Training, accelerator: Accelerator | None = None) -> Generator[Record, None, None]:
-    """Train the modules of a training in place and yield the record of each step."""
-    lent, accelerator = accelerator, accelerator or Accelerator()
+def train(
+    training: Training, accelerator: Accelerator | None = None, interrupt: Interrupt | None = None
+) -> Generator[Record, None, None]:
+    """Train the modules of a training in place and yield the record of each step.
+
+    Args:
+        training: the training.
+        accelerator: `Accelerator()` by default.
+        interrupt: the signals that this process was sent; once a step is made, it knows of those of all processes.
+    """
+    agreement = Agreement(accelerator or Accelerator(), interrupt or Interrupt())
+    lent, accelerator = accelerator, agreement.accelerator
     _refuse_unfit(accelerator)
     computation, rows, schedule = training.computation, training.rows, training.schedule
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows), processes), schedule.per_epoch(len(rows), processes)
     begun: list[nn.Module] = []
-    loss = partial(
-        weigh, weights=training.weights, default=weights_of(computation.objectives), left_out=training.left_out
-    )
+    loss = _loss_of(training)
     with ExitStack() as modes:
         modes.callback(_keep_pad_tokens, begun)
         for model in (*computation.still, *computation.learning):
@@ -97,14 +107,11 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
         _move(device, computation)
         with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
             _try_out(computation, rows, total / per_epoch, schedule.seed, loss)
-            optimizer = schedule.optimizes(groups_of(computation, schedule))
-            wrapped, optimizer = accelerator.prepare(computation, optimizer)
-            optimizer.zero_grad()  # gradients that the caller left on the student
-            modes.callback(optimizer.zero_grad)
+            wrapped, optimizer = _wrap(computation, schedule, accelerator, modes)
             if lent is not None:
                 modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
-            wrapping = _Wrapped(training, wrapped, loss, accelerator)
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
+        wrapping = _Wrapped(training, wrapped, loss, agreement)
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
         looks, pending = steps_between_looks(device), Pending(checkpoints, partial(_tell, accelerator))
@@ -112,11 +119,10 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
         numbers = range(done, total)
         own_rows = order(len(rows), schedule, numbers, accelerator.process_index, processes)
         for number, read in zip(numbers, readings(rows, own_rows, schedule, done, per_epoch), strict=True):
-            rate = schedule.rate(number, total)
-            _set_rate(optimizer, rate)
+            _set_rate(optimizer, rate := schedule.rate(number, total))
             batch = to_device(read.batch, device)
-            row_numbers = to_device({"rows": read.rows}, device)["rows"] if isinstance(rows, Rows) else None
-            moment = Moment(row_numbers, number / per_epoch, total / per_epoch)
+            own = to_device({"rows": read.rows}, device)["rows"] if isinstance(rows, Rows) else None
+            moment = Moment(own, number / per_epoch, total / per_epoch)
             try:
                 value, terms = wrapping.backward(batch, moment, number, empty=read.empty)
             except Unreachable:
@@ -133,6 +139,8 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
             saves = checkpoints is not None and (record.step % checkpoints.every == 0 or record.step == total)
             if saves or record.step == total or record.step % looks == 0:
                 pending.look()
+                if processes > 1:
+                    agreement.look()
             if record.step == total:
                 check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
             if checkpoints is not None:
@@ -140,6 +148,22 @@ def train(training: Training, accelerator: Accelerator | None = None) -> Generat
                 if saves:
                     checkpoints.save(record.step)
             yield record
+
+
+def _loss_of(training: Training) -> Callable[..., Tensor]:
+    """Return the loss as a function of the terms."""
+    default = weights_of(training.computation.objectives)
+    return partial(weigh, weights=training.weights, default=default, left_out=training.left_out)
+
+
+def _wrap(computation: Any, schedule: Schedule, accelerator: Accelerator, after: ExitStack) -> tuple[Any, Any]:
+    """Return a computation and its optimizer as accelerate wraps them; `after` lets go of the gradients."""
+    optimizer = schedule.optimizes(groups_of(computation, schedule))
+    computation.sharded = accelerator.distributed_type == DistributedType.FSDP
+    wrapped, optimizer = accelerator.prepare(computation, optimizer)
+    optimizer.zero_grad()  # gradients that the caller left on the student
+    after.callback(optimizer.zero_grad)
+    return wrapped, optimizer
 
 
 def _set_rate(optimizer: Any, rate: float) -> None:
@@ -183,10 +207,12 @@ def run_to_end(
         title: the title of the progress.
         console: shows the progress.
     """
-    records = each_answered(networks, answers, train(training, accelerator))
     began = time.monotonic()
-    with hold_folder(training.folder), closing(records):
-        done = until_done(show_progress(records, title, console or Plain()), training.folder)
+    with ExitStack() as folder:
+        with defer_interrupt() as interrupt:
+            folder.enter_context(hold_folder(training.folder))
+            with closing(each_answered(networks, answers, train(training, accelerator, interrupt))) as records:
+                done = until_done(show_progress(records, title, console or Plain()), training.folder, interrupt)
         yield tuple(done), time.monotonic() - began
 
 
@@ -198,21 +224,24 @@ class _Wrapped:
         training: the training.
         wrapped: its computation, wrapped.
         loss: the loss as a function of the terms.
-        accelerator: the accelerator that wrapped it.
+        agreement: what the processes agree on, by the accelerator that wrapped it.
     """
 
     training: Training
     wrapped: Any
     loss: Callable[..., Tensor]
-    accelerator: Accelerator
+    agreement: Agreement
 
     def backward(
         self, batch: Mapping[str, Tensor], moment: Moment, number: int, *, empty: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the gradients of one step, part by part, and return its loss and terms, means over all processes."""
-        accelerator, computation, schedule = self.accelerator, self.training.computation, self.training.schedule
+        accelerator, computation = self.agreement.accelerator, self.training.computation
+        schedule, alone = self.training.schedule, accelerator.num_processes == 1
         together: dict[str, Tensor] = {}
         drawn = drawing(schedule.seed, number, accelerator.device, accelerator.process_index)
+        if not alone:
+            moment = replace(moment, agreed=shared_generator(schedule.seed, number, accelerator.device))
         with torch.enable_grad(), drawn as generator:  # also inside torch.no_grad() of the caller
             batch = alter_batch(computation.objectives, batch, generator)
             cut = parts_of(
@@ -224,17 +253,20 @@ class _Wrapped:
                 with nullcontext() if place == len(parts) else accelerator.no_sync(self.wrapped):
                     terms = self.terms(part, generator, when, number)
                     loss = self.loss(terms, progress=moment.progress)
-                    if steps_between_looks(accelerator.device) == 1:
+                    if alone and steps_between_looks(accelerator.device) == 1:
                         _check_finite(loss, terms, number + 1, self.training.checkpoints)
                     _check_attached(loss, terms)
                     backward(accelerator, loss / len(parts) if len(parts) > 1 else loss)
                 for name, term in terms.items():
                     own = term.detach() / len(parts) if len(parts) > 1 else term.detach()
                     together[name] = together[name] + own if name in together else own
-        if accelerator.num_processes > 1:
-            together = cast(Any, accelerator.reduce(together, "mean"))
-        alone = len(parts) == 1 and accelerator.num_processes == 1
-        return loss if alone else self.loss(together, progress=moment.progress), together
+        if alone and len(parts) == 1:
+            return loss, together
+        together = self.agreement.mean(together)
+        loss = self.loss(together, progress=moment.progress)
+        if not alone and steps_between_looks(accelerator.device) == 1:  # one that is not finite ends all processes
+            _check_finite(loss, together, number + 1, self.training.checkpoints)
+        return loss, together
 
     def terms(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment, number: int
@@ -261,7 +293,9 @@ class _Wrapped:
             ) from error
 
     def _logits(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the logits of the networks on a batch; an empty list if they have none."""
+        """Return the logits of the networks on a batch; an empty list if they have none, or if they are sharded."""
+        if self.agreement.accelerator.distributed_type == DistributedType.FSDP:
+            return []  # a run needs all processes, and this one alone has an error
         try:
             return list(self.training.computation.answers(batch))
         except InterventionError:

@@ -88,7 +88,7 @@ def not_finite(step: int, loss: float, terms: Mapping[str, Any], checkpoints: Ch
     """
     if checkpoints is not None:
         checkpoints.discard(step - 1)  # holds the weights that gave this loss; those before gave finite ones
-    last = None if checkpoints is None else checkpoints.last()
+    last = None if checkpoints is None else checkpoints.last(before=step - 1)
     values = ", ".join(f"{name}={value:.4g}" for name, value in terms.items()) or "its activations are not finite"
     where = "no checkpoint was saved yet" if last is None else f"the last good checkpoint is {last}"
     return DistillError(

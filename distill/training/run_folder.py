@@ -21,8 +21,9 @@ from distill.storage.files import (
     write_json,
 )
 from distill.storage.locks import LOCK, locked
-from distill.training.checkpoints import LOG, Checkpoints, defer_interrupt, lines_of, records_of
+from distill.training.checkpoints import LOG, Checkpoints, lines_of, records_of
 from distill.training.fingerprints import by_new_names, comparable
+from distill.training.interruption import Interrupt
 from distill.training.progress import Record
 
 SETTINGS, RESULT, STUDENT, CHECKPOINTS = "settings.json", "result.json", "student", "checkpoints"
@@ -223,16 +224,16 @@ class _Log:
         self.waiting = []
 
 
-def until_done(records: Iterator[Record], folder: RunFolder | None) -> list[Record]:
-    """Run the loop, log its records and return them; on Ctrl-C save, and stop between two steps."""
+def until_done(records: Iterator[Record], folder: RunFolder | None, interrupt: Interrupt) -> list[Record]:
+    """Run the loop, log its records and return them; at a signal save, and stop between two steps."""
     kept: list[Record] = []
-    with defer_interrupt() as interrupt, _Log(folder) as log:
+    with _Log(folder) as log:
         for record in records:
             if not kept and folder is not None:
                 kept = folder.begin()
             kept.append(record)
             log.add(record)
-            if interrupt.is_set() and record.step < record.total:
+            if interrupt.stops and record.step < record.total:
                 interrupt.final = True
                 raise Interrupted(_describe_stop(record, folder))
     if not kept and folder is not None:  # resumed after its last step

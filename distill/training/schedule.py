@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.data.seeds import decided, seed_of
 from distill.data.task import Recipe
 from distill.errors import DistillError, checked, refuse_negative
+from distill.models.host_copies import host_generator
 from distill.models.precision import PARAM_DTYPES
 from distill.objectives.term_weights import Weight, weight_at
 
@@ -202,10 +203,23 @@ def drawing(seed: int, step: int, device: torch.device, process: int = 0) -> Ite
 
     Both are decided by seed, step and process alone. After the block the default generators are as they were.
     """
-    own_seed, default_seed = (hash((seed, step, process, kind)) % 2**63 for kind in range(2))
+    own_seed, default_seed = (_seed_of_draws(seed, step, process, kind) for kind in range(2))
     # Not torch.manual_seed, which would also reseed the accelerators that are not forked.
     forked = torch.random.fork_rng(devices=[device]) if device.type == "cuda" else nullcontext()
     with forked, decided(default_seed):
         if device.type == "cuda":
             torch.cuda.manual_seed(default_seed)
         yield torch.Generator(device).manual_seed(own_seed)
+
+
+def shared_generator(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Return the generator of what all processes of a step draw alike, on the host.
+
+    It is in the state in which that of one process is at the start of the step.
+    """
+    return host_generator(torch.Generator(device).manual_seed(_seed_of_draws(seed, step, 0, 0)))
+
+
+def _seed_of_draws(seed: int, step: int, process: int, kind: int) -> int:
+    """Return the seed of the own generator of a process in a step (kind 0), or of its default ones (kind 1)."""
+    return hash((seed, step, process, kind)) % 2**63

@@ -1,12 +1,8 @@
-import os
-import signal
-import threading
-
 import pytest
 import torch
 from accelerate import Accelerator
 
-from distill.training.checkpoints import Checkpoints, defer_interrupt
+from distill.training.checkpoints import Checkpoints
 from tests.distill.tiny_models import gpt2_lm, mlp, same, weights
 
 
@@ -80,27 +76,3 @@ def test_tied_weights(tmp_path):
     checkpoints.begin(accelerator)
     assert same(weights(model), weights(other))
     assert other.lm_head.weight is other.transformer.wte.weight
-
-
-def test_ctrl_c_is_noted_and_a_second_one_interrupts():
-    before = signal.getsignal(signal.SIGINT)
-    with defer_interrupt() as asked:
-        assert not asked.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert asked.wait(5)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_other_threads_leave_signals_alone():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def work():
-        with defer_interrupt() as asked:
-            seen.append((asked.is_set(), signal.getsignal(signal.SIGINT) is before))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [(False, True)]

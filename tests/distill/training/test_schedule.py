@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distill import KD, DistillError, Labels, Ramp, Schedule, fit, steps
-from distill.training.schedule import weigh
+from distill.training.schedule import drawing, shared_generator, weigh
 from tests.distill.tiny_models import QUIET, mlp, same, spread, vectors, weights
 
 
@@ -113,3 +113,14 @@ def test_an_optimizer_without_loops_in_python_has_the_bits_of_one_with_them(name
             list(steps(spread(mlp()), student, data=vectors(8), objective=KD(), schedule=schedule))
         ways.append(weights(student))
     assert same(*ways)
+
+
+def test_what_processes_share_is_drawn_as_one_process_draws_it_first():
+    """Without a rank: each process makes the same generator, and draws of its own from another one."""
+    cpu, drawn = torch.device("cpu"), []
+    for process in range(2):
+        with drawing(3, 5, cpu, process) as own:
+            drawn.append(torch.randint(2**62, (4,), generator=own).tolist())
+    shared = torch.randint(2**62, (4,), generator=shared_generator(3, 5, cpu)).tolist()
+    assert shared == drawn[0] != drawn[1]
+    assert shared != torch.randint(2**62, (4,), generator=shared_generator(3, 6, cpu)).tolist()

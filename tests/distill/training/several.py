@@ -1,0 +1,144 @@
+"""What the processes of the groups of `test_agreement.py` and others do: cases by name."""
+
+import os
+import signal
+from importlib import import_module
+from typing import Any
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+
+import distill
+from distill import DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
+from distill.objectives import Objective, Step
+from distill.objectives.step import zero_of
+from interventions import Location, Mixup
+from tests.distill.tiny_models import QUIET, bert, gpt2_lm, spread, text
+from tests.forked_groups import serve
+
+LAYERS = {Location(1): Location(0), Location(3): Location(1)}
+OBJECTIVES = {
+    "kd": lambda: [KD()],
+    "diito": lambda: [KD(), DIITO()],
+    "kinds": lambda: [DIITO(positions=[Span(0.3), Answer()], at=["block_output", "mlp_output"], pairs_per_step=2)],
+    "inner": lambda: [DIITO(at="mlp_output")],
+    "inner context": lambda: [KD(), DIITO(InContext(0.3), at="attention_output")],
+    "crossway": lambda: [KD(), DIITO(Crossway())],
+    "in context": lambda: [KD(), DIITO(InContext(0.3))],
+    "mixup": lambda: [KD(), DIITO(op=Mixup(0.3))],
+    "fitnets": lambda: [KD(), FitNets(LAYERS)],
+    "pkd": lambda: [KD(), PKD(LAYERS)],
+}
+MODELS = {"bert": (bert, lambda: text(15)), "gpt2": (gpt2_lm, lambda: text(15, labels=False))}
+
+
+BLOCKS = {"bert": "BertLayer", "gpt2": "GPT2Block"}
+
+
+def accelerator_of(engine: str, model: str = "bert") -> Accelerator:
+    """Return the accelerator of an engine; FSDP2 runs on the CPU where its type is set."""
+    if engine != "fsdp":
+        return Accelerator(cpu=True)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, cpu_ram_efficient_loading=False, auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[BLOCKS[model]],
+    )  # fmt: skip
+    accelerator = Accelerator(cpu=True, fsdp_plugin=plugin)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+    return accelerator
+
+
+def pair(model: str = "bert") -> tuple[Any, Any, Any]:
+    """Return a teacher, a student and rows."""
+    make, data = MODELS[model]
+    teacher = spread(make(4))
+    return teacher.double(), spread(from_layers(teacher, 2), 1).double(), data()
+
+
+def train(engine: str, objective: str, model: str = "bert", batch_size: int = 4, **settings: Any) -> Any:
+    """Train a student for some steps; return the terms of each."""
+    teacher, student, rows = pair(model)
+    schedule = Schedule(epochs=2, batch_size=batch_size, lr=0.01, clip=0.5, **settings)
+    training = steps(
+        teacher, student, "full" if objective != "kd" else None, rows, objective=OBJECTIVES[objective](),
+        schedule=schedule, accelerator=accelerator_of(engine, model),
+    )  # fmt: skip
+    return [{"loss": record.loss, **record.terms} for record in training]
+
+
+class Trouble(Objective):
+    """Something that happens to one process in the forward of one step: "nan", "raise", or a signal by its name.
+
+    Attributes:
+        planned: what, to which rank, and in which step; settings of a run hold none of it.
+    """
+
+    planned: tuple[str, int, int] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        self.made += torch.is_grad_enabled()
+        nothing = zero_of(step.student.logits)
+        kind, rank, at = self.planned or ("", 0, -1)
+        if not torch.is_grad_enabled() or self.made != at or PartialState().process_index != rank:
+            return {"trouble": nothing}
+        if kind == "nan":
+            return {"trouble": nothing + torch.nan}
+        if kind == "raise":
+            raise OSError("the disk of this process is gone")
+        os.kill(os.getpid(), getattr(signal, kind))
+        return {"trouble": nothing}
+
+
+def fitted(
+    engine: str,
+    folder: str,
+    trouble: tuple[str, int, int] | None = None,
+    objective: str = "kd",
+    steps: int = 8,
+    resume: Any = False,
+    **settings: Any,
+) -> Any:
+    """Fit a student with a folder; return its losses, the sums of its weights, and those of the saved one."""
+    teacher, student, rows = pair()
+    Trouble.planned = trouble
+    result = distill.fit(
+        teacher, student, None if objective == "kd" else "full", rows,
+        objective=[*OBJECTIVES[objective](), Trouble()], steps=steps, lr=0.01,
+        batch_size=settings.pop("batch_size", 8), output_dir=folder, resume=resume,
+        accelerator=accelerator_of(engine), console=QUIET, **settings,
+    )  # fmt: skip
+    return {"losses": [record.loss for record in result.records], "weights": sums(student), "types": types(student)}
+
+
+def sums(model: nn.Module) -> list[float]:
+    """Return the sum of the squares of each weight."""
+    return [float(weight.detach().double().square().sum()) for weight in model.state_dict().values()]
+
+
+def types(model: nn.Module) -> list[str]:
+    """Return the names of the classes of its modules and weights."""
+    return sorted({type(each).__name__ for each in (*model.modules(), *model.parameters())})
+
+
+CASES = {"train": train, "fitted": fitted}
+
+
+def warm() -> None:
+    """Import what the cases need, and what torch imports when it is first needed, once for all processes."""
+    for name in ("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.tensor", "torch.distributed.checkpoint"):
+        import_module(name)
+    for make, _ in MODELS.values():
+        from_layers(make(2), 1)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warm()
+    serve(CASES)
