@@ -44,9 +44,19 @@ _MANY = {"heads": 12, "dims": 64}
 Dims = range | tuple[int, ...]
 
 
+class _Hashed:
+    """A value whose hash is computed once, and kept beside its attributes: in another process it is another."""
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+
 @renamed(source="operation")
 @dataclass(frozen=True)
-class Location:
+class Location(_Hashed):
     """A place in a model, and which part of the activation there: a site of a block, or any module by its path.
 
     A location refers to no particular model; `describe(model)` lists the places of one.
@@ -138,11 +148,17 @@ class Location:
             "io": io,
             "operation": operation,
         }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
+        vars(self).update(fields)
         _check_module(self) if module is not None else _check_site(self)
         _check_operation(self)
         _check_parts(self)
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            object.__setattr__(self, "_hash", hash(tuple(vars(self).values())))
+            return self._hash
 
     @property
     def whole(self) -> "Location":

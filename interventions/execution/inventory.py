@@ -14,8 +14,8 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
-from interventions.hooks.replacements import change_before, changes_of, own_forward
-from interventions.models.modules import modules_of
+from interventions.hooks.replacements import change_before, own_forward
+from interventions.models.modules import changes_of, modules_of
 from interventions.models.wrappers import is_sharded
 
 Settings = tuple[object, ...]

@@ -1,9 +1,10 @@
 """Turn the arguments of a user into writes: an operator at a place, its tokens, and the source it takes from."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from inspect import signature
+from itertools import repeat
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -187,52 +188,64 @@ def writes_of(
     """
     positions, source_positions, steps = where
     places = {location: found.place(location) for location in pairs}
-    chosen, source_chosen = _positions_of(positions, pairs), _positions_of(source_positions, pairs)
+    chosen: Iterable[tuple[Any, Any]] = repeat((positions, source_positions), len(pairs))
+    if isinstance(positions, Mapping) or isinstance(source_positions, Mapping):
+        chosen = zip(_positions_of(positions, pairs), _positions_of(source_positions, pairs), strict=True)
     sources = _sources(pairs, places, source, listen, origin)
     return [
-        Write(at, places[at], op, chosen[at], sources.get(at), source_chosen[at], generator, steps)
-        for at, op in pairs.items()
+        Write(at, places[at], op, positions, sources.get(at), source_positions, generator, steps)
+        for (at, op), (positions, source_positions) in zip(pairs.items(), chosen, strict=True)
     ]
 
 
-def _positions_of(choice: Any, pairs: Mapping[Location, Operator]) -> dict[Location, Positions]:
+def _positions_of(choice: Any, pairs: Mapping[Location, Operator]) -> list[Positions]:
     """Return the positions of each location, from {Location: positions} or one choice for all."""
     if not isinstance(choice, Mapping):
-        return dict.fromkeys(pairs, choice)
+        return [choice] * len(pairs)
     if not choice:
         raise InterventionError("positions={} names no location; write {Location(3): positions}, or leave it out.")
     named = {as_location(place): positions for place, positions in choice.items()}
     unused = [location for location in named if location not in pairs]
     if unused:
         raise InterventionError(f"positions for {unused[0]} were given and nothing is written there; add it to at.")
-    return {location: named.get(location) for location in pairs}
+    return [named.get(location) for location in pairs]
 
 
 def _sources(
     pairs: dict[Location, Operator], places: dict[Location, Place], source: Any, listen: Listen, origin: Origin | None
 ) -> dict[Location, Source]:
     """Return the activations that the operators take from, with one forward for each distinct source."""
-    by_location = source if _is_by_location(source) else dict.fromkeys(pairs, source)
-    by_location = {as_location(place): value for place, value in by_location.items()}
     # An operator that does not say whether it needs a source takes one that is given.
-    needing = [at for at, op in pairs.items() if getattr(op, "needs_source", by_location.get(at) is not None)]
-    absent = [location for location in needing if by_location.get(location) is None]
+    if not _is_by_location(source):
+        needing = [at for at, op in pairs.items() if getattr(op, "needs_source", source is not None)]
+        _check_sources(source, needing, needing if source is None else [], pairs)
+        sharing = places if len(needing) == len(places) else {at: places[at] for at in needing}
+        return _read_source(source, sharing, listen, origin) if sharing else {}
+    given_at = {as_location(place): value for place, value in source.items()}
+    needing = [at for at, op in pairs.items() if getattr(op, "needs_source", given_at.get(at) is not None)]
+    _check_sources(source, needing, [at for at in needing if given_at.get(at) is None], pairs)
+    unused = [location for location in given_at if location not in pairs]
+    if unused:
+        raise InterventionError(f"a source for {unused[0]} was given and nothing is written there; add it to at.")
+    result: dict[Location, Source] = {}
+    for given in {id(given_at[location]): given_at[location] for location in needing}.values():
+        sharing = {at: places[at] for at in needing if given_at[at] is given}
+        result |= _read_source(given, sharing, listen, origin)
+    return result
+
+
+def _check_sources(
+    source: object, needing: Sequence[Location], absent: Sequence[Location], pairs: Mapping[Location, Operator]
+) -> None:
+    """Raise InterventionError where a source is absent, or given and of no use."""
     if absent:
         raise InterventionError(
             f"{type(pairs[absent[0]]).__name__} at {absent[0]} takes from a source and none was given; pass "
             "source=inputs or a Run."
         )
-    unused = [location for location in by_location if location not in pairs]
-    if unused:
-        raise InterventionError(f"a source for {unused[0]} was given and nothing is written there; add it to at.")
     if source is not None and not needing:
         names = ", ".join(dict.fromkeys(type(op).__name__ for op in pairs.values()))
         raise InterventionError(f"a source was given and {names} takes none; leave it out: source=None.")
-    result: dict[Location, Source] = {}
-    for given in {id(by_location[location]): by_location[location] for location in needing}.values():
-        sharing = [location for location in needing if by_location[location] is given]
-        result |= _read_source(given, {location: places[location] for location in sharing}, listen, origin)
-    return result
 
 
 def _read_source(

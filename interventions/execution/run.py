@@ -195,7 +195,9 @@ def check_fresh(model: Model, made: Stamp) -> None:
 
 def locations_of(at: Where) -> list[Location]:
     """Return one or several places as distinct locations."""
-    one = isinstance(at, Location | str | Tensor | nn.Module) or not isinstance(at, Iterable) or hasattr(at, "dtype")
+    if isinstance(at, Location):
+        return [at]
+    one = isinstance(at, str | Tensor | nn.Module) or not isinstance(at, Iterable) or hasattr(at, "dtype")
     places: list[Any] = [at] if one else list(cast(Iterable, at))
     return list(dict.fromkeys(as_location(place) for place in places))
 

@@ -64,8 +64,9 @@ def _cache_of(module: nn.Module) -> object:
     return next((cache for cache in caches if cache is not None), None)
 
 
-def make_get_interface(interface: type, original: Callable) -> Callable:
+def make_get_interface(interface: Any) -> Callable:
     """Return a `get_interface` of transformers whose attention functions put their states through the open taps."""
+    original = interface.get_interface
 
     def get_interface(self: object, attn_implementation: str, default: Callable) -> Callable:
         implementation = original(self, attn_implementation, default)

@@ -16,16 +16,14 @@ from weakref import ReferenceType, ref
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from interventions.endings import ending
 from interventions.hooks.attention_taps import make_get_interface
 from interventions.hooks.checkpointing import checkpoint_under_scopes
-from interventions.hooks.compiled import check_not_compiled, is_compiled
+from interventions.hooks.compiled import MARK, check_not_compiled, is_compiled
 from interventions.hooks.methods import make_deepcopy, make_forward, make_generate, make_get_compiled_call
-from interventions.hooks.replacements import Holder, holders_of, replace_attribute, restore_attribute
-from interventions.hooks.scopes import Scope, close_scope, open_scope
+from interventions.hooks.replacements import Holder, Makes, replace_attributes, replaced, restore_attributes
+from interventions.hooks.scopes import Scope, close_scope, open_here, open_scope
 from interventions.hooks.taps import Tap
 from interventions.models.structure import Structure, structure_of
-from interventions.models.wrappers import unwrapped
 
 _CHECKPOINTING = "_gradient_checkpointing_func"
 _COMPILED_CALL = "_compiled_call_impl"
@@ -40,22 +38,34 @@ def opened(scope: Scope) -> Iterator[Scope]:
         InterventionError: the model, or a part that is tapped, went through `torch.compile(module)`, where hooks
             never fire.
     """
-    check_not_compiled(scope.model, {tap.module for tap in scope.taps})
     user = object()
-    with ending(partial(_close, scope, user)):
-        scope.acquire(user, install)
-        open_scope(scope)
-        yield scope
+    try:  # as `ending`, written out: a generator inside a generator takes as long as a hook
+        try:
+            try:
+                scope.acquire(user, install)
+                open_scope(scope)
+                yield scope
+            finally:
+                _close(scope, user)
+        finally:
+            _close(scope, user)
+    finally:
+        _close(scope, user)
 
 
 def _close(scope: Scope, user: object) -> None:
-    scope.release(user)
-    close_scope(scope)
+    if user in scope.users or scope.undos or scope.hooks or scope in open_here():
+        scope.release(user)
+        close_scope(scope)
 
 
 def install(scope: Scope) -> None:
     """Put the hooks and replaced methods of a scope on its model."""
-    models, structure = unwrapped(scope.model), structure_of(scope.model)
+    structure = structure_of(scope.model)
+    models = structure.unwrapped
+    tapped = [scope.model, *[tap.module for tap in scope.taps]]
+    around = structure.around(tapped)
+    check_not_compiled(scope.model, around)
     for model in models:
         _hook_input(scope, model, scope.enter_model, prepend=True)
     for module in scope.watched:
@@ -64,44 +74,40 @@ def install(scope: Scope) -> None:
         _install_tap(scope, tap)
     for model in models:
         _hook_output(scope, model, scope.leave_model, always_call=True)
-        _install_generation(scope, model)
     generating = [part for part in structure.where("generates", _generates) if part not in models]
     for part in generating:
         _hook_input(scope, part, scope.enter_part, prepend=True)
         _hook_output(scope, part, scope.leave_part, always_call=True)
-        _install_generation(scope, part)
-    _replace(scope, [scope.model], "__deepcopy__", make_deepcopy)
+    for model in (*models, *generating):
+        _replace(scope, [model], _methods_of(scope, model))
     checkpointing = [each for each in structure.where("checkpoints", _may_checkpoint) if _CHECKPOINTING in vars(each)]
-    _replace(scope, checkpointing, _CHECKPOINTING, _make_checkpointing)
-    _replace_forwards(scope, structure, [*generating, *checkpointing])
+    _replace(scope, checkpointing, {_CHECKPOINTING: _make_checkpointing})
+    blocks = [block for tap in scope.taps if tap.after is not None for block in tap.after.stack.blocks]
+    touched = [*scope.watched, *scope.replayed, *blocks, *generating, *checkpointing]
+    _replace_forwards(scope, structure, around if not touched else structure.around([*tapped, *touched]))
 
 
-def _replace_forwards(scope: Scope, structure: Structure, parts: Sequence[nn.Module]) -> None:
+def _replace_forwards(scope: Scope, structure: Structure, around: Sequence[nn.Module]) -> None:
     """Replace the `forward` of modules that are answered or compiled in place.
 
     Hooks run outside of compiled code, and what has some inside runs as it was written. Compiled modules in which this
     scope does nothing are left alone.
 
     Args:
-        parts: the modules that generate by themselves, or repeat calls of their parts for gradient checkpointing.
+        around: the modules in which the scope does something, and all those around them.
     """
-    blocks = [block for tap in scope.taps if tap.after is not None for block in tap.after.stack.blocks]
-    taps = [tap.module for tap in scope.taps]
-    touched = [*taps, *scope.watched, *scope.replayed, scope.model, *blocks, *parts]
-    around = structure.around(touched)
-    replaced, uncompiled = holders_of("forward"), holders_of(_COMPILED_CALL)
-    in_place = [each for each in around if each._compiled_call_impl is not None or id(each) in uncompiled]
-    written = {kind: not is_compiled(cast(Any, kind).forward) for kind in set(map(type, around))}
-    compiled = [
-        each
-        for each in around
-        if ("forward" in vars(each) or not written[type(each)]) and (id(each) in replaced or is_compiled(each.forward))
-    ]
+    in_place, compiled = [], []
+    for each in around:
+        if each._compiled_call_impl is not None or (id(each), _COMPILED_CALL) in replaced:
+            in_place.append(each)
+        forward: Any = each.__dict__.get("forward") or type(each).forward
+        if (id(each), "forward") in replaced or (hasattr(forward, MARK) and is_compiled(forward)):
+            compiled.append(each)
     if in_place or compiled:
-        above = set(structure.above(touched))
+        above = set(structure.above(around))
         scope.eager.update(each for each in (*in_place, *compiled) if each in scope.attentions or each in above)
-    _replace(scope, list(dict.fromkeys([*scope.replayed, *compiled, *in_place])), "forward", make_forward)
-    _replace(scope, in_place, _COMPILED_CALL, _make_nothing)  # second, as `forward` is compiled as this was
+    _replace(scope, list(dict.fromkeys([*scope.replayed, *compiled, *in_place])), {"forward": make_forward})
+    _replace(scope, in_place, {_COMPILED_CALL: _make_nothing})  # second, as `forward` is compiled as this was
 
 
 def _generates(module: nn.Module) -> bool:
@@ -113,12 +119,12 @@ def _may_checkpoint(module: nn.Module) -> bool:
     return hasattr(module, "gradient_checkpointing") or _CHECKPOINTING in vars(module)
 
 
-def _make_nothing(module: nn.Module, original: object) -> None:
+def _make_nothing(module: nn.Module) -> None:
     """Return None in place of a compiled call, so that the module runs as it was written."""
 
 
-def _make_checkpointing(module: nn.Module, original: Callable) -> Callable:
-    return partial(checkpoint_under_scopes, install, original)
+def _make_checkpointing(module: nn.Module) -> Callable:
+    return partial(checkpoint_under_scopes, install, vars(module)[_CHECKPOINTING])
 
 
 def _install_tap(scope: Scope, tap: Tap) -> None:
@@ -130,69 +136,65 @@ def _install_tap(scope: Scope, tap: Tap) -> None:
         _hook_input(scope, tap.module, partial(scope.tap_input, tap))
     else:
         _hook_output(scope, tap.module, partial(scope.tap_output, tap))
-        _capture_last(scope, tap.module)
+        if len(tap.module._forward_hooks) > 1:
+            _capture_last(scope, tap.module)
 
 
 def _install_attention_tap(scope: Scope, tap: Tap) -> None:
     if tap.kind == "interface":  # called in front of the functions with which transformers attends
         from transformers.modeling_utils import AttentionInterface
 
-        _replace(scope, [AttentionInterface], "get_interface", make_get_interface)
+        _replace(scope, [AttentionInterface], {"get_interface": make_get_interface})
     else:
-        _replace(scope, [tap.module], "forward", make_forward)
+        _replace(scope, [tap.module], {"forward": make_forward})
     if tap.io in ("key", "value"):
         _hook_input(scope, tap.module, scope.note_cache)
 
 
-def _install_generation(scope: Scope, model: nn.Module) -> None:
+def _methods_of(scope: Scope, model: nn.Module) -> Makes:
+    """Return the methods of the model, or of a part that generates by itself, that are replaced."""
+    makes: dict[str, Callable[[Any], object]] = {}
+    if model is scope.model:
+        makes["__deepcopy__"] = make_deepcopy
     if callable(getattr(model, "generate", None)):
-        _replace(scope, [model], "generate", make_generate)
+        makes["generate"] = make_generate
     if callable(getattr(model, "get_compiled_call", None)):
-        _replace(scope, [model], "get_compiled_call", make_get_compiled_call)
+        makes["get_compiled_call"] = make_get_compiled_call
+    return makes
 
 
 def _hook_input(scope: Scope, module: nn.Module, hook: Callable, *, prepend: bool = False) -> None:
-    """Register a hook that is called before the forward of a module."""
-    _register(scope, hook, module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs], prepend=prepend)
+    """Register a hook that is called before the forward of a module, with all arguments.
+
+    It is put where torch keeps those of a module, as its `register_…_hook` does at several times the cost. The number
+    of a hook is below zero, where torch gives none. So torch counts the hooks of users alone.
+    """
+    number, hooks, marks = next(_numbers), module._forward_pre_hooks, module._forward_pre_hooks_with_kwargs
+    scope.hooks.append((number, hooks, marks))
+    marks[number] = True
+    hooks[number] = hook
+    if prepend:
+        hooks.move_to_end(number, last=False)  # type: ignore[attr-defined]
 
 
 def _hook_output(
     scope: Scope, module: nn.Module, hook: Callable, *, prepend: bool = False, always_call: bool = False
 ) -> None:
-    """Register a hook that is called after the forward of a module."""
-    marks = [module._forward_hooks_always_called] if always_call else []
-    _register(scope, hook, module._forward_hooks, marks, prepend=prepend)
-
-
-def _register(
-    scope: Scope, hook: Callable, hooks: dict[int, Callable], marks: Sequence[dict[int, bool]], *, prepend: bool
-) -> None:
-    """Put a hook where torch keeps those of a module, as its `register_…_hook` does at several times the cost.
-
-    The number of a hook is below zero, where torch gives none. So torch counts the hooks of users alone.
-    """
-    number = next(_numbers)
-    scope.undos.append(partial(_remove_hook, number, hooks, marks))
-    for mark in marks:
-        mark[number] = True
+    """Register a hook that is called after the forward of a module, as `_hook_input` does."""
+    number, hooks, marks = next(_numbers), module._forward_hooks, module._forward_hooks_always_called
+    scope.hooks.append((number, hooks, marks))
+    if always_call:
+        marks[number] = True
     hooks[number] = hook
     if prepend:
-        cast(OrderedDict, hooks).move_to_end(number, last=False)
+        hooks.move_to_end(number, last=False)  # type: ignore[attr-defined]
 
 
-def _replace(scope: Scope, holders: Sequence[Holder], name: str, make: Callable[[Any, Any], object]) -> None:
-    """Replace an attribute of modules or classes by `make(holder, original)` while the scope is open."""
-    if not holders:
-        return
-    scope.undos.append(partial(restore_attribute, holders, name, scope))
-    replace_attribute(holders, name, scope, make)
-
-
-def _remove_hook(number: int, hooks: dict[int, Callable], marks: Sequence[dict[int, bool]]) -> None:
-    """Remove a hook that a scope put on a module."""
-    hooks.pop(number, None)
-    for mark in marks:
-        mark.pop(number, None)
+def _replace(scope: Scope, holders: Sequence[Holder], makes: Makes) -> None:
+    """Replace attributes of modules or classes by `make(holder)` while the scope is open."""
+    if holders and makes:
+        scope.undos.append(partial(restore_attributes, holders, makes, scope))
+        replace_attributes(holders, makes, scope)
 
 
 def _capture_last(scope: Scope, module: nn.Module) -> None:
@@ -201,8 +203,6 @@ def _capture_last(scope: Scope, module: nn.Module) -> None:
     They stay on a model that once returned `output_hidden_states`, and would still see the state before a tap.
     """
     hooks = cast(OrderedDict, module._forward_hooks)
-    if len(hooks) == 1:
-        return
     order = list(hooks)
     capturing = [key for key in order if _captures(hooks[key])]
     if capturing:

@@ -12,17 +12,18 @@ from interventions.errors import InterventionError
 from interventions.hooks.attention import changing_attention
 from interventions.hooks.attention_taps import tapped_attention
 from interventions.hooks.compiled import compiled_forward, is_compiled, uncompiled
-from interventions.hooks.replacements import restore_attribute, users_of
+from interventions.hooks.replacements import restore_attributes, users_of
 from interventions.hooks.scopes import Scope, acting, open_here
 from interventions.models.calls import Generation, generation_of
 from interventions.models.structure import structure_of
 
 
-def make_forward(module: nn.Module, original: Callable) -> Callable:
+def make_forward(module: nn.Module) -> Callable:
     """Return a `forward` that returns what an open scope recorded, if one did, or runs with its attention tapped.
 
     One that was compiled runs as it was written where a scope acts inside of it, and compiled elsewhere.
     """
+    original = module.forward
     compiled = None if module._compiled_call_impl is None else compiled_forward(module)
 
     def forward(*args: object, **kwargs: object) -> object:
@@ -45,8 +46,9 @@ def make_forward(module: nn.Module, original: Callable) -> Callable:
     return forward
 
 
-def make_generate(model: nn.Module, original: Callable) -> Callable:
+def make_generate(model: Any) -> Callable:
     """Return a `generate` that notes the generation in the open scopes of its model."""
+    original = model.generate
 
     def generate(*args: Any, **kwargs: Any) -> object:
         before = [(scope, scope.generation) for scope in acting() if structure_of(scope.model).holds(model)]
@@ -62,8 +64,9 @@ def _set_generations(generations: list[tuple[Scope, Generation | None]]) -> None
         scope.generation = generation
 
 
-def make_get_compiled_call(model: nn.Module, original: Callable) -> Callable:
+def make_get_compiled_call(model: Any) -> Callable:
     """Return a `get_compiled_call` that gives `generate` the model itself: compiled, it would not see the scopes."""
+    original = model.get_compiled_call
 
     def get_compiled_call(*args: Any, **kwargs: Any) -> Callable:
         is_tapped = any(structure_of(scope.model).holds(model) for scope in acting())
@@ -72,7 +75,7 @@ def make_get_compiled_call(model: nn.Module, original: Callable) -> Callable:
     return get_compiled_call
 
 
-def make_deepcopy(model: nn.Module, original: object) -> Callable:
+def make_deepcopy(model: nn.Module) -> Callable:
     """Return a `__deepcopy__` that refuses to copy the model while a block is open on it."""
 
     def __deepcopy__(memo: Any) -> object:
@@ -80,7 +83,7 @@ def make_deepcopy(model: nn.Module, original: object) -> Callable:
         if not any(scope.users for scope in scopes):  # their blocks are over, and an interrupt cut off their end
             for scope in scopes:
                 scope.release(None)
-            restore_attribute([model], "__deepcopy__")
+            restore_attributes([model], ["__deepcopy__"])
             return copy.deepcopy(model, memo)
         raise InterventionError(
             "the model cannot be copied while a block is open on it: the copy would keep its hooks for ever; copy it "

@@ -1,28 +1,26 @@
 """Attributes of a user's modules and classes that are replaced while scopes are open, and put back afterwards."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ReferenceType, ref
 
-import torch
 from torch import nn
 
 from interventions.endings import one_at_a_time
+from interventions.models.modules import changes_of
 
 lock = threading.RLock()
 """Held while hooks and replacements are put on a model or taken off it."""
-changes_of: Callable[[dict], int] | None = getattr(
-    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "dict_version", None
-)
-"""Returns the number of the last change of a dict, which no other change of any dict has; None where torch lacks it."""
 _missing = object()
 _before: dict[int, int] = {}
 """The number of a change that was made here → that of the last change before it which was not."""
 _MOST = 2**14
 """As many changes are kept: each module has one at most, and a model that is gone needs none."""
 Holder = nn.Module | type
+Makes = Mapping[str, Callable[[Any], object]]
+"""The name of each attribute to replace, and what makes its replacement for a holder."""
 
 
 @dataclass(eq=False, slots=True)
@@ -42,42 +40,41 @@ class Replacement:
 
 _replacements: dict[tuple[int, str], Replacement] = {}
 """The replacements in place, by the id of the holder and the name of the attribute."""
+replaced: Container[tuple[int, str]] = _replacements.keys()
+"""The id of the holder and the name of each attribute that is replaced now."""
 
 
 @one_at_a_time(lock)
-def replace_attribute(holders: Iterable[Holder], name: str, user: object, make: Callable[[Any, Any], object]) -> None:
-    """Replace an attribute of modules or classes by `make(holder, original)`, until `restore_attribute`."""
+def replace_attributes(holders: Iterable[Holder], makes: Makes, user: object) -> None:
+    """Replace attributes of modules or classes by `make(holder)`, until `restore_attributes`."""
     reference = ref(user)
     for holder in holders:
-        key = id(holder), name
-        entry = _replacements.get(key)
-        if entry is None:
-            entry = Replacement(holder, vars(holder).get(name, _missing), make(holder, getattr(holder, name, None)))
-        entry.users[id(user)] = reference
-        _replacements[key] = entry
-        if not entry.is_placed:
-            _put(holder, name, entry.replacement)
-            entry.is_placed = True
+        for name, make in makes.items():
+            key = id(holder), name
+            entry = _replacements.get(key)
+            if entry is None:
+                entry = Replacement(holder, vars(holder).get(name, _missing), make(holder))
+            entry.users[id(user)] = reference
+            _replacements[key] = entry
+            if not entry.is_placed:
+                _put(holder, name, entry.replacement)
+                entry.is_placed = True
 
 
 @one_at_a_time(lock)
-def restore_attribute(holders: Iterable[Holder], name: str, user: object | None = None) -> None:
-    """Put the originals back, unless other users need the replacements."""
+def restore_attributes(holders: Iterable[Holder], names: Iterable[str], user: object | None = None) -> None:
+    """Put the originals back, the last ones first, unless other users need the replacements."""
     for holder in holders:
-        key = id(holder), name
-        entry = _replacements.get(key)
-        if entry is None:
-            continue
-        entry.users.pop(id(user), None)
-        if not entry.users or all(each() is None for each in entry.users.values()):
-            entry.is_placed = False
-            _put(holder, name, entry.original)
-            _replacements.pop(key, None)
-
-
-def holders_of(name: str) -> set[int]:
-    """Return the ids of the modules and classes of which this attribute has a replacement now."""
-    return {holder for holder, replaced in list(_replacements) if replaced == name}
+        for name in reversed([*names]):
+            key = id(holder), name
+            entry = _replacements.get(key)
+            if entry is None:
+                continue
+            entry.users.pop(id(user), None)
+            if not entry.users or all(each() is None for each in entry.users.values()):
+                entry.is_placed = False
+                _put(holder, name, entry.original)
+                _replacements.pop(key, None)
 
 
 def users_of(holder: Holder, name: str) -> Iterable[Any]:

@@ -50,6 +50,7 @@ class Scope:
         progress: how far the stacks have come, where parts of the model are called by themselves.
         eager: the compiled modules that run as they were written, because the scope acts inside of them.
         undos: the functions that undo what was put on the model, in the order in which it was.
+        hooks: the number of each hook on the model, and the dicts in which torch keeps it.
         users: those for whom the hooks are on the model.
     """
 
@@ -71,6 +72,7 @@ class Scope:
     progress: dict[int, Progress] = field(default_factory=dict)
     eager: set[nn.Module] = field(default_factory=set)
     undos: list[Callable[[], None]] = field(default_factory=list)
+    hooks: list[tuple[int, dict, dict]] = field(default_factory=list)
     users: set[object] = field(default_factory=set)
     _installed: bool = False
 
@@ -96,6 +98,11 @@ class Scope:
         while self.undos:
             self.undos[-1]()
             self.undos.pop()
+        while self.hooks:
+            number, hooks, marks = self.hooks[-1]
+            hooks.pop(number, None)
+            marks.pop(number, None)
+            self.hooks.pop()
 
     @property
     def is_open(self) -> bool:

@@ -15,7 +15,7 @@ TapFunction = Callable[[Tensor, CallContext], Tensor | None]
 """From an activation and the running call of the model to a new activation, or None to leave it as it is."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, which takes several times as long to make
 class Tap:
     """A function on one activation of a module.
 

@@ -30,13 +30,17 @@ class Architecture:
 
     Attributes:
         model: the torch model.
-        stacks: its lists of repeated blocks.
         structure: its modules, and what was found in them before.
     """
 
     model: nn.Module
-    stacks: tuple[Stack, ...]
     structure: Structure = field(repr=False)
+
+    @cached_property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The lists of repeated blocks."""
+        holds = self.structure.still_holds(self.model)  # else blocks may be gone
+        return (self.structure if holds else structure_of(self.model)).stacks_now()
 
     @cached_property
     def paths(self) -> Mapping[nn.Module, str]:
@@ -274,7 +278,7 @@ def architecture(model: Model) -> Architecture:
     held: ReferenceType[Architecture] | None = structure.kept.get("architecture")
     found = None if held is None else held()
     if found is None:
-        found = Architecture(model, structure.stacks_now(), structure)
+        found = Architecture(model, structure)
         structure.kept["architecture"] = ref(found)
     return found
 

@@ -1,6 +1,14 @@
 """The modules of a model, and how error texts name a model and its parts."""
 
+from collections.abc import Callable
+
+import torch
 from torch import nn
+
+changes_of: Callable[[dict], int] | None = getattr(
+    getattr(getattr(torch._C, "_dynamo", None), "guards", None), "dict_version", None
+)
+"""Returns the number of the last change of a dict, which no other change of any dict has; None where torch lacks it."""
 
 
 def modules_of(model: nn.Module) -> list[nn.Module]:

@@ -13,6 +13,7 @@ What is kept refers to modules weakly: they often refer back to their model, whi
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from operator import attrgetter
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
@@ -23,8 +24,10 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from interventions.models.modules import changes_of
 from interventions.models.overrides import EXCEPTIONS, Blocks, exception_for
 from interventions.models.stacks import Stack, entries_of, names_of, stacks_in
+from interventions.models.wrappers import unwrapped
 
 Names = tuple[tuple[int, tuple[tuple[str, int], ...]], ...]
 """The id of each module of a model, with the names and the ids of its parts."""
@@ -46,6 +49,8 @@ class Structure:
         table: all entries as they were then.
         registered: how many modules torch had registered when the model was last compared.
         weights: how many weights that are no plain ones torch had registered by then.
+        changes: the number of the last change of the parts of each module of the trunk, when these were last compared.
+        upward: the numbers of a module and of all those around it, by its number, where they were needed before.
         kept: what others have found in the model, by names of their own; it must not refer to modules strongly.
     """
 
@@ -60,6 +65,8 @@ class Structure:
     table: dict[str, Blocks]
     registered: int
     weights: int
+    changes: list[int]
+    upward: dict[int, set[int]] = field(default_factory=dict)
     kept: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -101,6 +108,7 @@ class Structure:
             dict(EXCEPTIONS),
             registered,
             _count.weights,
+            [-1] * len(trunk),
         )
 
     def still_holds(self, model: nn.Module) -> bool:
@@ -117,9 +125,16 @@ class Structure:
             for name in ("split", "places"):
                 self.kept.pop(name, None)
         for holder, parts in self.trunk:
+        for number, (holder, parts) in enumerate(self.trunk):
             module = holder()
-            if module is None or [part() for part in parts] != list(module._modules.values()):
+            if module is None:
                 return False
+            held = module._modules
+            change = -1 if changes_of is None or type(held) is not dict else changes_of(held)
+            if change == -1 or change != self.changes[number]:
+                if [part() for part in parts] != list(held.values()):
+                    return False
+                self.changes[number] = change  # read before the comparison: what changes meanwhile is seen next time
         return True
 
     def is_exact(self, model: nn.Module) -> bool:
@@ -149,7 +164,13 @@ class Structure:
     def around(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
         """Return these modules and all those around them, each once."""
         numbers, others = self._numbers_of(modules)
-        return [*map(self.module, sorted(_upward(numbers, self.parents))), *others]
+        found: set[int] = set()
+        for number in numbers:
+            if number not in self.upward:
+                self.upward[number] = _upward([number], self.parents)
+            found |= self.upward[number]
+        refs: Any = self.modules
+        return [*[refs[number]() for number in sorted(found)], *others]
 
     def above(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
         """Return the modules that hold one of these, at any depth."""
@@ -171,6 +192,17 @@ class Structure:
     def stacks_now(self) -> tuple[Stack, ...]:
         """Return the stacks with their blocks."""
         return tuple(Stack(name, path, tuple(map(self.module, blocks))) for name, path, blocks in self.stacks)
+
+    @property
+    def unwrapped(self) -> list[nn.Module]:
+        """The model and the models that it wraps, the outermost first."""
+        numbers: tuple[int, ...] | None = self.kept.get("unwrapped")
+        if numbers is None:
+            models = unwrapped(self.module(0))
+            if any(outer._modules.get("module") is not inner for outer, inner in pairwise(models)):
+                return models  # an adapter says which model it wraps, and may say another one later
+            numbers = self.kept["unwrapped"] = tuple(self.numbers[id(model)] for model in models)
+        return list(map(self.module, numbers))
 
     def where(self, key: str, is_one: Callable[[nn.Module], bool]) -> list[nn.Module]:
         """Return the modules for which `is_one(module)` was true when they were found; it is called once for each.

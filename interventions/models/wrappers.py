@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol, TypeGuard, cast, runtime_checkable
 
+import torch
 from torch import nn
 
 
@@ -37,6 +38,8 @@ def compiled_part(model: nn.Module) -> str | None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether FSDP shards a part of the model, whose weights are then whole only while a block runs."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False  # FSDP needs a group of processes, and to look at every module takes long
     return any(cls.__name__ in _SHARDED for module in model.modules() for cls in type(module).__mro__)
 
 

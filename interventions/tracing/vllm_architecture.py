@@ -23,7 +23,7 @@ class EngineArchitecture(Architecture):
     def of(cls, model: Any) -> "EngineArchitecture":
         """Return the architecture of an engine."""
         found = architecture(model)
-        return cls(found.model, found.stacks, found.structure)
+        return cls(found.model, found.structure)
 
     def place(self, location: Location) -> Place:
         """Return the place of a location in the model.
