@@ -81,6 +81,13 @@ class Columns:
         return Selection(rows, torch.tensor(self.numbers, dtype=torch.long, device="cpu").repeat(self.batch))
 
 
+def column_of(position: Positions, length: int) -> int | None:
+    """Return the column of one token where none is padding; None where there is none, or `position` is no number."""
+    if type(position) is not int or not -length <= position < length:
+        return None
+    return position + length if position < 0 else position
+
+
 def select_columns(positions: Positions, batch: int, length: int) -> Columns | None:
     """Return what `select` selects where no token is padding, computed without tensors.
 
@@ -91,8 +98,8 @@ def select_columns(positions: Positions, batch: int, length: int) -> Columns | N
     Columns(batch=2, numbers=(0, 4))
     """
     if type(positions) is int:
-        column = positions + length if positions < 0 else positions
-        return Columns(batch, (column,)) if 0 <= column < length else None
+        column = column_of(positions, length)
+        return None if column is None else Columns(batch, (column,))
     numbers: Sequence[int]
     if isinstance(positions, slice):
         _check_slice(positions)

@@ -100,10 +100,9 @@ def read(vectors: Tensor, tokens: slice | Selection) -> Tensor:
 
 def put(vectors: Tensor, tokens: slice | Selection, value: Tensor | None) -> None:
     """Write a value, or zeros, into the vectors of some tokens."""
-    if isinstance(tokens, Selection):
-        there = tokens.to(vectors.device)
-        vectors.index_put_((there.rows, there.columns), vectors.new_zeros(()) if value is None else value)
-    elif value is None:
-        read(vectors, tokens).zero_()
-    else:
-        read(vectors, tokens).copy_(value)
+    if isinstance(tokens, slice):
+        there = vectors.narrow(1, tokens.start, tokens.stop - tokens.start)
+        there.zero_() if value is None else there.copy_(value)
+        return
+    places = tokens.to(vectors.device)
+    vectors.index_put_((places.rows, places.columns), vectors.new_zeros(()) if value is None else value)

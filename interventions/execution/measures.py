@@ -32,6 +32,18 @@ class Change:
         """Add the entries that one call writes, both without their graph."""
         self.include(_norm(after - before), _norm(before))
 
+    def replace(self, before: Tensor, value: Tensor | None) -> bool:
+        """Add entries that are replaced by others, or by zeros.
+
+        Returns:
+            True where this shows that no new entry is NaN, so that they need not be read again.
+        """
+        before, value = without_graph(before), None if value is None else without_graph(value)
+        size = _norm(before)
+        difference = size if value is None else _norm(value - before)
+        self.include(difference, size)
+        return value is None or (is_on_host(difference) and _is_number(difference.item()))
+
     def include(self, difference: Tensor, before: Tensor) -> None:
         """Add the norms of further entries."""
         self.difference = difference if self.difference is None else torch.hypot(self.difference, difference)

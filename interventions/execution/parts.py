@@ -75,6 +75,16 @@ def replace_part(vectors: Tensor, value: Tensor, location: Location) -> Tensor:
     return value if location.heads is None else _put(vectors, value, location.heads, -2)
 
 
+def unmasked(scores: Tensor) -> Tensor:
+    """Return attention scores with 0 in place of the lowest number, which marks masked keys."""
+    return scores.masked_fill(is_masked(scores), 0)
+
+
+def is_masked(scores: Tensor) -> Tensor:
+    """Return which attention scores are of masked keys."""
+    return scores < torch.finfo(scores.dtype).min / 4
+
+
 def _take(vectors: Tensor, indices: Dims, dim: int) -> Tensor:
     """Return the entries of `vectors` with these indices along an axis."""
     if isinstance(indices, range) and indices.step == 1:

@@ -89,13 +89,28 @@ def find_targets(
     known = known_in(context)
     moments = (steps.start, steps.stop, steps.step) if isinstance(steps, slice) else steps
     key = ("to", _key_of(positions), moments, *_key_of_window(vectors, place))
-    if key not in known:
-        running = [] if context.call is None else [context.call.arguments.get(place.mask)]
-        _copy_to_host([*running, positions, *of_source], known)
-        given = on_host(positions, known)
-        window = _window(vectors, context, location=location, place=place, positions=given, steps=steps)
-        known[key] = _targets_in(window, steps, given), positions
-    return known[key][0]
+    kept = known.get(key)
+    if kept is None:
+        plain = steps is None and reads_all(context, place)
+        named = select_columns(positions, vectors.shape[0], vectors.shape[1]) if plain else None
+        if named is not None:
+            targets = Targets(named, [(named, None)])
+        else:
+            running = [] if context.call is None else [context.call.arguments.get(place.mask)]
+            _copy_to_host([*running, positions, *of_source], known)
+            given = on_host(positions, known)
+            window = _window(vectors, context, location=location, place=place, positions=given, steps=steps)
+            targets = _targets_in(window, steps, given)
+        kept = known[key] = targets, positions, place.side
+    return kept[0]
+
+
+def reads_all(context: CallContext, place: Place) -> bool:
+    """Return whether a call reads a whole sequence, none of which is known to be padding, so that all tokens count."""
+    call, side = context.call, place.side
+    if call is None or call.past or call.generation is not None or call.prompt != call.tokens or context.unsure:
+        return False
+    return not (side.supposed or place.io in ("key", "value") or isinstance(call.arguments.get(side.mask), Tensor))
 
 
 def _targets_in(window: Window, steps: slice | frozenset[int] | None, positions: Positions) -> Targets:
@@ -141,15 +156,16 @@ def find_taken(
     check_positions(vectors, location)
     targets, batch = written
     key = ("taken", id(targets), id(mask), _version_of(mask), _key_of(positions), *_key_of_window(vectors, place))
-    if key not in known:
+    kept = known.get(key)
+    if kept is None:
         if len(vectors) != batch:
             raise InterventionError(
                 f"the base has {batch} examples and the source of {location} {len(vectors)}; give one source an "
                 "example (beams and several answers repeat each prompt: repeat_interleave the source as often)."
             )
         selected = select_in_source(vectors, known, place=place, mask=mask, positions=positions)
-        known[key] = _follow(selected, targets, batch), targets, mask, positions
-    return known[key][0]
+        kept = known[key] = _follow(selected, targets, batch), targets, mask, positions, place.side
+    return kept[0]
 
 
 def _follow(selected: Selection | Columns, targets: Targets, batch: int) -> Selection | Columns:
@@ -227,6 +243,14 @@ def as_selection(tokens: Selection | Columns) -> Selection:
     return tokens.selection if isinstance(tokens, Columns) else tokens
 
 
+def vectors_of(vectors: Tensor, tokens: Selection | Columns | None) -> Tensor:
+    """Return the vectors of some tokens, `[n, …, dims]`; all of them for None."""
+    if tokens is None:
+        return vectors
+    selection = as_selection(tokens).to(vectors.device)
+    return vectors[selection.rows, selection.columns]
+
+
 def last_of(tokens: Selection | Columns) -> int:
     """Return the number of the last token."""
     return max(tokens.numbers) if isinstance(tokens, Columns) else int(tokens.columns.max())
@@ -244,7 +268,7 @@ def _version_of(value: object) -> int:
 def _key_of_window(vectors: Tensor, place: Place) -> tuple[Any, ...]:
     """Return what tells the window of an activation from others in one call."""
     shape = vectors.shape
-    return shape[0], shape[1], place.side, place.lengths, place.io in ("key", "value")
+    return shape[0], shape[1], id(place.side), place.lengths, place.io in ("key", "value")
 
 
 def _window(
@@ -283,8 +307,8 @@ def _window(
             mask = each.get(place.mask)
             if mask is not (copy := on_host(mask, known)):
                 arguments[number] = {**each, place.mask: copy}
-        known[key] = window_of(vectors, place, call, arguments, positions)
-    return known[key]
+        known[key] = window_of(vectors, place, call, arguments, positions), place.side
+    return known[key][0]
 
 
 def check_positions(vectors: Tensor, location: Location) -> None:

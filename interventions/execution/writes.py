@@ -19,7 +19,14 @@ from interventions.errors import InterventionError
 from interventions.execution import copies
 from interventions.execution.fits import check_fits, check_labels, check_shapes, check_value
 from interventions.execution.measures import Change, Missing, count_missing, without_graph
-from interventions.execution.parts import coordinates_of, replace_part, select_entries, select_part
+from interventions.execution.parts import (
+    coordinates_of,
+    is_masked,
+    replace_part,
+    select_entries,
+    select_part,
+    unmasked,
+)
 from interventions.execution.stamps import may_read
 from interventions.execution.targets import (
     Targets,
@@ -28,7 +35,9 @@ from interventions.execution.targets import (
     find_taken,
     find_targets,
     known_in,
+    reads_all,
     select_in_source,
+    vectors_of,
 )
 from interventions.hooks.checkpointing import check_recomputable
 from interventions.locations import Location
@@ -36,7 +45,7 @@ from interventions.models.axes import are_views, from_vectors, to_vectors
 from interventions.models.calls import CallContext
 from interventions.models.places import Place
 from interventions.operators import Operator, Swap, Zero
-from interventions.positions import Columns, Positions, Selection
+from interventions.positions import Columns, Positions, Selection, column_of
 from interventions.subspaces.frames import shared_frames
 
 _COMPUTED = ("attention_scores", "logits")
@@ -113,21 +122,28 @@ class Write:
         self._turn = self._turn + 1 if running is not None and running is self._last_call else 0
         self._last_call = running
 
+    @property
+    def _copies(self) -> bool:
+        """True for a swap or zero that may be a copy of entries, by all that does not depend on the activation."""
+        if self.location.subspace is not None or self.place.io in _COMPUTED or self.place.operations:
+            return False
+        if type(self.op) is Swap:
+            return self.source is not None and self.source.location is None
+        return type(self.op) is Zero
+
     def _copy(self, state: Tensor, context: CallContext) -> Tensor | None:
         """Return the new activation where its entries are copied, without an index; None where it is to be computed.
 
         That is a swap or zero of the same tokens in each example. What does not fit is left to `_compute`, which says
         why.
         """
-        location, place, given = self.location, self.place, self.source
-        swaps = type(self.op) is Swap
-        if not (swaps or type(self.op) is Zero) or location.subspace is not None or not copies.is_plain(state):
+        if not self._copies or not copies.is_plain(state):
             return None
-        if place.io in _COMPUTED or place.operations or (swaps and (given is None or given.location is not None)):
-            return None
-        held = self._state(given, context) if swaps and given is not None else None
-        if held is not None and not copies.is_like(held, state):
-            return None
+        location, place, held = self.location, self.place, None
+        if type(self.op) is Swap and self.source is not None:
+            held = self._state(self.source, context)
+            if not copies.is_like(held, state):
+                return None
         is_whole = self.positions is None and self.steps is None and place.io not in ("key", "value")
         if is_whole and location.heads is None and location.dims is None:
             return self._copy_whole(state, held, context)
@@ -139,46 +155,69 @@ class Write:
         if pieces is None or cuts is None:
             return None
         new = state.clone()
-        if (
-            new.stride() != state.stride()
-        ):  # a view with gaps, whose layout the operations keep or leave each in its way
-            return None
-        written = copies.narrowed(to_vectors(new, axes), cuts)
-        sources = None if others is None else copies.narrowed(others, cuts)
+        if new.stride() != state.stride():
+            return None  # a view with gaps, whose layout the operations keep or leave each in its way
+        written, old = to_vectors(new, axes), vectors
+        if cuts:
+            written, old = copies.narrowed(written, cuts), copies.narrowed(vectors, cuts)
+            others = None if others is None else copies.narrowed(others, cuts)
         for to, taken in pieces:
-            value = None if sources is None else copies.read(sources, taken)
-            if value is not None:
-                self._check_numbers(value)
+            value = None if others is None else copies.read(others, taken)
             copies.put(written, to, value)
-            if self.change is not None and not context.recomputing:
-                before, after = copies.narrowed(without_graph(vectors), cuts), without_graph(written)
-                self.change.add(copies.read(before, to), copies.read(after, to))
+            self._note(copies.read(old, to) if self._measures(context) else None, value)
         return new
+
+    def _measures(self, context: CallContext) -> bool:
+        """Return whether what this call of the place changes is measured."""
+        return self.change is not None and not context.recomputing
+
+    def _note(self, before: Tensor | None, value: Tensor | None) -> None:
+        """Check what was copied, and measure what it changes.
+
+        Args:
+            before: the activation before, where the change is measured.
+            value: the entries of the source; None for zeros.
+        """
+        shows_numbers = before is not None and self.change is not None and self.change.replace(before, value)
+        if value is not None and not shows_numbers:
+            self._check_numbers(value)
 
     def _copy_whole(self, state: Tensor, held: Tensor | None, context: CallContext) -> Tensor | None:
         """Return the new activation where all of it is replaced; None where the source does not fit."""
-        if held is not None:
-            if held.shape != state.shape or self.source_positions is not None:
-                return None
-            self._check_numbers(held)
+        if held is not None and (held.shape != state.shape or self.source_positions is not None):
+            return None
         new = copies.whole(state, held)
-        if self.change is not None and not context.recomputing:
-            self.change.add(without_graph(state), without_graph(new))
+        self._note(state if self._measures(context) else None, held)
         return new
 
     def _pieces(self, vectors: Tensor, others: Tensor | None, context: CallContext) -> tuple[copies.Piece, ...] | None:
         """Return the tokens that are copied; None where none is written, or those of the source do not fit."""
+        if others is not None and self.positions is not None and vectors.shape[2:] != others.shape[2:]:
+            return None
+        if (token := self._token(vectors, others, context)) is not None:
+            return (token,)
         targets = self._targets(vectors, context)
         to = taken = targets.to
         if targets.is_nothing:
             return None
         if others is not None and self.positions is not None:
-            if vectors.shape[2:] != others.shape[2:]:
-                return None
             taken = self._taken(others, targets, len(vectors), context)
         elif others is not None and (others.shape != vectors.shape or self.source_positions is not None):
             return None
         return copies.pieces_of(to, taken, vectors.shape[1], known_in(context))
+
+    def _token(self, vectors: Tensor, others: Tensor | None, context: CallContext) -> copies.Piece | None:
+        """Return the one token that is copied, where all tokens count in base and source; None elsewhere."""
+        if type(self.positions) is not int or self.steps is not None or not reads_all(context, self.place):
+            return None
+        to = taken = column_of(self.positions, vectors.shape[1])
+        if others is not None and self.source is not None:
+            if self.source.mask is not None or len(others) != len(vectors):
+                return None
+            taken = column_of(
+                self.positions if self.source_positions is None else self.source_positions, others.shape[1]
+            )
+        return None if to is None or taken is None else (slice(to, to + 1), slice(taken, taken + 1))
 
     def _targets(self, vectors: Tensor, context: CallContext) -> Targets:
         """Return the vectors to write."""
@@ -202,7 +241,7 @@ class Write:
         targets = self._targets(vectors, context)
         if targets.is_nothing:
             return None
-        selected = _select(vectors, targets.to)
+        selected = vectors_of(vectors, targets.to)
         base = select_part(selected, self.location)
         source = self._source_part(vectors, targets, axes, context)
         versions = _versions(base, source)
@@ -214,7 +253,7 @@ class Write:
             )
         check_value(value, base, self.op, self.location)
         if self.place.io == "attention_scores" and self.location.subspace is None:
-            value = torch.where(_is_masked(base), base, value)  # masked keys stay masked
+            value = torch.where(is_masked(base), base, value)  # masked keys stay masked
         merged = replace_part(selected, value, self.location)
         if self.change is not None and not context.recomputing:
             self._measure(self.change, without_graph(selected), without_graph(merged))
@@ -239,7 +278,7 @@ class Write:
         """
         before, after = select_entries(before, self.location), select_entries(after, self.location)
         if self.place.io == "attention_scores":
-            before, after = _unmasked(before), _unmasked(after)
+            before, after = unmasked(before), unmasked(after)
         change.add(before, after)
 
     def _source_part(self, vectors: Tensor, targets: Targets, axes: str, context: CallContext) -> Tensor | None:
@@ -278,10 +317,10 @@ class Write:
                     "source_positions was given without positions; say where to write: positions=…."
                 )
             check_shapes(vectors, source, targets.to, context, **names)
-            return _select(source, targets.to)
+            return vectors_of(source, targets.to)
         if vectors.shape[2:] != source.shape[2:]:
             check_shapes(vectors, source, targets.to, context, **names)
-        return _select(source, self._taken(source, targets, len(vectors), context))
+        return vectors_of(source, self._taken(source, targets, len(vectors), context))
 
     def _taken(self, source: Tensor, targets: Targets, batch: int, context: CallContext) -> Selection | Columns:
         """Return the vectors of the source in the order of the written ones."""
@@ -305,7 +344,9 @@ class Write:
         check_positions(source, self.location)
         chosen = slice(None) if positions is None else positions
         known = known_in(context)
-        return _select(source, select_in_source(source, known, place=self._source_place, mask=mask, positions=chosen))
+        return vectors_of(
+            source, select_in_source(source, known, place=self._source_place, mask=mask, positions=chosen)
+        )
 
     @property
     def _source_place(self) -> Place:
@@ -348,26 +389,9 @@ def check_sources(writes: Sequence[Write]) -> None:
             raise InterventionError(write._missing_text(wrong, write.missing.entries))
 
 
-def _unmasked(scores: Tensor) -> Tensor:
-    """Return attention scores with 0 in place of the lowest number, which marks masked keys."""
-    return scores.masked_fill(_is_masked(scores), 0)
-
-
-def _is_masked(scores: Tensor) -> Tensor:
-    return scores < torch.finfo(scores.dtype).min / 4
-
-
 def _versions(*tensors: Tensor | None) -> list[int]:
     """Return the versions of tensors, which count the writes into them."""
     return [tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference()]
-
-
-def _select(vectors: Tensor, tokens: Selection | Columns | None) -> Tensor:
-    """Return the vectors of a selection, `[n, …, dims]`; all of them for None."""
-    if tokens is None:
-        return vectors
-    selection = as_selection(tokens).to(vectors.device)
-    return vectors[selection.rows, selection.columns]
 
 
 def _share_memory(a: Tensor, b: Tensor) -> bool:

@@ -43,7 +43,7 @@ def check_recomputable(module: nn.Module, context: CallContext) -> None:
     Raises:
         InterventionError: its recomputation would run without the write.
     """
-    if _checkpointed.get() or is_recomputing():
+    if _checkpointed.get() or torch._C._current_graph_task_id() != -1:  # as `is_recomputing`, once for each write
         return
     packing = torch._C._autograd._top_saved_tensors_default_hooks(False)
     kept = packing is not None and getattr(packing[0], "__qualname__", "").startswith("_checkpoint_hook")

@@ -179,10 +179,12 @@ class Scope:
 
     def tap_output(self, tap: Tap, module: nn.Module, args: tuple, output: object) -> object:
         """Return the output of a module put through a tap; None to leave it as it is."""
-        if not self.is_open or not tap.has_turn(self):
+        if not self.is_open or not (tap.turn is None or tap.has_turn(self)):
             return None
         if tap.after is not None and not tap.after.is_now(self._progress_of(tap)):
             return None
+        if tap.io == "output" and isinstance(output, Tensor):
+            return tap(output, self)
         path = path_in(module, tap.io, output)
         new = tap(at(output, path), self)
         return None if new is None else with_new(output, path, new)

@@ -89,7 +89,7 @@ class Architecture:
             return self._module(location.module, location.io)
         if location.site == "logits":
             last = self.stacks[-1] if self.stacks else None
-            side = side_of(self.model, "", sided=self._has_sides)
+            side = self._side("")
             return Place(self.model, "", "logits", None, side, lengths_at(self.model, "", side), last)
         stack = self._stack(location)
         try:
@@ -131,11 +131,17 @@ class Architecture:
         heads = attention.heads if attention is not None and io not in HEAD_SITES else None
         kind = attention.kind if attention is not None else ""
         around = None if block is None else self.paths[block]
-        side = side_of(self.model, path, sided=self._has_sides, block=around, io=io)
+        side = self._side(path, block=around, io=io)
         entry = self.structure.entry
         axes = entry.axes if entry is not None and block is not None else ""
         lengths = lengths_at(self.model, path, side)
         return Place(module, path, io, block, side, lengths, heads=heads, kind=kind, axes=axes)
+
+    def _side(self, path: str, **where: Any) -> Side:
+        """Return the side of the module at a path: one object for all that are alike, by which they are recognised."""
+        side = side_of(self.model, path, sided=self._has_sides, **where)
+        sides: dict[Side, Side] = self.structure.kept.setdefault("sides", {})
+        return sides.setdefault(side, side)
 
     @property
     def _has_sides(self) -> bool:

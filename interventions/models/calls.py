@@ -46,7 +46,7 @@ class Progress:
     latest: int = -1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # not frozen, which takes several times as long to make
 class Call:
     """The running call of a model.
 
@@ -151,7 +151,8 @@ def begin_call(
         return Call(module, arguments, outer.past, outer.tokens, outer.prompt, outer.generation, outer,
                     caches=outer.caches, turns=outer.turns, progress=outer.progress)  # fmt: skip
     tokens, cache = tokens_in(arguments), arguments.get("past_key_values")
-    current = generation if outer is None and _belongs(generation, cache, tokens, arguments) else None
+    belongs = generation is not None and outer is None and _belongs(generation, cache, tokens, arguments)
+    current = generation if belongs else None
     past, is_cache = 0, hasattr(cache, "get_seq_length")
     prompts = {} if prompts is None else prompts
     if is_cache:
@@ -185,9 +186,9 @@ def _modules(call: Call | None) -> list[nn.Module]:
     return [] if call is None else [call.module, *_modules(call.outer)]
 
 
-def _belongs(generation: Generation | None, cache: object, tokens: int | None, arguments: Mapping[str, object]) -> bool:
+def _belongs(generation: Generation, cache: object, tokens: int | None, arguments: Mapping[str, object]) -> bool:
     """Return whether a call is a step of the generation, not one made for another purpose meanwhile."""
-    if generation is None or (generation.began and cache is not generation.cache):
+    if generation.began and cache is not generation.cache:
         return False
     grows = cache is not None or tokens is None or tokens > generation.seen
     return grows or any(arguments.get(name) is not None for name in _STATES)
@@ -219,19 +220,23 @@ def _starts(model: nn.Module, arguments: Mapping[str, object]) -> bool:
 
 def examples_named(arguments: Mapping[str, object]) -> int | None:
     """Return how many sequences the arguments of a call hold; None where they hold no tokens."""
-    return next((len(value) for value in _sequences(arguments)), None)
+    value = _sequence_in(arguments)
+    return None if value is None else len(value)
 
 
 def tokens_in(arguments: Mapping[str, object]) -> int | None:
     """Return how many tokens the arguments of a call hold in each sequence; None where they hold none."""
-    return next((value.shape[1] for value in _sequences(arguments)), None)
+    value = _sequence_in(arguments)
+    return None if value is None else value.shape[1]
 
 
-def _sequences(arguments: Mapping[str, object]) -> Iterator[Tensor]:
+def _sequence_in(arguments: Mapping[str, object]) -> Tensor | None:
+    """Return the first argument with an axis of examples and one of tokens."""
     for name in _TOKENS:
         value = arguments.get(name)
         if isinstance(value, Tensor) and value.ndim > 1:
-            yield value
+            return value
+    return None
 
 
 def call(model: nn.Module, inputs: object) -> object:

@@ -83,11 +83,12 @@ class Place:
     def axes_of(self, state: Tensor) -> str:
         """Return the axes of an activation at this place, as an einops pattern of `interventions.models.axes`."""
         shape = state.shape
-        if shape not in self._axes_by_shape:
+        axes = self._axes_by_shape.get(shape)
+        if axes is None:
             if len(self._axes_by_shape) == _MOST_SHAPES:
                 self._axes_by_shape.clear()
-            self._axes_by_shape[shape] = self._find_axes(state)
-        return self._axes_by_shape[shape]
+            axes = self._axes_by_shape[shape] = self._find_axes(state)
+        return axes
 
     def _find_axes(self, state: Tensor) -> str:
         if self.operations and state.ndim == 4 and kind_of(self.module) is not None:
