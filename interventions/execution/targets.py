@@ -91,7 +91,7 @@ def find_targets(
     key = ("to", _key_of(positions), moments, *_key_of_window(vectors, place))
     kept = known.get(key)
     if kept is None:
-        plain = steps is None and reads_all(context, place)
+        plain = steps is None and reads_all(vectors, context, place)
         named = select_columns(positions, vectors.shape[0], vectors.shape[1]) if plain else None
         if named is not None:
             targets = Targets(named, [(named, None)])
@@ -105,12 +105,27 @@ def find_targets(
     return kept[0]
 
 
-def reads_all(context: CallContext, place: Place) -> bool:
-    """Return whether a call reads a whole sequence, none of which is known to be padding, so that all tokens count."""
+def reads_all(vectors: Tensor, context: CallContext, place: Place) -> bool:
+    """Return whether a call reads a whole sequence, none of which is padding, so that all tokens count."""
     call, side = context.call, place.side
     if call is None or call.past or call.generation is not None or call.prompt != call.tokens or context.unsure:
         return False
-    return not (side.supposed or place.io in ("key", "value") or isinstance(call.arguments.get(side.mask), Tensor))
+    if side.supposed or place.io in ("key", "value"):
+        return False
+    return pads_none(call.arguments.get(side.mask), vectors, call.known)
+
+
+def pads_none(mask: object, vectors: Tensor, known: Known) -> bool:
+    """Return whether a mask is none, or lies on the host and masks none of the tokens of an activation."""
+    if not isinstance(mask, Tensor):
+        return True
+    if not mask.is_cpu or mask.shape != vectors.shape[:2]:
+        return False
+    key = ("none masked", id(mask), _version_of(mask))
+    kept = known.get(key)
+    if kept is None:
+        kept = known[key] = bool(mask.all()), mask
+    return kept[0]
 
 
 def _targets_in(window: Window, steps: slice | frozenset[int] | None, positions: Positions) -> Targets:

@@ -35,6 +35,7 @@ from interventions.execution.targets import (
     find_taken,
     find_targets,
     known_in,
+    pads_none,
     reads_all,
     select_in_source,
     vectors_of,
@@ -208,11 +209,11 @@ class Write:
 
     def _token(self, vectors: Tensor, others: Tensor | None, context: CallContext) -> copies.Piece | None:
         """Return the one token that is copied, where all tokens count in base and source; None elsewhere."""
-        if type(self.positions) is not int or self.steps is not None or not reads_all(context, self.place):
+        if type(self.positions) is not int or self.steps is not None or not reads_all(vectors, context, self.place):
             return None
         to = taken = column_of(self.positions, vectors.shape[1])
         if others is not None and self.source is not None:
-            if self.source.mask is not None or len(others) != len(vectors):
+            if len(others) != len(vectors) or not pads_none(self.source.mask, others, known_in(context)):
                 return None
             taken = column_of(
                 self.positions if self.source_positions is None else self.source_positions, others.shape[1]

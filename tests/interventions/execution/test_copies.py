@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from interventions import Location, Swap, Zero, interchange, intervene, run
+from interventions import InterventionError, Location, Swap, Zero, interchange, intervene, run
 from interventions.execution import targets, writes
 from interventions.execution.copies import cuts_of, pieces_of
 from interventions.execution.measures import Change
@@ -229,12 +229,31 @@ def test_a_copy_takes_few_operations_also_beside_others(op, positions, most):
 
 def test_a_change_is_measured_only_where_it_can_be_read():
     place, shape = PLACES["b t d"]
-    counts = []
-    for change in (None, Change()):
-        with Operations() as seen:
-            written(Write(Location(0), place, Zero(), 1, change=change), drawn(shape, 1), None)
-        counts.append(len(seen.names))
-    assert counts[0] + 3 <= counts[1] <= counts[0] + 8  # the parts, their difference, and two norms
+    for op, more in ((Zero(), 2), (Swap(), 3)):  # the part and its norm; the difference and its norm, and no sum
+        counts = []
+        for change in (None, Change()):
+            source = Source([drawn(shape, 2)]) if isinstance(op, Swap) else None
+            with Operations() as seen:
+                written(Write(Location(0), place, op, 1, source, change=change), drawn(shape, 1), None)
+            counts.append(len(seen.names))
+        assert counts[1] == counts[0] + more
+
+
+@pytest.mark.parametrize("wrong", ["source", "base", "both infinite"])
+def test_nan_in_a_source_is_found_where_a_change_is_measured_and_nan_elsewhere_is_none(wrong):
+    place, shape = PLACES["b t d"]
+    state, held = drawn(shape, 1), drawn(shape, 2)
+    value = torch.inf if wrong == "both infinite" else torch.nan
+    for each in (state, held) if wrong == "both infinite" else (held,) if wrong == "source" else (state,):
+        each[0, 1] = value
+    for positions in (1, slice(1, 2), None):
+        for change in (None, Change()):
+            write = Write(Location(0), place, Swap(), positions, Source([held]), change=change)
+            if wrong == "source":
+                with pytest.raises(InterventionError, match=r"the source has NaN at block_output\.0 in 8 of"):
+                    written(write, state, None)
+            else:
+                assert torch.equal(written(write, state, None)[:, 1], held[:, 1])
     model = make("gpt2")
     made = []
     with mock.patch.object(Write, "_count", lambda self, context: made.append(self)):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from interventions import InterventionError, Location, Zero, architecture, intervene, register_blocks, run
+from interventions import InterventionError, Location, Zero, architecture, intervene, register_blocks, run, run_to
 from interventions.models import structure
 from interventions.models.overrides import EXCEPTIONS
 from interventions.models.structure import Structure, structure_of
@@ -140,13 +140,13 @@ def test_nothing_is_looked_for_twice(kind, monkeypatch):
         answer(model, batch(kind))
 
 
-def calls_of(function: Callable[[], object]) -> int:
+def calls_of(function: Callable[[], object], events: tuple[str, ...] = ("call", "c_call")) -> int:
     """The number of function calls, of Python and of C, that a function makes."""
     count = 0
 
     def note(frame: object, event: str, argument: object) -> None:
         nonlocal count
-        count += event in ("call", "c_call")
+        count += event in events
 
     sys.setprofile(note)
     try:
@@ -154,6 +154,28 @@ def calls_of(function: Callable[[], object]) -> int:
     finally:
         sys.setprofile(None)
     return count
+
+
+@torch.no_grad()
+def test_a_block_takes_few_calls_of_python_to_open_to_write_and_to_close():
+    model, inputs, place = make("gpt2"), batch("gpt2"), Location(1)
+    source = run_to(model, inputs | {"attention_mask": torch.ones_like(inputs["input_ids"])}, place)
+
+    def open_and_close() -> None:
+        with intervene(model, place, op=Zero()) as handle:
+            handle.writes[0].firings = 1
+
+    def write() -> None:
+        with intervene(model, place, source=source, positions=-1):
+            counts.append(calls_of(lambda: model(**inputs), ("call",)))
+
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    counts: list[int] = []
+    for _ in range(2):
+        open_and_close()
+        write()
+    assert calls_of(open_and_close, ("call",)) <= 140
+    assert counts[-1] - calls_of(lambda: model(**inputs), ("call",)) <= 60
 
 
 def test_a_block_costs_as_much_in_a_deep_model_as_in_a_flat_one():
