@@ -87,7 +87,8 @@ def run(
     inputs = without_cache(found, inputs)
     recording = Recording.begin(found) if resumable and found.stacks else None
     check_device(device)
-    activations, taps = prepare_reads(found, locations_of(at), detach=detach, device=device)
+    places = {location: found.place(location) for location in locations_of(at)}
+    activations, taps = prepare_reads(places, detach=detach, device=device)
     scope = recording_scope(model, taps, recording)
     with opened(scope):
         output = call(model, inputs)
@@ -127,7 +128,8 @@ def run_to(model: Model, inputs: Inputs, at: Where, *, resumable: bool = False, 
     check_inputs(inputs)
     recording = Recording.begin(found) if resumable and found.stacks else None
     whole = list(dict.fromkeys(location.whole for location in locations))
-    activations = read(module_of(model), inputs, whole, recording=recording)
+    places = {location: found.place(location) for location in whole}
+    activations = read(module_of(model), inputs, places, recording=recording)
 
     def fetch(location: Location, kept: Activations) -> Tensor:
         place = found.place(location)
@@ -248,7 +250,9 @@ def record(
             yield activations
         return
     check_device(device)
-    activations, taps = prepare_reads(architecture(model), locations_of(at), detach=detach, device=device)
+    found = architecture(model)
+    places = {location: found.place(location) for location in locations_of(at)}
+    activations, taps = prepare_reads(places, detach=detach, device=device)
     with opened(Scope(module_of(model), taps)):
         yield activations
     check_ran(activations, "this record block")

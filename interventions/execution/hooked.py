@@ -1,6 +1,6 @@
 """Runs of a torch model under hooks: activations are read, written, recorded and fetched later."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -29,7 +29,7 @@ from interventions.hooks.installation import is_hooked, opened, user_hooks
 from interventions.hooks.scopes import Scope, Stopped, acting, open_scopes, under, until_stopped
 from interventions.hooks.taps import Tap
 from interventions.locations import Location
-from interventions.models.architectures import Architecture, architecture
+from interventions.models.architectures import architecture
 from interventions.models.calls import CallContext, arguments_of, call
 from interventions.models.places import Place
 from interventions.models.wrappers import is_sharded
@@ -46,14 +46,14 @@ def make_store(detach: bool, device: torch.device | str | int | None) -> Callabl
 
 
 def prepare_reads(
-    found: Architecture,
-    locations: list[Location],
+    places: Mapping[Location, Place],
     *,
     detach: bool = False,
     device: torch.device | str | int | None = None,
 ) -> tuple[Activations, list[Tap]]:
-    """Return empty activations and the taps that fill them in a run."""
-    activations, store = Activations(locations), make_store(detach, device)
+    """Return empty activations and the taps that fill them in a run, one for each place."""
+    activations, store = Activations(places), make_store(detach, device)
+    stores = detach or device is not None
 
     def read(location: Location, place: Place) -> Tap:
         def keep(state: Tensor, context: CallContext) -> Tensor | None:
@@ -62,13 +62,13 @@ def prepare_reads(
             if not detach:
                 check_graded(place.module, context)
             part = part_of(state, location, place)
-            activations.append(location, store(part))
+            activations.append(location, store(part) if stores else part)
             # The model continues with a copy, which it may change in place; the stored tensor stays in the graph.
             return state.clone() if part is state else None
 
         return Tap.at(place, keep, writes=False)
 
-    return activations, [read(location, found.place(location)) for location in locations]
+    return activations, [read(location, place) for location, place in places.items()]
 
 
 def recording_scope(
@@ -102,7 +102,7 @@ def recording_scope(
 def read(
     model: nn.Module,
     inputs: Inputs,
-    locations: list[Location],
+    places: Mapping[Location, Place],
     *,
     early: bool = True,
     recording: Recording | None = None,
@@ -114,34 +114,36 @@ def read(
     Args:
         model: the model.
         inputs: its inputs.
-        locations: where to read.
+        places: where to read.
         early: whether to stop; False where a place may run again later.
         recording: records the outputs of the blocks that run.
     """
     found = architecture(model)
-    activations, taps = prepare_reads(found, locations)
-    missing = set(locations)
+    activations, taps = prepare_reads(places)
+    missing = set(places)
     early = early and not is_sharded(model)  # FSDP must see each block return
 
     def stop(state: Tensor, context: CallContext) -> None:
         if early and not missing:
             raise Stopped
 
-    def stopping(location: Location, tap: Tap, place: Place) -> Tap:
+    def let_stop(tap: Tap, location: Location, place: Place) -> None:
+        read, is_inside = tap.function, place.block is not None and place.block is not place.module
+
         def keep(state: Tensor, context: CallContext) -> Tensor | None:
-            new = tap.function(state, context)
+            new = read(state, context)
             missing.discard(location)
-            if place.block in (None, place.module):
+            if not (is_inside or missing):
                 stop(state, context)
             return new
 
-        return replace(tap, function=keep)
+        tap.function = keep
 
-    places = [found.place(location) for location in locations]
-    stopped = [stopping(*each) for each in zip(locations, taps, places, strict=True)]
-    around = dict.fromkeys(place.block for place in places if place.block not in (None, place.module))
+    for tap, (location, place) in zip(taps, places.items(), strict=True):
+        let_stop(tap, location, place)
+    around = dict.fromkeys(place.block for place in places.values() if place.block not in (None, place.module))
     ends = [Tap(block, "output", stop, writes=False) for block in around if block is not None]
-    with until_stopped(), opened(recording_scope(model, [*stopped, *ends], recording)):
+    with until_stopped(), opened(recording_scope(model, [*taps, *ends], recording)):
         call(model, without_cache(found, inputs))
     if recording is not None:
         recording.close()
@@ -193,7 +195,7 @@ def fetcher(
                 )
             early = recording is not None and recording.runs_once(place)
             with under(scopes):
-                state = read(model, inputs, [whole], early=early)[whole]
+                state = read(model, inputs, {whole: found.place(whole)}, early=early)[whole]
         return store(part_of(state, location, place))
 
     return fetch
@@ -205,7 +207,7 @@ def read_source(model: nn.Module, given: Inputs | Run, places: dict[Location, Pl
         return sources_of_run(given, model, places)
     check_inputs(given)
     with check_source_inputs(given, model):
-        return sources_in(read(model, given, list(places)), arguments_of(model, given), places)
+        return sources_in(read(model, given, places), arguments_of(model, given), places)
 
 
 def tap_of(write: Write, function: Callable[[Tensor, CallContext], Tensor | None]) -> Tap:

@@ -119,7 +119,7 @@ def pads_none(mask: object, vectors: Tensor, known: Known) -> bool:
     """Return whether a mask is none, or lies on the host and masks none of the tokens of an activation."""
     if not isinstance(mask, Tensor):
         return True
-    if not mask.is_cpu or mask.shape != vectors.shape[:2]:
+    if not is_on_host(mask) or mask.shape != vectors.shape[:2]:
         return False
     key = ("none masked", id(mask), _version_of(mask))
     kept = known.get(key)
