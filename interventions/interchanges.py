@@ -197,9 +197,9 @@ def interchange(
         recording = recording_of(base) if isinstance(base, Run) and resume else None
     inputs = base.inputs if isinstance(base, Run) else base
     check_inputs(inputs)
-    kept = {location: found.place(location) for location in locations_of(record)}
-    activations, reads = prepare_reads(kept)
-    replay, taps = _resume(recording, writes, list(kept.values()), reads)
+    places = {location: found.place(location) for location in locations_of(record)}
+    activations, reads = prepare_reads(places)
+    replay, taps = _resume(recording, writes, list(places.values()), reads)
     again = Recording.begin(found, like=recording) if found.stacks else None
     scope = recording_scope(model, taps, again, replay)
     scope.generator, scope.stores = generator, bool(arguments_of(model, inputs).get("use_cache"))

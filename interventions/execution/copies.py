@@ -106,3 +106,11 @@ def put(vectors: Tensor, tokens: slice | Selection, value: Tensor | None) -> Non
         return
     places = tokens.to(vectors.device)
     vectors.index_put_((places.rows, places.columns), vectors.new_zeros(()) if value is None else value)
+
+
+def share_memory(a: Tensor, b: Tensor) -> bool:
+    """Return whether two tensors may lie in one memory; unknown of those that wrap others, as an all-reduced state."""
+    try:
+        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    except RuntimeError:
+        return True

@@ -263,7 +263,7 @@ class Write:
             merged = vectors.index_put((to.rows, to.columns), merged)
         elif (
             merged is state
-            or (self.source is not None and any(_share_memory(merged, held) for held in self.source.states))
+            or (self.source is not None and any(copies.share_memory(merged, held) for held in self.source.states))
             or merged._is_view()
         ):
             merged = merged.clone()  # the model may continue in place, and must not write into a source or a view
@@ -393,11 +393,3 @@ def check_sources(writes: Sequence[Write]) -> None:
 def _versions(*tensors: Tensor | None) -> list[int]:
     """Return the versions of tensors, which count the writes into them."""
     return [tensor._version for tensor in tensors if tensor is not None and not tensor.is_inference()]
-
-
-def _share_memory(a: Tensor, b: Tensor) -> bool:
-    """Return whether two tensors may lie in one memory; unknown of those that wrap others, as an all-reduced state."""
-    try:
-        return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-    except RuntimeError:
-        return True

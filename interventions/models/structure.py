@@ -124,7 +124,6 @@ class Structure:
             self.weights = _count.weights
             for name in ("split", "places"):
                 self.kept.pop(name, None)
-        for holder, parts in self.trunk:
         for number, (holder, parts) in enumerate(self.trunk):
             module = holder()
             if module is None:
