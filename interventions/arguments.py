@@ -12,7 +12,7 @@ import types
 import typing
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import cache, wraps
 from pathlib import Path
@@ -44,6 +44,28 @@ class Kind:
     holds: Callable[[Any], bool]
     words: str
     example: str
+
+
+class Hashed:
+    """A frozen dataclass that is often a key: it keeps its hash beside its attributes.
+
+    Among these it would be saved, compared and fingerprinted, and texts have another hash in another process. A
+    dataclass takes the method only where it says so: `__hash__ = Hashed.__hash__`.
+    """
+
+    __slots__ = ("_hash",)
+    _hash: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __hash__(self) -> int:
+        try:
+            return self._hash
+        except AttributeError:
+            of = vars(self)
+            object.__setattr__(self, "_hash", hash(tuple([of[each.name] for each in fields(self)])))  # type: ignore[arg-type]
+            return self._hash
 
 
 def checking(error: type[ValueError]) -> Callable[[F], F]:

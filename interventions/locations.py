@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote
 
 from torch import Tensor
 
-from interventions.arguments import checked, is_whole, listed
+from interventions.arguments import Hashed, checked, is_whole, listed
 from interventions.errors import InterventionError
 from interventions.names import shown
 from interventions.renames import renamed
@@ -44,19 +44,9 @@ _MANY = {"heads": 12, "dims": 64}
 Dims = range | tuple[int, ...]
 
 
-class _Hashed:
-    """A value whose hash is computed once, and kept beside its attributes: in another process it is another."""
-
-    __slots__ = ("_hash",)
-    _hash: int
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self)
-
-
 @renamed(source="operation")
 @dataclass(frozen=True)
-class Location(_Hashed):
+class Location(Hashed):
     """A place in a model, and which part of the activation there: a site of a block, or any module by its path.
 
     A location refers to no particular model; `describe(model)` lists the places of one.
@@ -137,28 +127,22 @@ class Location(_Hashed):
         io: str = "output",
         operation: str | None = None,
     ) -> None:
-        fields = {
-            "layer": None if layer is None else _parse_layer(layer),
-            "site": site,
-            "heads": None if heads is None else _parse_numbers(heads, "heads"),
-            "dims": None if dims is None else _parse_numbers(dims, "dims"),
-            "subspace": subspace,
-            "stack": stack,
-            "module": module,
-            "io": io,
-            "operation": operation,
-        }
-        vars(self).update(fields)
+        vars(self).update(
+            layer=None if layer is None else _parse_layer(layer),
+            site=site,
+            heads=None if heads is None else _parse_numbers(heads, "heads"),
+            dims=None if dims is None else _parse_numbers(dims, "dims"),
+            subspace=subspace,
+            stack=stack,
+            module=module,
+            io=io,
+            operation=operation,
+        )
         _check_module(self) if module is not None else _check_site(self)
         _check_operation(self)
         _check_parts(self)
 
-    def __hash__(self) -> int:
-        try:
-            return self._hash
-        except AttributeError:
-            object.__setattr__(self, "_hash", hash(tuple(vars(self).values())))
-            return self._hash
+    __hash__ = Hashed.__hash__
 
     @property
     def whole(self) -> "Location":

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,19 @@ def any_location(draw: random.Random) -> Location:
     layer = None if site in MODEL_SITES else draw.randint(-40, 40)
     heads, stack = heads if site in HEAD_SITES else None, None if site == "logits" else stack
     return Location(layer, site, stack=stack, dims=dims, heads=heads)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_hash_is_that_of_the_attributes_and_is_kept_beside_them(seed):
+    draw = random.Random(seed)
+    for _ in range(50):
+        location = any_location(draw)
+        before, state = dict(vars(location)), pickle.dumps(location)
+        assert hash(location) == hash(location) == hash(tuple(before.values()))
+        assert vars(location) == before
+        assert pickle.dumps(location) == state  # as texts have another hash in another process
+        for same in (copy.copy(location), copy.deepcopy(location), pickle.loads(state), replace(location)):
+            assert {same: 1} == {location: 1}
 
 
 @pytest.mark.parametrize("seed", range(20))
