@@ -19,6 +19,15 @@ from tests.tiers import default_tier
 torch.set_num_threads(1)
 
 
+class Alone(_import_hook.Typechecker):
+    """A decorator by itself, without `jaxtyping.jaxtyped` around it."""
+
+    def get_ast(self) -> ast.expr:
+        """Return the decorator as it stands in the code of a module."""
+        (keyword,) = super().get_ast().keywords
+        return keyword.value
+
+
 class Outermost(_import_hook.JaxtypingTransformer):
     """Checks functions and classes of modules, and none inside of a function: those would be wrapped at each call.
 
@@ -53,11 +62,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Enforce shapes and types in the full tier, before anything of ours is imported."""
     if config.getoption("--full"):
-        # Not by --jaxtyping-packages: naming two packages, that option cannot pass settings to beartype, and without
-        # the numeric tower `temperature=2` would be refused where `float` is annotated.
+        from tests.enforcing import enforced  # noqa: F401 (by which the hook finds it)
+
         _import_hook.JaxtypingTransformer = Outermost
-        checker = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True,))"
-        install_import_hook(["interventions", "distill"], checker)
+        _import_hook.Typechecker = Alone
+        install_import_hook(["interventions", "distill"], "tests.enforcing.enforced")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
