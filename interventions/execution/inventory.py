@@ -14,7 +14,7 @@ from weakref import ReferenceType, ref
 
 from torch import Tensor, nn
 
-from interventions.hooks.replacements import change_before, own_forward
+from interventions.hooks.replacements import changes_before, own_forward
 from interventions.models.modules import changes_of, modules_of
 from interventions.models.wrappers import is_sharded
 
@@ -152,7 +152,7 @@ class Inventory:
         contents = Contents.of(modules, configured)
         # These numbers are read before what they stand for: what is changed in between is then read again.
         is_kept = changes_of is not None and all(isinstance(each, dict) for each in contents.registered)
-        changes = list(map(change_before, contents.changes())) if is_kept else []
+        changes = changes_before(contents.changes()) if is_kept else []
         read = [_settings(holder) for holder in contents.holders]
         # In train mode a run itself changes the buffers of a norm, which reads none of them then.
         count = len(modules)
@@ -196,6 +196,7 @@ class Inventory:
         if list(map(type, contents.holders)) != contents.types or any(contents.empty):
             return None
         changes = contents.changes()
+        changes[:1] = changes_before(changes[:1])  # that of the model itself, whose methods each open block replaces
         texts = list(map(_texts, contents.lists))
         is_same = changes == self.changes and texts == self.texts
         now = self if is_same else self._reread(contents, changes, texts)
@@ -205,12 +206,10 @@ class Inventory:
         """Return the inventory with the settings of those holders read again that others have changed."""
         if len(changes) != len(self.changes) or len(texts) != len(self.texts):
             return None
-        count, changes = len(contents.holders), list(changes)
+        count, changes = len(contents.holders), changes_before(changes)
         owners: list[int | None] = [*compress(contents.holders_of_lists, map(ne, texts, self.texts))]
-        for at in list(compress(range(len(changes)), map(ne, changes, self.changes))):
-            changes[at] = change_before(changes[at])
-            if changes[at] != self.changes[at]:
-                owners.append(at if at < count else contents.owners[at - count])
+        for at in compress(range(len(changes)), map(ne, changes, self.changes)):
+            owners.append(at if at < count else contents.owners[at - count])
         if not owners:
             return self
         settings = list(self.settings)

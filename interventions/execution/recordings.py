@@ -41,13 +41,22 @@ class BlockCall:
     @property
     def is_intact(self) -> bool:
         """True unless the output was changed in place since."""
-        if self.raw is self.state and isinstance(self.raw, Tensor) and not self.raw.is_inference():
-            return self.versions == (self.raw._version,) * 2
         return self.versions == _versions(self.raw, self.state)
 
     def with_output(self, raw: object) -> "BlockCall":
         """Return the same call of the block with another output."""
         return BlockCall(self.block, raw, versions=_versions(raw), random=self.random)
+
+
+def _are_intact(calls: Sequence[BlockCall]) -> bool:
+    """Return whether no output of these calls was changed in place since; tensors are compared all at once."""
+    whole = [
+        call for call in calls if call.raw is call.state and isinstance(call.raw, Tensor) and call.versions[0] >= 0
+    ]
+    raws: Any = [call.raw for call in whole]
+    if [(each._version,) * 2 for each in raws] != [call.versions for call in whole]:
+        return False
+    return len(whole) == len(calls) or all(call.is_intact for call in calls)
 
 
 @dataclass(eq=False)
@@ -149,7 +158,7 @@ class Recording:
             return 0
         inside = [place for place in reads if place.block not in (None, place.module)]
         count = min(map(self._before, [*writes, *inside]), default=0)
-        return count if all(call.is_intact for call in self.calls[:count]) else 0
+        return count if _are_intact(self.calls[:count]) else 0
 
     def _before(self, place: Place) -> int:
         """Return how many calls of blocks come before a place."""

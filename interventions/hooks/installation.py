@@ -246,7 +246,9 @@ class _UserHooks:
     def of(cls, structure: Structure) -> "_UserHooks":
         """Return the hooks on the modules of a model."""
         count, ids, where = RemovableHandle.next_id, [], []
-        for _, module in structure.those_left():
+        for module in structure.modules_left():
+            if not (module._forward_pre_hooks or module._forward_hooks):
+                continue
             for side, hooks in (("input", module._forward_pre_hooks), ("output", module._forward_hooks)):
                 for number, hook in list(hooks.items()):  # at once: other threads add hooks meanwhile
                     if number >= 0 and not _captures(hook):

@@ -93,9 +93,9 @@ def own_forward(module: nn.Module) -> object:
     return None if own is _missing or type(own).__module__.split(".")[0] == "nnsight" else own
 
 
-def change_before(change: int) -> int:
-    """Return the number of the last change of a dict that was not made here, from that of its last change."""
-    return _before.get(change, change)
+def changes_before(changes: list[int]) -> list[int]:
+    """Return the number of the last change of each dict that was not made here, from that of its last change."""
+    return list(map(_before.get, changes, changes))
 
 
 def _put(holder: Holder, name: str, value: object) -> None:

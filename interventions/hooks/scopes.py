@@ -166,7 +166,8 @@ class Scope:
 
     def hand_on_output(self, module: nn.Module, args: tuple, output: object) -> None:
         """Hand the output of a watched module to `raw_outputs`."""
-        if self.raw_outputs is not None and self.is_open and not self.recomputing:
+        # As `is_open` says, and as cheap as can be: each block of a run comes here.
+        if self.users and self in _open.get() and self.raw_outputs is not None and not self.recomputing:
             self.raw_outputs(module, output)
 
     def tap_input(self, tap: Tap, module: nn.Module, args: tuple, kwargs: dict | None = None) -> object:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from operator import attrgetter
 from typing import Any
 from weakref import ReferenceType, WeakKeyDictionary, WeakValueDictionary, ref
 
@@ -156,9 +155,13 @@ class Structure:
         both = zip(self.paths, self.modules, strict=True)
         return [(path, module) for path, each in both if (module := each()) is not None]
 
+    def modules_left(self) -> list[nn.Module]:
+        """Return each module that still exists."""
+        return [module for each in self.modules if (module := each()) is not None]
+
     def any_trains(self) -> bool:
         """Return whether any module is in train mode."""
-        return True in map(_TRAINING, [module for each in self.modules if (module := each()) is not None])
+        return True in [module.training for module in self.modules_left()]
 
     def around(self, modules: Iterable[nn.Module]) -> list[nn.Module]:
         """Return these modules and all those around them, each once."""
@@ -266,9 +269,6 @@ def _upward(numbers: Iterable[int], parents: Any) -> set[int]:
 
 def _nothing() -> None:
     """Return None, as a reference to a part that is None."""
-
-
-_TRAINING = attrgetter("training")
 
 
 class _Count:
