@@ -289,7 +289,7 @@ def _is_numbered(name: str) -> bool:
 
 def _own(records: Sequence[Record], number: int, training: Training) -> tuple[Record, ...]:
     """Return the records of one network: its terms by their plain names, and its loss."""
-    per_epoch = training.schedule.per_epoch(len(training.rows), process_state().num_processes)
+    per_epoch = training.schedule.per_epoch(len(training.rows))
     numbered = {name: weight for name, weight in training.weights.items() if _is_numbered(name)}
     weights = {**training.computation.objectives[number].weights, **numbered}
     return tuple(_part(record, number, weights, per_epoch) for record in records)

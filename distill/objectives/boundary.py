@@ -71,6 +71,7 @@ class BSS(Objective):
     needs = ("labels",)
 
     compares_runs = False
+    runs_by_rows = True
 
     def __init__(
         self,

@@ -88,12 +88,14 @@ class Objective(nn.Module, ABC):
         needs: columns of the data that it cannot do without.
         lr: the learning rate of its own parameters; None is that of the schedule.
         compares_runs: whether it compares the two runs of the step, so that it can compare counterfactual ones too.
+        runs_by_rows: whether it runs the models as often as the rows of a process say, which sharded ones cannot do.
     """
 
     about: ClassVar[About | None] = None
     needs: tuple[str, ...] = ()
     lr: float | None = None
     compares_runs: ClassVar[bool] = True
+    runs_by_rows: ClassVar[bool] = False
 
     def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations whose activations it needs from the base runs, besides the output."""

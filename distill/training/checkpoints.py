@@ -15,11 +15,13 @@ from accelerate import Accelerator
 
 from distill.errors import DistillError
 from distill.models.finite import check_weights
+from distill.processes import from_first
 from distill.storage.files import MANIFEST, damage, seal, take_place, write
 from distill.training.interruption import delay_signals
 from distill.training.progress import Record
+from distill.training.states import load_state, save_state
 
-LOG = "log.jsonl"
+LOG, STATE, COMPLETE = "log.jsonl", "state", "complete"
 
 
 @dataclass(eq=False)
@@ -27,7 +29,7 @@ class Checkpoints:
     """The last checkpoints of one run, in a folder: weights, optimizer, the log so far, and checksums of all files.
 
     The state of random generators is not saved, because the draws of a step are decided by the seed and the number of
-    the step, which is in the name.
+    the step. Several processes write their parts of it, and another number of processes may read them.
 
     Args:
         folder: holds the newest two checkpoints, folders named `step-…`.
@@ -58,14 +60,10 @@ class Checkpoints:
             self._remove_old()
         if whole is None:
             return 0
-        try:
-            with keep_generators():  # the generators of the caller stay as they are
-                accelerator.load_state(str(whole))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise DistillError(
-                f"the checkpoint {whole} does not fit this model or version ({str(error).splitlines()[0]}); delete "
-                f"{self.folder} and start anew."
-            ) from error
+        if (whole / STATE).is_dir():
+            load_state(accelerator, whole / STATE)
+        else:
+            self._load_older(whole)
         log = whole / LOG
         self.records = records_of(log if log.is_file() else self.folder.parent / LOG, _number(whole))
         return _number(whole)
@@ -80,19 +78,30 @@ class Checkpoints:
             check_weights(model, step, self.last())
         target, partial = self.folder / f"step-{step:07d}", self.folder / "unfinished"
         with delay_signals():
-            if self.accelerator.is_main_process:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(partial))
+            from_first(lambda: _make_empty(partial))
+            save_state(self.accelerator, partial / STATE, step)
             self.accelerator.wait_for_everyone()  # each process writes its own part
-            if self.accelerator.is_main_process:
-                write(partial / LOG, lines_of(self.records))
-                seal(partial)
-                take_place(partial, target)
-                self._remove_old()
-            self.accelerator.wait_for_everyone()
+            from_first(lambda: self._complete(partial, target))
         return target
+
+    def _complete(self, partial: Path, target: Path) -> None:
+        """Put a checkpoint that all processes have written in its place, and say last that it is complete."""
+        write(partial / LOG, lines_of(self.records))
+        seal(partial)
+        take_place(partial, target)
+        write(target / COMPLETE, "")  # a file of its own, as not every file system moves a folder at once
+        self._remove_old()
+
+    def _load_older(self, found: Path) -> None:
+        """Load a checkpoint of an earlier version, which accelerate wrote."""
+        try:
+            with keep_generators():  # the generators of the caller stay as they are
+                self.accelerator.load_state(str(found))
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise DistillError(
+                f"the checkpoint {found} does not fit this model or version ({str(error).splitlines()[0]}); delete "
+                f"{self.folder} and start anew."
+            ) from error
 
     def last(self, before: int | None = None) -> Path | None:
         """Return the newest checkpoint, before a step if one is given; None if there is none."""
@@ -110,8 +119,9 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def _all(self) -> list[Path]:
-        """Return all checkpoints, the oldest first."""
-        found = [each for each in self.folder.glob("step-*") if each.name.removeprefix("step-").isdecimal()]
+        """Return all checkpoints that are complete, the oldest first."""
+        named = (each for each in self.folder.glob("step-*") if each.name.removeprefix("step-").isdecimal())
+        found = [each for each in named if (each / COMPLETE).is_file() or not (each / STATE).is_dir()]
         return sorted(found, key=_number)
 
     def _newest_whole(self) -> Path | None:
@@ -140,6 +150,12 @@ class Checkpoints:
             f"{self.folder} holds no checkpoint: the run ended before its first, and starts anew.", stacklevel=2
         )
         return None
+
+
+def _make_empty(folder: Path) -> None:
+    """Make a folder new."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 @contextmanager

@@ -38,6 +38,7 @@ from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
 from distill.training.schedule import Schedule, drawing, order, shared_generator, weigh
+from distill.training.sharded import refuse_unfit_for_shards, shard_teacher, whole_afterwards
 from distill.training.updates import backward, clip, make_step
 from interventions import InterventionError, Model
 
@@ -97,7 +98,7 @@ def train(
     _refuse_unfit(accelerator)
     computation, rows, schedule = training.computation, training.rows, training.schedule
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
-    total, per_epoch = schedule.total(len(rows), processes), schedule.per_epoch(len(rows), processes)
+    total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
     begun: list[nn.Module] = []
     loss = _loss_of(training)
     with ExitStack() as modes:
@@ -157,10 +158,17 @@ def _loss_of(training: Training) -> Callable[..., Tensor]:
 
 
 def _wrap(computation: Any, schedule: Schedule, accelerator: Accelerator, after: ExitStack) -> tuple[Any, Any]:
-    """Return a computation and its optimizer as accelerate wraps them; `after` lets go of the gradients."""
+    """Return a computation and its optimizer as accelerate wraps them; `after` undoes it."""
     optimizer = schedule.optimizes(groups_of(computation, schedule))
     computation.sharded = accelerator.distributed_type == DistributedType.FSDP
+    if computation.sharded:
+        refuse_unfit_for_shards(accelerator, computation.objectives)
+        for teacher in (each for each in computation.still if each not in computation.learning):
+            after.enter_context(shard_teacher(teacher, accelerator))
+        whole = after.enter_context(whole_afterwards(computation))
     wrapped, optimizer = accelerator.prepare(computation, optimizer)
+    if computation.sharded:
+        whole.let_go()
     optimizer.zero_grad()  # gradients that the caller left on the student
     after.callback(optimizer.zero_grad)
     return wrapped, optimizer

@@ -18,7 +18,6 @@ from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.term_weights import Weight, describe_function
-from distill.processes import process_state
 from distill.tasks.loading import training_rows
 from distill.teachers.served import Served
 from distill.training.checkpoints import Checkpoints
@@ -63,7 +62,7 @@ class Training:
     @cached_property
     def seen(self) -> SeenRows:
         """The rows that are trained on, by their content when this is first read."""
-        return rows_seen_by(self.computation.learning[0], self.rows, self.schedule, process_state().num_processes)
+        return rows_seen_by(self.computation.learning[0], self.rows, self.schedule)
 
     @property
     def weights_as_text(self) -> dict[str, Any]:
@@ -240,7 +239,7 @@ def resolve_mapping(
     return entries_of("full" if mapping is None else mapping, teacher, student)
 
 
-def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule, processes: int = 1) -> SeenRows:
+def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule) -> SeenRows:
     """Return the rows that a student is trained on: all rows of data as they are now, or sampled bases."""
     if isinstance(rows, Rows):
         return SeenRows.of(rows.table, _columns_read(student, rows))
@@ -248,10 +247,8 @@ def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule, proc
         return SeenRows.of(rows.batch(range(len(rows))))
 
     def batches() -> Iterator[Mapping[str, Any]]:
-        numbers = range(schedule.total(len(rows), processes))
-        for process in range(processes):
-            for chosen in order(len(rows), schedule, numbers, process, processes):
-                yield rows.batch(chosen)
+        for chosen in order(len(rows), schedule, range(schedule.total(len(rows)))):
+            yield rows.batch(chosen)
 
     return SeenRows(batches)
 

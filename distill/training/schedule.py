@@ -36,14 +36,15 @@ class Schedule:
 
     Attributes:
         epochs, steps: the duration; `steps` wins where it is given.
-        batch_size: rows of a step, in each process.
+        batch_size: rows of a step, which are divided among the processes, and in each into `accumulate` parts.
         warmup: the share of the steps over which the learning rate rises.
         clip: the largest norm of the gradient; None leaves it as it is.
         seed: decides the order of the rows, the draws of the objectives, and dropout.
-        accumulate: the number of parts in which a step is computed, one after the other, for less memory. Means are
-            those over the whole step, whatever the number; but methods that compare the rows of a batch with each other
-            (shuffled sources, contrastive negatives, batch norm) see one part at a time, random draws (noise, pairs of
-            a mapping) are made for each part, and BSS, which learns late how many rows it moves, averages over parts.
+        accumulate: the number of parts in which a process computes a step, one after the other, for less memory.
+            Means are those over the whole step, whatever the number; but methods that compare the rows of a batch with
+            each other (shuffled sources, contrastive negatives, batch norm) see one part at a time, random draws
+            (noise, pairs of a mapping) are made for each part, and BSS, which learns late how many rows it moves,
+            averages over parts.
         optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
         decay: how the learning rate falls after the warm-up: "linear" or "cosine" to 0, "constant", or the shares of
             the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
@@ -113,13 +114,13 @@ class Schedule:
         """Return the schedule of the recipe of a task."""
         return cls(**asdict(recipe), seed=seed)
 
-    def per_epoch(self, rows: int, processes: int = 1) -> int:
+    def per_epoch(self, rows: int) -> int:
         """Return the number of steps of one epoch of this many rows."""
-        return ceil(rows / (self.batch_size * processes))
+        return ceil(rows / self.batch_size)
 
-    def total(self, rows: int, processes: int = 1) -> int:
+    def total(self, rows: int) -> int:
         """Return the number of steps of the training on this many rows."""
-        return self.steps or max(1, ceil(self.epochs * self.per_epoch(rows, processes)))
+        return self.steps or max(1, ceil(self.epochs * self.per_epoch(rows)))
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -183,10 +184,10 @@ def order(
 ) -> Iterator[Int[Tensor, " batch"]]:
     """Yield the rows of each step for a process, in a new order in every epoch, decided by the seed alone.
 
-    The last step of an epoch may have fewer rows than there are processes, and none for some of them.
+    The rows of a step are the same with any number of processes. The last step of an epoch may have fewer rows than
+    there are processes, and none for some of them.
     """
-    size = schedule.batch_size * processes
-    per_epoch = schedule.per_epoch(rows, processes)
+    size, per_epoch = schedule.batch_size, schedule.per_epoch(rows)
     shuffled, shuffled_for = torch.empty(0), -1
     for number in numbers:
         epoch, place = divmod(number, per_epoch)

@@ -172,7 +172,7 @@ def _training_of_a_copy(
     copied, own = _copies(student, objectives_of(objectives, teacher, mapping))
     with same_answers(copied, student), ExitStack() as modes:
         training = training_of(teacher, copied, mapping, rows, objective=own, weights=None, schedule=schedule)
-        total = max(least, schedule.total(len(training.rows), process_state().num_processes))
+        total = max(least, schedule.total(len(training.rows)))
         # Two trainings have one teacher, so that neither of them may be the one to bring back its modes.
         for model in training.computation.still:
             modes.enter_context(evaluating(model))

@@ -108,14 +108,14 @@ def test_a_second_signal_during_the_checkpoint_of_the_first_loses_nothing(tmp_pa
 
     def pressed(self, step):
         with monkeypatch.context() as patched:
-            once = self.accelerator.save_state
+            once = distill.training.checkpoints.save_state
 
             def save_state(*args, **kwargs):
                 presses.append(step)
                 os.kill(os.getpid(), signal.SIGINT)
                 return once(*args, **kwargs)
 
-            patched.setattr(self.accelerator, "save_state", save_state)
+            patched.setattr(distill.training.checkpoints, "save_state", save_state)
             return saving(self, step)
 
     whole, student = spread(mlp(), 1), spread(mlp(), 1)

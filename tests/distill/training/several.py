@@ -14,6 +14,7 @@ import distill
 from distill import DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
 from distill.objectives import Objective, Step
 from distill.objectives.step import zero_of
+from distill.training import sharded
 from interventions import Location, Mixup
 from tests.distill.tiny_models import QUIET, bert, gpt2_lm, spread, text
 from tests.forked_groups import serve
@@ -58,7 +59,7 @@ def pair(model: str = "bert") -> tuple[Any, Any, Any]:
     return teacher.double(), spread(from_layers(teacher, 2), 1).double(), data()
 
 
-def train(engine: str, objective: str, model: str = "bert", batch_size: int = 4, **settings: Any) -> Any:
+def train(engine: str, objective: str, model: str = "bert", batch_size: int = 8, **settings: Any) -> Any:
     """Train a student for some steps; return the terms of each."""
     teacher, student, rows = pair(model)
     schedule = Schedule(epochs=2, batch_size=batch_size, lr=0.01, clip=0.5, **settings)
@@ -117,6 +118,36 @@ def fitted(
     return {"losses": [record.loss for record in result.records], "weights": sums(student), "types": types(student)}
 
 
+def again(engine: str, teacher_from: int) -> Any:
+    """Train one student twice, each time two steps, with a teacher that is sharded from some bytes on."""
+    sharded.TEACHER_FROM = teacher_from
+    teacher, student, rows = pair()
+    before, parameters, hooks = sums(teacher), list(student.parameters()), hooks_of(student, teacher)
+    losses = []
+    for seed in range(2):
+        schedule = Schedule(steps=2, batch_size=8, lr=0.01, seed=seed)
+        training = steps(teacher, student, "full", rows, objective=[KD(), DIITO(InContext(0.3), at="mlp_output")],
+                         schedule=schedule, accelerator=accelerator_of(engine))  # fmt: skip
+        losses += [record.loss for record in training]
+    return {
+        "losses": losses, "weights": sums(student), "types": types(student) + types(teacher),
+        "teacher": sums(teacher) == before, "hooks": hooks_of(student, teacher) == hooks,
+        "parameters": all(one is other for one, other in zip(student.parameters(), parameters, strict=True)),
+    }  # fmt: skip
+
+
+def hooks_of(*models: nn.Module) -> int:
+    """Return the number of hooks on models."""
+    registries = (each for model in models for module in model.modules() for each in vars(module).items())
+    return sum(len(hooks) for name, hooks in registries if name.endswith("_hooks"))
+
+
+def refused() -> None:
+    """Train with an objective that runs the student by its rows."""
+    teacher, student, rows = pair()
+    list(steps(teacher, student, data=rows, objective=[KD(), distill.BSS()], accelerator=accelerator_of("fsdp")))
+
+
 def sums(model: nn.Module) -> list[float]:
     """Return the sum of the squares of each weight."""
     return [float(weight.detach().double().square().sum()) for weight in model.state_dict().values()]
@@ -127,7 +158,7 @@ def types(model: nn.Module) -> list[str]:
     return sorted({type(each).__name__ for each in (*model.modules(), *model.parameters())})
 
 
-CASES = {"train": train, "fitted": fitted}
+CASES = {"train": train, "fitted": fitted, "again": again, "refused": refused}
 
 
 def warm() -> None:

@@ -2,14 +2,6 @@
 
 import pytest
 
-from tests.forked_groups import Groups
-
-
-@pytest.fixture(scope="module")
-def groups():
-    with Groups("tests.distill.training.several") as found:
-        yield found
-
 
 def values(groups, engine, objective, **settings):
     """The terms of all steps of a training in two processes, which both of them know alike."""
@@ -44,7 +36,7 @@ def test_sharded_weights_train_as_whole_ones(groups, objective, model):
         assert one == pytest.approx(other, rel=1e-12)
 
 
-@pytest.mark.parametrize("engine", ["ddp"])
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_a_loss_that_is_not_finite_in_one_process_ends_both(groups, engine, tmp_path):
     ended = groups.run("fitted", engine=engine, folder=str(tmp_path), trouble=("nan", 1, 4), save_steps=2)
     assert [each.status for each in ended] == [1, 1], ended[0].output

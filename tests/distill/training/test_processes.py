@@ -6,7 +6,7 @@ from tests.process_group import run_together
 
 # batch size, accumulate, and which teacher, data and objectives
 ALONE = ("8 1 tokens", "8 1 examples", "14 1 examples")
-TWO = ("4 2 tokens", "4 2 examples", "7 1 examples", "4 1 memories")
+TWO = ("8 2 tokens", "8 2 examples", "14 1 examples", "8 1 memories")
 
 
 def trained(processes: int, runs: tuple[str, ...]) -> dict[str, list[list[str]]]:
@@ -34,7 +34,7 @@ def two():
 @pytest.mark.parametrize("name", ["tokens", "examples"])
 def test_two_processes_train_as_one(name, alone, two):
     """15 rows in steps of 8: each epoch ends with a step of 7 rows, 4 and 3; and with parts of uneven sizes."""
-    both = alone[f"8 1 {name}"], two[f"4 2 {name}"]
+    both = alone[f"8 1 {name}"], two[f"8 2 {name}"]
     one, other = ([line for line in lines if line[0] == "record"] for lines in both)
     assert [line[1] for line in one] == ["1", "2", "3", "4"]
     for expected, found in zip(one, other, strict=True):
@@ -45,14 +45,14 @@ def test_two_processes_train_as_one(name, alone, two):
 
 
 def test_a_process_that_has_no_rows_left_waits_for_the_other(alone, two):
-    """15 rows, 7 in each of two processes: the second step of an epoch has one row, and one process has none."""
-    both = alone["14 1 examples"], two["7 1 examples"]
+    """15 rows in steps of 14, 7 in each of two processes: the second step has one row, and one process none."""
+    both = alone["14 1 examples"], two["14 1 examples"]
     ends = [float(line[2]) for lines in both for line in lines if line[0] == "weights"]
     assert len(ends) == 3
     assert max(ends) - min(ends) < 1e-8
 
 
 def test_memories_are_the_same_in_all_processes(two):
-    ends = [line for line in two["4 1 memories"] if line[0] == "weights"]
+    ends = [line for line in two["8 1 memories"] if line[0] == "weights"]
     assert len(ends[0]) > 4
     assert ends[0][2:] == ends[1][2:]
