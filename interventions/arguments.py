@@ -12,7 +12,7 @@ import types
 import typing
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, wraps
 from pathlib import Path
@@ -63,8 +63,9 @@ class Hashed:
         try:
             return self._hash
         except AttributeError:
-            of = vars(self)
-            object.__setattr__(self, "_hash", hash(tuple([of[each.name] for each in fields(self)])))  # type: ignore[arg-type]
+            of: Any = vars(self)
+            names: Any = type(self).__dataclass_fields__  # type: ignore[attr-defined]
+            object.__setattr__(self, "_hash", hash(tuple([of[name] for name in names])))
             return self._hash
 
 

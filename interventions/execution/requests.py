@@ -123,7 +123,11 @@ def _check_pairs(pairs: dict[Location, Operator]) -> dict[Location, Operator]:
     """Return the pairs; raise InterventionError where there are none, or an operator cannot be called."""
     if not pairs:
         raise InterventionError("no location was given; write at=Location(3).")
+    before = None
     for location, operator in pairs.items():
+        if operator is before and before is not None:  # most often one for all
+            continue
+        before = operator
         if not callable(operator) or isinstance(operator, type):
             raise InterventionError(
                 f"{operator!r} at {location} is not an operator; write Swap(), Zero(), or a function (base, source, "
@@ -287,7 +291,7 @@ def sources_in(
     """Return activations at the places as sources, with the padding mask among the arguments of their run."""
     result = {}
     for location, place in places.items():
-        mask = arguments.get(place.mask)
+        mask = arguments.get(place.side.mask)
         kept = states.calls(location) if isinstance(states, Activations) else [states[location]]
         result[location] = Source(list(kept), mask if isinstance(mask, Tensor) else None)
     return result

@@ -213,7 +213,7 @@ class Write:
             return None
         to = taken = column_of(self.positions, vectors.shape[1])
         if others is not None and self.source is not None:
-            if len(others) != len(vectors) or not pads_none(self.source.mask, others, known_in(context)):
+            if others.shape[0] != vectors.shape[0] or not pads_none(self.source.mask, others, known_in(context)):
                 return None
             taken = column_of(
                 self.positions if self.source_positions is None else self.source_positions, others.shape[1]

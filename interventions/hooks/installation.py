@@ -128,8 +128,9 @@ def _make_checkpointing(module: nn.Module) -> Callable:
 
 
 def _install_tap(scope: Scope, tap: Tap) -> None:
-    for block in dict.fromkeys(tap.after.stack.blocks if tap.after is not None else ()):
-        _hook_output(scope, block, partial(scope.note_block, tap), prepend=True)
+    if tap.after is not None:
+        for block in dict.fromkeys(tap.after.stack.blocks):
+            _hook_output(scope, block, partial(scope.note_block, tap), prepend=True)
     if tap.inside_attention:
         _install_attention_tap(scope, tap)
     elif tap.io == "input":

@@ -330,9 +330,13 @@ class _KeptPlace:
             if module is None or module is not kept():
                 return None
             held.append(module)
-        modules = {name: each() for name, each in self.modules.items()}
-        if None in modules.values() or (self.heads and stated_heads(held) != self.heads):
+        if self.heads and stated_heads(held) != self.heads:
             return None
         place = object.__new__(Place)  # a frozen class, whose `__init__` would cost more than all else here
-        vars(place).update(self.plain, **modules, stack=None if self.stack is None else found.stacks[self.stack])
+        fields = vars(place)
+        fields.update(self.plain, stack=None if self.stack is None else found.stacks[self.stack])
+        for name, kept in self.modules.items():
+            module = fields[name] = kept()
+            if module is None:
+                return None
         return place

@@ -11,7 +11,17 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from interventions import InterventionError, Location, Zero, architecture, intervene, register_blocks, run, run_to
+from interventions import (
+    InterventionError,
+    Location,
+    Zero,
+    architecture,
+    interchange,
+    intervene,
+    register_blocks,
+    run,
+    run_to,
+)
 from interventions.models import structure
 from interventions.models.overrides import EXCEPTIONS
 from interventions.models.structure import Structure, structure_of
@@ -176,6 +186,18 @@ def test_a_block_takes_few_calls_of_python_to_open_to_write_and_to_close():
         write()
     assert calls_of(open_and_close, ("call",)) <= 140
     assert counts[-1] - calls_of(lambda: model(**inputs), ("call",)) <= 60
+
+
+@torch.no_grad()
+def test_a_further_place_of_an_interchange_takes_few_calls_of_python():
+    model, base, source = make("gpt2"), batch("gpt2"), batch("gpt2", seed=2)
+    counts = []
+    for layers in (1, 3):
+        at = [Location(layer, "mlp_output") for layer in reversed(range(3 - layers, 3))]  # both sources run to the end
+        for _ in range(2):
+            interchange(model, base, source, at, positions=-1)
+        counts.append(calls_of(lambda at=at: interchange(model, base, source, at, positions=-1), ("call",)))
+    assert (counts[1] - counts[0]) / 2 <= 120, counts  # it is read once and written once
 
 
 def test_a_block_costs_as_much_in_a_deep_model_as_in_a_flat_one():
