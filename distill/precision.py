@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+_WIDE = frozenset({torch.float32, torch.float64})
+
 
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
     """Return float32 for half precision and integers, and the dtype itself for float32 and float64.
@@ -15,4 +17,4 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 def widen(values: Tensor) -> Tensor:
     """Return the values in single precision if they are of half precision or integers; double stays double."""
-    return values.to(at_least_single(values.dtype))
+    return values if values.dtype in _WIDE else values.to(at_least_single(values.dtype))

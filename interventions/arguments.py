@@ -297,7 +297,7 @@ def wraps_model(value: Any, kind: Kind) -> bool:
 
 def _is_foreign(value: Any) -> bool:
     """Return whether a value is a number that torch and JSON do not take everywhere: of NumPy, or a fraction."""
-    return isinstance(value, np.generic | Fraction)
+    return isinstance(value, np.generic) or Fraction in type(value).__mro__  # isinstance of an ABC is slower
 
 
 def _to_python(value: Any) -> Any:

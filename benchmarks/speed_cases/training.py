@@ -19,8 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import distill
 from distill import BSS, KD, Sobolev
+from distill.training.computation import Computation
 
-from .measuring import LIMIT, NOW, UNIT, Case, Given
+from .measuring import LIMIT, NOW, UNIT, Case, Given, same
 from .models import Parts, bert, gpt2, tokens
 
 BATCH, LR, STEPS = 16, 5e-4, 10**6
@@ -30,17 +31,24 @@ MAKERS: dict[str, Callable[[int, int, int], nn.Module]] = {
 }
 
 
+TEMPERATURE = 2.0  # that of KD()
+
+
 def divergence(student: Tensor, teacher: Tensor) -> Tensor:
     width = student.shape[-1]
     logs = (each.reshape(-1, width).log_softmax(-1) for each in (student, teacher))
     return functional.kl_div(*logs, reduction="batchmean", log_target=True)
 
 
+def softened(student: Tensor, teacher: Tensor) -> Tensor:
+    return divergence(student / TEMPERATURE, teacher / TEMPERATURE) * TEMPERATURE**2
+
+
 def kd_loss(teacher: Callable[..., Any], student: Callable[..., Any], batch: dict[str, Tensor]) -> Tensor:
     inputs = {name: column for name, column in batch.items() if name != "labels"}
     with torch.no_grad():
         taught = teacher(**inputs).logits
-    return divergence(student(**inputs).logits, taught)
+    return softened(student(**inputs).logits, taught)
 
 
 def bare(
@@ -99,12 +107,18 @@ def kd(given: Given, kind: str, width: int) -> Case:
     """A step of KD."""
     columns = texts(64 * BATCH, 16)
     teacher = MAKERS[kind](4, width, 0).eval().to(given.device, given.dtype)
-    hand, ours = copies(MAKERS[kind](2, width, 1), 2, given)
+    untrained, hand, ours = copies(MAKERS[kind](2, width, 1), 3, given)
     sides = {
         LIMIT: stepping(bare(hand, columns, partial(kd_loss, teacher, hand))),
         NOW: fitted(teacher, ours, columns, KD()),
     }
-    return Case(sides, 1.2 if width < 192 else 1.05)
+
+    def check() -> None:
+        batch = {name: column[:BATCH].to(given.device) for name, column in columns.items()}
+        found = Computation(teacher, untrained, (), [KD()])(batch, torch.Generator(given.device))
+        same(kd_loss(teacher, untrained, batch), found["kd"], 1e-4)
+
+    return Case(sides, 1.2 if width < 192 else 1.05, check=check)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -153,7 +167,7 @@ def sobolev_loss(teacher: Parts, student: Parts, batch: dict[str, Tensor]) -> Te
     with sdpa_kernel(SDPBackend.MATH):  # others have no second derivative
         here, there = (points.clone().requires_grad_() for _ in range(2))
         taught, found = answers(teacher, there), answers(student, here)
-    loss = divergence(answers(student, student.embed(batch)), taught.detach())
+    loss = softened(answers(student, student.embed(batch)), taught.detach())
     direction = functional.normalize(torch.randn_like(taught), dim=-1)
     (wanted,) = torch.autograd.grad((taught * direction).sum(), there)
     (first,) = torch.autograd.grad((found * direction).sum(), here, create_graph=True)
@@ -184,7 +198,7 @@ def bss_loss(teacher: Parts, student: Parts, batch: dict[str, Tensor]) -> Tensor
         rows, uphill = rows[staying], uphill[staying]
         unit = uphill / uphill.flatten(1).norm(dim=1)[:, None, None].clamp_min(1e-30)
         moved[rows] = moved[rows] + 0.3 * (gap.detach() + 1e-4)[:, None, None] * unit
-    loss = divergence(answers(student, student.embed(batch)), first)
+    loss = softened(answers(student, student.embed(batch)), first)
     return loss + 2 * divergence(answers(student, moved) / 3, target / 3)
 
 

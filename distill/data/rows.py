@@ -257,12 +257,13 @@ class Rows(Dataset[dict[str, Tensor]]):
             raise DistillError(
                 f"rows are chosen by a 1-D, non-empty list of integers: got shape {tuple(index.shape)} of {index.dtype}"
             )
-        if index.min() < -len(self) or index.max() >= len(self):
+        index = index.long()
+        least, greatest = (int(each) for each in torch.aminmax(index))
+        if least < -len(self) or greatest >= len(self):
             raise DistillError(
-                f"rows {int(index.min())} to {int(index.max())} are not all in data with {len(self)} rows, 0 to "
-                f"{len(self) - 1}"
+                f"rows {least} to {greatest} are not all in data with {len(self)} rows, 0 to {len(self) - 1}"
             )
-        return index.long()
+        return index
 
     def _pad_batch(self, name: str, column: Column, index: Tensor) -> Tensor:
         if isinstance(column, Tensor):

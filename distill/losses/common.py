@@ -74,6 +74,9 @@ def same_shapes(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 def _refuse_mismatch(name: str, arguments: dict[str, Any], axis: str) -> None:
     """Raise DistillError if the first two arguments differ in shape, or the mask is not of their positions."""
     (student_name, student), (teacher_name, teacher) = list(arguments.items())[:2]
+    mask = arguments.get("mask")
+    if student.shape == teacher.shape and (mask is None or mask.shape == student.shape[:-1]):
+        return
     found = f"{student_name} {tuple(student.shape)}, {teacher_name} {tuple(teacher.shape)}"
     if student.shape[:-1] != teacher.shape[:-1]:
         raise DistillError(
@@ -81,12 +84,10 @@ def _refuse_mismatch(name: str, arguments: dict[str, Any], axis: str) -> None:
         )
     if student.shape[-1] != teacher.shape[-1]:
         raise DistillError(f"{name} needs the same {axis} on both sides: {found}; {WAYS_OUT[axis]}.")
-    mask = arguments.get("mask")
-    if mask is not None and mask.shape != student.shape[:-1]:
-        raise DistillError(
-            f"{name} needs one mask entry a position, but mask is {tuple(mask.shape)}: {found}; "
-            f"pass one of shape {tuple(student.shape[:-1])}, as inputs['attention_mask'] of the same inputs."
-        )
+    raise DistillError(
+        f"{name} needs one mask entry a position, but mask is {tuple(arguments['mask'].shape)}: {found}; "
+        f"pass one of shape {tuple(student.shape[:-1])}, as inputs['attention_mask'] of the same inputs."
+    )
 
 
 def keep(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -167,6 +168,14 @@ def soften(name: str, logits: Tensor, temperature: float | Float[Tensor, ""]) ->
     return (logits.double() if exact else widen(logits)) / temperature
 
 
+def _are_within(labels: Tensor, classes: int) -> bool:
+    """Return whether the least and the greatest of some labels show that each is the number of a class."""
+    if labels.dtype != torch.int64 or not labels.numel():
+        return False
+    least, greatest = torch.aminmax(labels)
+    return int(least) >= 0 and int(greatest) < classes
+
+
 def find_labelled(name: str, logits: Tensor, labels: Tensor) -> Tensor:
     """Return where the labels are not −100, `[*batch]`.
 
@@ -184,6 +193,8 @@ def find_labelled(name: str, logits: Tensor, labels: Tensor) -> Tensor:
             f"give labels of shape {tuple(logits.shape[:-1])}, -100 where a position does not count."
         )
     here = on_host(labels)
+    if _are_within(here, logits.shape[-1]):
+        return is_labelled(labels)
     outside = here[(here != -100) & ((here < 0) | (here >= logits.shape[-1]))]
     if len(outside):
         raise DistillError(
