@@ -70,7 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep some cases of each test function, unless all are asked for or one is named."""
+    """Keep some cases of each test function, unless all are asked for or one is named; begin with the tutorials.
+
+    A file runs in one process, and theirs takes minutes: at the end the other process would wait for it.
+    """
+    items.sort(key=lambda item: item.path.name != "test_tutorials.py")
     if config.getoption("--full") or any("::" in str(argument) for argument in config.args):
         return
     kept = default_tier(items)
