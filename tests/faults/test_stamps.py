@@ -16,6 +16,7 @@ from interventions import InterventionError, Location, Zero, interchange, interv
 from interventions.execution import inventory, numbers, stamps, writes
 from interventions.execution.stamps import Stamp
 from tests.faults.test_stale_runs import CASES
+from tests.interventions.models.test_structure import calls_of, of_depth
 from tests.interventions.tiny_models import batch, make, middle
 
 
@@ -333,6 +334,25 @@ def test_two_threads_at_once():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_held", [True, False])
+def test_a_stamp_takes_as_many_calls_of_python_at_every_depth(is_held):
+    counts = []
+    for layers in (2, 12):
+        model = of_depth(layers)
+        held = [Stamp.of(model)] if is_held else []
+        for _ in range(2):
+            model.transformer.h[0].attn.own = 1  # so that one module is read again
+            Stamp.of(model)
+        counts.append([calls_of(lambda model=model: Stamp.of(model), ("call",)) for _ in range(2)])
+        with intervene(model, Location(1), op=Zero()):
+            model(input_ids=torch.tensor([[1, 2]]))
+        counts[-1].append(calls_of(lambda model=model: Stamp.of(model), ("call",)))
+        held.clear()
+    assert counts[0] == counts[1]
+    assert max(counts[0]) <= 80
 
 
 # --- fewer readings ---------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from torch import nn
 
 from interventions import InterventionError, Location, Mixup, Noise, Swap, Zero, interchange, intervene, run
 from interventions.models.architectures import architecture
+from tests.interventions.models.test_structure import calls_of, of_depth
 from tests.interventions.tiny_models import INNER, LAYERS, TRANSFORMERS, answer, batch, make, places
 
 MODES = {
@@ -235,6 +236,37 @@ def test_each_distinct_source_runs_once_and_a_run_never_again():
     at = [Location(1, dims=range(4)), Location(1, dims=range(4, 8)), Location(2), Location(0, dims=[3])]
     interchange(model, base, dict(zip(at, (first, first, second, ran), strict=True)), at)
     assert calls == ["0", "1", "0", "1", "2", "1", "2"]
+
+
+@torch.no_grad()
+def test_a_block_that_is_skipped_or_recorded_takes_few_calls_of_python():
+    inputs = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": False}
+    skipped, recorded, by_hand = [], [], []
+    for layers in (4, 20):
+        model = of_depth(layers)
+        held, place, kept = run(model, inputs), Location(layers - 2), {}
+
+        def resumed(model=model, held=held, place=place) -> None:
+            interchange(model, held, held, place)
+
+        def hooked(model=model, kept=kept) -> None:
+            hooks = [
+                block.register_forward_hook(lambda block, args, out, kept=kept: kept.update({block: out}))
+                for block in model.transformer.h
+            ]
+            model(**inputs)
+            for hook in hooks:
+                hook.remove()
+
+        def new(model=model) -> None:
+            run(model, inputs)
+
+        for counts, function in ((skipped, resumed), (recorded, new), (by_hand, hooked)):
+            for _ in range(3):
+                function()
+            counts.append(calls_of(function, ("call",)))
+    assert (skipped[1] - skipped[0]) / 16 <= 9
+    assert ((recorded[1] - recorded[0]) - (by_hand[1] - by_hand[0])) / 16 <= 3
 
 
 # --- when it must not resume ------------------------------------------------------------------------------------------
