@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interventions.analysis.batches import Batches, Counterfactual, cells_a_pass, cost_of, draw_nothing
+from interventions.analysis.batches import (
+    Batches,
+    Counterfactual,
+    cells_a_pass,
+    cost_of,
+    draw_nothing,
+    keep_freed_memory,
+)
 from interventions.analysis.readings import Reading, reading_of
 from interventions.analysis.repeated_base import RepeatedBase
 from interventions.errors import InterventionError
@@ -65,6 +72,7 @@ class Passes:
             draw_nothing(self.stacked.ops),
             cost_of(self.stacked.base),
         )
+        keep_freed_memory(self.stacked.base)
         for batch in batches.of(rows, cells):
             yield from self._measured(batch)
 

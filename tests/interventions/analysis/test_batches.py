@@ -1,5 +1,7 @@
 """Batches: every counterfactual once, none too large, and together as cheap as any way to cut them."""
 
+import platform
+import resource
 from itertools import chain, pairwise
 from typing import ClassVar
 
@@ -8,7 +10,14 @@ import torch
 
 from interventions import Add, Interpolate, InterventionError, Location, Mean, Mixup, Noise, Swap, Zero, run
 from interventions.analysis import batches as module
-from interventions.analysis.batches import Batches, bytes_of_a_counterfactual, cells_a_pass, cost_of, draw_nothing
+from interventions.analysis.batches import (
+    Batches,
+    bytes_of_a_counterfactual,
+    cells_a_pass,
+    cost_of,
+    draw_nothing,
+    keep_freed_memory,
+)
 from interventions.execution.cells import Cell
 from tests.interventions.tiny_models import LAYERS, batch, make
 
@@ -112,3 +121,20 @@ def test_memory_decides_how_many_share_a_pass(monkeypatch):
     assert cells_a_pass(many, 9) == 2  # a number of the caller's is taken
     with pytest.raises(InterventionError, match=r"batch_size=3 rows do not hold one counterfactual of 4 examples"):
         cells_a_pass(many, 3)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries decide otherwise what they keep")
+def test_memory_that_a_pass_frees_is_there_for_the_next():
+    """Pages that the system hands out anew are counted: each would be one where freed tensors went back to it."""
+    keep_freed_memory(run(make("gpt2"), batch("gpt2")))
+    size = 2**22
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        held = [torch.zeros(size, dtype=torch.uint8) for _ in range(10)]
+        del held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()  # the first time they come from the system
+    pages = 10 * size // resource.getpagesize()
+    assert max(faults() for _ in range(3)) < pages / 4
