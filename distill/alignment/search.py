@@ -25,7 +25,7 @@ from distill.causal.model import CausalModel
 from distill.causal.values import call_or_explain
 from distill.errors import DistillError, checked
 from distill.evaluation.measurement import Measurement, accuracy_of
-from distill.evaluation.outcome import Outcome, figures_of, outcome_of
+from distill.evaluation.outcome import Outcome, figures_of, outcomes_of
 from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import VariableInterchanges, examples_of_model, refuse_ineffective
 from distill.interchange.mapping import Entry, depth, entries_of
@@ -273,7 +273,7 @@ def _search(
     with evaluating(network), unchanged():  # it is looked at once, not at each of its runs
         tally = Measurement(VariableInterchanges(causal_model, network, cells), examples, seed, batch_size).tally()
     refuse_ineffective(tally, cells, has_rows=data is not None)
-    outcomes = tuple(outcome_of(tally.of(i), examples.sharing) for i in range(len(cells)))
+    outcomes = outcomes_of([tally.of(i) for i in range(len(cells))], examples.sharing)
     settings: dict[str, Any] = {"pairs": pairs, "seed": seed}
     if subspace is not None:
         settings |= {"subspace": repr(subspace()), "steps": schedule.steps, "batch_size": batch_size, "lr": lr}

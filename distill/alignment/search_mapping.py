@@ -19,7 +19,7 @@ from distill.errors import DistillError, NothingToMeasure, checked
 from distill.evaluation.interchange_accuracy import measurement_of
 from distill.evaluation.kind_measurement import KindMeasurement, PlacedKind
 from distill.evaluation.measurement import Measurement
-from distill.evaluation.outcome import outcome_of
+from distill.evaluation.outcome import outcomes_of
 from distill.interchange.kinds import USUAL, Kind, kinds_of
 from distill.interchange.mapping import Entry, depth, entries_of
 from distill.interchange.positions import Span
@@ -149,7 +149,7 @@ def _cells_together(
     found, first = dict[str, Cells](), 0
     for each in placed:
         numbers = range(first, first + len(each.entries))
-        outcomes = tuple(outcome_of(tally.of(i), examples.sharing) for i in numbers)
+        outcomes = outcomes_of([tally.of(i) for i in numbers], examples.sharing)
         student, teacher = (tuple(dict.fromkeys(getattr(e, side)[0] for e in each.entries)) for side in SIDES)
         found[each.name], first = Cells(student, teacher, outcomes), numbers.stop
     return found

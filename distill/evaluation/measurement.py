@@ -26,7 +26,7 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.controls import ANOTHER, random_parts
 from distill.evaluation.interchange_result import InterchangeAccuracy
-from distill.evaluation.outcome import Outcome, outcome_of
+from distill.evaluation.outcome import Outcome, outcome_of, outcomes_of
 from distill.interchange.mapping import Entry, names_of
 from distill.models.inputs import device_of, evaluating, network_of, to_device
 from distill.models.outputs import same_answers
@@ -256,9 +256,10 @@ def accuracy_of(
         tried: how many pairs were tried for each entry, where only effective ones were taken.
     """
     counts: Sequence[int | None] = [None] * len(entries) if tried is None else tried
-    per_pair = {name: outcome_of(tally.of(i), sharing, counts[i]) for i, name in enumerate(names_of(entries))}
-    overall = outcome_of(tally, sharing, None if tried is None else sum(tried))
-    return InterchangeAccuracy(overall, per_pair, {**settings, "shared": counted(sharing)})
+    names, all_tried = names_of(entries), None if tried is None else sum(tried)
+    tallies = [*(tally.of(i) for i in range(len(names))), tally]
+    *each, overall = outcomes_of(tallies, sharing, [*counts, all_tried])
+    return InterchangeAccuracy(overall, dict(zip(names, each, strict=True)), {**settings, "shared": counted(sharing)})
 
 
 def counted(sharing: Sharing) -> dict[str, int]:

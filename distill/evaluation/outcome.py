@@ -1,11 +1,13 @@
 """The figures of one entry of a mapping, or of several together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distill.statistics.figures import Figure, figure_of
-from distill.statistics.intervals import Estimate, Share, share_of
+import torch
+
+from distill.statistics.figures import figure_of
+from distill.statistics.intervals import Estimate, Share, estimates_of, shares_of
 from distill.statistics.sharing import Sharing
 from distill.statistics.tally import Tally
 
@@ -74,35 +76,75 @@ def outcome_of(tally: Tally, sharing: Sharing, tried: int | None = None) -> Outc
         sharing: what the pairs have in common.
         tried: how many pairs were tried to find these, where only effective ones were taken.
     """
-    count, left_out = int(tally.kept.sum()), tally.left_out
+    return outcomes_of([tally], sharing, [tried])[0]
 
-    def value(name: str) -> float | None:
-        found = figure_of(name, tally)
-        return None if found is None else found.value
 
-    def share(above: str, below: str) -> Share | None:
-        known = above in tally and bool(tally[below].any())
-        return share_of(tally[above].sum(1), tally[below].sum(1), sharing) if known else None
-
-    normalized: Figure | None = figure_of("normalized", tally)
-    return Outcome(
-        iia=share("agree", "total"),
-        effect_rate=value("effect_rate"),
-        effective_iia=value("effective"),
-        do_nothing=value("do_nothing"),
-        replace_all=value("replace_all"),
-        kl=value("kl"),
-        error=value("error"),
-        count=count,
-        left_out=left_out,
-        as_source=value("as_source"),
-        effective=share("agree_on_effect", "effect"),
-        normalized=None if normalized is None else normalized.estimate(sharing),
-        correlation=value("correlation"),
-        agreement=share("agree_on_base", "total"),
-        base_kl=value("base_kl"),
-        tried=tried,
+def outcomes_of(
+    tallies: Sequence[Tally], sharing: Sharing, tried: Sequence[int | None] | None = None
+) -> tuple[Outcome, ...]:
+    """Return the figures of several tallies over the same pairs, whose intervals are computed together."""
+    shares, normalized = _shares(tallies, sharing), _normalized(tallies, sharing)
+    return tuple(
+        Outcome(
+            iia=shares[i].get("iia"),
+            effect_rate=_value("effect_rate", tally),
+            effective_iia=_value("effective", tally),
+            do_nothing=_value("do_nothing", tally),
+            replace_all=_value("replace_all", tally),
+            kl=_value("kl", tally),
+            error=_value("error", tally),
+            count=int(tally.kept.sum()),
+            left_out=tally.left_out,
+            as_source=_value("as_source", tally),
+            effective=shares[i].get("effective"),
+            normalized=normalized.get(i),
+            correlation=_value("correlation", tally),
+            agreement=shares[i].get("agreement"),
+            base_kl=_value("base_kl", tally),
+            tried=None if tried is None else tried[i],
+        )
+        for i, tally in enumerate(tallies)
     )
+
+
+SHARES = {
+    "iia": ("agree", "total"),
+    "effective": ("agree_on_effect", "effect"),
+    "agreement": ("agree_on_base", "total"),
+}
+"""The figures that are shares, each with the names of the sums that are right and of those of which they are."""
+
+
+def _shares(tallies: Sequence[Tally], sharing: Sharing) -> list[dict[str, Share]]:
+    """Return the shares of each tally that it knows."""
+    known = [
+        (i, name, tally[right].sum(1), tally[total].sum(1))
+        for i, tally in enumerate(tallies)
+        for name, (right, total) in SHARES.items()
+        if right in tally and bool(tally[total].any())
+    ]
+    found: list[dict[str, Share]] = [{} for _ in tallies]
+    if known:
+        rights, totals = (torch.stack([each[column] for each in known], 1) for column in (2, 3))
+        for (i, name, _, _), share in zip(known, shares_of(rights, totals, sharing), strict=True):
+            found[i][name] = share
+    return found
+
+
+def _normalized(tallies: Sequence[Tally], sharing: Sharing) -> dict[int, Estimate]:
+    """Return the normalized accuracy of each tally, by its number, where it is defined."""
+    figures = {i: figure for i, tally in enumerate(tallies) if (figure := figure_of("normalized", tally)) is not None}
+    if not figures:
+        return {}
+    influences = torch.stack([figure.influence for figure in figures.values()], 1)
+    values = [figure.value for figure in figures.values()]
+    return dict(zip(figures, estimates_of(values, influences, sharing), strict=True))
+
+
+def _value(name: str, tally: Tally) -> float | None:
+    """Return the value of a figure of a tally; None where it is not defined."""
+    found = figure_of(name, tally)
+    return None if found is None else found.value
 
 
 def figures_of(outcome: Outcome) -> dict[str, float | None]:

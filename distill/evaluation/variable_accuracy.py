@@ -10,6 +10,7 @@ Geiger et al. 2021 (arXiv:2106.02997), section 3.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -152,21 +153,25 @@ class VariableInterchanges(Interchanges):
         runs = [run(self.student, self.inputs(values), places_of(self.entries)) for values in high]
         here, there = (Ran(values, ran) for values, ran in zip(high, runs, strict=True))
         on_base, on_source = (self._answers(ran, values) for ran, values in zip(runs, high, strict=True))
-        unchanged, sums = model.answers(high[0]), []
+        unchanged = model.answers(high[0])
         wanted = {
             variables: model.answers(model.interchange(high[0], {variables: other}))
             for variables in dict.fromkeys(entry.teacher for entry in self.entries)
         }
-        before = None if unchanged.is_floating_point() else _surprise(on_base, unchanged)
-        found: dict[Any, Tensor] = {}  # what the student answers after an interchange does not depend on the variables
-        for entry in self.entries:
-            key = entry.student, tuple(map(id, entry.positions))
-            if key not in found:
-                found[key] = self._answers(swapped(model, self.student, entry, here, there), high[0])
-            after = found[key]
-            compared = _compare(wanted[entry.teacher], unchanged, (after, on_base, on_source), before)
-            sums.append(sum_predictions(compared, torch.ones(len(after), dtype=torch.float64, device=after.device)))
-        return stacked(sums)
+        before = Before(unchanged, on_base, on_source)
+        sums: dict[int, dict[str, Tensor]] = {}
+        for numbers in self._alike():  # what the student answers after an interchange does not depend on the variables
+            after = self._answers(swapped(model, self.student, self.entries[numbers[0]], here, there), high[0])
+            compared = before.compared(after, [wanted[self.entries[i].teacher] for i in numbers])
+            sums |= dict(zip(numbers, compared, strict=True))
+        return stacked([sums[i] for i in range(len(self.entries))])
+
+    def _alike(self) -> list[list[int]]:
+        """Return the numbers of the entries of each place and its positions, which have one counterfactual run."""
+        found: dict[Any, list[int]] = {}
+        for i, entry in enumerate(self.entries):
+            found.setdefault((entry.student, tuple(map(id, entry.positions))), []).append(i)
+        return list(found.values())
 
     def _answers(self, ran: Run, values: Values) -> Tensor:
         """Return the logits of the student's answers to these values."""
@@ -175,23 +180,52 @@ class VariableInterchanges(Interchanges):
         return answers
 
 
-def _compare(wanted: Tensor, unchanged: Tensor, logits: Sequence[Tensor], before: Tensor | None) -> Batch:
-    """Compare the answers of causal model and student, and return what each pair adds, by the names of a tally.
+@dataclass(frozen=True, eq=False)
+class Before:
+    """The answers to the bases and the sources of a batch, with which those after interchanges are compared.
 
-    Args:
-        wanted, unchanged: the causal model's answers after the interchange, and to the base.
-        logits: those of the student after the interchange, on the base and on the source.
-        before: how little the student expects the causal model's answer to the base [nats].
+    Attributes:
+        unchanged: the causal model's answers to the bases.
+        base, source: the student's logits on the bases and on the sources.
     """
-    after, _, source = logits
-    if wanted.is_floating_point() or before is None:
-        return {"error": (as_answers(after, wanted) - wanted.to(after)).abs().reshape(len(after), -1).mean(1)}
-    same = torch.isclose(after, source, rtol=1e-4, atol=1e-5).all(1)
-    answers = (each.argmax(-1) for each in logits)
-    divergences = {"divergence": _surprise(after, wanted), "divergence_on_base": before}
-    return compare_classes(wanted, unchanged, *answers) | divergences | {"as_source": same}
+
+    unchanged: Tensor
+    base: Tensor
+    source: Tensor
+
+    @cached_property
+    def surprise(self) -> Tensor:
+        """How little the student expects the causal model's answers to the bases [nats]."""
+        return _surprises(self.base, [self.unchanged])[0]
+
+    @cached_property
+    def classes(self) -> tuple[Tensor, Tensor]:
+        """The classes that the student answers on the bases and on the sources."""
+        return self.base.argmax(-1), self.source.argmax(-1)
+
+    def compared(self, after: Tensor, wanted: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Return what each pair adds to the sums of the entries of one counterfactual run, by the names of a tally.
+
+        Args:
+            after: the student's logits after the interchange.
+            wanted: the causal model's answers, for each entry.
+        """
+        ones = torch.ones(len(after), dtype=torch.float64, device=after.device)
+        if self.unchanged.is_floating_point():
+            errors = [
+                (as_answers(after, each) - each.to(after)).abs().reshape(len(after), -1).mean(1) for each in wanted
+            ]
+            return [sum_predictions({"error": error}, ones) for error in errors]
+        same, classes = torch.isclose(after, self.source, rtol=1e-4, atol=1e-5).all(1), after.argmax(-1)
+        found = []
+        for each, surprise in zip(wanted, _surprises(after, wanted), strict=True):
+            compared = compare_classes(each, self.unchanged, classes, *self.classes)
+            more = {"divergence": surprise, "divergence_on_base": self.surprise, "as_source": same}
+            found.append(sum_predictions(compared | more, ones))
+        return found
 
 
-def _surprise(logits: Tensor, classes: Tensor) -> Tensor:
-    """Return −log p of classes under the softmax of logits [nats], `[batch]`."""
-    return -logits.double().log_softmax(-1).gather(-1, classes[:, None])[:, 0]
+def _surprises(logits: Tensor, classes: Sequence[Tensor]) -> list[Tensor]:
+    """Return −log p of several classes for each row under the softmax of logits [nats], `[batch]` each."""
+    known = logits.double().log_softmax(-1)
+    return [-known.gather(-1, each[:, None])[:, 0] for each in classes]

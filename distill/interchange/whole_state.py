@@ -4,7 +4,8 @@ If the places of a variable hold everything that the rest of the network reads, 
 whatever the places represent: such an alignment is no evidence for a causal model.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -14,7 +15,7 @@ from distill.causal.model import CausalModel
 from distill.causal.values import Values
 from distill.errors import DistillError
 from distill.interchange.mapping import Entry
-from distill.interchange.swap import Ran, encoded, source_of, swapped
+from distill.interchange.swap import Ran, encoded, places_of, swapped
 from distill.models.inputs import evaluating, mask_of
 from interventions import InterventionError, Location, Run, architecture, run, select
 
@@ -37,28 +38,60 @@ def refuse_wholes(
         DistillError: such an entry, or a subspace or dims that do not fit their place.
     """
     base, source = _pad_alike(model, base, source)
-    high, there_high = model.run(base), model.run(source)
+    entries = _told_apart(model, entries, base, source)
+    if not entries:
+        return
     with evaluating(network), torch.no_grad():
         inputs = [encoded(model, network, values) for values in (base, source)]
-        here, there = (run(network, each, resumable=False).logits for each in inputs)
+        before = run(network, inputs[0], resumable=False).logits
+        ran = _source_run(network, inputs[1], entries)
+        taken, there = Ran(source, ran), ran.logits
         for entry in entries:
-            after = model.interchange(high, {entry.teacher: there_high})
-            if torch.equal(after[model.output], there_high[model.output]):
-                continue  # on these examples the causal model answers as to the source
-            try:
-                taken = source_of(model, network, source, (entry,))
+            with _naming(entry):
                 whole = _covered_place(model, taken, entry)
                 if whole is None:
                     continue
                 logits = swapped(model, network, entry, Ran(base, inputs[0]), taken).logits
-            except InterventionError as error:
-                raise DistillError(f"{'+'.join(entry.teacher)} cannot be interchanged: {error}") from error
             is_source = torch.allclose(logits, there, rtol=1e-4, atol=1e-5)
-            if is_source and not torch.allclose(here, there, rtol=1e-4, atol=1e-5):
+            if is_source and not torch.allclose(before, there, rtol=1e-4, atol=1e-5):
                 raise DistillError(
                     f"{'+'.join(entry.teacher)} is aligned with all of {whole}, and to swap that is to run the source; "
                     f"give it a part: {_suggest_part(taken, whole)}."
                 )
+
+
+def _told_apart(model: CausalModel, entries: tuple[Entry, ...], base: Values, source: Values) -> tuple[Entry, ...]:
+    """Return the entries after whose interchange the causal model answers otherwise than to the sources."""
+    high, there = model.run(base), model.run(source)
+    apart = {}
+    for variables in dict.fromkeys(entry.teacher for entry in entries):
+        after = model.interchange(high, {variables: there})
+        apart[variables] = not torch.equal(after[model.output], there[model.output])
+    return tuple(entry for entry in entries if apart[entry.teacher])
+
+
+def _source_run(network: nn.Module, inputs: object, entries: tuple[Entry, ...]) -> Run:
+    """Return one run on the sources that has the places of all entries.
+
+    Raises:
+        DistillError: a place that does not run; it names the entry.
+    """
+    try:
+        return run(network, inputs, places_of(entries), resumable=False)
+    except InterventionError:
+        for entry in entries:
+            with _naming(entry):
+                run(network, inputs, places_of((entry,)), resumable=False)
+        raise
+
+
+@contextmanager
+def _naming(entry: Entry) -> Iterator[None]:
+    """Let errors of interventions inside the block name the variables of an entry."""
+    try:
+        yield
+    except InterventionError as error:
+        raise DistillError(f"{'+'.join(entry.teacher)} cannot be interchanged: {error}") from error
 
 
 def _suggest_part(taken: Ran, whole: Location) -> str:

@@ -10,6 +10,7 @@ variance that is found, p (1 − p) / variance, and z the quantile of Student's 
 Wilson 1927, JASA 22; Efron, Tibshirani 1993, An Introduction to the Bootstrap, chapter 13.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -70,6 +71,10 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+NOTHING = Share(0.0, 0.0, 1.0, 0)
+"""A share of no examples, of which nothing is known."""
 
 
 def signed(estimate: Estimate) -> str:
@@ -156,27 +161,47 @@ def share_of(right: Float[Tensor, " pairs"], total: Float[Tensor, " totals"], sh
     Raises:
         DistillError: other numbers of sums than of pairs, or no prediction.
     """
-    same = len(right) == len(total) == len(sharing)
-    if not same or not bool((total > 0).any()) or not bool(((right >= 0) & (right <= total)).all()):
+    return shares_of(right[:, None], total[:, None], sharing)[0]
+
+
+@checked
+def shares_of(
+    right: Float[Tensor, "pairs figures"], total: Float[Tensor, "totals figures"], sharing: Sharing
+) -> list[Share]:
+    """Return several shares over the same pairs, a column each, as `share_of` returns one."""
+    same = right.shape == total.shape and len(right) == len(sharing)
+    if not same or not bool((total > 0).any(0).all()) or not bool(((right >= 0) & (right <= total)).all()):
         raise DistillError(
             f"there is no share of {len(right)} right and {len(total)} totals in {len(sharing)} pairs; give a right "
             "one from 0 to its total to each pair, and at least one total above 0."
         )
-    kept = total > 0
-    if not bool(kept.all()):
-        right, total, sharing = right[kept], total[kept], sharing.take(kept)
-    right, total = right.double(), total.double()
-    summed = float(total.sum())
-    value = float(right.sum()) / summed
-    spread = value * (1 - value)
-    if spread > 0:
-        found = sharing.spread((right - value * total) / summed)
-        n = min(spread / found.variance, summed) if found.variance > 0 else summed
-        z = student_quantile(found.degrees)
-    else:
-        n, z = min(sharing.independent, summed), student_quantile(sharing.independent - 1)
-    low, high = _wilson_interval(value, n, z)
-    return Share(value, low, high, round(summed))
+    masks, group_of = (total > 0).unique(dim=1, return_inverse=True)
+    found: list[Share] = [NOTHING] * total.shape[1]
+    for group, kept in enumerate(masks.unbind(1)):
+        columns = (group_of == group).nonzero()[:, 0]
+        some = slice(None) if bool(kept.all()) else kept
+        mine = sharing if isinstance(some, slice) else sharing.take(kept)
+        shares = _shares(right[some][:, columns].double(), total[some][:, columns].double(), mine)
+        for column, share in zip(columns.tolist(), shares, strict=True):
+            found[column] = share
+    return found
+
+
+def _shares(
+    right: Float[Tensor, "pairs figures"], total: Float[Tensor, "pairs figures"], sharing: Sharing
+) -> Iterator[Share]:
+    """Yield shares over the same pairs, each of which has a prediction."""
+    sums = total.sum(0)
+    values = right.sum(0) / sums
+    spreads = sharing.spreads((right - values * total) / sums)
+    for value, summed, found in zip(values.tolist(), sums.tolist(), spreads, strict=True):
+        spread = value * (1 - value)
+        if spread > 0:
+            n = min(spread / found.variance, summed) if found.variance > 0 else summed
+            z = student_quantile(found.degrees)
+        else:
+            n, z = min(sharing.independent, summed), student_quantile(sharing.independent - 1)
+        yield Share(value, *_wilson_interval(value, n, z), round(summed))
 
 
 @checked
@@ -192,16 +217,22 @@ def estimate_of(value: float, influence: Float[Tensor, " pairs"], sharing: Shari
     Raises:
         DistillError: another number of influences than of pairs, or one that is not finite.
     """
-    if len(influence) != len(sharing) or not bool(influence.isfinite().all()):
+    return estimates_of([value], influence[:, None], sharing)[0]
+
+
+@checked
+def estimates_of(values: list[float], influences: Float[Tensor, "pairs figures"], sharing: Sharing) -> list[Estimate]:
+    """Return several figures over the same pairs, as `estimate_of` returns one."""
+    if len(influences) != len(sharing) or not bool(influences.isfinite().all()):
         raise DistillError(
-            f"there is no interval of {len(influence)} influences over {len(sharing)} pairs; give a finite one to "
+            f"there is no interval of {len(influences)} influences over {len(sharing)} pairs; give a finite one to "
             "each pair."
         )
-    if not bool(influence.any()):
-        return Estimate(value, value, value)
-    found = sharing.spread(influence)
-    half = student_quantile(found.degrees) * sqrt(found.variance)
-    return Estimate(value, value - half, value + half)
+    found, moves = [], influences.any(0).tolist()
+    for value, spread, moved in zip(values, sharing.spreads(influences), moves, strict=True):
+        half = student_quantile(spread.degrees) * sqrt(spread.variance) if moved else 0.0
+        found.append(Estimate(value, value - half, value + half))
+    return found
 
 
 @checked

@@ -25,7 +25,7 @@ where one image in a hundred misleads.
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import inf, sqrt
+from math import inf
 
 import torch
 from einops import rearrange
@@ -109,35 +109,48 @@ class Sharing:
             influence: what each pair adds to the deviation of the figure from its expectation, e.g. (y − mean) / n for
                 a mean; for a ratio Σa / Σb, (a − ratio · b) / Σb. Its sum is 0.
         """
-        n = len(self)
-        if n < 2:
-            return Spread(inf, 1.0)
-        values = influence.double()
-        squares = float(values @ values)
-        parts = self._parts(torch.cat([values.new_tensor([squares]), self._products(values)]))
-        variance = float(parts.sum())
-        things = 0.0
-        for each, number, part in zip(self._things, self._numbers, parts[1:].split(len(KINDS)), strict=True):
-            things += float(part.sum()) ** 2 * max(_unevenness(each, values), 2 / max(number - 1, 1))
-        noise = 2 * (squares / n) ** 2 * self._noise
-        added = variance - squares * n / (n - 1)
-        uncertainty = min((sqrt(things) + sqrt(noise)) ** 2, added**2)
-        most = max(self.independent - 1, 1.0)
-        return Spread(variance, most if uncertainty <= 0 else min(max(2 * variance**2 / uncertainty, 1.0), most))
+        return self.spreads(influence[:, None])[0]
 
-    def _parts(self, products: Float[Tensor, " kinds"]) -> Float[Tensor, " kinds"]:
-        """Return what σ² and each γ add to the variance; the γ are not below 0."""
+    def spreads(self, influences: Float[Tensor, "pairs figures"]) -> list[Spread]:
+        """Return the variances of several figures over the same pairs, see `spread`."""
+        n, values = len(self), influences.double()
+        if n < 2:
+            return [Spread(inf, 1.0)] * values.shape[1]
+        squares, sums = (values * values).sum(0), [_sums(things, values) for things in self._things]
+        parts = self._parts(torch.cat([squares[None], self._products(values, sums)]))
+        variances = parts.sum(0)
+        things = torch.zeros_like(variances)
+        for each, number, often, part in zip(
+            sums, self._numbers, self._counts, parts[1:].split(len(KINDS)), strict=True
+        ):
+            things += part.sum(0) ** 2 * _unevenness(each, often).clamp(min=2 / max(number - 1, 1))
+        noise, added = 2 * (squares / n) ** 2 * self._noise, variances - squares * n / (n - 1)
+        uncertain = torch.minimum((things.sqrt() + noise.sqrt()) ** 2, added**2)
+        most = max(self.independent - 1, 1.0)
+        degrees = (2 * variances**2 / uncertain).clamp(min=1.0, max=most).where(uncertain > 0, most)
+        return [Spread(*each) for each in zip(variances.tolist(), degrees.tolist(), strict=True)]
+
+    def _parts(self, products: Float[Tensor, "kinds figures"]) -> Float[Tensor, "kinds figures"]:
+        """Return what σ² and each γ add to the variance of each figure; the γ are not below 0."""
         parts = torch.zeros_like(products)
-        kinds = [k for k in range(1, len(products)) if self._shared[k] > 0]
-        while True:
+        kinds = tuple(k for k in range(1, len(products)) if self._shared[k] > 0)
+        waiting = {kinds: torch.arange(products.shape[1])}  # by the kinds that are not known to be 0
+        while waiting:
+            kinds, figures = waiting.popitem()
             chosen = [0, *kinds]
             found = torch.linalg.lstsq(
-                self._moments[chosen][:, chosen], products[chosen, None], driver="gelsd"
-            ).solution[:, 0]
-            if not kinds or float(found[1:].min()) >= 0:
-                parts[chosen] = found * self._shared[chosen]
-                return parts
-            kinds.pop(int(found[1:].argmin()))
+                self._moments[chosen][:, chosen], products[chosen][:, figures], driver="gelsd"
+            ).solution
+            below = found[1:].min(0) if kinds else None
+            done = torch.ones(len(figures), dtype=torch.bool) if below is None else below.values >= 0
+            for row, kind in enumerate(chosen):
+                parts[kind, figures[done]] = found[row, done] * self._shared[kind]
+            for place, kind in enumerate(kinds if below is not None else ()):
+                without = figures[~done & (below.indices == place)]  # type: ignore[union-attr]
+                if len(without):
+                    fewer = tuple(k for k in kinds if k != kind)
+                    waiting[fewer] = torch.cat([waiting.get(fewer, without[:0]), without])
+        return parts
 
     @cached_property
     def _things(self) -> list[Things]:
@@ -157,6 +170,12 @@ class Sharing:
         return found
 
     @cached_property
+    def _counts(self) -> list[Float[Tensor, "2 things"]]:
+        """How many pairs each thing is in, as base and as source."""
+        ones = torch.ones(len(self), 1, dtype=torch.float64)
+        return [_sums(things, ones)[..., 0] for things in self._things]
+
+    @cached_property
     def _own(self) -> Float[Tensor, "pairs kinds"]:
         """The number of things of each kind that a pair shares with itself."""
         found = []
@@ -168,16 +187,21 @@ class Sharing:
     @cached_property
     def _shared(self) -> Float[Tensor, " kinds"]:
         """The times that σ² and each γ are in the variance: n, and Σ over i ≠ j of s_ij."""
-        ones = torch.ones(len(self), dtype=torch.float64)
-        return torch.cat([ones.sum()[None], self._products(ones)])
+        ones = torch.ones(len(self), 1, dtype=torch.float64)
+        products = self._products(ones, [counts[..., None] for counts in self._counts])[:, 0]
+        return torch.cat([ones.sum()[None], products])
 
-    def _products(self, values: Float[Tensor, " pairs"]) -> Float[Tensor, " kinds"]:
-        """Return Σ over i ≠ j of s_ij e_i e_j for each kind of sharing, without making s."""
-        found = []
-        for things in self._things:
-            sums = _sums(things, values)
-            found.append(torch.einsum("kxy,xy->k", KINDS, sums @ sums.T))
-        return torch.cat(found) - (values * values) @ self._own
+    def _products(
+        self, values: Float[Tensor, "pairs figures"], sums: list[Float[Tensor, "2 _ figures"]]
+    ) -> Float[Tensor, "kinds figures"]:
+        """Return Σ over i ≠ j of s_ij e_i e_j for each kind of sharing, without making s.
+
+        Args:
+            values: e of each figure.
+            sums: their sums over the pairs that each thing is in, for things of each sort.
+        """
+        found = [torch.einsum("kxy,xtf,ytf->kf", KINDS, each, each) for each in sums]
+        return torch.cat(found) - self._own.T @ (values * values)
 
     @cached_property
     def _moments(self) -> Float[Tensor, "kinds kinds"]:
@@ -207,9 +231,9 @@ def _renumbered(things: Things) -> Things:
     return found - int(bool(len(numbers)) and bool(numbers[0] < 0))
 
 
-def _sums(things: Things, values: Float[Tensor, " pairs"]) -> Float[Tensor, "2 things"]:
-    """Return the sum of the values of the pairs that each thing is in, as base and as source."""
-    sums = torch.zeros(2, int(things.max()) + 1 if things.numel() else 0, dtype=torch.float64)
+def _sums(things: Things, values: Float[Tensor, "pairs figures"]) -> Float[Tensor, "2 things figures"]:
+    """Return the sums of the values of the pairs that each thing is in, as base and as source."""
+    sums = values.new_zeros(2, int(things.max()) + 1 if things.numel() else 0, values.shape[1])
     for role, columns in zip(sums, things, strict=True):
         for numbers in columns.T:
             there = numbers >= 0
@@ -219,7 +243,7 @@ def _sums(things: Things, values: Float[Tensor, " pairs"]) -> Float[Tensor, "2 t
 
 def _row_sums(things: Things) -> Float[Tensor, "kinds pairs"]:
     """Return Σ over all j of s_ij for each kind and pair i."""
-    counts = _sums(things, torch.ones(things.shape[1], dtype=torch.float64))
+    counts = _sums(things, torch.ones(things.shape[1], 1, dtype=torch.float64))[..., 0]
     padded = torch.cat([counts, torch.zeros(2, 1, dtype=torch.float64)], 1)  # place −1, of no thing
     return torch.einsum("kxy,yxn->kn", KINDS, padded[:, things].sum(-1))
 
@@ -235,15 +259,21 @@ def _together(one: Things, other: Things) -> Float[Tensor, "kinds others"]:
     return torch.einsum("kxy,lzw,xzyw->kl", KINDS, KINDS, (counts @ counts.T).view(2, 2, 2, 2))
 
 
-def _unevenness(things: Things, values: Float[Tensor, " pairs"]) -> float:
+def _unevenness(
+    sums: Float[Tensor, "2 things figures"], counts: Float[Tensor, "2 things"]
+) -> Float[Tensor, " figures"]:
     """Return the relative variance of a sum of squares by its own parts, those of the sums that the things are in.
 
     About 2 / G for G things of normal effects, and 1 where one thing is all.
+
+    Args:
+        sums: of the values of the pairs that each thing is in, as base and as source.
+        counts: of these pairs.
     """
-    counts, sums = _sums(things, torch.ones_like(values)), _sums(things, values)
-    worst = 0.0
+    worst = sums.new_zeros(sums.shape[2])
     for each, often in ((sums[0], counts[0]), (sums[1], counts[1]), (sums.sum(0), counts.sum(0))):
         squares = each**2
-        if float(squares.sum()) > 0:
-            worst = max(worst, float((squares @ squares) / squares.sum() ** 2) - 1 / int((often > 0).sum()))
+        total, things = squares.sum(0), int((often > 0).sum())
+        found = (squares**2).sum(0) / total**2 - 1 / max(things, 1)
+        worst = torch.maximum(worst, found.where(total > 0, 0.0))
     return worst

@@ -138,6 +138,31 @@ def test_neither_order_nor_numbers_nor_scale_matter(memberships):
         assert other.independent == pytest.approx(sharing.independent)
 
 
+@pytest.mark.parametrize("memberships", [0, 3])
+def test_figures_together_are_each_figure_alone(memberships):
+    """Also where some have effects of a sort that others lack, and one has none."""
+    generator = torch.Generator().manual_seed(memberships)
+    sharing = sharing_of(30, 80, 12 * bool(memberships), memberships, generator)
+    bases, sources = (normal(30, generator=generator)[each] for each in (sharing.base, sharing.source))
+    noise = normal(80, generator=generator)
+    values = [
+        noise,
+        3 * bases + noise,
+        3 * sources + noise,
+        bases - sources,
+        0 * noise,
+        *normal(9, 80, generator=generator),
+    ]
+    influences = torch.stack(list(map(influence_of, values)), 1)
+    found = sharing.spreads(influences)
+    assert len({round(each.variance, 9) for each in found}) == len(values)
+    for spread, influence in zip(found, influences.T, strict=True):
+        alone = sharing.spread(influence)
+        assert spread.variance == pytest.approx(alone.variance, rel=1e-9, abs=1e-15)
+        assert spread.degrees == pytest.approx(alone.degrees, rel=1e-6)
+        assert spread.variance == pytest.approx(variance_by_matrices(sharing, influence), rel=1e-8, abs=1e-15)
+
+
 def test_it_takes_a_second_for_ten_thousand_pairs_without_a_matrix_of_all():
     generator = torch.Generator().manual_seed(0)
     sharing = sharing_of(4000, 10_000, 360, 4, generator)
