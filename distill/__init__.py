@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from distill.alignment.align import align
     from distill.alignment.alignment import Alignment
     from distill.alignment.mapping_search import MappingSearch
-    from distill.alignment.search import Search, search_alignment
+    from distill.alignment.search import Search
+    from distill.alignment.search_alignment import search_alignment
     from distill.alignment.search_mapping import search_mapping
     from distill.auditing.audit import audit
     from distill.auditing.result import Audit
@@ -178,7 +179,8 @@ _NAMES = {
     "distill.alignment.align": "align",
     "distill.alignment.alignment": "Alignment",
     "distill.alignment.mapping_search": "MappingSearch",
-    "distill.alignment.search": "Search search_alignment",
+    "distill.alignment.search": "Search",
+    "distill.alignment.search_alignment": "search_alignment",
     "distill.alignment.search_mapping": "search_mapping",
     "distill.auditing.audit": "audit",
     "distill.auditing.result": "Audit",

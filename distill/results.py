@@ -10,7 +10,7 @@ from torch import nn
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
-from distill.evaluation.tables import table_of
+from distill.statistics.tables import table_of
 from distill.storage.files import sha256_of, write_json
 from distill.training.checkpoints import LOG
 from distill.training.progress import Record

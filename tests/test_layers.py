@@ -104,10 +104,12 @@ TESTED_BY = {
         f"distill/causal/{name}.py": "tests/distill/causal/test_model.py"
         for name in ("counterfactuals", "domains", "graph", "mechanisms", "positions", "values")
     },
-    "distill/evaluation/tables.py": "tests/test_results.py",
+    "distill/statistics/tables.py": "tests/test_results.py",
     "distill/evaluation/labelled_answers.py": "tests/distill/evaluation/test_metrics.py",
     **{f"distill/alignment/{name}.py": "tests/distill/alignment/test_align.py" for name in ("fitting", "learning")},
     "distill/alignment/crossed_interchanges.py": "tests/distill/alignment/test_search_mapping.py",
+    "distill/causal/encoding.py": "tests/distill/causal/test_model.py",
+    "distill/alignment/search.py": "tests/distill/alignment/test_search_alignment.py",
     **{
         f"distill/auditing/{name}.py": "tests/distill/auditing/test_audit.py"
         for name in ("controls", "differences", "interchanges", "result")
@@ -144,6 +146,7 @@ TESTED_BY = {
     "distill/evaluation/drawn_positions.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/evaluation/interchange_result.py": "tests/distill/evaluation/test_outcome.py",
     "distill/evaluation/network_interchanges.py": "tests/distill/evaluation/test_interchange_accuracy.py",
+    "distill/evaluation/network_runs.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/attention_keys.py": "tests/distill/test_every_site.py",
     "distill/interchange/real_positions.py": "tests/distill/evaluation/test_interchange_accuracy.py",
     "distill/interchange/swap.py": "tests/distill/evaluation/test_variable_accuracy.py",

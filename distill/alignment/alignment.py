@@ -12,8 +12,8 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
 from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.outcome import figures_of
-from distill.evaluation.tables import table_of
 from distill.interchange.mapping import Entry, names_of
+from distill.statistics.tables import table_of
 from distill.storage.files import Damaged, check_folder_whole, new_folder, read_json, write_json
 from distill.training.progress import Record
 from interventions import Location, Picture, Result, plain_data, printed

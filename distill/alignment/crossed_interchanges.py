@@ -16,7 +16,8 @@ from torch import Tensor
 
 from distill.evaluation.drawn_positions import DrawnPositions, PositionDraws
 from distill.evaluation.measurement import Batch, Interchanges
-from distill.evaluation.network_interchanges import NetworkInterchanges, NetworkRuns, answers_at
+from distill.evaluation.network_interchanges import NetworkInterchanges, answers_at
+from distill.evaluation.network_runs import NetworkRuns
 from distill.losses import kd
 from distill.models.finite import check_answers
 from distill.statistics.shifts import log_odds, moments_of

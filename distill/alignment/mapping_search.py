@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.alignment.monotone import choose_monotone
 from distill.errors import DistillError, did_you_mean
 from distill.evaluation.outcome import Outcome, figures_of
-from distill.evaluation.tables import table_of
+from distill.statistics.tables import table_of
 from interventions import Location, Picture, Result, label, plain_data, printed
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ def search_mapping(
     places: Any = None,
     pairs: int = 1000,
     seed: Any = 0,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     controls: str | Sequence[str] = CONTROLS,
     exclude: Any = None,
     answers: Any = None,
@@ -67,7 +67,8 @@ def search_mapping(
             all blocks. Models without blocks need it: `(["module:0", "module:2"], ["module:0"])`.
         pairs: how many pairs of base and source each cell is measured on, the same for all.
         seed: of the pairs, the positions and the controls.
-        batch_size: pairs of a forward; the figures do not depend on it.
+        batch_size: pairs of a forward; the figures do not depend on it. None takes as many as a share of the free
+            memory holds, on a processor 512 at most.
         controls: `"network"` (a student with new weights) and `"labels"` (the teacher takes the sources of other
             pairs), each searched in the same way; () for none.
         exclude: the result of `fit`: data may not hold rows that it was trained on.

@@ -10,7 +10,7 @@ from distill.auditing.parts import Depth, Part
 from distill.auditing.pictures import draw_parts
 from distill.auditing.sentences import number, sentences_of
 from distill.evaluation.interchange_result import InterchangeAccuracy
-from distill.evaluation.tables import table_of
+from distill.statistics.tables import table_of
 from interventions import Picture, Result, plain_data, printed
 
 if TYPE_CHECKING:

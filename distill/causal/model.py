@@ -16,10 +16,11 @@ from torch import Tensor
 
 from distill.causal.counterfactuals import Counterfactuals, collect
 from distill.causal.domains import Domain, domain_of, number_classes
+from distill.causal.encoding import check_decoded, check_encoded
 from distill.causal.graph import in_order, parents_of, picture
 from distill.causal.mechanisms import Mechanisms
 from distill.causal.positions import Finder, select_positions
-from distill.causal.values import Computed, call, describe, describe_rows, on_device
+from distill.causal.values import Computed, call, describe_rows, on_device
 from distill.errors import DistillError, checked, did_you_mean
 from interventions import Picture, label, printed
 
@@ -212,16 +213,9 @@ class CausalModel:
             DistillError: `encode=` fails, or returns another number of rows.
         """
         given = self._inputs_of(values)
-        rows = len(given[self.inputs[0]])
         encoded = call("encode", self._encode, given)
-        parts = encoded if isinstance(encoded, Mapping) else {"": encoded}
-        for name, part in parts.items():
-            if not isinstance(part, Tensor) or not part.ndim or len(part) != rows:
-                raise DistillError(
-                    f"encode returned {describe(part)}{name and f' as {name!r}'} for {rows} examples; return a "
-                    f"tensor [{rows}, ...] or a dict of them."
-                )
-        return dict(parts) if isinstance(encoded, Mapping) else encoded
+        check_encoded(encoded, len(given[self.inputs[0]]))
+        return dict(encoded) if isinstance(encoded, Mapping) else encoded
 
     @checked
     def decode(self, logits: Tensor, values: Mapping[str, Any]) -> Tensor:
@@ -238,17 +232,7 @@ class CausalModel:
         logits = logits if self._decode is None else call("decode", self._decode, logits, dict(given))
         if not self._by_row:
             self.run(given)
-        rows = len(given[self.inputs[0]])
-        if not isinstance(logits, Tensor) or not logits.ndim or len(logits) != rows:
-            raise DistillError(
-                f"decode returned {describe(logits)} for {rows} examples; return a tensor [{rows}, classes]."
-            )
-        if self.classes is not None and logits.shape != (rows, self.classes):
-            raise DistillError(
-                f"the causal model has {self.classes} answers and the network {logits.shape[-1]} logits "
-                f"({describe(logits)}); give its last layer {self.classes}, or say which of them are the answers: "
-                "CausalModel(…, decode=lambda logits, values: logits[:, -1, ids])."
-            )
+        check_decoded(logits, len(given[self.inputs[0]]), self.classes)
         return logits
 
     @checked

@@ -8,9 +8,9 @@ from distill.comparison import picture, sentence
 from distill.comparison.compared_figure import LABELS, MEANS, OVERALL, WITHOUT, ComparedFigure
 from distill.errors import DistillError
 from distill.evaluation.interchange_accuracy import MAPPED
-from distill.evaluation.tables import table_of
 from distill.statistics.intervals import Estimate, signed
 from distill.statistics.mcnemar import Discordance
+from distill.statistics.tables import table_of
 from interventions import Picture, Result, plain_data, printed
 
 if TYPE_CHECKING:

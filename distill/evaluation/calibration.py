@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
 from distill.evaluation.labelled_answers import labelled_answers
-from distill.evaluation.tables import table_of
 from distill.models.outputs import answered
 from distill.statistics.intervals import Share, wilson
+from distill.statistics.tables import table_of
 from interventions import Picture, Result, plain_data
 
 if TYPE_CHECKING:

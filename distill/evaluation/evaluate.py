@@ -20,7 +20,6 @@ from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.labelled_answers import few_answers
 from distill.evaluation.measurement import check_pairs
 from distill.evaluation.metrics import accuracy
-from distill.evaluation.tables import table_of
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Entry, Sides
 from distill.interchange.positions import Span, refuse_no_rule
@@ -29,6 +28,7 @@ from distill.models.inputs import network_of, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.statistics.intervals import Share
+from distill.statistics.tables import table_of
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
 from interventions import InterventionError, Model, Picture, Result, plain_data, printed

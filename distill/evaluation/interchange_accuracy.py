@@ -116,7 +116,7 @@ def interchange_accuracy(
             _refuse_for_variables(sources=sources, kinds=kinds, effective_only=effective_only)
             return variables_accuracy(
                 teacher, network, mapping, data, positions=None if positions is DRAWN else positions, pairs=pairs,
-                seed=seed_of(seed), batch_size=256 if batch_size is None else batch_size, controls=controls,
+                seed=seed_of(seed), batch_size=batch_size, controls=controls,
                 exclude=seen_of(exclude),
             )  # fmt: skip
         names = controls_of(controls)

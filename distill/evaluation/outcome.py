@@ -125,7 +125,7 @@ def _shares(tallies: Sequence[Tally], sharing: Sharing) -> list[dict[str, Share]
     ]
     found: list[dict[str, Share]] = [{} for _ in tallies]
     if known:
-        rights, totals = (torch.stack([each[column] for each in known], 1) for column in (2, 3))
+        rights, totals = (torch.stack([each[column] for each in known]) for column in (2, 3))
         for (i, name, _, _), share in zip(known, shares_of(rights, totals, sharing), strict=True):
             found[i][name] = share
     return found
@@ -136,7 +136,7 @@ def _normalized(tallies: Sequence[Tally], sharing: Sharing) -> dict[int, Estimat
     figures = {i: figure for i, tally in enumerate(tallies) if (figure := figure_of("normalized", tally)) is not None}
     if not figures:
         return {}
-    influences = torch.stack([figure.influence for figure in figures.values()], 1)
+    influences = torch.stack([figure.influence for figure in figures.values()])
     values = [figure.value for figure in figures.values()]
     return dict(zip(figures, estimates_of(values, influences, sharing), strict=True))
 

@@ -25,10 +25,10 @@ from distill.data.rows import batches
 from distill.data.seeds import decided
 from distill.errors import DistillError, checked
 from distill.evaluation.similarity import representational_similarity
-from distill.evaluation.tables import table_of
 from distill.models.inputs import device_of, evaluating, inputs_of, to_device, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import check_values, tried
+from distill.statistics.tables import table_of
 from distill.tasks.loading import held_out
 from distill.training.progress import Record
 from interventions import (

@@ -36,11 +36,12 @@ from distill.evaluation.measurement import (
     paired,
     refuse_seen,
 )
+from distill.evaluation.shared_runs import fitting
 from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.swap import Ran, encoded, places_of, swapped
 from distill.interchange.whole_state import refuse_wholes
 from distill.models.finite import check_answers
-from distill.models.inputs import device_of, refuse_valueless
+from distill.models.inputs import device_of, evaluating, refuse_valueless
 from distill.statistics.sharing import Sharing
 from distill.statistics.tally import Tally, compare_classes, stacked, sum_predictions
 from interventions import Run, run
@@ -59,7 +60,7 @@ def variables_accuracy(
     positions: Any = None,
     pairs: int = 2000,
     seed: int = 0,
-    batch_size: int = 256,
+    batch_size: int | None = None,
     controls: str | Sequence[str] = (),
     exclude: SeenRows | None = None,
 ) -> InterchangeAccuracy:
@@ -82,12 +83,20 @@ def variables_accuracy(
     examples = examples_of_model(model, pairs, seed, rows)
     overlap = None if exclude is None else _overlap(examples, rows, exclude)
     refuse_wholes(model, network, entries, *examples.first(FEW, device_of(network)))
-    measurement = Measurement(VariableInterchanges(model, network, entries), examples, seed, batch_size)
+    size = pairs_at_once(model, network, examples) if batch_size is None else batch_size
+    measurement = Measurement(VariableInterchanges(model, network, entries), examples, seed, size)
     tally = measurement.tally()
     refuse_ineffective(tally, entries, has_rows=data is not None)
     settings = {"pairs": pairs, "seed": seed, "sources": "sampled" if data is None else "rows of the data"}
     found = accuracy_of(tally, entries, examples.sharing, settings)
     return replace(found, controls=measurement.controls(names), overlap=overlap)
+
+
+def pairs_at_once(model: CausalModel, network: nn.Module, examples: Examples) -> int:
+    """Return how many pairs a forward takes by default: as many as a share of the free memory holds."""
+    few, _ = examples.first(FEW, device_of(network))
+    with evaluating(network), torch.no_grad():
+        return fitting([network], [encoded(model, network, few)], device_of(network))
 
 
 def _overlap(examples: Examples, rows: Given | None, seen: SeenRows) -> float:

@@ -6,7 +6,7 @@ from math import inf, isfinite, nan, sqrt
 from typing import TYPE_CHECKING, Any
 
 from distill.errors import DistillError
-from distill.evaluation.tables import table_of
+from distill.statistics.tables import table_of
 from interventions import Picture, Result, label, plain_data, printed
 
 if TYPE_CHECKING:

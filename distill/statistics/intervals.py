@@ -73,10 +73,6 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-NOTHING = Share(0.0, 0.0, 1.0, 0)
-"""A share of no examples, of which nothing is known."""
-
-
 def signed(estimate: Estimate) -> str:
     """Return an estimate as text with the sign of each number, as differences are written.
 
@@ -161,39 +157,38 @@ def share_of(right: Float[Tensor, " pairs"], total: Float[Tensor, " totals"], sh
     Raises:
         DistillError: other numbers of sums than of pairs, or no prediction.
     """
-    return shares_of(right[:, None], total[:, None], sharing)[0]
+    return shares_of(right[None], total[None], sharing)[0]
 
 
 @checked
 def shares_of(
-    right: Float[Tensor, "pairs figures"], total: Float[Tensor, "totals figures"], sharing: Sharing
+    right: Float[Tensor, "figures pairs"], total: Float[Tensor, "figures totals"], sharing: Sharing
 ) -> list[Share]:
-    """Return several shares over the same pairs, a column each, as `share_of` returns one."""
-    same = right.shape == total.shape and len(right) == len(sharing)
-    if not same or not bool((total > 0).any(0).all()) or not bool(((right >= 0) & (right <= total)).all()):
+    """Return several shares over the same pairs, each to the bit what `share_of` returns of it."""
+    same = right.shape == total.shape and right.shape[1] == len(sharing)
+    if not same or not bool((total > 0).any(1).all()) or not bool(((right >= 0) & (right <= total)).all()):
         raise DistillError(
-            f"there is no share of {len(right)} right and {len(total)} totals in {len(sharing)} pairs; give a right "
-            "one from 0 to its total to each pair, and at least one total above 0."
+            f"there is no share of {right.shape[1]} right and {total.shape[1]} totals in {len(sharing)} pairs; give a "
+            "right one from 0 to its total to each pair, and at least one total above 0."
         )
-    masks, group_of = (total > 0).unique(dim=1, return_inverse=True)
-    found: list[Share] = [NOTHING] * total.shape[1]
-    for group, kept in enumerate(masks.unbind(1)):
-        columns = (group_of == group).nonzero()[:, 0]
-        some = slice(None) if bool(kept.all()) else kept
-        mine = sharing if isinstance(some, slice) else sharing.take(kept)
-        shares = _shares(right[some][:, columns].double(), total[some][:, columns].double(), mine)
-        for column, share in zip(columns.tolist(), shares, strict=True):
-            found[column] = share
-    return found
+    masks, group_of = (total > 0).unique(dim=0, return_inverse=True)
+    found: dict[int, Share] = {}
+    for group, kept in enumerate(masks):  # figures of the same pairs
+        mine = (group_of == group).nonzero()[:, 0]
+        sums, here = [right[mine].double(), total[mine].double()], sharing
+        if not bool(kept.all()):
+            sums, here = [each[:, kept] for each in sums], sharing.take(kept)
+        found |= dict(zip(mine.tolist(), _shares(*sums, here), strict=True))
+    return [found[number] for number in range(len(right))]
 
 
 def _shares(
-    right: Float[Tensor, "pairs figures"], total: Float[Tensor, "pairs figures"], sharing: Sharing
+    right: Float[Tensor, "figures pairs"], total: Float[Tensor, "figures pairs"], sharing: Sharing
 ) -> Iterator[Share]:
     """Yield shares over the same pairs, each of which has a prediction."""
-    sums = total.sum(0)
-    values = right.sum(0) / sums
-    spreads = sharing.spreads((right - values * total) / sums)
+    sums = total.sum(1)
+    values = right.sum(1) / sums
+    spreads = sharing.spreads((right - values[:, None] * total) / sums[:, None])
     for value, summed, found in zip(values.tolist(), sums.tolist(), spreads, strict=True):
         spread = value * (1 - value)
         if spread > 0:
@@ -217,18 +212,18 @@ def estimate_of(value: float, influence: Float[Tensor, " pairs"], sharing: Shari
     Raises:
         DistillError: another number of influences than of pairs, or one that is not finite.
     """
-    return estimates_of([value], influence[:, None], sharing)[0]
+    return estimates_of([value], influence[None], sharing)[0]
 
 
 @checked
-def estimates_of(values: list[float], influences: Float[Tensor, "pairs figures"], sharing: Sharing) -> list[Estimate]:
-    """Return several figures over the same pairs, as `estimate_of` returns one."""
-    if len(influences) != len(sharing) or not bool(influences.isfinite().all()):
+def estimates_of(values: list[float], influences: Float[Tensor, "figures pairs"], sharing: Sharing) -> list[Estimate]:
+    """Return several figures over the same pairs, each to the bit what `estimate_of` returns of it."""
+    if influences.shape[1] != len(sharing) or not bool(influences.isfinite().all()):
         raise DistillError(
-            f"there is no interval of {len(influences)} influences over {len(sharing)} pairs; give a finite one to "
+            f"there is no interval of {influences.shape[1]} influences over {len(sharing)} pairs; give a finite one to "
             "each pair."
         )
-    found, moves = [], influences.any(0).tolist()
+    found, moves = [], influences.any(1).tolist()
     for value, spread, moved in zip(values, sharing.spreads(influences), moves, strict=True):
         half = student_quantile(spread.degrees) * sqrt(spread.variance) if moved else 0.0
         found.append(Estimate(value, value - half, value + half))

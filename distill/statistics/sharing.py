@@ -109,47 +109,43 @@ class Sharing:
             influence: what each pair adds to the deviation of the figure from its expectation, e.g. (y − mean) / n for
                 a mean; for a ratio Σa / Σb, (a − ratio · b) / Σb. Its sum is 0.
         """
-        return self.spreads(influence[:, None])[0]
+        return self.spreads(influence[None])[0]
 
-    def spreads(self, influences: Float[Tensor, "pairs figures"]) -> list[Spread]:
-        """Return the variances of several figures over the same pairs, see `spread`."""
+    def spreads(self, influences: Float[Tensor, "figures pairs"]) -> list[Spread]:
+        """Return the variances of several figures over the same pairs, each to the bit what `spread` returns of it."""
         n, values = len(self), influences.double()
         if n < 2:
-            return [Spread(inf, 1.0)] * values.shape[1]
-        squares, sums = (values * values).sum(0), [_sums(things, values) for things in self._things]
-        parts = self._parts(torch.cat([squares[None], self._products(values, sums)]))
-        variances = parts.sum(0)
-        things = torch.zeros_like(variances)
-        for each, number, often, part in zip(
-            sums, self._numbers, self._counts, parts[1:].split(len(KINDS)), strict=True
-        ):
-            things += part.sum(0) ** 2 * _unevenness(each, often).clamp(min=2 / max(number - 1, 1))
+            return [Spread(inf, 1.0)] * len(values)
+        squares, sums = (values * values).sum(1), [_sums(things, values) for things in self._things]
+        parts = self._parts(torch.cat([squares[:, None], self._products(values, sums)], 1))
+        variances, things = parts.sum(1), torch.zeros_like(squares)
+        sorts = zip(sums, self._numbers, self._counts, parts[:, 1:].split(len(KINDS), 1), strict=True)
+        for each, number, often, part in sorts:
+            things += part.sum(1) ** 2 * _unevenness(each, often).clamp(min=2 / max(number - 1, 1))
         noise, added = 2 * (squares / n) ** 2 * self._noise, variances - squares * n / (n - 1)
         uncertain = torch.minimum((things.sqrt() + noise.sqrt()) ** 2, added**2)
         most = max(self.independent - 1, 1.0)
         degrees = (2 * variances**2 / uncertain).clamp(min=1.0, max=most).where(uncertain > 0, most)
         return [Spread(*each) for each in zip(variances.tolist(), degrees.tolist(), strict=True)]
 
-    def _parts(self, products: Float[Tensor, "kinds figures"]) -> Float[Tensor, "kinds figures"]:
+    def _parts(self, products: Float[Tensor, "figures kinds"]) -> Float[Tensor, "figures kinds"]:
         """Return what σ² and each γ add to the variance of each figure; the γ are not below 0."""
         parts = torch.zeros_like(products)
-        kinds = tuple(k for k in range(1, len(products)) if self._shared[k] > 0)
-        waiting = {kinds: torch.arange(products.shape[1])}  # by the kinds that are not known to be 0
+        every = tuple(k for k in range(1, products.shape[1]) if self._shared[k] > 0)
+        waiting = {every: torch.arange(len(products))}  # by the kinds whose γ may be above 0
         while waiting:
             kinds, figures = waiting.popitem()
-            chosen = [0, *kinds]
-            found = torch.linalg.lstsq(
-                self._moments[chosen][:, chosen], products[chosen][:, figures], driver="gelsd"
-            ).solution
-            below = found[1:].min(0) if kinds else None
-            done = torch.ones(len(figures), dtype=torch.bool) if below is None else below.values >= 0
-            for row, kind in enumerate(chosen):
-                parts[kind, figures[done]] = found[row, done] * self._shared[kind]
-            for place, kind in enumerate(kinds if below is not None else ()):
-                without = figures[~done & (below.indices == place)]  # type: ignore[union-attr]
-                if len(without):
+            chosen = torch.tensor([0, *kinds])
+            inverse = torch.linalg.pinv(self._moments[chosen][:, chosen], hermitian=True)
+            found = (products[figures][:, None, chosen] * inverse).sum(2)
+            least = found[:, 1:].min(1) if kinds else None
+            done = torch.ones_like(figures, dtype=torch.bool) if least is None else least.values >= 0
+            parts[figures[done, None], chosen] = found[done] * self._shared[chosen]
+            for place, kind in enumerate(kinds):
+                negative = figures[~done & (least.indices == place)]  # type: ignore[union-attr]
+                if len(negative):
                     fewer = tuple(k for k in kinds if k != kind)
-                    waiting[fewer] = torch.cat([waiting.get(fewer, without[:0]), without])
+                    waiting[fewer] = torch.cat([waiting.get(fewer, negative[:0]), negative])
         return parts
 
     @cached_property
@@ -172,36 +168,38 @@ class Sharing:
     @cached_property
     def _counts(self) -> list[Float[Tensor, "2 things"]]:
         """How many pairs each thing is in, as base and as source."""
-        ones = torch.ones(len(self), 1, dtype=torch.float64)
-        return [_sums(things, ones)[..., 0] for things in self._things]
+        ones = torch.ones(1, len(self), dtype=torch.float64)
+        return [_sums(things, ones)[0] for things in self._things]
 
     @cached_property
-    def _own(self) -> Float[Tensor, "pairs kinds"]:
+    def _own(self) -> Float[Tensor, "kinds pairs"]:
         """The number of things of each kind that a pair shares with itself."""
         found = []
         for things in self._things:
             one, other = things[:, None, :, :, None], things[None, :, :, None, :]
-            found.append(torch.einsum("kxy,xyn->nk", KINDS, ((one == other) & (one >= 0)).double().sum((-2, -1))))
-        return torch.cat(found, 1)
+            found.append(torch.einsum("kxy,xyn->kn", KINDS, ((one == other) & (one >= 0)).double().sum((-2, -1))))
+        return torch.cat(found)
 
     @cached_property
     def _shared(self) -> Float[Tensor, " kinds"]:
         """The times that σ² and each γ are in the variance: n, and Σ over i ≠ j of s_ij."""
-        ones = torch.ones(len(self), 1, dtype=torch.float64)
-        products = self._products(ones, [counts[..., None] for counts in self._counts])[:, 0]
-        return torch.cat([ones.sum()[None], products])
+        ones = torch.ones(1, len(self), dtype=torch.float64)
+        return torch.cat([ones.sum()[None], self._products(ones, [counts[None] for counts in self._counts])[0]])
 
     def _products(
-        self, values: Float[Tensor, "pairs figures"], sums: list[Float[Tensor, "2 _ figures"]]
-    ) -> Float[Tensor, "kinds figures"]:
+        self, values: Float[Tensor, "figures pairs"], sums: list[Float[Tensor, "figures 2 _"]]
+    ) -> Float[Tensor, "figures kinds"]:
         """Return Σ over i ≠ j of s_ij e_i e_j for each kind of sharing, without making s.
 
         Args:
             values: e of each figure.
             sums: their sums over the pairs that each thing is in, for things of each sort.
         """
-        found = [torch.einsum("kxy,xtf,ytf->kf", KINDS, each, each) for each in sums]
-        return torch.cat(found) - self._own.T @ (values * values)
+        found = []
+        for each in sums:
+            products = (each[:, :, None] * each[:, None]).sum(-1)
+            found.append((products[:, None] * KINDS).sum((2, 3)))
+        return torch.cat(found, 1) - ((values * values)[:, None] * self._own).sum(-1)
 
     @cached_property
     def _moments(self) -> Float[Tensor, "kinds kinds"]:
@@ -212,8 +210,8 @@ class Sharing:
         """
         n, shared = len(self), self._shared[1:]
         together = torch.cat([torch.cat([_together(one, other) for other in self._things], 1) for one in self._things])
-        rows = torch.cat([_row_sums(things) for things in self._things]) - self._own.T
-        centered = together - self._own.T @ self._own - 2 / n * rows @ rows.T + torch.outer(shared, shared) / n**2
+        rows = torch.cat([_row_sums(things) for things in self._things]) - self._own
+        centered = together - self._own @ self._own.T - 2 / n * rows @ rows.T + torch.outer(shared, shared) / n**2
         first = torch.cat([shared.new_tensor([n - 1.0]), -shared / n])
         return torch.cat([first[None], torch.cat([first[1:, None], centered], 1)])
 
@@ -231,19 +229,19 @@ def _renumbered(things: Things) -> Things:
     return found - int(bool(len(numbers)) and bool(numbers[0] < 0))
 
 
-def _sums(things: Things, values: Float[Tensor, "pairs figures"]) -> Float[Tensor, "2 things figures"]:
+def _sums(things: Things, values: Float[Tensor, "figures pairs"]) -> Float[Tensor, "figures 2 things"]:
     """Return the sums of the values of the pairs that each thing is in, as base and as source."""
-    sums = values.new_zeros(2, int(things.max()) + 1 if things.numel() else 0, values.shape[1])
-    for role, columns in zip(sums, things, strict=True):
+    sums = values.new_zeros(len(values), 2, int(things.max()) + 1 if things.numel() else 0)
+    for role, columns in zip(sums.unbind(1), things, strict=True):
         for numbers in columns.T:
             there = numbers >= 0
-            role.index_add_(0, numbers[there], values[there])
+            role.index_add_(1, numbers[there], values[:, there])
     return sums
 
 
 def _row_sums(things: Things) -> Float[Tensor, "kinds pairs"]:
     """Return Σ over all j of s_ij for each kind and pair i."""
-    counts = _sums(things, torch.ones(things.shape[1], 1, dtype=torch.float64))[..., 0]
+    counts = _sums(things, torch.ones(1, things.shape[1], dtype=torch.float64))[0]
     padded = torch.cat([counts, torch.zeros(2, 1, dtype=torch.float64)], 1)  # place −1, of no thing
     return torch.einsum("kxy,yxn->kn", KINDS, padded[:, things].sum(-1))
 
@@ -260,7 +258,7 @@ def _together(one: Things, other: Things) -> Float[Tensor, "kinds others"]:
 
 
 def _unevenness(
-    sums: Float[Tensor, "2 things figures"], counts: Float[Tensor, "2 things"]
+    sums: Float[Tensor, "figures 2 things"], counts: Float[Tensor, "2 things"]
 ) -> Float[Tensor, " figures"]:
     """Return the relative variance of a sum of squares by its own parts, those of the sums that the things are in.
 
@@ -270,10 +268,10 @@ def _unevenness(
         sums: of the values of the pairs that each thing is in, as base and as source.
         counts: of these pairs.
     """
-    worst = sums.new_zeros(sums.shape[2])
-    for each, often in ((sums[0], counts[0]), (sums[1], counts[1]), (sums.sum(0), counts.sum(0))):
+    worst = sums.new_zeros(len(sums))
+    for each, often in ((sums[:, 0], counts[0]), (sums[:, 1], counts[1]), (sums.sum(1), counts.sum(0))):
         squares = each**2
-        total, things = squares.sum(0), int((often > 0).sum())
-        found = (squares**2).sum(0) / total**2 - 1 / max(things, 1)
+        total, things = squares.sum(1), int((often > 0).sum())
+        found = (squares**2).sum(1) / total**2 - 1 / max(things, 1)
         worst = torch.maximum(worst, found.where(total > 0, 0.0))
     return worst

@@ -205,9 +205,9 @@ def bytes_of_a_counterfactual(base: Run, kept: float = 1.0) -> float:
 def keep_freed_memory(base: Run) -> None:
     """Let the C library keep the memory that a pass frees for the next one, up to 64 MiB on a CPU.
 
-    glibc gives what is free back to the system beyond twice the largest tensor that was freed so far, and each page that
-    comes back costs more than to compute what is in it. So one tensor of the largest size is made and freed; as nothing
-    is written into it, it takes no memory. Other libraries take no notice.
+    glibc gives what is free back to the system beyond twice the largest tensor that was freed so far, and to map it
+    again, page by page, takes as long as a good part of a pass. So one tensor of the largest size is made and freed; as
+    nothing is written into it, it takes no memory. Other libraries take no notice.
     """
     if _device(base) == "cpu":
         torch.empty(LARGEST_KEPT, dtype=torch.uint8)

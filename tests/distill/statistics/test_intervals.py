@@ -74,20 +74,16 @@ def test_a_total_of_nothing_leaves_a_pair_out():
 def test_shares_and_estimates_together_are_each_alone():
     """Each with the pairs that it has predictions of, all right and all wrong ones too."""
     generator = torch.Generator().manual_seed(0)
-    total = torch.randint(0, 3, (60, 12), generator=generator).double()
-    total[:, 6:] = total[:, :1]
-    right = (total * torch.rand(60, 12, generator=generator)).round()
-    right[:, 10], right[:, 11] = total[:, 10], 0
+    total = torch.randint(0, 3, (12, 60), generator=generator).double()
+    total[6:] = total[0]
+    right = (total * torch.rand(12, 60, generator=generator)).round()
+    right[10], right[11] = total[10], 0
     sharing = few(60, 10)
-    for found, *sums in zip(shares_of(right, total, sharing), right.T, total.T, strict=True):
-        alone = share_of(*sums, sharing)
-        assert (found.value, found.count) == (alone.value, alone.count)
-        assert (found.low, found.high) == pytest.approx((alone.low, alone.high), rel=1e-9)
-    influences = right - right.mean(0)
-    values = right.mean(0).tolist()
-    for found, value, influence in zip(estimates_of(values, influences, sharing), values, influences.T, strict=True):
-        alone = estimate_of(value, influence, sharing)
-        assert (found.value, found.low, found.high) == pytest.approx((alone.value, alone.low, alone.high), rel=1e-9)
+    assert shares_of(right, total, sharing) == [share_of(*sums, sharing) for sums in zip(right, total, strict=True)]
+    influences, values = right - right.mean(1, keepdim=True), right.mean(1).tolist()
+    influences[3] = 0
+    alone = [estimate_of(*each, sharing) for each in zip(values, influences, strict=True)]
+    assert estimates_of(values, influences, sharing) == alone
 
 
 def test_a_share_of_several_predictions_a_pair():
