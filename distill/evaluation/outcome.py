@@ -117,16 +117,17 @@ SHARES = {
 
 def _shares(tallies: Sequence[Tally], sharing: Sharing) -> list[dict[str, Share]]:
     """Return the shares of each tally that it knows."""
-    known = [
-        (i, name, tally[right].sum(1), tally[total].sum(1))
-        for i, tally in enumerate(tallies)
-        for name, (right, total) in SHARES.items()
-        if right in tally and bool(tally[total].any())
-    ]
+    known, rights, totals = [], [], []
+    for i, tally in enumerate(tallies):
+        for name, (right, total) in SHARES.items():
+            if right in tally and bool(tally[total].any()):
+                known.append((i, name))
+                rights.append(tally[right].sum(1))
+                totals.append(tally[total].sum(1))
     found: list[dict[str, Share]] = [{} for _ in tallies]
     if known:
-        rights, totals = (torch.stack([each[column] for each in known]) for column in (2, 3))
-        for (i, name, _, _), share in zip(known, shares_of(rights, totals, sharing), strict=True):
+        shares = shares_of(torch.stack(rights), torch.stack(totals), sharing)
+        for (i, name), share in zip(known, shares, strict=True):
             found[i][name] = share
     return found
 

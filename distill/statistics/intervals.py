@@ -175,10 +175,10 @@ def shares_of(
     found: dict[int, Share] = {}
     for group, kept in enumerate(masks):  # figures of the same pairs
         mine = (group_of == group).nonzero()[:, 0]
-        sums, here = [right[mine].double(), total[mine].double()], sharing
-        if not bool(kept.all()):
-            sums, here = [each[:, kept] for each in sums], sharing.take(kept)
-        found |= dict(zip(mine.tolist(), _shares(*sums, here), strict=True))
+        some = slice(None) if bool(kept.all()) else kept
+        here = sharing if isinstance(some, slice) else sharing.take(kept)
+        shares = _shares(right[mine][:, some].double(), total[mine][:, some].double(), here)
+        found |= dict(zip(mine.tolist(), shares, strict=True))
     return [found[number] for number in range(len(right))]
 
 

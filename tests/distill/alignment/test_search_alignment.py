@@ -154,9 +154,21 @@ def test_a_place_runs_once_for_all_variables(monkeypatch):
     swapped = variable_accuracy.swapped
     monkeypatch.setattr(variable_accuracy, "swapped", lambda *given: calls.append(given[2]) or swapped(*given))
     found = distill.search_alignment(TOKENS, Reader(), ["first", "last"], places, positions=[0, -1], pairs=300)
-    assert len(calls) == 2 * 2  # two positions, in two batches
+    assert len(calls) == 2  # two positions
     calls.clear()
     for number, name in enumerate(found.variables):
         alone = distill.search_alignment(TOKENS, Reader(), name, places, positions=[0, -1], pairs=300)
         assert alone.outcomes == found.outcomes[2 * number : 2 * number + 2]
-    assert len(calls) == 2 * 4
+    assert len(calls) == 2 * 2
+
+
+@pytest.mark.parametrize("variables", ["first", ["first", "last"]])
+def test_runs_do_not_grow_with_the_cells_but_for_one_a_place(variables):
+    """Two that show whether a place is everything, one that shows how many pairs fit, base and source of the pairs."""
+    network, runs = Reader(), []
+    for positions in ([0], [0, -1], [0, 1, -1]):
+        runs.clear()
+        handle = network.register_forward_hook(lambda *given: runs.append(given))
+        distill.search_alignment(TOKENS, network, variables, ["module:hidden"], positions=positions, pairs=100)
+        handle.remove()
+        assert len(runs) == 2 + 1 + 2 + len(positions)
