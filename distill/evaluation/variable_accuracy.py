@@ -204,7 +204,7 @@ class Before:
 
     @cached_property
     def surprise(self) -> Tensor:
-        """How little the student expects the causal model's answers to the bases [nats]."""
+        """The surprise of the student at the causal model's answers to the bases, −log p [nats]."""
         return _surprises(self.base, [self.unchanged])[0]
 
     @cached_property

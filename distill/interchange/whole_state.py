@@ -38,7 +38,7 @@ def refuse_wholes(
         DistillError: such an entry, or a subspace or dims that do not fit their place.
     """
     base, source = _pad_alike(model, base, source)
-    entries = _told_apart(model, entries, base, source)
+    entries = _distinguished(model, entries, base, source)
     if not entries:
         return
     with evaluating(network), torch.no_grad():
@@ -60,7 +60,7 @@ def refuse_wholes(
                 )
 
 
-def _told_apart(model: CausalModel, entries: tuple[Entry, ...], base: Values, source: Values) -> tuple[Entry, ...]:
+def _distinguished(model: CausalModel, entries: tuple[Entry, ...], base: Values, source: Values) -> tuple[Entry, ...]:
     """Return the entries after whose interchange the causal model answers otherwise than to the sources."""
     high, there = model.run(base), model.run(source)
     apart = {}

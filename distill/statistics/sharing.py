@@ -167,7 +167,7 @@ class Sharing:
 
     @cached_property
     def _counts(self) -> list[Float[Tensor, "2 things"]]:
-        """How many pairs each thing is in, as base and as source."""
+        """The numbers of pairs that each thing is in, as base and as source."""
         ones = torch.ones(1, len(self), dtype=torch.float64)
         return [_sums(things, ones)[0] for things in self._things]
 
