@@ -1,0 +1,25 @@
+"""Several nodes under Ray Train, with a worker for each of 16 GPUs.
+
+    python docs/launch/ray_train.py 16 fit --data reviews.csv --teacher teacher --output runs/reviews
+
+Ray starts one worker a GPU, joins them into one group of processes, and starts the same command in each.
+"""
+
+import sys
+
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
+
+
+def command(config: dict) -> None:
+    """Run a command of `distill` in one worker."""
+    from distill.cli.main import main
+
+    sys.argv = ["distill", *config["arguments"]]
+    main()
+
+
+if __name__ == "__main__":
+    workers, *arguments = sys.argv[1:]
+    scaling = ScalingConfig(num_workers=int(workers), use_gpu=True)
+    TorchTrainer(command, train_loop_config={"arguments": arguments}, scaling_config=scaling).fit()
