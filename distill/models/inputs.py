@@ -222,10 +222,29 @@ def _moved(column: Tensor, device: torch.device) -> Tensor:
 
 
 def device_of(model: Any) -> torch.device:
-    """Return the device of a model's first parameter; the CPU without parameters, or if it runs on another machine."""
-    parameter = next(network_of(model).parameters(), None)
+    """Return the device of a model's first parameter; the CPU without parameters, or if it runs on another machine.
+
+    A part whose weights accelerate keeps elsewhere until it runs is on the device where it then runs.
+    """
+    network = network_of(model)
+    parameter = next(network.parameters(), None)
+    if parameter is not None and parameter.is_meta and (runs_on := _execution_devices(network)):
+        return runs_on[0]
     is_elsewhere = parameter is not None and parameter.is_meta and not isinstance(model, nn.Module)
     return torch.device("cpu") if parameter is None or is_elsewhere else parameter.device
+
+
+def is_placed(model: Any) -> bool:
+    """Return whether accelerate has placed the parts of a model (`device_map`, `cpu_offload`, …), and moves them."""
+    return bool(_execution_devices(network_of(model)))
+
+
+def _execution_devices(network: nn.Module) -> list[torch.device]:
+    """Return the devices on which accelerate lets the parts of a model run, in order; an empty list without it."""
+    hooks = [getattr(module, "_hf_hook", None) for module in network.modules()]
+    single = [each for hook in hooks for each in getattr(hook, "hooks", (hook,))]
+    devices = [getattr(each, "execution_device", None) for each in single]
+    return [torch.device(each) for each in devices if each is not None]
 
 
 def refuse_valueless(network: nn.Module, caller: str) -> None:

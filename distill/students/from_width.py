@@ -14,7 +14,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
-from distill.models.inputs import uncompiled
+from distill.models.inputs import is_placed, refuse_valueless, uncompiled
+from interventions import architecture
 
 _HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "num_heads")
 _KEY_HEADS = ("num_key_value_heads",)
@@ -37,9 +38,17 @@ def plain(model: Any, caller: str) -> Any:
     """Return the model without `torch.compile`, after a check that its weights can be copied part by part.
 
     Raises:
-        DistillError: adapters hold a part of the weights, they are quantized, or a part was compiled as a module.
+        DistillError: adapters hold a part of the weights, they are quantized, split over processes or elsewhere, or a
+            part was compiled as a module.
     """
     model = uncompiled(model)
+    if is_placed(model):
+        refuse_valueless(model, caller)
+    if (over := architecture(model).split_over) > 1:
+        raise DistillError(
+            f"{caller} copies the weights of a model, and those of this {type(model).__name__} are split over {over} "
+            "processes (tensor-parallel); load it whole: from_pretrained(name), without tp_plan."
+        )
     compiled = next((path for path, module in model.named_modules() if "_orig_mod" in module._modules), None)
     if compiled is not None:
         raise DistillError(

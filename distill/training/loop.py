@@ -20,7 +20,16 @@ from distill.data.rows import Rows
 from distill.errors import DistillError, Unreachable, checked
 from distill.interchange.mapping import Entry, Sides
 from distill.models.finite import check_weights
-from distill.models.inputs import compiled_in_place, device_of, evaluating, innermost, network_of, to_device, uncompiled
+from distill.models.inputs import (
+    compiled_in_place,
+    device_of,
+    evaluating,
+    innermost,
+    is_placed,
+    network_of,
+    to_device,
+    uncompiled,
+)
 from distill.models.outputs import each_answered
 from distill.models.pad_tokens import keep_pad_token
 from distill.models.precision import upcast
@@ -31,6 +40,7 @@ from distill.teachers.served import Served
 from distill.training.agreement import Agreement
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of, parts_of, weights_of
+from distill.training.engines import leaves_some, refuse_unfit, unused_found, with_ddp
 from distill.training.interruption import Interrupt, defer_interrupt
 from distill.training.pending import Pending, not_finite, steps_between_looks
 from distill.training.progress import Plain, Record, show_progress
@@ -95,8 +105,8 @@ def train(
     """
     agreement = Agreement(accelerator or Accelerator(), interrupt or Interrupt())
     lent, accelerator = accelerator, agreement.accelerator
-    _refuse_unfit(accelerator)
     computation, rows, schedule = training.computation, training.rows, training.schedule
+    refuse_unfit(accelerator, computation)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
     begun: list[nn.Module] = []
@@ -107,8 +117,10 @@ def train(
             modes.enter_context(evaluating(model))
         _move(device, computation)
         with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
-            _try_out(computation, rows, total / per_epoch, schedule.seed, loss)
-            wrapped, optimizer = _wrap(computation, schedule, accelerator, modes)
+            trial = partial(_try_out, computation, rows, total / per_epoch, schedule.seed, loss)
+            leaves = trial(learns=with_ddp(accelerator))
+            with unused_found(accelerator, some=leaves):
+                wrapped, optimizer = _wrap(computation, schedule, accelerator, modes)
             if lent is not None:
                 modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
@@ -178,21 +190,6 @@ def _set_rate(optimizer: Any, rate: float) -> None:
     """Set the learning rate of each group of parameters to its own multiple of the rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
-
-
-def _refuse_unfit(accelerator: Accelerator) -> None:
-    """Raise DistillError inside inference mode, and for an accelerator that accumulates gradients itself."""
-    if torch.is_inference_mode_enabled():
-        raise DistillError(
-            "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
-            "outside of that block: result = distill.fit(…)."
-        )
-    if accelerator.gradient_accumulation_steps > 1:
-        raise DistillError(
-            f"Accelerator(gradient_accumulation_steps={accelerator.gradient_accumulation_steps}) is not used here: "
-            "batch_size is what one step sees; leave it out, and say in how many parts a step is computed: "
-            f"schedule=Schedule(accumulate={accelerator.gradient_accumulation_steps})."
-        )
 
 
 @contextmanager
@@ -317,14 +314,20 @@ def _keep_pad_tokens(trained: Sequence[nn.Module]) -> None:
 
 
 def _move(device: torch.device, computation: Any) -> None:
-    """Move the models to a device, except those that are there already and served ones."""
+    """Move the models to a device, but for those that are there, are served, or were placed by accelerate."""
     for model in (*computation.still, computation):
-        if not isinstance(model, Served) and device_of(model) != device:
+        if not isinstance(model, Served) and device_of(model) != device and not is_placed(model):
             network_of(model).to(device)
 
 
-def _try_out(computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss: Callable[..., Tensor]) -> None:
-    """Let the objectives prepare, then compute one step without learning, so that errors come before the training."""
+def _try_out(
+    computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss: Callable[..., Tensor], *, learns: bool
+) -> bool:
+    """Let the objectives prepare, then compute one step without learning, so that errors come before the training.
+
+    Returns:
+        Whether some trained parameters get no gradient; looked for if `learns` is set, else False.
+    """
     few, device = torch.arange(min(2, len(rows))), device_of(computation)
     batch: Mapping[str, Tensor] = to_device(rows.batch(few), device)
     moment = Moment(few.to(device) if isinstance(rows, Rows) else None, epochs=epochs)
@@ -333,7 +336,9 @@ def _try_out(computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss
         batch = alter_batch(computation.objectives, batch, generator)
         computation.prepare(batch, generator, rows, moment)
         computation.objectives.to(device)
-        loss(computation(batch, generator, moment))
+        with torch.set_grad_enabled(learns):
+            value = loss(computation(batch, generator, moment))
+            return learns and leaves_some(computation, value)
 
 
 def _check_attached(loss: Tensor, terms: Mapping[str, Tensor]) -> None:

@@ -5,17 +5,39 @@ for each of the arguments.
 """
 
 import sys
+from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import Replicate
 
-from distill import CRD, DKD, KD, Augmented, CausalLM, Cosine, Labels, Rows, Schedule, from_layers, steps
+from distill import (
+    CRD,
+    DKD,
+    KD,
+    PKD,
+    Augmented,
+    CausalLM,
+    Cosine,
+    DistillError,
+    FitNets,
+    Labels,
+    Rows,
+    Schedule,
+    from_layers,
+    steps,
+)
+from interventions import Location
 from tests.distill.objectives.test_augmented import Shifted
 from tests.distill.tiny_models import bert, gpt2_lm, spread, text
 
 CASES = {
     "tokens": (gpt2_lm, lambda: text(15, labels=False), lambda: [KD(), CausalLM(), Cosine(), Augmented(Shifted())]),
     "examples": (bert, lambda: text(15), lambda: [KD(), Labels(), DKD(warmup=0)]),
+    "FitNets": (bert, lambda: text(15), lambda: [FitNets()]),
+    "PKD": (bert, lambda: text(15), lambda: [PKD({Location(2): Location(0)})]),
+    "Cosine": (bert, lambda: text(15), lambda: [Cosine()]),
     "memories": (bert, lambda: text(15), lambda: [KD(), CRD(8, 16)]),
 }
 
@@ -37,6 +59,28 @@ def train(accelerator: Accelerator, batch_size: int, accumulate: int, name: str)
     print("weights", accelerator.process_index, f"{total:.10f}", *(f"{bank:.8f}" for bank in banks), flush=True)
 
 
+def refuse_split() -> None:
+    """Print how models whose weights are split over the two processes are refused."""
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    teacher, student = spread(bert(4)), spread(bert(2), 1)
+    parts: nn.Module = parallelize_module(
+        spread(bert(4)), mesh, {"classifier": ColwiseParallel(output_layouts=Replicate())}
+    )
+    attempts: list[Callable[[], object]] = [
+        lambda: next(steps(parts, student, data=text(8), objective=KD())),
+        lambda: next(steps(teacher, parts, data=text(8), objective=KD())),
+        lambda: from_layers(parts, 2),
+    ]
+    print("refused", flush=True)
+    for attempt in attempts:
+        try:
+            attempt()
+        except DistillError as error:
+            print(error, flush=True)
+
+
 if __name__ == "__main__":
     accelerator = Accelerator(cpu=True)
     for run in sys.argv[1:]:
@@ -44,4 +88,5 @@ if __name__ == "__main__":
         print(run, flush=True)
         train(accelerator, int(batch_size), int(accumulate), name)
     if torch.distributed.is_initialized():
+        refuse_split()
         torch.distributed.destroy_process_group()
