@@ -14,10 +14,9 @@ from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.data.trained_on import save_split
 from distill.errors import DistillError
+from distill.models.adapters import ADAPTERS, BASE, save_base
 from distill.models.preprocessors import preprocessors_of, save_preprocessors
 from distill.storage.files import MANIFEST, check_folder_whole, new_folder, save_into
-
-ADAPTERS = "adapter_config.json"
 
 
 @contextmanager
@@ -44,14 +43,17 @@ def save_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen
         seen: the rows that it was trained on, so that it is not measured on them.
     """
     with new_folder(folder) as partial:
-        write_model(model, partial, preprocessors, seen)
+        write_model(model, partial, preprocessors, seen, place=folder)
 
 
-def write_model(model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: SeenRows | None = None) -> None:
-    """Write the files of a model to an existing folder."""
+def write_model(
+    model: Any, folder: Path, preprocessors: Sequence[Any] = (), seen: SeenRows | None = None, *, place: Path
+) -> None:
+    """Write the files of a model to an existing folder, which will lie at `place` in the end."""
     if hasattr(model, "save_pretrained"):
         with hide_progress_bars():
             model.save_pretrained(folder)
+            save_base(model, folder, place)
     else:
         save_weights(model, str(folder / "model.safetensors"))
     save_preprocessors(preprocessors, folder, model)
@@ -130,6 +132,7 @@ def _load_adapted(folder: Path) -> nn.Module:
         raise DistillError(f"{folder} holds adapters of peft, which is not installed: pip install peft.") from error
     try:
         base = json.loads((folder / ADAPTERS).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = folder / BASE if (folder / BASE).is_dir() else base  # the folder may have been moved
     except ValueError as error:
         raise DistillError(f"{folder / ADAPTERS} is no JSON: {_first_line(error)}; save the adapters again.") from error
     if not base:
@@ -206,7 +209,9 @@ def save_teacher(
         split_seed: the seed by which the test rows were held out.
     """
     with save_into(folder) as partial:
-        write_model(teacher, partial, preprocessors_of(teacher) if tokenizer is None else (tokenizer,), seen)
+        write_model(
+            teacher, partial, preprocessors_of(teacher) if tokenizer is None else (tokenizer,), seen, place=folder
+        )
         if split_seed is not None:
             save_split(partial, split_seed)
 
