@@ -45,7 +45,7 @@ def save_base(model: Any, folder: Path, place: Path) -> None:
 
 
 def _own_weights(base: Any, model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and values of each weight of the model under adapters, without theirs.
+    """Yield name and values of each weight of the model under adapters, without those of the adapters.
 
     A module that is trained and saved with the adapters keeps its former weights under the name `original_module`.
     """

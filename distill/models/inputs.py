@@ -291,8 +291,8 @@ def compiled_in_place(*models: Any) -> Iterator[None]:
 
 
 def innermost(model: Any) -> nn.Module:
-    """Return the model whose `forward` names its arguments, from inside adapters and parallel wrappers."""
-    network: Any = network_of(model)
+    """Return the model whose `forward` names its arguments, from inside adapters, compiled and parallel wrappers."""
+    network: Any = uncompiled(network_of(model))
     if hasattr(network, "get_base_model"):
         return innermost(network.get_base_model())
     return innermost(network.module) if isinstance(getattr(network, "module", None), nn.Module) else network

@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.data.seeds import seed_of
 from distill.errors import checked
-from distill.models.inputs import refuse_valueless
+from distill.models.inputs import refuse_valueless, uncompiled
 
 
 @checked
@@ -22,7 +22,7 @@ def reinitialized(network: nn.Module, seed: int = 0) -> nn.Module:
         network: the network.
         seed: seeds the draws.
     """
-    seed = seed_of(seed)
+    seed, network = seed_of(seed), uncompiled(network)
     refuse_valueless(network, "reinitialized")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)

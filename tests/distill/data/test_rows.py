@@ -148,6 +148,12 @@ def test_a_stream_is_read_once_which_is_said():
     with pytest.warns(UserWarning, match=r"a Stream without length.*give a Dataset with __len__ and __getitem__"):
         rows = Rows.of(Stream())
     assert rows.table["x"].tolist() == [1]
+    datasets = pytest.importorskip("datasets")
+    columns = {"x": [[1, 2], [3]], "labels": [0, 1]}
+    with pytest.warns(UserWarning, match=r"a IterableDataset without length"):
+        rows = Rows.of(datasets.Dataset.from_dict(columns).to_iterable_dataset())
+    expected = Rows.of(datasets.Dataset.from_dict(columns)).batch([0, 1])
+    assert all(column.equal(expected[name]) for name, column in rows.batch([0, 1]).items())
 
 
 @pytest.mark.parametrize(

@@ -304,6 +304,9 @@ def test_models_that_are_wrapped_by_torch_compile_are_looked_through():
     assert distill.accuracy(torch.compile(teacher), text()).count == len(text())
     assert distill.from_layers(torch.compile(teacher), 1).config.num_hidden_layers == 1
     assert distill.from_width(torch.compile(teacher), 8).config.hidden_size == 8
+    assert type(distill.reinitialized(torch.compile(teacher))) is type(teacher)
+    with pytest.raises(DistillError, match=r"torch\.compile\(module\), .*compile in place with model\.compile\(\)"):
+        next(distill.steps(distill.Served(torch.compile(teacher)), student, data=text(), objective=KD()))
 
 
 @pytest.mark.parametrize("in_place", [False, True])
