@@ -14,8 +14,8 @@ from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.data.trained_on import save_split
 from distill.errors import DistillError
-from distill.models.adapters import ADAPTERS, BASE, save_base
 from distill.models.preprocessors import preprocessors_of, save_preprocessors
+from distill.storage.adapters import ADAPTERS, BASE, save_base
 from distill.storage.files import MANIFEST, check_folder_whole, new_folder, save_into
 
 

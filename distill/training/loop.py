@@ -117,10 +117,8 @@ def train(
             modes.enter_context(evaluating(model))
         _move(device, computation)
         with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
-            trial = partial(_try_out, computation, rows, total / per_epoch, schedule.seed, loss)
-            leaves = trial(learns=with_ddp(accelerator))
-            with unused_found(accelerator, some=leaves):
-                wrapped, optimizer = _wrap(computation, schedule, accelerator, modes)
+            leaves = _try_out(computation, rows, total / per_epoch, schedule.seed, loss, learns=with_ddp(accelerator))
+            wrapped, optimizer = _wrap(computation, schedule, accelerator, modes, leaves=leaves)
             if lent is not None:
                 modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
@@ -169,8 +167,18 @@ def _loss_of(training: Training) -> Callable[..., Tensor]:
     return partial(weigh, weights=training.weights, default=default, left_out=training.left_out)
 
 
-def _wrap(computation: Any, schedule: Schedule, accelerator: Accelerator, after: ExitStack) -> tuple[Any, Any]:
-    """Return a computation and its optimizer as accelerate wraps them; `after` undoes it."""
+def _wrap(
+    computation: Any, schedule: Schedule, accelerator: Accelerator, after: ExitStack, *, leaves: bool
+) -> tuple[Any, Any]:
+    """Return a computation and its optimizer as accelerate wraps them; `after` undoes it.
+
+    Args:
+        computation: all runs of a step.
+        schedule: makes the optimizer.
+        accelerator: wraps both.
+        after: is left when the training ends.
+        leaves: whether some trained parameters get no gradient.
+    """
     optimizer = schedule.optimizes(groups_of(computation, schedule))
     computation.sharded = accelerator.distributed_type == DistributedType.FSDP
     if computation.sharded:
@@ -178,7 +186,8 @@ def _wrap(computation: Any, schedule: Schedule, accelerator: Accelerator, after:
         for teacher in (each for each in computation.still if each not in computation.learning):
             after.enter_context(shard_teacher(teacher, accelerator))
         whole = after.enter_context(whole_afterwards(computation))
-    wrapped, optimizer = accelerator.prepare(computation, optimizer)
+    with unused_found(accelerator, some=leaves):
+        wrapped, optimizer = accelerator.prepare(computation, optimizer)
     if computation.sharded:
         whole.let_go()
     optimizer.zero_grad()  # gradients that the caller left on the student

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from distill import KD, fit, from_layers
-from distill.models.adapters import BASE
 from distill.models.pretrained import load_model, save_model
+from distill.storage.adapters import BASE
 from tests.distill.tiny_models import QUIET, bert, gpt2_lm, llama, spread, text
 
 MODULES = {llama: ["q_proj", "v_proj"], gpt2_lm: ["c_attn"], bert: ["query", "value"]}
