@@ -151,14 +151,30 @@ def test_nothing_is_looked_for_twice(kind, monkeypatch):
         answer(model, batch(kind))
 
 
+ENFORCING, PACKAGES = ("beartype", "jaxtyping", "enforcing"), ("/interventions/", "/distill/")
+
+
+def is_in(frame: FrameType, names: tuple[str, ...]) -> bool:
+    return any(each in frame.f_code.co_filename for each in names)
+
+
+def enforces_types(frame: FrameType) -> bool:
+    """Whether a call is of what enforces types, or of what that calls, other than the function whose types they are."""
+    inside, above = frame, frame.f_back
+    found = is_in(frame, ENFORCING)
+    while above is not None and not found:
+        found = is_in(above, ENFORCING) and not is_in(inside, PACKAGES)
+        inside, above = above, above.f_back
+    return found
+
+
 def calls_of(function: Callable[[], object], events: tuple[str, ...] = ("call", "c_call")) -> int:
     """The number of function calls, of Python and of C, that a function makes, without those that enforce types."""
     count = 0
 
     def note(frame: FrameType, event: str, argument: object) -> None:
         nonlocal count
-        where = frame.f_code.co_filename
-        count += event in events and not any(each in where for each in ("beartype", "jaxtyping", "enforcing"))
+        count += event in events and not enforces_types(frame)
 
     sys.setprofile(note)
     try:
