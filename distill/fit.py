@@ -36,13 +36,15 @@ from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
 from distill.training import loop
+from distill.training.checkpoints import STEPS
 from distill.training.checks import check
 from distill.training.resolve import Training, rows_for, training_of
-from distill.training.run_folder import AT_START, SAVE_STEPS, STUDENT, Resume, refuse_used
+from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used
 from distill.training.schedule import Schedule
-from interventions import Model
+from interventions import Model, renamed
 
 
+@renamed(save_steps="every")
 @checked
 def fit(
     teacher: Model | Served | CausalModel | None,
@@ -61,7 +63,7 @@ def fit(
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
     resume: Resume = False,
-    save_steps: int = SAVE_STEPS,
+    every: int | str = STEPS,
     console: Console | None = None,
     title: str = "fit",
     accelerator: Accelerator | None = None,
@@ -93,9 +95,12 @@ def fit(
             `Schedule()`.
         output_dir: a new folder for the student, checkpoints, log and result; None saves nothing.
         resume: go on from the newest whole checkpoint in `output_dir`, or anew where there is none; the result is that
-            of an uninterrupted run. Data, models, settings and versions must be those that it was started with;
-            `resume="anyway"` accepts others too, and warns of them.
-        save_steps: steps between two checkpoints; the newest two are kept. The last step has one too.
+            of an uninterrupted run, also with another number of processes. Data, models, settings and versions must be
+            those that it was started with;
+            `resume="anyway"` accepts others too, and warns of them. `resume="auto"` starts where the folder is new, and
+            continues where it is not, so that a command may be started again as it is.
+        every: the interval between two checkpoints, a number of steps or a time as "10 minutes"; the newest two are
+            kept. The last step has one too.
         console: shows the progress; `rich.console.Console(quiet=True)` shows none.
         title: of the progress bar.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
@@ -128,7 +133,7 @@ def fit(
         tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task)
     training = training.kept(
         output_dir, _settings(training, answers, found), _networks(teacher, student),
-        tokenizer=None if task is None else task.tokenizer, resume=resume, save_steps=save_steps,
+        tokenizer=None if task is None else task.tokenizer, resume=resume, every=every,
     )  # fmt: skip
     trained_on, place = training.seen, None if training.folder is None else training.folder.path
     running = loop.run_to_end(

@@ -40,16 +40,18 @@ from distill.results import FitResult
 from distill.storage.files import write, write_json
 from distill.tasks.loading import rows_to_measure, task_of, training_rows
 from distill.training import loop
-from distill.training.checkpoints import LOG, lines_of
+from distill.training.checkpoints import LOG, STEPS, lines_of
 from distill.training.checks import check, check_together
 from distill.training.mutual_computation import Edge, Together
 from distill.training.progress import Record
 from distill.training.resolve import Training, keep_supported, objectives_of, resolve_mapping
-from distill.training.run_folder import AT_START, SAVE_STEPS, SETTINGS, STUDENT, Resume
+from distill.training.run_folder import AT_START, SETTINGS, STUDENT, Resume
 from distill.training.schedule import Schedule, weigh
+from interventions import renamed
 from interventions import shown as shown_value
 
 
+@renamed(save_steps="every")
 @checked
 def mutual(
     networks: Sequence[Any],
@@ -64,7 +66,7 @@ def mutual(
     schedule: Schedule | None = None,
     output_dir: str | Path | None = None,
     resume: Resume = False,
-    save_steps: int = SAVE_STEPS,
+    every: int | str = STEPS,
     console: Console | None = None,
     title: str = "mutual",
     accelerator: Accelerator | None = None,
@@ -96,7 +98,7 @@ def mutual(
         schedule: as `fit` takes it.
         output_dir: a new folder for checkpoints and log, with one in it for each network: `0`, `1`, …
         resume: resume from the newest checkpoint in `output_dir`, as `fit` does.
-        save_steps: steps between two checkpoints, as for `fit`.
+        every: the interval between two checkpoints, as for `fit`.
         console, title, accelerator, tokenizer: as `fit` takes them.
         answers: which part of the output of a network is its answer, as `fit` takes it; a list has one for each
             network.
@@ -127,7 +129,7 @@ def mutual(
     started = {f"network {number} {AT_START}": each for number, each in enumerate(networks)}
     training = training.kept(
         output_dir, training.settings, started, tokenizer=None if task is None else task.tokenizer, resume=resume,
-        save_steps=save_steps,
+        every=every,
     )  # fmt: skip
     trained_on = training.seen
     running = loop.run_to_end(training, networks, answers, accelerator=accelerator, title=title, console=console)

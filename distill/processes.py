@@ -1,13 +1,21 @@
 """The processes of one training or command: what they gather from each other, and what one of them does for all.
 
-Processes that divide work, or wait for one of them, all take part; where one of them fails, all raise its error.
+Processes that divide work, or wait for one of them, all take part; where one of them fails, all raise its error. In a
+training they wait for each other in reductions, where nothing reaches them but the end of the connections of one that
+has ended. So one that fails reports its error in the store through which they found each other.
 """
 
+import itertools
 import os
+import re
+import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,11 +26,19 @@ from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from distill.errors import DistillError
-from interventions import InterventionError
+from interventions import InterventionError, in_one_line
 
 T = TypeVar("T")
 _DIVIDING: ContextVar[bool] = ContextVar("dividing", default=False)
 _SAID: Counter[str] = Counter()
+GRACE = timedelta(seconds=3)
+"""The time in which processes that fail alike tell each other, so that none of them takes the others for lost."""
+PATIENCE = 20.0
+"""The seconds after which a process is ended that does not get out of waiting for one that failed."""
+OF_CONNECTIONS = re.compile("gloo|nccl|connection|broken pipe|process ?group|tcpstore", re.IGNORECASE)
+GONE = (RuntimeError, OSError)
+"""The errors of a store whose process is gone."""
+_RUNS = itertools.count()
 
 
 def process_state() -> PartialState:
@@ -161,3 +177,83 @@ def may_say(text: str) -> bool:
 def _is_spread(model: Any) -> bool:
     """Return whether parameters of a model lie on several processes."""
     return isinstance(model, nn.Module) and any(isinstance(each, DTensor) for each in model.parameters())
+
+
+@contextmanager
+def first_error_named(last: Callable[[], Path | None]) -> Iterator[None]:
+    """Let an error in the block end all processes, and name that of the first one in those that waited for it.
+
+    All processes have to enter such blocks equally often.
+
+    Args:
+        last: returns the last checkpoint, from which the run is resumed.
+
+    Raises:
+        DistillError: another process failed, or is gone.
+    """
+    if processes() == 1:
+        yield
+        return
+    reports = _Reports(next(_RUNS))
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        waited = isinstance(error, GONE) and bool(OF_CONNECTIONS.search(str(error)))
+        first, lost = reports.tell("" if waited else f"{type(error).__name__}: {in_one_line(str)(error)}")
+        if not waited:
+            raise
+        reason = first or f"process {' and '.join(map(str, lost)) or 0} is gone without a word, as if it was killed"
+        saved = last()
+        where = "no checkpoint was saved yet" if saved is None else f"the last checkpoint is {saved}"
+        raise DistillError(
+            f"the training ended in all {processes()} processes, since {reason}; {where}; go on with the same call and "
+            "resume=True."
+        ) from error
+    finally:
+        reports.ended.set()
+
+
+class _Reports:
+    """The errors that the processes tell each other in one run.
+
+    Args:
+        run: the number of the run in this process, the same in all of them.
+    """
+
+    def __init__(self, run: int) -> None:
+        self.run, self.ended, self.first = run, threading.Event(), ""
+        found: Any = distributed.distributed_c10d
+        self.store = found.PrefixStore(f"distill {run}", found._get_default_store())
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def tell(self, error: str) -> tuple[str, list[int]]:
+        """Tell the others of an error; return the first that one of them reported, and the processes that are gone.
+
+        Args:
+            error: its type and message; empty if this process waited for one that ended.
+        """
+        rank, ranks = distributed.get_rank(), range(processes())
+        try:
+            if error:
+                self.store.set(f"failure {self.store.add('failures', 1)}", f"process {rank} failed: {error}")
+            self.store.set(f"rank {rank}", "")
+            with suppress(*GONE):  # not all of them have ended
+                self.store.wait([f"rank {each}" for each in ranks], GRACE)
+            if self.store.check(["failure 1"]):
+                self.first = self.store.get("failure 1").decode()
+            return self.first, [each for each in ranks if not self.store.check([f"rank {each}"])]
+        except GONE:  # process 0, which keeps the store, is gone
+            return self.first, [0]
+
+    def _watch(self) -> None:
+        """Look for an error of another process once a second, and end this one if it does not get out by itself."""
+        while not self.ended.wait(1):
+            try:
+                if not self.store.check(["failure 1"]):
+                    continue
+                self.first = self.store.get("failure 1").decode()
+            except GONE:
+                pass
+            if not self.ended.wait(PATIENCE):
+                print(f"the training ends, since {self.first or 'process 0 is gone'}.", file=sys.stderr, flush=True)
+                os._exit(1)

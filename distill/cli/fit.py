@@ -30,7 +30,7 @@ from distill.storage.files import clear_leftovers, read_json, remove_empty, writ
 from distill.storage.locks import claim
 from distill.teach import check_teacher
 from distill.training.progress import console_of
-from distill.training.run_folder import Resume, refuse_used
+from distill.training.run_folder import AUTO, Resume, refuse_used
 from distill.training.schedule import Schedule
 from interventions import InterventionError, Location
 
@@ -68,6 +68,36 @@ def resume_fit(folder: Path, *, anyway: bool = False) -> Path:
     with held(folder):
         from_first(lambda: clear_leftovers(folder))
         return _run(FitCommand.read(folder), folder, resume="anyway" if anyway else True)
+
+
+def run_or_resume(command: FitCommand, folder: Path | None, resume: Path | None, *, anyway: bool = False) -> Path:
+    """Start a run, or go on with one, and return the path of the report.
+
+    Args:
+        command: the settings of a new run.
+        folder: a new folder; None takes one in `runs/`.
+        resume: the folder of the run to go on with, with its own settings; "auto" starts in `folder` or, if a run is
+            there, continues it, so that a command may be started again as it is. None starts.
+        anyway: as for `resume_fit`.
+
+    Raises:
+        DistillError: "auto" without a folder, or with a run of other settings in it.
+    """
+    if resume is None:
+        return run_fit(command, folder)
+    if resume != Path(AUTO):
+        return resume_fit(resume, anyway=anyway)
+    if folder is None:
+        raise DistillError("--resume auto needs the folder to start in or go on from; name it: --output runs/…")
+    before = from_first(lambda: FitCommand.read(folder) if (folder / COMMAND).exists() else None)
+    if before is None:
+        return run_fit(command, folder)
+    if before != command and not anyway:
+        raise DistillError(
+            f"{folder} was started with other options than these; start with the same, in another folder "
+            f"(--output {folder}-2), or go on with those that it was started with: --resume {folder}."
+        )
+    return resume_fit(folder, anyway=anyway)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from distill.objectives import (
 )
 from distill.storage.files import read_json, write_json
 from distill.students.from_layers import from_layers
+from distill.training.checkpoints import STEPS, Every
 from distill.training.resolve import keep_supported
 from distill.training.run_folder import STUDENT
 
@@ -56,8 +57,10 @@ class FitCommand:
     seed: int = 0
     any_teacher: bool = False
     seeds: tuple[int, ...] = ()
+    every: int | str = STEPS
 
     def __post_init__(self) -> None:
+        Every.of(self.every)
         twice = next((each for each in self.seeds if self.seeds.count(each) > 1), None)
         if twice is not None:
             raise DistillError(

@@ -62,8 +62,13 @@ ObjectiveNames = Annotated[
     ),
 ]
 ResumeFolder = Annotated[
-    Path | None, typer.Option(help="The folder of a run that was stopped: continue it, as it was started.")
+    Path | None,
+    typer.Option(
+        help="The folder of a run that was stopped: continue it, as it was started. auto: start it in --output, or go "
+        "on with it if it is there."
+    ),
 ]
+Every = Annotated[str, typer.Option(help='From one checkpoint to the next: steps, or a time as "10 minutes".')]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 SourceRule = Annotated[
     str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")

@@ -18,6 +18,7 @@ from distill.cli.flags import (
     Debug,
     Epochs,
     EvalData,
+    Every,
     Fraction,
     Label,
     LearningRate,
@@ -113,19 +114,16 @@ def fit(
     seeds: Seeds = None,
     output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
     resume: ResumeFolder = None,
+    every: Every = "200",
     anyway: Anyway = False,
     any_teacher: AnyTeacher = False,
     debug: Debug = False,
 ) -> None:
     """Distil a teacher into a smaller student: by its answers, and by interchange."""
-    from distill.cli.fit import resume_fit, run_fit
+    from distill.cli.fit import run_or_resume
     from distill.cli.fit_command import FitCommand
     from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
 
-    if resume is not None:
-        with exit_on_interrupt():
-            resume_fit(resume, anyway=anyway)
-        return
     command = FitCommand(
         source=DataOptions(
             task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed, clusters
@@ -139,9 +137,10 @@ def fit(
         seed=seed,
         any_teacher=any_teacher,
         seeds=tuple(seeds or ()),
+        every=every,
     )
     with exit_on_interrupt():
-        run_fit(command, output)
+        run_or_resume(command, output, resume, anyway=anyway)
 
 
 @app.command()

@@ -123,7 +123,7 @@ class StudentRuns:
         try:
             return fit(
                 self.teacher, student, self.mapping, self.task.train, output_dir=folder, resume=resume,
-                console=self.console, tokenizer=self.tokenizer, **settings,
+                console=self.console, tokenizer=self.tokenizer, every=self.command.every, **settings,
             )  # fmt: skip
         except Interrupted as stop:
             raise Interrupted(

@@ -3,7 +3,7 @@
 What one of them decided alone, others would not know: they would wait for it in their next step, for ever.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,10 +21,16 @@ class Agreement:
     Args:
         accelerator: knows the processes.
         interrupt: the signals that this process was sent; `look` tells it of those of all.
+        overdue: says whether it is time for a checkpoint; that of the first process counts.
+
+    Attributes:
+        saves: whether the processes save after the next step.
     """
 
     accelerator: Accelerator
     interrupt: Interrupt = field(default_factory=Interrupt)
+    overdue: Callable[[], bool] = bool
+    saves: bool = False
     _wishes: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -37,7 +43,8 @@ class Agreement:
             return dict(terms)
         device = self.accelerator.device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        wishes = torch.tensor([float(self.interrupt.is_set())], dtype=wide).to(device, non_blocking=True)
+        own_wishes = [self.interrupt.is_set(), self.accelerator.is_main_process and self.overdue()]
+        wishes = torch.tensor(own_wishes, dtype=wide).to(device, non_blocking=True)
         own = torch.cat([torch.stack([term.detach().to(wide) for term in terms.values()]), wishes])
         summed = cast(Tensor, cast(Any, self.accelerator).reduce(own, "sum"))
         self._wishes = summed[len(terms) :]
@@ -47,5 +54,5 @@ class Agreement:
     def look(self) -> None:
         """Read what the processes agreed on in the last step; on an accelerator this waits for it."""
         if self._wishes is not None:
-            (stop,) = self._wishes.tolist()
-            self.interrupt.agreed = stop > 0
+            stop, save = self._wishes.tolist()
+            self.interrupt.agreed, self.saves = stop > 0, save > 0

@@ -2,12 +2,15 @@
 
 import json
 import random
+import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +25,38 @@ from distill.training.progress import Record
 from distill.training.states import load_state, save_state
 
 LOG, STATE, COMPLETE = "log.jsonl", "state", "complete"
+STEPS = 200
+SECONDS = {"s": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+TIME = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})s?\s*")
+
+
+@dataclass(frozen=True)
+class Every:
+    """The interval between two checkpoints: steps, or seconds; the other is None."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, given: Any) -> "Every":
+        """Return the interval of a number of steps, or of a text as "10 minutes".
+
+        Raises:
+            DistillError: it is neither.
+
+        >>> Every.of("10 minutes")
+        Every(steps=None, seconds=600.0)
+        """
+        time = TIME.fullmatch(given) if isinstance(given, str) else None
+        if time is not None and float(time[1]) > 0:
+            return cls(seconds=float(time[1]) * SECONDS[time[2]])
+        steps = int(given) if isinstance(given, str) and given.isdecimal() else given
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise DistillError(
+                f"every={given!r} is no interval between two checkpoints; give a number of steps, every={STEPS}, or a "
+                'time, every="10 minutes".'
+            )
+        return cls(steps=steps)
 
 
 @dataclass(eq=False)
@@ -33,7 +68,8 @@ class Checkpoints:
 
     Args:
         folder: holds the newest two checkpoints, folders named `step-…`.
-        every: steps between two checkpoints; the last step has one too.
+        every: the interval between two checkpoints, a number of steps or a time as "10 minutes"; the last step has one
+            too.
         resume: continue from the newest undamaged checkpoint; without one the run starts anew, with a warning.
 
     Attributes:
@@ -41,9 +77,22 @@ class Checkpoints:
     """
 
     folder: Path
-    every: int = 200
+    every: int | str = STEPS
     resume: bool = False
     records: list[Record] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._interval, self._since = Every.of(self.every), time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a step is followed by a checkpoint; among several processes one of them keeps the time."""
+        if self._interval.steps is not None:
+            return step % self._interval.steps == 0
+        return self.accelerator.num_processes == 1 and self.is_overdue()
+
+    def is_overdue(self) -> bool:
+        """Return whether the time between two checkpoints has passed."""
+        return self._interval.seconds is not None and time.monotonic() - self._since >= self._interval.seconds
 
     def begin(self, accelerator: Accelerator) -> int:
         """Save with this accelerator from now on, and load the newest undamaged checkpoint if `resume` is set.
@@ -54,7 +103,7 @@ class Checkpoints:
         Raises:
             DistillError: the checkpoint does not fit the model.
         """
-        self.accelerator, self.records = accelerator, []
+        self.accelerator, self.records, self._since = accelerator, [], time.monotonic()
         whole = self._newest_whole() if self.resume else None
         if accelerator.is_main_process:
             self._remove_old()
@@ -82,6 +131,7 @@ class Checkpoints:
             save_state(self.accelerator, partial / STATE, step)
             self.accelerator.wait_for_everyone()  # each process writes its own part
             from_first(lambda: self._complete(partial, target))
+            self._since = time.monotonic()
         return target
 
     def _complete(self, partial: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,10 +37,11 @@ from distill.models.precision import upcast
 from distill.models.trials import tried
 from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
+from distill.processes import first_error_named
 from distill.teachers.served import Served
 from distill.training.agreement import Agreement
 from distill.training.checkpoints import Checkpoints
-from distill.training.computation import alter_batch, groups_of, parts_of, weights_of
+from distill.training.computation import alter_batch, groups_of, parts_of
 from distill.training.engines import leaves_some, refuse_unfit, unused_found, with_ddp
 from distill.training.interruption import Interrupt, defer_interrupt
 from distill.training.pending import Pending, not_finite, steps_between_looks
@@ -47,7 +49,7 @@ from distill.training.progress import Plain, Record, show_progress
 from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
-from distill.training.schedule import Schedule, drawing, order, shared_generator, weigh
+from distill.training.schedule import Schedule, drawing, order, shared_generator
 from distill.training.sharded import refuse_unfit_for_shards, shard_teacher, whole_afterwards
 from distill.training.updates import backward, clip, make_step
 from interventions import InterventionError, Model
@@ -87,7 +89,7 @@ def steps(
             teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
             trained=trained,
         )  # fmt: skip
-        with compiled_in_place(*given):
+        with compiled_in_place(*given), first_error_named(partial(_last, checkpoints)):
             yield from train(replace(training, checkpoints=checkpoints), accelerator)
 
     yield from each_answered((teacher, student), answers, run_steps())
@@ -103,14 +105,14 @@ def train(
         accelerator: `Accelerator()` by default.
         interrupt: the signals that this process was sent; once a step is made, it knows of those of all processes.
     """
-    agreement = Agreement(accelerator or Accelerator(), interrupt or Interrupt())
+    agreement = _agreement(training, accelerator or Accelerator(), interrupt or Interrupt())
     lent, accelerator = accelerator, agreement.accelerator
     computation, rows, schedule = training.computation, training.rows, training.schedule
     refuse_unfit(accelerator, computation)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
     begun: list[nn.Module] = []
-    loss = _loss_of(training)
+    loss = training.loss
     with ExitStack() as modes:
         modes.callback(_keep_pad_tokens, begun)
         for model in (*computation.still, *computation.learning):
@@ -147,24 +149,40 @@ def train(
                 clip(accelerator, each, schedule.clip)
             make_step(accelerator, optimizer)
             record = pending.add(number + 1, total, value, terms, lr=rate)
-            saves = checkpoints is not None and (record.step % checkpoints.every == 0 or record.step == total)
+            saves = checkpoints is not None and _is_due(checkpoints, record, agreement)
             if saves or record.step == total or record.step % looks == 0:
                 pending.look()
                 if processes > 1:
                     agreement.look()
             if record.step == total:
-                check_weights(wrapped, total, None if checkpoints is None else checkpoints.last())
+                check_weights(wrapped, total, _last(checkpoints))
             if checkpoints is not None:
-                checkpoints.note(record)
-                if saves:
-                    checkpoints.save(record.step)
+                _keep(checkpoints, record, agreement, saves=saves)
             yield record
 
 
-def _loss_of(training: Training) -> Callable[..., Tensor]:
-    """Return the loss as a function of the terms."""
-    default = weights_of(training.computation.objectives)
-    return partial(weigh, weights=training.weights, default=default, left_out=training.left_out)
+def _agreement(training: Training, accelerator: Accelerator, interrupt: Interrupt) -> Agreement:
+    """Return what the processes agree on: to stop, and when it is time for a checkpoint."""
+    kept = training.checkpoints
+    return Agreement(accelerator, interrupt, bool if kept is None else kept.is_overdue)
+
+
+def _is_due(checkpoints: Checkpoints, record: Record, agreement: Agreement) -> bool:
+    """Return whether a checkpoint follows the step of a record: the last one, and as often as they are due."""
+    return record.step == record.total or agreement.saves or checkpoints.is_due(record.step)
+
+
+def _keep(checkpoints: Checkpoints, record: Record, agreement: Agreement, *, saves: bool) -> None:
+    """Remember the record of a step, and save the state after it if that is due."""
+    checkpoints.note(record)
+    if saves:
+        checkpoints.save(record.step)
+        agreement.saves = False
+
+
+def _last(checkpoints: Checkpoints | None) -> Path | None:
+    """Return the last checkpoint, if there is one."""
+    return None if checkpoints is None else checkpoints.last()
 
 
 def _wrap(
@@ -223,7 +241,7 @@ def run_to_end(
     """
     began = time.monotonic()
     with ExitStack() as folder:
-        with defer_interrupt() as interrupt:
+        with defer_interrupt() as interrupt, first_error_named(partial(_last, training.checkpoints)):
             folder.enter_context(hold_folder(training.folder))
             with closing(each_answered(networks, answers, train(training, accelerator, interrupt))) as records:
                 done = until_done(show_progress(records, title, console or Plain()), training.folder, interrupt)

@@ -1,13 +1,13 @@
 """The arguments of a training, read and checked once: rows, objectives, entries, schedule and folder."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from distill.causal.feed import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.causal.model import CausalModel
@@ -20,12 +20,12 @@ from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.term_weights import Weight, describe_function
 from distill.tasks.loading import training_rows
 from distill.teachers.served import Served
-from distill.training.checkpoints import Checkpoints
+from distill.training.checkpoints import STEPS, Checkpoints
 from distill.training.checks import check, check_softening, name_of
-from distill.training.computation import Computation
+from distill.training.computation import Computation, weights_of
 from distill.training.fingerprints import fingerprints
-from distill.training.run_folder import FINGERPRINTS, SAVE_STEPS, Resume, RunFolder, run_folder
-from distill.training.schedule import Schedule, order
+from distill.training.run_folder import FINGERPRINTS, Resume, RunFolder, run_folder
+from distill.training.schedule import Schedule, order, weigh
 from interventions import Model
 
 
@@ -65,6 +65,12 @@ class Training:
         return rows_seen_by(self.computation.learning[0], self.rows, self.schedule)
 
     @property
+    def loss(self) -> Callable[..., Tensor]:
+        """The loss as a function of the terms."""
+        default = weights_of(self.computation.objectives)
+        return partial(weigh, weights=self.weights, default=default, left_out=self.left_out)
+
+    @property
     def weights_as_text(self) -> dict[str, Any]:
         """The weights as plain data, for JSON."""
         return {name: describe_function(each) if callable(each) else each for name, each in self.weights.items()}
@@ -77,7 +83,7 @@ class Training:
         *,
         tokenizer: Any = None,
         resume: Resume = False,
-        save_steps: Any = SAVE_STEPS,
+        every: Any = STEPS,
     ) -> "Training":
         """Return the same training with its settings, and with a folder if one is named.
 
@@ -87,7 +93,7 @@ class Training:
             networks: {name: network}, whose fingerprints the folder holds.
             tokenizer: the tokenizer that the data was read with.
             resume: continue from the newest checkpoint in the folder.
-            save_steps: steps between two checkpoints.
+            every: the interval between two checkpoints.
 
         Raises:
             DistillError: the folder holds something else, or a run that was started with other settings.
@@ -97,7 +103,7 @@ class Training:
             written[FINGERPRINTS] = fingerprints(
                 data=self.rows, networks=networks, tokenizer=tokenizer, objectives=self.objectives, weights=self.weights
             )
-        folder = run_folder(output_dir, written, resume, save_steps)
+        folder = run_folder(output_dir, written, resume, every)
         return replace(
             self, settings=written, folder=folder, checkpoints=None if folder is None else folder.checkpoints
         )

@@ -21,7 +21,7 @@ from distill.storage.files import (
     write_json,
 )
 from distill.storage.locks import LOCK, locked
-from distill.training.checkpoints import LOG, Checkpoints, lines_of, records_of
+from distill.training.checkpoints import LOG, STEPS, Checkpoints, Every, lines_of, records_of
 from distill.training.fingerprints import by_new_names, comparable
 from distill.training.interruption import Interrupt
 from distill.training.progress import Record
@@ -30,9 +30,8 @@ SETTINGS, RESULT, STUDENT, CHECKPOINTS = "settings.json", "result.json", "studen
 FINGERPRINTS = "fingerprints"
 AT_START = "as it was at the start"
 """The end of names of fingerprints of trained networks, which are compared only where a run starts anew."""
-ANYWAY = "anyway"
-SAVE_STEPS = 200
-Resume = bool | Literal["anyway"]
+ANYWAY, AUTO = "anyway", "auto"
+Resume = bool | Literal["anyway", "auto"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -46,28 +45,25 @@ class RunFolder:
     Attributes:
         path: the folder.
         settings: the settings of the run, and under "fingerprints" those of its data, networks and objectives.
-        resume: whether to continue the run; "anyway" also if something differs from its start.
-        save_steps: steps between two checkpoints.
+        resume: whether to continue the run; "auto" if there is one, "anyway" also if something differs from its start.
+        every: the interval between two checkpoints.
     """
 
     path: Path
     settings: Mapping[str, Any]
     resume: Any = False
-    save_steps: Any = SAVE_STEPS
+    every: Any = STEPS
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.resume not in (True, False, ANYWAY):
+        if self.resume not in (True, False, ANYWAY, AUTO):
             raise DistillError(
-                f"resume={self.resume!r} is none of True, False and 'anyway'; resume=True continues where nothing has "
-                "changed, resume='anyway' in any case."
+                f"resume={self.resume!r} is none of True, False, 'auto' and 'anyway'; True continues where nothing has "
+                "changed, 'auto' starts where there is no run yet, 'anyway' continues in any case."
             )
-        if isinstance(self.save_steps, bool) or not isinstance(self.save_steps, int) or self.save_steps < 1:
-            raise DistillError(
-                f"save_steps={self.save_steps!r} is no number of steps between two checkpoints; give one of 1 or more: "
-                f"save_steps={SAVE_STEPS}."
-            )
-        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self.save_steps, resume=bool(self.resume))
+        if self.resume == AUTO:
+            self.resume = self.path.is_dir() and _is_used(self.path)
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self.every, resume=bool(self.resume))
         if not self.resume:
             refuse_used(self.path)
         else:
@@ -174,19 +170,18 @@ def _describe_change(name: str, before: str | None, now: str | None) -> str:
 
 
 def run_folder(
-    output_dir: str | Path | None, settings: Mapping[str, Any], resume: Resume, save_steps: Any = SAVE_STEPS
+    output_dir: str | Path | None, settings: Mapping[str, Any], resume: Resume, every: Any = STEPS
 ) -> RunFolder | None:
     """Return the folder of a run that saves, or None.
 
     Raises:
         DistillError: the folder holds something else, or a run that was started with other settings.
     """
-    if save_steps < 1:
-        raise DistillError(f"save_steps={save_steps} is no number of steps; give 1 or more: save_steps={SAVE_STEPS}.")
+    Every.of(every)
     if output_dir is not None:
-        return RunFolder(Path(output_dir), settings, resume, save_steps)
+        return RunFolder(Path(output_dir), settings, resume, every)
     if resume:
-        raise DistillError("resume=True needs the folder to go on from; pass output_dir='runs/…'.")
+        raise DistillError(f"resume={resume!r} needs the folder to go on from; pass output_dir='runs/…'.")
     return None
 
 

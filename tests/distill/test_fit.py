@@ -267,7 +267,7 @@ def test_ctrl_c_without_a_folder_says_that_nothing_was_saved():
 def test_going_on_after_the_last_step_gives_the_result_again(tmp_path):
     teacher, student = couple()
     folder = tmp_path / "r"
-    expected = fit(teacher, student, None, text(), output_dir=folder, eval_data=text(12), save_steps=3, **SETTINGS)
+    expected = fit(teacher, student, None, text(), output_dir=folder, eval_data=text(12), every=3, **SETTINGS)
     again = from_layers(teacher, 2)
     result = fit(teacher, again, None, text(), output_dir=folder, eval_data=text(12), resume=True, **SETTINGS)
     assert result.records == expected.records

@@ -234,7 +234,7 @@ def test_resumed_as_if_uninterrupted(tmp_path):
     whole, again = make(), make()
     settings = dict(schedule=Schedule(steps=7, batch_size=5, lr=1e-2), console=QUIET)
     expected = mutual(whole, text(), objective=[PowerCut(), DIITO()], **settings)
-    settings |= {"output_dir": tmp_path / "run", "save_steps": 2}
+    settings |= {"output_dir": tmp_path / "run", "every": 2}
     cut = PowerCut()
     cut._at = 11
     with pytest.raises(RuntimeError, match="power cut"):

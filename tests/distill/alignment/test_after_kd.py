@@ -66,7 +66,7 @@ def test_a_training_with_the_mapping_that_is_found_is_the_same(tmp_path):
 
 def test_a_resumed_run_takes_the_mapping_that_it_had(tmp_path, monkeypatch):
     teacher, student = couple()
-    settings = dict(objective=[KD(), DIITO()], schedule=SHORT, console=QUIET, save_steps=2)
+    settings = dict(objective=[KD(), DIITO()], schedule=SHORT, console=QUIET, every=2)
     whole = fit(teacher, student, "search", images(40), output_dir=tmp_path / "a", **settings)
     (tmp_path / "a" / "result.json").unlink()  # as a run that was stopped after its step 2
     shutil.rmtree(tmp_path / "a" / "checkpoints" / "step-0000004")

@@ -335,6 +335,32 @@ def test_a_finished_run_resumed_gives_the_same_figures(teacher, csv, tmp_path):
     assert [m["accuracy"] for m in after["models"]] == [m["accuracy"] for m in before["models"]]
 
 
+def test_a_command_that_is_started_again_goes_on(teacher, csv, tmp_path):
+    run = tmp_path / "r"
+    command = [
+        "fit",
+        "--data",
+        csv,
+        "--teacher",
+        teacher,
+        "--resume",
+        "auto",
+        "--every",
+        "1 minute",
+        "--objective",
+        "kd",
+    ]
+    assert distill(*command, *FIT)[0] == 2  # in which folder?
+    assert distill(*command, *FIT, "--output", run)[0] == 0
+    written = (run / "kd" / "student" / "model.safetensors").stat().st_mtime_ns
+    status, _out, err = distill(*command, *FIT, "--output", run)
+    assert (status, err) == (0, "")
+    assert (run / "kd" / "student" / "model.safetensors").stat().st_mtime_ns == written
+    status, _out, err = distill(*command, *FIT, "--output", run, "--temperature", 3)
+    assert status == 2
+    assert f"{run} was started with other options than these" in err
+
+
 def test_a_mapping_is_searched_once_for_all_students_and_kept(teacher, csv, tmp_path, monkeypatch):
     run, arguments = tmp_path / "r", ["--data", csv, "--teacher", teacher, "--share", 0.5, *FIT]
     monkeypatch.setattr("distill.alignment.after_kd.PAIRS", 60)

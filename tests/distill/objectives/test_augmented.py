@@ -290,7 +290,7 @@ def test_a_resumed_run_is_the_run(tmp_path):
         student = spread(bert(2, dropout=0.2), 1)
         objective = [KD(), Augmented(InContext(0.5), match=[KD(), Cosine()]), Cut(at)]
         schedule = Schedule(steps=6, batch_size=6, lr=1e-2)
-        settings |= {"output_dir": folder, "save_steps": 2, "schedule": schedule, "console": QUIET}
+        settings |= {"output_dir": folder, "every": 2, "schedule": schedule, "console": QUIET}
         return distill.fit(spread(bert(3)), student, {}, text(), objective=objective, **settings), weights(student)
 
     whole, expected = fitted(tmp_path / "whole")

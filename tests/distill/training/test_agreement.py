@@ -38,7 +38,7 @@ def test_sharded_weights_train_as_whole_ones(groups, objective, model):
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_a_loss_that_is_not_finite_in_one_process_ends_both(groups, engine, tmp_path):
-    ended = groups.run("fitted", engine=engine, folder=str(tmp_path), trouble=("nan", 1, 4), save_steps=2)
+    ended = groups.run("fitted", engine=engine, folder=str(tmp_path), trouble=("nan", 1, 4), every=2)
     assert [each.status for each in ended] == [1, 1], ended[0].output
     assert ended[0].error == ended[1].error
     assert "the loss is nan at step 4" in ended[0].error

@@ -2,8 +2,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from distill.training.checkpoints import Checkpoints
-from tests.distill.tiny_models import gpt2_lm, mlp, same, weights
+from distill import DistillError, fit
+from distill.training.checkpoints import Checkpoints, Every
+from tests.distill.tiny_models import QUIET, gpt2_lm, mlp, same, spread, vectors, weights
 
 
 def prepared(folder, model=None, **settings):
@@ -76,3 +77,26 @@ def test_tied_weights(tmp_path):
     checkpoints.begin(accelerator)
     assert same(weights(model), weights(other))
     assert other.lm_head.weight is other.transformer.wte.weight
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (7, Every(steps=7)), ("7", Every(steps=7)), ("90 s", Every(seconds=90.0)), ("1 second", Every(seconds=1.0)),
+        ("10 minutes", Every(seconds=600.0)), ("0.5min", Every(seconds=30.0)), ("2 hours", Every(seconds=7200.0)),
+    ],
+)  # fmt: skip
+def test_steps_and_times(given, expected):
+    assert Every.of(given) == expected
+
+
+@pytest.mark.parametrize("given", [0, -1, True, 2.5, None, "", "0 minutes", "many", "-3", "10 weeks", "minutes"])
+def test_what_is_no_interval(given):
+    with pytest.raises(DistillError, match=r'is no interval .*every=200, or a time, every="10 minutes"'):
+        Every.of(given)
+
+
+def test_one_process_saves_by_the_clock(tmp_path):
+    fit(spread(mlp()), spread(mlp(), 1), {}, vectors(), steps=5, batch_size=4, output_dir=tmp_path, console=QUIET,
+        every="0.0001 s")  # fmt: skip
+    assert sorted(each.name for each in (tmp_path / "checkpoints").iterdir()) == ["step-0000004", "step-0000005"]

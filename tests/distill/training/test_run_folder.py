@@ -21,29 +21,29 @@ def names(folder):
 
 @pytest.mark.parametrize(("every", "expected"), [(1, [4, 5]), (2, [4, 5]), (3, [3, 5]), (5, [5]), (100, [5])])
 def test_checkpoints_as_often_as_is_asked(every, expected, tmp_path):
-    fit(spread(mlp()), spread(mlp(), 1), None, vectors(), steps=5, output_dir=tmp_path, save_steps=every, **SETTINGS)
+    fit(spread(mlp()), spread(mlp(), 1), None, vectors(), steps=5, output_dir=tmp_path, every=every, **SETTINGS)
     assert names(tmp_path) == [f"step-{step:07d}" for step in expected]
     assert [record.step for record in read_log(tmp_path)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("every", [0, -1, 2.5, True, "many", None])
-def test_what_is_no_number_of_steps(every, tmp_path):
-    with pytest.raises(DistillError, match=r"save_steps=.*(is no number of steps|must be a whole number)"):
-        fit(spread(mlp()), spread(mlp(), 1), None, vectors(), steps=5, output_dir=tmp_path / "r", save_steps=every,
+def test_what_is_no_interval(every, tmp_path):
+    with pytest.raises(DistillError, match=r"every="):
+        fit(spread(mlp()), spread(mlp(), 1), None, vectors(), steps=5, output_dir=tmp_path / "r", every=every,
             **SETTINGS)  # fmt: skip
     assert not (tmp_path / "r").exists()
 
 
 def test_how_often_may_change_when_a_run_goes_on(tmp_path):
     networks = [spread(mlp(), seed) for seed in range(2)]
-    mutual(networks, vectors(), output_dir=tmp_path, save_steps=1, console=QUIET)
+    mutual(networks, vectors(), output_dir=tmp_path, every=1, console=QUIET)
     again = [spread(mlp(), seed) for seed in range(2)]
-    mutual(again, vectors(), output_dir=tmp_path, save_steps=7, resume=True, console=QUIET)
+    mutual(again, vectors(), output_dir=tmp_path, every=7, resume=True, console=QUIET)
     assert all(torch.equal(a[0].weight, b[0].weight) for a, b in zip(networks, again, strict=True))
 
 
 def test_going_on_leaves_the_callers_generators_alone(tmp_path):
-    asked = dict(steps=4, output_dir=tmp_path, save_steps=2, **SETTINGS)
+    asked = dict(steps=4, output_dir=tmp_path, every=2, **SETTINGS)
     fit(spread(mlp()), spread(mlp(), 1), None, vectors(), **asked)
     models = spread(mlp()), spread(mlp(), 1)  # which draw their weights
     for make in (np.random.seed, torch.manual_seed):
@@ -60,7 +60,7 @@ def test_going_on_leaves_the_callers_generators_alone(tmp_path):
 
 
 def test_what_else_lies_beside_the_checkpoints_is_left(tmp_path):
-    asked = dict(steps=4, output_dir=tmp_path, save_steps=1, **SETTINGS)
+    asked = dict(steps=4, output_dir=tmp_path, every=1, **SETTINGS)
     first = fit(spread(mlp()), spread(mlp(), 1), None, vectors(), **asked)
     (tmp_path / "checkpoints" / "step-notes").mkdir()
     (tmp_path / "checkpoints" / "step-").touch()

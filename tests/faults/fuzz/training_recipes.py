@@ -104,7 +104,7 @@ DATA = "rows|floats|odd shape|half tensor|array"
 FUNCTIONS = "identity|empty network|linear|training network"  # from an output to its answer
 SECONDS = {
     "schedule": "None", "output_dir": "None|text|digits|path", "resume": "False",
-    "tokenizer": "None|[]|[None]|()", "save_steps": "count", "title": "text", "accelerator": "None",
+    "tokenizer": "None|[]|[None]|()", "every": "count", "title": "text", "accelerator": "None",
     "answers": f"None|{FUNCTIONS}",
 }  # fmt: skip
 
@@ -113,7 +113,7 @@ RECIPES = [
         "distill.fit", fitted,
         lambda: {"teacher": network(), "student": network(), "mapping": sides(), "data": rows(), "objective": KD(),
                  "weights": {"kd": 1.0}, "eval_data": rows(), "epochs": None, "steps": 1, "batch_size": 2, "lr": 1e-3,
-                 "seed": 0, "schedule": None, "output_dir": None, "resume": False, "save_steps": 200, "title": "fit",
+                 "seed": 0, "schedule": None, "output_dir": None, "resume": False, "every": 200, "title": "fit",
                  "accelerator": None, "answers": None, "tokenizer": None},
         {"teacher": NETWORKS, "student": LEARNING, "mapping": "{}|()|None", "data": DATA, "objective": "None",
          "weights": "None|{}", "eval_data": "None|rows|nan table", "epochs": "None|positive", "steps": "None|count",
@@ -134,7 +134,7 @@ RECIPES = [
         "distill.mutual", lambda **settings: distill.mutual(console=QUIET, **settings),
         lambda: {"networks": [network(), network()], "data": rows(), "objective": KD(), "own": Labels(),
                  "edges": [(0, 1)], "mapping": sides(), "weights": {"kd": 1.0}, "eval_data": None, "schedule": SHORT,
-                 "output_dir": None, "resume": False, "save_steps": 200, "title": "mutual", "accelerator": None,
+                 "output_dir": None, "resume": False, "every": 200, "title": "mutual", "accelerator": None,
                  "answers": None, "tokenizer": None},
         {"networks": "choice", "data": "rows", "objective": "None", "own": "None|[]|()", "edges": "None|[]|()|{}",
          "mapping": "{}|()|None", "weights": "None|{}", "eval_data": "None|rows|nan table"} | SECONDS,
