@@ -84,10 +84,11 @@ class Trouble(Objective):
         self.made = 0
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        self.made += torch.is_grad_enabled()
+        learns = self.training and torch.is_grad_enabled()  # no trial before the first step
+        self.made += learns
         nothing = zero_of(step.student.logits)
         kind, rank, at = self.planned or ("", 0, -1)
-        if not torch.is_grad_enabled() or self.made != at or PartialState().process_index != rank:
+        if not learns or self.made != at or PartialState().process_index != rank:
             return {"trouble": nothing}
         if kind == "nan":
             return {"trouble": nothing + torch.nan}
