@@ -200,7 +200,7 @@ def _wrap(
     optimizer = schedule.optimizes(groups_of(computation, schedule))
     computation.sharded = accelerator.distributed_type == DistributedType.FSDP
     if computation.sharded:
-        refuse_unfit_for_shards(accelerator, computation.objectives)
+        refuse_unfit_for_shards(accelerator, computation)
         for teacher in (each for each in computation.still if each not in computation.learning):
             after.enter_context(shard_teacher(teacher, accelerator))
         whole = after.enter_context(whole_afterwards(computation))

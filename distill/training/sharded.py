@@ -103,14 +103,27 @@ def shard_teacher(teacher: Any, accelerator: Accelerator) -> Iterator[None]:
         yield
 
 
-def refuse_unfit_for_shards(accelerator: Accelerator, objectives: nn.Module) -> None:
-    """Raise DistillError for FSDP1, and for objectives of which a process may run more than the others."""
+def refuse_unfit_for_shards(accelerator: Accelerator, computation: Any) -> None:
+    """Raise DistillError for FSDP1, for weights of several types, and for objectives that run as rows of a process say.
+
+    Args:
+        accelerator: knows the engine and its precision.
+        computation: all runs of a step; the weights that it trains are those of the student and of the objectives.
+    """
     if not accelerator.is_fsdp2:
         raise DistillError(
             "FSDP of version 1 flattens the weights, so that no place in the model could be read; use version 2: "
             "FullyShardedDataParallelPlugin(fsdp_version=2), or fsdp_version: 2 in the configuration of accelerate."
         )
-    odd = next((each for each in objectives.modules() if getattr(each, "runs_by_rows", False)), None)
+    types = {each.dtype: name for name, each in computation.named_parameters() if each.requires_grad}
+    if len(types) > 1 and accelerator.mixed_precision == "no":
+        found = " and ".join(f"{dtype} ({name})" for dtype, name in types.items())
+        raise DistillError(
+            f"FSDP shards weights of one type, and the student and what its objectives train hold {found}; train in "
+            "mixed precision, which keeps all of them in float32: Accelerator(mixed_precision='bf16', fsdp_plugin=…), "
+            "or convert the student: student.float()."
+        )
+    odd = next((each for each in computation.objectives.modules() if getattr(each, "runs_by_rows", False)), None)
     if odd is not None:
         raise DistillError(
             f"{type(odd).__name__}() runs the student as often as its rows say, and with sharded weights each process "

@@ -11,7 +11,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 import distill
-from distill import DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
+from distill import CRD, DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
 from distill.objectives import Objective, Step
 from distill.objectives.step import zero_of
 from distill.training import sharded
@@ -31,6 +31,7 @@ OBJECTIVES = {
     "mixup": lambda: [KD(), DIITO(op=Mixup(0.3))],
     "fitnets": lambda: [KD(), FitNets(LAYERS)],
     "pkd": lambda: [KD(), PKD(LAYERS)],
+    "crd": lambda: [KD(), CRD(8, 16)],
 }
 MODELS = {"bert": (bert, lambda: text(15)), "gpt2": (gpt2_lm, lambda: text(15, labels=False))}
 
@@ -109,6 +110,8 @@ def fitted(
 ) -> Any:
     """Fit a student with a folder; return its losses, the sums of its weights, and those of the saved one."""
     teacher, student, rows = pair()
+    if objective == "crd":  # whose heads are of single precision
+        teacher, student = teacher.float(), student.float()
     Trouble.planned = trouble
     result = distill.fit(
         teacher, student, None if objective == "kd" else "full", rows,
@@ -143,10 +146,11 @@ def hooks_of(*models: nn.Module) -> int:
     return sum(len(hooks) for name, hooks in registries if name.endswith("_hooks"))
 
 
-def refused() -> None:
-    """Train with an objective that runs the student by its rows."""
+def refused(kind: str) -> None:
+    """Train with an objective that runs the student by its rows, or with one whose weights are of another type."""
     teacher, student, rows = pair()
-    list(steps(teacher, student, data=rows, objective=[KD(), distill.BSS()], accelerator=accelerator_of("fsdp")))
+    objectives = [KD(), distill.BSS() if kind == "rows" else CRD(8, 16)]
+    list(steps(teacher, student, data=rows, objective=objectives, accelerator=accelerator_of("fsdp")))
 
 
 def sums(model: nn.Module) -> list[float]:

@@ -33,6 +33,13 @@ def test_a_student_and_a_sharded_teacher_can_be_trained_with_again(groups):
     assert all(each.value[name] for each in parts for name in ("teacher", "hooks", "parameters"))
 
 
-def test_an_objective_that_runs_by_its_rows_is_refused(groups):
-    for ended in groups.run("refused"):
-        assert "BSS() runs the student as often as its rows say" in ended.error
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("rows", "BSS() runs the student as often as its rows say"),
+        ("types", "FSDP shards weights of one type, and the student and what its objectives train hold torch.float64"),
+    ],
+)
+def test_what_shards_cannot_train_is_refused(groups, kind, text):
+    for ended in groups.run("refused", kind=kind):
+        assert text in ended.error
