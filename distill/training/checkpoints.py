@@ -123,8 +123,7 @@ class Checkpoints:
 
     def save(self, step: int) -> Path:
         """Save the state after a step and return the checkpoint; signals take effect when that is done."""
-        for model in self.accelerator._models:
-            check_weights(model, step, self.last())
+        check_weights(self.accelerator._models[-1], step, self.last())
         target, partial = self.folder / f"step-{step:07d}", self.folder / "unfinished"
         with delay_signals():
             from_first(lambda: _make_empty(partial))

@@ -51,7 +51,7 @@ from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
 from distill.training.schedule import Schedule, drawing, order, shared_generator
 from distill.training.sharded import refuse_unfit_for_shards, shard_teacher, whole_afterwards
-from distill.training.updates import backward, clip, make_step
+from distill.training.updates import backward, clip, make_step, preparing
 from interventions import InterventionError, Model
 
 ONE_ROW = "more than 1 value per channel"
@@ -106,7 +106,7 @@ def train(
         interrupt: the signals that this process was sent; once a step is made, it knows of those of all processes.
     """
     agreement = _agreement(training, accelerator or Accelerator(), interrupt or Interrupt())
-    lent, accelerator = accelerator, agreement.accelerator
+    accelerator = agreement.accelerator
     computation, rows, schedule = training.computation, training.rows, training.schedule
     refuse_unfit(accelerator, computation)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
@@ -120,9 +120,8 @@ def train(
         _move(device, computation)
         with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
             leaves = _try_out(computation, rows, total / per_epoch, schedule.seed, loss, learns=with_ddp(accelerator))
+            modes.enter_context(preparing(accelerator))
             wrapped, optimizer = _wrap(computation, schedule, accelerator, modes, leaves=leaves)
-            if lent is not None:
-                modes.callback(lent.free_memory)  # else its next checkpoints would hold this student too
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
         wrapping = _Wrapped(training, wrapped, loss, agreement)
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]

@@ -4,7 +4,8 @@
 time whether it has to, which takes as long as the step of a small model. Without any of that they are those of torch.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,6 +19,21 @@ from distill.errors import DistillError
 def is_plain(accelerator: Accelerator) -> bool:
     """Return whether one process trains, without scaled gradients, so that torch needs no help."""
     return accelerator.distributed_type == DistributedType.NO and accelerator.scaler is None
+
+
+@contextmanager
+def preparing(accelerator: Accelerator) -> Iterator[None]:
+    """Let an accelerator prepare models and optimizers in the block; after it, it knows those that it knew before.
+
+    `accelerator.free_memory()` would forget those of the caller too, and collects garbage, which takes as long as many
+    steps of a small model.
+    """
+    known: dict[str, list[Any]] = {name: list(getattr(accelerator, name)) for name in ("_models", "_optimizers")}
+    try:
+        yield
+    finally:
+        for name, before in known.items():
+            getattr(accelerator, name)[:] = before
 
 
 def backward(accelerator: Accelerator, loss: Tensor) -> None:
