@@ -14,7 +14,8 @@ and `--peers` with nothing behind it leaves them out.
 With `--device cuda` there are also models of the shapes of 1B and 7B in bf16: matrix utilization, tokens per second,
 and waits for the device (`speed_cases/shapes.py`).
 
-A line is appended to `speed.json`. `docs/speed.md` shows the last figures of each case, and is held to them by a test.
+A line is appended to `speed.json`. `docs/speed.md` shows the last figures of each case on a CPU (`--page` writes them
+there and measures nothing), and is held to them by a test.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from speed_cases.measuring import LIMIT, NOW, UNIT, Given, measured
 
 HERE = Path(__file__).parent
 FILE = HERE / "speed.json"
+PAGE = HERE.parent / "docs" / "speed.md"
 CASES = {
     **calls.CASES,
     **sweeps.CASES,
@@ -166,6 +168,12 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def with_figures(page: str, record: dict[str, Any]) -> str:
+    """Return the text of the page with other figures: the line of their conditions, and the table after it."""
+    before, rest = page.split("\nMeasured on ", 1)
+    return "\n".join([before, conditions(record), "", table(record), "", rest.split("|\n\n", 1)[1]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[""], help="cases whose names begin so")
@@ -176,7 +184,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="after which a case begins no further round")
     parser.add_argument(PEER, choices=peers.MODULES, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=FILE)
+    parser.add_argument(
+        "--page", action="store_true", help="write the last figures into docs/speed.md; measure nothing"
+    )
     asked = parser.parse_args()
+    if asked.page:
+        PAGE.write_text(with_figures(PAGE.read_text(encoding="utf-8"), latest(lines())), encoding="utf-8")
+        return
     torch.set_num_threads(asked.threads)
     device = torch.device(asked.device)
     given = Given(device, asked.rounds, asked.seconds)

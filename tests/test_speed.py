@@ -94,7 +94,8 @@ def test_the_page_shows_the_last_figures():
     latest = SPEED["latest"](SPEED["lines"]())
     assert SPEED["table"](latest) in PAGE
     assert SPEED["conditions"](latest) in PAGE
-    assert latest["rows"].keys() <= SPEED["CASES"].keys()
+    assert latest["rows"].keys() == SPEED["CASES"].keys()
+    assert SPEED["with_figures"](PAGE, latest) == PAGE
 
 
 def test_each_line_says_of_what_it_is():

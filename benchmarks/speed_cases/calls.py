@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from interventions import Location, Zero, interchange, intervene, run, run_to
+from interventions import Location, Zero, interchange, intervene, run, run_to, unchanged
 
 from .measuring import LIMIT, NOW, UNIT, Case, Given, same
 from .models import gpt2, hooked, keeping, rest_of, tokens, writing
@@ -122,6 +122,26 @@ def resumed(given: Given, layers: int) -> Case:
     return Case({UNIT: lambda: model(**base).logits, LIMIT: by_hand, NOW: ours}, 1.2, check=check)
 
 
+def resumed_often(given: Given, layers: int, times: int = 10) -> Case:
+    """The same ten times in a block of `unchanged`, in which the model is looked at twice instead of each time."""
+    once = resumed(given, layers)
+    plain, by_hand, ours = (once.sides[name] for name in (UNIT, LIMIT, NOW))
+
+    def often(side: Callable[[], object]) -> Callable[[], None]:
+        def repeat() -> None:
+            for _ in range(times):
+                side()
+
+        return repeat
+
+    def unmoved() -> None:
+        with unchanged():
+            often(ours)()
+
+    sides = {UNIT: often(plain), LIMIT: often(by_hand), NOW: unmoved}
+    return Case(sides, 1.2, unit=f"{times} plain calls", check=once.check)
+
+
 def twelve_places(given: Given, width: int) -> Case:
     """An interchange of the MLP outputs of 12 blocks, source and base given as inputs: two runs."""
     model, base, source = subject(given, 12, width)
@@ -149,5 +169,6 @@ CASES: dict[str, Callable[[Given], Case]] = {
     **{f"run, {layers} × 64": partial(a_run, layers=layers, resumable=True) for layers in DEPTHS},
     **{f"run, not resumable, {layers} × 64": partial(a_run, layers=layers, resumable=False) for layers in DEPTHS},
     **{f"interchange, 1 place, resumed, {layers} × 64": partial(resumed, layers=layers) for layers in DEPTHS},
+    **{f"the same 10 times in `unchanged`, {layers} × 64": partial(resumed_often, layers=layers) for layers in DEPTHS},
     **{f"interchange, 12 places, 12 × {width}": partial(twelve_places, width=width) for width in (64, 768)},
 }

@@ -370,12 +370,12 @@ def test_one_process_gathers_its_own():
 
 
 def work(folder: str) -> None:
-    """One of two processes: batches of 3 of 7 rows, so that one process has none in the second step."""
+    """One of two processes: steps of 6 and of 1 of 7 rows, so that one process has none in the second step."""
     accelerator = Accelerator(cpu=True)
     rank = accelerator.process_index
     sizes = gather(torch.full((2 * rank, 2), float(rank)))
     objective = CRD(8, 20)
-    schedule = Schedule(steps=3, batch_size=3, lr=1e-12, weight_decay=0.0)
+    schedule = Schedule(steps=3, batch_size=6, lr=1e-12, weight_decay=0.0)
     both = [KD(), objective]
     records = list(steps(*couple(), None, vectors(7), objective=both, accelerator=accelerator, schedule=schedule))
     parts, both = replace(schedule, accumulate=2), [KD(), CRD(8, 20)]
