@@ -1,5 +1,7 @@
 """Whatever ends one process ends all of them, names the first error, and leaves a whole checkpoint to go on from."""
 
+import random
+
 import pytest
 
 
@@ -45,3 +47,15 @@ def test_one_process_keeps_the_time_of_checkpoints(groups, tmp_path):
     ended = groups.run("fitted", engine="ddp", folder=str(tmp_path), every="0.0001 seconds", trouble=("raise", 0, 5))
     assert [each.status for each in ended] == [1, 1], ended[0].output
     assert sorted(each.name for each in (tmp_path / "checkpoints").iterdir()) == ["step-0000002", "step-0000004"]
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(each, marks=pytest.mark.full) for each in (1, 2))])
+def test_restarts_end_as_the_run_that_nothing_happened_to(groups, whole, seed, tmp_path):
+    """Five times something happens to one of two processes at a random step, and the same command is started again."""
+    draw = random.Random(seed)
+    kinds = ["SIGKILL", "SIGTERM", "raise", "nan", draw.choice(["SIGKILL", "SIGUSR1", "SIGINT"])]
+    for kind in draw.sample(kinds, 5):
+        trouble = (kind, draw.randrange(2), draw.randint(1, 2))
+        ended = groups.run("fitted", engine="ddp", folder=str(tmp_path), resume="auto", every=1, trouble=trouble)
+        assert all(each.status for each in ended), (trouble, ended[0].output)
+    assert again(groups, tmp_path) == whole
