@@ -25,9 +25,13 @@ from distill.training.progress import Record
 from distill.training.states import load_state, save_state
 
 LOG, STATE, COMPLETE = "log.jsonl", "state", "complete"
+LAST_OF_EARLIER = "random_states_0.pkl"
+"""The file that accelerate wrote last, in the checkpoints of earlier versions."""
 STEPS = 200
-SECONDS = {"s": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
-TIME = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})s?\s*")
+DIGITS = 20  # of a number of steps that is read from a text
+UNITS = {"s": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
+SECONDS = UNITS | {f"{name}s": seconds for name, seconds in UNITS.items() if len(name) > 1}
+TIME = re.compile(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(SECONDS)})\s*")
 
 
 @dataclass(frozen=True)
@@ -50,11 +54,12 @@ class Every:
         time = TIME.fullmatch(given) if isinstance(given, str) else None
         if time is not None and float(time[1]) > 0:
             return cls(seconds=float(time[1]) * SECONDS[time[2]])
-        steps = int(given) if isinstance(given, str) and given.isdecimal() else given
+        is_number = isinstance(given, str) and given.isdecimal() and len(given) < DIGITS
+        steps = int(given) if is_number else given
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise DistillError(
-                f"every={given!r} is no interval between two checkpoints; give a number of steps, every={STEPS}, or a "
-                'time, every="10 minutes".'
+                f"every={given!r:.60} is no interval between two checkpoints; give a number of steps, every={STEPS}, "
+                'or a time, every="10 minutes".'
             )
         return cls(steps=steps)
 
@@ -170,7 +175,7 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         """Return all checkpoints that are complete, the oldest first."""
         named = (each for each in self.folder.glob("step-*") if each.name.removeprefix("step-").isdecimal())
-        found = [each for each in named if (each / COMPLETE).is_file() or not (each / STATE).is_dir()]
+        found = [each for each in named if any((each / name).is_file() for name in (COMPLETE, LAST_OF_EARLIER))]
         return sorted(found, key=_number)
 
     def _newest_whole(self) -> Path | None:

@@ -117,7 +117,7 @@ def of_network(model: Any) -> str:
     if isinstance(model, Served):
         return _short(model.facts())
     network = network_of(model)
-    state = {name: (tuple(value.shape), _some(value)) for name, value in network.state_dict().items()}
+    state = {name: (tuple(value.shape), some_of(value)) for name, value in network.state_dict().items()}
     return _short((f"{type(network).__module__}.{type(network).__qualname__}", state))
 
 
@@ -171,7 +171,7 @@ def _short(value: Any) -> str:
     return found.hexdigest()
 
 
-def _some(value: Tensor) -> Tensor:
+def some_of(value: Tensor) -> Tensor:
     """Return a sample of the values of a tensor, evenly spaced."""
     flat = value.detach().flatten()
     return flat[:: max(1, len(flat) // SAMPLED)][:SAMPLED]
@@ -197,7 +197,7 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
         yield from _of_code(type(value), inner)
         yield repr(value).encode()
         if not isinstance(value, Subspace):  # which is learned, and looks another way after a step
-            yield from _parts({name: _some(each) for name, each in value.state_dict().items()}, inner)
+            yield from _parts({name: some_of(each) for name, each in value.state_dict().items()}, inner)
     elif isinstance(value, np.generic):
         yield from _parts(value.item(), inner)
     elif isinstance(value, np.ndarray):

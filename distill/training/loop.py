@@ -39,7 +39,7 @@ from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.processes import first_error_named
 from distill.teachers.served import Served
-from distill.training.agreement import Agreement
+from distill.training.agreement import Agreement, refuse_different
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of, parts_of
 from distill.training.engines import leaves_some, refuse_unfit, unused_found, with_ddp
@@ -109,6 +109,7 @@ def train(
     accelerator = agreement.accelerator
     computation, rows, schedule = training.computation, training.rows, training.schedule
     refuse_unfit(accelerator, computation)
+    refuse_different(accelerator, training)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
     begun: list[nn.Module] = []

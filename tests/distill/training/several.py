@@ -153,6 +153,21 @@ def refused(kind: str) -> None:
     list(steps(teacher, student, data=rows, objective=objectives, accelerator=accelerator_of("fsdp")))
 
 
+def different(engine: str, what: str) -> Any:
+    """Train with something that process 1 has another one of; return the sums of the student's weights."""
+    teacher, student, rows = pair()
+    rank, settings = PartialState(cpu=True).process_index, {"steps": 2, "batch_size": 8, "seed": 0}
+    if what in ("student", "teacher"):
+        spread({"student": student, "teacher": teacher}[what], rank + 5).double()
+    elif what == "rows":
+        rows = rows.take(list(range(len(rows) - rank)))
+    else:
+        settings[what] = settings[what] + rank
+    list(steps(teacher, student, data=rows, objective=KD(), schedule=Schedule(**settings),
+               accelerator=accelerator_of(engine)))  # fmt: skip
+    return sums(student)
+
+
 def sums(model: nn.Module) -> list[float]:
     """Return the sum of the squares of each weight."""
     return [float(weight.detach().double().square().sum()) for weight in model.state_dict().values()]
@@ -163,7 +178,7 @@ def types(model: nn.Module) -> list[str]:
     return sorted({type(each).__name__ for each in (*model.modules(), *model.parameters())})
 
 
-CASES = {"train": train, "fitted": fitted, "again": again, "refused": refused}
+CASES = {"train": train, "fitted": fitted, "again": again, "refused": refused, "different": different}
 
 
 def warm() -> None:

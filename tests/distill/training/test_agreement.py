@@ -1,5 +1,7 @@
 """Several processes agree on what they must share, whatever the engine."""
 
+import re
+
 import pytest
 
 
@@ -52,3 +54,30 @@ def test_a_signal_to_one_process_stops_both_after_the_same_step(groups, rank, tm
     assert ended[0].error == ended[1].error
     assert ended[0].error.startswith("Interrupted: stopped after step 3 of 8; the state is in")
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("engine", "what", "named"),
+    [
+        ("fsdp", "student", "another student"),
+        pytest.param("ddp", "teacher", "another teacher", marks=pytest.mark.full),
+        pytest.param(
+            "ddp", "rows", r"another number of rows than process 0 \(14 instead of 15\)", marks=pytest.mark.full
+        ),
+        pytest.param("ddp", "steps", r"another Schedule\(steps=\) than .* \(3 instead of 2\)", marks=pytest.mark.full),
+        ("ddp", "seed", r"another Schedule\(seed=\) than process 0 \(1 instead of 0\)"),
+    ],
+)
+def test_what_differs_between_processes_is_refused_in_both(groups, engine, what, named):
+    """Each would train on, or wait for ever: the student would be a mixture of two."""
+    ended = groups.run("different", engine=engine, what=what)
+    assert [each.status for each in ended] == [1, 1], ended[0].output
+    assert ended[0].error == ended[1].error
+    assert re.search(f"all processes of a training need the same, and process 1 has {named}", ended[0].error)
+    assert "\n" not in ended[0].error
+
+
+def test_under_ddp_the_student_of_the_first_process_is_that_of_all(groups):
+    ended = groups.run("different", engine="ddp", what="student")
+    assert [each.error for each in ended] == ["", ""], ended[0].output
+    assert ended[0].value == ended[1].value

@@ -52,6 +52,21 @@ def test_saving_a_step_again_and_discarding_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-0000001"]
 
 
+@pytest.mark.parametrize("content", [("log.jsonl",), ("log.jsonl", "state/part.safetensors")])
+def test_a_checkpoint_of_which_a_part_arrived_is_none(content, tmp_path):
+    """Not every file system moves a folder at once."""
+    model, optimizer, checkpoints, accelerator = prepared(tmp_path)
+    checkpoints.begin(accelerator)
+    train(model, optimizer)
+    kept = [checkpoints.save(1), checkpoints.save(2)]
+    for name in content:
+        (tmp_path / "step-0000003" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "step-0000003" / name).touch()
+    *_, checkpoints, accelerator = prepared(tmp_path, resume=True)
+    assert checkpoints.begin(accelerator) == 2
+    assert all(each.is_dir() for each in kept)
+
+
 def test_an_unfinished_checkpoint_is_none(tmp_path):
     *_, checkpoints, accelerator = prepared(tmp_path)
     checkpoints.begin(accelerator)
@@ -90,7 +105,9 @@ def test_steps_and_times(given, expected):
     assert Every.of(given) == expected
 
 
-@pytest.mark.parametrize("given", [0, -1, True, 2.5, None, "", "0 minutes", "many", "-3", "10 weeks", "minutes"])
+@pytest.mark.parametrize(
+    "given", [0, -1, True, 2.5, None, "", "0 minutes", "many", "-3", "10 weeks", "minutes", "5 ss", "9" * 5000]
+)
 def test_what_is_no_interval(given):
     with pytest.raises(DistillError, match=r'is no interval .*every=200, or a time, every="10 minutes"'):
         Every.of(given)
