@@ -43,7 +43,13 @@ _RUNS = itertools.count()
 
 def process_state() -> PartialState:
     """Return the state of this process among those of the run, as an `Accelerator` that is made now would have it."""
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    return PartialState(cpu=on_cpu())
+
+
+def on_cpu() -> bool:
+    """Return whether accelerate has to be told that processes compute on the CPU, as it would let each train alone."""
+    alone = "LOCAL_RANK" not in os.environ or torch.accelerator.is_available()
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or not alone
 
 
 def processes() -> int:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -32,7 +34,9 @@ def run_together(arguments: list[str], processes: int = 2) -> list[str]:
 
 def environments(processes: int) -> list[dict[str, str]]:
     """Return the environment of each process: how the others are found, and which of them it is."""
-    alone = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    alone = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    if torch.accelerator.is_available():  # elsewhere they find the CPU themselves, as those of a user do
+        alone["ACCELERATE_USE_CPU"] = "true"
     if processes == 1:
         return [alone]
     group = {**alone, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}

@@ -71,7 +71,7 @@ def test_the_page_shows_the_committed_figures():
 
 
 def test_slurm_starts_the_command(tmp_path):
-    stubs = {"srun": 'exec "$@"', "scontrol": "echo 127.0.0.1"}
+    stubs = {"srun": 'test "$1" = --cpus-per-task=3 && shift && exec "$@"', "scontrol": "echo 127.0.0.1"}
     for name, line in stubs.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / name).chmod(0o755)
@@ -79,7 +79,8 @@ def test_slurm_starts_the_command(tmp_path):
         ["bash", LAUNCH / "slurm.sh", "--version"], capture_output=True, text=True, check=True,
         env={
             **os.environ, "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", "SLURM_NNODES": "1",
-            "SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "here", "PROCESSES_PER_NODE": "1", "PORT": "0",
+            "SLURM_CPUS_PER_TASK": "3", "SLURM_JOB_ID": "1",
+            "SLURM_JOB_NODELIST": "here", "PROCESSES_PER_NODE": "1", "PORT": "0",
             "PYTHONPATH": str(REPOSITORY),
         },
     )  # fmt: skip
@@ -102,7 +103,7 @@ def test_kubernetes_starts_the_command():
     assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
 
 
-def test_ray_runs_the_command_in_each_worker(monkeypatch):
+def test_ray_runs_the_command_in_each_worker(monkeypatch, tmp_path):
     """Ray is not needed for it: the file runs with a trainer that starts its function here."""
     started = {}
 
@@ -111,6 +112,7 @@ def test_ray_runs_the_command_in_each_worker(monkeypatch):
             started.update(function=function, config=train_loop_config, workers=scaling_config)
 
         def fit(self):
+            monkeypatch.chdir(REPOSITORY)  # Ray starts a worker elsewhere
             started["function"](started["config"])
 
     modules = {
@@ -123,8 +125,9 @@ def test_ray_runs_the_command_in_each_worker(monkeypatch):
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
     called = []
-    monkeypatch.setattr("distill.cli.main.main", lambda: called.append(sys.argv))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("distill.cli.main.main", lambda: called.append((sys.argv, os.getcwd())))
     monkeypatch.setattr(sys, "argv", ["ray_train.py", "16", "fit", "--task", "pvr"])
     exec(compile((LAUNCH / "ray_train.py").read_text(), "ray_train.py", "exec"), {"__name__": "__main__"})
-    assert called == [["distill", "fit", "--task", "pvr"]]
+    assert called == [(["distill", "fit", "--task", "pvr"], str(tmp_path))]
     assert started["workers"] == {"num_workers": 16, "use_gpu": True}

@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from distill.errors import DistillError
+from distill.processes import process_state
 from distill.results import FitResult
 from interventions import InterventionError, printable
 
@@ -75,6 +76,7 @@ def accelerator_of(fp16: bool, tracking: Tracking | None) -> Accelerator:
     if tracking is not None and find_spec("wandb") is None:
         print_lines("warning: --is_wandb asks for wandb, which is not installed: nothing is sent (pip install wandb).")
         tracking = None
+    process_state()  # whose device and processes the accelerator takes
     accelerator = Accelerator(
         mixed_precision="fp16" if fp16 else None, log_with=None if tracking is None else "wandb"
     )  # fmt: skip

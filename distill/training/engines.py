@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.inputs import network_of
+from distill.processes import processes
 from interventions import architecture
 
 _OTHERS = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron-LM"}
@@ -26,13 +27,20 @@ def refuse_unfit(accelerator: Accelerator, computation: Any) -> None:
         computation: all runs of a step, by which its models are known.
 
     Raises:
-        DistillError: inside inference mode; an accelerator that accumulates gradients itself; an engine with steps of
-            its own; or a model that is split over processes, each of which reads rows of its own.
+        DistillError: inside inference mode; an accelerator that does not know of all processes, or accumulates
+            gradients itself; an engine with steps of its own; or a model that is split over processes, each of which
+            reads rows of its own.
     """
     if torch.is_inference_mode_enabled():
         raise DistillError(
             "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
             "outside of that block: result = distill.fit(…)."
+        )
+    if accelerator.num_processes != processes():
+        raise DistillError(
+            f"the accelerator knows of {accelerator.num_processes} of {processes()} processes, so each would train "
+            "alone and write into one folder; start them by torchrun, and on CPUs pass "
+            "accelerator=Accelerator(cpu=True), or none."
         )
     if accelerator.gradient_accumulation_steps > 1:
         raise DistillError(

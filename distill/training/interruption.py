@@ -29,6 +29,9 @@ class Interrupt(threading.Event):
 def defer_interrupt() -> Iterator[Interrupt]:
     """Let signals set an event in the block, so that no step is left half done; a second one interrupts at once.
 
+    Where several processes train together a second one has no effect: torchrun passes on the Ctrl-C or the signal of a
+    cluster that they were sent themselves, and kills them after 30 seconds.
+
     This works in the main thread, where Python delivers signals; in other threads the event is never set.
     """
     interrupt = Interrupt()
@@ -37,7 +40,7 @@ def defer_interrupt() -> Iterator[Interrupt]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if interrupt.is_set() and not interrupt.final:
+        if interrupt.is_set() and not interrupt.final and interrupt.agreed is None:
             raise KeyboardInterrupt
         interrupt.set()
 

@@ -37,7 +37,7 @@ from distill.models.precision import upcast
 from distill.models.trials import tried
 from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
-from distill.processes import first_error_named
+from distill.processes import first_error_named, on_cpu
 from distill.teachers.served import Served
 from distill.training.agreement import Agreement, refuse_different
 from distill.training.checkpoints import Checkpoints
@@ -105,7 +105,7 @@ def train(
         accelerator: `Accelerator()` by default.
         interrupt: the signals that this process was sent; once a step is made, it knows of those of all processes.
     """
-    agreement = _agreement(training, accelerator or Accelerator(), interrupt or Interrupt())
+    agreement = _agreement(training, accelerator or Accelerator(cpu=on_cpu()), interrupt or Interrupt())
     accelerator = agreement.accelerator
     computation, rows, schedule = training.computation, training.rows, training.schedule
     refuse_unfit(accelerator, computation)

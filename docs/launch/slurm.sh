@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# Several nodes under Slurm: sbatch docs/launch/slurm.sh fit --data reviews.csv --teacher teacher --output runs/reviews
-# One torchrun a node, which meet at the first of them. Slurm asks them to stop two minutes before the time is up.
+# Several nodes under Slurm:
+#   sbatch docs/launch/slurm.sh fit --data reviews.csv --teacher teacher --output runs/reviews --resume auto
+# One torchrun a node, which meet at the first of them. Slurm asks them to stop two minutes before the time is up; the
+# same line goes on then. It queues the job again by itself where a node is lost or the job preempted.
 #SBATCH --job-name=distill
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -12,7 +14,8 @@
 set -euo pipefail
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-exec srun torchrun \
+# srun does not inherit the CPUs of sbatch (since Slurm 22.05).
+exec srun ${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"} torchrun \
     --nnodes "$SLURM_NNODES" --nproc-per-node "${PROCESSES_PER_NODE:-gpu}" \
     --rdzv-id "$SLURM_JOB_ID" --rdzv-backend c10d --rdzv-endpoint "$first:${PORT:-29500}" \
     -m distill "$@"

@@ -39,8 +39,10 @@ MODELS = {"bert": (bert, lambda: text(15)), "gpt2": (gpt2_lm, lambda: text(15, l
 BLOCKS = {"bert": "BertLayer", "gpt2": "GPT2Block"}
 
 
-def accelerator_of(engine: str, model: str = "bert") -> Accelerator:
-    """Return the accelerator of an engine; FSDP2 runs on the CPU where its type is set."""
+def accelerator_of(engine: str, model: str = "bert") -> Accelerator | None:
+    """Return the accelerator of an engine, None for the default; FSDP2 runs on the CPU where its type is set."""
+    if engine == "default":
+        return None
     if engine != "fsdp":
         return Accelerator(cpu=True)
     plugin = FullyShardedDataParallelPlugin(
@@ -72,7 +74,7 @@ def train(engine: str, objective: str, model: str = "bert", batch_size: int = 8,
 
 
 class Trouble(Objective):
-    """Something that happens to one process in the forward of one step: "nan", "raise", or a signal by its name.
+    """Something that happens to one process in the forward of one step: "nan", "raise", or signals by name.
 
     Attributes:
         planned: what, to which rank, and in which step; settings of a run hold none of it.
@@ -95,7 +97,8 @@ class Trouble(Objective):
             return {"trouble": nothing + torch.nan}
         if kind == "raise":
             raise OSError("the disk of this process is gone")
-        os.kill(os.getpid(), getattr(signal, kind))
+        for name in kind.split():
+            os.kill(os.getpid(), getattr(signal, name))
         return {"trouble": nothing}
 
 

@@ -38,6 +38,11 @@ def test_sharded_weights_train_as_whole_ones(groups, objective, model):
         assert one == pytest.approx(other, rel=1e-12)
 
 
+def test_processes_without_an_accelerator_train_together(groups):
+    """Also where there is no GPU, and nothing told accelerate to use the CPU."""
+    assert values(groups, "default", "diito") == values(groups, "ddp", "diito")
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_a_loss_that_is_not_finite_in_one_process_ends_both(groups, engine, tmp_path):
     ended = groups.run("fitted", engine=engine, folder=str(tmp_path), trouble=("nan", 1, 4), every=2)
@@ -47,9 +52,10 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both(groups, engine, tmp_
     assert f"the last good checkpoint is {tmp_path}/checkpoints/step-0000002" in ended[0].error
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_signal_to_one_process_stops_both_after_the_same_step(groups, rank, tmp_path):
-    ended = groups.run("fitted", engine="ddp", folder=str(tmp_path), trouble=("SIGINT", rank, 3))
+@pytest.mark.parametrize(("rank", "signals"), [(0, "SIGINT"), (1, "SIGINT SIGINT")])
+def test_a_signal_to_one_process_stops_both_after_the_same_step(groups, rank, signals, tmp_path):
+    """Ctrl-C comes twice: from the terminal, and from torchrun, which passes it on."""
+    ended = groups.run("fitted", engine="ddp", folder=str(tmp_path), trouble=(signals, rank, 3))
     assert [each.status for each in ended] == [1, 1], ended[0].output
     assert ended[0].error == ended[1].error
     assert ended[0].error.startswith("Interrupted: stopped after step 3 of 8; the state is in")

@@ -29,6 +29,12 @@ def test_engines_with_steps_of_their_own_are_refused_before_the_first(engine, mo
     assert same(before, weights(student))
 
 
+def test_an_accelerator_that_does_not_know_of_all_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("distill.training.engines.processes", lambda: 2)
+    with pytest.raises(DistillError, match=r"knows of 1 of 2 processes, .*accelerator=Accelerator\(cpu=True\)"):
+        next(steps(bert(2), bert(1), data=text(8), objective=KD(), accelerator=Accelerator(cpu=True)))
+
+
 def test_parameters_that_a_loss_leaves_out():
     net = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
     net[0].weight.grad = torch.ones(3, 2)
