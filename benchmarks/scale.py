@@ -218,9 +218,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     given = parser.parse_args()
     found = figures(given.devices, given.rows, given.length)
-    FILE.write_text(json.dumps(found, indent=1) + "\n")
     shown = table(found)
-    if PAGE.exists():
+    if given == parser.parse_args([]):  # other settings are printed alone
+        FILE.write_text(json.dumps(found, indent=1) + "\n")
         before, rest = PAGE.read_text().split(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}\n\n{shown}\n\n{END}{rest.split(END)[1]}")
     print(shown)

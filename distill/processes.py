@@ -52,6 +52,12 @@ def on_cpu() -> bool:
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not alone
 
 
+def started() -> int:
+    """Return how many processes were started together, whether or not they know each other yet."""
+    named = os.environ.get("WORLD_SIZE", "") if "RANK" in os.environ else ""
+    return max(processes(), int(named) if named.isdecimal() else 1)
+
+
 def processes() -> int:
     """Return how many processes train together; 1 without `torch.distributed`."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

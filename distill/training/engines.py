@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.inputs import network_of
-from distill.processes import processes
+from distill.processes import started
 from interventions import architecture
 
 _OTHERS = {DistributedType.DEEPSPEED: "DeepSpeed", DistributedType.MEGATRON_LM: "Megatron-LM"}
@@ -36,9 +36,9 @@ def refuse_unfit(accelerator: Accelerator, computation: Any) -> None:
             "training needs gradients and was called inside torch.inference_mode(), where none are kept; call it "
             "outside of that block: result = distill.fit(…)."
         )
-    if accelerator.num_processes != processes():
+    if accelerator.num_processes != started():
         raise DistillError(
-            f"the accelerator knows of {accelerator.num_processes} of {processes()} processes, so each would train "
+            f"the accelerator knows of {accelerator.num_processes} of {started()} processes, so each would train "
             "alone and write into one folder; start them by torchrun, and on CPUs pass "
             "accelerator=Accelerator(cpu=True), or none."
         )

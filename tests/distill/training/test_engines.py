@@ -30,7 +30,8 @@ def test_engines_with_steps_of_their_own_are_refused_before_the_first(engine, mo
 
 
 def test_an_accelerator_that_does_not_know_of_all_processes_is_refused(monkeypatch):
-    monkeypatch.setattr("distill.training.engines.processes", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets them
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(DistillError, match=r"knows of 1 of 2 processes, .*accelerator=Accelerator\(cpu=True\)"):
         next(steps(bert(2), bert(1), data=text(8), objective=KD(), accelerator=Accelerator(cpu=True)))
 
