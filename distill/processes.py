@@ -47,7 +47,7 @@ def process_state() -> PartialState:
 
 
 def on_cpu() -> bool:
-    """Return whether accelerate has to be told that processes compute on the CPU, as it would let each train alone."""
+    """Return whether accelerate must be set to the CPU, as it would let each of several processes train alone there."""
     alone = "LOCAL_RANK" not in os.environ or torch.accelerator.is_available()
     return parse_flag_from_env("ACCELERATE_USE_CPU") or not alone
 
