@@ -20,6 +20,10 @@ class NothingToMeasure(DistillError):
     """A mapping under which an interchange accuracy would be meaningless."""
 
 
+class OtherProcessFailed(DistillError):
+    """A training that ended since another of its processes failed, or is gone."""
+
+
 class Unreachable(DistillError):
     """A teacher on another machine that did not answer, after all retries."""
 

@@ -25,7 +25,7 @@ from jaxtyping import Shaped
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
-from distill.errors import DistillError
+from distill.errors import DistillError, OtherProcessFailed
 from interventions import InterventionError, in_one_line
 
 T = TypeVar("T")
@@ -201,7 +201,7 @@ def first_error_named(last: Callable[[], Path | None]) -> Iterator[None]:
         last: returns the last checkpoint, from which the run is resumed.
 
     Raises:
-        DistillError: another process failed, or is gone.
+        OtherProcessFailed: another process failed, or is gone.
     """
     if processes() == 1:
         yield
@@ -217,7 +217,7 @@ def first_error_named(last: Callable[[], Path | None]) -> Iterator[None]:
         reason = first or f"process {' and '.join(map(str, lost)) or 0} is gone without a word, as if it was killed"
         saved = last()
         where = "no checkpoint was saved yet" if saved is None else f"the last checkpoint is {saved}"
-        raise DistillError(
+        raise OtherProcessFailed(
             f"the training ended in all {processes()} processes, since {reason}; {where}; go on with the same call and "
             "resume=True."
         ) from error

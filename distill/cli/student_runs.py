@@ -15,7 +15,7 @@ from distill.cli.fit_command import FitCommand
 from distill.cli.students import StudentPlan, steps_as_long
 from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
-from distill.errors import DistillError
+from distill.errors import DistillError, OtherProcessFailed
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import fit
 from distill.interchange.mapping import Sides
@@ -125,8 +125,8 @@ class StudentRuns:
                 self.teacher, student, self.mapping, self.task.train, output_dir=folder, resume=resume,
                 console=self.console, tokenizer=self.tokenizer, every=self.command.every, **settings,
             )  # fmt: skip
-        except Interrupted as stop:
-            raise Interrupted(
+        except (Interrupted, OtherProcessFailed) as stop:
+            raise type(stop)(
                 f"{str(stop).split('; go on')[0]}; go on with: distill fit --resume {self.folder}"
             ) from None
 

@@ -26,6 +26,7 @@ from distill.cli.compare import students_of_runs
 from distill.cli.fit_command import FitCommand
 from distill.cli.options import DataOptions, InterchangeOptions
 from distill.comparison.compare import compare
+from distill.errors import OtherProcessFailed
 from distill.evaluation.evaluate import evaluate
 from distill.models.pretrained import load_classifier, load_tokenizer, save_teacher
 from distill.tasks import Recipe
@@ -101,6 +102,17 @@ def test_teach_saves_a_classifier_with_its_tokenizer(teacher):
 
 
 FIT = ["--steps", "5", "--batch-size", "8", "--student-layers", "2"]
+
+
+def test_where_another_process_failed_the_command_that_goes_on_is_named(teacher, csv, tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise OtherProcessFailed("the training ended in all 2 processes; go on with the same call and resume=True.")
+
+    monkeypatch.setattr("distill.cli.student_runs.fit", fails)
+    run = tmp_path / "run"
+    status, _out, err = distill("fit", "--data", csv, "--teacher", teacher, "--output", run, *FIT)
+    told = f"distill: the training ended in all 2 processes; go on with: distill fit --resume {run}\n"
+    assert (status, err) == (2, told)
 
 
 def test_fit_then_evaluate(teacher, csv, tmp_path):
