@@ -197,7 +197,7 @@ RECIPES = [
                  "positions": None, "subspace": lambda: Rotation(1), "weights": {"das": 1.0}, "steps": 1,
                  "batch_size": 4, "lr": None, "seed": 0, "coldest": 0.1, "pairs": 8, "answers": None},
         {"causal_model": "choice", "network": "choice", "variables": "None", "at": "choice", "data": "None",
-         "positions": "None|[None]", "subspace": "None", "pairs": "count"} | COMMON,
+         "positions": "None|[None]", "subspace": "None", "pairs": "count"} | COMMON | {"batch_size": "count|None"},
         own=("network",), skip={"steps": "huge", "pairs": "huge", "batch_size": "huge"},
     ),
     Recipe(

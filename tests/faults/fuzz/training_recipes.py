@@ -104,7 +104,7 @@ DATA = "rows|floats|odd shape|half tensor|array"
 FUNCTIONS = "identity|empty network|linear|training network"  # from an output to its answer
 SECONDS = {
     "schedule": "None", "output_dir": "None|text|digits|path", "resume": "False",
-    "tokenizer": "None|[]|[None]|()", "every": "count", "title": "text", "accelerator": "None",
+    "tokenizer": "None|[]|[None]|()", "every": "count|digits", "title": "text", "accelerator": "None",
     "answers": f"None|{FUNCTIONS}",
 }  # fmt: skip
 
