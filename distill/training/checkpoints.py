@@ -168,15 +168,20 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{step:07d}", ignore_errors=True)
 
     def _remove_old(self) -> None:
-        """Remove all but the newest two; there are more if a run was killed while it removed one."""
-        for old in self._all()[:-2]:
-            shutil.rmtree(old)
+        """Remove all but the newest two, and what is left of one that a run was killed while it removed or moved."""
+        kept = self._all()[-2:]
+        for each in self._named():
+            if each not in kept:
+                shutil.rmtree(each)
 
     def _all(self) -> list[Path]:
         """Return all checkpoints that are complete, the oldest first."""
-        named = (each for each in self.folder.glob("step-*") if each.name.removeprefix("step-").isdecimal())
-        found = [each for each in named if any((each / name).is_file() for name in (COMPLETE, LAST_OF_EARLIER))]
-        return sorted(found, key=_number)
+        lasts = (COMPLETE, LAST_OF_EARLIER)
+        return sorted((each for each in self._named() if any((each / name).is_file() for name in lasts)), key=_number)
+
+    def _named(self) -> list[Path]:
+        """Return all folders that have the name of a checkpoint."""
+        return [each for each in self.folder.glob("step-*") if each.name.removeprefix("step-").isdecimal()]
 
     def _newest_whole(self) -> Path | None:
         """Return the newest undamaged checkpoint; remove damaged ones, with a warning."""
