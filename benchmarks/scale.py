@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speed_cases.shapes import Shape
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from distill import DIITO, KD
 from distill.interchange.mapping import Entry, entries_of
@@ -34,25 +35,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- benchmarks/scale.py -->", "<!-- end -->"
 TRAINED_BYTES = {"weights (fp32)": 4, "gradients (fp32)": 4, "AdamW, two moments (fp32)": 8}
 """Bytes of a trained parameter under mixed precision, whose forward casts weights to bf16 as it goes."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of a Llama."""
-
-    layers: int
-    width: int
-    heads: int
-    inner: int
-    keys: int
-    vocabulary: int = 32000
-
-    def config(self) -> LlamaConfig:
-        return LlamaConfig(
-            vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=self.layers, use_cache=False,
-            intermediate_size=self.inner, num_attention_heads=self.heads, num_key_value_heads=self.keys,
-            bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
 
 
 TEACHER, STUDENT = Shape(32, 4096, 32, 11008, 32), Shape(22, 2048, 32, 5632, 4)
@@ -72,6 +54,10 @@ class Size:
         block = model.model.layers[0]
         matrices = sum(each.numel() for each in block.parameters() if each.ndim == 2)
         return cls(sum(each.numel() for each in model.parameters()), matrices, model.lm_head.weight.numel())
+
+
+def sizes_of(shape: Shape) -> dict[str, Any]:
+    return {name: value for name, value in asdict(shape).items() if name not in ("rows", "length")}
 
 
 def on_meta(shape: Shape) -> nn.Module:
@@ -133,7 +119,7 @@ class Held(TorchDispatchMode):
 
 def logits_held(with_interchange: bool, tokens: int = 512, vocabulary: int = 8000) -> float:
     """Return how many fp32 matrices of logits, of one model, a step holds at its peak; the models are tiny."""
-    shape = Shape(2, 8, 2, 8, 2, vocabulary)
+    shape = Shape(2, 8, 2, 8, vocabulary=vocabulary)
     torch.manual_seed(0)
     teacher, student = LlamaForCausalLM(shape.config()).eval().requires_grad_(False), LlamaForCausalLM(shape.config())
     step = step_of(teacher, student, [(0, 0)] if with_interchange else None, tokens // 4, 4)
@@ -177,8 +163,8 @@ def figures(devices: int, rows: int, length: int) -> dict[str, Any]:
     states = student.parameters * sum(TRAINED_BYTES.values())
     return {
         "settings": {"devices": devices, "rows of a step": rows, "length": length, "torch": torch.__version__},
-        "teacher": {**asdict(TEACHER), "parameters": teacher.parameters},
-        "student": {**asdict(STUDENT), "parameters": student.parameters},
+        "teacher": {**sizes_of(TEACHER), "parameters": teacher.parameters},
+        "student": {**sizes_of(STUDENT), "parameters": student.parameters},
         "bytes of a device": {
             "teacher (bf16)": {"replicated": 2 * teacher.parameters, "sharded": 2 * teacher.parameters / devices},
             "student, its gradients and AdamW (fp32)": {"replicated": states, "sharded": states / devices},

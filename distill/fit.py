@@ -31,7 +31,7 @@ from distill.models.preprocessors import given_preprocessors, preprocessors_for,
 from distill.models.pretrained import save_model
 from distill.objectives import DIITO, Objective
 from distill.objectives.term_weights import Weight, describe_function
-from distill.processes import dividing, process_state
+from distill.processes import dividing, is_first
 from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
@@ -142,14 +142,14 @@ def fit(
     with compiled_in_place(*given_models), running as (records, seconds):
         if isinstance(training.rows, Rows):
             name_classes(student, _names(teacher, training.rows))
-        if place is not None and process_state().is_main_process:
+        if place is not None and is_first():
             reads = preprocessors_for(tokenizer, task, teacher, student)
             save_model(student, place / STUDENT, reads, trained_on if isinstance(training.rows, Rows) else None)
         with dividing(teacher, student):
             evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
         evaluation = evaluation.marked(training.settings["kinds"])
         result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on)
-        if place is not None and process_state().is_main_process:
+        if place is not None and is_first():
             result.save(place)
     return result
 

@@ -35,7 +35,7 @@ from distill.models.preprocessors import given_preprocessors, preprocessors_for,
 from distill.models.pretrained import save_model
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.objectives.term_weights import Weight
-from distill.processes import process_state
+from distill.processes import is_first
 from distill.results import FitResult
 from distill.storage.files import write, write_json
 from distill.tasks.loading import rows_to_measure, task_of, training_rows
@@ -141,7 +141,7 @@ def mutual(
             evaluation = _evaluate(network, tested, networks, answers)
             own_records = _own(records, number, training)
             results.append(FitResult(network, own_records, evaluation, training.settings, seconds, place, trained_on))
-        if process_state().is_main_process:
+        if is_first():
             for result in results:
                 _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
     return tuple(results)

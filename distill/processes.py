@@ -48,8 +48,8 @@ def process_state() -> PartialState:
 
 def on_cpu() -> bool:
     """Return whether accelerate must be set to the CPU, as it would let each of several processes train alone there."""
-    alone = "LOCAL_RANK" not in os.environ or torch.accelerator.is_available()
-    return parse_flag_from_env("ACCELERATE_USE_CPU") or not alone
+    is_one_of_several = "LOCAL_RANK" in os.environ
+    return parse_flag_from_env("ACCELERATE_USE_CPU") or (is_one_of_several and not torch.accelerator.is_available())
 
 
 def started() -> int:
@@ -128,9 +128,9 @@ def from_first(make: Callable[[], T]) -> T:
     Raises:
         Exception: that of the first process.
     """
-    if processes() == 1:
+    if process_state().num_processes == 1:
         return make()
-    return gather_results(lambda: make() if distributed.get_rank() == 0 else None)[0]  # type: ignore[return-value]
+    return gather_results(lambda: make() if is_first() else None)[0]  # type: ignore[return-value]
 
 
 def gather_results(make: Callable[[], T]) -> list[T]:

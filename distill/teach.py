@@ -5,14 +5,12 @@ import json
 import os
 import shutil
 import warnings
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from safetensors.torch import load_model as load_weights
 from torch import nn
@@ -25,11 +23,11 @@ from distill.fit import fit
 from distill.models.class_names import class_names, real_names
 from distill.models.pretrained import hide_progress_bars, save_model
 from distill.objectives import Labels
-from distill.processes import process_state
+from distill.processes import from_first
 from distill.results import FitResult
 from distill.statistics.intervals import Share
 from distill.storage.files import damage
-from distill.storage.locks import LOCK, locked
+from distill.storage.locks import LOCK, held
 from distill.training.fingerprints import versions
 from distill.training.run_folder import Interrupted, Resume
 from distill.training.schedule import Schedule
@@ -113,20 +111,15 @@ def teacher_of(task: Task, *, seed: Any = 0, console: Console | None = None) -> 
     network: Any = task.network(seed)
     cache = cache_folder()
     folder = cache / f"{task.name}-{seed}-{_key(task, network, seed)}"
-    if _is_whole(network, folder):
+    if from_first(lambda: _is_whole(network, folder)):
         return _load(network, folder).eval()
-    state, name = process_state(), f".{folder.name}{LOCK}"
     _make_cache(cache)
-    # Several processes of one run train it together: the first holds the lock for all, and tells the others what it
-    # found.
-    waiting = locked(cache, name=name, waiting=partial(_print_waiting, console, task))
-    with waiting if state.is_main_process else nullcontext():
+    # Several processes of one run train it together.
+    with held(cache, name=f".{folder.name}{LOCK}", waiting=partial(_print_waiting, console, task)):
         # Another run may have trained it, or begun to, since the first look.
-        found = [_is_whole(network, folder), _training_folder(folder).exists()]
-        whole, begun = broadcast_object_list(found) if state.num_processes > 1 else found
+        whole, begun = from_first(lambda: (_is_whole(network, folder), _training_folder(folder).exists()))
         if not whole:
             _train_into(folder, network, task, seed, console, begun=begun)
-        state.wait_for_everyone()
         return _load(network, folder).eval()
 
 
@@ -170,7 +163,7 @@ def _train_into(
     folder: Path, network: nn.Module, task: Task, seed: int, console: Console | None, *, begun: bool
 ) -> None:
     """Train a network and save it in `folder`; resume a training that was stopped."""
-    training, state = _training_folder(folder), process_state()
+    training = _training_folder(folder)
     try:
         teach(network, task, seed=seed, output_dir=training, resume=begun, console=console)
     except Interrupted as stop:
@@ -179,15 +172,15 @@ def _train_into(
         if not begun:
             raise
         warnings.warn(f"{error} The teacher is trained anew.", stacklevel=3)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            shutil.rmtree(training)
-        state.wait_for_everyone()
+        from_first(lambda: shutil.rmtree(training))
         new = task.network(seed) if task.network else network
         return _train_into(folder, new, task, seed, console, begun=False)
-    if state.is_main_process:
+
+    def save() -> None:
         save_model(network, folder)
         shutil.rmtree(training)
+
+    from_first(save)
 
 
 def _is_whole(network: Any, folder: Path) -> bool:

@@ -1,6 +1,6 @@
 """The arithmetic of docs/scale.md is that of real steps, its table that of the committed figures; its files start."""
 
-import importlib.util
+import importlib
 import json
 import os
 import subprocess
@@ -18,15 +18,8 @@ REPOSITORY = Path(__file__).parents[1]
 LAUNCH = REPOSITORY / "docs" / "launch"
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("scale", REPOSITORY / "benchmarks" / "scale.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = module  # where dataclasses look for it
-    spec.loader.exec_module(module)
-    return module
-
-
-SCALE = script()
+sys.path.append(str(REPOSITORY / "benchmarks"))  # as for a script that is run there
+SCALE = importlib.import_module("scale")
 SHAPES = {
     "even": (SCALE.Shape(4, 32, 4, 64, 4, 100), SCALE.Shape(2, 16, 2, 24, 2, 100)),
     "grouped": (SCALE.Shape(6, 48, 4, 80, 2, 64), SCALE.Shape(3, 32, 4, 40, 1, 64)),

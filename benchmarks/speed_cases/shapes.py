@@ -30,15 +30,23 @@ PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40": 181e12}
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a teacher, and the texts of a step."""
+    """The sizes of a Llama, and the texts of a step; without a number of heads of keys there is one for each query."""
 
     layers: int
     width: int
     heads: int
     inner: int
+    keys: int | None = None
     vocabulary: int = 32000
     rows: int = 8
     length: int = 512
+
+    def config(self, layers: int | None = None) -> LlamaConfig:
+        return LlamaConfig(
+            vocab_size=self.vocabulary, hidden_size=self.width, num_hidden_layers=layers or self.layers,
+            intermediate_size=self.inner, num_attention_heads=self.heads, num_key_value_heads=self.keys,
+            use_cache=False, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
 
 
 SHAPES = {
@@ -50,15 +58,11 @@ SHAPES = {
 
 
 def llama(shape: Shape, layers: int, given: Given) -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary, hidden_size=shape.width, num_hidden_layers=layers, intermediate_size=shape.inner,
-        num_attention_heads=shape.heads, use_cache=False, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
     before = torch.get_default_dtype()
     torch.set_default_dtype(given.dtype)
     try:
         with given.device:
-            return LlamaForCausalLM(config)
+            return LlamaForCausalLM(shape.config(layers))
     finally:
         torch.set_default_dtype(before)
 

@@ -15,7 +15,7 @@ from distill.alignment.search_mapping import CONTROLS
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import load_task_and_teacher
 from distill.cli.report import ComparedModel, Report, compared_model, print_report, teacher_evaluation
-from distill.cli.student_runs import StudentRuns, held
+from distill.cli.student_runs import StudentRuns
 from distill.cli.students import UNTRAINED
 from distill.comparison.compare import compare
 from distill.comparison.comparison import Comparison
@@ -27,7 +27,7 @@ from distill.interchange.mapping import Sides, depth, parse_mapping
 from distill.processes import from_first, is_first
 from distill.results import FitResult
 from distill.storage.files import clear_leftovers, read_json, remove_empty, write_json
-from distill.storage.locks import claim
+from distill.storage.locks import claim, held
 from distill.teach import check_teacher
 from distill.training.progress import console_of
 from distill.training.run_folder import AUTO, Resume, refuse_used

@@ -55,8 +55,11 @@ def _may_say(text: str) -> bool:
 
 
 def several_processes() -> bool:
-    """Return whether this is one of several processes that were started together, as `torchrun` starts them."""
-    return os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
+    """Return whether this is one of several processes that were started together, as `torchrun` starts them.
+
+    It is read from the environment, as torch would take a second to import.
+    """
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1")
 
 
 @contextmanager

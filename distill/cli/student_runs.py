@@ -1,8 +1,7 @@
 """The trainings of `distill fit`: every student of a run, for each seed, one after another; read again when resumed."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from distill.models.pretrained import load_classifier
 from distill.processes import from_first
 from distill.results import FitResult
 from distill.storage.files import check_folder_whole, clear_leftovers, read_json, write_json
-from distill.storage.locks import locked
+from distill.storage.locks import held
 from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log
 from distill.training.schedule import Schedule
 from distill.training.step_times import step_ratio
@@ -143,22 +142,6 @@ def _read_finished(student: nn.Module, folder: Path) -> FitResult:
     student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
     settings, seconds = saved_result["settings"], saved_result["seconds"]
     return FitResult(student, tuple(read_log(folder)), Evaluation(None, None), settings, seconds, folder, trained_on)
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder for all processes of a run; the first one takes it.
-
-    Raises:
-        DistillError: another run holds it.
-    """
-    with ExitStack() as held_by_first:
-
-        def take() -> None:
-            held_by_first.enter_context(locked(folder))
-
-        from_first(take)
-        yield
 
 
 def words_of(tokenizer: Any) -> Tensor | None:

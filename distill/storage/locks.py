@@ -5,12 +5,14 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from distill.errors import DistillError
+from distill.processes import from_first
 
 LOCK = ".lock"
 
@@ -48,6 +50,25 @@ def locked(folder: Path, *, name: str = LOCK, waiting: Callable[[str], None] | N
         # Removed under the lock: a process that waits for it sees that the file was replaced, and opens the new one.
         path.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def held(folder: Path, **settings: Any) -> Iterator[None]:
+    """Hold the lock of a folder for all processes of a run, of which the first one takes it.
+
+    Args:
+        folder, settings: as for `locked`.
+
+    Raises:
+        DistillError: another run holds it.
+    """
+    with ExitStack() as held_by_first:
+
+        def take() -> None:
+            held_by_first.enter_context(locked(folder, **settings))
+
+        from_first(take)
+        yield
 
 
 def _holder(path: Path) -> str:

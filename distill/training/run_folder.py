@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distill.errors import DistillError
-from distill.processes import process_state
+from distill.processes import is_first
 from distill.storage.files import (
     Damaged,
     clear_leftovers,
@@ -76,7 +76,7 @@ class RunFolder:
         Raises:
             DistillError: another run is using the folder.
         """
-        if not process_state().is_main_process:
+        if not is_first():
             yield
             return
         missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
@@ -94,7 +94,7 @@ class RunFolder:
     def begin(self) -> list[Record]:
         """Write the settings, and the log up to the checkpoint that the run continues from; return its records."""
         kept = self.checkpoints.records[:-1]  # without the step that has just been made
-        if process_state().is_main_process:
+        if is_first():
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self.path / SETTINGS, self.settings)
             write(self.path / LOG, lines_of(kept))
@@ -102,7 +102,7 @@ class RunFolder:
 
     def log(self, records: Sequence[Record]) -> None:
         """Add records to the log."""
-        if records and process_state().is_main_process:
+        if records and is_first():
             with (self.path / LOG).open("a") as log:
                 log.write(lines_of(records))
 
