@@ -24,7 +24,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from distill.causal.domains import Domain
 from distill.losses import response
 from distill.models import host_copies
-from distill.training import loop, schedule
+from distill.training import gradients, loop, schedule
 from interventions import keep_on_host
 from interventions.execution import targets, writes
 
@@ -162,7 +162,8 @@ def training_on_a_device(waits: DeviceWaits, modules: Iterable[nn.Module]) -> It
             "drawing": drawing,
             "steps_between_looks": lambda device: 1000,
         }.items():
-            stack.enter_context(mock.patch.object(loop, name, replaced))
+            for part in (each for each in (loop, gradients) if hasattr(each, name)):
+                stack.enter_context(mock.patch.object(part, name, replaced))
         stack.enter_context(mock.patch.object(writes, "may_read", return_value=False))
         stack.enter_context(mock.patch.object(targets, "is_on_host", lambda tensor: not waits.holds(tensor)))
         yield

@@ -191,6 +191,7 @@ TESTED_BY = {
     "distill/training/checks.py": "tests/distill/training/test_loop.py",
     "distill/training/computation.py": "tests/distill/training/test_accumulation.py",
     "distill/training/fingerprints.py": "tests/faults/test_changes.py",
+    "distill/training/gradients.py": "tests/distill/training/test_loop.py",
     "distill/training/mutual_computation.py": "tests/distill/test_mutual.py",
 }
 """Files without a test file of their name, and the one that tests them."""

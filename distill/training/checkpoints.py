@@ -21,8 +21,8 @@ from distill.models.finite import check_weights
 from distill.processes import from_first
 from distill.storage.files import MANIFEST, damage, seal, take_place, write
 from distill.training.interruption import delay_signals
+from distill.training.parallel.states import load_state, save_state
 from distill.training.progress import Record
-from distill.training.states import load_state, save_state
 
 LOG, STATE, COMPLETE = "log.jsonl", "state", "complete"
 LAST_OF_EARLIER = "random_states_0.pkl"

@@ -3,9 +3,8 @@
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +38,21 @@ from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.processes import first_error_named, on_cpu
 from distill.teachers.served import Served
-from distill.training.agreement import Agreement, refuse_different
 from distill.training.checkpoints import Checkpoints
-from distill.training.computation import alter_batch, groups_of, parts_of
-from distill.training.engines import leaves_some, refuse_unfit, unused_found, with_ddp
+from distill.training.computation import alter_batch, groups_of
+from distill.training.gradients import Wrapped
 from distill.training.interruption import Interrupt, defer_interrupt
-from distill.training.pending import Pending, not_finite, steps_between_looks
+from distill.training.parallel.agreement import Agreement, refuse_different
+from distill.training.parallel.engines import leaves_some, refuse_unfit, unused_found, with_ddp
+from distill.training.parallel.sharded import refuse_unfit_for_shards, shard_teacher, whole_afterwards
+from distill.training.pending import Pending, steps_between_looks
 from distill.training.progress import Plain, Record, show_progress
 from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
-from distill.training.schedule import Schedule, drawing, order, shared_generator
-from distill.training.sharded import refuse_unfit_for_shards, shard_teacher, whole_afterwards
-from distill.training.updates import backward, clip, make_step, preparing
-from interventions import InterventionError, Model
-
-ONE_ROW = "more than 1 value per channel"
-"""A part of the error of torch where batch norm is given one row."""
+from distill.training.schedule import Schedule, drawing, order
+from distill.training.updates import clip, make_step, preparing
+from interventions import Model
 
 
 @checked
@@ -124,7 +121,7 @@ def train(
             modes.enter_context(preparing(accelerator))
             wrapped, optimizer = _wrap(computation, schedule, accelerator, modes, leaves=leaves)
             done = 0 if checkpoints is None else checkpoints.begin(accelerator)
-        wrapping = _Wrapped(training, wrapped, loss, agreement)
+        wrapping = Wrapped(training, wrapped, loss, agreement)
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
         looks, pending = steps_between_looks(device), Pending(checkpoints, partial(_tell, accelerator))
@@ -248,92 +245,6 @@ def run_to_end(
         yield tuple(done), time.monotonic() - began
 
 
-@dataclass(frozen=True, eq=False)
-class _Wrapped:
-    """A training whose computation accelerate has wrapped.
-
-    Attributes:
-        training: the training.
-        wrapped: its computation, wrapped.
-        loss: the loss as a function of the terms.
-        agreement: what the processes agree on, by the accelerator that wrapped it.
-    """
-
-    training: Training
-    wrapped: Any
-    loss: Callable[..., Tensor]
-    agreement: Agreement
-
-    def backward(
-        self, batch: Mapping[str, Tensor], moment: Moment, number: int, *, empty: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute the gradients of one step, part by part, and return its loss and terms, means over all processes."""
-        accelerator, computation = self.agreement.accelerator, self.training.computation
-        schedule, alone = self.training.schedule, accelerator.num_processes == 1
-        together: dict[str, Tensor] = {}
-        drawn = drawing(schedule.seed, number, accelerator.device, accelerator.process_index)
-        if not alone:
-            moment = replace(moment, agreed=shared_generator(schedule.seed, number, accelerator.device))
-        with torch.enable_grad(), drawn as generator:  # also inside torch.no_grad() of the caller
-            batch = alter_batch(computation.objectives, batch, generator)
-            cut = parts_of(
-                batch, moment, computation.objectives, computation.learning[0], accelerator,
-                parts=schedule.accumulate, empty=empty, place=computation.label_place,
-            )  # fmt: skip
-            parts = list(cut)
-            for place, (part, when) in enumerate(parts, 1):
-                with nullcontext() if place == len(parts) else accelerator.no_sync(self.wrapped):
-                    terms = self.terms(part, generator, when, number)
-                    loss = self.loss(terms, progress=moment.progress)
-                    if alone and steps_between_looks(accelerator.device) == 1:
-                        _check_finite(loss, terms, number + 1, self.training.checkpoints)
-                    _check_attached(loss, terms)
-                    backward(accelerator, loss / len(parts) if len(parts) > 1 else loss)
-                for name, term in terms.items():
-                    own = term.detach() / len(parts) if len(parts) > 1 else term.detach()
-                    together[name] = together[name] + own if name in together else own
-        if alone and len(parts) == 1:
-            return loss, together
-        together = self.agreement.mean(together)
-        loss = self.loss(together, progress=moment.progress)
-        if not alone and steps_between_looks(accelerator.device) == 1:  # one that is not finite ends all processes
-            _check_finite(loss, together, number + 1, self.training.checkpoints)
-        return loss, together
-
-    def terms(
-        self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment, number: int
-    ) -> dict[str, Tensor]:
-        """Return the terms of a part.
-
-        Raises:
-            DistillError: activations that are not finite, reported as a loss that is not; or batch norm with one row.
-        """
-        try:
-            return self.wrapped(batch, generator, moment)
-        except InterventionError as error:
-            for logits in self._logits(batch):
-                if not logits.isfinite().all():
-                    _check_finite(logits.sum() * float("nan"), {}, number + 1, self.training.checkpoints)
-            raise DistillError(" ".join(str(error).split())) from error
-        except ValueError as error:
-            if ONE_ROW not in str(error):
-                raise
-            rows = len(next(iter(batch.values())))
-            raise DistillError(
-                f"step {number + 1} has {rows} row, and batch norm needs two ({error}); choose a batch_size= that "
-                "leaves no step with one."
-            ) from error
-
-    def _logits(self, batch: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the logits of the networks on a batch; an empty list if they have none, or if they are sharded."""
-        if self.agreement.accelerator.distributed_type == DistributedType.FSDP:
-            return []  # a run needs all processes, and this one alone has an error
-        try:
-            return list(self.training.computation.answers(batch))
-        except InterventionError:
-            return []
-
-
 def _keep_pad_tokens(trained: Sequence[nn.Module]) -> None:
     """Keep the pad token of each trained model in its configuration."""
     for model in trained:
@@ -368,15 +279,6 @@ def _try_out(
             return learns and leaves_some(computation, value)
 
 
-def _check_attached(loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-    """Raise DistillError for a loss without a graph, from which nothing would be learned."""
-    if not loss.requires_grad:
-        raise DistillError(
-            f"the loss ({', '.join(terms)}) depends on nothing that is trained, as somewhere its graph is cut; leave "
-            "out detach(), torch.no_grad() and what turns tensors into numbers, in the student and in its objectives."
-        )
-
-
 def _check_learns(optimizer: Any, terms: Mapping[str, Tensor]) -> None:
     """Raise DistillError if the loss depends on none of the trained parameters."""
     if all(parameter.grad is None for group in optimizer.param_groups for parameter in group["params"]):
@@ -384,12 +286,6 @@ def _check_learns(optimizer: Any, terms: Mapping[str, Tensor]) -> None:
             f"none of the parameters that are trained has a gradient, as the loss ({', '.join(terms)}) does not depend "
             "on them; train what the student computes with: trained=None, or the subspaces of the mapping."
         )
-
-
-def _check_finite(loss: Tensor, terms: Mapping[str, Tensor], step: int, checkpoints: Checkpoints | None) -> None:
-    """Raise DistillError if the loss is not finite, and discard the checkpoint that gave it."""
-    if not isfinite(value := loss.item()):
-        raise not_finite(step, value, {name: term.item() for name, term in terms.items()}, checkpoints)
 
 
 def _tell(accelerator: Accelerator, record: Record) -> None:

@@ -14,7 +14,7 @@ import distill
 from distill import CRD, DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
 from distill.objectives import Objective, Step
 from distill.objectives.step import zero_of
-from distill.training import sharded
+from distill.training.parallel import sharded
 from interventions import Location, Mixup
 from tests.distill.tiny_models import QUIET, bert, gpt2_lm, spread, text
 from tests.forked_groups import serve

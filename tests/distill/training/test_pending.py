@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill import KD, DistillError, Labels, Objective, Record, Schedule, fit, steps
-from distill.training import loop
+from distill.training import gradients, loop
 from distill.training.checkpoints import Checkpoints
 from distill.training.pending import Pending, steps_between_looks
 from tests.distill.tiny_models import QUIET, mlp, spread, vectors
@@ -32,7 +32,12 @@ class Bad(Objective):
 @pytest.fixture
 def looks(monkeypatch):
     """Let losses be read after every third step only, as on an accelerator."""
-    monkeypatch.setattr(loop, "steps_between_looks", lambda device: 3)
+    read_every_third(monkeypatch)
+
+
+def read_every_third(monkeypatch):
+    for part in (loop, gradients):
+        monkeypatch.setattr(part, "steps_between_looks", lambda device: 3)
 
 
 def records_of(objective=None, schedule=SHORT, **more):
@@ -42,7 +47,7 @@ def records_of(objective=None, schedule=SHORT, **more):
 
 def test_records_that_are_read_late_are_those_that_are_read_at_once(monkeypatch):
     at_once = list(records_of())
-    monkeypatch.setattr(loop, "steps_between_looks", lambda device: 3)
+    read_every_third(monkeypatch)
     assert list(records_of()) == at_once
     in_parts = replace(SHORT, accumulate=2)
     late = list(records_of(schedule=in_parts))

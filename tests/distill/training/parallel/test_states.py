@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from distill.errors import DistillError
-from distill.training.states import load_state, save_state
+from distill.training.parallel.states import load_state, save_state
 from tests.distill.tiny_models import gpt2_lm, mlp, same, weights
 from tests.distill.training.test_checkpoints import prepared, train
 

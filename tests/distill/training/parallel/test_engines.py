@@ -8,7 +8,7 @@ from torch import nn
 
 from distill import DIITO, KD, DistillError, Schedule, from_layers, steps
 from distill.models.inputs import device_of, is_placed
-from distill.training.engines import leaves_some, unused_found
+from distill.training.parallel.engines import leaves_some, unused_found
 from tests.distill.tiny_models import bert, gpt2_lm, same, spread, text, weights
 
 
