@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -83,20 +82,17 @@ class Padded:
 
         return [{name: cut(row, answer) for name, answer in answers.items()} for row in range(len(self))]
 
-    def join(self, answers: Sequence[Mapping[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Return the answers to all rows, and which of their tokens have an answer, `[batch, token]`; None if all."""
-        lengths = self.answering
+    def join(self, answers: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return the answers to all rows; those at padding are 0."""
+        lengths, first = self.answering, answers[0]
         ragged = lengths is not None and all(
             value.ndim < 2 or len(value) == length
             for answer, length in zip(answers, lengths, strict=True)
             for value in answer.values()
         )
-        first = answers[0]
-        if lengths is None or not ragged or max(value.ndim for value in first.values()) < 2:
-            return {name: _stack([answer[name] for answer in answers]) for name in first}, None
-        found = {name: _pad([answer[name] for answer in answers], self.width) for name in first}
-        ends = rearrange(torch.tensor(lengths), "row -> row 1")
-        return found, torch.arange(self.width) < ends
+        if not ragged or max(value.ndim for value in first.values()) < 2:
+            return {name: _stack([answer[name] for answer in answers]) for name in first}
+        return {name: _pad([answer[name] for answer in answers], self.width) for name in first}
 
     @property
     def _answering_side(self) -> str:

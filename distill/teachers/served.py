@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +99,7 @@ class Served:
             at: locations that may be used; the first use of one fetches all of them in one request.
         """
         batch, device = Padded(columns_of(inputs)), device_of_inputs(inputs)
-        answers, answered = batch.join(self._answer(batch))
-        logits = self._logits(answers, device)
-        if answered is not None:
-            logits = logits.masked_fill(~answered.to(logits.device)[..., None], 0)
+        kept = _on(device, batch.join(self._answer(batch)))
         fetched: dict[Location, Tensor] = {}
 
         def fetch(location: Location, kept: Any) -> Tensor:
@@ -114,7 +111,7 @@ class Served:
                 fetched.update({each: run.activations[each].to(device) for each in wanted})
             return fetched[location]
 
-        return ServedRun(self.model, inputs, logits, Activations((), fetch), teacher=self)
+        return ServedRun(self.model, inputs, kept, Activations((), fetch), teacher=self)
 
     def run_to(self, inputs: Any, at: Sequence[Location]) -> Run:
         """Return a source run without answers: the request for a counterfactual runs its inputs with the base."""
@@ -151,9 +148,8 @@ class Served:
             activations = {location: run.activations[location].to(device) for location in record}
             if usable and key is not None:
                 self.cache.put(key, kept)
-        logits = self._logits(kept, device)
         recorded = Activations((), lambda location, _: _get_recorded(activations, location))
-        return ServedRun(self.model, inputs, logits, recorded, is_counterfactual=True, teacher=self)
+        return ServedRun(self.model, inputs, _on(device, kept), recorded, is_counterfactual=True, teacher=self)
 
     def seen(self, base: Run, places: Sequence[Location], weights: Tensor) -> list[Tensor]:
         """Return which positions of each place the answers depend on, by gradients taken where the model runs.
@@ -322,20 +318,27 @@ class Served:
                 "revision of the model where it may change."
             )
 
-    @staticmethod
-    def _logits(kept: Kept, device: torch.device) -> Tensor:
-        return dense({name: value if value.ndim == 0 else value.to(device) for name, value in kept.items()})
-
 
 @dataclass(eq=False)
 class ServedRun(Run):
-    """A run of a served teacher.
+    """A run of a served teacher, whose output is the answers to the batch as they are kept: a `Kept`.
 
     Attributes:
         teacher: the served teacher, from which its activations and counterfactuals are fetched.
     """
 
     teacher: Served | None = None
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The logits `[..., classes]`, put together when they are first read; 0 at padding."""
+        kept: Any = self.output
+        return dense(kept) if isinstance(kept, dict) else super().logits
+
+
+def _on(device: torch.device, kept: Kept) -> Kept:
+    """Return kept logits on a device; the number of classes stays on the host."""
+    return {name: value if value.ndim == 0 else value.to(device) for name, value in kept.items()}
 
 
 def _rule(answers: Any) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import interventions
 from distill.errors import DistillError
 from distill.teachers.served import Masks, Places, Served, ServedRun
+from distill.teachers.top_k import Kept
 from interventions import Location, Run
 
 
@@ -22,6 +23,20 @@ def refuse_elsewhere(run: Run, caller: str, way_out: str) -> None:
 def answering(run: Run) -> Any:
     """Return what makes other runs of the model of a run: its served teacher, or the model itself."""
     return run.teacher if isinstance(run, ServedRun) else run.model
+
+
+def largest_of(run: Run) -> Kept | None:
+    """Return the largest logits of a teacher's run, without putting all together; None where it has all of them.
+
+    Losses that take them as they are need no `[..., classes]` of the teacher, which `run.logits` makes when it is read.
+
+    Returns:
+        `values` and `indices` `[..., k]` of the k largest logits, the largest first; the `level` `[..., 1]` that each
+        other class has; and the number of `classes`, a scalar on the host. All are 0 at padding. With logits z and R
+        the classes that are not among the k largest, logsumexp z = logsumexp(values, level + log |R|).
+    """
+    output: Any = run.output if isinstance(run, ServedRun) else None
+    return output if isinstance(output, dict) and "values" in output else None
 
 
 def run_of(model: Any, inputs: Any, at: Sequence[Location] = (), *, resumable: bool = True) -> Run:

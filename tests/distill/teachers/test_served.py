@@ -1,5 +1,6 @@
 """A served teacher: what is fetched, kept, asked again, and refused. Models are torch models here."""
 
+import math
 import subprocess
 import sys
 import textwrap
@@ -33,10 +34,12 @@ from distill.storage.files import read_json, write_json
 from distill.teachers.padding import Padded
 from distill.teachers.served import SAMPLES
 from distill.teachers.top_k import TopK, dense
+from distill.teachers.verbs import largest_of, run_of
 from interventions import InterventionError, Location, Mixup
 from tests.distill.tiny_models import (
     CLASSES,
     QUIET,
+    VOCABULARY,
     bert,
     gpt2_lm,
     images,
@@ -567,3 +570,32 @@ def test_places_of_other_positions_are_refused():
 def test_it_says_what_it_is(tmp_path):
     assert repr(Served(spread(mlp()), top_k=2)) == "Served(Sequential, remote=False, top_k=2)"
     assert f"cache='{tmp_path}/a'" in repr(Served(spread(mlp()), cache=tmp_path / "a"))
+
+
+@pytest.mark.parametrize("top_k", [1, 5, VOCABULARY - 1])
+def test_the_largest_of_a_run_are_its_logits(top_k):
+    served, batch = Served(spread(gpt2_lm(2)), top_k=top_k), text(labels=False).batch([0, 3, 5])
+    ran = served.run({name: batch[name] for name in ("input_ids", "attention_mask")})
+    kept = largest_of(ran)
+    assert kept["values"].shape == kept["indices"].shape == (*batch["input_ids"].shape, top_k)
+    assert int(kept["classes"]) == VOCABULARY
+    assert torch.equal(dense(kept), ran.logits)
+    rest = kept["level"] + math.log(VOCABULARY - top_k)
+    wanted = ran.logits.logsumexp(-1)
+    assert torch.allclose(torch.cat([kept["values"], rest], -1).logsumexp(-1), wanted, atol=1e-6)
+    padding = ~batch["attention_mask"].bool()
+    assert padding.any()
+    assert all((value[padding] == 0).all() for value in kept.values() if value.ndim)
+    assert "logits" not in vars(served.run(ran.inputs))  # nothing is put together that is not read
+    taken = ran.take([2, 0])
+    assert torch.equal(taken.logits, ran.logits[[2, 0]])
+    assert torch.equal(largest_of(taken)["values"], kept["values"][[2, 0]])
+
+
+def test_a_run_with_all_logits_has_no_largest():
+    batch = text(labels=False).batch([0, 1])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    network = spread(gpt2_lm(2))
+    for ran in (Served(network).run(inputs), Served(network, top_k=VOCABULARY).run(inputs), run_of(network, inputs)):
+        assert largest_of(ran) is None
+        assert ran.logits.shape[-1] == VOCABULARY
