@@ -50,7 +50,7 @@ from distill.training.progress import Plain, Record, show_progress
 from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
-from distill.training.schedule import Schedule, drawing, order
+from distill.training.schedule import Schedule, drawing, lengths_to_group, order
 from distill.training.updates import clip, make_step, preparing
 from interventions import Model
 
@@ -109,7 +109,7 @@ def train(
     refuse_different(accelerator, training)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
-    begun: list[nn.Module] = []
+    lengths, begun = lengths_to_group(rows, schedule), list[nn.Module]()
     loss = training.loss
     with ExitStack() as modes:
         modes.callback(_keep_pad_tokens, begun)
@@ -127,7 +127,7 @@ def train(
         looks, pending = steps_between_looks(device), Pending(checkpoints, partial(_tell, accelerator))
         clipped = [list(each.parameters()) for each in computation.clipped or (wrapped,)]
         numbers = range(done, total)
-        own_rows = order(len(rows), schedule, numbers, accelerator.process_index, processes)
+        own_rows = order(len(rows), schedule, numbers, accelerator.process_index, processes, lengths=lengths)
         for number, read in zip(numbers, readings(rows, own_rows, schedule, done, per_epoch), strict=True):
             _set_rate(optimizer, rate := schedule.rate(number, total))
             batch = to_device(read.batch, device)

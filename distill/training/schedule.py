@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.data.seeds import decided, seed_of
 from distill.data.task import Recipe
+from distill.data.texts.lengths import grouped, lengths_of
 from distill.errors import DistillError, checked, refuse_negative
 from distill.models.host_copies import host_generator
 from distill.models.precision import PARAM_DTYPES
@@ -51,6 +52,9 @@ class Schedule:
         param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, and returns and saves
             them in it; "as loaded" trains them in half precision, where rounding discards most steps.
         workers: processes that read the rows of a data set that is drawn anew; at least as many as its DataLoader says.
+        group_by_length: make each batch of rows of similar length, so that little of it is padding: None does so where
+            a column has rows of several lengths, False never. The order stays decided by the seed, and each epoch has
+            each row once.
     """
 
     epochs: float = 3
@@ -66,6 +70,7 @@ class Schedule:
     decay: str | tuple[float, ...] = "linear"
     param_dtype: str = "float32"
     workers: int = 0
+    group_by_length: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", seed_of(self.seed))
@@ -179,13 +184,34 @@ def weigh(
     return sum(weighed[1:], start=weighed[0])
 
 
+def lengths_to_group(rows: Any, schedule: Schedule) -> Int[Tensor, " rows"] | None:
+    """Return the lengths of the rows by which a schedule groups them; None where it does not.
+
+    Raises:
+        DistillError: `group_by_length=True` for rows of one length.
+    """
+    lengths = None if schedule.group_by_length is False else lengths_of(rows)
+    if lengths is None and schedule.group_by_length:
+        raise DistillError(
+            f"group_by_length=True needs rows of several lengths, and all {len(rows)} have one, or are padded to one; "
+            "give a list of tensors as the column, or leave group_by_length out."
+        )
+    return lengths
+
+
 def order(
-    rows: int, schedule: Schedule, numbers: range, process: int = 0, processes: int = 1
+    rows: int,
+    schedule: Schedule,
+    numbers: range,
+    process: int = 0,
+    processes: int = 1,
+    *,
+    lengths: Int[Tensor, " rows"] | None = None,
 ) -> Iterator[Int[Tensor, " batch"]]:
     """Yield the rows of each step for a process, in a new order in every epoch, decided by the seed alone.
 
     The rows of a step are the same with any number of processes. The last step of an epoch may have fewer rows than
-    there are processes, and none for some of them.
+    there are processes, and none for some of them. With `lengths`, the rows of a step have similar ones.
     """
     size, per_epoch = schedule.batch_size, schedule.per_epoch(rows)
     shuffled, shuffled_for = torch.empty(0), -1
@@ -194,6 +220,7 @@ def order(
         if epoch != shuffled_for:
             generator = torch.Generator().manual_seed(hash((schedule.seed, epoch)) % 2**63)
             shuffled, shuffled_for = torch.randperm(rows, generator=generator), epoch
+            shuffled = shuffled if lengths is None else grouped(shuffled, lengths, size, generator)
         together = shuffled[place * size : (place + 1) * size]
         yield together[process::processes]
 

@@ -1,0 +1,1 @@
+"""Texts as rows of tokens for language models: chats, prompts with completions, packed documents, batches by length."""
