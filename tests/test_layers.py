@@ -124,6 +124,7 @@ TESTED_BY = {
             "compare evaluate fit fit_command flags headroom loading messages options student_runs teach".split()
         )
     },
+    "distill/cli/signatures.py": "tests/distill/cli/test_config.py",
     "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",
     "distill/networks/sizes.py": "tests/faults/test_fuzz.py",
     "distill/compat/glue.py": "tests/distill/compat/test_xxs.py",

@@ -15,7 +15,7 @@ from distill.alignment.search_mapping import CONTROLS
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import load_task_and_teacher
 from distill.cli.report import ComparedModel, Report, compared_model, print_report, teacher_evaluation
-from distill.cli.student_runs import StudentRuns
+from distill.cli.student_runs import TIMES, StudentRuns
 from distill.cli.students import UNTRAINED
 from distill.comparison.compare import compare
 from distill.comparison.comparison import Comparison
@@ -26,7 +26,7 @@ from distill.interchange.kinds import USUAL as USUAL_KINDS
 from distill.interchange.mapping import Sides, depth, parse_mapping
 from distill.processes import from_first, is_first
 from distill.results import FitResult
-from distill.storage.files import clear_leftovers, read_json, remove_empty, write_json
+from distill.storage.files import clear_leftovers, read_json, remove_empty, write, write_json
 from distill.storage.locks import claim, held
 from distill.teach import check_teacher
 from distill.training.progress import console_of
@@ -38,12 +38,13 @@ BATCH = 512
 """Pairs of a forward, where students are compared."""
 
 
-def run_fit(command: FitCommand, output: Path | None = None) -> Path:
+def run_fit(command: FitCommand, output: Path | None = None, *, timed: Path | None = None) -> Path:
     """Train the students of a command, compare them with the teacher, and return the path of the report.
 
     Args:
         command: the settings.
         output: a new folder; by default `runs/NAME-N` with the first number that is free.
+        timed: the file in which another run keeps how long steps take, to train for as long as it did.
     """
     for plan in command.students:
         command.objectives(plan.objectives)  # raises DistillError before a folder is made
@@ -51,6 +52,8 @@ def run_fit(command: FitCommand, output: Path | None = None) -> Path:
         from_first(lambda: refuse_used(output))
     with _claim_folder(command.source.name) if output is None else _make_folder(output) as folder, held(folder):
         from_first(lambda: refuse_used(folder))
+        if timed is not None and timed.exists():
+            from_first(lambda: write(folder / TIMES, timed.read_bytes()))
         return _run(command, folder, resume=False)
 
 

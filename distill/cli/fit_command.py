@@ -1,15 +1,16 @@
 """The settings of `distill fit`, and the file `command.json` of a run that keeps them."""
 
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from distill.alignment.after_kd import SEARCH
-from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions
+from distill.cli.config import RUN, as_toml
+from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
 from distill.cli.students import ON_KD, USUAL, StudentPlan, plan_of
 from distill.data.task import Task
 from distill.errors import DistillError
@@ -31,7 +32,7 @@ from distill.objectives import (
     Sobolev,
     TinyBERT,
 )
-from distill.storage.files import read_json, write_json
+from distill.storage.files import read_json, write, write_json
 from distill.students.from_layers import from_layers
 from distill.training.checkpoints import STEPS, Every
 from distill.training.resolve import keep_supported
@@ -40,6 +41,9 @@ from distill.training.run_folder import STUDENT
 COMMAND = "command.json"
 PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
          "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
+GROUPS: Mapping[str, Any]
+GROUPS = {"source": DataOptions, "timing": ScheduleOptions, "interchanges": InterchangeOptions}
+"""The settings that are groups of options."""
 OBJECTIVES = ("kd", *ON_KD, *PLAIN)
 
 
@@ -76,13 +80,28 @@ class FitCommand:
             KeyError: a group of options is missing.
             TypeError: a setting is not known.
         """
-        groups: dict[str, Callable[..., Any]]
-        groups = {"source": DataOptions, "timing": ScheduleOptions, "interchanges": InterchangeOptions.of}
+        groups: dict[str, Callable[..., Any]] = {**GROUPS, "interchanges": InterchangeOptions.of}
         settings = {**settings, "seeds": tuple(settings.get("seeds", ()))}  # runs of an earlier version had one seed
         missing = next((name for name in groups if name not in settings), None)
         if missing is not None:
             raise KeyError(missing)
         return cls(**{name: groups[name](**value) if name in groups else value for name, value in settings.items()})
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> "FitCommand":
+        """Build it from the options of the command line, by their names."""
+        sources = sources_of(options["sources"], options.get("pairs"))
+        given = {**options, "sources": sources, "seeds": tuple(options.get("seeds") or ())}
+        own = {each.name for each in fields(cls)} - GROUPS.keys()
+        groups = {name: group.of_options(given) for name, group in GROUPS.items()}
+        return cls(**groups, **{name: value for name, value in given.items() if name in own})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of the command line that stand for these settings, by name."""
+        settings = asdict(self)
+        shared = {name: value for group in GROUPS for name, value in settings.pop(group).items()}
+        return {**shared, **settings}
 
     @classmethod
     def read(cls, run: Path) -> "FitCommand":
@@ -101,8 +120,9 @@ class FitCommand:
             ) from None
 
     def write(self, run: Path) -> None:
-        """Write the settings into the folder of a run."""
+        """Write the settings into the folder of a run, also as a file for `--config`."""
         write_json(run / COMMAND, asdict(self))
+        write(run / RUN, as_toml(self.options))
 
     @property
     def training_seeds(self) -> tuple[int, ...]:

@@ -1,9 +1,11 @@
-"""The options that several commands share, as typer reads them, with their help."""
+"""The options that several commands share, as typer reads them, with their help, and in groups."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from distill.cli.config import read_config
 
 Task = Annotated[
     str | None,
@@ -88,3 +90,61 @@ MappedBlocks = Annotated[
 Temperature = Annotated[float, typer.Option(help="Of the softened answers.")]
 Sigma = Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")]
 AnyTeacher = Annotated[bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")]
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        is_eager=True,
+        callback=read_config,
+        help="A .toml or .yaml file with any of these options; what is given here too wins.",
+    ),
+]
+Mapping = Annotated[
+    str, typer.Option(help="full, middle, late, single, search (by the first steps), or entries teacher~student.")
+]
+Pairs = Annotated[str | None, typer.Option(hidden=True, help="What --sources was called before.")]
+
+
+class RowFlags:
+    """The rows of a command: a task or a file."""
+
+    task: Task = None
+    data: Data = None
+    eval_data: EvalData = None
+    text: Text = None
+    label: Label = None
+    classes: Classes = None
+    max_length: MaxLength = None
+    split_seed: SplitSeed = None
+
+
+class ClusterFlags:
+    """What the rows share."""
+
+    clusters: Clusters = None
+
+
+class StudentFlags:
+    """What a student is made of, and what it is trained on."""
+
+    teacher: Teacher = None
+    student_layers: StudentLayers = None
+    mapping: Mapping = "full"
+    objective: ObjectiveNames = None
+    sources: SourceRule = None
+    pairs: Pairs = None
+    temperature: Temperature = 2.0
+    share: Share = 0.3
+    sigma: Sigma = 1.0
+
+
+class ScheduleFlags:
+    """How long a network is trained, and how fast."""
+
+    fraction: Fraction = 1.0
+    epochs: Epochs = None
+    steps: Steps = None
+    batch_size: BatchSize = None
+    lr: LearningRate = None
+    param_dtype: ParamDtype = None

@@ -11,35 +11,25 @@ from distill.cli.flags import (
     AnyTeacher,
     Anyway,
     BatchSize,
-    Classes,
-    Clusters,
+    ClusterFlags,
     Compressed,
-    Data,
+    Config,
     Debug,
-    Epochs,
-    EvalData,
     Every,
     Fraction,
     Label,
     LearningRate,
     MappedBlocks,
     MaxLength,
-    ObjectiveNames,
     Original,
-    ParamDtype,
     ResumeFolder,
+    RowFlags,
+    ScheduleFlags,
     Seed,
     Seeds,
     Share,
-    Sigma,
     SliceBy,
-    SourceRule,
-    SplitSeed,
-    Steps,
-    StudentLayers,
-    Task,
-    Teacher,
-    Temperature,
+    StudentFlags,
     Text,
     TextsOrTask,
 )
@@ -52,6 +42,7 @@ from distill.cli.messages import (
     silence_libraries,
     together,
 )
+from distill.cli.signatures import takes
 
 app = typer.Typer(
     help="Train a student to compute like its teacher, and measure how far it does.",
@@ -83,33 +74,8 @@ def show_version(
 
 
 @app.command()
+@takes(RowFlags, ClusterFlags, StudentFlags, ScheduleFlags)
 def fit(
-    task: Task = None,
-    data: Data = None,
-    eval_data: EvalData = None,
-    text: Text = None,
-    label: Label = None,
-    classes: Classes = None,
-    max_length: MaxLength = None,
-    split_seed: SplitSeed = None,
-    clusters: Clusters = None,
-    teacher: Teacher = None,
-    student_layers: StudentLayers = None,
-    mapping: Annotated[
-        str, typer.Option(help="full, middle, late, single, search (by the first steps), or entries teacher~student.")
-    ] = "full",
-    objective: ObjectiveNames = None,
-    sources: SourceRule = None,
-    pairs: Annotated[str | None, typer.Option(hidden=True, help="What --sources was called before.")] = None,
-    fraction: Fraction = 1.0,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
-    param_dtype: ParamDtype = None,
-    temperature: Temperature = 2.0,
-    share: Share = 0.3,
-    sigma: Sigma = 1.0,
     seed: Seed = 0,
     seeds: Seeds = None,
     output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
@@ -117,44 +83,36 @@ def fit(
     every: Every = "200",
     anyway: Anyway = False,
     any_teacher: AnyTeacher = False,
+    config: Config = None,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Distil a teacher into a smaller student: by its answers, and by interchange."""
     from distill.cli.fit import run_or_resume
     from distill.cli.fit_command import FitCommand
-    from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
 
-    command = FitCommand(
-        source=DataOptions(
-            task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed, clusters
-        ),
-        timing=ScheduleOptions(epochs, steps, batch_size, lr, param_dtype),
-        interchanges=InterchangeOptions(mapping, sources_of(sources, pairs), share, sigma),
-        teacher=teacher,
-        student_layers=student_layers,
-        objective=objective,
-        temperature=temperature,
-        seed=seed,
-        any_teacher=any_teacher,
-        seeds=tuple(seeds or ()),
-        every=every,
-    )
+    own = {"seed": seed, "seeds": seeds, "every": every, "any_teacher": any_teacher}
     with exit_on_interrupt():
-        run_or_resume(command, output, resume, anyway=anyway)
+        run_or_resume(FitCommand.of_options({**options, **own}), output, resume, anyway=anyway)
 
 
 @app.command()
+def rerun(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished `distill fit`.")],
+    output: Annotated[Path | None, typer.Option(help="A new folder for everything; runs/… by default.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Repeat a run with its own options in a new folder, and say whether its students are the same to the bit."""
+    from distill.cli.rerun import run_again
+
+    with exit_on_interrupt():
+        run_again(run, output)
+
+
+@app.command()
+@takes(RowFlags, ClusterFlags)
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="The folder of a finished `distill fit`.")] = None,
-    task: Task = None,
-    data: Data = None,
-    eval_data: EvalData = None,
-    text: Text = None,
-    label: Label = None,
-    classes: Classes = None,
-    max_length: MaxLength = None,
-    split_seed: SplitSeed = None,
-    clusters: Clusters = None,
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
     student: Annotated[Path | None, typer.Option(help="The folder of a student.")] = None,
     mapping: Annotated[str, typer.Option(help="full, middle, late or single.")] = "full",
@@ -162,24 +120,14 @@ def evaluate(
     pairs: Annotated[int, typer.Option(help="How many pairs of base and source.")] = 2000,
     seed: Seed = 0,
     debug: Debug = False,
+    **rows: Any,
 ) -> None:
     """Measure accuracy and interchange accuracy of students on held-out pairs."""
     from distill.cli.evaluate import run_evaluate
     from distill.cli.options import DataOptions, InterchangeOptions
 
-    source = DataOptions(
-        task,
-        _text(data),
-        _text(eval_data),
-        text,
-        label,
-        classes=classes,
-        max_length=max_length,
-        split_seed=split_seed,
-        clusters=clusters,
-    )
-    interchanges = InterchangeOptions(mapping, share=share)
     with exit_on_interrupt():
+        source, interchanges = DataOptions.of_options(rows), InterchangeOptions(mapping, share=share)
         run_evaluate(run, source, teacher, student, interchanges, pairs, seed)
 
 
@@ -202,48 +150,24 @@ def compare(
 
 
 @app.command()
+@takes(RowFlags, StudentFlags)
 def headroom(
-    task: Task = None,
-    data: Data = None,
-    eval_data: EvalData = None,
-    text: Text = None,
-    label: Label = None,
-    classes: Classes = None,
-    max_length: MaxLength = None,
-    split_seed: SplitSeed = None,
-    teacher: Teacher = None,
-    student_layers: StudentLayers = None,
-    mapping: Annotated[str, typer.Option(help="full, middle, late, single, or entries teacher~student.")] = "full",
-    objective: ObjectiveNames = None,
-    sources: SourceRule = None,
     fraction: Fraction = 1.0,
     steps: Annotated[int, typer.Option(help="Steps of training without interchange before.")] = 200,
     batches: Annotated[int, typer.Option(help="Batches to measure on.")] = 8,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
-    temperature: Temperature = 2.0,
-    share: Share = 0.3,
-    sigma: Sigma = 1.0,
     seed: Seed = 0,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Measure, before a fit, whether its interchanges ask a student for something that its answers do not."""
     from distill.cli.fit_command import FitCommand
     from distill.cli.headroom import run_headroom
-    from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
 
-    command = FitCommand(
-        source=DataOptions(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed),
-        timing=ScheduleOptions(None, None, batch_size, lr),
-        interchanges=InterchangeOptions(mapping, sources_of(sources, None), share, sigma),
-        teacher=teacher,
-        student_layers=student_layers,
-        objective=objective,
-        temperature=temperature,
-        seed=seed,
-    )
+    own = {"fraction": fraction, "batch_size": batch_size, "lr": lr, "seed": seed}
     with exit_on_interrupt():
-        run_headroom(command, steps, batches)
+        run_headroom(FitCommand.of_options({**options, **own}), steps, batches)
 
 
 @app.command()
@@ -271,37 +195,24 @@ def audit(
 
 
 @app.command()
+@takes(RowFlags, ScheduleFlags)
 def teach(
     output: Annotated[Path, typer.Option(help="A new folder for the teacher.")],
-    task: Task = None,
-    data: Data = None,
-    eval_data: EvalData = None,
-    text: Text = None,
-    label: Label = None,
-    classes: Classes = None,
-    max_length: MaxLength = None,
-    split_seed: SplitSeed = None,
     encoder: Annotated[str | None, typer.Option("--from", help="An encoder to fine-tune: folder or hub name.")] = None,
-    fraction: Fraction = 1.0,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    lr: LearningRate = None,
-    param_dtype: ParamDtype = None,
     seed: Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on in the output folder.")] = False,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Resume although the data or a version has changed.")
     ] = False,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
     from distill.cli.options import DataOptions, ScheduleOptions
     from distill.cli.teach import run_teach
 
-    source = DataOptions(task, _text(data), _text(eval_data), text, label, fraction, classes, max_length, split_seed)
-    timing = ScheduleOptions(epochs, steps, batch_size, lr, param_dtype)
     with exit_on_interrupt():
+        source, timing = DataOptions.of_options(options), ScheduleOptions.of_options(options)
         run_teach(source, encoder, timing, seed, output, resume="anyway" if resume and anyway else resume)
 
 
@@ -340,7 +251,3 @@ def _one_each(arguments: list[str]) -> list[str]:
         several = each == "--seeds" or (several and each.isdecimal())
         found += ["--seeds", each] if several and found and found[-1] != "--seeds" and each != "--seeds" else [each]
     return found
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

@@ -1,10 +1,11 @@
 """The options that several commands share, in groups: the data, the schedule, and how interchanges are made."""
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -20,11 +21,26 @@ from distill.tasks.loading import length_for
 from distill.training.schedule import Schedule
 from interventions import Mixup, Noise, printable
 
+
+@dataclass(frozen=True)
+class Options:
+    """A group of options."""
+
+    @classmethod
+    def of_options(cls, options: Mapping[str, Any]) -> Self:
+        """Return the group, its settings picked by name of all options of a command; paths become texts."""
+        return cls(**{
+            each.name: str(value) if isinstance(value := options[each.name], Path) else value
+            for each in fields(cls)
+            if each.name in options
+        })  # fmt: skip
+
+
 SOURCES = ("shuffle", "in-context", "mixup", "noise")
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class DataOptions(Options):
     """The rows of a command: a task or a file, and how much of it is used."""
 
     task: str | None = None
@@ -68,7 +84,7 @@ class DataOptions:
 
 @checked
 @dataclass(frozen=True)
-class ScheduleOptions:
+class ScheduleOptions(Options):
     """The settings of the schedule that the command line gives; None leaves the value of the task."""
 
     epochs: float | None = None
@@ -94,7 +110,7 @@ class ScheduleOptions:
 
 
 @dataclass(frozen=True)
-class InterchangeOptions:
+class InterchangeOptions(Options):
     """The settings of interchanges: a mapping, the rule of sources, the share of positions, and the size of noise."""
 
     mapping: str = "full"

@@ -1,0 +1,121 @@
+"""Options in a file: read as defaults, refused where they are none, and written back beside a run."""
+
+import inspect
+import re
+import tomllib
+from dataclasses import fields
+from textwrap import dedent
+
+import pytest
+
+from distill.cli import flags
+from distill.cli.config import RUN, as_toml
+from distill.cli.fit_command import GROUPS, FitCommand
+from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions
+from tests.distill.cli.test_main import distill
+
+FILES = {
+    "a.toml": """
+        steps = 7
+        lr = 1e-3
+        seeds = [3, 4]
+        [data]
+        data = 'x.csv'
+        any-teacher = true
+        [more.deep]
+        share = 0.5
+        """,
+    "a.yaml": """
+        steps: 7
+        lr: 1e-3
+        seeds: [3, 4]
+        label:
+        data:
+          data: x.csv
+          any-teacher: true
+        more: {share: 0.5}
+        """,
+    "a.json": '{"steps": 7, "lr": 1e-3, "seeds": [3, 4], "data": "x.csv", "any_teacher": true, "share": 0.5}',
+}
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The commands that `distill fit` would carry out."""
+    found = []
+    monkeypatch.setattr("distill.cli.fit.run_or_resume", lambda command, *_, **__: found.append(command))
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_options_of_a_file_are_those_of_the_call(name, tmp_path, started):
+    (tmp_path / name).write_text(dedent(FILES[name]))
+    call = ["--steps", 7, "--lr", "1e-3", "--seeds", 3, 4, "--data", "x.csv", "--any-teacher", "--share", 0.5]
+    assert distill("fit", "--config", tmp_path / name) == distill("fit", *call) == (0, "", "")
+    assert started[0] == started[1]
+    assert started[0] == FitCommand(
+        DataOptions(data="x.csv"), ScheduleOptions(steps=7, lr=1e-3), InterchangeOptions(share=0.5),
+        seeds=(3, 4), any_teacher=True, every="200",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_an_option_of_the_call_wins(before, tmp_path, started):
+    (tmp_path / "a.toml").write_text("steps = 7\nlr = 0.5\n")
+    config, call = ["--config", tmp_path / "a.toml"], ["--steps", 9]
+    assert distill("fit", *(config + call if before else call + config))[0] == 0
+    assert started[0].timing == ScheduleOptions(steps=9, lr=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.toml", "stepz = 7", r"sets 'stepz', which is no option of distill fit; did you mean 'steps'\?"),
+        ("a.toml", "resume = 'r'", r"'resume', which belongs to the call alone"),
+        ("a.toml", "steps = 1\n[b]\nsteps = 2", r"sets 'steps' twice"),
+        ("a.toml", "steps = ", r"cannot be parsed: .*write an option a line"),
+        ("a.yaml", "- steps", r"holds a list and no options"),
+        ("a.yaml", "steps: [", r"cannot be parsed"),
+        ("a.ini", "steps = 1", r"\.ini is none of \.toml"),
+        ("a.toml", "steps = 'many'", r"Invalid value for '--steps'"),
+    ],
+)
+def test_a_file_that_cannot_be_is_refused_in_one_line(name, text, message, tmp_path, started):
+    (tmp_path / name).write_text(text)
+    status, out, err = distill("fit", "--config", tmp_path / name)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert re.search(message, err)
+    assert not started
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    status, _out, err = distill("fit", "--config", tmp_path / "no.toml")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "cannot be read: No such file" in err
+
+
+@pytest.mark.parametrize("text", ["plain", 'a "quoted" \\ text', "ü 😀 \u007f \x01 \n\t", ""])
+def test_what_is_written_is_read(text):
+    options = {"text": text, "lr": 1e-30, "share": 0.1 + 0.2, "seeds": (1, 2), "any_teacher": False, "steps": 3}
+    assert tomllib.loads(as_toml(options)) == {**options, "seeds": [1, 2]}
+
+
+def test_a_command_written_is_the_command_read(tmp_path, started):
+    command = FitCommand(
+        DataOptions(data='x "y".csv', classes="a,b"), ScheduleOptions(lr=3e-5), InterchangeOptions("late", "noise"),
+        seeds=(5, 6), teacher="t", every="10 minutes",
+    )  # fmt: skip
+    command.write(tmp_path)
+    assert distill("fit", "--config", tmp_path / RUN) == (0, "", "")
+    assert started == [command]
+
+
+def test_defaults_of_options_are_those_of_the_settings():
+    told = {
+        name: getattr(group, name)
+        for group in (flags.RowFlags, flags.ClusterFlags, flags.StudentFlags, flags.ScheduleFlags)
+        for name in inspect.get_annotations(group)
+    }
+    assert FitCommand.of_options(told) == FitCommand()
+    settings = {each.name for group in GROUPS.values() for each in fields(group)}
+    assert settings <= told.keys()
