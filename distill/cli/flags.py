@@ -120,13 +120,13 @@ class RowFlags:
 
 
 class ClusterFlags:
-    """What the rows share."""
+    """The column of clusters."""
 
     clusters: Clusters = None
 
 
 class StudentFlags:
-    """What a student is made of, and what it is trained on."""
+    """The student: its layers, and the objectives that it is trained on."""
 
     teacher: Teacher = None
     student_layers: StudentLayers = None
@@ -140,7 +140,7 @@ class StudentFlags:
 
 
 class ScheduleFlags:
-    """How long a network is trained, and how fast."""
+    """The schedule of a training."""
 
     fraction: Fraction = 1.0
     epochs: Epochs = None
