@@ -10,13 +10,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.storage.files import CHECKSUM, read_json, write, write_json
+from distill.storage.files import CHECKSUM, read_json, write_json
+from distill.storage.shards import Shards
+from distill.teachers.packing import packed, unpacked
 
-FORMAT = 1
+FORMAT = 2
+"""1: a file for each entry. 2: records in shards. Folders of the first format stay of that format."""
+MAY_BE_UNKNOWN = ("tokenizer",)
+"""Facts that are compared only where both sides know them."""
 DESCRIPTION = "teacher.json"
 BEFORE = dict.fromkeys(("distill.objectives.diito", "distill.interchange.random_vectors"), "distill.objectives.causal")
 """Modules that were renamed or split since the first caches: keys use the old names, by which old answers are found."""
@@ -27,8 +32,9 @@ FIELDS_BEFORE = {("Location", "operation"): "source", ("Add", "renormalize"): "r
 class Cache:
     """A store of named tensors by key, in a folder or, without one, in memory.
 
-    In a folder each entry is a file with a checksum. It is written under another name and then renamed, so that no
-    other process and no later run reads half of it; a damaged entry counts as missing, with a warning.
+    In a folder the entries of each kind are records in a few large files (`distill.storage.shards`), which several
+    processes write and read at once; a damaged one counts as missing, with a warning. Folders of earlier versions, with
+    a file for each entry, are read too; what is new is put beside these.
 
     Args:
         folder: a new or empty one, or one of the same teacher.
@@ -41,48 +47,82 @@ class Cache:
     def __init__(self, folder: Path | None, of: Mapping[str, Any]) -> None:
         self.folder = folder
         self._memory: dict[str, dict[str, Tensor]] = {}
+        self._shards: dict[str, Shards] = {}
+        self._before: dict[str, int] = {}
         if folder is not None:
             _open(folder, {"format": FORMAT, **of})
+            kinds = [each for each in folder.iterdir() if each.is_dir() and not each.name.startswith(".")]
+            self._before = {kind.name: sum(1 for _ in kind.glob("*/*.safetensors")) for kind in kinds}
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """Return the entry of a key, None if there is none."""
         if self.folder is None:
             return self._memory.get(key)
-        file = self._file(key)
+        kind, name = _split(key)
         try:
-            content = file.read_bytes()
-        except OSError:
-            return None
-        entry = _load_entry(content)
-        if entry is None:
-            warnings.warn(f"{file} is damaged; the answer is fetched again.", stacklevel=2)
-        return entry
+            content = self._of_kind(kind).get(bytes.fromhex(name))
+            if content is not None:
+                return unpacked(content)
+        except (LookupError, ValueError) as damage:
+            warnings.warn(f"{damage.args[0]}; the answer is fetched again.", stacklevel=2)
+        return self._get_file(kind, name) if self._before.get(kind) else None
 
     def put(self, key: str, entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Store an entry; return it as it was stored, on the CPU."""
-        kept = {name: value.detach().cpu().contiguous().clone() for name, value in entry.items()}
+        return self.put_all({key: entry})[key]
+
+    def put_all(self, entries: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Store entries of one kind together, all or none; return them as they were stored, on the CPU.
+
+        Raises:
+            DistillError: they cannot be written.
+        """
+        kept = {
+            key: {name: value.detach().cpu().contiguous().clone() for name, value in entry.items()}
+            for key, entry in entries.items()
+        }
         if self.folder is None:
-            self._memory[key] = kept
-            return kept
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(file, save(kept, metadata={CHECKSUM: digest(kept)}), durable=False)  # one that is lost is fetched again
+            self._memory |= kept
+        elif kept:
+            [kind] = {_split(key)[0] for key in kept}
+            self._of_kind(kind).put({bytes.fromhex(_split(key)[1]): packed(entry) for key, entry in kept.items()})
         return kept
 
     def count(self, kind: str) -> int:
         """Return the number of entries of a kind."""
         if self.folder is None:
             return sum(key.startswith(f"{kind}/") for key in self._memory)
-        return sum(1 for _ in (self.folder / kind).glob("*/*.safetensors"))
+        shards = self._of_kind(kind)
+        shards.look()
+        return len(shards) + self._before.get(kind, 0)
 
-    def _file(self, key: str) -> Path:
-        kind, _, name = key.partition("/")
+    def _of_kind(self, kind: str) -> Shards:
         assert self.folder is not None
-        return self.folder / kind / name[:2] / f"{name}.safetensors"
+        if kind not in self._shards:
+            self._shards[kind] = Shards(self.folder, kind)
+        return self._shards[kind]
+
+    def _get_file(self, kind: str, name: str) -> dict[str, Tensor] | None:
+        """Return an entry that an earlier version has kept in a file of its own; None if there is none."""
+        assert self.folder is not None
+        file = self.folder / kind / name[:2] / f"{name}.safetensors"
+        try:
+            content = file.read_bytes()
+        except OSError:
+            return None
+        entry = _load_entry(content)
+        if entry is None:
+            warnings.warn(f"{file} is damaged; the answer is fetched again.", stacklevel=3)
+        return entry
+
+
+def _split(key: str) -> tuple[str, str]:
+    kind, _, name = key.partition("/")
+    return kind, name
 
 
 def _load_entry(content: bytes) -> dict[str, Tensor] | None:
-    """Return the tensors of an entry, None if they are damaged; entries of earlier versions have no checksum."""
+    """Return the tensors of a file of an earlier version, None if they are damaged; the first had no checksum."""
     try:
         entry = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -160,6 +200,8 @@ def _open(folder: Path, of: Mapping[str, Any]) -> None:
     file, wanted = folder / DESCRIPTION, json.loads(json.dumps(of))
     if not file.exists():
         if folder.exists() and (not folder.is_dir() or any(_is_other(each) for each in folder.iterdir())):
+            if file.exists():  # another process has just made it
+                return _open(folder, of)
             raise DistillError(
                 f"{folder} holds other things than answers of a teacher; give the cache a new folder: "
                 f"cache={str(folder / 'answers')!r}."
@@ -167,8 +209,10 @@ def _open(folder: Path, of: Mapping[str, Any]) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # answers of a teacher are private to the user
         write_json(file, wanted, replacing=False)
-    there = read_json(file, f"give the cache a new folder: cache={str(folder) + '-2'!r}")
-    changed = next((name for name in [*wanted, *there] if there.get(name) != wanted.get(name)), None)
+    there = read_json(file, f"give the cache a new folder: cache={str(folder) + '-2'!r}", newest=FORMAT)
+    names = [name for name in dict.fromkeys([*wanted, *there]) if name != "format"]
+    known = [name for name in names if name not in MAY_BE_UNKNOWN or (there.get(name) and wanted.get(name))]
+    changed = next((name for name in known if there.get(name) != wanted.get(name)), None)
     if changed is not None:
         raise DistillError(
             f"the cache {folder} holds answers of a teacher with {changed}={there.get(changed)!r}, and this one has "

@@ -259,9 +259,9 @@ class Served:
             self._check_witness()
         for first in range(0, len(missing), size):
             rows = missing[first : first + size]
-            for row, kept in zip(rows, self._fetch_answers(batch.take(rows)), strict=True):
-                found[keys[row]] = self.cache.put(keys[row], kept)
-                self._own_keys.add(keys[row])
+            answers = dict(zip((keys[row] for row in rows), self._fetch_answers(batch.take(rows)), strict=True))
+            found |= self.cache.put_all(answers)
+            self._own_keys |= answers.keys()
         return [answer for key in keys if (answer := found[key]) is not None]
 
     def _fetch_answers(self, batch: Padded) -> list[Kept]:

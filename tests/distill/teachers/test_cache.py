@@ -1,8 +1,11 @@
+import time
+
 import pytest
 import torch
 
+from distill.errors import DistillError
 from distill.interchange.random_vectors import Attended
-from distill.teachers.cache import digest
+from distill.teachers.cache import Cache, digest
 from interventions import (
     PCA,
     Add,
@@ -47,3 +50,47 @@ def test_keys_name_the_files_of_subspaces():
     kinds = (Rotation, BoundlessRotation, PCA, Mask, SparseCoder)
     names = ("rotations", "rotations", "pca", "masks", "sparse")
     assert [kind.__module__ for kind in kinds] == [f"interventions.subspaces.{name}" for name in names]
+
+
+def largest(samples: int, tokens: int, classes: int):
+    """Yield the 50 largest logits of samples, in single precision."""
+    draw = torch.Generator().manual_seed(0)
+    for number in range(samples):
+        values = torch.randn(tokens, 50, generator=draw).mul(2).add(9).sort(-1, descending=True).values
+        indices = torch.randint(classes, (tokens, 50), dtype=torch.int32, generator=draw)
+        level = torch.randn(tokens, 1, generator=draw)
+        kept = {"values": values, "indices": indices, "level": level, "classes": torch.tensor(classes)}
+        yield f"samples/{digest(number)}", kept
+
+
+@pytest.mark.parametrize("samples", [500, pytest.param(10_000, marks=pytest.mark.full)])
+def test_many_samples_are_few_files_of_few_bytes_that_are_opened_at_once(samples, tmp_path):
+    tokens, folder = 32, tmp_path / "answers"
+    cache, entries = Cache(folder, {"model": "m"}), dict[str, dict[str, torch.Tensor]]()
+    for key, kept in largest(samples, tokens, 128_256):
+        entries[key] = kept
+        if len(entries) == 100:
+            cache.put_all(entries)
+            entries.clear()
+    files = [each for each in folder.iterdir() if each.is_file()]
+    assert len(files) <= 4  # its description, a shard, its index, the lock of the shard
+    assert sum(each.stat().st_size for each in files) <= 300 * samples * tokens
+    began = time.process_time()
+    again = Cache(folder, {"model": "m"})
+    assert again.count("samples") == samples
+    assert time.process_time() - began <= samples / 10_000
+    for key, kept in list(largest(120, tokens, 128_256))[::40]:
+        found = again.get(key)
+        assert found is not None
+        assert all(torch.equal(found[name], kept[name]) and found[name].dtype == kept[name].dtype for name in kept)
+
+
+def test_facts_that_one_side_does_not_know_are_not_compared(tmp_path):
+    folder = tmp_path / "answers"
+    Cache(folder, {"model": "m", "tokenizer": "a"})
+    Cache(folder, {"model": "m"})
+    Cache(folder, {"model": "m", "tokenizer": None})
+    with pytest.raises(DistillError, match="with tokenizer='a', and this one has tokenizer='b'"):
+        Cache(folder, {"model": "m", "tokenizer": "b"})
+    with pytest.raises(DistillError, match="with model='m', and this one has model=None"):
+        Cache(folder, {"tokenizer": "a"})

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -31,6 +32,7 @@ from distill import (
 )
 from distill.errors import Unreachable
 from distill.storage.files import read_json, write_json
+from distill.teachers.cache import digest
 from distill.teachers.padding import Padded
 from distill.teachers.served import SAMPLES
 from distill.teachers.top_k import TopK, dense
@@ -284,22 +286,55 @@ def test_it_is_found_out_before_a_new_counterfactual_too(tmp_path):
     assert served.requests == 1
 
 
-def test_half_a_file_is_none(tmp_path):
+@pytest.mark.parametrize("damage", ["cut off", "changed"])
+def test_a_damaged_answer_is_none(tmp_path, damage):
     teacher = couple()[0]
-    served = Served(teacher, cache=tmp_path / "answers")
-    served.fetch(text(4))
-    files = sorted((tmp_path / "answers" / SAMPLES).glob("*/*"))
-    assert len(files) == 4
-    files[0].write_bytes(files[0].read_bytes()[:20])
-    files[1].write_bytes(b"")
-    (files[2].parent / ".0123456789abcdef").write_bytes(b"what a process that died was writing")
+    Served(teacher, cache=tmp_path / "answers").fetch(text(4))
+    [shard] = (tmp_path / "answers").glob("samples-*.shard")
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 255
+    shard.write_bytes(content[:-1] if damage == "cut off" else content)
     again = Served(teacher, cache=tmp_path / "answers")
     inputs = {name: text(4).batch(range(4))[name] for name in ("input_ids", "attention_mask")}
-    with pytest.warns(UserWarning, match=r"\.safetensors is damaged; the answer is fetched again"):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         found = again.run(inputs).logits
+    # What is cut off is what a process that was killed had begun to write.
+    wanted = [] if damage == "cut off" else [f"{shard} is damaged at byte"]
+    assert len(said) == len(wanted)
+    assert all(str(each.message).startswith(start) for each, start in zip(said, wanted, strict=True))
     assert torch.allclose(found, interventions.run(teacher, inputs).logits, atol=1e-6)
-    assert again.requests == 2  # one of the two that are left is asked about again
+    assert again.requests == 2  # one of those that are left is asked about again
     assert again.cache.count(SAMPLES) == 4
+
+
+def test_answers_of_an_earlier_version_are_read_and_new_ones_put_beside_them(tmp_path):
+    """It had a file for each answer."""
+    teacher, folder = couple()[0], tmp_path / "answers"
+    served, data = Served(teacher, top_k=2), text(6)
+    served.fetch(data.take(range(4)))
+    for key, kept in served.cache._memory.items():
+        kind, name = key.split("/")
+        file = folder / kind / name[:2] / f"{name}.safetensors"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(safetensors.torch.save(kept, metadata={"checksum": digest(kept)}))
+    write_json(folder / "teacher.json", {"format": 1, **served.facts()})
+    again = Served(teacher, top_k=2, cache=folder)
+    assert again.cache.count(SAMPLES) == 4
+    assert again.fetch(data) == 6
+    assert again.requests == 2  # the two that are new, and an old one
+    inputs = {name: data.batch(range(6))[name] for name in ("input_ids", "attention_mask")}
+    third = Served(teacher, top_k=2, cache=folder)
+    assert torch.equal(third.run(inputs).logits[:4], served.run(inputs).logits[:4])
+    assert third.requests == 0
+    with pytest.raises(DistillError, match="with top_k=2"):
+        Served(teacher, top_k=3, cache=folder)
+    file.write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"\.safetensors is damaged; the answer is fetched again"):
+        assert Served(teacher, top_k=2, cache=folder).fetch(data) >= 6
+    write_json(folder / "teacher.json", {"format": 9, **served.facts()})
+    with pytest.raises(DistillError, match="is of format 9 and this version reads up to 2; upgrade"):
+        Served(teacher, top_k=2, cache=folder)
 
 
 KILLED = """
