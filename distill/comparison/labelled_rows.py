@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from distill.comparison.trained_students import TrainedStudent
 from distill.data.rows import Rows
-from distill.evaluation.labelled_answers import few_answers, labelled_answers
+from distill.evaluation.answers.labelled_answers import few_answers, labelled_answers
 from distill.models.class_labels import are_classes, has_classes
 from distill.models.outputs import answered
 from distill.statistics.figures import Figure, ratio

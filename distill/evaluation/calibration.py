@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from distill.errors import DistillError, checked
-from distill.evaluation.labelled_answers import labelled_answers
+from distill.evaluation.answers.labelled_answers import labelled_answers
 from distill.models.outputs import answered
 from distill.statistics.intervals import Share, wilson
 from distill.statistics.tables import table_of

@@ -1,4 +1,4 @@
-"""The evaluation of a trained network: its accuracy on held-out rows, and its interchange accuracy under a mapping."""
+"""The evaluation of a trained network: its answers to held-out rows, and its interchange accuracy under a mapping."""
 
 import warnings
 from collections.abc import Collection
@@ -15,15 +15,16 @@ from distill.data.rows import Rows
 from distill.data.seeds import seed_of
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
+from distill.evaluation.answers.beside_teacher import beside_teacher, is_language_model
+from distill.evaluation.answers.labelled_answers import few_answers
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.interchange_result import InterchangeAccuracy
-from distill.evaluation.labelled_answers import few_answers
 from distill.evaluation.measurement import check_pairs
 from distill.evaluation.metrics import accuracy
 from distill.evaluation.variable_accuracy import examples_of_model, variables_accuracy
 from distill.interchange.mapping import Entry, Sides
 from distill.interchange.positions import Span, refuse_no_rule
-from distill.models.class_labels import are_classes, has_classes
+from distill.models.class_labels import are_classes, are_values, has_classes
 from distill.models.inputs import network_of, uncompiled
 from distill.models.outputs import answered
 from distill.models.trials import translated
@@ -38,41 +39,77 @@ if TYPE_CHECKING:
 
 NO_TEACHER = "there is no teacher to compute like"
 NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
+BESIDE = ("perplexity", "teacher_perplexity", "agreement", "kl")
+"""The figures of answers beside those of the teacher."""
 
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """The accuracy on held-out rows, and the interchange accuracy under a mapping.
+    """The figures on held-out rows, and the interchange accuracy under a mapping.
 
     Attributes:
-        accuracy: the share of right answers; None where it could not be measured.
+        accuracy: the share of right answers, of language models that of right next tokens; None where it could not be
+            measured.
         interchange: the figures of the mapping; None where they could not be measured.
-        note: why the interchange accuracy of a mapping is None, or, with held-out rows, why both are; else empty.
+        note: why the interchange accuracy of a mapping is None, or, with held-out rows, why all figures are; else
+            empty.
+        perplexity: of a student that is a language model, over the tokens whose label is not −100, or all where rows
+            have no labels; else None.
+        teacher_perplexity: that of the teacher on the same tokens.
+        agreement: the share of answers whose most likely class, of language models the next token, is the teacher's;
+            measured of language models, and where rows have no labels.
+        kl: KL(teacher ‖ student) of the same answers [nats].
     """
 
     accuracy: Share | None
     interchange: InterchangeAccuracy | None
     note: str = ""
+    perplexity: float | None = None
+    teacher_perplexity: float | None = None
+    agreement: Share | None = None
+    kl: float | None = None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The main figures that were measured, by name: perplexity, accuracy, agreement, kl, iia and others."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in BESIDE}
+        found["accuracy"] = self.accuracy
+        outcome = None if self.interchange is None else self.interchange.overall
+        found |= {} if outcome is None else {"iia": outcome.iia, "error": outcome.error}
+        return {
+            name: each.value if isinstance(each, Share) else float(each)
+            for name, each in found.items()
+            if each is not None
+        }
 
     def marked(self, trained: Collection[str] | None) -> "Evaluation":
         """Return the same with each kind of interchange marked by whether it was trained on."""
         return self if self.interchange is None else replace(self, interchange=self.interchange.marked(trained))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the accuracy, the interchange accuracy and the note as plain data, for JSON."""
+        """Return accuracy, interchange accuracy, note, and what else was measured, as plain data, for JSON."""
         return {
             "accuracy": None if self.accuracy is None else plain_data(asdict(self.accuracy)),
             "interchange": None if self.interchange is None else self.interchange.to_dict(),
             "note": self.note,
+            **{
+                name: plain_data(asdict(each)) if isinstance(each, Share) else plain_data(each)
+                for name in BESIDE
+                if (each := getattr(self, name)) is not None
+            },
         }
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """Return the figures as a table: a row for the accuracy, and for the IIA (or the error) of each entry.
+        """Return the figures as a table: a row for each of held-out rows, and for the IIA (or error) of each entry.
 
         Raises:
             DistillError: pandas is not installed.
         """
-        rows = [] if self.accuracy is None else [{"figure": "accuracy", "of": "held-out rows", **vars(self.accuracy)}]
+        rows: list[dict[str, Any]] = []
+        for name in ("accuracy", *BESIDE):
+            if (each := getattr(self, name)) is not None:
+                values = vars(each) if isinstance(each, Share) else {"value": each}
+                rows.append({"figure": name.replace("_", " "), "of": "held-out rows", **values})
         entries = {} if self.interchange is None else {**self.interchange.per_pair, "overall": self.interchange.overall}
         figure = "error" if self.interchange is None or self.interchange.iia is None else "IIA"
         for name, outcome in entries.items():
@@ -81,7 +118,7 @@ class Evaluation(Result):
         return table_of(rows, "figure", "of")
 
     def plot(self) -> Picture:
-        """Draw the interchange accuracy, with the accuracy in its title, or the accuracy alone.
+        """Draw the interchange accuracy, with the accuracy in its title, or the accuracy or the agreement alone.
 
         Raises:
             DistillError: nothing was measured.
@@ -91,25 +128,35 @@ class Evaluation(Result):
             if self.accuracy is not None:
                 figure.axes[0].set_title(f"accuracy {self.accuracy}", fontsize="small")
             return figure
-        if self.accuracy is None:
+        share = self.agreement if self.accuracy is None else self.accuracy
+        if share is None:
             raise DistillError(f"there is no figure to draw: {self}; write evaluate(teacher, student, mapping, data).")
-        return _bar(self.accuracy)
+        return _bar("agreement" if self.accuracy is None else "accuracy", share)
 
     @printed
     def __str__(self) -> str:
         parts = [] if self.accuracy is None else [f"accuracy {self.accuracy}"]
+        parts += self._beside_teacher()
         parts += [] if self.interchange is None else [str(self.interchange)]
         parts += [self.note] if self.note else []
         return "\n".join(parts) or "nothing was measured: no held-out data was given"
 
+    def _beside_teacher(self) -> list[str]:
+        """Return lines of the perplexity, and of agreement with the teacher."""
+        teachers = "" if self.teacher_perplexity is None else f" (teacher {self.teacher_perplexity:.4g})"
+        lines = [] if self.perplexity is None else [f"perplexity {self.perplexity:.4g}{teachers}"]
+        if self.agreement is not None:
+            lines.append(f"agreement with the teacher {self.agreement}, KL {self.kl:.4g} nats")
+        return lines
 
-def _bar(accuracy: Share) -> Picture:
-    """Draw an accuracy with its interval."""
+
+def _bar(name: str, share: Share) -> Picture:
+    """Draw a share with its interval."""
     figure = Picture(figsize=(6, 1.4), layout="constrained")
     axes = figure.subplots()
-    axes.barh(0, accuracy.value, color="#4477aa", height=0.6)
-    axes.plot([accuracy.low, accuracy.high], [0, 0], color="black")
-    axes.set(yticks=[0], yticklabels=["accuracy"], xlim=(0, 1), xlabel="share of held-out rows")
+    axes.barh(0, share.value, color="#4477aa", height=0.6)
+    axes.plot([share.low, share.high], [0, 0], color="black")
+    axes.set(yticks=[0], yticklabels=[name], xlim=(0, 1), xlabel="share of held-out rows")
     return figure
 
 
@@ -176,14 +223,17 @@ def evaluate(
     seed: Any = 0,
     answers: Any = None,
 ) -> Evaluation:
-    """Measure the accuracy of `student` on held-out rows with classes, and its interchange accuracy under a mapping.
+    """Measure `student` on held-out rows beside its teacher, and its interchange accuracy under a mapping.
 
-    A figure that cannot be measured is None, and the note of the evaluation says why.
+    Classifiers have an accuracy, on rows without labels the agreement with the teacher and the divergence from it.
+    Language models have all of these, and a perplexity; rows without labels are their own labels. Means are over all
+    answers, whatever the batches. A figure that cannot be measured is None, and the note of the evaluation says why
+    nothing was.
 
     Args:
-        teacher: a network, here or `Served`; None measures the accuracy alone.
+        teacher: a network, here or `Served`; None measures the student alone.
         student: any torch model.
-        mapping: as `fit` takes it; None or {} measures the accuracy alone.
+        mapping: as `fit` takes it; None or {} measures no interchange accuracy.
         data: held-out rows, or a Task or the name of one (its test rows), as `fit` takes them.
         positions: the rule that draws positions; None takes all of them.
         kinds: other kinds of interchange to measure too, as `interchange_accuracy` takes them, e.g. "usual".
@@ -202,17 +252,33 @@ def evaluate(
     refuse_no_rule("evaluate", positions)
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
-        logits = few_answers(student, rows) if has_classes(rows) else None
-        mute = has_classes(rows) and logits is None
-        measured = accuracy(student, rows) if logits is not None and are_classes(student, logits, rows) else None
-        if teacher is None or not mapping or mute:
+        found = _answers_on(teacher, student, rows)
+        if found is None:
+            return Evaluation(None, None, f"nothing was measured: {type(student).__name__} has no logits")
+        if teacher is None or not mapping:
+            if found.figures:
+                return found
             unmapped = NO_TEACHER if teacher is None else NO_PAIR
-            why = f"{_why_no_accuracy(rows)}, and {unmapped}"
-            why = f"{type(student).__name__} has no logits" if mute else why
-            return Evaluation(measured, None, "" if measured else f"nothing was measured: {why}")
+            return replace(found, note=f"nothing was measured: {_why_no_accuracy(rows)}, and {unmapped}")
         return _with_interchange(
-            teacher, student, mapping, rows, measured, positions=positions, kinds=kinds, pairs=pairs, seed=seed
+            teacher, student, mapping, rows, found, positions=positions, kinds=kinds, pairs=pairs, seed=seed
         )
+
+
+def _answers_on(teacher: Model | Served | None, student: nn.Module, rows: Rows) -> Evaluation | None:
+    """Return the figures of a student's answers to rows; None where they have classes and it has no logits."""
+    logits, classes = few_answers(student, rows), has_classes(rows)
+    if logits is None:
+        return None if classes else Evaluation(None, None)
+    if is_language_model(student, logits, rows) and (classes or "labels" not in rows.columns):
+        found = beside_teacher(teacher, student, rows, text=True)
+    elif teacher is not None and "labels" not in rows.columns and not are_values(student, logits):
+        found = beside_teacher(teacher, student, rows, text=False)
+    else:
+        right = classes and are_classes(student, logits, rows)
+        return Evaluation(accuracy(student, rows) if right else None, None)
+    figures = {name: getattr(found, name) for name in BESIDE}
+    return Evaluation(found.accuracy, None, f"{found.note}." if found.note else "", **figures)
 
 
 def _with_interchange(
@@ -220,16 +286,17 @@ def _with_interchange(
     student: nn.Module,
     mapping: Sides | tuple[Entry, ...] | str,
     rows: Rows,
-    measured: Share | None,
+    found: Evaluation,
     **settings: Any,
 ) -> Evaluation:
-    """Add the interchange accuracy to a measured accuracy, or the reason why there is none."""
-    unmeasured = "" if "labels" in rows.columns else f"no accuracy: {_why_no_accuracy(rows)}."
+    """Add the interchange accuracy to other figures, or the reason why there is none."""
+    unmeasured = "" if found.figures or "labels" in rows.columns else f"no accuracy: {_why_no_accuracy(rows)}."
+    note = f"{found.note} {unmeasured}".strip()
     try:
         interchange = interchange_accuracy(teacher, student, mapping, rows, **settings)
     except (DistillError, InterventionError) as nothing:
-        return Evaluation(measured, None, f"{unmeasured} no interchange accuracy: {nothing}".lstrip())
-    return Evaluation(measured, interchange, unmeasured)
+        return replace(found, note=f"{note} no interchange accuracy: {nothing}".lstrip())
+    return replace(found, interchange=interchange, note=note)
 
 
 def _why_no_accuracy(rows: Any) -> str:

@@ -14,8 +14,8 @@ from distill.causal.model import CausalModel
 from distill.causal.values import Values
 from distill.data.rows import Rows, batches
 from distill.errors import DistillError, checked
+from distill.evaluation.answers.labelled_answers import labelled_answers, logits_of
 from distill.evaluation.calibration import Calibration, calibration, expected_calibration_error
-from distill.evaluation.labelled_answers import labelled_answers, logits_of
 from distill.evaluation.similarity import cka, representational_similarity
 from distill.interchange.swap import encoded
 from distill.losses import cross_entropy

@@ -21,10 +21,15 @@ def are_classes(model: Any, logits: Tensor, data: Rows) -> bool:
         logits: its answers.
         data: rows with labels.
     """
-    config = getattr(innermost(model), "config", None)
     labels = data.batch([0])["labels"]
+    return not are_values(model, logits) and not (logits.ndim == 2 and labels.shape[1:] == logits.shape[1:])
+
+
+def are_values(model: Any, logits: Tensor) -> bool:
+    """Return whether a model, by its configuration or its one logit, answers with real values or several labels."""
+    config = getattr(innermost(model), "config", None)
     other = getattr(config, "problem_type", None) in ("regression", "multi_label_classification")
-    return not other and logits.shape[-1] > 1 and not (logits.ndim == 2 and labels.shape[1:] == logits.shape[1:])
+    return other or logits.shape[-1] < 2
 
 
 @checked

@@ -79,6 +79,11 @@ def label_place(
     return "next" if known == "next" and not _are_tokens(rows["labels"], rows["input_ids"], 1) else "here"
 
 
+def expects_next(model: Any) -> bool:
+    """Return whether the class of a model of transformers says that it predicts the next token."""
+    return _place_by_class(innermost(model)) == "next"
+
+
 def answers_by_decoder(model: Any, batch: Mapping[str, Tensor]) -> bool:
     """Return whether a decoder answers, so that the labels do not belong to the tokens that the encoder reads."""
     return "decoder_input_ids" in batch or writes_labels(model, batch)

@@ -19,7 +19,7 @@ from distill.evaluation.evaluate import evaluate
 from distill.evaluation.metrics import accuracy
 from distill.processes import dividing, from_first, gather_parts, gather_results, may_say, own_part, process_state
 from tests.distill.conftest import save_bert, sentences, write_csv
-from tests.distill.tiny_models import bert, spread, text
+from tests.distill.tiny_models import bert, gpt2_lm, spread, text
 
 PAIRS = 40
 
@@ -53,6 +53,7 @@ def in_process(rank: int, error: Exception) -> str:
 def figures() -> dict[str, object]:
     """Return what two networks' figures are, measured by each process whole and divided among them."""
     teacher, student, rows = spread(bert(4)), spread(bert(2), 1), text(9)
+    decoders = spread(gpt2_lm(2)), spread(gpt2_lm(1), 1)
     found = {}
     for name, block in {"whole": contextlib.nullcontext(), "divided": dividing(teacher, student)}.items():
         with block:
@@ -60,6 +61,8 @@ def figures() -> dict[str, object]:
             found[name] = {
                 "own pairs": len(own_part(torch.arange(PAIRS))),
                 "figures": measured.to_dict(),
+                "decoders": evaluate(*decoders, {}, text(9, labels=False)).to_dict(),
+                "decoders on one row": evaluate(*decoders, {}, text(1, labels=False)).to_dict(),
                 "accuracy of one row": accuracy(student, rows.take(torch.tensor([0]))).value,
                 "compared": compare(
                     teacher, {"a": student, "b": spread(bert(2), 2)}, "full", rows, pairs=PAIRS

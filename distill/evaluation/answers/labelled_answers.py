@@ -67,7 +67,7 @@ def labelled_answers(
             place = label_place(model, logits, batch, data.table) if place is None else place
             found = answer_labels(batch, place, answer_mask(model, batch))
             labels = batch["labels"] if found is None else found
-            _check_labels(logits, labels, what)
+            check_classes(logits, labels, what)
             counted = labels != IGNORED
             labelled = labelled or bool(counted.any())
             check_labels(labels[counted], logits.shape[-1], what)
@@ -77,7 +77,7 @@ def labelled_answers(
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 
 
-def _check_labels(logits: Tensor, labels: Tensor, what: str) -> None:
+def check_classes(logits: Tensor, labels: Tensor, what: str) -> None:
     """Raise DistillError for labels whose type, shape or values are not those of classes of these answers."""
     if labels.is_floating_point():
         raise DistillError(
