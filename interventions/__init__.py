@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from interventions import exceptions as exceptions
     from interventions import metrics
     from interventions.analysis.averages import mean_of
+    from interventions.analysis.collect import collect
+    from interventions.analysis.collected import Collected
     from interventions.analysis.grids import Grid
     from interventions.analysis.paths import path_patch
     from interventions.analysis.plots import Picture, heat_map
@@ -59,6 +61,7 @@ __all__ = [
     "Answers",
     "Architecture",
     "BoundlessRotation",
+    "Collected",
     "Grid",
     "Handle",
     "Interpolate",
@@ -88,6 +91,7 @@ __all__ = [
     "architecture",
     "as_location",
     "checking",
+    "collect",
     "data_frame",
     "describe",
     "heat_map",
@@ -130,6 +134,8 @@ __all__ = [
 _NAMES = {
     "interventions": "exceptions metrics",
     "interventions.analysis.averages": "mean_of",
+    "interventions.analysis.collect": "collect",
+    "interventions.analysis.collected": "Collected",
     "interventions.analysis.grids": "Grid",
     "interventions.analysis.paths": "path_patch",
     "interventions.analysis.plots": "Picture heat_map",

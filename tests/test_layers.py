@@ -47,6 +47,10 @@ TRACED = "tests/interventions/tracing/test_same_numbers.py"
 """Compares what `tests/interventions/tracing/programs.py` and its neighbours compute, in processes of their own."""
 TESTED_BY = {
     "interventions/__main__.py": "tests/interventions/test_describe.py",
+    **{
+        f"interventions/analysis/{name}.py": "tests/interventions/analysis/test_collect.py"
+        for name in ("activation_shards", "collected", "progress", "vectors")
+    },
     "interventions/analysis/result.py": "tests/test_results.py",
     "interventions/devices.py": "tests/interventions/execution/test_measures.py",
     "interventions/endings.py": "tests/faults/test_interrupts.py",

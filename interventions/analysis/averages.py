@@ -3,25 +3,22 @@
 The mean at a location is Σ h / n over the n real tokens of all examples, or over selected positions of them.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import cast
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from interventions.analysis.data_batches import batches_of
+from interventions.analysis.vectors import check_width, vectors_of
 from interventions.arguments import checked
 from interventions.errors import InterventionError
-from interventions.execution.run import Inputs, Where, locations_of
+from interventions.execution.run import Where, locations_of
 from interventions.locations import Location
 from interventions.models.architectures import architecture
-from interventions.models.axes import to_vectors
-from interventions.models.calls import arguments_of
-from interventions.models.places import Place
 from interventions.models.wrappers import Model
 from interventions.operators import Mean
-from interventions.positions import Positions, select
+from interventions.positions import Positions
 from interventions.runs import check_eval, run_to
-from interventions.steps import window_of
 
 
 @checked
@@ -29,9 +26,10 @@ from interventions.steps import window_of
 def mean_of(
     model: Model,
     at: Where,
-    batches: Iterable[Inputs] | Inputs,
+    batches: object,
     *,
     positions: Positions = None,
+    batch_size: int | None = None,
     remote: bool | str = False,
 ) -> Mapping[Location, Mean]:
     """Return operators that write the mean activation over a data set, one for each location: for mean ablation.
@@ -39,8 +37,10 @@ def mean_of(
     Args:
         model: a torch model, or one of nnsight, in eval mode.
         at: a Location or several.
-        batches: inputs of the model, batch by batch: mappings, tuples or tensors.
+        batches: inputs of the model, batch by batch: mappings, tuples or tensors; or rows that are read by their
+            numbers, with `len(rows)` and `rows.batch(numbers)`, such as `distill.Rows`.
         positions: which tokens to average over, as in `intervene`; None is all real ones.
+        batch_size: how many rows are read at a time, 32 by default; batches that are given stay as they are.
         remote: for a model of nnsight, where it runs (see `run`); the activations of one batch come back at a time.
 
     Returns:
@@ -57,43 +57,20 @@ def mean_of(
     """
     check_eval(model, remote)
     found = architecture(model)
-    if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
-        raise InterventionError(
-            f"batches is one {type(batches).__name__}, and an iterable of inputs is needed, one for each batch; write "
-            "[inputs]."
-        )
     locations = locations_of(at)
-    pattern = next((at for at in locations if found.place(at).io in ("attention_scores", "attention_pattern")), None)
-    if pattern is not None:
-        raise InterventionError(
-            f"{pattern} is as wide as each batch is long, so it has no mean over batches; use attention_heads."
-        )
+    check_width(found, locations, "mean over batches")
     sums: dict[Location, Tensor] = {}
     counts = dict.fromkeys(locations, 0)
     dtypes: dict[Location, torch.dtype] = {}
-    for inputs in cast(Iterable[Inputs], batches):
-        done = run_to(model, inputs, locations, remote=remote)
-        arguments = arguments_of(model, done.inputs)
+    for batch in batches_of(model, batches, batch_size, "batches"):
+        done = run_to(model, batch.inputs(), locations, remote=remote)
         for location in locations:
-            place, state = found.place(location), done.activations[location]
-            vectors = state if location.subspace is not None else to_vectors(state, place.axes_of(state))
-            selected = _select_vectors(vectors, place, arguments, positions)
+            selected = vectors_of(done, location, positions).values
             sums[location] = sums.get(location, 0) + selected.double().sum(0)
             counts[location] += len(selected)
-            dtypes[location] = vectors.dtype
+            dtypes[location] = selected.dtype
     if not sums:
         raise InterventionError(
             "no batches were given, so there is no mean; pass an iterable of inputs, and not a spent one."
         )
     return {at: Mean((sums[at] / counts[at]).to(dtypes[at])) for at in locations}
-
-
-def _select_vectors(vectors: Tensor, place: Place, arguments: Mapping[str, object], positions: Positions) -> Tensor:
-    """Return the vectors to average, `[n, …, dims]`."""
-    if vectors.ndim < 3:
-        return vectors
-    real = window_of(vectors, place, None, [arguments], slice(None) if positions is None else positions).real
-    if positions is None:
-        return vectors[real.to(vectors.device)]
-    selected = select(positions, real).to(vectors.device)
-    return vectors[selected.rows, selected.columns]

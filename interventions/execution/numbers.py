@@ -222,7 +222,7 @@ def _far(tensors: list[Tensor], whole: bool, *, with_sums: bool) -> tuple[tuple[
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     for part in parts:
         if part.numel() and part.layout is torch.strided and not part.is_quantized:
-            numbers = _some(part, whole)
+            numbers = sample_of(part, whole)
             groups[numbers.device, numbers.dtype].append(numbers)
     sums: dict[torch.device, list[Tensor]] = defaultdict(list)
     for (device, _), samples in groups.items():
@@ -236,7 +236,7 @@ def _far(tensors: list[Tensor], whole: bool, *, with_sums: bool) -> tuple[tuple[
     return places, stacked
 
 
-def _some(part: Tensor, whole: bool) -> Tensor:
+def sample_of(part: Tensor, whole: bool) -> Tensor:
     """Return the numbers of a tensor, or a sample of them."""
     if part.is_complex():
         part = torch.view_as_real(part.resolve_conj()).flatten(-2)

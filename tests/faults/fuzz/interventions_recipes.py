@@ -65,6 +65,12 @@ def recorded(model: Any, inputs: Any, at: Any, **settings: Any) -> Any:
     return kept
 
 
+def opened(folder: Any) -> Any:
+    """Open activations that were collected."""
+    iv.collect(network(), [x()], PLACE, "collected")
+    return len(iv.Collected.open(folder))
+
+
 def saved(folder: Any, **settings: Any) -> Any:
     """Save an operator and load it again."""
     given = {"interventions": {PLACE: iv.Zero()}, "model": network()} | settings
@@ -348,6 +354,34 @@ RUNS = [
         {"model": "", "at": "", "batches": "", "positions": POSITIONS, "remote": "False"},
         own=("model", "batches"),
     ),
+    Recipe(
+        "interventions.collect",
+        iv.collect,
+        lambda: {
+            "model": decoder(),
+            "data": [ids(), ids(1)],
+            "at": BLOCK,
+            "folder": "new",
+            "positions": None,
+            "dtype": None,
+            "batch_size": 32,
+            "process": None,
+            "console": None,
+        },
+        {
+            "model": "",
+            "data": "",
+            "at": "",
+            "folder": "text|digits|path",
+            "positions": POSITIONS,
+            "dtype": "None",
+            "batch_size": "count|huge",
+            "process": "None",
+            "console": "None",
+        },
+        own=("model", "data"),
+    ),
+    Recipe("interventions.Collected.open", opened, lambda: {"folder": "collected"}, {"folder": ""}),
     Recipe("interventions.Run.take", taken, lambda: {"rows": [0]}, {"rows": "0|1|-1|numpy int|[1]"}),
     Recipe(
         "interventions.answering",
