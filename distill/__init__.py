@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from distill.statistics.over_runs import OverRuns
     from distill.students.from_layers import from_layers
     from distill.students.from_width import from_width
+    from distill.students.importance import importance
     from distill.teach import teach, teacher_of
     from distill.teachers.ensemble import Ensemble
     from distill.teachers.noisy import NoisyTeacher
@@ -154,6 +155,7 @@ __all__ = [
     "from_layers",
     "from_width",
     "headroom",
+    "importance",
     "interchange_accuracy",
     "layer_mapping",
     "linear_probe",
@@ -221,6 +223,7 @@ _NAMES = {
     "distill.specialists.specialists": "Specialists",
     "distill.students.from_layers": "from_layers",
     "distill.students.from_width": "from_width",
+    "distill.students.importance": "importance",
     "distill.teach": "teach teacher_of",
     "distill.teachers.ensemble": "Ensemble",
     "distill.teachers.noisy": "NoisyTeacher",

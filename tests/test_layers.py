@@ -186,6 +186,10 @@ TESTED_BY = {
     "distill/storage/files.py": "tests/faults/test_corruption.py",
     "distill/storage/pages.py": "tests/distill/cli/test_report.py",
     "distill/storage/locks.py": "tests/faults/test_two_at_once.py",
+    **{
+        f"distill/students/{name}.py": "tests/distill/students/test_importance.py"
+        for name in ("kept_units", "layer_search", "ranking", "readings")
+    },
     "distill/tasks/causal/equality.py": "tests/distill/causal/test_model.py",
     "distill/tasks/causal/mqnli_files.py": "tests/distill/tasks/causal/test_mqnli.py",
     "distill/tasks/causal/trees.py": "tests/distill/causal/test_model.py",

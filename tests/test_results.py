@@ -22,9 +22,10 @@ import distill
 import interventions
 from distill import DistillError, Evaluation, FitResult, InterchangeAccuracy, Outcome, Share
 from distill.evaluation.calibration import Calibration
+from distill.students.ranking import Importance
 from distill.training.progress import Record
 from interventions import InterventionError, Location, Picture, Result, plain_data
-from tests.distill.tiny_models import mlp, spread, vectors
+from tests.distill.tiny_models import bert, mlp, spread, text, vectors
 from tests.distill.wired import TOKENS, Reader
 from tests.interventions.analysis.test_grids import grid_of
 
@@ -116,6 +117,7 @@ WHOLE: dict[str, Callable[[], Result]] = {
         nn.Linear(2, 2), RECORDS, Evaluation(None, measured()), {"lr": 1e-3}, 1.0, Path("a")
     ),
     "Headroom": room,
+    "Importance": lambda: distill.importance(spread(bert(3)), text(6), search=1),
     "Comparison": compared,
     "Comparison of one seed": lambda: compared(1),
     "TrainingPath": path,
@@ -129,6 +131,7 @@ EMPTY: dict[str, Callable[[], Result]] = {
     "Evaluation": lambda: Evaluation(None, None, "nothing was measured: no rows"),
     "FitResult": lambda: FitResult(nn.Linear(2, 2), (), Evaluation(None, None)),
     "Headroom": lambda: same_networks(),
+    "Importance": Importance,
     "Audit": lambda: replace(audited(), parts=(), depths=()),
     "Comparison": lambda: distill.Comparison((), {"KD": 1, "KD + interchange": 1}),
 }

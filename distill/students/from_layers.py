@@ -6,9 +6,9 @@ a smaller configuration, any other module is copied and its list of blocks cut.
 Sanh et al. 2019 (DistilBERT, arXiv:1910.01108); Sun et al. 2019 (PKD, arXiv:1908.09355), section 4.1.
 """
 
-import copy
 import re
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distill.errors import DistillError, checked
 from distill.models.inputs import evaluating
 from distill.students.from_width import plain
+from distill.students.ranking import Importance
 from interventions import InterventionError, Location, Stack, architecture, run
 
 _COUNTS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth", "encoder_layers", "decoder_layers")
@@ -42,12 +43,20 @@ def spread(count: int, of: int) -> tuple[int, ...]:
 
 @checked
 def from_layers(
-    teacher: nn.Module, layers: int | Sequence[int], *, stack: str | None = None, inputs: object = None
+    teacher: nn.Module,
+    layers: int | Sequence[int],
+    *,
+    by: Importance | None = None,
+    stack: str | None = None,
+    inputs: object = None,
+    copy: bool = True,
 ) -> nn.Module:
     """Return a student with some of the teacher's layers, and with the teacher's weights in them and everywhere else.
 
     The usual choices: `6` for six evenly spread (DistilBERT, Sanh et al. 2019, arXiv:1910.01108); `range(6)` for the
-    first six (PKD, Sun et al. 2019, arXiv:1908.09355, section 4.1); `range(0, 12, 2)` for every other one; any list.
+    first six (PKD, Sun et al. 2019, arXiv:1908.09355, section 4.1); `range(0, 12, 2)` for every other one; any list;
+    `6, by=importance(teacher, data)` for the six of most influence (ShortGPT, Men et al. 2024, arXiv:2403.03853), and
+    `6, by=importance(teacher, data, search=6)` for the six that answer best without training.
 
     >>> from transformers import BertConfig, BertModel
     >>> sizes = dict(vocab_size=20, hidden_size=8, num_attention_heads=2, intermediate_size=8)
@@ -58,30 +67,42 @@ def from_layers(
     Args:
         teacher: a transformers model, or any module with a list of repeated blocks.
         layers: the numbers of the layers, in order, −1 is the last; or their count, spread evenly from first to last.
+        by: the result of `importance(teacher, data)`: a count of layers means the most important ones, in the order of
+            the teacher.
         stack: one of several lists of blocks, as `Location(stack=…)` takes it; None is the decoder of an
             encoder–decoder. For both: `from_layers(from_layers(teacher, 6), 6, stack="encoder")`.
         inputs: inputs of the model, as `interventions.run` takes them, for a trial run of the student. Needed for a
             module without a transformers configuration whose blocks differ in shape.
+        copy: False shares the teacher's weights instead, which are frozen in the student, so that it learns by adapters
+            alone: `get_peft_model(from_layers(teacher, 6, copy=False), LoraConfig(…))`.
 
     Returns:
-        A model of the same class, in the mode of the teacher, on its device; nothing is shared with the teacher.
+        A model of the same class, in the mode of the teacher, on its device; nothing is shared with the teacher, unless
+        `copy=False`.
 
     Raises:
         DistillError: a layer that does not exist, or layers that cannot be taken out of this model.
     """
     teacher = plain(teacher, "from_layers")
-    whole = _stack_of(teacher, stack)
-    chosen = _choose(layers, len(whole.blocks))
+    whole = stack_of(teacher, stack)
+    chosen = _choose(layers, len(whole.blocks)) if by is None else _most(by, layers, whole, stack)
     if hasattr(teacher, "config") and hasattr(teacher, "save_pretrained"):
-        student = _build(teacher, whole, chosen)
+        student = _build(teacher, whole, chosen, shared=not copy)
     else:
-        student = _cut(teacher, whole, chosen, is_tried=inputs is not None)
+        student = _cut(teacher, whole, chosen, is_tried=inputs is not None, shared=not copy)
+    if not copy:
+        student.requires_grad_(False)
     if inputs is not None:
         _try_out(student, inputs, chosen)
     return student
 
 
-def _stack_of(model: nn.Module, name: str | None) -> Stack:
+def stack_of(model: nn.Module, name: str | None) -> Stack:
+    """Return the list of blocks of a model with this name; without one, the list that locations without it mean.
+
+    Raises:
+        DistillError: no such list, or several that it could be.
+    """
     found = architecture(model)
     try:
         block = found.place(Location(0, stack=name)).block
@@ -106,7 +127,32 @@ def _choose(layers: int | Sequence[int], deep: int) -> tuple[int, ...]:
     return tuple(layer % deep for layer in layers)
 
 
-def _build(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> nn.Module:
+def _most(by: Importance, layers: int | Sequence[int], whole: Stack, stack: str | None) -> tuple[int, ...]:
+    """Return the numbers of the most important layers, in order.
+
+    Raises:
+        DistillError: the numbers of layers instead of their count, or the importance of another model.
+    """
+    if not isinstance(layers, int):
+        raise DistillError(
+            f"layers={list(layers)} names the layers, so by=… has nothing to choose; give their count, "
+            f"from_layers(teacher, {max(1, len(layers))}, by=…), or leave by out."
+        )
+    deep = len(whole.blocks)
+    if layers == deep:
+        return tuple(range(deep))
+    _choose(layers, deep)
+    found = by.most_layers(layers, stack)
+    ranked = sum(at.stack == stack for at in by.layers)
+    if ranked != deep:
+        raise DistillError(
+            f"by=… ranks {ranked} layers and this teacher has {deep}; measure the teacher itself: "
+            "by=importance(teacher, data)."
+        )
+    return found
+
+
+def _build(teacher: Any, stack: Stack, chosen: tuple[int, ...], *, shared: bool) -> nn.Module:
     parameter = next(teacher.parameters())
     try:
         with torch.random.fork_rng(devices=[]):
@@ -119,16 +165,16 @@ def _build(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> nn.Module:
             "yourself and pass it to distill.fit(teacher, student, ...)."
         ) from error
     _check_alike(teacher, student, stack, chosen)
-    _copy(teacher, student, stack, chosen)
+    _copy(teacher, student, stack, chosen, shared=shared)
     for name in ("task_specific_params", "generation_config"):
         if getattr(teacher, name, None) is not None:
-            setattr(student, name, copy.deepcopy(getattr(teacher, name)))
+            setattr(student, name, deepcopy(getattr(teacher, name)))
     return student.train(teacher.training)
 
 
 def _shrink_config(teacher: Any, stack: Stack, chosen: tuple[int, ...]) -> Any:
     """Return the configuration of the student: the number of its layers, and the settings of each layer."""
-    whole = copy.deepcopy(teacher.config)
+    whole = deepcopy(teacher.config)
     part, deep = _part_of(teacher, whole, stack.path), len(stack.blocks)
     names = _SIDES.get(stack.name, ()) if getattr(part, "is_encoder_decoder", False) else ()
     name = next((each for each in (*names, *_COUNTS) if getattr(part, each, None) == deep), None)
@@ -216,10 +262,13 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one, other.to(one))
 
 
-def _copy(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> None:
+def _copy(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...], *, shared: bool) -> None:
+    """Copy the teacher's weights into a student, or let it hold them in the teacher's memory."""
     sources = _sources(teacher, student, stack, chosen)
     # Buffers that are not saved are copied too: a teacher in half precision has rounded ones.
     given = dict(teacher.named_buffers()) | teacher.state_dict()
+    held: dict[str, Any] = dict(student.named_buffers(remove_duplicate=False))
+    held |= dict(student.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, target in (dict(student.named_buffers()) | student.state_dict()).items():
             path = next((each for each in sources if name.startswith(f"{each}.")), None)
@@ -232,7 +281,10 @@ def _copy(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[in
                     f"{type(teacher).__name__}, so these layers cannot be taken out of it; build the student yourself "
                     "and pass it to distill.fit(teacher, student, ...)."
                 )
-            target.copy_(given[source])
+            if shared:
+                held[name].data = given[source].detach()
+            else:
+                target.copy_(given[source])
 
 
 def _sources(teacher: nn.Module, student: nn.Module, stack: Stack, chosen: tuple[int, ...]) -> dict[str, str]:
@@ -269,7 +321,7 @@ def _beside(model: nn.Module, stack: Stack) -> list[str]:
     ]
 
 
-def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried: bool) -> nn.Module:
+def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried: bool, shared: bool) -> nn.Module:
     name, deep = type(teacher).__name__, len(stack.blocks)
     container: Any = teacher.get_submodule(stack.path)
     held = tuple(container)
@@ -286,9 +338,9 @@ def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried:
             f"the blocks {stack.path!r} of {name} differ in shape, so not every choice of them fits together; give "
             "inputs for a trial run: from_layers(teacher, layers, inputs=…)."
         )
-    student = copy.deepcopy(teacher)
+    student = _copied(teacher, shared=shared)
     container = student.get_submodule(stack.path)
-    blocks = [copy.deepcopy(block) for block in (list(container.children())[layer] for layer in chosen)]
+    blocks = [_copied(block, shared=shared) for block in (list(container.children())[layer] for layer in chosen)]
     for key in [key for key, _ in container.named_children()]:
         delattr(container, key)
     for key, block in enumerate(blocks):
@@ -301,6 +353,15 @@ def _cut(teacher: nn.Module, stack: Stack, chosen: tuple[int, ...], *, is_tried:
             if type(vars(module).get(count)) is int and vars(module)[count] == deep:
                 setattr(module, count, len(chosen))
     return student
+
+
+def _copied(module: nn.Module, *, shared: bool) -> nn.Module:
+    """Return a copy of a module, or one with parameters and buffers of its own in the memory of the module's."""
+    memo: dict[int, Any] = {}
+    if shared:
+        memo |= {id(each): nn.Parameter(each.detach(), requires_grad=False) for each in module.parameters()}
+        memo |= {id(each): each.detach() for each in module.buffers()}
+    return deepcopy(module, memo)
 
 
 def _try_out(student: nn.Module, inputs: Any, chosen: tuple[int, ...]) -> None:

@@ -1,20 +1,21 @@
 """A narrower student from some of a teacher's units.
 
-The student has the first dimensions of the residual stream, the first heads of every attention, and the first units of
-every feed-forward part, with the teacher's weights: each weight matrix W of the teacher becomes W[:rows, :columns].
+The student has some dimensions of the residual stream, some heads of every attention, and some units of every
+feed-forward part, with the teacher's weights: each weight matrix W of the teacher becomes W[rows, columns], the first
+ones or the most important.
 """
 
 import copy
-import re
 from math import gcd
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 
 from distill.errors import DistillError, checked
 from distill.models.inputs import is_placed, refuse_valueless, uncompiled
+from distill.students.kept_units import KeptUnits, Sizes
+from distill.students.ranking import Importance
 from interventions import architecture
 
 _HEADS = ("num_attention_heads", "encoder_attention_heads", "decoder_attention_heads", "num_heads")
@@ -22,9 +23,6 @@ _KEY_HEADS = ("num_key_value_heads",)
 _UNITS = ("intermediate_size", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "d_ff", "ffn_dim", "hidden_dim")
 _STREAM = ("hidden_size", "word_embed_proj_dim", "embedding_size", "pooler_output_size")
 _HEAD_DIM = ("head_dim", "d_kv")
-# Projections that are several in one, concatenated: queries, keys, values; gates and values.
-_QUERIES_KEYS_VALUES = re.compile(r"(^|\.)(c_attn|qkv_proj|Wqkv)\.(weight|bias)$")
-_GATES_AND_VALUES = re.compile(r"(^|\.)(gate_up_proj|Wi)\.(weight|bias)$")
 # Architectures whose slices the tests check against their teachers. In others the order of merged parts may differ, or
 # what a head computes may depend on the number of heads, as with ALiBi.
 KNOWN = frozenset(
@@ -81,13 +79,23 @@ def _is_quantized(module: nn.Module) -> bool:
 
 @checked
 def from_width(
-    teacher: nn.Module, width: int | None = None, *, heads: int | None = None, intermediate: int | None = None
+    teacher: nn.Module,
+    width: int | None = None,
+    *,
+    heads: int | None = None,
+    intermediate: int | None = None,
+    by: Importance | None = None,
 ) -> nn.Module:
-    """Return a student as deep as the teacher but narrower, with the leading part of the teacher's weights.
+    """Return a student as deep as the teacher but narrower, with the leading or best part of its weights.
 
     It keeps the first `width` dimensions of the residual stream; the first heads of every attention, each whole, and
-    the same share of the key and value heads; and the first units of every feed-forward part. Embeddings, positions and
-    the head of the model keep the columns of the dimensions of the stream that remain.
+    the same share of the key and value heads; and the first units of every feed-forward part; with `by` the most
+    important ones of each instead, in the teacher's order. Embeddings, positions and the head of the model keep the
+    columns of the dimensions of the stream that remain.
+
+    By importance the dims are the same everywhere, heads and units those of each layer. Heads that share key and value
+    heads are kept or left out together, by the sum of their importance. Where all layers of a stack add one bias of
+    positions to each head (T5, MPNet), they keep the same heads, by the mean over the layers.
 
     Args:
         teacher: a transformers model of one of the types in `distill.students.from_width.KNOWN`.
@@ -96,13 +104,17 @@ def from_width(
         heads: the number of query heads of each layer. Without a width only for models whose configuration states the
             width of a head (T5, Llama): in others it would change.
         intermediate: the number of feed-forward units of each layer.
+        by: the result of `importance(teacher, data)`; None keeps the first units.
 
     Returns:
         A model of the same class, in the mode of the teacher, on its device; nothing is shared with the teacher. For
         fewer layers too: `from_layers(from_width(teacher, 384), 6)`.
 
     Raises:
-        DistillError: a model without a transformers configuration or of another type, or sizes that do not fit.
+        DistillError: a model without a transformers configuration or of another type, or sizes that do not fit,
+            or the importance of another model.
+
+    Muralidharan et al. 2024 (Minitron, arXiv:2407.14679), section 2.
     """
     teacher = plain(teacher, "from_width")
     _check_known(teacher)
@@ -111,10 +123,10 @@ def from_width(
     with torch.random.fork_rng(devices=[]):
         student = type(teacher)(config).to(parameter.device, parameter.dtype)
     weights = teacher.state_dict()
-    sizes = _sizes(teacher.config), _sizes(config)
+    kept = KeptUnits(teacher, _sizes(teacher.config), _sizes(config), by)
     with torch.no_grad():
         for name, target in student.state_dict().items():
-            target.copy_(_part(name, weights[name], target.shape, sizes))
+            target.copy_(kept.part(name, weights[name], target.shape))
     if getattr(teacher, "generation_config", None) is not None:
         student.generation_config = copy.deepcopy(teacher.generation_config)
     return student.train(teacher.training)
@@ -213,34 +225,12 @@ def _head_dim(config: Any) -> int:
     return next((dim for dim in stated if isinstance(dim, int)), config.hidden_size // config.num_attention_heads)
 
 
-def _sizes(config: Any) -> dict[str, tuple[int, ...]]:
-    """Return the lengths of the parts of merged projections: queries, keys, values; gates, values."""
-    dim, heads = _head_dim(config), config.num_attention_heads
-    keys = (getattr(config, "num_key_value_heads", None) or heads) * dim
-    units = next((n for name in _UNITS if isinstance(n := getattr(config, name, None), int)), 4 * config.hidden_size)
-    return {"qkv": (heads * dim, keys, keys), "gates": (units, units)}
-
-
-def _part(
-    name: str, weight: Tensor, shape: torch.Size, sizes: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]
-) -> Tensor:
-    """Return the part of a weight of the teacher that the student keeps."""
-    kind = "qkv" if _QUERIES_KEYS_VALUES.search(name) else "gates" if _GATES_AND_VALUES.search(name) else None
-    for axis, (long, short) in enumerate(zip(weight.shape, shape, strict=True)):
-        if long == short:
-            continue
-        index = torch.arange(short)
-        if kind is not None and (long, short) == (sum(sizes[0][kind]), sum(sizes[1][kind])):
-            index = _leading(sizes[0][kind], sizes[1][kind])
-        weight = weight.index_select(axis, index.to(weight.device))
-    return weight
-
-
-def _leading(old: tuple[int, ...], new: tuple[int, ...]) -> Int[Tensor, " kept"]:
-    """Return the indices of the first entries of each of several concatenated parts.
-
-    >>> _leading((4, 2, 2), (2, 1, 1))
-    tensor([0, 1, 4, 6])
-    """
-    starts = [sum(old[:i]) for i in range(len(old))]
-    return torch.cat([start + torch.arange(size) for start, size in zip(starts, new, strict=True)])
+def _sizes(config: Any) -> Sizes:
+    heads, found = config.num_attention_heads, (getattr(config, name, None) for name in _UNITS)
+    return Sizes(
+        width=config.hidden_size,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=_head_dim(config),
+        neurons=next((each for each in found if isinstance(each, int)), 4 * config.hidden_size),
+    )

@@ -33,6 +33,12 @@ def rows() -> Rows:
     return Rows({"x": drawn, "labels": torch.arange(4) % 2})
 
 
+def read() -> Rows:
+    """Return four short texts."""
+    ids = torch.randint(5, 30, (4, 5), generator=torch.Generator().manual_seed(0))
+    return Rows({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+
+
 @functools.cache
 def encoder(layers: int) -> nn.Module:
     """Return the one tiny BERT of so many layers."""
@@ -161,14 +167,23 @@ RECIPES = [
     ),
     Recipe(
         "distill.from_layers", lambda **settings: distill.from_layers(**settings),
-        lambda: {"teacher": encoder(3), "layers": 2, "stack": None, "inputs": None},
-        {"teacher": "choice", "layers": "1|numpy int|[1]", "stack": "None|empty text", "inputs": "None|whole tensor"},
+        lambda: {"teacher": encoder(3), "layers": 2, "by": None, "stack": None, "inputs": None, "copy": True},
+        {"teacher": "choice", "layers": "1|numpy int|[1]", "by": "None", "stack": "None|empty text",
+         "inputs": "None|whole tensor", "copy": "flag"},
         own=("inputs",),
     ),
     Recipe(
         "distill.from_width", distill.from_width,
-        lambda: {"teacher": encoder(2), "width": 8, "heads": None, "intermediate": None},
-        {"teacher": "choice", "width": "None", "heads": "None|1|numpy int", "intermediate": "None|count"},
+        lambda: {"teacher": encoder(2), "width": 8, "heads": None, "intermediate": None, "by": None},
+        {"teacher": "choice", "width": "None", "heads": "None|1|numpy int", "intermediate": "None|count", "by": "None"},
+    ),
+    Recipe(
+        "distill.importance", distill.importance,
+        lambda: {"model": encoder(2), "data": read(), "search": 1, "criterion": "kl", "stack": None, "batch_size": 2,
+                 "answers": None},
+        {"model": "choice", "data": "rows", "search": "None|1|numpy int", "criterion": "choice", "stack": "None|empty text",
+         "batch_size": "count", "answers": "None|0|-1|[None]"},
+        own=("answers",),
     ),
     Recipe(
         "distill.from_width(units)", distill.from_width,
