@@ -21,10 +21,13 @@ from distill.data.draws import (
     tensors,
     warn_if_unseeded,
 )
+from distill.data.sources.arrow import columns_of_hugging_face
+from distill.data.sources.batched import columns_of_batched, is_batched
+from distill.data.sources.lazy_columns import LazyColumn
 from distill.errors import DistillError
 from interventions import shown
 
-Column = Tensor | Sequence[Tensor]
+Column = Tensor | LazyColumn | Sequence[Tensor]
 
 
 def columns_of(data: Any) -> Mapping[str, Any]:
@@ -39,7 +42,9 @@ def columns_of(data: Any) -> Mapping[str, Any]:
     if is_frame(data):
         return {name: list(data[name]) for name in data.columns}
     if is_hugging_face(data):
-        return data.with_format("torch", columns=data.format["columns"])[:]
+        return columns_of_hugging_face(data)
+    if is_batched(data):
+        return columns_of_batched(data)
     if isinstance(data, DataLoader):
         _warn_of_one_reading(data)
         with seeded(0):
@@ -80,7 +85,7 @@ def as_sequence(name: str, column: Any) -> Any:
     """Return a column in a form that can be indexed by number, which a column of a frame need not be."""
     if isinstance(column, str | bytes) or not isinstance(column, Iterable):
         raise DistillError(f"column {name!r} is {shown(column)}; give a value a row, as {{{name!r}: [0, 1]}}.")
-    return column if isinstance(column, Tensor | np.ndarray | list | tuple) else list(column)
+    return column if isinstance(column, Tensor | np.ndarray | list | tuple | LazyColumn) else list(column)
 
 
 def _warn_of_one_reading(data: Any) -> None:
@@ -117,10 +122,12 @@ def column_of(name: str, values: Any) -> Column:
     Raises:
         DistillError: values that are no numbers, or of shapes that cannot stand in one column.
     """
+    if isinstance(values, LazyColumn):
+        return values.changed(_without_bool) if name == "labels" else values
     if isinstance(values, Tensor):
         if values.ndim == 0:
             raise DistillError(f"column {name!r} is a single number; give a value a row")
-        return values.long() if name == "labels" and values.dtype == torch.bool else values
+        return _without_bool(values) if name == "labels" else values
     try:
         if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
             return _to_model_dtype(name, torch.tensor(values))
@@ -139,6 +146,11 @@ def column_of(name: str, values: Any) -> Column:
             "only 1-D rows may, give the others one shape"
         )
     return torch.stack(tensors) if len(shapes) == 1 else tensors
+
+
+def _without_bool(values: Tensor) -> Tensor:
+    """Return labels that are yes or no as 1 and 0."""
+    return values.long() if values.dtype == torch.bool else values
 
 
 def _to_model_dtype(name: str, values: Tensor) -> Tensor:

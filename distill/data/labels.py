@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from distill.data.classes import matched
+from distill.data.sources.lazy_columns import LazyColumn, some_rows
 from distill.errors import DistillError
 
 
@@ -67,7 +68,7 @@ def are_text(column: Any) -> bool:
     Raises:
         DistillError: some are text and some are not.
     """
-    if isinstance(column, Tensor) or not len(column):
+    if isinstance(column, Tensor | LazyColumn) or not len(column):
         return False
     odd = {isinstance(each, str): each for each in _flat(column)}
     if len(odd) == 2 or any(each is None or isinstance(each, bytes) for each in odd.values()):
@@ -89,6 +90,9 @@ def check_shape(column: Any, ids: Any, names: Sequence[str]) -> None:
 
     Several labels a row are read by a model of several labels as a 0 or 1 for each class.
     """
+    if isinstance(column, Tensor) and column.ndim == 1:
+        return
+    column, ids = some_rows(column), None if ids is None else some_rows(ids)
     widths = [len(each) if _is_nested(each) else None for each in column]
     if all(width is None for width in widths):
         return

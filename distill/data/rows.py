@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, SupportsIndex
 
 import torch
@@ -13,8 +14,10 @@ from torch.utils.data import Dataset
 from distill.data.classes import Ranked, Stated, folded, matched, ranked, stated
 from distill.data.clusters import check_length, split_clusters
 from distill.data.columns import Column, as_sequence, column_of, columns_of, read, transpose
-from distill.data.draws import DataSource, named, source_of
+from distill.data.draws import DataSource, named, seeded, source_of
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
+from distill.data.sources.batched import is_batched
+from distill.data.sources.lazy_columns import LazyColumn, is_floating, is_lazy, is_ragged, read_columns, take_columns
 from distill.errors import DistillError, checked
 from interventions import shown
 
@@ -33,7 +36,8 @@ TOKENS = ("input_ids", "decoder_input_ids")
 class Rows(Dataset[dict[str, Tensor]]):
     """A data set as columns: name -> tensor `[rows, ...]`, or one 1-D tensor a row if lengths differ.
 
-    `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch.
+    `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch. A column may
+    also lie outside of memory, in Arrow files or with an object that makes batches; its rows are read by `batch`.
 
     Attributes:
         table: the columns.
@@ -72,7 +76,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
             raise DistillError(f"the columns of the data differ in length: {found}; give one value a row in each")
-        if not isinstance(self.table.get("input_ids", torch.empty(0)), Tensor) and "attention_mask" not in self.table:
+        if "input_ids" in self.table and "attention_mask" not in self.table and is_ragged(self.table["input_ids"]):
             raise DistillError(
                 "'input_ids' has rows of several lengths but the data has no 'attention_mask', so padding would be "
                 "read as text; "
@@ -98,6 +102,9 @@ class Rows(Dataset[dict[str, Tensor]]):
 
         Accepts a Rows, a Hugging Face Dataset of model inputs, a dict or frame of columns, a list of dicts, and a
         map-style torch Dataset (or list) of dicts or of `(x, y)` pairs, which become the columns "inputs" and "labels".
+        Also any object with `len` and `batch(numbers)`, which returns the rows of these numbers as a batch, `{column:
+        tensor [rows, ...]}`, padded by itself. Its rows, and those of a large Hugging Face Dataset, are read when they
+        are used.
         A column "label" is renamed to "labels", as transformers' own collators do. Floats of Python, NumPy and Hugging
         Face become float32; tensors keep their type, except bool labels, which become 1 and 0.
 
@@ -131,7 +138,7 @@ class Rows(Dataset[dict[str, Tensor]]):
                 table, numbers = split_clusters(data.table, clusters)
                 data = replace(data, table=table, clusters=numbers)
             return data if classes is None else data._with_classes(stated(classes))
-        source = source_of(data)
+        source = None if is_batched(data) else source_of(data)
         columns = {
             name: as_sequence(name, each)
             for name, each in named(columns_of(data) if source is None else read(source)).items()
@@ -161,16 +168,12 @@ class Rows(Dataset[dict[str, Tensor]]):
 
     def batch(self, indices: Tensor | Sequence[int]) -> dict[str, Tensor]:
         """Return the rows at `indices`, in that order, as one tensor `[batch, ...]` a column."""
-        index = self._index(indices)
-        return {name: self._pad_batch(name, column, index) for name, column in self.table.items()}
+        return self._pad(read_columns(self.table, self._index(indices)))
 
     def take(self, indices: Tensor | Sequence[int]) -> "Rows":
         """Return the rows at `indices`, in that order, as Rows."""
         index = self._index(indices)
-        table = {
-            name: column[index] if isinstance(column, Tensor) else [column[i] for i in index.tolist()]
-            for name, column in self.table.items()
-        }
+        table = take_columns(self.table, index)
         source = None if self.source is None else self.source.take(index)
         clusters = None if self.clusters is None else self.clusters[index]
         return replace(self, table=table, source=source, clusters=clusters)
@@ -186,8 +189,12 @@ class Rows(Dataset[dict[str, Tensor]]):
         Raises:
             DistillError: rows that cannot be read, or lack a column that they had at the first reading.
         """
-        if self.source is None:
+        if self.source is None and not is_lazy(self.table):
             return self.batch(indices)
+        if self.source is None:  # an object that makes batches may draw
+            index = self._index(indices)
+            with seeded(seed, epoch, int(index[0])):
+                return self.batch(index)
         rows, numbers = self._index(indices).tolist(), self.source.classes
         collated = self.source.collate is not None
         read: Any = self.source.collated if collated else self.source.draw
@@ -209,14 +216,13 @@ class Rows(Dataset[dict[str, Tensor]]):
             DistillError: a label without a name.
         """
         labels = self.table.get("labels")
-        if labels is None or (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point():
+        if labels is None or is_floating(labels):
             return replace(self, classes=names)
+        if isinstance(labels, LazyColumn):
+            changed = labels.changed(partial(_renumber, numbers=tuple(numbers)))
+            return replace(self, table={**self.table, "labels": changed}, classes=names)
         highest = max(int(each.max()) for each in ([labels] if isinstance(labels, Tensor) else labels) if each.numel())
-        if highest >= len(numbers):
-            raise DistillError(
-                f"the data has label {highest} and names {len(numbers)} classes (0 to {len(numbers) - 1}); name one "
-                "for each number."
-            )
+        _refuse_unnamed(highest, len(numbers))
         number = dict(enumerate(numbers))
         found = relabelled(labels, number) if isinstance(labels, Tensor) else [relabelled(x, number) for x in labels]
         source = self.source
@@ -239,7 +245,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             raise DistillError(f"rows[{shown(i)}] names no row; write rows[0], or rows.batch([0, 1]) for several.")
         if not -len(self) <= i < len(self):
             raise IndexError(f"row {i} of {len(self)}")
-        return {name: column[i] for name, column in self.table.items()}
+        read = read_columns(self.table, torch.tensor([range(len(self))[i]]))
+        return {name: column[0] for name, column in read.items()}
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         return (self[i] for i in range(len(self)))
@@ -263,15 +270,36 @@ class Rows(Dataset[dict[str, Tensor]]):
             raise DistillError(
                 f"rows {least} to {greatest} are not all in data with {len(self)} rows, 0 to {len(self) - 1}"
             )
-        return index
+        return index % len(self)
 
-    def _pad_batch(self, name: str, column: Column, index: Tensor) -> Tensor:
-        if isinstance(column, Tensor):
-            return column[index]
-        pad = self.pads.get(name, self.pad_id if name in TOKENS else PADDING.get(name, 0))
-        return pad_sequence(
-            [column[i] for i in index.tolist()], batch_first=True, padding_value=pad, padding_side=self.padding_side
+    def _pad(self, table: Mapping[str, Column]) -> dict[str, Tensor]:
+        """Return columns of rows of several lengths as one tensor each, padded to the longest row."""
+        return {
+            name: column
+            if isinstance(column, Tensor)
+            else pad_sequence(
+                list(column),
+                batch_first=True,
+                padding_value=self.pads.get(name, self.pad_id if name in TOKENS else PADDING.get(name, 0)),
+                padding_side=self.padding_side,
+            )
+            for name, column in table.items()
+        }
+
+
+def _refuse_unnamed(label: int, classes: int) -> None:
+    """Raise DistillError for a label without a name."""
+    if label >= classes:
+        raise DistillError(
+            f"the data has label {label} and names {classes} classes (0 to {classes - 1}); name one for each number."
         )
+
+
+def _renumber(labels: Tensor, numbers: tuple[int, ...]) -> Tensor:
+    """Return labels that were just read with label i replaced by `numbers[i]`; negative labels stay."""
+    if labels.numel():
+        _refuse_unnamed(int(labels.max()), len(numbers))
+    return relabelled(labels, dict(enumerate(numbers)))
 
 
 @checked

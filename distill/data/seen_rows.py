@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from distill.data.sources.lazy_columns import parts_of_table
 from distill.errors import DistillError
 
 CHUNK = 4096
@@ -39,7 +40,7 @@ class SeenRows:
 
     batches: Callable[[], Iterable[Mapping[str, Any]]] = tuple
     marks: Mapping[str, Marks] | None = field(default=None, repr=False)
-    _known: dict[tuple[str, ...], frozenset[int]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[str, ...], Marks] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, table: Mapping[str, Any], read: Iterable[str] | None = None) -> "SeenRows":
@@ -49,9 +50,9 @@ class SeenRows:
             table: the columns.
             read: the columns that a network reads, if that is known: a column of row numbers, say, is not among them.
         """
-        held = _identifying_columns(table)
-        kept = held.keys() & set(held if read is None else read) or held.keys()
-        return cls(marks={name: marks_of(column) for name, column in held.items() if name in kept})
+        kept = identifying(table, read)
+        parts = [_marks_of_columns(part, kept) for part in parts_of_table(table, CHUNK)]
+        return cls(marks={name: np.concatenate([part[name] for part in parts]) for name in kept})
 
     def among(self, table: Mapping[str, Any]) -> Bool[Tensor, " rows"]:
         """Return which rows of a table are among the recorded ones, by the columns that both have.
@@ -59,18 +60,17 @@ class SeenRows:
         Raises:
             DistillError: no columns in common.
         """
-        recorded = self.marks if self.marks is not None else _identifying_columns(next(iter(self.batches())))
-        held = _identifying_columns(table)
-        common = tuple(name for name in sorted(held) if name in recorded)
+        recorded = self.marks if self.marks is not None else identifying(next(iter(self.batches())))
+        common = tuple(name for name in sorted(identifying(table)) if name in recorded)
         if not common:
             raise DistillError(
                 f"the rows trained on have {', '.join(recorded)} and those to measure on {', '.join(table)}, so they "
                 "cannot be compared; give the columns the same names."
             )
         if common not in self._known:
-            self._known[common] = frozenset(number for marks in self._marks(common) for number in _combine(marks))
-        known = self._known[common]
-        return torch.tensor([number in known for number in fingerprints({name: held[name] for name in common})])
+            self._known[common] = np.unique(np.concatenate([_combine(marks) for marks in self._marks(common)]))
+        marks = [_combine(_marks_of_columns(part, common)) for part in parts_of_table(table, CHUNK)]
+        return torch.from_numpy(np.isin(np.concatenate(marks), self._known[common]))
 
     def save(self, folder: Path) -> None:
         """Write the hashes to a folder; the rows cannot be read from them."""
@@ -97,7 +97,7 @@ class SeenRows:
 
     def remembered(self) -> "SeenRows":
         """Return the same rows, each once, as hashes only, as a file holds them."""
-        names = tuple(self.marks if self.marks is not None else _identifying_columns(next(iter(self.batches()), {})))
+        names = tuple(self.marks if self.marks is not None else identifying(next(iter(self.batches()), {})))
         parts = list(self._marks(names)) if names else []
         rows = np.unique(np.concatenate([np.stack([part[name] for name in names], 1) for part in parts]), axis=0)
         return SeenRows(marks={name: np.ascontiguousarray(rows[:, i]) for i, name in enumerate(names)})
@@ -107,8 +107,8 @@ class SeenRows:
         if self.marks is not None:
             yield {name: self.marks[name] for name in names}
             return
-        for batch in map(_identifying_columns, self.batches()):
-            yield {name: marks_of(batch[name]) for name in names}
+        for batch in self.batches():
+            yield _marks_of_columns(batch, names)
 
 
 def seen_of(exclude: Any) -> SeenRows | None:
@@ -132,7 +132,7 @@ def seen_of(exclude: Any) -> SeenRows | None:
 
 def fingerprints(table: Mapping[str, Any]) -> list[int]:
     """Return a hash of each row of a table."""
-    return _combine({name: marks_of(column) for name, column in table.items()})
+    return _combine({name: marks_of(column) for name, column in table.items()}).tolist()
 
 
 def marks_of(column: Any) -> Marks:
@@ -142,14 +142,25 @@ def marks_of(column: Any) -> Marks:
     )
 
 
-def _identifying_columns(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that identify a row, without their padding."""
+def identifying(names: Iterable[str], read: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Return the names of the columns that identify a row: those that a network reads, if that is known and any does.
+
+    Args:
+        names: of all columns.
+        read: of those that a network reads.
+    """
+    held = [name for name in names if name.removeprefix("teacher_").removeprefix("decoder_") not in IGNORED]
+    known = set(held if read is None else read)
+    return tuple(name for name in held if name in known) or tuple(held)
+
+
+def _marks_of_columns(table: Mapping[str, Any], names: Iterable[str]) -> dict[str, Marks]:
+    """Return a hash of each row of these columns of a table, without their padding."""
     masks = {name.removesuffix(MASK): mask for name, mask in table.items() if name.endswith(MASK)}
     found = {}
-    for name, column in table.items():
-        if name.removeprefix("teacher_").removeprefix("decoder_") not in IGNORED:
-            of = max((before for before in masks if name.startswith(before)), key=len, default=None)
-            found[name] = column if of is None else _without_padding(column, masks[of])
+    for name in names:
+        of = max((before for before in masks if name.startswith(before)), key=len, default=None)
+        found[name] = marks_of(table[name] if of is None else _without_padding(table[name], masks[of]))
     return found
 
 
@@ -164,10 +175,11 @@ def _without_padding(column: Any, mask: Any) -> Any:
     return [each[real.bool().to(each.device)] for each, real in rows]
 
 
-def _combine(marks: Mapping[str, Marks]) -> list[int]:
+def _combine(marks: Mapping[str, Marks]) -> Marks:
     """Return one hash for each row from the hashes of its columns, in the order of their names."""
     stacked = np.ascontiguousarray(np.stack([marks[name] for name in sorted(marks)], 1))
-    return [int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest()) for row in stacked]
+    hashed = (int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest()) for row in stacked)
+    return np.fromiter(hashed, dtype=np.uint64, count=len(stacked))
 
 
 def _contents(column: Any) -> Iterator[bytes]:

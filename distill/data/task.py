@@ -1,5 +1,6 @@
 """Tasks: a data set with what is needed to train a teacher and a student on it."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil, inf
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from distill.data.rows import Rows
+from distill.data.sources.lazy_columns import CHUNK, parts_of_table
 from distill.errors import DistillError, checked
 
 
@@ -97,10 +99,12 @@ class Task:
         """
         if "labels" not in self.test.columns:
             return None
-        column = self.test.table["labels"]
-        labels = column if isinstance(column, Tensor) else torch.cat(list(column))
-        counts = labels[labels >= 0].bincount()
-        return counts.max().item() / counts.sum().item()
+        counts: Counter[int] = Counter()
+        for part in parts_of_table({"labels": self.test.table["labels"]}, CHUNK):
+            labels = torch.cat([row.reshape(-1) for row in part["labels"]])
+            classes, found = labels[labels >= 0].unique(return_counts=True)
+            counts.update(dict(zip(classes.tolist(), found.tolist(), strict=True)))
+        return max(counts.values()) / counts.total()
 
     def example(self, i: int = 0) -> str:
         """Return test row `i` and its class as text.

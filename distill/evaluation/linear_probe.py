@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from distill.data.rows import Rows, batches
 from distill.data.seeds import decided
+from distill.data.sources.lazy_columns import in_memory
 from distill.errors import DistillError, checked
 from distill.models.head import penultimate
 from distill.models.inputs import device_of, evaluating, inputs_of, mask_of, students, to_device, uncompiled
@@ -174,6 +175,7 @@ def _labels(rows: Rows, name: str) -> Tensor:
         DistillError: rows without one class each.
     """
     labels = rows.table.get("labels")
+    labels = None if labels is None else in_memory(labels)
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         one = isinstance(labels, Tensor) and labels.ndim == 1
         found = "none" if labels is None else "real numbers" if one else "several"

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.data.rows import Rows
+from distill.data.sources.lazy_columns import is_floating
 from distill.errors import checked
 from distill.models.inputs import innermost
 from distill.models.loss_masks import IGNORED
@@ -36,6 +37,6 @@ def are_values(model: Any, logits: Tensor) -> bool:
 def has_classes(data: Rows) -> bool:
     """Return whether rows have labels that are classes, not real values, and any of them is not ignored (−100)."""
     labels = data.table.get("labels")
-    if labels is None or (labels if isinstance(labels, Tensor) else labels[0]).is_floating_point():
+    if labels is None or is_floating(labels):
         return False
     return any(bool((each != IGNORED).any()) for each in ([labels] if isinstance(labels, Tensor) else labels))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from distill.causal.values import call_or_explain
 from distill.data.rows import Rows, batches
 from distill.data.seeds import decided
+from distill.data.sources.lazy_columns import in_memory
 from distill.errors import DistillError
 from distill.fit import fit
 from distill.models.finite import check_answers
@@ -271,6 +272,7 @@ def predictions(model: nn.Module, rows: Rows, batch_size: int = 128) -> Float64[
 def _labels(rows: Rows, count: int) -> Int[Tensor, " rows"]:
     """Return the label of each row, or raise DistillError if it is not one of the classes of the generalist."""
     labels = rows.table.get("labels")
+    labels = None if labels is None else in_memory(labels)
     if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
         what = "no column labels" if labels is None else "labels that are no class for each example"
         raise DistillError(

@@ -12,6 +12,7 @@ from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.causal.values import as_answers
 from distill.data.rows import Rows
+from distill.data.sources.lazy_columns import lengths_of, some_rows
 from distill.errors import DistillError
 from distill.interchange.mapping import Entry
 from distill.interchange.swap import encoded
@@ -161,7 +162,7 @@ def _check_labels(found: Sequence[_Answers], rows: Rows, whose: str) -> None:
     classes = [each.classes for each in found if each.classes is not None]
     if not classes or "labels" not in rows.columns or not all(each.labelled for each in found):
         return
-    labels = rows.table["labels"]
+    labels = some_rows(rows.table["labels"])
     values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
     if not values.is_floating_point():
         wrong = values[(values != -100) & ((values < 0) | (values >= classes[0]))]
@@ -197,9 +198,10 @@ def _warn_of_side(name: str, model: nn.Module, rows: Rows, columns_of: Callable[
 
 def sample_rows(rows: Rows) -> list[int]:
     """Return the first two rows, and the longest where rows differ in length: errors of long rows show there."""
-    ragged = next((column for column in rows.table.values() if not isinstance(column, Tensor)), None)
     few = range(min(2, len(rows)))
-    return list(few) if ragged is None else sorted({*few, max(range(len(rows)), key=lambda row: len(ragged[row]))})
+    lengths = (lengths_of(column) for column in rows.table.values() if not isinstance(column, Tensor))
+    known = next((each for each in lengths if each is not None), None)
+    return list(few) if known is None else sorted({*few, int(known.argmax())})
 
 
 def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from distill import objectives as own_objectives
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
+from distill.data.draws import seeded
 from distill.data.rows import Rows
+from distill.data.sources.lazy_columns import LazyColumn, some_rows
 from distill.models.inputs import network_of
 from distill.objectives import Objective
 from distill.teachers.served import Served
@@ -187,6 +189,9 @@ def _parts(value: Any, above: set[int]) -> Iterator[bytes | memoryview]:
         yield repr(value).encode()
     elif isinstance(value, Tensor):
         yield from _of_tensor(value)
+    elif isinstance(value, LazyColumn):  # too much to read: its rows are recognized by their lengths and a sample
+        with seeded(0):
+            yield from _parts((len(value), value.lengths(), some_rows(value)), inner)
     elif isinstance(value, Objective):
         yield from _of_code(type(value), inner)
         yield repr(value).encode()

@@ -7,12 +7,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from distill.causal.feed import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
-from distill.data.seen_rows import SeenRows
+from distill.data.seen_rows import CHUNK, MASK, SeenRows, identifying
+from distill.data.sources.lazy_columns import is_lazy, parts_of_table, take_columns
 from distill.errors import DistillError
 from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
@@ -248,7 +250,8 @@ def resolve_mapping(
 def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule) -> SeenRows:
     """Return the rows that a student is trained on: all rows of data as they are now, or sampled bases."""
     if isinstance(rows, Rows):
-        return SeenRows.of(rows.table, _columns_read(student, rows))
+        read = _columns_read(student, rows)
+        return SeenRows(partial(_drawn, rows, schedule, read)) if is_lazy(rows.table) else SeenRows.of(rows.table, read)
     if isinstance(rows, Given):
         return SeenRows.of(rows.batch(range(len(rows))))
 
@@ -257,6 +260,16 @@ def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule) -> S
             yield rows.batch(chosen)
 
     return SeenRows(batches)
+
+
+def _drawn(rows: Rows, schedule: Schedule, read: Sequence[str] | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the columns, of those that are read, that identify the rows of a training, each row once."""
+    chosen = torch.zeros(len(rows), dtype=torch.bool)
+    for numbers in order(len(rows), schedule, range(min(schedule.total(len(rows)), schedule.per_epoch(len(rows))))):
+        chosen[numbers] = True
+    kept = set(identifying(rows.columns, read))
+    table = {name: column for name, column in rows.table.items() if name in kept or name.endswith(MASK)}
+    yield from parts_of_table(take_columns(table, chosen.nonzero()[:, 0]), CHUNK)
 
 
 def _columns_read(student: nn.Module, rows: Rows) -> list[str] | None:
