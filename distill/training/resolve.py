@@ -28,6 +28,9 @@ from distill.training.computation import Computation, weights_of
 from distill.training.fingerprints import fingerprints
 from distill.training.run_folder import FINGERPRINTS, Resume, RunFolder, run_folder
 from distill.training.schedule import Schedule, order, weigh
+from distill.writing.prompts import as_rows_of_tokens
+from distill.writing.writing import Writing
+from distill.writing.written import Written
 from interventions import Model
 
 
@@ -44,6 +47,7 @@ class Training:
         objectives: the requested objectives.
         entries: the mapping between a teacher and a student.
         weights: {term: weight}.
+        writing: who writes the completions of the rows, if they are `Written`.
         left_out: terms that `weights` may name although they do not exist.
         settings: the requested settings, as they are written into the folder.
         folder: the folder of the run, if it has one.
@@ -56,6 +60,7 @@ class Training:
     objectives: Sequence[Objective] = ()
     entries: tuple[Entry, ...] = ()
     weights: Mapping[str, Weight] = field(default_factory=dict)
+    writing: Writing | None = None
     left_out: Sequence[str] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     folder: RunFolder | None = None
@@ -76,6 +81,20 @@ class Training:
     def weights_as_text(self) -> dict[str, Any]:
         """The weights as plain data, for JSON."""
         return {name: describe_function(each) if callable(each) else each for name, each in self.weights.items()}
+
+    @property
+    def written_as_text(self) -> list[dict[str, Any]]:
+        """The settings of what models write as plain data, for JSON; an empty list where they write nothing."""
+        levels = () if self.writing is None else self.writing.levels
+        return [
+            {
+                "by": level.by,
+                "share": describe_function(level.share) if callable(level.share) else level.share,
+                "max_new_tokens": level.max_new_tokens,
+                **level.settings.settings,
+            }
+            for level in levels
+        ]
 
     def kept(
         self,
@@ -102,9 +121,12 @@ class Training:
         """
         written = dict(settings)
         if output_dir is not None:
+            levels = () if self.writing is None else self.writing.levels
+            shares = {f"Written {place}": level.share for place, level in enumerate(levels)}
             written[FINGERPRINTS] = fingerprints(
-                data=self.rows, networks=networks, tokenizer=tokenizer, objectives=self.objectives, weights=self.weights
-            )
+                data=self.rows, networks=networks, tokenizer=tokenizer, objectives=self.objectives,
+                weights={**self.weights, **shares},
+            )  # fmt: skip
         folder = run_folder(output_dir, written, resume, every)
         return replace(
             self, settings=written, folder=folder, checkpoints=None if folder is None else folder.checkpoints
@@ -129,7 +151,11 @@ def training_of(
     """
     requested = objectives_of(objective, teacher, mapping)
     entries = resolve_mapping(teacher, student, mapping, requested)
-    rows = rows_for(teacher, student, data, schedule)
+    rows, writing = rows_for(teacher, student, data, schedule), None
+    if isinstance(data, Written):
+        assert isinstance(rows, Rows)
+        writing = Writing.of(data, rows, teacher, student, schedule.seed)
+        rows = writing.rows
     objectives, left_out = keep_supported(requested, rows)
     check(teacher, student, rows, entries)
     if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
@@ -143,7 +169,7 @@ def training_of(
     network = None if isinstance(teacher, CausalModel) else teacher
     feed = rows if not isinstance(rows, Rows) else None
     computation = Computation(network, student, entries, objectives, feed=feed, trained=trained)
-    return Training(computation, rows, schedule, requested, entries, dict(weights or {}), left_out)
+    return Training(computation, rows, schedule, requested, entries, dict(weights or {}), writing, left_out)
 
 
 def objectives_of(
@@ -215,7 +241,18 @@ def keep_supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[
 def rows_for(
     teacher: Model | Served | CausalModel | None, student: nn.Module, data: Any, schedule: Schedule
 ) -> Rows | Feed:
-    """Return the rows of a training: rows of the data, or the samples of a causal model."""
+    """Return the rows of a training: rows of the data, prompts that models complete, or the samples of a causal model.
+
+    Raises:
+        DistillError: data that cannot be used.
+    """
+    if isinstance(data, Written):
+        if isinstance(teacher, CausalModel):
+            raise DistillError(
+                "a causal model samples its own inputs, which no model writes; give values of its inputs: data={…}, or "
+                "leave data out."
+            )
+        data = as_rows_of_tokens(data.data(), student if teacher is None else teacher)
     if isinstance(data, Feed) and not isinstance(data, Rows):
         return data
     if not isinstance(teacher, CausalModel):
