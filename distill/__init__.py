@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from distill.training.progress import Record
     from distill.training.run_folder import Interrupted
     from distill.training.schedule import Schedule
+    from distill.writing.written import Written
 
 __all__ = [
     "AT",
@@ -144,6 +145,7 @@ __all__ = [
     "TinyBERT",
     "TokenAlignment",
     "TrainingPath",
+    "Written",
     "accuracy",
     "align",
     "audit",
@@ -233,6 +235,7 @@ _NAMES = {
     "distill.training.progress": "Record",
     "distill.training.run_folder": "Interrupted",
     "distill.training.schedule": "Schedule",
+    "distill.writing.written": "Written",
 }
 """The public names by the modules that define them, which are imported when a name is first used."""
 

@@ -41,6 +41,7 @@ from distill.training.checks import check
 from distill.training.resolve import Training, rows_for, training_of
 from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used
 from distill.training.schedule import Schedule
+from distill.writing.written import data_of, over
 from interventions import Model, renamed
 
 
@@ -122,10 +123,10 @@ def fit(
         refuse_used(Path(output_dir))
     with answered((teacher, student), answers):
         task = read_task(teacher, student, data, tokenizer)
-        read, found = data if task is None else task, None
-        schedule = choose_schedule(schedule, overrides, teacher, read)
+        read, found = data if task is None else over(data, task), None
+        schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
         if isinstance(mapping, str) and mapping == SEARCH:
-            read = rows_for(teacher, student, read, schedule)
+            read = over(read, rows_for(teacher, student, read, schedule))
             known = Path(output_dir) if output_dir and resume else None
             found = mapping_for(teacher, student, read, schedule, resumed=known, console=console)
             mapping = found.sides
@@ -155,7 +156,11 @@ def fit(
 
 
 def read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task | None:
-    """Return the task that the data is or names, with labels numbered as the models' classes; None for other data."""
+    """Return the task that the data is or names, with labels numbered as the models' classes; None for other data.
+
+    That of `Written` is the task of its prompts.
+    """
+    data = data_of(data)
     if data is None or isinstance(teacher, CausalModel):
         return None
     known = student if teacher is None else teacher
@@ -192,6 +197,7 @@ def _settings(training: Training, answers: Any, found: FoundMapping | None) -> d
         "weights": training.weights_as_text,
         "mapping": [str(entry) for entry in training.entries],
         **({} if found is None else {SEARCH: found.settings}),
+        **({} if training.writing is None else {"written": training.written_as_text}),
         "kinds": [repr(kind) for each in training.objectives for kind in getattr(each, "kinds", ())],
     }
     return (
@@ -214,7 +220,9 @@ def _read_held_out(
     """Return the rows to measure on, or None; rows of a causal model are checked where they are measured on."""
     if not isinstance(training.rows, Rows):
         return given(teacher, eval_data) if isinstance(teacher, CausalModel) and eval_data is not None else eval_data
-    tested = rows_to_measure(eval_data, data, task, training.rows, student if teacher is None else teacher, student)
+    tested = rows_to_measure(
+        eval_data, data_of(data), task, training.rows, student if teacher is None else teacher, student
+    )
     if tested is not None and has_classes(tested):
         check(None, student, tested)
     return tested

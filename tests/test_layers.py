@@ -24,8 +24,8 @@ ORDER = {
         subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions
         __main__""".split(),
     "distill": """
-        errors precision processes statistics storage causal losses networks data models tasks teachers interchange
-        students objectives training evaluation metrics alignment auditing results comparison fit prospects
+        errors precision processes statistics storage causal losses networks data models writing tasks teachers
+        interchange students objectives training evaluation metrics alignment auditing results comparison fit prospects
         specialists mutual chain teach compat cli __main__""".split(),
 }
 MOST_FILES = 20

@@ -103,6 +103,7 @@ def jensen_shannon(
 ) -> Float[Tensor, "*batch"]:
     """β KL(teacher ‖ m) + (1 − β) KL(student ‖ m) [nats], m = β teacher + (1 − β) student, from log-probabilities.
 
+    β is that of `generalized_jsd_loss` in TRL, which takes the forward KL at β = 0 and the reverse KL at β = 1.
     Divided by β it tends to the forward KL as β → 0, divided by 1 − β to the reverse KL as β → 1; at most ln 2 for
     β = 1/2. Another β is given as `kd(..., divergence=partial(jensen_shannon, beta=0.1))`.
 

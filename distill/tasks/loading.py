@@ -22,6 +22,7 @@ from distill.models.preprocessors import preprocessors_of, tokenizer_among
 from distill.tasks import agreement, pvr, sst2
 from distill.tasks.digits import digits
 from distill.tasks.mnist import mnist_digits
+from distill.writing.written import Written, data_of
 
 EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task, "digits": digits}
 
@@ -46,6 +47,11 @@ def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
             "rows), or "
             "data='random' for a data-free run."
         )
+    if isinstance(data, Written):
+        raise DistillError(
+            "Written is for fit() and steps(), which know who is the student and who the teacher; give rows here: "
+            "data=written.rows, which are its prompts, and the completions that the data has."
+        )
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, seed)
     task = task_of(data, model)
@@ -54,11 +60,15 @@ def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
 
 def as_read(data: Any) -> Any:
     """Return data in a form that can be used several times: rows; names, files and tasks stay as they are."""
-    return data if data is None or isinstance(data, str | Path | Task) else Rows.of(data)
+    return data if data is None or isinstance(data, str | Path | Task | Written) else Rows.of(data)
 
 
 def held_out(data: Any, model: Any, *others: Any) -> Rows:
-    """Return the rows to measure on, labels as for training: the test rows of a task, else the rows themselves."""
+    """Return the rows to measure on, labels as for training: the test rows of a task, else the rows themselves.
+
+    Those of `Written` are its prompts with the completions of the data.
+    """
+    data = data_of(data)
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
     task = task_of(data, model)
@@ -75,6 +85,7 @@ def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Ro
         rows: the training rows; they name the classes if no model does.
         models: the models; the first gives the tokenizer of a file.
     """
+    eval_data = data_of(eval_data)
     if eval_data is None or is_same_file(eval_data, trained_on):
         return None if task is None else task.test
     if _is_file(eval_data):

@@ -23,6 +23,7 @@ from distill.storage.files import MANIFEST, damage, seal, take_place, write
 from distill.training.interruption import delay_signals
 from distill.training.parallel.states import load_state, save_state
 from distill.training.progress import Record
+from distill.writing.writing import Writing
 
 LOG, STATE, COMPLETE = "log.jsonl", "state", "complete"
 LAST_OF_EARLIER = "random_states_0.pkl"
@@ -88,6 +89,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._interval, self._since = Every.of(self.every), time.monotonic()
+        self._writing: Writing | None = None
 
     def is_due(self, step: int) -> bool:
         """Return whether a step is followed by a checkpoint; among several processes one of them keeps the time."""
@@ -99,8 +101,12 @@ class Checkpoints:
         """Return whether the time between two checkpoints has passed."""
         return self._interval.seconds is not None and time.monotonic() - self._since >= self._interval.seconds
 
-    def begin(self, accelerator: Accelerator) -> int:
+    def begin(self, accelerator: Accelerator, writing: Writing | None = None) -> int:
         """Save with this accelerator from now on, and load the newest undamaged checkpoint if `resume` is set.
+
+        Args:
+            accelerator: has wrapped the model and the optimizer.
+            writing: what the teacher has written, which is saved and loaded too.
 
         Returns:
             The number of steps that are done.
@@ -109,11 +115,14 @@ class Checkpoints:
             DistillError: the checkpoint does not fit the model.
         """
         self.accelerator, self.records, self._since = accelerator, [], time.monotonic()
+        self._writing = writing
         whole = self._newest_whole() if self.resume else None
         if accelerator.is_main_process:
             self._remove_old()
         if whole is None:
             return 0
+        if writing is not None:
+            writing.load(whole)
         if (whole / STATE).is_dir():
             load_state(accelerator, whole / STATE)
         else:
@@ -141,6 +150,8 @@ class Checkpoints:
     def _complete(self, partial: Path, target: Path) -> None:
         """Put a checkpoint that all processes have written in its place, and say last that it is complete."""
         write(partial / LOG, lines_of(self.records))
+        if self._writing is not None:
+            self._writing.save(partial)
         seal(partial)
         take_place(partial, target)
         write(target / COMPLETE, "")  # a file of its own, as not every file system moves a folder at once

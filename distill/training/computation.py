@@ -40,10 +40,12 @@ class Computation(nn.Module):
 
     Attributes:
         label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
+        of_prompts: whether the rows of the data are prompts alone, which a model completes in each step.
         sharded: whether the weights of each block are gathered when the gradient of what it returned arrives.
     """
 
     label_place: LabelPlace | None = None
+    of_prompts = False
     sharded = False
 
     def __init__(
@@ -128,12 +130,13 @@ class Computation(nn.Module):
         self, batch: Mapping[str, Tensor], generator: torch.Generator, rows: Rows | Feed, moment: Moment = NOW
     ) -> None:
         """Let the objectives make what depends on the models and the data."""
+        data = rows if isinstance(rows, Rows) and not self.of_prompts else None
         with torch.no_grad():
             trial = self.step(batch, generator, moment, reads=Reads())
             if self.feed is None and "labels" in batch:
-                table = rows.table if isinstance(rows, Rows) else None
+                table = None if data is None else data.table
                 self.label_place = label_place(self.learning[0], logits_if_any(trial.student), batch, table)
-            step = replace(trial, data=rows if isinstance(rows, Rows) else None, label_place=self.label_place)
+            step = replace(trial, data=data, label_place=self.label_place)
             for objective in within(self.objectives):
                 objective.prepare(step, len(rows))
 

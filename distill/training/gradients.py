@@ -19,7 +19,7 @@ from distill.training.pending import not_finite, steps_between_looks
 from distill.training.resolve import Training
 from distill.training.schedule import drawing, shared_generator
 from distill.training.updates import backward
-from interventions import InterventionError
+from interventions import InterventionError, on_host
 
 ONE_ROW = "more than 1 value per channel"
 """A part of the error of torch where batch norm is given one row."""
@@ -52,7 +52,7 @@ class Wrapped:
         if not alone:
             moment = replace(moment, agreed=shared_generator(schedule.seed, number, accelerator.device))
         with torch.enable_grad(), drawn as generator:  # also inside torch.no_grad() of the caller
-            batch = alter_batch(computation.objectives, batch, generator)
+            batch = alter_batch(computation.objectives, self._written(batch, moment, number, empty), generator)
             cut = parts_of(
                 batch, moment, computation.objectives, computation.learning[0], accelerator,
                 parts=schedule.accumulate, empty=empty, place=computation.label_place,
@@ -76,6 +76,15 @@ class Wrapped:
         if not alone and steps_between_looks(accelerator.device) == 1:  # one that is not finite ends all processes
             _check_finite(loss, together, number + 1, self.training.checkpoints)
         return loss, together
+
+    def _written(self, batch: Mapping[str, Tensor], moment: Moment, number: int, empty: bool) -> Mapping[str, Tensor]:
+        """Return the batch of a step, with completions that a model writes where it is its turn."""
+        writing, accelerator = self.training.writing, self.agreement.accelerator
+        if writing is None:
+            return batch
+        assert moment.rows is not None
+        with accelerator.autocast():
+            return writing.write(batch, on_host(moment.rows), number, moment.progress, counts=not empty)
 
     def terms(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment, number: int

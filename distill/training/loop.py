@@ -1,7 +1,7 @@
 """The training loop: a generator that makes one step at a time and yields its record."""
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -14,7 +14,6 @@ from accelerate.utils import DistributedType
 from rich.console import Console
 from torch import Tensor, nn
 
-from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError, Unreachable, checked
@@ -107,6 +106,8 @@ def train(
     computation, rows, schedule = training.computation, training.rows, training.schedule
     refuse_unfit(accelerator, computation)
     refuse_different(accelerator, training)
+    if training.writing is not None:
+        training.writing.refuse_unfit(accelerator)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
     lengths, begun = lengths_to_group(rows, schedule), list[nn.Module]()
@@ -117,10 +118,10 @@ def train(
             modes.enter_context(evaluating(model))
         _move(device, computation)
         with upcast(computation, computation.still) if schedule.param_dtype == "float32" else nullcontext():
-            leaves = _try_out(computation, rows, total / per_epoch, schedule.seed, loss, learns=with_ddp(accelerator))
+            leaves = _try_out(training, total / per_epoch, learns=with_ddp(accelerator))
             modes.enter_context(preparing(accelerator))
             wrapped, optimizer = _wrap(computation, schedule, accelerator, modes, leaves=leaves)
-            done = 0 if checkpoints is None else checkpoints.begin(accelerator)
+            done = 0 if checkpoints is None else checkpoints.begin(accelerator, training.writing)
         wrapping = Wrapped(training, wrapped, loss, agreement)
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
@@ -258,24 +259,25 @@ def _move(device: torch.device, computation: Any) -> None:
             network_of(model).to(device)
 
 
-def _try_out(
-    computation: Any, rows: Rows | Feed, epochs: float, seed: int, loss: Callable[..., Tensor], *, learns: bool
-) -> bool:
+def _try_out(training: Training, epochs: float, *, learns: bool) -> bool:
     """Let the objectives prepare, then compute one step without learning, so that errors come before the training.
 
     Returns:
         Whether some trained parameters get no gradient; looked for if `learns` is set, else False.
     """
+    computation, rows, seed = training.computation, training.rows, training.schedule.seed
     few, device = torch.arange(min(2, len(rows))), device_of(computation)
     batch: Mapping[str, Tensor] = to_device(rows.batch(few), device)
     moment = Moment(few.to(device) if isinstance(rows, Rows) else None, epochs=epochs)
     trial = tried("the trial step", given=batch)
     with trial, evaluating(computation), torch.no_grad(), drawing(seed, -1, device) as generator:
+        if training.writing is not None:
+            batch = training.writing.write(batch, few, -1, 0.0, is_trial=True)
         batch = alter_batch(computation.objectives, batch, generator)
         computation.prepare(batch, generator, rows, moment)
         computation.objectives.to(device)
         with torch.set_grad_enabled(learns):
-            value = loss(computation(batch, generator, moment))
+            value = training.loss(computation(batch, generator, moment))
             return learns and leaves_some(computation, value)
 
 

@@ -20,7 +20,7 @@ from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.term_weights import Weight, describe_function
-from distill.tasks.loading import training_rows
+from distill.tasks.loading import tokenizer_of, training_rows
 from distill.teachers.served import Served
 from distill.training.checkpoints import STEPS, Checkpoints
 from distill.training.checks import check, check_softening, name_of
@@ -28,9 +28,9 @@ from distill.training.computation import Computation, weights_of
 from distill.training.fingerprints import fingerprints
 from distill.training.run_folder import FINGERPRINTS, Resume, RunFolder, run_folder
 from distill.training.schedule import Schedule, order, weigh
-from distill.writing.prompts import as_rows_of_tokens
+from distill.writing.prompts import as_tokens
 from distill.writing.writing import Writing
-from distill.writing.written import Written
+from distill.writing.written import Written, data_of
 from interventions import Model
 
 
@@ -169,6 +169,7 @@ def training_of(
     network = None if isinstance(teacher, CausalModel) else teacher
     feed = rows if not isinstance(rows, Rows) else None
     computation = Computation(network, student, entries, objectives, feed=feed, trained=trained)
+    computation.of_prompts = writing is not None and not writing.has_completions
     return Training(computation, rows, schedule, requested, entries, dict(weights or {}), writing, left_out)
 
 
@@ -252,7 +253,8 @@ def rows_for(
                 "a causal model samples its own inputs, which no model writes; give values of its inputs: data={…}, or "
                 "leave data out."
             )
-        data = as_rows_of_tokens(data.data(), student if teacher is None else teacher)
+        model = student if teacher is None else teacher
+        data = as_tokens(data_of(data), lambda: tokenizer_of(model))
     if isinstance(data, Feed) and not isinstance(data, Rows):
         return data
     if not isinstance(teacher, CausalModel):

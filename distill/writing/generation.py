@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -43,6 +44,11 @@ OTHERS = (
 """The other settings of transformers' `GenerationConfig` that may be set; what they return is one text a prompt."""
 
 
+ROUNDING = 2e3
+"""The largest change of an answer by padding that is taken for rounding, in steps of float32 at the largest answer."""
+_IGNORES: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+
+
 @dataclass(frozen=True)
 class Generation:
     """The settings of a text that is written, by the names of transformers' `GenerationConfig`.
@@ -72,9 +78,14 @@ class Generation:
                 f"Written(max_new_tokens={shown(self.max_new_tokens)}) writes nothing; use a whole number above 0, "
                 "e.g. max_new_tokens=128."
             )
-        if self.samples and self.settings.get("num_beams", 1) not in (None, 1):
+        beams = self.settings.get("num_beams", 1)
+        if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
             raise DistillError(
-                f"Written draws its tokens, and num_beams={shown(self.settings['num_beams'])} searches for the most "
+                f"num_beams={shown(beams)} searches nothing; use a whole number above 0, e.g. num_beams=4."
+            )
+        if self.samples and beams > 1:
+            raise DistillError(
+                f"Written draws its tokens, and num_beams={beams} searches for the most "
                 "probable text; choose one: generation={'num_beams': 4, 'do_sample': False}."
             )
         try:
@@ -85,7 +96,7 @@ class Generation:
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn; otherwise the most probable are taken, or beams searched."""
+        """True if tokens are drawn; otherwise the most probable are taken, or beams searched."""
         return bool(self.settings.get("do_sample", True))
 
     def warpers(self, device: torch.device) -> list[Any]:
@@ -96,7 +107,9 @@ class Generation:
             return []
         given = {name: self.settings.get(name, off) for name, (_, _, off) in WARPERS.items()}
         return [
-            getattr(transformers, kind)(**{argument: given[name]}, **({"device": device} if name == "eta_cutoff" else {}))
+            getattr(transformers, kind)(
+                **{argument: given[name]}, **({"device": device} if name == "eta_cutoff" else {})
+            )
             for name, (kind, argument, off) in WARPERS.items()
             if given[name] is not None and given[name] != off
         ]
@@ -140,7 +153,8 @@ def generate(
 ) -> list[Int[Tensor, " written"]]:
     """Return the tokens that a model writes after each prompt, up to and with the first that ends a text, on the host.
 
-    The model is in eval mode meanwhile, computes no gradients, and is afterwards as it was.
+    The model is in eval mode meanwhile, computes no gradients, and is afterwards as it was. Models that read padding
+    before a prompt as text write after prompts of one length at a time.
 
     Args:
         network: the model.
@@ -149,6 +163,30 @@ def generate(
         seeds: what the draws of each row are decided by.
         known: the number of token ids that all models of the training know; others are not written. None for all.
     """
+    mask = prompts["attention_mask"]
+    with evaluating(network), torch.no_grad():
+        if reads_by_encoder(network) or bool(mask.all()) or _ignores_padding(innermost(network)):
+            return _generate(network, prompts, generation, seeds, known)
+        found: list[Tensor] = [torch.empty(0)] * len(mask)
+        for length in mask.sum(1).unique().tolist():
+            rows = (mask.sum(1) == length).nonzero()[:, 0]
+            own = {name: column[rows] for name, column in prompts.items()}
+            own |= {name: own[name][:, -length:] for name in ("input_ids", "attention_mask")}
+            places = rows.tolist()
+            texts = _generate(network, own, generation, [seeds[place] for place in places], known)
+            for place, text in zip(places, texts, strict=True):
+                found[place] = text
+        return found
+
+
+def _generate(
+    network: nn.Module,
+    prompts: Mapping[str, Tensor],
+    generation: Generation,
+    seeds: Sequence[int],
+    known: int | None,
+) -> list[Int[Tensor, " written"]]:
+    """Return what a model in eval mode writes after prompts, in one call."""
     import transformers
 
     inner: Any = innermost(network)
@@ -160,12 +198,34 @@ def generate(
         processors.append(_Race([torch.Generator(ids.device).manual_seed(seed) for seed in seeds]))
     config = generation.config(_tokens_of(network, generation))
     named = {name: prompts[name] for name in parameters_of(inner) if name in prompts and name != "labels"}
-    with evaluating(network), _own_settings(inner, config), torch.no_grad():
+    with _own_settings(inner, config):
         found = inner.generate(
             **named, generation_config=config, logits_processor=transformers.LogitsProcessorList(processors)
         )
     start = 1 if reads_by_encoder(network) else ids.shape[1]
     return _until_end(found[:, start:].cpu(), end_tokens(network, generation))
+
+
+def _ignores_padding(inner: Any) -> bool:
+    """Return whether a decoder in eval mode answers alike to a prompt with and without padding before it."""
+    if inner not in _IGNORES:
+        ids = torch.tensor([[3, 4, 5]], device=next(inner.parameters()).device)
+        pad = torch.full_like(ids, pad_token_of(inner) or 0)
+        settings = Generation(1).config({"pad_token_id": 0})
+        settings.update(output_logits=True, return_dict_in_generate=True)
+        answers = []
+        for given in (ids, torch.cat([pad, ids], 1)):
+            mask = torch.ones_like(given)
+            mask[:, : -ids.shape[1]] = 0
+            with _own_settings(inner, settings):
+                found = inner.generate(input_ids=given, attention_mask=mask, generation_config=settings)
+            answers.append(found.logits[0].float())
+        one, other = answers
+        step = max(torch.finfo(found.logits[0].dtype).eps, torch.finfo(inner.dtype).eps)
+        _IGNORES[inner] = bool(
+            (one - other).abs().max() <= max(ROUNDING * torch.finfo(torch.float32).eps, 4 * step) * one.abs().max()
+        )
+    return _IGNORES[inner]
 
 
 def _tokens_of(network: nn.Module, generation: Generation) -> dict[str, Any]:

@@ -4,7 +4,7 @@ A decoder reads both in one row: the labels of the prompt are −100, and those 
 for an encoder–decoder is what the encoder reads, and the labels are the completion.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distill.data.columns import Column
+from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns
@@ -23,6 +24,29 @@ OF_TOKENS = ("input_ids", "attention_mask", "labels", "special_tokens_mask")
 """The columns with a value for each token that are known for tokens that a model writes too."""
 LOOKED_AT = 256
 """The number of rows whose labels are compared with their tokens."""
+
+
+def as_tokens(prompts: Any, tokenizer: Callable[[], Any]) -> Any:
+    """Return a list of texts as rows of tokens, whole; other prompts as they are.
+
+    Args:
+        prompts: of any kind.
+        tokenizer: returns the tokenizer that reads texts.
+
+    Raises:
+        DistillError: no tokenizer.
+    """
+    if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(each, str) for each in prompts):
+        return prompts
+    reader = tokenizer()
+    if reader is None:
+        raise DistillError(
+            "the prompts of Written are texts, and no tokenizer was saved with the models; read them before: "
+            "Written(tokenizer(texts))."
+        )
+    read = reader(list(prompts), return_attention_mask=True, verbose=False)
+    table = {name: list(map(torch.tensor, read[name])) for name in ("input_ids", "attention_mask")}
+    return Rows(table, pad_id=pad_id_of(reader), padding_side="right")
 
 
 def as_prompts(rows: Rows, *, by_encoder: bool) -> Rows:
@@ -89,9 +113,7 @@ def split(batch: Mapping[str, Tensor], *, by_encoder: bool) -> tuple[list[Tensor
     return prompts, completions
 
 
-def lengths(
-    batch: Mapping[str, Tensor], *, by_encoder: bool
-) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
+def lengths(batch: Mapping[str, Tensor], *, by_encoder: bool) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
     """Return the number of tokens in the prompt and in the completion of each row of a batch, on the host."""
     host = host_columns(batch)
     ids, is_labelled = host["input_ids"], host["labels"] != IGNORED

@@ -79,6 +79,12 @@ class Writing:
         made._check_prompts()
         return made
 
+    @property
+    def has_completions(self) -> bool:
+        """True if rows of the data have completions; the first of them are read."""
+        few = self.rows.batch(range(min(CHUNK, len(self.rows))))
+        return bool(lengths(few, by_encoder=reads_by_encoder(self.student))[1].any())
+
     def refuse_unfit(self, accelerator: Accelerator) -> None:
         """Raise DistillError where models are divided among processes, each of which would write texts of its own."""
         if accelerator.distributed_type == DistributedType.FSDP:
@@ -127,9 +133,7 @@ class Writing:
         else:
             written = self._taught(place, batch, prompts, rows, keeps=counts and not is_trial)
         writer = self._writer(level)
-        made = completed(
-            self.rows, batch, prompts, written, end_tokens(writer, level.settings), by_encoder=by_encoder
-        )
+        made = completed(self.rows, batch, prompts, written, end_tokens(writer, level.settings), by_encoder=by_encoder)
         return to_device(made, next(iter(batch.values())).device)
 
     def save(self, folder: Path) -> None:
@@ -201,35 +205,47 @@ class Writing:
             self.kept = known
         return [known[row, place] for row in rows]
 
-    def _check(
-        self, batch: Mapping[str, Tensor], numbers: Tensor, place: int | None, *, by_encoder: bool
-    ) -> None:
+    def _check(self, batch: Mapping[str, Tensor], numbers: Tensor, place: int | None, *, by_encoder: bool) -> None:
         """Raise DistillError for a row without a prompt, or where the data is used without a completion."""
         prompts, completions = lengths(batch, by_encoder=by_encoder)
         if place is None:
-            _refuse_row(completions == 0, numbers, "has no completion, which a share below 1 uses; give it labels, "
-                        "its tokens after the prompt, or let a model write all: Written(prompts, share=1.0)")
+            _refuse_row(
+                completions == 0,
+                numbers,
+                "has no completion, which a share below 1 uses; give it labels, "
+                "its tokens after the prompt, or let a model write all: Written(prompts, share=1.0)",
+            )
             return
-        _refuse_row(prompts == 0, numbers, "has an empty prompt, after which nothing can be written; begin each text "
-                    "with a token, as that of its beginning (bos_token_id), or leave the row out")
+        _refuse_row(
+            prompts == 0,
+            numbers,
+            "has an empty prompt, after which nothing can be written; begin each text "
+            "with a token, as that of its beginning (bos_token_id), or leave the row out",
+        )
         most = int(prompts.max()) if len(prompts) else 0
         for role, network in (("student", self.student), ("teacher", self.teacher)):
             limit = None if network is None else positions_of(network)
             new = self.levels[place].max_new_tokens
             needed = max(most, new) if by_encoder else most + new
-            if limit is not None and needed > limit:
-                row = int(numbers[int(prompts.argmax())])
+            if limit is None or needed <= limit:
+                continue
+            row = int(numbers[int(prompts.argmax())])
+            if most >= limit:
                 raise DistillError(
-                    f"the prompt of row {row} has {most} tokens, and with max_new_tokens={new} the text has more than "
-                    f"the {limit} positions of the {role}; cut the prompts, or use max_new_tokens={max(limit - most, 1)}."
+                    f"the prompt of row {row} has {most} tokens and the {role} {limit} positions; cut the prompts, "
+                    "e.g. tokenizer(texts, truncation=True, max_length=…), or leave the row out."
                 )
+            raise DistillError(
+                f"the prompt of row {row} has {most} tokens, and with max_new_tokens={new} the text has more than the "
+                f"{limit} positions of the {role}; use max_new_tokens={limit - most}, or cut the prompts."
+            )
 
     def _check_prompts(self) -> None:
         """Check all rows before the training, as far as they can be used in it."""
         by_encoder = reads_by_encoder(self.student)
         places: list[int | None] = [place for place, level in enumerate(self.levels) if level.share != 0]
         if all(callable(level.share) or level.share < 1 for level in self.levels):
-            places.append(None)
+            places.insert(0, None)
         for numbers in torch.arange(len(self.rows)).split(CHUNK):
             batch = self.rows.batch(numbers)
             for place in places:

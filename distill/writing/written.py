@@ -1,4 +1,4 @@
-"""`Written`: rows whose completions a model writes, the student or the teacher, as the training goes on.
+"""`Written`: rows whose completions a model writes, the student or the teacher, during the training.
 
 In each step, with probability λ, the completions of all its rows are replaced by text that a model writes after the
 prompts; with probability 1 − λ the step sees the completions of the data:
@@ -10,16 +10,14 @@ prompts; with probability 1 − λ the step sees the completions of the data:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
 from numbers import Real
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from distill.data.rows import Rows
 from distill.data.task import Task
-from distill.errors import DistillError, checked
+from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.writing.generation import Generation
 from interventions import shown
 
@@ -73,6 +71,7 @@ class Written:
             raise DistillError(f"Written(by={shown(self.by)}) is neither 'student' nor 'teacher'; choose one.")
         if not callable(self.share):
             self.share_at(0.0)
+        refuse_unless_positive("Written", temperature=self.temperature)
         for name in ("temperature", "top_k", "top_p"):
             if name in self.generation:
                 raise DistillError(
@@ -94,7 +93,8 @@ class Written:
             DistillError: it is no number from 0 to 1.
         """
         found: Any = self.share(progress) if callable(self.share) else self.share
-        if isinstance(found, bool) or not isinstance(found, Real) or not (isfinite(found) and 0 <= found <= 1):
+        found = found.item() if isinstance(found, Tensor) and not found.ndim else found
+        if isinstance(found, bool) or not isinstance(found, Real) or not 0 <= float(found) <= 1:
             when = f", {progress:.3g} of the training done," if callable(self.share) else ""
             raise DistillError(
                 f"Written(share=…) is {shown(found)}{when} and is a probability; use a number from 0 (the data alone) "
@@ -127,10 +127,12 @@ class Written:
         if isinstance(self.prompts, Written):
             yield from self.prompts.levels()
 
-    def data(self) -> Any:
-        """Return the prompts of the innermost level, as they were given."""
-        return self.prompts.data() if isinstance(self.prompts, Written) else self.prompts
 
-    def over(self, prompts: Any) -> "Written":
-        """Return the same with other prompts."""
-        return replace(self, prompts=self.prompts.over(prompts) if isinstance(self.prompts, Written) else prompts)
+def data_of(data: Any) -> Any:
+    """Return the prompts of rows that a model writes, as they were given, at any level; other data as it is."""
+    return data_of(data.prompts) if isinstance(data, Written) else data
+
+
+def over(data: Any, prompts: Any) -> Any:
+    """Return other prompts: as rows that are written as those of `data` are, at all levels, if these are `Written`."""
+    return replace(data, prompts=over(data.prompts, prompts)) if isinstance(data, Written) else prompts

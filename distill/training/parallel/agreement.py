@@ -88,6 +88,7 @@ def _given(accelerator: Accelerator, training: Training) -> dict[str, str]:
     values = {each.name: getattr(schedule, each.name) for each in fields(schedule)}
     given = {f"Schedule({name}=)": repr(value) for name, value in values.items() if not callable(value)}
     given |= {name: str(value) for name, value in of_data(training.rows).items()}
+    given["Written"] = repr(training.written_as_text)
     if kept is not None:
         given["every"], last = repr(kept.every), kept.last() if kept.resume else None
         given["checkpoint to go on from"] = "none" if last is None else last.name

@@ -14,7 +14,7 @@ import distill
 from distill import KD, Labels, Rows, Schedule
 from distill.objectives import Objective
 from interventions import Location
-from tests.distill.tiny_models import bert
+from tests.distill.tiny_models import bert, gpt2_lm
 from tests.faults.fuzz.attack import Recipe
 from tests.faults.fuzz.interventions_recipes import network
 
@@ -60,6 +60,24 @@ def trained(teacher: Any, student: Any, mapping: Any = None, data: Any = None, *
 def used(objective: Objective, *, mapping: Any = None) -> Any:
     """Train a small network by an objective."""
     return trained(network(), network(), mapping, rows(), objective=objective)
+
+
+@functools.cache
+def decoder(layers: int) -> nn.Module:
+    """Return the one tiny GPT-2 of so many layers."""
+    torch.manual_seed(layers)
+    return gpt2_lm(layers).eval()
+
+
+def prompts() -> Rows:
+    """Return three prompts with completions."""
+    ids = torch.tensor([[5, 6, 7], [8, 9, 5], [6, 6, 9]])
+    return Rows({"input_ids": ids, "labels": ids.where(torch.arange(3) > 0, -100)})
+
+
+def written(**settings: Any) -> Any:
+    """Train on what a student writes."""
+    return trained(decoder(2), decoder(1), {}, distill.Written(**settings))
 
 
 def fitted(**settings: Any) -> Any:
@@ -209,6 +227,13 @@ RECIPES = [
          "accumulate": "1|numpy int", "optimizer": "choice", "decay": "choice", "param_dtype": "choice",
          "workers": "counter"},
         skip={"epochs": "huge"},
+    ),
+    Recipe(
+        "distill.Written", written,
+        lambda: {"prompts": prompts(), "by": "student", "share": 1.0, "max_new_tokens": 2, "temperature": 1.0,
+                 "top_k": 0, "top_p": 1.0, "generation": {"min_p": 0.1}},
+        {"prompts": "rows", "by": "choice", "share": "share|function|identity|empty network", "max_new_tokens": "count",
+         "temperature": "positive", "top_k": "counter", "top_p": "share", "generation": "{}"}, own=("share",),
     ),
     Recipe(
         "distill.Ramp", lambda **settings: weighted(distill.Ramp(**settings)),

@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from distill import DistillError, Rows
+from distill.writing.prompts import as_prompts, as_tokens, completed, lengths, prompts_for, split
+from tests.distill.writing.words import COMPLETIONS, PROMPTS, pairs, prompts, tensors
+
+
+def listed(rows):
+    return [row.tolist() for row in rows]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("by_encoder", [False, True])
+def test_prompt_and_completion_of_a_row(side, by_encoder):
+    rows = as_prompts(pairs(by_encoder), by_encoder=by_encoder)
+    batch = Rows(rows.table, pad_id=8, padding_side=side).batch(range(len(rows)))
+    found = split(batch, by_encoder=by_encoder)
+    assert [listed(each) for each in found] == [PROMPTS, COMPLETIONS]
+    assert [each.tolist() for each in lengths(batch, by_encoder=by_encoder)] == [
+        list(map(len, PROMPTS)), list(map(len, COMPLETIONS))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("by_encoder", [False, True])
+def test_prompts_alone(by_encoder):
+    rows = as_prompts(prompts(), by_encoder=by_encoder)
+    found = split(rows.batch(range(len(rows))), by_encoder=by_encoder)
+    assert [listed(each) for each in found] == [PROMPTS, [[]] * 4]
+    dense = as_prompts(Rows({"input_ids": torch.tensor([[5, 6], [7, 8]])}), by_encoder=by_encoder)
+    assert listed(split(dense.batch([1, 0]), by_encoder=by_encoder)[0]) == [[7, 8], [5, 6]]
+
+
+@pytest.mark.parametrize("by_encoder", [False, True])
+def test_side_of_the_padding_of_prompts(by_encoder):
+    found = prompts_for({"pixel_values": torch.ones(4, 2)}, tensors(PROMPTS), 3, by_encoder=by_encoder)
+    assert set(found) == {"pixel_values", "input_ids", "attention_mask"}
+    assert found["input_ids"][1].tolist() == ([8, 3, 3, 3, 3] if by_encoder else [3, 3, 3, 3, 8])
+    assert found["attention_mask"][1].tolist() == ([1, 0, 0, 0, 0] if by_encoder else [0, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_completed_rows_are_those_that_the_data_would_hold(side):
+    table = pairs().table
+    special = [(each == 16).long() | (each == 5).long() for each in table["input_ids"]]
+    rows = Rows({**table, "special_tokens_mask": special}, pad_id=9, padding_side=side)
+    batch = rows.batch(range(4))
+    extra = {"weight": torch.arange(4.0)}
+    made = completed(rows, batch | extra, tensors(PROMPTS), tensors(COMPLETIONS), [16], by_encoder=False)
+    assert made.keys() == batch.keys() | extra.keys()
+    assert all(torch.equal(made[name], each) for name, each in (batch | extra).items())
+
+
+def test_completed_rows_of_an_encoder():
+    rows = Rows(pairs(True).table, pad_id=9)
+    batch = rows.batch(range(4))
+    made = completed(rows, batch, tensors(PROMPTS), tensors(COMPLETIONS), [], by_encoder=True)
+    assert made.keys() == batch.keys()
+    assert all(torch.equal(made[name], each) for name, each in batch.items())
+
+
+ids, mask = torch.tensor([[5, 6, 7]]), torch.ones(1, 3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"x": torch.ones(2, 3)}, "completes rows of tokens, and the prompts have x"),
+        ({"input_ids": ids, "labels": torch.tensor([1])}, r"labels of the prompts are torch.int64 of shape \[\] a row"),
+        ({"input_ids": ids, "labels": torch.tensor([[6, 7, -100]])}, "labels of row 0 of the prompts are not its tok"),
+        ({"input_ids": ids, "labels": ids[:, :2]}, r"labels of the prompts are torch.int64 of shape \[2\] a row"),
+        ({"input_ids": ids, "position_ids": ids}, "the column 'position_ids' of the prompts has a value for each tok"),
+        ({"input_ids": [ids[0]], "attention_mask": [mask[0]], "starts": [ids[0]]}, "the column 'starts'"),
+    ],
+)
+def test_prompts_that_cannot_be(table, message):
+    with pytest.raises(DistillError, match=message) as error:
+        as_prompts(Rows(table), by_encoder=False)
+    assert "\n" not in str(error.value)
+
+
+class Letters:
+    """A tokenizer of letters."""
+
+    pad_token_id, eos_token_id = None, 7
+
+    def __call__(self, texts, **settings):
+        ids = [[ord(letter) - 97 for letter in text] for text in texts]
+        return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+
+
+def test_texts():
+    rows = as_tokens(["ab", "cde"], Letters)
+    assert (listed(rows.table["input_ids"]), rows.pad_id) == ([[0, 1], [2, 3, 4]], 7)
+    assert as_tokens(rows, Letters) is rows
+    with pytest.raises(DistillError, match="no tokenizer was saved with the models"):
+        as_tokens(["ab"], lambda: None)
