@@ -42,10 +42,9 @@ def readings(
         first: the number of the first of these steps.
         per_epoch: the number of steps of an epoch.
     """
-    source = rows.source if isinstance(rows, Rows) else None
     keys = ((number // per_epoch, numbers) for number, numbers in enumerate(chosen, first))
     steps: Any = _Steps(rows, schedule.seed)
-    workers = 0 if source is None else max(schedule.workers, source.workers)
+    workers = _workers_for(rows, schedule)
     if not workers:
         yield from map(_raise_errors, map(steps.__getitem__, keys))
         return
@@ -55,6 +54,13 @@ def readings(
         steps, sampler=sampler, batch_size=None, num_workers=workers, collate_fn=collate, generator=torch.Generator()
     )
     yield from map(_raise_errors, loader)
+
+
+def _workers_for(rows: Rows | Feed, schedule: Schedule) -> int:
+    """Return the number of processes that read: none for what a causal model samples, or for columns on a GPU."""
+    if not isinstance(rows, Rows) or any(isinstance(each, Tensor) and not each.is_cpu for each in rows.table.values()):
+        return 0
+    return schedule.workers if rows.source is None else max(schedule.workers, rows.source.workers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from distill.training.checks import check, check_softening, name_of
 from distill.training.computation import Computation, weights_of
 from distill.training.fingerprints import fingerprints
 from distill.training.run_folder import FINGERPRINTS, Resume, RunFolder, run_folder
-from distill.training.schedule import Schedule, order, weigh
+from distill.training.schedule import Schedule, lengths_to_group, order, weigh
 from distill.writing.prompts import as_tokens
 from distill.writing.writing import Writing
 from distill.writing.written import Written, data_of
@@ -304,7 +304,8 @@ def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule) -> S
 def _drawn(rows: Rows, schedule: Schedule, read: Sequence[str] | None) -> Iterator[Mapping[str, Any]]:
     """Yield the columns, of those that are read, that identify the rows of a training, each row once."""
     chosen = torch.zeros(len(rows), dtype=torch.bool)
-    for numbers in order(len(rows), schedule, range(min(schedule.total(len(rows)), schedule.per_epoch(len(rows))))):
+    steps = min(schedule.total(len(rows)), schedule.per_epoch(len(rows)))
+    for numbers in order(len(rows), schedule, range(steps), lengths=lengths_to_group(rows, schedule)):
         chosen[numbers] = True
     kept = set(identifying(rows.columns, read))
     table = {name: column for name, column in rows.table.items() if name in kept or name.endswith(MASK)}

@@ -51,7 +51,8 @@ class Schedule:
             the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
         param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, and returns and saves
             them in it; "as loaded" trains them in half precision, where rounding discards most steps.
-        workers: processes that read the rows of a data set that is drawn anew; at least as many as its DataLoader says.
+        workers: processes that read the rows of the next steps while a step is computed, at least as many as a
+            DataLoader that is given as the data says. Order and values are those of 0, which reads in this process.
         group_by_length: make each batch of rows of similar length, so that little of it is padding: None does so where
             a column has rows of several lengths, False never. The order stays decided by the seed, and each epoch has
             each row once.

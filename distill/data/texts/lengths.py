@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from distill.data.sources.lazy_columns import lengths_of as counts
+
 WINDOW = 50
 """The most batches that are sorted by length together."""
 WINDOWS = 2
@@ -23,15 +25,17 @@ def lengths_of(rows: Any) -> Int[Tensor, " rows"] | None:
     """Return the number of values of each row in the columns whose rows differ in length; None if there is none.
 
     Args:
-        rows: a `Rows`, or anything with a `table` of columns; without one there is nothing to count.
+        rows: a `Rows`, or anything with a `table` of columns; without one there is nothing to count. Columns that only
+            a reading of all rows would measure are not counted.
     """
     table = getattr(rows, "table", None)
     if not isinstance(table, Mapping):
         return None
-    ragged = [column for column in table.values() if not isinstance(column, Tensor)]
-    if not ragged:
+    ragged = [counts(column) for column in table.values() if not isinstance(column, Tensor)]
+    known = [each for each in ragged if each is not None]
+    if not known:
         return None
-    counted = torch.stack([torch.tensor([len(row) for row in column]) for column in ragged])
+    counted = torch.stack(known)
     return counted.sum(0) if bool((counted != counted[:, :1]).any()) else None
 
 

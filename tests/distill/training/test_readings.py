@@ -1,5 +1,6 @@
 """A data set that draws its rows is drawn anew in each epoch, exactly as the seed says; what is read once says so."""
 
+import os
 import random
 
 import numpy as np
@@ -23,7 +24,7 @@ from distill.data.draws import DRAWN_TWICE, seeded
 from distill.training.checkpoints import Checkpoints
 from distill.training.readings import readings
 from distill.training.schedule import order
-from tests.distill.tiny_models import QUIET, mlp, same, spread, vectors
+from tests.distill.tiny_models import QUIET, mlp, same, spread, text, vectors
 
 ROWS = 10
 OWN = np.random.default_rng(0), torch.Generator().manual_seed(0), random.Random(0)
@@ -43,6 +44,20 @@ class Jittered(Dataset):
         noise = torch.randn(6) + random.random() + float(np.random.rand())
         x, y = self.table["inputs"][i] + noise, int(self.table["labels"][i])
         return (x, y) if self.pairs else {"inputs": x, "label": y}
+
+
+class Batches:
+    """An object that makes batches with noise, and remembers in which processes; in others it is a copy."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows, self.here = rows, set()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, numbers):
+        self.here.add(os.getpid())
+        return {name: column + torch.rand(()) for name, column in self.rows.batch(numbers).items()}
 
 
 class Stream(IterableDataset):
@@ -95,6 +110,10 @@ def test_each_epoch_draws_anew_and_every_draw_is_the_seeds(pairs):
 
 def test_workers_read_the_same():
     assert alike(read(Jittered()), read(Jittered(), workers=2))
+    assert alike(read(text(ROWS)), read(text(ROWS), workers=2))
+    drawn = Batches(vectors(ROWS))
+    assert alike(read(drawn), read(drawn, workers=2))
+    assert drawn.here == {os.getpid()}
     with pytest.raises(distill.DistillError, match="workers=-1 cannot be; use 0"):
         Schedule(workers=-1)
 

@@ -51,7 +51,7 @@ def unlabelled(rows: int = 40) -> Rows:
 
 def trained(build, data, folder=None, **settings):
     teacher, student = spread(build(), 0), spread(build(), 1)
-    schedule = Schedule(steps=4, batch_size=4, lr=1e-3, **settings)
+    schedule = Schedule(steps=4, batch_size=4, lr=1e-3, group_by_length=False, **settings)
     result = distill.fit(teacher, student, data=data, schedule=schedule, console=QUIET, output_dir=folder)
     return weights(student), result
 
