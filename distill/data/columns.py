@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ from distill.data.draws import (
     tensors,
     warn_if_unseeded,
 )
-from distill.data.sources.arrow import columns_of_hugging_face
+from distill.data.sources.arrow import OtherColumn, columns_of_hugging_face
 from distill.data.sources.batched import columns_of_batched, is_batched
 from distill.data.sources.lazy_columns import LazyColumn
 from distill.errors import DistillError
@@ -85,7 +86,37 @@ def as_sequence(name: str, column: Any) -> Any:
     """Return a column in a form that can be indexed by number, which a column of a frame need not be."""
     if isinstance(column, str | bytes) or not isinstance(column, Iterable):
         raise DistillError(f"column {name!r} is {shown(column)}; give a value a row, as {{{name!r}: [0, 1]}}.")
-    return column if isinstance(column, Tensor | np.ndarray | list | tuple | LazyColumn) else list(column)
+    kept = Tensor | np.ndarray | list | tuple | LazyColumn | OtherColumn
+    return column if isinstance(column, kept) else list(column)
+
+
+def without_texts(columns: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns without those that models cannot be given, as texts or records; they are named in a warning.
+
+    Labels may be text. Where nothing else is left, all columns are returned, and what becomes of them says the error.
+    """
+    dropped = [name for name, column in columns.items() if name != "labels" and _holds_no_number(column)]
+    kept = {name: column for name, column in columns.items() if name not in dropped}
+    if not dropped or not kept.keys() - {"labels"}:
+        return columns
+    warnings.warn(
+        f"the columns {', '.join(map(repr, dropped))} hold no numbers, which models could be given, and are left out; "
+        f"those that stay are {', '.join(map(repr, kept))}.",
+        stacklevel=4,
+    )
+    return kept
+
+
+def _holds_no_number(column: Any) -> bool:
+    """Return whether a column is one of texts, bytes, dates or records, by its first value that is not missing."""
+    if isinstance(column, OtherColumn):
+        return True
+    if isinstance(column, Tensor | LazyColumn) or (isinstance(column, np.ndarray) and column.dtype.kind in "biufc"):
+        return False
+    first = next((each for each in column if not (each is None or (isinstance(each, float) and each != each))), 0)
+    while isinstance(first, list | tuple) and len(first):
+        first = first[0]
+    return isinstance(first, str | bytes | Mapping | date)
 
 
 def _warn_of_one_reading(data: Any) -> None:

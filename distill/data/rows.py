@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from distill.data.classes import Ranked, Stated, folded, matched, ranked, stated
 from distill.data.clusters import check_length, split_clusters
-from distill.data.columns import Column, as_sequence, column_of, columns_of, read, transpose
+from distill.data.columns import Column, as_sequence, column_of, columns_of, read, transpose, without_texts
 from distill.data.draws import DataSource, named, seeded, source_of
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
 from distill.data.sources.batched import is_batched
@@ -108,6 +108,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         A column "label" is renamed to "labels", as transformers' own collators do. Floats of Python, NumPy and Hugging
         Face become float32; tensors keep their type, except bool labels, which become 1 and 0.
 
+        Columns of texts and records beside those of numbers are left out, with a warning that names them.
+
         Labels may be text; they are numbered in sorted order, and by `fit` as the model numbers its classes. The names
         of a Hugging Face `ClassLabel`, or of `class_to_idx` as torchvision has it, are kept, also through a Subset or a
         DataLoader. `classes` states the names in the order of the model's outputs instead.
@@ -144,6 +146,7 @@ class Rows(Dataset[dict[str, Tensor]]):
             for name, each in named(columns_of(data) if source is None else read(source)).items()
         }
         columns, numbers = split_clusters(columns, clusters)
+        columns = without_texts(columns)
         order = None if classes is None else stated(classes)
         labels, known = columns.get("labels"), None
         names: tuple[str, ...] | None = None

@@ -6,7 +6,7 @@ pages of it that were read are let go again, so that a training does not come to
 
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ctypes import CDLL, c_int, c_size_t, c_void_p
 from dataclasses import dataclass, field
@@ -19,10 +19,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from distill.data.sources.lazy_columns import LazyColumn, Values
+from distill.data.sources.lazy_columns import CHUNK, LazyColumn, Values
 
 IN_MEMORY = 16 * 2**20
 """The bytes of the columns of a data set up to which they are read into memory, where indexing them is faster."""
+LABELS = ("label", "labels")
 AROUND = 2**16
 """The bytes around a value that the system maps with it."""
 LET_GO = 32 * 2**20
@@ -30,11 +31,16 @@ LET_GO = 32 * 2**20
 
 
 def columns_of_hugging_face(data: Any) -> dict[str, Any]:
-    """Return the columns of a data set of Hugging Face that models can be given: numbers, and labels of text."""
+    """Return the columns of a data set of Hugging Face: tensors, labels of text, and columns of what is no number."""
     chosen = list(data.format["columns"] or data.column_names)
     types = {name: data.features.arrow_schema.field(name).type for name in chosen}
     store = ArrowStore(data)
-    single = {name: _single(store, name) for name in chosen if _is_number(types[name]) or _is_text(types[name])}
+    single: dict[str, Any] = {}
+    for name in chosen:
+        if _is_number(types[name]) or (name in LABELS and _is_text(types[name])):
+            single[name] = _single(store, name)
+        elif is_textual(data.features[name]):
+            single[name] = OtherColumn(store, name)
     rest = [name for name in chosen if name not in single]
     whole = data.data.nbytes * len(data) / max(1, data.data.num_rows)
     if not rest or whole <= IN_MEMORY:
@@ -42,6 +48,45 @@ def columns_of_hugging_face(data: Any) -> dict[str, Any]:
     else:
         read = {name: LazyColumn(store, name) for name in rest}
     return {name: single[name] if name in single else read[name] for name in chosen}
+
+
+def is_textual(feature: Any) -> bool:
+    """Return whether a feature of a data set is of texts, bytes, or records, which are no numbers."""
+    if isinstance(feature, dict | list | tuple):
+        return True
+    inner = getattr(feature, "feature", None)
+    if inner is not None:
+        return is_textual(inner)
+    dtype = getattr(feature, "dtype", None)
+    return type(feature).__name__ == "Value" and any(word in str(dtype) for word in ("string", "binary", "null"))
+
+
+@dataclass(frozen=True, eq=False)
+class OtherColumn(Sequence[Any]):
+    """A column of texts or records, which are read when they are used.
+
+    Attributes:
+        store: holds the rows.
+        name: the name of the column.
+    """
+
+    store: "ArrowStore"
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, place: Any) -> Any:
+        places = range(len(self))[place]
+        found = self._values([places] if isinstance(places, int) else list(places))
+        return found[0] if isinstance(places, int) else found
+
+    def __iter__(self) -> Iterator[Any]:
+        for start in range(0, len(self), CHUNK):
+            yield from self._values(list(range(start, min(start + CHUNK, len(self)))))
+
+    def _values(self, places: list[int]) -> list[Any]:
+        return self.store.data.with_format(None, columns=[self.name])[places][self.name]
 
 
 @dataclass(frozen=True, eq=False)

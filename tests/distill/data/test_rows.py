@@ -1,4 +1,5 @@
 import numpy as np
+import pandas
 import pytest
 import torch
 from datasets import Dataset as HubDataset
@@ -137,6 +138,20 @@ def test_labels_are_whole_numbers_that_losses_take(labels):
 class Stream(IterableDataset):
     def __iter__(self):
         yield {"x": 1}
+
+
+@pytest.mark.parametrize("of", [HubDataset.from_dict, dict, pandas.DataFrame], ids=["hub", "dict", "pandas"])
+def test_texts_and_records_beside_numbers_are_left_out_and_named(of):
+    numbers = {"input_ids": [[1, 2], [3]], "attention_mask": [[1, 1], [1]], "idx": [7, 8], "label": [1, 0]}
+    others = {"id": ["a", "b"], "sentence": [None, "x"], "tags": [["y"], ["z"]], "chat": [[{"role": "u"}]] * 2}
+    with pytest.warns(UserWarning, match=r"'id', 'sentence', 'tags', 'chat' hold no numbers.*stay are 'input_ids'"):
+        rows = Rows.of(of({**numbers, **others}))
+    expected = Rows.of(of(numbers))
+    assert rows.columns == expected.columns
+    for name, column in expected.batch([0, 1]).items():
+        assert rows.batch([0, 1])[name].equal(column)
+    with pytest.warns(UserWarning, match="'sentence', 'tags', 'chat' hold"):
+        assert Rows.of(of({**numbers, **others}), clusters="id").clusters.tolist() == [[0], [1]]
 
 
 class NoLength:
