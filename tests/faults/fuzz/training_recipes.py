@@ -199,8 +199,8 @@ RECIPES = [
         "distill.importance", distill.importance,
         lambda: {"model": encoder(2), "data": read(), "search": 1, "criterion": "kl", "stack": None, "batch_size": 2,
                  "answers": None},
-        {"model": "choice", "data": "rows", "search": "None|1|numpy int", "criterion": "choice", "stack": "None|empty text",
-         "batch_size": "count", "answers": "None|0|-1|[None]"},
+        {"model": "choice", "data": "rows", "search": "None|1|numpy int", "criterion": "choice",
+         "stack": "None|empty text", "batch_size": "count", "answers": "None|0|-1|[None]"},
         own=("answers",),
     ),
     Recipe(
