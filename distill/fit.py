@@ -26,7 +26,7 @@ from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import compiled_in_place, uncompiled
 from distill.models.numbering import numbered_as
-from distill.models.outputs import answered
+from distill.models.outputs import answered, answers_of_teacher
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.objectives import DIITO, Objective
@@ -35,10 +35,11 @@ from distill.processes import dividing, is_first
 from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of
 from distill.teachers.served import Served
+from distill.teachers.uncacheable import refuse_uncacheable
 from distill.training import loop
 from distill.training.checkpoints import STEPS
-from distill.training.checks import check
-from distill.training.resolve import Training, rows_for, training_of
+from distill.training.checks import check, softened_by
+from distill.training.resolve import Training, objectives_of, rows_for, training_of
 from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used
 from distill.training.schedule import Schedule
 from distill.writing.written import data_of, over
@@ -70,6 +71,8 @@ def fit(
     accelerator: Accelerator | None = None,
     answers: Any = None,
     tokenizer: Any = None,
+    cache: str | Path | None = None,
+    top_k: int | None = None,
 ) -> FitResult:
     """Train `student` in place to compute like `teacher`, and measure how far it does.
 
@@ -111,6 +114,13 @@ def fit(
             (logits, loss). Objectives that compare features alone, as `FitNets`, need no answer.
         tokenizer: the preprocessor of the data (a tokenizer, image processor, feature extractor or processor, or
             several), saved beside the student; by default that of the task, else the one saved with the teacher.
+        cache: a folder in which the teacher's answers are kept, so that it answers each row once: the epochs after the
+            first, resumed and repeated runs read them (see `Served`). In the first epoch the student is that of a
+            training without it, bit for bit where all logits are kept; later, up to the rounding of the teacher in
+            batches of other rows. Counterfactuals (`DIITO`) and activations (`FitNets`, …) need the teacher in each
+            step. The evaluation is by the teacher itself.
+        top_k: how many of the largest logits are kept in the cache, by the temperature of the first objective that has
+            one; the probability of the others is spread evenly among them. None keeps all.
 
     Raises:
         DistillError: before the first step, arguments that do not fit together, or a folder that another run writes
@@ -125,15 +135,16 @@ def fit(
         task = read_task(teacher, student, data, tokenizer)
         read, found = data if task is None else over(data, task), None
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
+        taught = _keeping(teacher, cache, top_k, objective, mapping, answers)
         if isinstance(mapping, str) and mapping == SEARCH:
             read = over(read, rows_for(teacher, student, read, schedule))
             known = Path(output_dir) if output_dir and resume else None
             found = mapping_for(teacher, student, read, schedule, resumed=known, console=console)
             mapping = found.sides
-        training = training_of(teacher, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
+        training = training_of(taught, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
         tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task)
     training = training.kept(
-        output_dir, _settings(training, answers, found), _networks(teacher, student),
+        output_dir, _settings(training, answers, found) | _kept_by(taught, top_k), _networks(teacher, student),
         tokenizer=None if task is None else task.tokenizer, resume=resume, every=every,
     )  # fmt: skip
     trained_on, place = training.seen, None if training.folder is None else training.folder.path
@@ -144,8 +155,7 @@ def fit(
         if isinstance(training.rows, Rows):
             name_classes(student, _names(teacher, training.rows))
         if place is not None and is_first():
-            reads = preprocessors_for(tokenizer, task, teacher, student)
-            save_model(student, place / STUDENT, reads, trained_on if isinstance(training.rows, Rows) else None)
+            _save_student(training, student, place, preprocessors_for(tokenizer, task, teacher, student))
         with dividing(teacher, student):
             evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
         evaluation = evaluation.marked(training.settings["kinds"])
@@ -205,6 +215,29 @@ def _settings(training: Training, answers: Any, found: FoundMapping | None) -> d
         if answers is None
         else settings | {"answers": json.loads(json.dumps(answers, default=describe_function))}
     )
+
+
+def _save_student(training: Training, student: nn.Module, place: Path, preprocessors: Sequence[Any]) -> None:
+    """Save the student with what makes its inputs, and with the rows that it was trained on, if they are data."""
+    save_model(student, place / STUDENT, preprocessors, training.seen if isinstance(training.rows, Rows) else None)
+
+
+def _keeping(
+    teacher: Any, cache: str | Path | None, top_k: int | None, objective: Any, mapping: Any, answers: Any
+) -> Any:
+    """Return the teacher that a student learns from: with a cache one whose answers are kept, else the teacher."""
+    if cache is None and top_k is None:
+        return teacher
+    refuse_uncacheable(teacher, cache, top_k)
+    return Served(
+        teacher, cache=cache, top_k=top_k, answers=answers_of_teacher(teacher, answers),
+        temperature=softened_by(objectives_of(objective, teacher, mapping)),
+    )  # fmt: skip
+
+
+def _kept_by(teacher: Any, top_k: int | None) -> dict[str, Any]:
+    """Return the settings of the answers that a training with a cache learns from, if they are not all logits."""
+    return {} if top_k is None else {"top_k": top_k, "kept at temperature": teacher.keep.temperature}
 
 
 def _networks(teacher: Any, student: nn.Module) -> dict[str, Any]:

@@ -195,7 +195,7 @@ TESTED_BY = {
     "distill/tasks/causal/trees.py": "tests/distill/causal/test_model.py",
     **{
         f"distill/teachers/{name}.py": "tests/distill/teachers/test_served.py"
-        for name in ("model_inputs", "padding", "retries", "served_checks", "top_k", "verbs", "visible_positions")
+        for name in ("model_inputs padding retries served_checks top_k uncacheable verbs visible_positions".split())
     },
     "distill/training/checks.py": "tests/distill/training/test_loop.py",
     "distill/training/computation.py": "tests/distill/training/test_accumulation.py",

@@ -15,6 +15,21 @@ T = TypeVar("T")
 TEACHER, STUDENT = "teacher", "student"
 
 
+def answers_of_teacher(teacher: Any, answers: Any) -> Any:
+    """Return the rule for the answers of the teacher among those that `answered` takes for teacher and student.
+
+    Raises:
+        DistillError: a rule for the networks that a teacher combines, which belongs to none of its own outputs.
+    """
+    rule = _rules((teacher, None), answers)[0]
+    if rule is not None and isinstance(network_of(teacher), Combined):
+        raise DistillError(
+            f"answers={answers!r} is a rule for the members of a {type(network_of(teacher)).__name__}, which a cache "
+            "does not tell from another; leave cache= out, or give members whose output is their logits."
+        )
+    return rule
+
+
 @contextmanager
 def answered(models: Sequence[Any], answers: Any) -> Iterator[None]:
     """Read the answers of runs of the models by these rules inside a block.

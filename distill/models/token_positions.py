@@ -46,6 +46,21 @@ def placed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str
     return dict(columns) if first is None else {**columns, "position_ids": counted(mask) + first}
 
 
+def without_usual_positions(network: nn.Module, sample: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the columns of one text without its `position_ids`, if they are those that the model counts by itself.
+
+    So a text is the same one in batches with and without padding on the left, which alone need `position_ids`.
+    """
+    positions = sample.get("position_ids")
+    if positions is None or positions.ndim != 1 or "attention_mask" not in sample:
+        return dict(sample)
+    first = _first_number(network)
+    usual = None if first is None else torch.arange(len(positions), device=positions.device) + first
+    if usual is None or not torch.equal(positions, usual.to(positions.dtype)):
+        return dict(sample)
+    return {name: column for name, column in sample.items() if name != "position_ids"}
+
+
 def parameters_of(network: nn.Module) -> Mapping[str, Parameter]:
     """Return the parameters of a model's `forward`, which are found once for each function."""
     forward = network.forward

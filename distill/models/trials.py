@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from inspect import Parameter, signature
 from typing import Any
 
@@ -16,6 +17,7 @@ from distill.models.outputs import logits_if_any
 from distill.models.pad_tokens import longest_input
 from interventions import InterventionError, Run
 
+_TRYING: ContextVar[bool] = ContextVar("trying", default=False)
 LONGEST = 380  # of a line [characters]
 
 
@@ -31,6 +33,7 @@ def tried(subject: str, model: Any = None, given: Any = None) -> Iterator[None]:
     Raises:
         DistillError: as above. The text of a DistillError or InterventionError stays.
     """
+    before = _TRYING.set(True)
     try:
         yield
     except (DistillError, InterventionError) as error:
@@ -39,6 +42,13 @@ def tried(subject: str, model: Any = None, given: Any = None) -> Iterator[None]:
         raise DistillError(" ".join(str(error).split())) from error
     except Exception as error:
         raise DistillError(_describe(subject, model, given, error)) from error
+    finally:
+        _TRYING.reset(before)
+
+
+def is_trial() -> bool:
+    """Return whether a model runs for trial, inside a block of `tried`."""
+    return _TRYING.get()
 
 
 @contextmanager

@@ -13,7 +13,18 @@ from torch import Tensor, nn
 import interventions
 from distill.data.rows import batches
 from distill.errors import DistillError, Unreachable, checked
-from distill.models.inputs import device_of, evaluating, inputs_of, network_of, refuse_valueless, teachers
+from distill.models.inputs import (
+    decoder_masked,
+    device_of,
+    evaluating,
+    innermost,
+    inputs_of,
+    network_of,
+    refuse_valueless,
+    teachers,
+)
+from distill.models.token_positions import without_usual_positions
+from distill.models.trials import is_trial
 from distill.tasks.loading import training_rows
 from distill.teachers.cache import Cache, Unhashable, digest, weights_of
 from distill.teachers.model_inputs import columns_of, device_of_inputs, inputs_from, move
@@ -83,6 +94,7 @@ class Served:
         self.requests = 0
         self._unverified = self.cache.count(SAMPLES) > 0  # answers of an earlier run, perhaps by other weights
         self._own_keys: set[str] = set()
+        self._tried: dict[str, Kept] = {}
         self._witness: tuple[Padded, Kept] | None = None  # a sample of an earlier run, with its answer
         self._shapes: dict[Location, tuple[tuple[int, ...], str | None]] = {}
 
@@ -201,7 +213,8 @@ class Served:
         """
         rows = training_rows(data, self.network)
         for chosen in batches(len(rows), batch_size):
-            self._answer(Padded(columns_of(inputs_of(self.network, teachers(rows.batch(chosen))))))
+            columns = decoder_masked(self.network, teachers(rows.batch(chosen)))
+            self._answer(Padded(columns_of(inputs_of(self.network, columns))))
         return self.cache.count(SAMPLES)
 
     @printed
@@ -246,23 +259,42 @@ class Served:
             **({} if self.answers is None else {"answers": _rule(self.answers)}),
         }
 
+    def _key(self, batch: Padded, row: int) -> str:
+        return f"{SAMPLES}/{digest(without_usual_positions(innermost(self.model), batch.sample(row)))}"
+
     def _answer(self, batch: Padded) -> list[Kept]:
-        """Return the answer to each sample as it is kept; missing ones are fetched."""
-        keys = [f"{SAMPLES}/{digest(batch.sample(row))}" for row in range(len(batch))]
-        found: dict[str, Kept | None] = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
+        """Return the answer to each sample as it is kept; missing ones are fetched.
+
+        A model in this process answers the whole batch where one sample is missing: so its answers are those of the
+        batch, to the bit, also after a process was killed that had kept some of them. Those of trials are not kept.
+        """
+        keys = [self._key(batch, row) for row in range(len(batch))]
+        tried = self._tried if is_trial() else {}
+        found: dict[str, Kept | None] = {key: self.cache.get(key) or tried.get(key) for key in dict.fromkeys(keys)}
         missing = [keys.index(key) for key, kept in found.items() if kept is None]
-        size = self.batch_size or max(1, len(missing))
         for row, kept in enumerate(found[key] for key in keys):
             if kept is not None and keys[row] not in self._own_keys:
                 self._witness = self._witness or (batch.take([row]), kept)
-        if missing:
-            self._check_witness()
-        for first in range(0, len(missing), size):
-            rows = missing[first : first + size]
-            answers = dict(zip((keys[row] for row in rows), self._fetch_answers(batch.take(rows)), strict=True))
-            found |= self.cache.put_all(answers)
-            self._own_keys |= answers.keys()
+        if not missing:
+            return [answer for key in keys if (answer := found[key]) is not None]
+        self._check_witness()
+        if not self.remote and not self.batch_size:
+            fetched = self._fetch_answers(batch)
+            self._keep({keys[row]: fetched[row] for row in missing}, found)
+        else:
+            size = self.batch_size or len(missing)
+            for rows in (missing[first : first + size] for first in range(0, len(missing), size)):
+                self._keep(
+                    dict(zip((keys[row] for row in rows), self._fetch_answers(batch.take(rows)), strict=True)), found
+                )
         return [answer for key in keys if (answer := found[key]) is not None]
+
+    def _keep(self, answers: dict[str, Kept], found: dict[str, Kept | None]) -> None:
+        """Put answers among those that were found, and into the cache; those of a trial are for other trials alone."""
+        if is_trial():
+            self._tried.update(answers)
+        found.update(answers if is_trial() else self.cache.put_all(answers))
+        self._own_keys |= answers.keys()
 
     def _fetch_answers(self, batch: Padded) -> list[Kept]:
         """Return the answers to all samples of a batch by one request."""

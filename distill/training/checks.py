@@ -204,6 +204,13 @@ def sample_rows(rows: Rows) -> list[int]:
     return list(few) if known is None else sorted({*few, int(known.argmax())})
 
 
+def softened_by(objectives: Sequence[Objective], otherwise: float = 2.0) -> float:
+    """Return the first temperature by which objectives soften the teacher; another number if none does."""
+    parts = (part for each in objectives for part in each.modules() if isinstance(part, Objective))
+    found = (temperature for part in parts if (temperature := getattr(part, "temperature", None)) is not None)
+    return float(next(found, otherwise))
+
+
 def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
     """Warn if objectives soften a served teacher by another temperature than its largest logits are kept for."""
     if not isinstance(teacher, Served) or teacher.keep.k is None:

@@ -12,7 +12,7 @@ from distill.data.rows import Rows
 from distill.interchange.mapping import Entry
 from distill.interchange.swap import encoded
 from distill.models.host_copies import host_columns, sliced
-from distill.models.inputs import inputs_of, students, teachers
+from distill.models.inputs import decoder_masked, inputs_of, students, teachers
 from distill.models.loss_masks import LabelPlace, counts_of, label_place
 from distill.models.outputs import logits_if_any
 from distill.objectives import Moment, Objective, Reads, Step
@@ -115,7 +115,10 @@ class Computation(nn.Module):
         if teacher is not None and teacher_run is None:
             with torch.no_grad():
                 places = _union([reads.teacher, (at.whole for at in self._sources if resumable)])
-                teacher_run = run_of(teacher, inputs_of(teacher, teachers(batch)), places, resumable=resumable)
+                columns = teachers(batch)
+                if isinstance(teacher, Served):  # which keeps answers without those at padding
+                    columns = decoder_masked(teacher, columns)
+                teacher_run = run_of(teacher, inputs_of(teacher, columns), places, resumable=resumable)
         return Step(
             batch, student, base, teacher_run, self.entries, generator, reads, self.feed, moment,
             label_place=self.label_place, derivable=derivable, ends=[] if self.sharded else None,

@@ -253,9 +253,10 @@ def _keep_pad_tokens(trained: Sequence[nn.Module]) -> None:
 
 
 def _move(device: torch.device, computation: Any) -> None:
-    """Move the models to a device, but for those that are there, are served, or were placed by accelerate."""
+    """Move the models to a device, but for those that are there, are elsewhere, or were placed by accelerate."""
     for model in (*computation.still, computation):
-        if not isinstance(model, Served) and device_of(model) != device and not is_placed(model):
+        is_elsewhere = isinstance(model, Served) and not (isinstance(model.model, nn.Module) and not model.remote)
+        if not is_elsewhere and device_of(model) != device and not is_placed(model):
             network_of(model).to(device)
 
 

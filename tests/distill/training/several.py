@@ -125,6 +125,20 @@ def fitted(
     return {"losses": [record.loss for record in result.records], "weights": sums(student), "types": types(student)}
 
 
+def kept(engine: str, objective: str = "kd", **settings: Any) -> Any:
+    """Fit a student for three epochs; return its losses, the sums of its weights, and the teacher's calls by epoch."""
+    teacher, student, rows = pair()
+    calls, before = [0], list[int]()
+    teacher.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
+    student.register_forward_hook(lambda *_: before.append(calls[0]) if student.training else None)
+    result = distill.fit(
+        teacher, student, None if objective == "kd" else "full", rows, objective=OBJECTIVES[objective](), steps=6,
+        lr=0.01, batch_size=8, accelerator=accelerator_of(engine), console=QUIET, **settings,
+    )  # fmt: skip
+    losses = [record.loss for record in result.records]
+    return {"losses": losses, "weights": sums(student), "calls": [before[end] - before[0] for end in (1, 3, 5)]}
+
+
 def again(engine: str, teacher_from: int) -> Any:
     """Train one student twice, each time two steps, with a teacher that is sharded from some bytes on."""
     sharded.TEACHER_FROM = teacher_from
@@ -181,7 +195,7 @@ def types(model: nn.Module) -> list[str]:
     return sorted({type(each).__name__ for each in (*model.modules(), *model.parameters())})
 
 
-CASES = {"train": train, "fitted": fitted, "again": again, "refused": refused, "different": different}
+CASES = {"train": train, "fitted": fitted, "kept": kept, "again": again, "refused": refused, "different": different}
 
 
 def warm() -> None:
