@@ -1,8 +1,9 @@
 """`fit`: a training run to its end, with checkpoints, evaluation, and everything saved."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def fit(
         task = read_task(teacher, student, data, tokenizer)
         read, found = data if task is None else over(data, task), None
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
-        taught = _keeping(teacher, cache, top_k, objective, mapping, answers)
+        taught = _keeping(teacher, cache, top_k, objective=objective, mapping=mapping, answers=answers)
         if isinstance(mapping, str) and mapping == SEARCH:
             read = over(read, rows_for(teacher, student, read, schedule))
             known = Path(output_dir) if output_dir and resume else None
@@ -152,10 +153,8 @@ def fit(
         training, (teacher, student), answers, accelerator=accelerator, title=title, console=console
     )
     with compiled_in_place(*given_models), running as (records, seconds):
-        if isinstance(training.rows, Rows):
-            name_classes(student, _names(teacher, training.rows))
-        if place is not None and is_first():
-            _save_student(training, student, place, preprocessors_for(tokenizer, task, teacher, student))
+        reads = partial(preprocessors_for, tokenizer, task, teacher, student)
+        _name_and_save(training, teacher, student, place, reads)
         with dividing(teacher, student):
             evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
         evaluation = evaluation.marked(training.settings["kinds"])
@@ -217,13 +216,19 @@ def _settings(training: Training, answers: Any, found: FoundMapping | None) -> d
     )
 
 
-def _save_student(training: Training, student: nn.Module, place: Path, preprocessors: Sequence[Any]) -> None:
-    """Save the student with what makes its inputs, and with the rows that it was trained on, if they are data."""
-    save_model(student, place / STUDENT, preprocessors, training.seen if isinstance(training.rows, Rows) else None)
+def _name_and_save(
+    training: Training, teacher: Any, student: nn.Module, place: Path | None, reads: Callable[[], Any]
+) -> None:
+    """Name the classes that the student learned; save it, where there is a place, with what makes its inputs."""
+    rows = training.rows if isinstance(training.rows, Rows) else None
+    if rows is not None:
+        name_classes(student, _names(teacher, rows))
+    if place is not None and is_first():
+        save_model(student, place / STUDENT, reads(), None if rows is None else training.seen)
 
 
 def _keeping(
-    teacher: Any, cache: str | Path | None, top_k: int | None, objective: Any, mapping: Any, answers: Any
+    teacher: Any, cache: str | Path | None, top_k: int | None, *, objective: Any, mapping: Any, answers: Any
 ) -> Any:
     """Return the teacher that a student learns from: with a cache one whose answers are kept, else the teacher."""
     if cache is None and top_k is None:
