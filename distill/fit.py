@@ -160,7 +160,7 @@ def fit(
         evaluation = evaluation.marked(training.settings["kinds"])
         result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on)
         if place is not None and is_first():
-            result.save(place)
+            result.save(place, teacher=teacher, rows=len(training.rows) if isinstance(training.rows, Rows) else None)
     return result
 
 

@@ -10,11 +10,13 @@ from torch import nn
 from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
+from distill.publishing.card import write_card
+from distill.publishing.push import push_folder
 from distill.statistics.tables import table_of
 from distill.storage.files import sha256_of, write_json
 from distill.training.checkpoints import LOG
 from distill.training.progress import Record
-from distill.training.run_folder import RESULT
+from distill.training.run_folder import RESULT, STUDENT
 from interventions import Picture, Result, plain_data, printed
 from interventions import label as written
 
@@ -92,10 +94,40 @@ class FitResult(Result):
             "last": plain_data(asdict(self.records[-1])) if self.records else None,
         }
 
-    def save(self, folder: Path) -> None:
-        """Write `result.json` into `folder`, with the checksum of the log there."""
+    def save(self, folder: Path, *, teacher: Any = None, rows: int | None = None) -> None:
+        """Write `result.json` into `folder`, with the checksum of the log there, and the card of a saved student.
+
+        Args:
+            folder: of the run.
+            teacher: for the card: the network that the student learned from.
+            rows: for the card: how many rows it was trained on.
+        """
         log = folder / LOG
         write_json(folder / RESULT, {**self.to_dict(), **({"log": sha256_of(log)} if log.is_file() else {})})
+        if (folder / STUDENT).is_dir():
+            write_card(
+                folder / STUDENT, student=self.student, teacher=teacher, evaluation=self.evaluation,
+                settings=self.settings, steps=len(self.records), rows=rows,
+            )  # fmt: skip
+
+    def push(self, repo: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload the saved student with its card to the Hugging Face hub, and return the address of the repository.
+
+        Fingerprints of the rows that it was trained on are not uploaded.
+
+        Args:
+            repo: the id of the repository, as "organisation/name"; it is made if need be.
+            private: whether a new repository is private.
+            token: of the hub; None takes that of the login.
+
+        Raises:
+            DistillError: nothing is saved, or the hub cannot be reached or refuses.
+        """
+        if self.output_dir is None:
+            raise DistillError(
+                f"push({repo!r}) uploads a saved student, and this one is not; train it with fit(…, output_dir='runs/a')."
+            )
+        return push_folder(self.output_dir / STUDENT, repo, private=private, token=token)
 
     @printed
     def __str__(self) -> str:

@@ -25,8 +25,8 @@ ORDER = {
         __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models writing tasks teachers
-        interchange students objectives training evaluation metrics alignment auditing results comparison fit prospects
-        specialists mutual chain teach compat cli __main__""".split(),
+        interchange students objectives training evaluation publishing metrics alignment auditing results comparison fit
+        prospects specialists mutual chain teach compat cli __main__""".split(),
 }
 MOST_FILES = 20
 MOST_LINES = 400

@@ -105,7 +105,7 @@ class StudentRuns:
         positions = self.command.interchanges.positions
         evaluation = evaluate(self.teacher, student, self.mapping, self.task, positions=positions)
         result = replace(result, evaluation=evaluation.marked(result.settings.get("kinds")))
-        from_first(lambda: result.save(folder))
+        from_first(lambda: result.save(folder, teacher=self.teacher, rows=len(self.task.train)))
         return result
 
     def _fit_or_read(self, student: nn.Module, folder: Path, **settings: Any) -> FitResult:

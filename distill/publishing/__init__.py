@@ -1,0 +1,1 @@
+"""Publishing of a student: its model card, and the upload to a hub."""
