@@ -125,7 +125,7 @@ class FitResult(Result):
         """
         if self.output_dir is None:
             raise DistillError(
-                f"push({repo!r}) uploads a saved student, and this one is not; train it with fit(…, output_dir='runs/a')."
+                f"push({repo!r}) uploads a saved student, and this one is not; use fit(…, output_dir='a')."
             )
         return push_folder(self.output_dir / STUDENT, repo, private=private, token=token)
 

@@ -5,7 +5,6 @@ import torch
 from huggingface_hub import ModelCard
 
 from distill import DIITO, KD, Labels, fit
-from distill.networks import MLP
 from distill.publishing.card import name_of
 from interventions import Location
 from tests.distill.publishing.test_push import language_model
@@ -37,7 +36,7 @@ def test_the_card_of_a_language_model(tmp_path):
     assert f"A GPT2LMHeadModel of {sum(p.numel() for p in result.student.parameters()):,} parameters" in text
     assert "distilled from [org/large](https://huggingface.co/org/large)" in text
     assert "3 steps of 4 rows of 16 in all" in text
-    assert "`block_output.1 ~ block_output.0`" in text
+    assert f"`{result.settings['mapping'][0]}`" in text
     assert str(result.evaluation.interchange.overall.iia) in text
     assert 'GPT2LMHeadModel.from_pretrained("student")' in text
     assert "AutoTokenizer" not in text
@@ -45,7 +44,7 @@ def test_the_card_of_a_language_model(tmp_path):
 
 def test_the_card_of_a_plain_network_without_a_teacher(tmp_path):
     rows = {"inputs": torch.randn(12, 4), "labels": torch.arange(12) % 2}
-    student = MLP(4, inputs=4, classes=2)
+    student = torch.nn.Linear(4, 2)
     fit(None, student, {}, rows, objective=Labels(), steps=1, output_dir=tmp_path / "run")
     card = ModelCard.load(tmp_path / "run" / "student" / "README.md")
     assert card.data.library_name == "pytorch"
