@@ -36,7 +36,7 @@ VERBS = set(
     roll rotate round run sample save scale schedule score search see seed select send separate serve set share
     shift show shuffle sign simulate skip slice smooth solve sort split stack standardize start state stay step stop
     store stream strip submit subtract sum summarize support swap switch synchronize take tell test tie time
-    tokenize trace track train transform translate transpose traverse treat trim truncate try turn undo unfreeze
+    tokenize trace track train transform translate transpose traverse treat trim truncate try turn undo unfreeze upload
     unpack update upgrade use validate verify visit wait walk warn weigh widen wrap write yield zero""".split()
 )
 

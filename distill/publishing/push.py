@@ -64,7 +64,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = True, token: str | N
     base = _base_of(folder)
     if Path(base).is_absolute():
         raise DistillError(
-            f"{folder} holds adapters for the model in {base}, which nobody else has; merge them before, "
+            f"{folder} holds adapters for the model in {base}, which is on this machine alone; merge them before, "
             f"student.merge_and_unload().save_pretrained(…), or name a base on the hub in {folder / ADAPTERS}."
         )
     api: Any = HfApi(token=token)

@@ -84,7 +84,7 @@ def test_what_is_not_saved_cannot_be_uploaded(tmp_path, hub):
 
 def test_adapters_on_a_model_of_this_machine_are_refused(tmp_path, hub):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/base"}')
-    with pytest.raises(DistillError, match=r"adapters for the model in /home/me/base, which nobody else has"):
+    with pytest.raises(DistillError, match=r"adapters for the model in /home/me/base, which is on this machine alone"):
         push_folder(tmp_path, "me/a")
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     assert push_folder(tmp_path, "me/a")
