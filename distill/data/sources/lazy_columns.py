@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 from jaxtyping import Int
@@ -16,6 +16,7 @@ Values = Tensor | Sequence[Tensor]
 Table = TypeVar("Table", bound=Mapping[str, Any])
 
 
+@runtime_checkable
 class Store(Protocol):
     """Numbered rows that are read by columns."""
 
