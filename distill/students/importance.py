@@ -1,27 +1,28 @@
 """Importance of the layers, heads, neurons and dims of a model, from its activations on data.
 
 With the tokens t of the data that are no padding, the mean E over them, a feed-forward neuron j with activation a_tj
-and output weights w_j, a head h with output z_th and output weights W_h, and the residual stream x as the attention and
-feed-forward parts of the blocks read it,
+and output weights w_j, a head h with output z_th, and the residual stream x as the attention and feed-forward parts of
+the blocks read it,
 
     neuron j     √E ‖a_tj w_j‖²
-    head h       √E ‖z_th W_h‖²
+    head h       √E ‖z_th‖²
     dim i        √(mean over these parts of E x_ti²)
     layer l      1 − E cos(x_t before l, x_t after l)
 
-so a head or neuron counts for the length of what it adds to the residual stream. Muralidharan et al. 2024 (Minitron,
-arXiv:2407.14679), section 2.2, sum the activations a and ‖z‖ without the output weights, which change with a scale that
-the output weights can undo. The last line is the block influence of Men et al. 2024 (ShortGPT, arXiv:2403.03853),
-section 2.2.
+so a neuron counts for the length of what it adds to the residual stream. Muralidharan et al. 2024 (Minitron,
+arXiv:2407.14679), section 2.2, sum the activations of neurons without the output weights, though a scale can move from
+one to the other without an effect. The last line is the block influence of Men et al. 2024 (ShortGPT,
+arXiv:2403.03853), section 2.2.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from distill.data.rows import Rows, batches
 from distill.errors import DistillError, checked
@@ -101,7 +102,7 @@ def importance(
         )
     return Importance(
         layers={after: 1 - float(totals.mean(after)) for after in read.layers},
-        heads={at: _written(totals.mean(at), module).sqrt() for at, module in read.heads.items()},
+        heads={at: totals.mean(at).sqrt() for at in read.heads},
         neurons={at: _written(totals.mean(at), module).sqrt() for at, module in read.neurons.items()},
         dims=_dims([totals.mean(at) for at in read.stream]),
         search=found,
@@ -110,7 +111,7 @@ def importance(
 
 
 class _Totals:
-    """Sums over the tokens of the data, by location: squares of activations, of heads products, of layers cosines."""
+    """Sums over the tokens of the data, by location: squares of activations, of layers cosines."""
 
     def __init__(self) -> None:
         self.sums: dict[Location, Tensor] = {}
@@ -172,7 +173,7 @@ def _add_batch(totals: _Totals, ran: Run, read: Readings, batch: Mapping[str, Te
         totals.add(after, torch.cosine_similarity(one, other, dim=-1).sum(), len(one))
     for at in read.heads:
         heads = _real(ran, at, read, batch)
-        totals.add(at, einsum(heads, heads, "token head d, token head e -> head d e"), len(heads))
+        totals.add(at, reduce(heads.square(), "token head d -> head", "sum"), len(heads))
     for at in (*read.neurons, *read.stream):
         values = _real(ran, at, read, batch)
         totals.add(at, reduce(values.square(), "token unit -> unit", "sum"), len(values))
@@ -200,25 +201,21 @@ def _real(
     return states[real.to(states.device)].double()
 
 
-def _written(moments: Tensor, projection: nn.Module) -> Tensor:
-    """Return the mean of ‖z W‖² of each neuron `[units]` or head `[heads]`, W its rows of the projection after it.
+def _written(squares: Float[Tensor, " units"], projection: nn.Module) -> Float[Tensor, " units"]:
+    """Return the mean of ‖a w‖² of each neuron, w its weights in the projection that reads it.
 
     Args:
-        moments: the mean squares of neurons, `[units]`, or the mean products of heads, `[heads, d, d]`.
-        projection: a linear map of the units, of the heads one after the other; whatever its weights are stored as.
+        squares: the mean squares of the activations.
+        projection: a linear map of the units, whatever its weights are stored as.
     """
-    width = len(moments) if moments.ndim == 1 else len(moments) * moments.shape[-1]
-    rows = []
     parameter = next(each for each in projection.parameters() if each.is_floating_point())
+    lengths = []
     with torch.no_grad():
-        nothing = projection(torch.zeros(1, width, device=parameter.device, dtype=parameter.dtype))
-        for few in torch.eye(width, device=parameter.device, dtype=parameter.dtype).split(UNITS_AT_ONCE):
-            rows.append((projection(few).double() - nothing.double()).cpu())
-    weights = torch.cat(rows)
-    if moments.ndim == 1:
-        return moments * weights.square().sum(-1)
-    by_head = rearrange(weights, "(head d) out -> head d out", head=len(moments))
-    return einsum(moments, by_head, by_head, "head d e, head d out, head e out -> head").clamp(min=0)
+        nothing = projection(torch.zeros(1, len(squares), device=parameter.device, dtype=parameter.dtype))
+        for few in torch.arange(len(squares), device=parameter.device).split(UNITS_AT_ONCE):
+            units = one_hot(few, len(squares)).to(parameter.dtype)
+            lengths.append((projection(units).double() - nothing.double()).square().sum(-1).cpu())
+    return squares * torch.cat(lengths)
 
 
 def _dims(squares: list[Tensor]) -> Tensor | None:

@@ -42,7 +42,7 @@ class Importance(Result):
 
     Attributes:
         layers: {output of a block: its block influence}, from 0 to 2.
-        heads: {output of the heads of an attention: `[heads]`}, in units of the residual stream.
+        heads: {output of the heads of an attention: `[heads]`}, the length of the output of each.
         neurons: {activation of a feed-forward part: `[units]`}, in units of the residual stream.
         dims: of the residual stream, `[width]`; None for a model whose blocks differ in width.
         search: the sets of layers that were tried; None without a search.

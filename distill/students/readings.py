@@ -10,8 +10,6 @@ from interventions import InterventionError, Location, Place, architecture
 
 READS = ("attention_input", "mlp_input")
 """The sites at which the parts of a block read the residual stream."""
-PROJECTIONS = ("out_proj", "o_proj", "c_proj", "o")
-"""Names of the output projection in a cross-attention."""
 _CROSS = re.compile(r"cross_?attention|EncDecAttention|encoder_attn")
 
 
@@ -22,14 +20,14 @@ class Readings:
     Attributes:
         places: {location: its place in the model}.
         layers: {output of a block: its input}.
-        heads: {output of the heads of an attention: the output projection after them}.
+        heads: outputs of the heads of attentions.
         neurons: {activation of a feed-forward part: the projection that reads it}.
         stream: where the residual stream is read.
     """
 
     places: dict[Location, Place] = field(default_factory=dict)
     layers: dict[Location, Location] = field(default_factory=dict)
-    heads: dict[Location, nn.Module] = field(default_factory=dict)
+    heads: list[Location] = field(default_factory=list)
     neurons: dict[Location, nn.Module] = field(default_factory=dict)
     stream: list[Location] = field(default_factory=list)
 
@@ -71,29 +69,15 @@ class Readings:
         if place := self._place(model, at("mlp_activation")):
             self.neurons[at("mlp_activation")] = place.module
         path = architecture(model).paths[block]
-        outputs = self._place(model, at("attention_output"))
-        own = self._place(model, at("attention_heads"))
-        if own and outputs and outputs.io == "output":
-            self.heads[at("attention_heads")] = outputs.module
-        taken = {id(each.module) for each in (own, outputs) if each}
-        for name, module in block.named_modules():
+        if self._place(model, at("attention_heads")):
+            self.heads.append(at("attention_heads"))
+        for name, _ in block.named_modules():
             cross = Location(module=f"{path}.{name}", io="attention_heads")
-            projection = _projection(block, name, module)
-            if name and id(module) not in taken and projection is not None and self._place(model, cross):
-                self.heads[cross] = projection
+            if _CROSS.search(name) and self._place(model, cross):
+                self.heads.append(cross)
 
     def _add_final_norm(self, model: nn.Module) -> None:
         for stack in dict.fromkeys(at.stack for at in self.layers):
             at = Location(site="final_norm", stack=stack)
             if self._place(model, at):
                 self.stream.append(at)
-
-
-def _projection(block: nn.Module, name: str, module: nn.Module) -> nn.Module | None:
-    """Return the output projection of a cross-attention in a block: a part of it, or beside it (BERT); None without."""
-    if not _CROSS.search(name):
-        return None
-    beside = f"{name.rpartition('.')[0]}.output"
-    inside = (getattr(module, each, None) for each in PROJECTIONS)
-    outside = (getattr(each, "dense", None) for path, each in block.named_modules() if path == beside)
-    return next((each for each in (*inside, *outside) if isinstance(each, nn.Module)), None)
