@@ -77,7 +77,7 @@ def chain(
     tokenizer = settings.pop("tokenizer", None)
     reads = tokenizer_among(given_preprocessors(tokenizer))
     task = None if data is None else task_of(data, networks[0], reads)  # read once, with the tokenizer of the teacher
-    read = as_read(data) if task is None else task
+    read = as_read(data, networks[0], reads) if task is None else task
     results = []
     for number, (teacher, student) in enumerate(pairwise(networks)):
         folder = None if output_dir is None else Path(output_dir) / str(number + 1)

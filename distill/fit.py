@@ -34,7 +34,7 @@ from distill.objectives import DIITO, Objective
 from distill.objectives.term_weights import Weight, describe_function
 from distill.processes import dividing, is_first
 from distill.results import FitResult
-from distill.tasks.loading import rows_to_measure, task_of
+from distill.tasks.loading import rows_to_measure, task_of, texts_read
 from distill.teachers.served import Served
 from distill.teachers.uncacheable import refuse_uncacheable
 from distill.training import loop
@@ -134,7 +134,7 @@ def fit(
         refuse_used(Path(output_dir))
     with answered((teacher, student), answers):
         task = read_task(teacher, student, data, tokenizer)
-        read, found = data if task is None else over(data, task), None
+        read, found = _read_texts(teacher, student, data, tokenizer) if task is None else over(data, task), None
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
         taught = _keeping(teacher, cache, top_k, objective=objective, mapping=mapping, answers=answers)
         if isinstance(mapping, str) and mapping == SEARCH:
@@ -143,7 +143,7 @@ def fit(
             found = mapping_for(teacher, student, read, schedule, resumed=known, console=console)
             mapping = found.sides
         training = training_of(taught, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
-        tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task)
+        tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task, tokenizer=tokenizer)
     training = training.kept(
         output_dir, _settings(training, answers, found) | _kept_by(taught, top_k), _networks(teacher, student),
         tokenizer=None if task is None else task.tokenizer, resume=resume, every=every,
@@ -176,6 +176,14 @@ def read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Ta
     reads = tokenizer_among(given_preprocessors(tokenizer))
     task = task_of(data, known, reads)
     return None if task is None else numbered_as(task, known, student)
+
+
+def _read_texts(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Any:
+    """Return texts and chats in memory as the rows that a language model reads; other data as it is."""
+    if isinstance(teacher, CausalModel):
+        return data
+    reads = tokenizer_among(given_preprocessors(tokenizer))
+    return over(data, texts_read(data_of(data), student if teacher is None else teacher, reads))
 
 
 def choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:
@@ -253,14 +261,21 @@ def _networks(teacher: Any, student: nn.Module) -> dict[str, Any]:
 
 
 def _read_held_out(
-    training: Training, teacher: Any, student: nn.Module, eval_data: Any, *, data: Any, task: Task | None
+    training: Training,
+    teacher: Any,
+    student: nn.Module,
+    eval_data: Any,
+    *,
+    data: Any,
+    task: Task | None,
+    tokenizer: Any,
 ) -> Any:
     """Return the rows to measure on, or None; rows of a causal model are checked where they are measured on."""
     if not isinstance(training.rows, Rows):
         return given(teacher, eval_data) if isinstance(teacher, CausalModel) and eval_data is not None else eval_data
-    tested = rows_to_measure(
-        eval_data, data_of(data), task, training.rows, student if teacher is None else teacher, student
-    )
+    known = student if teacher is None else teacher
+    reads = tokenizer_among(given_preprocessors(tokenizer))
+    tested = rows_to_measure(eval_data, data_of(data), task, training.rows, known, student, tokenizer=reads)
     if tested is not None and has_classes(tested):
         check(None, student, tested)
     return tested

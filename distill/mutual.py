@@ -38,7 +38,7 @@ from distill.objectives.term_weights import Weight
 from distill.processes import is_first
 from distill.results import FitResult
 from distill.storage.files import write, write_json
-from distill.tasks.loading import rows_to_measure, task_of, training_rows
+from distill.tasks.loading import rows_to_measure, task_of, texts_read, training_rows
 from distill.training import loop
 from distill.training.checkpoints import LOG, STEPS, lines_of
 from distill.training.checks import check, check_together
@@ -117,12 +117,13 @@ def mutual(
         task = None if data is None else task_of(data, networks[0], reads)
         schedule = schedule or default_schedule(task)
         task = None if task is None else numbered_as(task, *networks)
-        rows = training_rows(data if task is None else task, networks[0], schedule.seed, *networks[1:])
+        read = texts_read(data, networks[0], reads) if task is None else task
+        rows = training_rows(read, networks[0], schedule.seed, *networks[1:])
         training = _training(
             networks, rows, objective, own, _edges(edges, len(networks)), mapping=mapping, weights=weights,
             schedule=schedule,
         )  # fmt: skip
-        tested = rows_to_measure(eval_data, data, task, rows, *networks)
+        tested = rows_to_measure(eval_data, data, task, rows, *networks, tokenizer=reads)
         if tested is not None and has_classes(tested):
             for network in networks:
                 check(None, network, tested)

@@ -144,6 +144,7 @@ TESTED_BY = {
     "distill/data/draws.py": "tests/distill/training/test_readings.py",
     "distill/data/tables.py": "tests/distill/data/test_files.py",
     "distill/data/text.py": "tests/distill/data/test_files.py",
+    "distill/data/texts/reading.py": "tests/distill/data/texts/test_language.py",
     "distill/data/token_meanings.py": "tests/distill/data/test_token_alignment.py",
     "distill/data/trained_on.py": "tests/faults/test_splits.py",
     "distill/errors.py": "tests/faults/test_security.py",
@@ -190,6 +191,7 @@ TESTED_BY = {
         f"distill/students/{name}.py": "tests/distill/students/test_importance.py"
         for name in ("kept_units", "layer_search", "ranking", "readings")
     },
+    "distill/tasks/language.py": "tests/distill/data/texts/test_language.py",
     "distill/tasks/causal/equality.py": "tests/distill/causal/test_model.py",
     "distill/tasks/causal/mqnli_files.py": "tests/distill/tasks/causal/test_mqnli.py",
     "distill/tasks/causal/trees.py": "tests/distill/causal/test_model.py",

@@ -102,7 +102,8 @@ def compare(
             "compare(teacher=CausalModel(…)) has no kinds of interchange to compare, as variables have places of their "
             "own; measure each network: interchange_accuracy(causal_model, network, mapping)."
         )
-    teacher, runs, data = uncompiled(teacher), students_of(students), as_read(data)
+    teacher, runs = uncompiled(teacher), students_of(students)
+    data = as_read(data, teacher)
     mappings, own = mappings_of(mapping, list(runs)), kind_of(sources, positions)
     _refuse_other_sources([each.model for of in runs.values() for each in of], {MAPPED: own, **kinds_of(kinds)})
     settings = {"pairs": pairs, "seed": seed, "batch_size": batch_size, "effective_only": effective_only}

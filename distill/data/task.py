@@ -107,7 +107,7 @@ class Task:
         return max(counts.values()) / counts.total()
 
     def example(self, i: int = 0) -> str:
-        """Return test row `i` and its class as text.
+        """Return test row `i` as text, and its class if the task has classes.
 
         Raises:
             DistillError: a task that cannot show its rows.
@@ -115,7 +115,7 @@ class Task:
         if self.show is None:
             raise DistillError(f"task {self.name!r} cannot show its rows as text; look at task.test[{i}]")
         row = self.test[i]
-        return f"{self.show(row)} → {self.classes[int(row['labels'])]}"
+        return f"{self.show(row)} → {self.classes[int(row['labels'])]}" if self.classes else self.show(row)
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:

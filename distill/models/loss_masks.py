@@ -84,6 +84,12 @@ def expects_next(model: Any) -> bool:
     return _place_by_class(innermost(model)) == "next"
 
 
+def predicts_next(model: Any) -> bool:
+    """Return whether the class of a model says that it predicts the next token of its own inputs, as decoders do."""
+    is_pair = getattr(getattr(innermost(model), "config", None), "is_encoder_decoder", False)
+    return not is_pair and expects_next(model)
+
+
 def answers_by_decoder(model: Any, batch: Mapping[str, Tensor]) -> bool:
     """Return whether a decoder answers, so that the labels do not belong to the tokens that the encoder reads."""
     return "decoder_input_ids" in batch or writes_labels(model, batch)

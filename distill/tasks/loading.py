@@ -14,12 +14,13 @@ from distill.data.files import is_same_file, rows_of
 from distill.data.rows import Rows
 from distill.data.task import Task, share
 from distill.data.text import MAX_LENGTH
+from distill.data.texts.reading import kind_of_texts
 from distill.errors import DistillError, checked
 from distill.models.inputs import innermost, network_of, vocabulary_of
 from distill.models.numbering import numbered_as, renumbered
 from distill.models.pad_tokens import longest_input
 from distill.models.preprocessors import preprocessors_of, tokenizer_among
-from distill.tasks import agreement, pvr, sst2
+from distill.tasks import agreement, language, pvr, sst2
 from distill.tasks.digits import digits
 from distill.tasks.mnist import mnist_digits
 from distill.writing.written import Written, data_of
@@ -55,12 +56,24 @@ def training_rows(data: Any, model: Any, seed: int = 0, *others: Any) -> Rows:
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, seed)
     task = task_of(data, model)
-    return numbered_as(Rows.of(data) if task is None else task.train, model, *others)
+    return numbered_as(as_rows(data, model) if task is None else task.train, model, *others)
 
 
-def as_read(data: Any) -> Any:
+def as_read(data: Any, model: Any, tokenizer: Any = None) -> Any:
     """Return data in a form that can be used several times: rows; names, files and tasks stay as they are."""
-    return data if data is None or isinstance(data, str | Path | Task | Written) else Rows.of(data)
+    return data if data is None or isinstance(data, str | Path | Task | Written) else as_rows(data, model, tokenizer)
+
+
+def as_rows(data: Any, model: Any, tokenizer: Any = None) -> Rows:
+    """Return data as rows: texts and chats as a language model reads them, others as `Rows.of` does."""
+    return Rows.of(texts_read(data, model, tokenizer))
+
+
+def texts_read(data: Any, model: Any, tokenizer: Any = None) -> Any:
+    """Return texts and chats in memory as the rows that a language model reads; other data as it is."""
+    if data is None or isinstance(data, str | Path | Rows) or not language.for_model(data, model):
+        return data
+    return language.rows_for_model(data, model, tokenizer)
 
 
 def held_out(data: Any, model: Any, *others: Any) -> Rows:
@@ -72,10 +85,12 @@ def held_out(data: Any, model: Any, *others: Any) -> Rows:
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
     task = task_of(data, model)
-    return numbered_as(Rows.of(data) if task is None else task.test, model, *others)
+    return numbered_as(as_rows(data, model) if task is None else task.test, model, *others)
 
 
-def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Rows, *models: Any) -> Rows | None:
+def rows_to_measure(
+    eval_data: Any, trained_on: Any, task: Task | None, rows: Rows, *models: Any, tokenizer: Any = None
+) -> Rows | None:
     """Return the rows that `fit` measures on: all rows of a file, else as `held_out`, else the test rows of its task.
 
     Args:
@@ -84,17 +99,20 @@ def rows_to_measure(eval_data: Any, trained_on: Any, task: Task | None, rows: Ro
         task: the task of the training data, if it is one.
         rows: the training rows; they name the classes if no model does.
         models: the models; the first gives the tokenizer of a file.
+        tokenizer: of a file instead; None is that of the task, else that of the model.
     """
-    eval_data = data_of(eval_data)
+    eval_data, tokenizer = data_of(eval_data), tokenizer or (None if task is None else task.tokenizer)
     if eval_data is None or is_same_file(eval_data, trained_on):
         return None if task is None else task.test
-    if _is_file(eval_data):
-        found = rows_of(eval_data, tokenizer_of(models[0]), length_for(models[0]))
+    if _is_file(eval_data) and language.for_model(eval_data, models[0]):
+        found = language.rows_for_model(eval_data, models[0], tokenizer)
+    elif _is_file(eval_data):
+        found = rows_of(eval_data, tokenizer or tokenizer_of(models[0]), length_for(models[0]))
     elif isinstance(eval_data, str) and eval_data == RANDOM:
         return held_out(eval_data, models[0])
     else:
         other = task_of(eval_data, models[0])
-        found = Rows.of(eval_data) if other is None else other.test
+        found = as_rows(eval_data, models[0], tokenizer) if other is None else other.test
     names = None if isinstance(rows.classes, Ranked) else rows.classes
     return numbered_as(found, *models, names=names)
 
@@ -108,6 +126,8 @@ def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
         return data
     if isinstance(data, str) and data == RANDOM:
         return None
+    if _is_file(data) and language.for_model(data, model):
+        return language.task_for_model(data, model, tokenizer)
     if _is_file(data):
         return load(data=data, tokenizer=tokenizer or tokenizer_of(model), max_length=length_for(model))
     if isinstance(data, str):
@@ -166,8 +186,8 @@ def names() -> tuple[str, ...]:
 def load(
     name: str | None = None,
     *,
-    data: str | Path | None = None,
-    eval_data: str | Path | None = None,
+    data: Any = None,
+    eval_data: Any = None,
     tokenizer: Any = None,
     fraction: float = 1.0,
     seed: int = 0,
@@ -177,32 +197,54 @@ def load(
     max_length: int | None = None,
     split_seed: int = 0,
     clusters: str | None = None,
+    packing: str | None = None,
+    block_size: int | None = None,
 ) -> Task:
-    """Return a task by name, or from a file of the user.
+    """Return a task by name, or from data of the user.
 
     `load("pvr")`, `load("mnist", data=FOLDER)`, `load("sst2", data=FOLDER, tokenizer=...)`,
-    `load(data="my.csv", tokenizer=...)`.
+    `load(data="my.csv", tokenizer=...)`, `load("text", data="my.txt", tokenizer=..., block_size=512)`,
+    `load("chat", data="my.jsonl", tokenizer=...)`.
+
+    A file of texts with labels is one of classification. Texts and chats for language models have no classes; their
+    labels are the tokens, −100 in prompts, so that losses are over completions alone: "text" has a column of texts,
+    "chat" either `messages`, lists of `{"role": …, "content": …}` whose answers of the assistant are learned, or
+    `prompt` and `completion`, texts or lists of messages. Chats are written by the chat template of the tokenizer.
+    Texts and completions end with the tokenizer's end token.
 
     Args:
-        name: one of `names()`; None for a file.
-        data: the folder of a task by name, or the file.
-        eval_data: the test file; without one a fifth is held out.
+        name: one of `names()`, "text" or "chat"; None for data of the user, of which chats are recognized.
+        data: the folder of a task by name, or the file; texts and chats may be a list of dicts, a dict of columns, a
+            frame or a Hugging Face Dataset too.
+        eval_data: the data to test on; without any a fifth is held out.
         tokenizer: the teacher's tokenizer, for tasks of text.
         fraction: the share of the training rows to keep, drawn by `seed`; the test rows stay.
         seed: seeds that draw.
         text, label: the columns of a file.
         classes: the labels of the data in the order of the model's outputs. Without it, `fit` and the measurements
             match them with the names that a model gives to its classes (`config.id2label`).
-        max_length: texts of a file are cut at this number of tokens, 128 by default, with a warning.
+        max_length: texts of a file are cut at this number of tokens, 128 by default (1024 for language models), with a
+            warning. Completions that lie behind the cut are counted, and their rows left out.
         split_seed: seeds the draw of the held-out fifth. It does not depend on `seed`, so that runs of other seeds are
             measured on the same rows.
         clusters: the column of a file that says what rows share, e.g. a template or a speaker. Intervals then take rows
             with one value for related.
+        packing: "best-fit" or "in order" puts several texts or chats into each row, which begin anew in `position_ids`:
+            the longest first, each into the row that it fills best, or as they follow each other. Longer texts are
+            continued in another row. "best-fit" by default where `block_size` is given, else none are.
+        block_size: the number of tokens of such a row, `max_length` by default.
 
     Raises:
         DistillError: an unknown name, settings that the task does not take, or data that cannot be used.
     """
     share(1, fraction, seed)  # raises before anything is read
+    if name in language.NAMES or (name is None and _is_of_language(data)):
+        _refuse(name or "chat", label=label, classes=classes)
+        return language.task(
+            data, tokenizer, name=name, eval_data=eval_data, text=text, max_length=max_length, packing=packing,
+            block_size=block_size, fraction=fraction, seed=seed, split_seed=split_seed, clusters=clusters,
+        )  # fmt: skip
+    _refuse(name or "of texts with labels", packing=packing, block_size=block_size)
     if name is None and data is not None:
         return files.task(
             data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes,
@@ -225,6 +267,12 @@ def load(
         return task
     order = stated(classes)
     return renumbered(task, matched(task.classes, order, "the names given"), order)
+
+
+def _is_of_language(data: Any) -> bool:
+    """Return whether data of the user is for language models: chats in a file, or any texts in memory."""
+    kinds: tuple[str | None, ...] = (language.CHAT,) if isinstance(data, str | Path) else language.NAMES
+    return data is not None and kind_of_texts(data) in kinds
 
 
 def _unknown(name: str) -> str:
