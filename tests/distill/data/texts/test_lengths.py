@@ -96,6 +96,7 @@ def test_lengths_are_those_of_ragged_columns():
     rows = Rows.of({"input_ids": [[1, 2, 3], [4]], "attention_mask": [[1, 1, 1], [1]], "labels": [0, 1]})
     assert lengths_of(rows).tolist() == [6, 2]
     assert lengths_of(vectors()) is None
+    assert lengths_of(Rows({"x": [torch.ones(2), torch.ones(2)], "y": torch.ones(2)})) is None
     assert lengths_of(object()) is None
 
 
