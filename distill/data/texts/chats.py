@@ -144,7 +144,7 @@ class _Template:
 
     @property
     def has_marks(self) -> bool:
-        """Whether the template marks what an assistant wrote."""
+        """True for a template that marks what an assistant wrote."""
         return MARKS.search(self._source) is not None
 
     def text(self, messages: Messages, **settings: Any) -> str:

@@ -39,7 +39,7 @@ class TextRows:
 
     @property
     def is_chat(self) -> bool:
-        """Whether the rows have completions."""
+        """True for rows with completions."""
         return self.columns in (CHAT, PROMPT)
 
     def __len__(self) -> int:
