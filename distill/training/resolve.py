@@ -156,7 +156,7 @@ def training_of(
         assert isinstance(rows, Rows)
         writing = Writing.of(data, rows, teacher, student, schedule.seed)
         rows = writing.rows
-    objectives, left_out = keep_supported(requested, rows)
+    objectives, left_out = keep_supported(requested, rows, ("labels",) if writing is not None else ())
     check(teacher, student, rows, entries)
     if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
         raise DistillError(
@@ -210,17 +210,24 @@ def _refuse_two_masks(objectives: Sequence[Any]) -> None:
         )
 
 
-def keep_supported(objectives: Sequence[Objective], rows: Rows | Feed) -> tuple[list[Objective], tuple[str, ...]]:
+def keep_supported(
+    objectives: Sequence[Objective], rows: Rows | Feed, made: Sequence[str] = ()
+) -> tuple[list[Objective], tuple[str, ...]]:
     """Return the objectives for which the data has all columns, and the terms of those that are left out.
 
     Objectives that need labels are left out, with a warning, if the data has none, as a transfer set may.
+
+    Args:
+        objectives: the requested objectives.
+        rows: the data, or the samples of a causal model.
+        made: columns that are added to the data in each step.
 
     Raises:
         DistillError: another column is missing, or no objective remains.
     """
     if not isinstance(rows, Rows):
         return list(objectives), ()
-    lacking = {each: [name for name in each.needs if name not in rows.columns] for each in objectives}
+    lacking = {each: [name for name in each.needs if name not in (*rows.columns, *made)] for each in objectives}
     kept = [each for each in objectives if not lacking[each]]
     for objective, missing in lacking.items():
         if not missing:

@@ -22,8 +22,8 @@ from distill.models.host_copies import host_columns
 IGNORED = -100
 OF_TOKENS = ("input_ids", "attention_mask", "labels", "special_tokens_mask")
 """The columns with a value for each token that are known for tokens that a model writes too."""
-LOOKED_AT = 256
-"""The number of rows whose labels are compared with their tokens."""
+FEW, LOOKED_AT = 8, 256
+"""The numbers of rows whose columns are looked at, and whose labels are compared with their tokens."""
 
 
 def as_tokens(prompts: Any, tokenizer: Callable[[], Any]) -> Any:
@@ -50,7 +50,7 @@ def as_tokens(prompts: Any, tokenizer: Callable[[], Any]) -> Any:
 
 
 def as_prompts(rows: Rows, *, by_encoder: bool) -> Rows:
-    """Return rows of tokens with labels: those of rows without completions are −100.
+    """Return rows of tokens, after a check of their columns; those that an encoder reads have labels, −100 if not.
 
     Args:
         rows: the rows.
@@ -73,12 +73,10 @@ def as_prompts(rows: Rows, *, by_encoder: bool) -> Rows:
                 f"have none; leave it out: Written({{name: prompts[name] for name in {list(OF_TOKENS)}}})."
             )
     labels = table.get("labels")
+    if labels is None and by_encoder:  # without any a decoder of its own has nothing to read
+        return replace(rows, table={**table, "labels": torch.full((len(rows), 1), IGNORED)})
     if labels is None:
-        if isinstance(ids, Tensor):
-            table["labels"] = torch.full_like(ids, IGNORED)
-        else:
-            table["labels"] = [torch.full_like(row, IGNORED) for row in ids]
-        return replace(rows, table=table)
+        return rows
     first = labels[0]
     if first.ndim != 1 or first.is_floating_point() or (not by_encoder and first.shape != ids[0].shape):
         raise DistillError(
@@ -99,7 +97,7 @@ def split(batch: Mapping[str, Tensor], *, by_encoder: bool) -> tuple[list[Tensor
         by_encoder: whether an encoder reads the prompts.
     """
     host = host_columns(batch)
-    ids, labels = host["input_ids"], host["labels"]
+    ids, labels = host["input_ids"], _labels(host)
     real = host["attention_mask"].bool() if "attention_mask" in host else torch.ones_like(ids).bool()
     if by_encoder:
         tokens = [row[kept] for row, kept in zip(ids, real, strict=True)]
@@ -116,7 +114,7 @@ def split(batch: Mapping[str, Tensor], *, by_encoder: bool) -> tuple[list[Tensor
 def lengths(batch: Mapping[str, Tensor], *, by_encoder: bool) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
     """Return the number of tokens in the prompt and in the completion of each row of a batch, on the host."""
     host = host_columns(batch)
-    ids, is_labelled = host["input_ids"], host["labels"] != IGNORED
+    ids, is_labelled = host["input_ids"], _labels(host) != IGNORED
     real = host["attention_mask"].bool() if "attention_mask" in host else torch.ones_like(ids).bool()
     if by_encoder:
         return real.sum(1), is_labelled.sum(1)
@@ -174,6 +172,11 @@ def completed(
     return {name: padded.get(name, column) for name, column in batch.items()} | padded
 
 
+def _labels(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the labels of a batch, all −100 where it has none."""
+    return batch["labels"] if "labels" in batch else torch.full_like(batch["input_ids"], IGNORED)
+
+
 def _special(
     batch: Mapping[str, Tensor], wholes: Sequence[Tensor], prompts: Sequence[Tensor], ends: Sequence[int]
 ) -> list[Tensor]:
@@ -195,8 +198,9 @@ def _masked(tokens: Tensor, until: int) -> Tensor:
 
 
 def _is_of_tokens(column: Column, ids: Column) -> bool:
-    """Return whether a column has a value for each token of each row."""
-    return not isinstance(column, Tensor) or (isinstance(ids, Tensor) and column.shape == ids.shape)
+    """Return whether a column has a value for each token of the first rows."""
+    rows = range(min(FEW, len(ids)))
+    return all(column[row].ndim == 1 and len(column[row]) == len(ids[row]) for row in rows)
 
 
 def _check_labels(rows: Rows) -> None:

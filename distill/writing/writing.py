@@ -24,8 +24,8 @@ from distill.writing.prompts import as_prompts, completed, lengths, prompts_for,
 from distill.writing.written import Written
 
 FILE = "written.safetensors"
-CHUNK = 1024
-"""The number of rows that are checked at a time."""
+CHUNK, CHECKED = 1024, 65_536
+"""The numbers of rows that are checked at a time, and before a training; others are checked in their steps."""
 SHARE, BY_STUDENT, BY_TEACHER = 2, 3, 4
 """What a seed is for; 0 and 1 are the generators of a step."""
 
@@ -241,12 +241,12 @@ class Writing:
             )
 
     def _check_prompts(self) -> None:
-        """Check all rows before the training, as far as they can be used in it."""
+        """Check rows before the training, for what may happen to them in it."""
         by_encoder = reads_by_encoder(self.student)
         places: list[int | None] = [place for place, level in enumerate(self.levels) if level.share != 0]
         if all(callable(level.share) or level.share < 1 for level in self.levels):
             places.insert(0, None)
-        for numbers in torch.arange(len(self.rows)).split(CHUNK):
+        for numbers in torch.arange(min(len(self.rows), CHECKED)).split(CHUNK):
             batch = self.rows.batch(numbers)
             for place in places:
                 self._check(batch, numbers, place, by_encoder=by_encoder)

@@ -15,8 +15,10 @@ from distill import CRD, DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, S
 from distill.objectives import Objective, Step
 from distill.objectives.step import zero_of
 from distill.training.parallel import sharded
+from distill.writing import writing
 from interventions import Location, Mixup
 from tests.distill.tiny_models import QUIET, bert, gpt2_lm, spread, text
+from tests.distill.writing.words import pairs, taught
 from tests.forked_groups import serve
 
 LAYERS = {Location(1): Location(0), Location(3): Location(1)}
@@ -139,6 +141,23 @@ def kept(engine: str, objective: str = "kd", **settings: Any) -> Any:
     return {"losses": losses, "weights": sums(student), "calls": [before[end] - before[0] for end in (1, 3, 5)]}
 
 
+def written(
+    engine: str, folder: str, by: str, share: float, trouble: tuple[str, int, int] | None = None, resume: Any = False
+) -> Any:
+    """Fit a student on what it, or the teacher, writes; return losses, weights, and how often this process wrote."""
+    teacher, student = taught()
+    Trouble.planned, calls = trouble, []
+    generate = writing.generate
+    writing.generate = lambda *given: (calls.append(given), generate(*given))[1]
+    rows = pairs().take([0, 1, 2, 3, 2, 1, 0][: 7 if by == "teacher" else 5])  # 5: none is left for a process
+    result = distill.fit(
+        teacher, student, {}, distill.Written(rows, by, share=share, max_new_tokens=5), objective=[KD(1.0), Trouble()],
+        epochs=3, batch_size=4, lr=0.01, output_dir=folder, every=2, resume=resume, accelerator=accelerator_of(engine),
+        console=QUIET,
+    )  # fmt: skip
+    return {"losses": [record.loss for record in result.records], "weights": sums(student), "calls": len(calls)}
+
+
 def again(engine: str, teacher_from: int) -> Any:
     """Train one student twice, each time two steps, with a teacher that is sharded from some bytes on."""
     sharded.TEACHER_FROM = teacher_from
@@ -195,7 +214,15 @@ def types(model: nn.Module) -> list[str]:
     return sorted({type(each).__name__ for each in (*model.modules(), *model.parameters())})
 
 
-CASES = {"train": train, "fitted": fitted, "kept": kept, "again": again, "refused": refused, "different": different}
+CASES = {
+    "train": train,
+    "fitted": fitted,
+    "kept": kept,
+    "written": written,
+    "again": again,
+    "refused": refused,
+    "different": different,
+}
 
 
 def warm() -> None:
