@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from interventions.arguments import checking
     from interventions.describe import describe
     from interventions.errors import InterventionError
+    from interventions.execution.deferring import deferring_head
     from interventions.execution.origins import Stored
     from interventions.execution.requests import Handle
     from interventions.execution.run import Activations, Run
@@ -93,6 +94,7 @@ __all__ = [
     "checking",
     "collect",
     "data_frame",
+    "deferring_head",
     "describe",
     "heat_map",
     "import_when_used",
@@ -144,6 +146,7 @@ _NAMES = {
     "interventions.arguments": "checking",
     "interventions.describe": "describe",
     "interventions.errors": "InterventionError",
+    "interventions.execution.deferring": "deferring_head",
     "interventions.execution.origins": "Stored",
     "interventions.execution.requests": "Handle",
     "interventions.execution.run": "Activations Run",

@@ -14,6 +14,7 @@ import torch
 
 from interventions.arguments import checked
 from interventions.errors import InterventionError
+from interventions.execution.deferring import call_deferring, calls_made
 from interventions.execution.hooked import (
     check_complete,
     fetcher,
@@ -46,7 +47,7 @@ from interventions.hooks.scopes import Scope, acting
 from interventions.hooks.taps import Tap
 from interventions.locations import Location
 from interventions.models.architectures import architecture
-from interventions.models.calls import arguments_of, call
+from interventions.models.calls import arguments_of
 from interventions.models.places import Place
 from interventions.models.wrappers import Model, module_of
 from interventions.operators import Operator
@@ -206,14 +207,18 @@ def interchange(
     inputs = without_cache(found, inputs)
     if replay is not None:
         check_complete(model, inputs)
-    with nullcontext() if replay is None else replay.surrounding(scope), opened(scope):
-        output = call(model, inputs)
+    answers = base.answers if isinstance(base, Run) else None
+
+    def is_done() -> bool:
+        return all(write.firings for write in writes) and calls_made(list(places), activations)
+
+    with nullcontext() if replay is None else replay.surrounding(scope):
+        output = call_deferring(model, inputs, scope, is_done, whole=keep is not None or answers is not None)
     check_fired(writes, "the counterfactual run")
     check_ran(activations, "the counterfactual run")
     activations.fetch_with(fetcher(model, inputs, again, made=None))
     output = output if scope.stores else without_past(output)
     output = output if keep is None else keep(output)
-    answers = base.answers if isinstance(base, Run) else None
     made = base._stamp if isinstance(base, Run) and recording is not None else Stamp.of(model)
     return Run(model, inputs, output, activations, again, is_counterfactual=True, answers=answers, _stamp=made)
 

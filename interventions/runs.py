@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from interventions.arguments import checked
 from interventions.errors import InterventionError
+from interventions.execution.deferring import call_deferring, calls_made
 from interventions.execution.hooked import fetcher, make_store, prepare_reads, read, recording_scope
 from interventions.execution.parts import part_of
 from interventions.execution.recordings import Recording
@@ -30,7 +32,6 @@ from interventions.hooks.scopes import Scope
 from interventions.locations import Location
 from interventions.models.answers import Answers, rule_in
 from interventions.models.architectures import architecture
-from interventions.models.calls import call
 from interventions.models.wrappers import Model, is_traced, module_of
 from interventions.names import shown
 
@@ -90,8 +91,8 @@ def run(
     places = {location: found.place(location) for location in locations_of(at)}
     activations, taps = prepare_reads(places, detach=detach, device=device)
     scope = recording_scope(model, taps, recording)
-    with opened(scope):
-        output = call(model, inputs)
+    whole, is_done = keep is not None or answers is not None, partial(calls_made, list(places), activations)
+    output = call_deferring(model, inputs, scope, is_done, whole=whole)
     output = output if keep is None else keep(output)
     if recording is not None:
         recording.close()

@@ -1,13 +1,21 @@
-"""The penultimate features of a model: the input of its last linear layer, its head."""
+"""The head of a model, its last linear layer: its input, the penultimate features, and runs that end before it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from operator import mul
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.modules.dropout import _DropoutNd
 
 from distill.errors import DistillError
-from distill.models.inputs import evaluating, network_of
-from interventions import InterventionError, Location, Run, run
+from distill.losses.chunked import LazyLogits
+from distill.models.inputs import evaluating, innermost, network_of
+from interventions import InterventionError, Location, Run, deferring_head, intervene, run
 
 WAY_OUT = "say where its features are, e.g. at=Location(-1) or at=Location(module='…', io='input')"
 
@@ -105,3 +113,161 @@ def _is_repeated(model: nn.Module, path: str) -> bool:
 
 def _shapes(module: nn.Module) -> list[torch.Size]:
     return [parameter.shape for parameter in module.parameters()]
+
+
+LARGE = 2**24
+"""From so many logits on, tokens × classes, a run ends before the head: 64 MiB in single precision."""
+EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
+"""How much the logits of a part may differ from those of the whole, over the largest; 0.02 in half precision."""
+STRONG = 60.0
+"""The size of the logits at which a scaling or a soft cap after the head shows."""
+
+After = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The module that ends in the logits of a model, and what the model does with its output; None is nothing."""
+
+    module: nn.Module
+    after: After | None
+
+
+@dataclass(frozen=True, eq=False)
+class Heads:
+    """Lets the runs of models end before their heads where their logits are large, so that losses make them in parts.
+
+    A head is tried once, on one row: its output, or a scaling or soft cap of it that the configuration of the model
+    names, has to be the logits, at their size and at a large one. Else the model runs to its end, as all others do.
+    """
+
+    _tried: dict[int, Head | None] = field(default_factory=dict)
+    _found: dict[int, nn.Module | None] = field(default_factory=dict)
+
+    @contextmanager
+    def deferred(self, models: Iterable[tuple[nn.Module, Any]]) -> Iterator[None]:
+        """Let the runs of models inside the block end before their heads, with inputs as large as these."""
+        with ExitStack() as stack:
+            for model, inputs in models:
+                if id(model) not in self._found:
+                    self._found[id(model)] = _head_module(model)
+                module = self._found[id(model)]
+                if module is None or _positions(inputs) * classes_of(module) < LARGE:
+                    continue
+                if id(model) not in self._tried:
+                    self._tried[id(model)] = _tried_head(model, inputs, module)
+                if (head := self._tried[id(model)]) is not None:
+                    least = -(-LARGE // classes_of(module))
+                    stack.enter_context(deferring_head(model, head.module, head.after, least=least))
+            yield
+
+
+def classes_of(head: Any) -> int:
+    """Return the number of classes of a head; 0 if it is no linear layer."""
+    weight = getattr(head, "weight", None)
+    return int(getattr(head, "out_features", 0)) or (len(weight) if isinstance(weight, Tensor) and weight.ndim else 0)
+
+
+def lazy_logits(ran: Run) -> LazyLogits | None:
+    """Return the logits of a run that ended before its head, `[batch, token, classes]`; None of any other."""
+    found = ran.deferred
+    if found is None or found.states.ndim != 3:
+        return None
+    trained = {name: each for name, each in found.head.named_parameters() if each.requires_grad and found.graded}
+    return LazyLogits(
+        (found.states,), lambda rows, weights: found.answer(rows[0], weights), trained, classes_of(found.head)
+    )
+
+
+def _head_module(model: nn.Module) -> nn.Module | None:
+    """Return the output embedding of a model; None if it has none that can be called part by part."""
+    try:
+        found = model.get_output_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+    if not isinstance(found, nn.Module) or all(each is not found for each in model.modules()):
+        return None
+    draws = any(isinstance(each, _DropoutNd) and each.p > 0 for each in found.modules())
+    derived = any("parametrizations" in each._modules for each in found.modules())
+    split = any(
+        isinstance(each, DTensor) or each.is_meta or (each.requires_grad and type(each) is not nn.Parameter)
+        for each in found.parameters()
+    )
+    return None if draws or derived or split or not classes_of(found) else found
+
+
+def _positions(inputs: Any) -> int:
+    """Return the number of positions of the largest of some inputs, over all examples."""
+    given = inputs.values() if isinstance(inputs, Mapping) else inputs if isinstance(inputs, tuple) else (inputs,)
+    tensors = [each for each in given if isinstance(each, Tensor) and each.ndim > 1]
+    return max((each.shape[0] * each.shape[1] for each in tensors), default=0)
+
+
+def _tried_head(model: nn.Module, inputs: Any, module: nn.Module) -> Head | None:
+    """Return the head of a model with what follows it, by runs on one row; None if the logits are something else."""
+    few = {name: each[:1] for name, each in inputs.items()} if isinstance(inputs, Mapping) else None
+    states = None if few is None else next(_states_at(model, few, module), None)
+    if few is None or states is None:
+        return None
+    path = next(path for path, each in model.named_modules() if each is module)
+    with evaluating(model), torch.no_grad():
+        size = float(states.answer(states.states).abs().max())
+        if not 0 < size < float("inf"):
+            return None
+        fitting = dict(_candidates(model))
+        for factor in (1.0, STRONG / size):
+            with intervene(model, Location(module=path, io="input"), op=partial(_times, factor)):
+                logits = run(model, few, resumable=False).logits
+            fitting = {name: after for name, after in fitting.items() if _agree(states, factor, after, logits)}
+    return Head(module, next(iter(fitting.values()))) if len(fitting) == 1 else None
+
+
+def _states_at(model: nn.Module, inputs: Any, module: nn.Module) -> Iterator[Any]:
+    """Yield the output of a run that ends before a head, if one does so."""
+    with evaluating(model), torch.no_grad(), deferring_head(model, module):
+        found = run(model, inputs, resumable=False).deferred
+    if found is not None and found.states.ndim == 3:
+        yield found
+
+
+def _times(factor: float, base: Tensor, source: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    return base * factor
+
+
+def _agree(found: Any, factor: float, after: After | None, logits: Tensor) -> bool:
+    """Return whether the states of a head times a factor, in two parts, give the logits of the model."""
+    states = found.states * factor
+    if logits.shape[:-1] != states.shape[:-1] or logits.shape[-1] != classes_of(found.head):
+        return False
+    near = EXACT.get(logits.dtype, 0.02) * float(logits.abs().max())
+    whole, rows = logits.flatten(0, -2), states.flatten(0, -2)
+    cuts = [slice(0, len(rows) // 2), slice(len(rows) // 2, None)]
+    parts = ((whole[cut], found.answer(rows[cut])) for cut in cuts if len(rows[cut]))
+    return all(bool(((part if after is None else after(part)) - there).abs().max() <= near) for there, part in parts)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, After | None]]:
+    """Yield what may follow a head, by name: nothing, or what the configuration of the model names."""
+    config: Any = getattr(innermost(model), "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    yield "nothing", None
+
+    def named(name: str) -> float | None:
+        value = getattr(config, name, None)
+        return float(value) if isinstance(value, int | float) and value not in (0, 1) else None
+
+    if (cap := named("final_logit_softcapping")) is not None:
+        yield "cap", partial(_capped, cap)
+    for name in ("logit_scale", "lm_head_multiplier", "logits_scaling"):
+        if (scale := named(name)) is not None:
+            yield f"times {name}", partial(mul, scale)
+            yield f"over {name}", partial(_over, scale)
+
+
+def _capped(cap: float, logits: Tensor) -> Tensor:
+    """Return logits softly capped to −cap … cap, in the operations of the models of transformers."""
+    return torch.tanh(logits / cap) * cap
+
+
+def _over(scale: float, logits: Tensor) -> Tensor:
+    return logits / scale

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.losses.chunked import LazyLogits
 from distill.models.inputs import innermost
 from distill.objectives.step import Step
 from interventions import shown
@@ -30,7 +31,7 @@ def check_answers(answers: Any, caller: str) -> Answers | None:
     return answers
 
 
-def answers_of(step: Step, logits: Tensor, chosen: Answers | None, caller: str) -> Answers:
+def answers_of(step: Step, logits: Tensor | LazyLogits, chosen: Answers | None, caller: str) -> Answers:
     """Return what the student's logits stand for: as chosen, else by its configuration, else by the labels.
 
     Where nothing is chosen, `problem_type` of a transformers configuration decides. Without one, labels of the shape of

@@ -17,6 +17,9 @@ from torch import Tensor
 
 from distill.errors import DistillError, checked
 from distill.losses import cross_entropy
+from distill.losses.chunked import LazyLogits, mean_in_chunks
+from distill.losses.common import is_labelled
+from distill.models.head import lazy_logits
 from distill.models.host_copies import on_both
 from distill.models.inputs import MASKED, TEACHERS, following, writes_labels
 from distill.models.loss_masks import LABELS
@@ -62,6 +65,8 @@ class MaskedLM(Objective):
             self.mask_token = _mask_token(tokenizer)
             self.tokens, self.special = len(tokenizer), tuple(tokenizer.all_special_ids)
 
+    in_chunks = True
+
     def alter(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> Mapping[str, Tensor]:
         """Return the batch with tokens masked and with what they were; a batch that is masked already is returned."""
         if self.mask_token is None or MASKED in batch:
@@ -92,12 +97,10 @@ class MaskedLM(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term `mlm`; 0 where no token happens to be masked."""
-        logits = step.student.logits
+        logits = lazy_logits(step.student) or step.student.logits
         labels = step.batch[MASKED] if MASKED in step.batch else step.labels_in_place("MaskedLM()")
         _refuse_other_shapes(logits, labels, "MaskedLM")
-        if not bool((on_host(labels) != -100).any()):
-            return {"mlm": zero_of(logits)}
-        return {"mlm": step.mean(cross_entropy(logits, labels), MASKED if MASKED in step.batch else LABELS)}
+        return {"mlm": _cross_entropy(step, logits, labels, MASKED if MASKED in step.batch else LABELS)}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
@@ -121,26 +124,36 @@ class CausalLM(Objective):
         ("clm",), "CE(z_s at token t, token t + 1) over the tokens that are no padding", "Radford et al. 2018"
     )
 
+    in_chunks = True
+
     def counts(self, batch: Mapping[str, Tensor]) -> Mapping[str, int]:
         """Return the number of tokens that follow another."""
         return {FOLLOWING: int((following(batch) != -100).sum())} if "input_ids" in batch else {}
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term `clm`."""
-        logits = step.student.logits
+        logits = lazy_logits(step.student) or step.student.logits
         writes = writes_labels(step.network, step.batch)  # its decoder reads the labels shifted by one already
         step.column("labels" if writes else "input_ids", "CausalLM()")
         if "decoder_input_ids" in step.batch:
             raise DistillError("CausalLM() is for models that read what they write; for encoder–decoders use Labels().")
         labels = step.batch["labels"] if writes else on_both(following, step.batch)
-        logits = logits if writes else logits[:, :-1]
+        if not writes:
+            logits = logits[:, :-1] if isinstance(logits, Tensor) else logits.mapped(lambda rows: rows[:, :-1])
         _refuse_other_shapes(logits, labels, "CausalLM")
-        if not bool((on_host(labels) != -100).any()):
-            return {"clm": zero_of(logits)}
-        return {"clm": step.mean(cross_entropy(logits, labels), LABELS if writes else FOLLOWING)}
+        return {"clm": _cross_entropy(step, logits, labels, LABELS if writes else FOLLOWING)}
 
 
-def _refuse_other_shapes(logits: Tensor, labels: Tensor, caller: str) -> None:
+def _cross_entropy(step: Step, logits: Tensor | LazyLogits, labels: Tensor, over: str) -> Tensor:
+    """Return the cross-entropy of labels that are not −100, as its part of the whole step; 0 where there are none."""
+    if not bool((on_host(labels) != -100).any()):
+        return zero_of(logits)
+    if isinstance(logits, Tensor):
+        return step.mean(cross_entropy(logits, labels), over)
+    return step.mean(mean_in_chunks(cross_entropy, logits, labels, is_labelled(labels)), over)
+
+
+def _refuse_other_shapes(logits: Tensor | LazyLogits, labels: Tensor, caller: str) -> None:
     """Raise DistillError if there is not one answer for each label of a token."""
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
         raise DistillError(

@@ -89,6 +89,8 @@ class Objective(nn.Module, ABC):
         lr: the learning rate of its own parameters; None is that of the schedule.
         compares_runs: whether it compares the two runs of the step, so that it can compare counterfactual ones too.
         runs_by_rows: whether it runs the models as often as the rows of a process say, which sharded ones cannot do.
+        in_chunks: whether it makes logits of language models for a few tokens at a time (`lazy_logits`) if they are
+            large, so that a step may end its runs before their heads.
     """
 
     about: ClassVar[About | None] = None
@@ -96,6 +98,7 @@ class Objective(nn.Module, ABC):
     lr: float | None = None
     compares_runs: ClassVar[bool] = True
     runs_by_rows: ClassVar[bool] = False
+    in_chunks: ClassVar[bool] = False
 
     def reads(self, mapping: Sequence[Entry]) -> Reads:
         """Return the locations whose activations it needs from the base runs, besides the output."""

@@ -26,12 +26,16 @@ from distill.losses import (
     cross_entropy,
     dkd,
     forward_kl,
+    jensen_shannon,
     kd,
     mean_squared_error,
     multi_label_kd,
+    reverse_kl,
     squared_error,
 )
+from distill.losses.chunked import LazyLogits, mean_in_chunks
 from distill.losses.common import is_labelled, take_kept
+from distill.models.head import lazy_logits
 from distill.models.inputs import TEACHERS, inputs_of
 from distill.models.loss_masks import LABELS, TOKENS, answers_by_decoder, checked_tokens
 from distill.objectives.answers import Answers, answers_of, check_answers, decide_answers
@@ -66,6 +70,7 @@ class KD(Objective):
             Without labels of tokens they are the same.
     """
 
+    in_chunks = True
     about = About(
         ("kd",),
         "τ² KL(softmax(z_t/τ) ‖ softmax(z_s/τ)), mean over examples or labelled tokens",
@@ -104,19 +109,36 @@ class KD(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term `kd`."""
-        student, teacher = step.student.logits, step.taught.logits
+        both: Any = self._lazy(step) or (step.student.logits, step.taught.logits)
+        student, teacher = both
         if student.shape != teacher.shape and student.ndim == 3 and TEACHERS + "input_ids" in step.batch:
             raise DistillError(
                 f"KD() compares token by token, and the two models read other tokens: student {list(student.shape)}, "
                 f"teacher {list(teacher.shape)}; use SpanKD(alignment), which compares where their texts agree."
             )
-        _refuse_other_positions(step)
+        _refuse_other_positions(step, student.shape, teacher.shape)
+        if isinstance(student, LazyLogits):
+            mask = step.mask(student.rows[0], tokens=self.tokens)
+            part = partial(self._divergence, answers="classes", mask=None)
+            return {"kd": average_loss(step, partial(mean_in_chunks, part, mask=mask), student, teacher, mask)}
         answers = answers_of(step, student, self._decided or self.answers, "KD()")
         student = self._perturb(student, self.student_noise, "student", step)
         teacher = self._perturb(teacher, self.teacher_noise, "teacher", step)
         mask = step.mask(student, tokens=self.tokens)
         loss = partial(self._divergence, answers=answers, mask=mask)
         return {"kd": average_loss(step, loss, student, teacher, mask)}
+
+    def _lazy(self, step: Step) -> tuple[LazyLogits, LazyLogits | Tensor] | None:
+        """Return the answers of student and teacher to be made in parts; None where the whole logits are needed."""
+        student = lazy_logits(step.student)
+        if student is None or self.student_noise or self.teacher_noise or not _is_by_position(self.divergence):
+            return None
+        if answers_of(step, student, self._decided or self.answers, "KD()") != "classes":
+            return None
+        taught = step.taught
+        teacher = lazy_logits(taught) if taught.deferred is not None and not taught.deferred.graded else None
+        both = student, taught.logits if teacher is None else teacher
+        return both if isinstance(both[1], LazyLogits) or not both[1].requires_grad else None
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
@@ -286,15 +308,20 @@ class Labels(Objective):
         return ", ".join(shown + ([f"answers={self.answers!r}"] if self.answers else []))
 
 
-def _refuse_other_positions(step: Step) -> None:
+def _is_by_position(divergence: Divergence) -> bool:
+    """Return whether a divergence is known to compare each position by itself."""
+    plain = divergence.func if isinstance(divergence, partial) else divergence
+    return plain in (forward_kl, reverse_kl, jensen_shannon, squared_error)
+
+
+def _refuse_other_positions(step: Step, student: torch.Size, teacher: torch.Size) -> None:
     """Raise DistillError if token models answer at different tokens, as a decoder and an encoder–decoder do."""
-    student, teacher = step.student.logits, step.taught.logits
-    if student.ndim != 3 or teacher.ndim != 3:
+    if len(student) != 3 or len(teacher) != 3:
         return
     apart = answers_by_decoder(step.network, step.batch) != answers_by_decoder(step.taught.model, step.batch)
-    if apart or student.shape[:-1] != teacher.shape[:-1]:
+    if apart or student[:-1] != teacher[:-1]:
         kind = "the answers of one are to what its decoder writes, of the other to what it reads" if apart else ""
-        found = f"the student answers at {student.shape[1]} positions and the teacher at {teacher.shape[1]}"
+        found = f"the student answers at {student[1]} positions and the teacher at {teacher[1]}"
         raise DistillError(
             f"KD() compares token by token, and {kind or found}; let the student learn what the teacher writes, "
             "data={'input_ids': ids, 'labels': teacher.generate(ids)} with objective=[CausalLM()], or give both models "

@@ -15,6 +15,7 @@ from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.interchange.mapping import Entry
+from distill.losses.chunked import LazyLogits
 from distill.models.host_copies import on_both
 from distill.models.inputs import answer_mask, reads_apart, teachers
 from distill.models.loss_masks import (
@@ -307,13 +308,17 @@ class Step:
         return torch.Generator(self.generator.device).manual_seed(seed % 2**63)
 
 
-def zero_of(values: Tensor) -> Tensor:
+def zero_of(values: Tensor | LazyLogits) -> Tensor:
     """Return 0 with a graph to the values, whatever they are."""
-    return values[..., :0].sum()
+    return values[..., :0].sum() if isinstance(values, Tensor) else values.zero()
 
 
 def average_loss(
-    step: Step, loss: Callable[[Tensor, Tensor], Tensor], student: Tensor, teacher: Tensor, mask: Tensor | None
+    step: Step,
+    loss: Callable[..., Tensor],
+    student: Tensor | LazyLogits,
+    teacher: Tensor | LazyLogits,
+    mask: Tensor | None,
 ) -> Tensor:
     """Return the loss at the positions that a mask keeps, as its part of the whole step; 0 where it keeps none."""
     if mask is not None and not bool(on_host(mask).any()):

@@ -1,6 +1,7 @@
 """All runs of one step in one `forward`, and the parts in which a step is computed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from distill.causal.feed import Feed
 from distill.data.rows import Rows
 from distill.interchange.mapping import Entry
 from distill.interchange.swap import encoded
+from distill.models.head import Heads
 from distill.models.host_copies import host_columns, sliced
 from distill.models.inputs import decoder_masked, inputs_of, students, teachers
 from distill.models.loss_masks import LabelPlace, counts_of, label_place
@@ -64,6 +66,7 @@ class Computation(nn.Module):
         self.objectives: Any = nn.ModuleList(objectives)
         # In a tuple, so that frozen models are not submodules, which would be saved and wrapped with the trained ones.
         self._frozen = (teacher, None if trained is None else student)
+        self._heads = Heads()
         # Runs of traced models keep only requested activations; those of torch models keep every block output.
         is_traced = teacher is not None and not isinstance(teacher, nn.Module | Served)
         self._sources = _union(at.teacher for at in entries) if is_traced else ()
@@ -72,13 +75,23 @@ class Computation(nn.Module):
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
     ) -> dict[str, Tensor]:
         """Return the terms of all objectives on a batch."""
-        with trusting():
+        with self._before_heads(batch), trusting():
             step = self.step(batch, generator, moment)
             terms = terms_of(self.objectives, step)
             if step.ends is not None:  # to read inside a block whose output no loss is of would not gather its weights
                 name, ends = next(iter(terms)), [logits_if_any(step.student), *step.ends]
                 terms[name] = sum((zero_of(end) for end in ends if end is not None), start=terms[name])
             return terms
+
+    def _before_heads(self, batch: Mapping[str, Tensor]) -> AbstractContextManager:
+        """Return a block in which runs with large logits end before the head, if an objective makes these in parts."""
+        if self.sharded or self.feed is not None or not any(each.in_chunks for each in within(self.objectives)):
+            return nullcontext()
+        teacher, student = self._frozen[0], self.learning[0]
+        models = [(student, self.inputs(batch))]
+        if isinstance(teacher, nn.Module):
+            models.append((teacher, inputs_of(teacher, teachers(batch))))
+        return self._heads.deferred(models)
 
     def step(
         self,

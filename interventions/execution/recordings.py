@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from interventions.endings import ending
 from interventions.errors import InterventionError
+from interventions.execution.deferring import Deferred
 from interventions.hooks.installation import user_hooks
 from interventions.hooks.scopes import Scope, open_scopes
 from interventions.hooks.states import hidden
@@ -273,6 +274,8 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """Return `value` with a function applied to each tensor in it."""
     if isinstance(value, Tensor):
         return function(value)
+    if isinstance(value, Deferred):
+        return value.mapped(function)
     if isinstance(value, Mapping):
         entries = {key: map_tensors(function, entry) for key, entry in value.items()}
         return type(value)(**entries) if hasattr(value, "to_tuple") else entries

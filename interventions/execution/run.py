@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from interventions.errors import InterventionError
+from interventions.execution.deferring import Deferred
 from interventions.execution.examples import check_inputs_of, check_rows, examples_in, numbers_of
 from interventions.execution.recordings import Recording, detach_tensors
 from interventions.execution.stamps import Stamp
@@ -118,7 +119,14 @@ class Run:
     @property
     def logits(self) -> Tensor:
         """The logits: the part of the output that `answers` names, `logits`, or its only tensor; see `logits_of`."""
+        if self.deferred is not None:
+            self.check_fresh()  # the head is called now
         return logits_of(self.output, self.answers)
+
+    @property
+    def deferred(self) -> Deferred | None:
+        """The output, if the run ended before the head of its model (`deferring_head`) and no logits were read yet."""
+        return self.output if isinstance(self.output, Deferred) and not self.output.is_made else None
 
     def vectors(self, location: Location | str) -> Tensor:
         """Return an activation as `[batch, position, dims]`, `[batch, position, head, dims]` or `[batch, dims]`."""
@@ -266,6 +274,8 @@ def rows_of(value: Any, rows: Tensor, examples: int | None = None) -> Any:
         if not value.ndim or (examples is not None and len(value) == 1 != examples):
             return value
         return None if examples is not None and len(value) != examples else _taken(value, rows)
+    if isinstance(value, Deferred):
+        return value.mapped(lambda states: rows_of(states, rows, examples))
     if isinstance(value, Mapping):
         taken = {key: rows_of(entry, rows, examples) for key, entry in value.items()}
         return type(value)(**taken) if hasattr(value, "to_tuple") else taken

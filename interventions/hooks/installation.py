@@ -14,6 +14,7 @@ from typing import Any, cast
 from weakref import ReferenceType, ref
 
 from torch import nn
+from torch.nn.modules import module as torch_modules
 from torch.utils.hooks import RemovableHandle
 
 from interventions.hooks.attention_taps import make_get_interface
@@ -227,6 +228,25 @@ def _reorder(hooks: OrderedDict, order: list[int]) -> None:
 def is_hooked(module: nn.Module) -> bool:
     """Return whether any hook sees the output of a module: of the user, of transformers or of an open scope."""
     return bool(module._forward_hooks)
+
+
+def is_called_plainly(around: Sequence[nn.Module], head: nn.Module) -> bool:
+    """Return whether nothing is lost if the calls of the modules around a head end before it, and it is called later.
+
+    That is so without hooks of users on the head or around it, and without code of torch.compile or accelerate there.
+
+    Args:
+        around: the head and the modules around it.
+        head: the head.
+    """
+    anywhere = torch_modules._global_forward_hooks or torch_modules._global_forward_pre_hooks
+    if anywhere or any(each._compiled_call_impl is not None or hasattr(each, "_hf_hook") for each in around):
+        return False
+    outputs = [hooks for each in (*around, *head.modules()) for hooks in (each._forward_hooks, each._backward_hooks)]
+    inputs = [each._forward_pre_hooks for each in head.modules()]
+    backward = any(each._backward_pre_hooks for each in (*around, *head.modules()))
+    hooks = (pair for each in (*outputs, *inputs) for pair in each.items())
+    return not backward and all(number < 0 or _captures(hook) for number, hook in hooks)
 
 
 @dataclass(frozen=True, eq=False)

@@ -90,6 +90,12 @@ def answered(model: Any, answers: Any) -> Any:
         return iv.run(model, x()).logits
 
 
+def deferred(model: Any, **settings: Any) -> Any:
+    """Run a decoder in a block where its runs end before its head."""
+    with iv.deferring_head(model, **settings):
+        return iv.run(model, ids()).logits
+
+
 def generated(steps: Any, positions: Any) -> Any:
     """Zero a block while the decoder writes three tokens."""
     with iv.intervene(decoder(), BLOCK, op=iv.Zero(), steps=steps, positions=positions):
@@ -389,6 +395,13 @@ RUNS = [
         lambda: {"model": network(), "answers": lambda output: output},
         {"model": f"{NETWORK}|nan network", "answers": f"None|{NETWORK}|nan network"},
         own=("model", "answers"),
+    ),
+    Recipe(
+        "interventions.deferring_head",
+        deferred,
+        lambda: {"model": decoder(), "head": decoder().lm_head, "after": None, "least": 1},
+        {"model": "", "head": "", "after": "None|identity|empty network", "least": "1|7|numpy int"},
+        own=("model", "head"),
     ),
     Recipe(
         "interventions.Stored",
