@@ -1,7 +1,7 @@
 """Runs that end before the head of their model: its logits are computed when they are read, or part by part.
 
 The head of a language model is the last thing that it does, and its logits, `[batch, token, vocabulary]`, are often
-larger than all else in a training step. Nobody has to hold them who can work on a few tokens at a time.
+larger than all else in a training step. What works on a few tokens at a time need not hold them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
