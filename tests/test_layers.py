@@ -35,8 +35,8 @@ MOST_LINES_OF_A_FUNCTION = 60
 LONG = {"unpack": "interventions/tracing/packing.py sends it to hosts whole, as source text"}
 """Functions that may be longer, and why."""
 HANDING_ON = """
-    interventions interventions.subspaces interventions.tracing distill distill.losses distill.networks
-    distill.objectives distill.tasks""".split()
+    interventions interventions.metrics interventions.subspaces interventions.tracing distill distill.losses
+    distill.networks distill.objectives distill.tasks""".split()
 """Those whose `__init__` hands on names. Every other is a docstring: what it imports would travel to other machines."""
 HOOKS = "interventions/hooks/"
 HOOKING = re.compile(
@@ -52,6 +52,11 @@ TESTED_BY = {
         for name in ("activation_shards", "collected", "progress", "vectors")
     },
     "interventions/analysis/result.py": "tests/test_results.py",
+    "interventions/analysis/sweeping/batch_sweeps.py": "tests/interventions/analysis/test_sweeps.py",
+    **{
+        f"interventions/analysis/sweeping/{name}.py": "tests/interventions/analysis/test_data_sweeps.py"
+        for name in ("data_sweeps", "example_cuts", "sweep_checkpoints")
+    },
     "interventions/devices.py": "tests/interventions/execution/test_measures.py",
     "interventions/endings.py": "tests/faults/test_interrupts.py",
     "interventions/errors.py": "tests/faults/test_security.py",
@@ -77,6 +82,10 @@ TESTED_BY = {
     "interventions/hooks/scopes.py": "tests/interventions/promises/test_only_mine.py",
     "interventions/hooks/states.py": "tests/interventions/test_forms.py",
     "interventions/hooks/taps.py": "tests/interventions/hooks/test_installation.py",
+    **{
+        f"interventions/metrics/{name}.py": "tests/interventions/test_metrics.py"
+        for name in ("metric_targets", "metrics")
+    },
     "interventions/models/attentions.py": "tests/interventions/models/test_sites.py",
     "interventions/models/block_sites.py": "tests/interventions/models/test_sites.py",
     "interventions/models/feed_forwards.py": "tests/interventions/models/test_sites.py",

@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 SOURCES = sorted(path for package in ("interventions", "distill") for path in (REPOSITORY / package).rglob("*.py"))
-FORMULAS = ("distill/losses/", "interventions/metrics.py", "distill/evaluation/similarity.py")
+FORMULAS = ("distill/losses/", "interventions/metrics/metrics.py", "distill/evaluation/similarity.py")
 """Where a function is a formula: its docstring may open with what it computes, as a noun."""
 DIALECT = re.compile(
     r"(?<![A-Za-z])(told|asked|theirs|ours|forever|nobody|whoever|goes on|going on|is said|are said)(?![A-Za-z])",

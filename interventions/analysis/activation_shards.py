@@ -10,6 +10,7 @@ A shard holds a fixed number of batches. It is written under another name, besid
 renamed when it is whole: a shard is there whole or not at all, and of several processes one writes it.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -233,6 +234,28 @@ class ShardReader:
                 )
             self._opened[number] = found
         return self._opened[number]
+
+
+@contextmanager
+def writing(folder: Path, verb: str) -> Iterator[None]:
+    """Raise InterventionError where a folder cannot be written, and leave errors of the data as they are.
+
+    Args:
+        folder: the folder.
+        verb: the name of the function that continues there.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = None if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
+        own = folder.absolute()
+        is_own = named is not None and (own == named or own in named.parents or named in own.parents)
+        if not is_own and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InterventionError(
+            f"{folder} cannot be written: {error.strerror or error}; free or choose another place, and call {verb} "
+            "again: what is written stays."
+        ) from error
 
 
 def _other(path: Path, name: str, before: Any, now: Any) -> str:

@@ -5,11 +5,9 @@ from which it comes. Such stores of activations are what sparse autoencoders are
 "Towards Monosemanticity", section "Dataset").
 """
 
-import errno
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import chain, groupby
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from interventions.analysis.activation_shards import DTYPES, ShardFolder, ShardWriter
+from interventions.analysis.activation_shards import DTYPES, ShardFolder, ShardWriter, writing
 from interventions.analysis.collected import Collected
 from interventions.analysis.data_batches import BATCH_SIZE, DataBatch, are_rows, batches_of, count_of
 from interventions.analysis.fingerprints import fingerprint_of, fingerprint_of_model
@@ -114,10 +112,11 @@ def collect(
         "data": [len(data) if are_numbered else None, fingerprint_of(first.inputs())],  # type: ignore[arg-type]
     }
     shards = ShardFolder(Path(folder))
-    with _writing(shards.path), without_gradients():
+    with writing(shards.path, "collect"), without_gradients():
         work = _Work(model, places, positions, dtype, shards, settings, shards.begin(settings))
         total = count_of(data, batch_size)
-        with unchanged(), progress_of("collect", total, console) as step:
+        with unchanged(), progress_of("collect", None if total is None else 1, console) as step:
+            step.expect(total or 0)
             for number, group in groupby(chain([first], batches), key=lambda batch: batch.number // a_shard):
                 last = work.shard(number, _counted(group, step), is_own=number % count == own)
             work.begin(first)
@@ -299,20 +298,3 @@ def _counted(batches: Iterator[DataBatch], step: Callable[[], None]) -> Iterator
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Raise InterventionError where the folder cannot be written, and leave errors of the data as they are."""
-    try:
-        yield
-    except OSError as error:
-        named = None if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
-        own = folder.absolute()
-        is_own = named is not None and (own == named or own in named.parents or named in own.parents)
-        if not is_own and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InterventionError(
-            f"{folder} cannot be written: {error.strerror or error}; free or choose another place, and call collect "
-            "again: what is written stays."
-        ) from error

@@ -1,6 +1,6 @@
 """Several counterfactuals in one forward pass: the examples are repeated, and each cell writes into its own copies."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -61,6 +61,22 @@ class Passes:
         self, rows: Sequence[tuple[Location, ...]], cells: Sequence[Sequence[Cell]]
     ) -> Iterator[tuple[int, Cell, Any]]:
         """Yield each cell with the number of its row and the metric of its counterfactual."""
+        for part in self.each(rows, cells):
+            yield from part
+
+    def each(
+        self,
+        rows: Sequence[tuple[Location, ...]],
+        cells: Sequence[Sequence[Cell]],
+        known: Collection[tuple[int, int]] = (),
+    ) -> Iterator[list[tuple[int, Cell, Any]]]:
+        """Yield the cells of each pass with the numbers of their rows and the metrics of their counterfactuals.
+
+        Args:
+            rows: the locations of each row.
+            cells: the cells of each row.
+            known: numbers of rows and columns; a pass all of whose cells are among them is left out.
+        """
         self.keeps_all = self.keeps_all or not all(map(self._comes_before_the_logits, rows))
         reading = self.reading
         share = 1.0 if reading is None else len(reading.columns) / self.stacked.base.logits.shape[1]
@@ -74,7 +90,8 @@ class Passes:
         )
         keep_freed_memory(self.stacked.base)
         for batch in batches.of(rows, cells):
-            yield from self._measured(batch)
+            if not known or any((each.row, each.cell.column) not in known for each in batch):
+                yield list(self._measured(batch))
 
     @cached_property
     def _reading(self) -> Reading | None:

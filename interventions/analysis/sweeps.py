@@ -4,45 +4,32 @@ Cell (l, p) of the grid is metric(f(base; hₗ[p] ← source)), averaged over th
 arXiv:2202.05262, section 2.1; Heimersheim and Nanda 2024, arXiv:2404.15255).
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
-from interventions.analysis.batches import cells_a_pass
 from interventions.analysis.grids import Grid
-from interventions.analysis.passes import Passes
+from interventions.analysis.progress import progress_of
+from interventions.analysis.sweeping.batch_sweeps import SweepSettings, sweep_batch
+from interventions.analysis.sweeping.data_sweeps import are_several, sweep_data
 from interventions.arguments import checked
-from interventions.endings import without_gradients
 from interventions.errors import InterventionError
-from interventions.execution.cells import Cell, Column, cells_of, columns_of
-from interventions.execution.examples import examples_in
-from interventions.execution.origins import Origin, Stored, check_source_inputs, origin_of
+from interventions.execution.origins import Stored
 from interventions.execution.run import Inputs, Run
-from interventions.execution.stacking import Stacked, Summary, shapes_of
-from interventions.execution.stamps import unchanged
 from interventions.locations import Location, as_location
-from interventions.metrics import Metric, Normalized, name_of
-from interventions.models.architectures import architecture
-from interventions.models.calls import arguments_of
-from interventions.models.wrappers import Model, is_traced
+from interventions.models.wrappers import Model
 from interventions.operators import Operator, Swap
-from interventions.positions import select
-from interventions.precision import widen
-from interventions.runs import as_run, check_eval, run, traced
-from interventions.steps import window_of
+from interventions.runs import check_eval
 
 
 @checked
 def sweep(
     model: Model,
-    base: Inputs | Run,
-    source: Inputs | Run | Stored | None,
+    base: Inputs | Run | Iterable[Inputs],
+    source: Inputs | Run | Stored | Iterable[Inputs] | None,
     at: object,
     *,
     metric: Callable[[Any], Tensor],
@@ -54,6 +41,8 @@ def sweep(
     batch_size: int | None = None,
     generator: torch.Generator | None = None,
     remote: bool | str = False,
+    checkpoint: str | Path | None = None,
+    console: Any = None,
 ) -> Grid:
     """Measure one counterfactual for each location and position, and return the grid: activation patching.
 
@@ -66,13 +55,17 @@ def sweep(
 
     Args:
         model: a torch model, or one of nnsight, in eval mode.
-        base: inputs, or a Run.
-        source: inputs, or a Run, with as many examples; None for operators that need none.
+        base: inputs, or a Run; or a data set: batches of inputs, an iterable, or rows that are read by their numbers,
+            with `len(rows)` and `rows.batch(numbers)`, such as `distill.Rows`. The grid of a data set is that of all of
+            its examples in one batch, and memory holds one batch.
+        source: inputs, or a Run, with as many examples; None for operators that need none; or a data set, as the base.
         at: the rows of the grid: a location, a list of locations or of tuples of locations written together, or
             {label: location or list of locations written together}.
         metric: a function of the model's output that returns `[batch]`, or one number for all examples. It is called
             for one counterfactual at a time, with the examples of the base. A function of your own is given the whole
-            output.
+            output. For several batches it returns `[batch]`; one of `interventions.metrics` holds targets, and a mask,
+            for all examples, of which each batch takes its own (a mask that it lacks, from the batch), and a function
+            that holds such values has a method `take(rows)`, which returns that of the examples with these numbers.
         positions: the columns of the grid. "each" is every real token of the longest example (every pixel of a feature
             map); None is one column with all tokens. Or a list of entries, each an int or anything else that
             `interventions.select` takes; or {label: such an entry}. In "each" and int columns, examples without that
@@ -84,20 +77,26 @@ def sweep(
         op: the operator, `Swap()` by default, or {Location: operator}, e.g. from `mean_of`. It is called for one
             counterfactual at a time. Where it may draw, and so for any function of your own, counterfactuals run in the
             order of the rows, and share passes only at one place.
-        batch_size: the largest number of rows in one pass, at least the number of examples. By default as many as a
-            bounded share of the memory holds. Every counterfactual has its own pass if inputs or output hold something
-            without one entry for each example, such as a loss; by default also if the output for one example changes
-            its shape among more of them, as in CLIP, which compares all images with all texts.
+        batch_size: the largest number of rows in one pass, by default as many as a bounded share of the memory holds. A
+            base of more examples is swept in batches of this size, and so are rows, by default in batches of 32. Every
+            counterfactual has its own pass if inputs or output hold something without one entry for each example, such
+            as a loss; by default also if the output for one example changes its shape among more of them, as in CLIP,
+            which compares all images with all texts.
         generator: for operators that draw.
         remote: for a model of nnsight, where it runs (see `run`): base, source, and then all counterfactuals as one
             job, from which the metric alone is sent back.
+        checkpoint: a folder that keeps each cell when it is measured. The same call continues there after it was
+            stopped or killed, and returns the same grid, bit for bit; for another model, other data or settings the
+            folder is refused. An operator that draws needs a `generator`, at the same state as in the first call.
+        console: shows the progress of a long sweep; `rich.console.Console(quiet=True)` for none.
 
     Returns:
         A Grid with the metric of every counterfactual, of the base and of the source.
 
     Raises:
         InterventionError: a model in train mode; nothing to write; locations or positions that do not exist; base and
-            source of different sizes; a metric of another shape, that is not finite or reads padding; and as
+            source of different sizes; a metric of another shape, that is not finite or reads padding; over several
+            batches an operator that pools all examples or holds a value for each; a checkpoint of another sweep; and as
             `interchange`.
 
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
@@ -109,38 +108,13 @@ def sweep(
     check_eval(model, remote)
     rows = _label_rows(at)
     ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
-    wholes = list(dict.fromkeys(location.whole for locations in rows.values() for location in locations))
-    origin = origin_of(model, source, source_model, source_at, ops)
-    sender = model if origin is None else origin.model
-    if origin is not None:
-        check_eval(sender)
-    read = wholes if origin is None else list(dict.fromkeys(origin.location(location).whole for location in ops))
-    with without_gradients(), unchanged():
-        base_run, base_value = _run_base(model, base, wholes, metric, remote)
-        summary = Summary(metric, shapes_of(base_run.output))
-        source_run, source_value = _run_source(sender, source, read, summary, remote)
-        examples = examples_in(base_run.inputs)
-        if examples == 0:
-            raise InterventionError("the base has 0 examples, so there is nothing to measure; give at least one row.")
-        _check_sizes(ops, examples, source_run)
-        _check_reads_real(metric, base_run)
-        baseline = _check_value(base_value, examples, "the base run")
-        columns, cells = _cells(
-            list(rows.values()), positions, source_positions, base=base_run, source=source_run, ops=ops, origin=origin
-        )
-        values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
-        most = cells_a_pass(base_run, batch_size)
-        stacked = Stacked(base_run, source_run, ops, generator, most, metric, origin)
-        tracing = traced(model, remote)
-        passes = Passes(stacked, batch_size)
-        measure = passes if tracing is None else partial(tracing.measured, stacked, remote)
-        for row, cell, value in measure(list(rows.values()), cells):
-            at_row = " + ".join(map(str, list(rows.values())[row]))
-            what = f"the counterfactual at {at_row}, position {columns[cell.column].label}"
-            values[row, cell.column] = _mask_absent(_check_value(value, examples, what), cell)
-        level = None if source_value is None else _check_value(source_value, examples, "the source run")
-    labels = tuple(column.label for column in columns)
-    return Grid(values, rows, labels, baseline, level, name_of(metric), getattr(metric, "is_signed", False))
+    settings = SweepSettings(
+        model, rows, ops, positions, source_positions, source_model, source_at, batch_size, generator, remote
+    )
+    if checkpoint is not None or are_several(settings, base, source):
+        return sweep_data(settings, base, source, metric, checkpoint=checkpoint, console=console)
+    with progress_of("sweep", 1, console) as steps:
+        return sweep_batch(settings, base, source, metric, steps=steps).grid
 
 
 def _label_rows(at: Any) -> dict[str, tuple[Location, ...]]:
@@ -192,144 +166,3 @@ def _check_operator(op: Any, source: object) -> None:
         raise InterventionError(f"{type(op).__name__} takes from a source and none was given; pass source=….")
     if source is not None and not getattr(op, "needs_source", True):
         raise InterventionError(f"a source was given and {type(op).__name__} takes none; leave it out: source=None.")
-
-
-def _run_base(
-    model: Model, base: Inputs | Run, at: list[Location], metric: Callable[[Any], Tensor], remote: bool | str
-) -> tuple[Run, Any]:
-    """Return the base run and its metric."""
-    if is_traced(model) and not isinstance(base, Run):
-        return _run_summary(model, base, at, Summary(metric), remote)
-    done = as_run(model, base, at, remote=remote)
-    if done.output is None or done.is_counterfactual:
-        raise InterventionError(
-            "the base stopped early or is itself a counterfactual run; pass a run of the model itself, or inputs."
-        )
-    return done, metric(done.output)
-
-
-def _run_source(
-    model: Model, source: Inputs | Run | Stored | None, at: list[Location], summary: Summary, remote: bool | str
-) -> tuple[Run | None, Any]:
-    """Return the source run and its metric, which is None if its output has another shape than that of the base."""
-    if source is None:
-        return None, None
-    if is_traced(model) and not isinstance(source, Run):
-        return _run_summary(model, source, at, summary, remote)
-    if isinstance(source, Stored):
-        raise InterventionError(
-            "a sweep repeats the examples of its source, and Stored activations have no run; give inputs or a Run, or "
-            "write one place at a time: interchange(model, base, source=Stored(…), at=Location(3))."
-        )
-    with check_source_inputs(source, model):
-        done = as_run(model, source, at, resumable=False, remote=remote)
-    return done, summary.measure(done.output) if shapes_of(done.output) == summary.like else None
-
-
-def _run_summary(
-    model: Model, inputs: Inputs, at: list[Location], summary: Summary, remote: bool | str
-) -> tuple[Run, Any]:
-    """Run a traced model, and return a Run with the shapes of output and activations alone, and its metric."""
-    done = run(model, inputs, at, device="meta", keep=summary, remote=remote)
-    kept: Any = done.output
-    return replace(done, output=kept["output"]), kept["value"]
-
-
-def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
-    pools = all(getattr(op, "pools_source", False) for op in ops.values())
-    if source is None or pools or examples_in(source.inputs) == examples:
-        return
-    raise InterventionError(
-        f"the base has {examples} examples and the source {examples_in(source.inputs)}; give one source an example."
-    )
-
-
-def _cells(
-    rows: list[tuple[Location, ...]],
-    positions: Any,
-    source_positions: Any,
-    *,
-    base: Run,
-    source: Run | None,
-    ops: Mapping[Location, Operator],
-    origin: Origin | None,
-) -> tuple[list[Column], list[list[Cell]]]:
-    """Return the columns, and the cells of each row."""
-    if source_positions is not None and source is None:
-        raise InterventionError("source_positions was given with no source; leave it out.")
-    if positions is None:
-        columns = columns_of(None, source_positions, 0)
-        return columns, [cells_of(columns, {}, None, aligned=True) for _ in rows]
-    written = dict.fromkeys(at.whole for row in rows for at in row)
-    here = {whole: real_tokens(base, whole) for whole in written}
-    real = [{at: here[at.whole] for at in row} for row in rows]
-    reads = {at: (at if origin is None else origin.location(at)).whole for row in rows for at in row}
-    there = {} if source is None else {whole: real_tokens(source, whole) for whole in dict.fromkeys(reads.values())}
-    sources = [None if source is None else {at: there[reads[at]] for at in row} for row in rows]
-    longest = max(int(mask.sum(1).max()) for row in real for mask in row.values())
-    columns = columns_of(positions, source_positions, longest)
-    aligned = not all(getattr(op, "pools_source", False) for op in ops.values())
-    cells = [cells_of(columns, each, of_source, aligned=aligned) for each, of_source in zip(real, sources, strict=True)]
-    empty = set(range(len(columns))) - {cell.column for row in cells for cell in row}
-    if empty and not isinstance(positions, str):
-        raise InterventionError(
-            f"positions={columns[min(empty)].label} is a token of no example at any location, in base and source; the "
-            f"longest has {longest}."
-        )
-    return columns, cells
-
-
-def real_tokens(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
-    """Return True for each real token at a location of a run: the columns of `positions="each"`.
-
-    Raises:
-        InterventionError: a location without tokens, or one whose padding is not known.
-    """
-    vectors = given.vectors(location.whole)
-    if vectors.ndim < 3:
-        raise InterventionError(
-            f"{location} has no positions: its shape is {list(vectors.shape)}, [batch, dims]; write positions=None."
-        )
-    place = architecture(given.model).place(location)
-    return window_of(vectors, place, None, [arguments_of(given.model, given.inputs)], slice(None)).real
-
-
-def _check_value(value: Any, examples: int, what: str) -> Tensor:
-    """Return a value of the metric as `[examples]` or `[1]` on the CPU, or raise InterventionError if it is invalid."""
-    if not isinstance(value, Tensor | int | float):
-        raise InterventionError(f"the metric returned {type(value).__name__} for {what}; return a tensor [batch].")
-    value = torch.as_tensor(value).detach().cpu()
-    if value.shape not in ((), (examples,)):
-        raise InterventionError(
-            f"the metric returned shape {list(value.shape)} for {what}; return [{examples}], one number for each "
-            "example, or one for all."
-        )
-    if not value.isfinite().all():
-        raise InterventionError(f"the metric is not finite for {what}; use one that is, e.g. a difference.")
-    return widen(value).reshape(-1)
-
-
-def _mask_absent(values: Tensor, cell: Cell) -> Tensor:
-    """Return the values with NaN for examples that lack the token, or for all if one number stands for all."""
-    if cell.present is None:
-        return values
-    present = cell.present if len(values) == len(cell.present) else cell.present.all()
-    return values.masked_fill(~present, math.nan)
-
-
-def _check_reads_real(metric: object, base: Run) -> None:
-    """Raise InterventionError for a metric of `interventions.metrics` that lacks a mask and would read padding."""
-    metric = metric.metric if isinstance(metric, Normalized) else metric
-    name = architecture(base.model).place(Location(site="logits")).mask
-    mask = arguments_of(base.model, base.inputs).get(name)
-    if not isinstance(metric, Metric) or metric.mask is not None or not isinstance(mask, Tensor):
-        return
-    if mask.shape != base.logits.shape[:-1]:
-        return
-    real = mask.bool()
-    wrong = select(metric.position, real).columns != select(metric.position, torch.ones_like(real)).columns
-    if wrong.any():
-        raise InterventionError(
-            f"the metric ({metric.name}) reads position {metric.position} without a mask, which is another token than "
-            f"that of the real ones in {int(wrong.sum())} of {len(mask)} examples; pass mask=inputs[{name!r}]."
-        )

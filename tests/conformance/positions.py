@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interventions import InterventionError, Location, intervene, record
-from interventions.analysis.sweeps import real_tokens
+from interventions.analysis.sweeping.batch_sweeps import real_tokens
 from interventions.models.architectures import architecture
 from interventions.models.axes import to_vectors
 from tests.conformance.cases import Case, seeded

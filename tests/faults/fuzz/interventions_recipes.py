@@ -306,6 +306,8 @@ RUNS = [
             "batch_size": None,
             "generator": None,
             "remote": False,
+            "checkpoint": None,
+            "console": None,
         },
         {
             "model": "",
@@ -321,6 +323,8 @@ RUNS = [
             "batch_size": "None|count|huge",
             "generator": "None|draws",
             "remote": "False",
+            "checkpoint": "None|text|digits|path",
+            "console": "None",
         },
         own=("model", "base", "source", "source_model", "op", "metric"),
     ),
@@ -356,8 +360,22 @@ RUNS = [
     Recipe(
         "interventions.mean_of",
         iv.mean_of,
-        lambda: {"model": decoder(), "at": BLOCK, "batches": [ids(), ids(1)], "positions": None, "remote": False},
-        {"model": "", "at": "", "batches": "", "positions": POSITIONS, "remote": "False"},
+        lambda: {
+            "model": decoder(),
+            "at": BLOCK,
+            "batches": [ids(), ids(1)],
+            "positions": None,
+            "batch_size": None,
+            "remote": False,
+        },
+        {
+            "model": "",
+            "at": "",
+            "batches": "",
+            "positions": POSITIONS,
+            "batch_size": "None|count|huge",
+            "remote": "False",
+        },
         own=("model", "batches"),
     ),
     Recipe(

@@ -109,8 +109,8 @@ def test_a_subspace_is_collected_in_its_coordinates(tmp_path):
         collect(model, [inputs], Location(1, subspace=Rotation(3, 16, seed=1)), tmp_path / "a")
 
 
-def forked(work: Callable[[], object], patience: float | None = None) -> int:
-    """Return the status of a process that does the work; it is killed after `patience` seconds."""
+def forked(work: Callable[[], object], patience: float | None = None, how: int = signal.SIGKILL) -> int:
+    """Return the status of a process that does the work; it is sent a signal after `patience` seconds."""
     child = os.fork()
     if not child:
         try:
@@ -120,7 +120,7 @@ def forked(work: Callable[[], object], patience: float | None = None) -> int:
             os._exit(1)
     if patience is not None:
         time.sleep(patience)
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, how)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

@@ -209,7 +209,7 @@ def test_it_runs_inside_other_blocks_and_leaves_no_graph():
         (dict(op=Swap(), source=None), r"Swap takes from a source and none was given"),
         (dict(op=Swap), r"is not an operator"),
         (dict(source=batch("gpt2", 2, size=2)), r"the base has 3 examples and the source 2"),
-        (dict(batch_size=2), r"batch_size=2 rows do not hold one counterfactual of 3 examples"),
+        (dict(batch_size=0), r"batch_size=0 rows do not hold one counterfactual of 3 examples"),
         (dict(metric=lambda output: output.logits), r"returned shape \[3, 5, 30\] for the base run; return \[3\]"),
         (dict(metric=lambda output: output.logits[:, -1, 0].log() * float("nan")), r"is not finite for the base run"),
         (dict(base=padded(batch("gpt2"), [2, 5, 4], "right")), r"reads position -1 without a mask, which .* in 2 of 3"),

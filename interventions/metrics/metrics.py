@@ -18,7 +18,7 @@ tensor([2., 1.])
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -29,13 +29,11 @@ from torch.nn.functional import kl_div
 
 from interventions.arguments import checked
 from interventions.errors import InterventionError
+from interventions.metrics.metric_targets import ClassIds, Ids, PerExample, take
 from interventions.models.answers import logits_of, unanswered
 from interventions.names import shown
 from interventions.positions import select
 from interventions.precision import widen
-from interventions.renames import renamed_in
-
-Ids = int | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
 @checked
@@ -77,6 +75,14 @@ class Metric:
             )
         return found
 
+    def take(self, rows: Sequence[int]) -> "Metric":
+        """Return the metric of the examples `rows`, of those that its targets, its reference and its mask are of.
+
+        Raises:
+            InterventionError: an example beyond them.
+        """
+        return replace(self, function=take(self.function, rows, "function"), mask=take(self.mask, rows, "mask"))
+
 
 @checked
 def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tensor | None = None) -> Metric:
@@ -96,12 +102,12 @@ def logit_difference(answers: Ids, foils: Ids, *, position: int = -1, mask: Tens
     >>> logit_difference(answers=0, foils=[[1, 2]])(torch.tensor([[5.0, 1.0, 3.0]]))
     tensor([3.])
     """
-    right, wrong = _Ids(answers, "answers"), _Ids(foils, "foils")
 
-    def difference(logits: Tensor) -> Tensor:
+    def difference(logits: Tensor, right: ClassIds, wrong: ClassIds) -> Tensor:
         return right.mean(logits) - wrong.mean(logits)
 
-    return Metric("logit difference", difference, position, mask, is_signed=True)
+    targets = {"right": ClassIds(answers, "answers"), "wrong": ClassIds(foils, "foils")}
+    return Metric("logit difference", PerExample(difference, targets), position, mask, is_signed=True)
 
 
 @checked
@@ -120,8 +126,11 @@ def probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = None) 
     >>> probability(1)(torch.tensor([[0.0, 0.0]]))
     tensor([0.5000])
     """
-    ids = _Ids(tokens, "tokens")
-    return Metric("probability", lambda logits: ids.mean(widen(logits).softmax(-1)), position, mask)
+
+    def chance(logits: Tensor, ids: ClassIds) -> Tensor:
+        return ids.mean(widen(logits).softmax(-1))
+
+    return Metric("probability", PerExample(chance, {"ids": ClassIds(tokens, "tokens")}), position, mask)
 
 
 @checked
@@ -136,12 +145,11 @@ def log_probability(tokens: Ids, *, position: int = -1, mask: Tensor | None = No
     >>> log_probability(1)(torch.tensor([[0.0, 0.0]]))  # −ln 2
     tensor([-0.6931])
     """
-    ids = _Ids(tokens, "tokens")
 
-    def logarithm(logits: Tensor) -> Tensor:
+    def logarithm(logits: Tensor, ids: ClassIds) -> Tensor:
         return ids.mean(widen(logits).log_softmax(-1))
 
-    return Metric("log probability [nats]", logarithm, position, mask)
+    return Metric("log probability [nats]", PerExample(logarithm, {"ids": ClassIds(tokens, "tokens")}), position, mask)
 
 
 @checked
@@ -156,13 +164,12 @@ def accuracy(answers: Ids, *, position: int = -1, mask: Tensor | None = None) ->
     >>> accuracy([0, 1])(torch.tensor([[2.0, 1.0], [2.0, 1.0]]))
     tensor([1., 0.])
     """
-    ids = _Ids(answers, "answers")
 
-    def correct(logits: Tensor) -> Tensor:
+    def correct(logits: Tensor, ids: ClassIds) -> Tensor:
         highest = rearrange(_highest(logits, "accuracy"), "batch -> batch 1")
         return reduce((ids.of(logits) == highest).float(), "batch k -> batch", "mean")
 
-    return Metric("accuracy", correct, position, mask)
+    return Metric("accuracy", PerExample(correct, {"ids": ClassIds(answers, "answers")}), position, mask)
 
 
 @checked
@@ -180,14 +187,14 @@ def kl(reference: object, *, position: int = -1, mask: Tensor | None = None) -> 
     >>> kl(torch.tensor([[0.0, 0.0]]))(torch.tensor([[3.0, 1.0]]).log())  # ½ ln(½ / ¾) + ½ ln(½ / ¼)
     tensor([0.1438])
     """
-    expected = widen(_at(logits_of(reference), position, mask).detach()).log_softmax(-1)
+    known = widen(_at(logits_of(reference), position, mask).detach()).log_softmax(-1)
 
-    def divergence(logits: Tensor) -> Tensor:
+    def divergence(logits: Tensor, expected: Tensor) -> Tensor:
         target = _match(expected, logits)
         each = kl_div(widen(logits).log_softmax(-1), target, reduction="none", log_target=True)
         return reduce(each, "batch classes -> batch", "sum")
 
-    return Metric("KL [nats]", divergence, position, mask)
+    return Metric("KL [nats]", PerExample(divergence, {"expected": known}), position, mask)
 
 
 @checked
@@ -202,12 +209,12 @@ def agreement(reference: object, *, position: int = -1, mask: Tensor | None = No
     >>> agreement(torch.tensor([[0.0, 1.0]]))(torch.tensor([[3.0, 1.0]]))
     tensor([0.])
     """
-    expected = _at(logits_of(reference), position, mask).detach()
+    known = _at(logits_of(reference), position, mask).detach()
 
-    def agrees(logits: Tensor) -> Tensor:
+    def agrees(logits: Tensor, expected: Tensor) -> Tensor:
         return (_highest(_match(expected, logits), "agreement") == _highest(logits, "agreement")).float()
 
-    return Metric("agreement", agrees, position, mask)
+    return Metric("agreement", PerExample(agrees, {"expected": known}), position, mask)
 
 
 @checked
@@ -262,6 +269,10 @@ class Normalized:
     def __call__(self, output: object) -> Tensor:
         return (self.metric(output) - self.low) / (self.high - self.low)
 
+    def take(self, rows: Sequence[int]) -> "Normalized":
+        """Return the metric of the examples `rows`, on the same scale."""
+        return replace(self, metric=take(self.metric, rows, "metric"))
+
 
 def name_of(metric: object) -> str:
     """Return the name of a metric for tables and plots: its `name`, else that of the function."""
@@ -291,55 +302,6 @@ def _at(logits: Tensor, position: int, mask: Tensor | None) -> Tensor:
     real = torch.ones(logits.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
     chosen = select(position, real.to(logits.device))
     return logits[chosen.rows, chosen.columns]
-
-
-@dataclass(eq=False)
-class _Ids:
-    """Ids of classes as a user gives them, which are checked once for each device and each number of them.
-
-    Attributes:
-        given: the ids.
-        what: their name in errors.
-    """
-
-    given: Ids
-    what: str
-    _known: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Return the mean of the values at the ids, `[batch]`."""
-        found = values.gather(-1, self.of(values))
-        return found[:, 0] if found.shape[1] == 1 else reduce(found, "batch k -> batch", "mean")
-
-    def of(self, values: Tensor) -> Tensor:
-        """Return the ids as `[batch, k]`.
-
-        Raises:
-            InterventionError: ids of another shape than the values, or outside of the classes.
-        """
-        key = values.shape, values.device, getattr(self.given, "_version", None)
-        if key not in self._known:
-            self._known = {key: _ids(self.given, values, self.what)}
-        return self._known[key]
-
-
-def _ids(ids: Ids, values: Tensor, what: str) -> Tensor:
-    """Return `ids` as `[batch, k]`, or raise InterventionError, in which `what` names them."""
-    batch, classes = values.shape
-    try:
-        found = torch.as_tensor(ids, device=values.device)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InterventionError(f"{what}={ids!r} are no ids; give an int, [batch] or [batch, k] ints.") from error
-    if found.ndim > 0 and (found.ndim > 2 or len(found) != batch):
-        raise InterventionError(
-            f"{what} has shape {list(found.shape)} for {batch} examples; give one int for all, [{batch}] or "
-            f"[{batch}, k]."
-        )
-    is_whole = found.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    if not is_whole or found.is_meta or not ((found >= 0) & (found < classes)).all():
-        raise InterventionError(f"{what}={ids!r} are not all classes of the output; give ints from 0 to {classes - 1}.")
-    each = found.long().expand(batch) if found.ndim == 0 else found.long()
-    return each if each.ndim == 2 else rearrange(each, "batch -> batch 1")
 
 
 def _highest(logits: Tensor, what: str) -> Tensor:
@@ -376,8 +338,3 @@ def _mean(metric: Callable[[object], Tensor], run: object) -> float:
             f"the metric {name_of(metric)} returned {shown(found)}; return one number for each example, [batch]."
         )
     return float(torch.as_tensor(found).detach().float().mean())
-
-
-__getattr__ = renamed_in(
-    __name__, normalised="interventions.metrics.normalized", Normalised="interventions.metrics.Normalized"
-)
