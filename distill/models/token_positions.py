@@ -1,7 +1,10 @@
 """Positions of tokens in their text: counted from the first real token, in packed rows from that of each document.
 
-Without `position_ids` most models count from the start of the row, so that padding on the left moves every token; and
-transformers separates packed documents by their `position_ids` only if it gets no attention mask.
+Without `position_ids` most models count from the start of the row, so that padding on the left moves every token.
+
+Packed documents are kept apart in one of two ways. Models of transformers with masks of its own find them by their
+`position_ids`, if they get neither an attention mask nor a cache. Others take an attention mask over pairs of tokens,
+`[batch, 1, token, token]`. A trial run shows which way leads to the answers that a document has alone.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,11 +20,13 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns
 from distill.models.modes import in_eval_mode
-from interventions import on_host
+from interventions import InterventionError, architecture, on_host
 
 _FIRST: "WeakKeyDictionary[nn.Module, int | None]" = WeakKeyDictionary()
 _PARAMETERS: "WeakKeyDictionary[Any, Mapping[str, Parameter]]" = WeakKeyDictionary()
-_SEPARATES: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+_SEPARATES: "WeakKeyDictionary[nn.Module, str | None]" = WeakKeyDictionary()
+BY_POSITIONS, BY_PAIRS = "positions", "pairs"
+"""How a model keeps packed documents apart."""
 
 
 def placed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -36,7 +41,7 @@ def placed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str
         DistillError: packed rows for a model that does not separate documents.
     """
     if is_packed(batch):
-        return _packed(network, columns)
+        return _packed(network, columns, batch)
     mask, tokens = columns.get("attention_mask"), columns.get("input_ids", columns.get("inputs_embeds"))
     if mask is None or tokens is None or mask.ndim != 2 or mask.shape != tokens.shape[:2] or "position_ids" in columns:
         return dict(columns)
@@ -102,18 +107,40 @@ def starts(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch token"]:
     return begins & real
 
 
-def _packed(network: nn.Module, columns: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the columns without the mask; each token of padding becomes a document."""
-    name = type(network).__name__
-    if "position_ids" not in columns or not _separates_documents(network):
+def _packed(network: nn.Module, columns: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the columns with what keeps documents apart in a model; each token of padding becomes a document.
+
+    Raises:
+        DistillError: a model that lets documents see each other.
+    """
+    way = _separation(network) if {"position_ids", "attention_mask"} & parameters_of(network).keys() else None
+    if way is None:
         raise DistillError(
-            f"the rows are packed (position_ids begin anew within a row), and {name} lets the tokens of one document "
-            "see those of another; give each document a row of its own."
+            f"the rows are packed (position_ids begin anew within a row), and {type(network).__name__} lets the tokens "
+            "of one document see those of another; give each document a row of its own."
         )
-    positions, mask = columns["position_ids"], columns.get("attention_mask")
-    if mask is not None and mask.shape == positions.shape:
-        positions = positions.masked_fill(~mask.bool(), 0)
-    return {**{name: value for name, value in columns.items() if name != "attention_mask"}, "position_ids": positions}
+    positions, mask = batch["position_ids"], batch.get("attention_mask")
+    real = torch.ones_like(positions).bool() if mask is None or mask.shape != positions.shape else mask.bool()
+    others = {name: value for name, value in columns.items() if name not in ("attention_mask", "position_ids")}
+    return {**others, **_apart(network, positions.masked_fill(~real, 0), way)}
+
+
+def _apart(network: nn.Module, positions: Int[Tensor, "batch token"], way: str) -> dict[str, Tensor]:
+    """Return the inputs by which a model keeps documents apart."""
+    found = {}
+    if "position_ids" in parameters_of(network):
+        found["position_ids"] = positions + (_first_number(network) or 0)
+    if way == BY_PAIRS:
+        dtype = next((each.dtype for each in network.parameters() if each.is_floating_point()), torch.float32)
+        begins = torch.ones_like(positions).bool()
+        begins[:, 1:] = positions.diff(dim=1) != 1
+        document = begins.cumsum(1)
+        pairs = rearrange(document, "row token -> row 1 token 1") == rearrange(document, "row token -> row 1 1 token")
+        hidden = ~pairs.tril()
+        found["attention_mask"] = torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill(
+            hidden, torch.finfo(dtype).min
+        )
+    return found
 
 
 def _first_number(network: nn.Module) -> int | None:
@@ -144,21 +171,32 @@ def _try_first_numbers(network: nn.Module, numbers: Iterable[int]) -> int | None
     return None
 
 
-def _separates_documents(network: nn.Module) -> bool:
-    """Return whether the answers to a document are independent of the one before it in its row, by a trial run."""
+def _separation(network: nn.Module) -> str | None:
+    """Return how a model keeps documents apart, by trial runs; None if it lets them see each other."""
     if network not in _SEPARATES:
-        _SEPARATES[network] = _try_two_documents(network)
+        ways = (way for way in (BY_POSITIONS, BY_PAIRS) if _try_two_documents(network, way))
+        _SEPARATES[network] = next(ways, None)
     return _SEPARATES[network]
 
 
-def _try_two_documents(network: nn.Module) -> bool:
-    """Return whether two rows with the same second document have the same answers to it."""
+def _try_two_documents(network: nn.Module, way: str) -> bool:
+    """Return whether the second document of a row has the answers that it has alone, whatever the first one is."""
     ids = _tokens(network)
-    answers = _try(network, {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 0, 1]] * 2, device=ids.device)})
-    if answers is None or answers.ndim != 3 or answers.shape[:2] != ids.shape:
+    positions = torch.tensor([[0, 1, 0, 1]] * 2, device=ids.device)
+    answers, alone = (
+        _try(network, {"input_ids": tokens, **_apart(network, places, way)}, as_runs_are=True)
+        for tokens, places in ((ids, positions), (ids[:1, 2:], positions[:1, 2:]))
+    )
+    if answers is None or alone is None or answers.ndim != 3 or answers.shape[:2] != ids.shape:
         return False
     one, other = answers[:, 2:]
-    return bool((one - other).abs().max() <= 1e-6 * one.abs().max())
+    plain = _try(network, {"input_ids": ids[:1, 2:]})
+    size = one.abs().max()
+    return (
+        bool((one - other).abs().max() <= 1e-6 * size)
+        and bool((one - alone[0]).abs().max() <= 1e-4 * size)
+        and (plain is None or bool((one - plain[0]).abs().max() <= 1e-4 * size))
+    )
 
 
 def _tokens(network: Any) -> Int[Tensor, "2 4"]:
@@ -172,10 +210,18 @@ def _tokens(network: Any) -> Int[Tensor, "2 4"]:
     return ids % known if isinstance(known, int) and known else ids
 
 
-def _try(network: Any, given: Mapping[str, Tensor]) -> Tensor | None:
-    """Return the answers of a model in eval mode, without a cache or a graph; None if the call fails."""
+def _try(network: Any, given: Mapping[str, Tensor], *, as_runs_are: bool = False) -> Tensor | None:
+    """Return the answers of a model in eval mode, without a graph; None if the call fails.
+
+    Args:
+        network: the model.
+        given: its inputs.
+        as_runs_are: whether a cache is used where runs have one, as a cache may change what sees what; else there is
+            none.
+    """
     takes = parameters_of(network).keys()
-    settings = {"use_cache": False} if {"use_cache", "kwargs"} & takes else {}
+    has_none = {"use_cache", "kwargs"} & takes and not (as_runs_are and _keeps_cache(network))
+    settings = {"use_cache": False} if has_none else {}
     device = next(iter(given.values())).device
     try:
         with in_eval_mode(network), torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -186,3 +232,11 @@ def _try(network: Any, given: Mapping[str, Tensor]) -> Tensor | None:
     parts = [named.get("logits"), named.get("last_hidden_state"), *(named.values() or output)]
     found = (each for each in parts if isinstance(each, Tensor) and each.is_floating_point())
     return next((each.float() for each in found), None)
+
+
+def _keeps_cache(network: nn.Module) -> bool:
+    """Return whether runs of a model have a cache: those of models that cannot be resumed from a block."""
+    try:
+        return not architecture(network).resumes
+    except InterventionError:
+        return True

@@ -9,8 +9,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 import distill
 from distill import DistillError, Rows
 from distill.models.inputs import inputs_of
-from distill.models.token_positions import counted, starts
-from interventions import run
+from distill.models.token_positions import BY_PAIRS, BY_POSITIONS, _separation, counted, starts
+from interventions import Location, interchange, run
 from tests.conformance.building import quiet, subject, tensors
 from tests.conformance.cases import MAIN
 from tests.conformance.not_built import NOT_BUILT
@@ -138,23 +138,48 @@ def documents(lengths: tuple[tuple[int, ...], ...] = ((3, 4), (2, 2, 5), (3,))) 
     return [[torch.randint(5, 40, (length,), generator=draw) for length in row] for row in lengths]
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("make", [gpt2_lm, llama])
-def test_packed_documents_are_answered_as_alone_and_see_no_other(make, side):
-    model, rows = spread(make(2)), documents()
+def of_type(model_type: str) -> torch.nn.Module:
+    """A language model of a type of transformers, tiny, its weights spread."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet():
+        return spread(AutoModelForCausalLM.from_config(subject(model_type).model.config))
+
+
+# Those that keep documents apart by `position_ids`, and those that need a mask over pairs of tokens.
+APART = {
+    "gpt2": BY_POSITIONS, "llama": BY_POSITIONS, "mistral": BY_POSITIONS, "gemma2": BY_POSITIONS, "phi": BY_POSITIONS,
+    "gpt_neox": BY_POSITIONS, "gptj": BY_POSITIONS, "mpt": BY_PAIRS, "falcon": BY_PAIRS, "xglm": BY_PAIRS,
+    "opt": BY_PAIRS,
+}  # fmt: skip
+NOT_APART = ("bloom", "mamba", "qwen3_next", "roberta")
+EITHER_SIDE = [pytest.param("right"), pytest.param("left", marks=pytest.mark.full)]
+
+
+@pytest.mark.parametrize("side", EITHER_SIDE)
+@pytest.mark.parametrize("model_type", APART)
+def test_packed_documents_are_answered_as_alone_and_see_no_other(model_type, side):
+    model, rows = of_type(model_type), documents()
+    assert _separation(model) == APART[model_type]
     batch = packed(rows, side).batch(range(len(rows)))
     embedded = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
     with torch.no_grad():
         logits = run(model, inputs_of(model, batch), resumable=False).logits
+        answered = {tuple(each.tolist()): model(input_ids=each[None]).logits[0] for row in rows for each in row}
     given = {name: value for name, value in inputs_of(model, batch).items() if name != "input_ids"}
-    seen = model(inputs_embeds=embedded, use_cache=False, **given).logits
+    if model_type == "mpt":  # takes no embeddings
+        model.get_input_embeddings().register_forward_hook(lambda *_: embedded)
+        given["input_ids"] = batch["input_ids"]
+    else:
+        given["inputs_embeds"] = embedded
+    seen = model(use_cache=False, **given).logits
     for row, texts in enumerate(rows):
         place = logits.shape[1] - sum(map(len, texts)) if side == "left" else 0
         for each in texts:
             with torch.no_grad():
-                alone = model(input_ids=each[None]).logits[0]
+                alone = answered[tuple(each.tolist())]
             here = slice(place, place + len(each))
-            assert torch.allclose(logits[row, here], alone, atol=1e-5)
+            assert torch.allclose(logits[row, here], alone, atol=1e-4)
             (gradient,) = torch.autograd.grad(seen[row, here].square().sum(), embedded, retain_graph=True)
             inside = torch.zeros(embedded.shape[:2], dtype=torch.bool)
             inside[row, here] = True
@@ -180,6 +205,57 @@ def test_the_loss_of_packed_documents_is_that_of_the_documents():
     one, other = (distill.metrics.perplexity(student, packed(each)) for each in (rows, apart))
     assert one == pytest.approx(other, rel=1e-5)
     assert starts(packed(rows).batch([0]))[0].nonzero().flatten().tolist() == [0, 3]
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+@pytest.mark.parametrize("objective", [distill.CausalLM(), distill.KD()])
+def test_a_step_on_one_document_changes_no_token_of_another(model_type, objective):
+    """Only the second document has labels: the embeddings of the tokens of the first one keep their bits."""
+    rows = packed([[torch.tensor([5, 6, 7, 8]), torch.tensor([9, 10, 11])]] * 4)
+    labels = [torch.where(each >= 9, each, -100) for each in rows.table["input_ids"]]
+    teacher, student = of_type(model_type), of_type(model_type)
+    student.set_output_embeddings(torch.nn.Linear(*reversed(student.get_output_embeddings().weight.shape), bias=False))
+    before = student.get_input_embeddings().weight.detach().clone()
+    schedule = distill.Schedule(steps=1, batch_size=4, lr=0.1, weight_decay=0.0, optimizer="sgd", warmup=0)
+    data = Rows({**rows.table, "labels": labels})
+    list(distill.steps(teacher, student, data=data, objective=objective, schedule=schedule))
+    after = student.get_input_embeddings().weight
+    assert torch.equal(before[5:9], after[5:9])
+    assert not torch.equal(before[9:11], after[9:11])
+
+
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_diito_trains_on_packed_documents(model_type):
+    schedule = distill.Schedule(steps=2, batch_size=3)
+    teacher, student = of_type(model_type), of_type(model_type)
+    objective = distill.DIITO()
+    records = list(distill.steps(teacher, student, "full", packed(documents()), objective=objective, schedule=schedule))
+    assert all(record.loss >= 0 for record in records)
+    assert distill.interchange_accuracy(teacher, student, "full", packed(documents()), pairs=3).overall.count > 0
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "mpt"])
+def test_an_interchange_in_one_packed_document_is_that_in_the_document_alone(model_type):
+    model = of_type(model_type)
+    first, second, other = (torch.tensor(each) for each in ([5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]))
+    base, source = (inputs_of(model, packed([[first, each]]).batch([0])) for each in (second, other))
+    at = Location(1)
+    chosen = torch.tensor([[False] * 4 + [True, False, True]])
+    together = interchange(model, base, source, at, positions=chosen).logits[0]
+    alone = interchange(model, {"input_ids": second[None]}, {"input_ids": other[None]}, at, positions=[1, 3]).logits[0]
+    if "attention_mask" not in base:
+        assert torch.equal(interchange(model, base, source, at, positions=[4, 6]).logits[0], together)
+    assert torch.allclose(together[3:], alone, atol=1e-4)
+    with torch.no_grad():
+        assert torch.equal(together[:3], run(model, base).logits[0, :3])
+    assert not torch.allclose(together[3:], run(model, base).logits[0, 3:], atol=1e-2)
+
+
+@pytest.mark.parametrize("model_type", NOT_APART)
+def test_model_types_that_let_documents_see_each_other_are_refused(model_type):
+    model = of_type(model_type)
+    with pytest.raises(DistillError, match=r"the rows are packed .* give each document a row of its own"):
+        inputs_of(model, packed(documents()).batch([0, 1]))
 
 
 @pytest.mark.parametrize("make", [bert, gpt2])
