@@ -133,11 +133,12 @@ TESTED_BY = {
     "distill/causal/feed.py": "tests/distill/objectives/test_iit.py",
     **{
         f"distill/cli/{name}.py": "tests/distill/cli/test_main.py"
-        for name in (
-            "compare evaluate fit fit_command flags headroom loading messages options student_runs teach".split()
-        )
+        for name in ("compare evaluate fit fit_command headroom loading messages samples student_runs teach".split())
     },
-    "distill/cli/signatures.py": "tests/distill/cli/test_config.py",
+    **{
+        f"distill/cli/options/{name}.py": "tests/distill/cli/options/test_config.py"
+        for name in ("flags", "groups", "signatures")
+    },
     "distill/metrics.py": "tests/distill/evaluation/test_metrics.py",
     "distill/networks/sizes.py": "tests/faults/test_fuzz.py",
     "distill/compat/glue.py": "tests/distill/compat/test_xxs.py",

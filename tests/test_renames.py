@@ -16,7 +16,7 @@ import distill
 import interventions
 from distill import DIITO, KD, Cosine, Crossway, DistillError, Shuffle
 from distill.cli.fit_command import FitCommand
-from distill.cli.options import InterchangeOptions, sources_of
+from distill.cli.options.groups import InterchangeOptions, sources_of
 from distill.storage.files import read_json, write_json
 from distill.teachers.cache import digest
 from distill.training.fingerprints import by_new_names

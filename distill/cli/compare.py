@@ -13,7 +13,7 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
 from distill.interchange.kinds import USUAL
-from distill.models.pretrained import load_classifier
+from distill.models.pretrained import load_model
 from distill.processes import from_first
 from distill.results import FitResult
 from distill.storage.files import read_json, write, write_json
@@ -148,5 +148,5 @@ def _finished(folder: Path) -> FitResult:
     if not (folder / RESULT).is_file():
         raise DistillError(f"{folder} holds no finished student; {way_out}.")
     result = read_json(folder / RESULT, way_out)
-    student, seen = load_classifier(folder / STUDENT), SeenRows.load(folder / STUDENT)
+    student, seen = load_model(folder / STUDENT), SeenRows.load(folder / STUDENT)
     return FitResult(student, (), Evaluation(None, None), result["settings"], result["seconds"], folder, seen)

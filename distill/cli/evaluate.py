@@ -5,11 +5,11 @@ from pathlib import Path
 
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import drop_trained_on, load_task_and_teacher
-from distill.cli.options import DataOptions, InterchangeOptions
+from distill.cli.options.groups import DataOptions, InterchangeOptions
 from distill.cli.report import Report, compared_model, print_report, teacher_evaluation
 from distill.errors import DistillError
 from distill.evaluation.evaluate import evaluate
-from distill.models.pretrained import load_classifier
+from distill.models.pretrained import load_model
 from distill.training.checks import check
 from distill.training.progress import console_of
 
@@ -56,7 +56,7 @@ def run_evaluate(
         task = drop_trained_on(task, folder, f"student {name}", console)
     compared = [compared_model("teacher", model, teacher_evaluation(model, task))]
     for name, folder in folders.items():
-        loaded = load_classifier(folder)
+        loaded = load_model(folder)
         check(model, loaded, task.test)
         mapping = interchanges.mapped(model, loaded)
         evaluation = evaluate(model, loaded, mapping, task, positions=interchanges.positions, pairs=pairs, seed=seed)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from distill.alignment.after_kd import SEARCH
-from distill.cli.config import RUN, as_toml
-from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
+from distill.cli.options.config import RUN, as_toml
+from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
 from distill.cli.students import ON_KD, USUAL, StudentPlan, plan_of
 from distill.data.task import Task
 from distill.errors import DistillError

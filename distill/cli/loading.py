@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 from rich.console import Console
 from torch import nn
 
-from distill.cli.options import DataOptions
+from distill.cli.options.groups import LANGUAGE, DataOptions
 from distill.data.task import Task
 from distill.data.trained_on import without_trained_on
 from distill.errors import DistillError
 from distill.models.inputs import vocabulary_of
 from distill.models.numbering import numbered_as
-from distill.models.pretrained import load_classifier, load_tokenizer
+from distill.models.pretrained import load_classifier, load_language_model, load_tokenizer
 from distill.teach import teacher_of
 from distill.training.checks import check
 
@@ -31,20 +31,21 @@ def load_task_and_teacher(
 
     Args:
         source: the rows.
-        teacher: a classifier, by its folder or its name on the hub; None trains the network of the task.
+        teacher: a classifier, or for texts and chats a language model, by its folder or its name on the hub; None
+            trains the network of the task.
         seed: of the rows and of a teacher that is trained.
         console: shows the progress, and notes about the data.
         check_fits: raises DistillError where the command cannot be carried out with a teacher and a task; the teacher
             is not trained yet where the task has one of its own.
     """
     if teacher is None:
-        if source.task == "sst2" or (source.task is None and source.data is not None):
+        if source.task in ("sst2", *LANGUAGE) or (source.task is None and source.data is not None):
             _refuse_without_teacher(source)
         task = source.load(None, seed)
         if task.network is not None:
             check_fits(task.network(seed), task)
         return task, teacher_of(task, seed=seed, console=console), None
-    model = load_classifier(teacher)
+    model = load_language_model(teacher) if source.is_language else load_classifier(teacher)
     tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
     with warnings_as_notes(console):
         task = numbered_as(source.split_as(Path(teacher)).load(tokenizer, seed, model), model)
@@ -77,6 +78,10 @@ def _refuse_without_teacher(source: DataOptions) -> NoReturn:
     """Raise DistillError for data that no network is trained for on first use."""
     if source.data is not None and not Path(source.data).exists():
         raise DistillError(f"--data {source.data} does not exist; name a file or folder that does.")
+    if source.is_language:
+        raise DistillError(
+            f"--task {source.task} has no teacher of its own; give a language model: --teacher NAME_OR_FOLDER."
+        )
     option = f"--task {source.task}" if source.task else f"--data {source.data}"
     raise DistillError(
         f"{option} has no teacher of its own; give a classifier trained on it (--teacher NAME_OR_FOLDER), or make one: "

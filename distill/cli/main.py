@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from distill.cli.flags import (
+from distill.cli.messages import (
+    exit_on_interrupt,
+    is_refusal,
+    message_of,
+    refuse_usage,
+    say,
+    silence_libraries,
+    together,
+)
+from distill.cli.options.flags import (
     AnyTeacher,
     Anyway,
     BatchSize,
@@ -22,6 +31,7 @@ from distill.cli.flags import (
     MappedBlocks,
     MaxLength,
     Original,
+    PackingFlags,
     ResumeFolder,
     RowFlags,
     ScheduleFlags,
@@ -33,16 +43,7 @@ from distill.cli.flags import (
     Text,
     TextsOrTask,
 )
-from distill.cli.messages import (
-    exit_on_interrupt,
-    is_refusal,
-    message_of,
-    refuse_usage,
-    say,
-    silence_libraries,
-    together,
-)
-from distill.cli.signatures import takes
+from distill.cli.options.signatures import takes
 
 app = typer.Typer(
     help="Train a student to compute like its teacher, and measure how far it does.",
@@ -74,7 +75,7 @@ def show_version(
 
 
 @app.command()
-@takes(RowFlags, ClusterFlags, StudentFlags, ScheduleFlags)
+@takes(RowFlags, ClusterFlags, PackingFlags, StudentFlags, ScheduleFlags)
 def fit(
     seed: Seed = 0,
     seeds: Seeds = None,
@@ -110,7 +111,7 @@ def rerun(
 
 
 @app.command()
-@takes(RowFlags, ClusterFlags)
+@takes(RowFlags, ClusterFlags, PackingFlags)
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="The folder of a finished `distill fit`.")] = None,
     teacher: Annotated[str | None, typer.Option(help="A classifier: folder or hub name.")] = None,
@@ -124,7 +125,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy and interchange accuracy of students on held-out pairs."""
     from distill.cli.evaluate import run_evaluate
-    from distill.cli.options import DataOptions, InterchangeOptions
+    from distill.cli.options.groups import DataOptions, InterchangeOptions
 
     with exit_on_interrupt():
         source, interchanges = DataOptions.of_options(rows), InterchangeOptions(mapping, share=share)
@@ -208,7 +209,7 @@ def teach(
     **options: Any,
 ) -> None:
     """Train a teacher: fine-tune an encoder on a task, or train the network of an embedded task."""
-    from distill.cli.options import DataOptions, ScheduleOptions
+    from distill.cli.options.groups import DataOptions, ScheduleOptions
     from distill.cli.teach import run_teach
 
     with exit_on_interrupt():

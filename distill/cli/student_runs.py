@@ -18,7 +18,7 @@ from distill.errors import DistillError, OtherProcessFailed
 from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.fit import fit
 from distill.interchange.mapping import Sides
-from distill.models.pretrained import load_classifier
+from distill.models.pretrained import load_model
 from distill.processes import from_first
 from distill.results import FitResult
 from distill.storage.files import check_folder_whole, clear_leftovers, read_json, write_json
@@ -138,7 +138,7 @@ def _read_finished(student: nn.Module, folder: Path) -> FitResult:
     """
     saved_result, trained_on = read_json(folder / RESULT, "it is made again"), SeenRows.load(folder / STUDENT)
     check_folder_whole(folder / STUDENT, "it is made again")
-    saved = load_classifier(folder / STUDENT)
+    saved = load_model(folder / STUDENT)
     student.to(next(saved.parameters()).dtype).load_state_dict(saved.state_dict())
     settings, seconds = saved_result["settings"], saved_result["seconds"]
     return FitResult(student, tuple(read_log(folder)), Evaluation(None, None), settings, seconds, folder, trained_on)

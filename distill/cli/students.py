@@ -11,6 +11,12 @@ UNTRAINED = "untrained"
 """The name of the student before any training, in tables."""
 
 
+def is_language(task: Task) -> bool:
+    """Return whether the rows of a task are texts of language models: each token has a label, and none a class."""
+    labels = task.train.table.get("labels")
+    return not task.classes and labels is not None and labels[0].ndim == 1
+
+
 @dataclass(frozen=True)
 class StudentPlan:
     """The plan of one student of a run: on what it is trained, and for how long.
@@ -28,8 +34,13 @@ class StudentPlan:
     as_long_as: str | None = None
 
     def suits(self, task: Task) -> bool:
-        """Return whether the rows of a task have what the objectives need: words to replace, for `augmented`."""
-        return "augmented" not in self.objectives.split(",") or "input_ids" in task.train.columns
+        """Return whether the rows of a task have what the objectives need: words to replace, for `augmented`.
+
+        Those of language models are their labels too, which would have to be replaced alike.
+        """
+        return "augmented" not in self.objectives.split(",") or (
+            "input_ids" in task.train.columns and not is_language(task)
+        )
 
     def saved_in(self, run: Path) -> Path:
         """Return the folder of the student in a run."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.cli.loading import warnings_as_notes
-from distill.cli.options import DataOptions, ScheduleOptions
+from distill.cli.options.groups import DataOptions, ScheduleOptions
 from distill.errors import DistillError
 from distill.models.pretrained import load_tokenizer, new_classifier, save_teacher
 from distill.processes import from_first

@@ -95,9 +95,9 @@ class Task:
     def majority(self) -> float | None:
         """The share of the most common class among the labels of the test rows: the accuracy of a constant answer.
 
-        None if they have no labels.
+        None if they have no labels, or labels without classes, as the tokens of language models.
         """
-        if "labels" not in self.test.columns:
+        if "labels" not in self.test.columns or not self.classes:
             return None
         counts: Counter[int] = Counter()
         for part in parts_of_table({"labels": self.test.table["labels"]}, CHUNK):

@@ -69,12 +69,40 @@ def load_classifier(name: str | Path) -> nn.Module:
     """
     kinds = _architectures(name, "teacher", "give a folder made by save_pretrained, e.g. by distill teach")
     kind = next((each for each in kinds if "Classification" in each), None)
+    if kind is None and any(map(_writes, kinds)):
+        raise DistillError(
+            f"{str(name)!r} holds {kinds[0]}, a language model, which has no classifier; distil it on texts or chats: "
+            "--task text or --task chat."
+        )
     if kind is None:
         raise DistillError(
             f"{str(name)!r} holds {kinds[0] if kinds else 'a model'}, which has no classifier; fine-tune one first: "
             f"distill teach --task sst2 --from {name} --output teacher."
         )
     return _load(name, kind, "teacher")
+
+
+def load_language_model(name: str | Path) -> nn.Module:
+    """Return a causal language model saved by transformers, from a folder or by its name on the hub.
+
+    Raises:
+        DistillError: no model there, or one that does not write text.
+    """
+    kinds = _architectures(name, "teacher", "give a folder made by save_pretrained")
+    kind = next(filter(_writes, kinds), None)
+    if kind is None:
+        raise DistillError(
+            f"{str(name)!r} holds {kinds[0] if kinds else 'a model'}, which writes no text; give a causal language "
+            "model, or leave --task text and --task chat to those."
+        )
+    return _load(name, kind, "teacher")
+
+
+def _writes(kind: str) -> bool:
+    """Return whether models of a class of transformers write text token by token."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def load_model(name: str | Path) -> nn.Module:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import distill
 from distill import KD, Interrupted, fit
 from distill.cli.fit_command import FitCommand
-from distill.cli.options import DataOptions, ScheduleOptions
+from distill.cli.options.groups import DataOptions, ScheduleOptions
 from distill.storage.files import read_json
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log

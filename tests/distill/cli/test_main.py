@@ -24,7 +24,7 @@ import transformers
 from distill.cli import main, messages
 from distill.cli.compare import students_of_runs
 from distill.cli.fit_command import FitCommand
-from distill.cli.options import DataOptions, InterchangeOptions
+from distill.cli.options.groups import DataOptions, InterchangeOptions
 from distill.comparison.compare import compare
 from distill.errors import OtherProcessFailed
 from distill.evaluation.evaluate import evaluate

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
-from distill.cli.config import read_config
+from distill.cli.options.config import read_config
 
 Task = Annotated[
     str | None,
-    typer.Option(help="pvr, agreement or sst2; pvr where neither task nor data is given (digits, mnist: in Python)."),
+    typer.Option(
+        help="pvr, agreement or sst2; text or chat for language models on your data; pvr where neither task nor data "
+        "is given (digits, mnist: in Python)."
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -53,7 +56,14 @@ Seeds = Annotated[
     list[int] | None,
     typer.Option(help="Train every student once with each, e.g. --seeds 0 1 2; rows and teacher are those of --seed."),
 ]
-Teacher = Annotated[str | None, typer.Option(help="A classifier: folder or hub name. Embedded tasks train their own.")]
+Teacher = Annotated[
+    str | None,
+    typer.Option(help="A classifier or language model: folder or hub name. Embedded tasks train their own."),
+]
+Packing = Annotated[
+    str | None, typer.Option(help="Several texts in each row of a language model: best-fit, or 'in order'.")
+]
+BlockSize = Annotated[int | None, typer.Option(help="Tokens of a row in which several texts are packed.")]
 StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")]
 ObjectiveNames = Annotated[
     str | None,
@@ -123,6 +133,13 @@ class ClusterFlags:
     """The column of clusters."""
 
     clusters: Clusters = None
+
+
+class PackingFlags:
+    """The packing of texts for language models."""
+
+    packing: Packing = None
+    block_size: BlockSize = None
 
 
 class StudentFlags:

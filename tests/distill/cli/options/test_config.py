@@ -8,10 +8,10 @@ from textwrap import dedent
 
 import pytest
 
-from distill.cli import flags
-from distill.cli.config import RUN, as_toml
 from distill.cli.fit_command import GROUPS, FitCommand
-from distill.cli.options import DataOptions, InterchangeOptions, ScheduleOptions
+from distill.cli.options import flags
+from distill.cli.options.config import RUN, as_toml
+from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions
 from tests.distill.cli.test_main import distill
 
 FILES = {
@@ -113,7 +113,7 @@ def test_a_command_written_is_the_command_read(tmp_path, started):
 def test_defaults_of_options_are_those_of_the_settings():
     told = {
         name: getattr(group, name)
-        for group in (flags.RowFlags, flags.ClusterFlags, flags.StudentFlags, flags.ScheduleFlags)
+        for group in (flags.RowFlags, flags.ClusterFlags, flags.PackingFlags, flags.StudentFlags, flags.ScheduleFlags)
         for name in inspect.get_annotations(group)
     }
     assert FitCommand.of_options(told) == FitCommand()

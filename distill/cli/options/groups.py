@@ -36,6 +36,8 @@ class Options:
         })  # fmt: skip
 
 
+LANGUAGE = ("text", "chat")
+"""Names of tasks of language models."""
 SOURCES = ("shuffle", "in-context", "mixup", "noise")
 
 
@@ -53,6 +55,13 @@ class DataOptions(Options):
     max_length: int | None = None
     split_seed: int | None = None
     clusters: str | None = None
+    packing: str | None = None
+    block_size: int | None = None
+
+    @property
+    def is_language(self) -> bool:
+        """Whether the rows are texts or chats for language models."""
+        return self.task in LANGUAGE
 
     def split_as(self, teacher: Path) -> "DataOptions":
         """Return the same rows split as those that a saved teacher was trained on, unless a split was requested."""
@@ -70,7 +79,7 @@ class DataOptions(Options):
         options: dict[str, Any] = {
             "data": self.data, "eval_data": self.eval_data, "text": self.text, "label": self.label,
             "classes": None if self.classes is None else [name.strip() for name in self.classes.split(",")],
-            "clusters": self.clusters,
+            "clusters": self.clusters, "packing": self.packing, "block_size": self.block_size,
             "max_length": self.max_length if name is not None or model is None else length_for(model, self.max_length),
         }  # fmt: skip
         split = 0 if self.split_seed is None else self.split_seed

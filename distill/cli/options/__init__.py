@@ -1,0 +1,1 @@
+"""The options of commands: declared once in groups, read from the call or a file."""
