@@ -15,8 +15,9 @@ from distill.alignment.search_mapping import CONTROLS
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import load_task_and_teacher
 from distill.cli.report import ComparedModel, Report, compared_model, print_report, teacher_evaluation
+from distill.cli.samples import Sample, samples_of
 from distill.cli.student_runs import TIMES, StudentRuns
-from distill.cli.students import UNTRAINED
+from distill.cli.students import UNTRAINED, is_language
 from distill.comparison.compare import compare
 from distill.comparison.comparison import Comparison
 from distill.data.task import Task
@@ -35,6 +36,7 @@ from distill.training.schedule import Schedule
 from interventions import InterventionError, Location
 
 BATCH = 512
+BATCH_OF_LANGUAGE = 16
 """Pairs of a forward, where students are compared."""
 
 
@@ -134,7 +136,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     )
     accuracy = None if command.any_teacher else check_teacher(teacher, task)
     measured = teacher_evaluation(teacher, task) if accuracy is None else Evaluation(accuracy, None)
-    smaller, schedule = command.student(teacher), command.timing.schedule(task, command.seed)
+    smaller, schedule = command.student(teacher, task), command.timing.schedule(task, command.seed)
     from_first(lambda: command.write(folder))
     mapping: Sides
     found: dict[str, str] = {}
@@ -144,14 +146,16 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     else:
         mapping = command.interchanges.mapped(teacher, smaller)
     plans = [plan for plan in command.students if plan.suits(task)]
-    runs = StudentRuns(command, folder, task, teacher, tokenizer, mapping, schedule, resume, console)
+    runs = StudentRuns(command, folder, task, teacher, tokenizer, smaller, mapping, schedule, resume, console)
     trained = runs.train(plans)
-    untrained = evaluate(teacher, smaller, mapping, task, positions=command.interchanges.positions)
+    measuring: Any = {"positions": command.interchanges.positions, "pairs": command.pairs_of(task)}
+    untrained = evaluate(teacher, smaller, mapping, task, **measuring)
     compared = [compared_model("teacher", teacher, measured), compared_model(UNTRAINED, smaller, untrained)]
     compared += _compared(trained, command.training_seeds)
     title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(smaller)}"
     settings = {**asdict(command), "schedule": asdict(schedule), **found}
-    report = Report(title, task, compared, settings, *_comparison(runs, trained, smaller))
+    samples = _samples(runs, trained)
+    report = Report(title, task, compared, settings, *_comparison(runs, trained, smaller), samples)
     print_report(report, console)
     path = from_first(lambda: report.save(folder))
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
@@ -165,6 +169,14 @@ def _compared(trained: Mapping[str, Sequence[FitResult]], seeds: Sequence[int]) 
         for title, results in trained.items()
         for seed, each in zip(seeds, results, strict=True)
     ]
+
+
+def _samples(runs: StudentRuns, trained: Mapping[str, Sequence[FitResult]]) -> tuple[Sample, ...]:
+    """Return what the teacher and the students of the first seed write, where they are language models."""
+    if not is_language(runs.task):
+        return ()
+    models = {"teacher": runs.teacher, **{title: results[0].student for title, results in trained.items()}}
+    return samples_of(models, runs.task.test, runs.tokenizer)
 
 
 def _comparison(
@@ -182,7 +194,10 @@ def _comparison(
         return None, ""
     students[UNTRAINED] = [untrained] * len(runs.command.training_seeds)
     rule = runs.command.interchanges.positions
-    settings: dict[str, Any] = {"kinds": USUAL_KINDS, "positions": rule, "batch_size": BATCH}
+    kinds = None if is_language(runs.task) else USUAL_KINDS  # their answers are long: one kind, few pairs
+    settings: dict[str, Any] = {"kinds": kinds, "positions": rule, "batch_size": BATCH}
+    if is_language(runs.task):
+        settings |= {"pairs": runs.command.pairs_of(runs.task), "batch_size": BATCH_OF_LANGUAGE}
     try:
         return compare(runs.teacher, students, runs.mapping, runs.task, **settings), ""
     except (DistillError, InterventionError) as nothing:

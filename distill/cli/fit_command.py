@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from distill.alignment.after_kd import SEARCH
 from distill.cli.options.config import RUN, as_toml
-from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions, sources_of
-from distill.cli.students import ON_KD, USUAL, StudentPlan, plan_of
+from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions, StudentOptions, sources_of
+from distill.cli.students import ON_KD, USUAL, StudentPlan, is_language, plan_of
 from distill.data.task import Task
 from distill.errors import DistillError
-from distill.interchange.mapping import depth
 from distill.interchange.sources import InContext
 from distill.objectives import (
     AT,
@@ -33,17 +32,21 @@ from distill.objectives import (
     TinyBERT,
 )
 from distill.storage.files import read_json, write, write_json
-from distill.students.from_layers import from_layers
 from distill.training.checkpoints import STEPS, Every
 from distill.training.resolve import keep_supported
 from distill.training.run_folder import STUDENT
+from distill.writing.written import Written
 
 COMMAND = "command.json"
 PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine, "pkd": PKD, "fitnets": FitNets,
          "at": AT, "tinybert": TinyBERT, "sobolev": Sobolev, "bss": BSS}  # fmt: skip
 GROUPS: Mapping[str, Any]
-GROUPS = {"source": DataOptions, "timing": ScheduleOptions, "interchanges": InterchangeOptions}
+GROUPS = {
+    "source": DataOptions, "timing": ScheduleOptions, "interchanges": InterchangeOptions, "smaller": StudentOptions,
+}  # fmt: skip
 """The settings that are groups of options."""
+PAIRS, PAIRS_OF_LANGUAGE = 2000, 200
+"""Pairs of base and source that students are measured on."""
 OBJECTIVES = ("kd", *ON_KD, *PLAIN)
 
 
@@ -54,14 +57,19 @@ class FitCommand:
     source: DataOptions = field(default_factory=DataOptions)
     timing: ScheduleOptions = field(default_factory=ScheduleOptions)
     interchanges: InterchangeOptions = field(default_factory=InterchangeOptions)
+    smaller: StudentOptions = field(default_factory=StudentOptions)
     teacher: str | None = None
-    student_layers: int | None = None
     objective: str | None = None
     temperature: float = 2.0
     seed: int = 0
     any_teacher: bool = False
     seeds: tuple[int, ...] = ()
     every: int | str = STEPS
+    on_policy: float = 0.0
+    max_new_tokens: int = 128
+    cache: str | None = None
+    top_k: int | None = None
+    eval_pairs: int | None = None
 
     def __post_init__(self) -> None:
         Every.of(self.every)
@@ -82,6 +90,8 @@ class FitCommand:
         """
         groups: dict[str, Callable[..., Any]] = {**GROUPS, "interchanges": InterchangeOptions.of}
         settings = {**settings, "seeds": tuple(settings.get("seeds", ()))}  # runs of an earlier version had one seed
+        layers = settings.pop("student_layers", None)  # as did those that had no other parts to choose
+        settings = {"smaller": {"student_layers": layers}, **settings}
         missing = next((name for name in groups if name not in settings), None)
         if missing is not None:
             raise KeyError(missing)
@@ -91,7 +101,9 @@ class FitCommand:
     def of_options(cls, options: Mapping[str, Any]) -> "FitCommand":
         """Build it from the options of the command line, by their names."""
         sources = sources_of(options["sources"], options.get("pairs"))
+        cache = options.get("cache")
         given = {**options, "sources": sources, "seeds": tuple(options.get("seeds") or ())}
+        given["cache"] = None if cache is None else str(cache)
         own = {each.name for each in fields(cls)} - GROUPS.keys()
         groups = {name: group.of_options(given) for name, group in GROUPS.items()}
         return cls(**groups, **{name: value for name, value in given.items() if name in own})
@@ -164,9 +176,19 @@ class FitCommand:
         folders = {self.title_of(*each): self.folder_of(run, *each) / STUDENT for each in self.plans_by_seed(run)}
         return {title: folder for title, folder in folders.items() if folder.exists()}
 
-    def student(self, teacher: nn.Module) -> nn.Module:
-        """Make a student of layers of the teacher: of half as many, unless a number was requested."""
-        return from_layers(teacher, max(1, depth(teacher) // 2) if self.student_layers is None else self.student_layers)
+    def student(self, teacher: nn.Module, task: Task) -> nn.Module:
+        """Make a student of parts of the teacher: of half as many layers, unless a number was requested."""
+        return self.smaller.make(teacher, task.train)
+
+    def data(self, task: Task) -> Any:
+        """Return what the students are trained on: the rows of the task, or those that they write themselves."""
+        if not self.on_policy:
+            return task.train
+        return Written(task.train, share=self.on_policy, max_new_tokens=self.max_new_tokens)
+
+    def pairs_of(self, task: Task) -> int:
+        """Return the number of pairs to measure on: fewer for language models, whose answers are long."""
+        return self.eval_pairs or (PAIRS_OF_LANGUAGE if is_language(task) else PAIRS)
 
     def check(self, teacher: nn.Module, task: Task) -> None:
         """Raise DistillError for sources, a student, a mapping or a schedule that are impossible.
@@ -181,10 +203,10 @@ class FitCommand:
             )
         self._check_columns(task)
         self.interchanges.check(task)
-        if self.interchanges.mapping == SEARCH:
-            replace(self.interchanges, mapping="full").mapped(teacher, self.student(teacher))  # both have layers
-        else:
-            self.interchanges.mapped(teacher, self.student(teacher))
+        smaller = replace(self.smaller, student_by="position").make(teacher, task.train)
+        mapping = "full" if self.interchanges.mapping == SEARCH else self.interchanges.mapping  # both have layers
+        replace(self.interchanges, mapping=mapping).mapped(teacher, smaller)
+        self._check_language(task)
         self.timing.schedule(task, self.seed)
         for plan in (each for each in self.students if each.suits(task)):
             with warnings.catch_warnings():
@@ -198,6 +220,18 @@ class FitCommand:
                 f"--objective augmented replaces tokens, and the rows of {task.name} are "
                 f"{', '.join(task.train.columns)}; use --objective kd."
             )
+
+    def _check_language(self, task: Task) -> None:
+        """Raise DistillError for settings of language models beside rows of another kind."""
+        given = [name for name, value in (("--on-policy", self.on_policy), ("--block-size", self.source.block_size),
+                                          ("--packing", self.source.packing)) if value]  # fmt: skip
+        if given and not is_language(task):
+            raise DistillError(
+                f"{given[0]} is for language models, and the rows of {task.name} are not theirs; use --task text or "
+                "--task chat, or leave it out."
+            )
+        if self.on_policy:
+            self.data(task)  # raises DistillError for a share that is none
 
     def objectives(self, student: str, words: Tensor | None = None) -> list[Objective]:
         """Return the objectives of one student.

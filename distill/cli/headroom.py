@@ -30,7 +30,7 @@ def run_headroom(command: FitCommand, steps: int, batches: int) -> None:
     task, teacher, tokenizer = load_task_and_teacher(
         command.source, command.teacher, command.seed, console, command.check
     )
-    student = command.student(teacher)
+    student = command.student(teacher, task)
     found = headroom(
         teacher,
         student,

@@ -27,6 +27,7 @@ from distill.cli.options.flags import (
     Every,
     Fraction,
     Label,
+    LanguageFlags,
     LearningRate,
     MappedBlocks,
     MaxLength,
@@ -75,7 +76,7 @@ def show_version(
 
 
 @app.command()
-@takes(RowFlags, ClusterFlags, PackingFlags, StudentFlags, ScheduleFlags)
+@takes(RowFlags, ClusterFlags, PackingFlags, StudentFlags, LanguageFlags, ScheduleFlags)
 def fit(
     seed: Seed = 0,
     seeds: Seeds = None,

@@ -1,7 +1,7 @@
 """The comparison of a teacher with its students: a table, `result.json`, and an HTML page that needs no other file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from distill.cli.samples import Sample
+from distill.cli.students import is_language
 from distill.comparison.compared_figure import ComparedFigure
 from distill.comparison.comparison import Comparison
 from distill.data.task import Task
@@ -35,8 +37,18 @@ HEADINGS = {
     "s": "seconds",
 }
 """The columns of the table, in a terminal and on the page."""
-ON_THE_PAGE: tuple[str, ...] = ("layers", "parameters", "accuracy", "IIA", "effective IIA", "normalized IIA")
-ON_THE_PAGE += ("effect rate", "do nothing", "replace all", "KL", "agreement on bases", "KL on bases", "seconds")
+OF_LANGUAGE = {
+    "perplexity": "perplexity",
+    "agreement": "agreement",
+    "KL": "KL of answers",
+    "IIA": "IIA",
+    "effective": "effective IIA",
+    "s": "seconds",
+}
+"""The columns of language models in a terminal."""
+ON_THE_PAGE: tuple[str, ...] = ("layers", "parameters", "perplexity", "accuracy", "agreement", "KL of answers", "IIA")
+ON_THE_PAGE += ("effective IIA", "normalized IIA", "effect rate", "do nothing", "replace all", "KL")
+ON_THE_PAGE += ("agreement on bases", "KL on bases", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +80,9 @@ class ComparedModel:
             "layers": str(self.layers),
             "parameters": f"{self.parameters:,}",
             "accuracy": _text(self.evaluation.accuracy),
+            "perplexity": _number(self.evaluation.perplexity),
+            "agreement": _text(self.evaluation.agreement),
+            "KL of answers": _number(self.evaluation.kl),
             "seconds": "" if self.seconds is None else f"{self.seconds:.1f}",
             **({} if outcome is None else _figures(outcome)),
         }
@@ -84,6 +99,7 @@ class Report:
         settings: plain data, shown on the page and kept in `result.json`.
         comparison: of the students over the same pairs; None where there is none.
         note: why there is none; else empty.
+        samples: of text, what the models write.
     """
 
     title: str
@@ -92,6 +108,12 @@ class Report:
     settings: dict[str, Any]
     comparison: Comparison | None = None
     note: str = ""
+    samples: Sequence[Sample] = ()
+
+    @property
+    def headings(self) -> Mapping[str, str]:
+        """The columns of the table in a terminal: headings, and the figures below them."""
+        return OF_LANGUAGE if any(each.evaluation.perplexity is not None for each in self.models) else HEADINGS
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -110,12 +132,13 @@ class Report:
         title = Text(printable(self.title), "table.title")  # in a str, Rich would read brackets as its own markup
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
         table.add_column("")
-        for heading in HEADINGS:
+        for heading in self.headings:
             table.add_column(heading, justify="right", no_wrap=True)
         for each in self.models:
             figures = each.figures
-            cells = {name: figures.get(heading, "") for name, heading in HEADINGS.items()}
-            cells |= {name: cells[name].split(" ")[0] for name in ("accuracy", "IIA")}  # intervals are on the page
+            cells = {name: figures.get(heading, "") for name, heading in self.headings.items()}
+            short = {"accuracy", "agreement", "IIA"} & cells.keys()
+            cells |= {name: cells[name].split(" ")[0] for name in short}  # intervals are on the page
             table.add_row(Text(printable(each.name)), *cells.values())
         return table
 
@@ -138,6 +161,7 @@ class Report:
                 }
                 for each in self.models
             ],
+            "samples": [each.to_dict() for each in self.samples],
             "versions": environment(),
         }
 
@@ -151,7 +175,8 @@ class Report:
 
     def html(self) -> str:
         """Return the HTML page, with its pictures inside."""
-        cells = [(each.name, *(each.figures.get(name, "") for name in ON_THE_PAGE)) for each in self.models]
+        columns = [name for name in ON_THE_PAGE if any(each.figures.get(name) for each in self.models)]
+        cells = [(each.name, *(each.figures.get(name, "") for name in columns)) for each in self.models]
         parts = [
             f"<h1>{escape(self.title)}</h1>",
             *(f"<p class=answer>{escape(sentence)}</p>" for sentence in self.sentences),
@@ -159,8 +184,9 @@ class Report:
             f"{len(self.task.train):,} training rows, {len(self.task.test):,} held out{_majority_of(self.task)}.</p>",
             *self._compared(),
             "<h2>Every model</h2>",
-            table(("", *ON_THE_PAGE), cells),
+            table(("", *columns), cells),
             f"<p class=note>{escape(LEGEND)}</p>",
+            *self._written(),
             *self._pictures(),
             "<h2>Interchange accuracy for each entry of the mapping</h2>",
             *(_per_pair(each) for each in self.models if each.evaluation.interchange is not None),
@@ -182,6 +208,16 @@ class Report:
         figure = embedded(self.comparison.plot())
         return [f"<h2>The students compared</h2>{figure}<pre>{escape(str(self.comparison))}</pre>"]
 
+    def _written(self) -> list[str]:
+        """Return the samples of text."""
+        if not self.samples:
+            return []
+        parts = ["<h2>Text</h2>", "<p class=note>The most likely tokens after the beginning of held-out texts.</p>"]
+        for each in self.samples:
+            rows = [(name, text) for name, text in each.written.items()]
+            parts += [f"<pre>{escape(each.prompt)} …</pre>", table(("", "continued"), rows, text=1)]
+        return parts
+
     def _pictures(self) -> list[str]:
         trained = {each.name: each.fit.records for each in self.models if each.fit is not None and each.fit.records}
         measured = [(each.name, each.evaluation.interchange) for each in self.models]
@@ -200,7 +236,8 @@ def compared_model(name: str, model: nn.Module, evaluation: Evaluation, fit: Fit
 
 def teacher_evaluation(teacher: nn.Module, task: Task) -> Evaluation:
     """Measure the accuracy of a teacher on held-out rows; without labels measure nothing."""
-    return Evaluation(None, None) if task.majority is None else evaluate(None, teacher, None, task)
+    measured = task.majority is not None or is_language(task)
+    return evaluate(None, teacher, None, task) if measured else Evaluation(None, None)
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -252,11 +289,17 @@ def _legend(comparison: Comparison) -> str:
 
 def _majority_of(task: Task) -> str:
     """Return the end of a sentence about the held-out rows: how common their most common class is."""
+    if is_language(task):
+        return ""
     return " without labels" if task.majority is None else f"; the most common class is {task.majority:.1%} of them"
 
 
 def _text(value: Share | Estimate | None) -> str:
     return "" if value is None else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
 
 
 def _figures(outcome: Outcome) -> dict[str, str]:

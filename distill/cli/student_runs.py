@@ -1,5 +1,6 @@
 """The trainings of `distill fit`: every student of a run, for each seed, one after another; read again when resumed."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +41,7 @@ class StudentRuns:
         command: its settings.
         folder: of the run.
         task, teacher, tokenizer: what is learned, from whom, and what both read with, or None.
+        smaller: a student before any training.
         mapping: between teacher and students.
         schedule: of the students.
         resume: whether trainings that are finished are read again, and others resumed.
@@ -51,6 +53,7 @@ class StudentRuns:
     task: Task
     teacher: nn.Module
     tokenizer: Any
+    smaller: nn.Module
     mapping: Sides
     schedule: Schedule
     resume: Resume
@@ -87,7 +90,7 @@ class StudentRuns:
             return float(known)
         objectives = [self.command.objectives(each, words_of(self.tokenizer)) for each in (one, other)]
         measured = step_ratio(
-            self.teacher, self.command.student(self.teacher), self.mapping, self.task.train, one=objectives[0],
+            self.teacher, copy.deepcopy(self.smaller), self.mapping, self.task.train, one=objectives[0],
             other=objectives[1], schedule=self.schedule, steps=TIMED,
         )  # fmt: skip
         ratio = round(20 * measured.value) / 20
@@ -97,13 +100,14 @@ class StudentRuns:
     def _train(self, plan: StudentPlan, seed: int, schedule: Schedule) -> FitResult:
         """Train and measure one student; the same rule of positions measures students of all objectives."""
         folder = self.command.folder_of(self.folder, plan, seed)
-        student = self.command.student(self.teacher)
+        student = copy.deepcopy(self.smaller)
         result = self._fit_or_read(
             student, folder, objective=self.command.objectives(plan.objectives, words_of(self.tokenizer)),
             schedule=schedule, title=self.command.title_of(plan, seed),
         )  # fmt: skip
         positions = self.command.interchanges.positions
-        evaluation = evaluate(self.teacher, student, self.mapping, self.task, positions=positions)
+        pairs = self.command.pairs_of(self.task)
+        evaluation = evaluate(self.teacher, student, self.mapping, self.task, positions=positions, pairs=pairs)
         result = replace(result, evaluation=evaluation.marked(result.settings.get("kinds")))
         from_first(lambda: result.save(folder, teacher=self.teacher, rows=len(self.task.train)))
         return result
@@ -121,8 +125,9 @@ class StudentRuns:
         resume = self.resume if begun else False
         try:
             return fit(
-                self.teacher, student, self.mapping, self.task.train, output_dir=folder, resume=resume,
-                console=self.console, tokenizer=self.tokenizer, every=self.command.every, **settings,
+                self.teacher, student, self.mapping, self.command.data(self.task), output_dir=folder, resume=resume,
+                console=self.console, tokenizer=self.tokenizer, every=self.command.every, cache=self.command.cache,
+                top_k=self.command.top_k, **settings,
             )  # fmt: skip
         except (Interrupted, OtherProcessFailed) as stop:
             raise type(stop)(

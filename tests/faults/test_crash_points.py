@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import distill
 from distill import KD, Interrupted, fit
 from distill.cli.fit_command import FitCommand
-from distill.cli.options.groups import DataOptions, ScheduleOptions
+from distill.cli.options.groups import DataOptions, ScheduleOptions, StudentOptions
 from distill.storage.files import read_json
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log
@@ -142,7 +142,7 @@ def asked(tmp_path, monkeypatch):
         source=DataOptions(data=str(write_csv(tmp_path / "films.csv", sentences(30)))),
         timing=ScheduleOptions(steps=3, batch_size=4),
         teacher=str(teacher),
-        student_layers=1,
+        smaller=StudentOptions(student_layers=1),
         objective="kd",
         any_teacher=True,
     )

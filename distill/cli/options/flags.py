@@ -64,6 +64,33 @@ Packing = Annotated[
     str | None, typer.Option(help="Several texts in each row of a language model: best-fit, or 'in order'.")
 ]
 BlockSize = Annotated[int | None, typer.Option(help="Tokens of a row in which several texts are packed.")]
+StudentWidth = Annotated[int | None, typer.Option(help="Width of the student; the teacher's by default.")]
+StudentUnits = Annotated[
+    int | None, typer.Option(help="Feed-forward units of each layer of the student; the teacher's by default.")
+]
+StudentBy = Annotated[
+    str,
+    typer.Option(
+        help="Which layers and units a student has: by position, by importance on the data, or the layers of a search."
+    ),
+]
+OnPolicy = Annotated[
+    float, typer.Option(help="The share of the steps on text that the student writes, for language models.")
+]
+NewTokens = Annotated[int, typer.Option(help="The most tokens that a student writes after a prompt.")]
+Cache = Annotated[Path | None, typer.Option(help="A folder that keeps the teacher's answers.")]
+TopK = Annotated[int | None, typer.Option(help="The largest logits of an answer that are kept there; all by default.")]
+EvalPairs = Annotated[
+    int | None,
+    typer.Option(help="Pairs of base and source that students are measured on; 2000, and 200 of language models."),
+]
+Warmup = Annotated[float | None, typer.Option(help="The share of the steps over which the learning rate rises.")]
+WeightDecay = Annotated[float | None, typer.Option(help="The weight decay.")]
+Clip = Annotated[float | None, typer.Option(help="The largest norm of the gradient.")]
+Accumulate = Annotated[int | None, typer.Option(help="Parts in which a step is computed, for less memory.")]
+Optimizer = Annotated[str | None, typer.Option(help="adamw, adam or sgd.")]
+Decay = Annotated[str | None, typer.Option(help="How the learning rate falls: linear, cosine or constant.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that read rows in the background.")]
 StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")]
 ObjectiveNames = Annotated[
     str | None,
@@ -142,11 +169,24 @@ class PackingFlags:
     block_size: BlockSize = None
 
 
+class LanguageFlags:
+    """The training of language models: the text that they write, and the answers that are kept."""
+
+    on_policy: OnPolicy = 0.0
+    max_new_tokens: NewTokens = 128
+    cache: Cache = None
+    top_k: TopK = None
+    eval_pairs: EvalPairs = None
+
+
 class StudentFlags:
     """The student: its layers, and the objectives that it is trained on."""
 
     teacher: Teacher = None
     student_layers: StudentLayers = None
+    student_width: StudentWidth = None
+    student_intermediate: StudentUnits = None
+    student_by: StudentBy = "position"
     mapping: Mapping = "full"
     objective: ObjectiveNames = None
     sources: SourceRule = None
@@ -165,3 +205,10 @@ class ScheduleFlags:
     batch_size: BatchSize = None
     lr: LearningRate = None
     param_dtype: ParamDtype = None
+    warmup: Warmup = None
+    weight_decay: WeightDecay = None
+    clip: Clip = None
+    accumulate: Accumulate = None
+    optimizer: Optimizer = None
+    decay: Decay = None
+    workers: Workers = None

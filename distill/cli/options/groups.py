@@ -9,13 +9,17 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from distill.data.rows import Rows
 from distill.data.task import Task
 from distill.data.trained_on import split_seed_of
 from distill.errors import DistillError, checked
-from distill.interchange.mapping import Sides, as_mapping, entries_of, mapping_of
+from distill.interchange.mapping import Sides, as_mapping, depth, entries_of, mapping_of
 from distill.interchange.positions import Span
 from distill.interchange.sources import InContext, Shuffle
 from distill.objectives import DIITO, Objective
+from distill.students.from_layers import from_layers
+from distill.students.from_width import from_width
+from distill.students.importance import importance
 from distill.tasks import load
 from distill.tasks.loading import length_for
 from distill.training.schedule import Schedule
@@ -38,6 +42,9 @@ class Options:
 
 LANGUAGE = ("text", "chat")
 """Names of tasks of language models."""
+CHOSEN_BY = ("position", "importance", "search")
+LOOKED_AT = 256
+"""Rows on which the importance of the parts of a teacher is measured."""
 SOURCES = ("shuffle", "in-context", "mixup", "noise")
 
 
@@ -93,6 +100,37 @@ class DataOptions(Options):
 
 @checked
 @dataclass(frozen=True)
+class StudentOptions(Options):
+    """The parts of the teacher that a student has: layers, width, and how they are chosen."""
+
+    student_layers: int | None = None
+    student_width: int | None = None
+    student_intermediate: int | None = None
+    student_by: str = "position"
+
+    def __post_init__(self) -> None:
+        if self.student_by not in CHOSEN_BY:
+            raise DistillError(f"--student-by {self.student_by} does not exist: choose one of {', '.join(CHOSEN_BY)}.")
+
+    def make(self, teacher: nn.Module, rows: Rows) -> nn.Module:
+        """Return the student of a teacher before its training.
+
+        Args:
+            teacher: the teacher.
+            rows: to train on; the first of them show what is important.
+        """
+        layers = max(1, depth(teacher) // 2) if self.student_layers is None else self.student_layers
+        found = None
+        if self.student_by != "position":
+            search = layers if self.student_by == "search" else None
+            found = importance(teacher, rows.take(range(min(LOOKED_AT, len(rows)))), search=search)
+        if self.student_width is not None or self.student_intermediate is not None:
+            teacher = from_width(teacher, self.student_width, intermediate=self.student_intermediate, by=found)
+        return from_layers(teacher, layers, by=found)
+
+
+@checked
+@dataclass(frozen=True)
 class ScheduleOptions(Options):
     """The settings of the schedule that the command line gives; None leaves the value of the task."""
 
@@ -101,6 +139,13 @@ class ScheduleOptions(Options):
     batch_size: int | None = None
     lr: float | None = None
     param_dtype: str | None = None
+    warmup: float | None = None
+    weight_decay: float | None = None
+    clip: float | None = None
+    accumulate: int | None = None
+    optimizer: str | None = None
+    decay: str | None = None
+    workers: int | None = None
 
     @property
     def given(self) -> dict[str, Any]:

@@ -14,6 +14,9 @@ from distill.cli.options.config import RUN, as_toml
 from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions
 from tests.distill.cli.test_main import distill
 
+GROUPS_OF_FLAGS = (
+    flags.RowFlags, flags.ClusterFlags, flags.PackingFlags, flags.StudentFlags, flags.LanguageFlags, flags.ScheduleFlags,
+)  # fmt: skip
 FILES = {
     "a.toml": """
         steps = 7
@@ -113,7 +116,14 @@ def test_a_command_written_is_the_command_read(tmp_path, started):
 def test_defaults_of_options_are_those_of_the_settings():
     told = {
         name: getattr(group, name)
-        for group in (flags.RowFlags, flags.ClusterFlags, flags.PackingFlags, flags.StudentFlags, flags.ScheduleFlags)
+        for group in GROUPS_OF_FLAGS
+            flags.RowFlags,
+            flags.ClusterFlags,
+            flags.PackingFlags,
+            flags.StudentFlags,
+            flags.LanguageFlags,
+            flags.ScheduleFlags,
+        )
         for name in inspect.get_annotations(group)
     }
     assert FitCommand.of_options(told) == FitCommand()
