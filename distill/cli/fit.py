@@ -26,6 +26,7 @@ from distill.evaluation.evaluate import Evaluation, evaluate
 from distill.interchange.kinds import USUAL as USUAL_KINDS
 from distill.interchange.mapping import Sides, depth, parse_mapping
 from distill.processes import from_first, is_first
+from distill.publishing.push import check_repo, push_folder
 from distill.results import FitResult
 from distill.storage.files import clear_leftovers, read_json, remove_empty, write, write_json
 from distill.storage.locks import claim, held
@@ -75,7 +76,9 @@ def resume_fit(folder: Path, *, anyway: bool = False) -> Path:
         return _run(FitCommand.read(folder), folder, resume="anyway" if anyway else True)
 
 
-def run_or_resume(command: FitCommand, folder: Path | None, resume: Path | None, *, anyway: bool = False) -> Path:
+def run_or_resume(
+    command: FitCommand, folder: Path | None, resume: Path | None, *, anyway: bool = False, push: str | None = None
+) -> Path:
     """Start a run, or go on with one, and return the path of the report.
 
     Args:
@@ -84,10 +87,16 @@ def run_or_resume(command: FitCommand, folder: Path | None, resume: Path | None,
         resume: the folder of the run to go on with, with its own settings; "auto" starts in `folder` or, if a run is
             there, continues it, so that a command may be started again as it is. None starts.
         anyway: as for `resume_fit`.
+        push: the repository of a hub that the student is uploaded to; of several each to one with its name behind.
 
     Raises:
         DistillError: "auto" without a folder, or with a run of other settings in it.
     """
+    if push is not None:
+        from_first(lambda: check_repo(push))
+        report = run_or_resume(command, folder, resume, anyway=anyway)
+        from_first(lambda: _upload(report.parent, push))
+        return report
     if resume is None:
         return run_fit(command, folder)
     if resume != Path(AUTO):
@@ -103,6 +112,15 @@ def run_or_resume(command: FitCommand, folder: Path | None, resume: Path | None,
             f"(--output {folder}-2), or go on with those that it was started with: --resume {folder}."
         )
     return resume_fit(folder, anyway=anyway)
+
+
+def _upload(run: Path, repo: str) -> None:
+    """Upload the students of a run, and print where they are."""
+    folders = FitCommand.read(run).folders(run)
+    for folder in folders.values():
+        own = folder.parent.relative_to(run).as_posix().replace("/", "-").replace("+", "-")
+        address = push_folder(folder, repo if len(folders) == 1 else f"{repo}-{own}")
+        console_of().print(f"uploaded: {address}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

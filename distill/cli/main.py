@@ -33,6 +33,7 @@ from distill.cli.options.flags import (
     MaxLength,
     Original,
     PackingFlags,
+    Push,
     ResumeFolder,
     RowFlags,
     ScheduleFlags,
@@ -85,6 +86,7 @@ def fit(
     every: Every = "200",
     anyway: Anyway = False,
     any_teacher: AnyTeacher = False,
+    push: Push = None,
     config: Config = None,
     debug: Debug = False,
     **options: Any,
@@ -95,7 +97,7 @@ def fit(
 
     own = {"seed": seed, "seeds": seeds, "every": every, "any_teacher": any_teacher}
     with exit_on_interrupt():
-        run_or_resume(FitCommand.of_options({**options, **own}), output, resume, anyway=anyway)
+        run_or_resume(FitCommand.of_options({**options, **own}), output, resume, anyway=anyway, push=push)
 
 
 @app.command()

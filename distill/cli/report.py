@@ -138,6 +138,7 @@ class Report:
             figures = each.figures
             cells = {name: figures.get(heading, "") for name, heading in self.headings.items()}
             short = {"accuracy", "agreement", "IIA"} & cells.keys()
+            short |= {"effective"} if "perplexity" in cells else set()
             cells |= {name: cells[name].split(" ")[0] for name in short}  # intervals are on the page
             table.add_row(Text(printable(each.name)), *cells.values())
         return table

@@ -128,6 +128,13 @@ Temperature = Annotated[float, typer.Option(help="Of the softened answers.")]
 Sigma = Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")]
 AnyTeacher = Annotated[bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")]
 
+Push = Annotated[
+    str | None,
+    typer.Option(
+        help="Upload the student to this repository of the hub, name/student, private if it is new; of several each to "
+        "one with its own name behind."
+    ),
+]
 Config = Annotated[
     Path | None,
     typer.Option(

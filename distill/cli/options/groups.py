@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class Options:
     """A group of options."""
 
     @classmethod
-    def of_options(cls, options: Mapping[str, Any]) -> Self:
+    def of_options(cls, options: Mapping[str, Any]) -> Any:
         """Return the group, its settings picked by name of all options of a command; paths become texts."""
         return cls(**{
             each.name: str(value) if isinstance(value := options[each.name], Path) else value

@@ -15,7 +15,8 @@ from distill.cli.options.groups import DataOptions, InterchangeOptions, Schedule
 from tests.distill.cli.test_main import distill
 
 GROUPS_OF_FLAGS = (
-    flags.RowFlags, flags.ClusterFlags, flags.PackingFlags, flags.StudentFlags, flags.LanguageFlags, flags.ScheduleFlags,
+    flags.RowFlags, flags.ClusterFlags, flags.PackingFlags, flags.StudentFlags, flags.LanguageFlags,
+    flags.ScheduleFlags,
 )  # fmt: skip
 FILES = {
     "a.toml": """
@@ -114,18 +115,7 @@ def test_a_command_written_is_the_command_read(tmp_path, started):
 
 
 def test_defaults_of_options_are_those_of_the_settings():
-    told = {
-        name: getattr(group, name)
-        for group in GROUPS_OF_FLAGS
-            flags.RowFlags,
-            flags.ClusterFlags,
-            flags.PackingFlags,
-            flags.StudentFlags,
-            flags.LanguageFlags,
-            flags.ScheduleFlags,
-        )
-        for name in inspect.get_annotations(group)
-    }
+    told = {name: getattr(group, name) for group in GROUPS_OF_FLAGS for name in inspect.get_annotations(group)}
     assert FitCommand.of_options(told) == FitCommand()
     settings = {each.name for group in GROUPS.values() for each in fields(group)}
     assert settings <= told.keys()
