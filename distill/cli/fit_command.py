@@ -227,7 +227,7 @@ class FitCommand:
                                           ("--packing", self.source.packing)) if value]  # fmt: skip
         if given and not is_language(task):
             raise DistillError(
-                f"{given[0]} is for language models, and the rows of {task.name} are not theirs; use --task text or "
+                f"{given[0]} is for language models, and the rows of {task.name} are of others; use --task text or "
                 "--task chat, or leave it out."
             )
         if self.on_policy:

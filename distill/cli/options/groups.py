@@ -67,7 +67,7 @@ class DataOptions(Options):
 
     @property
     def is_language(self) -> bool:
-        """Whether the rows are texts or chats for language models."""
+        """True for texts and chats of language models."""
         return self.task in LANGUAGE
 
     def split_as(self, teacher: Path) -> "DataOptions":

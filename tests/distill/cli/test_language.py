@@ -97,7 +97,7 @@ def test_a_run_is_evaluated_and_compared_afterwards(teachers, files):
         (["--data", "films.csv", "--teacher", "gpt2"], "a language model, which has no classifier; distil it on texts"),
         (["--task", "chat", "--data", "pairs.jsonl", "--teacher", "encoder"], "which writes no text"),
         (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--on-policy", "2"], "a number from 0"),
-        (["--on-policy", "0.5"], "--on-policy is for language models, and the rows of pvr are not theirs"),
+        (["--on-policy", "0.5"], "--on-policy is for language models, and the rows of pvr are of others"),
         (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--student-by", "luck"], "--student-by luck"),
         (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--objective", "augmented"], "augmented"),
     ],
