@@ -270,10 +270,12 @@ class _Race:
 
     def __call__(self, ids: Tensor, scores: Float[Tensor, "batch vocabulary"]) -> Float[Tensor, "batch vocabulary"]:
         """Return p_k / e_k, whose largest is the token that is drawn."""
-        arrivals = torch.empty_like(scores)
-        for row, generator in zip(arrivals, self.generators, strict=True):
-            row.exponential_(generator=generator)
-        return scores.softmax(-1) / arrivals
+        fine = scores.dtype if scores.device.type == "mps" else torch.float64
+        uniform = torch.empty_like(scores, dtype=fine)
+        for row, generator in zip(uniform, self.generators, strict=True):
+            row.uniform_(generator=generator)
+        arrivals = uniform.neg_().log1p_().neg_().clamp_(min=torch.finfo(fine).tiny)
+        return scores.to(fine).softmax(-1) / arrivals
 
 
 class _Known:

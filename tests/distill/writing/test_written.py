@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import distill
-from distill import DIITO, KD, CausalLM, DistillError, Ramp, Schedule, Task, Written, steps
+from distill import DIITO, KD, CausalLM, DistillError, Objective, Ramp, Schedule, Task, Written, steps
 from distill.losses import forward_kl, jensen_shannon, reverse_kl
 from distill.training import loop
 from distill.writing.generation import generate
@@ -75,6 +75,27 @@ def test_loss_on_what_the_student_writes(beta, monkeypatch):
         sizes.append(len(text))
     expected = sum(value * size for value, size in zip(values, sizes, strict=True)) / sum(sizes)
     assert found[0]["loss"] == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("beta", DIVERGENCES)
+def test_loss_is_that_of_trl(beta):
+    """Where trl is installed; `benchmarks/on_policy.py` compares on a trained model."""
+    gkd = pytest.importorskip("trl.experimental.gkd").GKDTrainer
+    teacher, student = taught()
+    first, seen = copy.deepcopy(student), []
+
+    class Remembered(Objective):
+        def forward(self, step):
+            seen.append(dict(step.batch))
+            return {"nothing": step.student.logits.sum() * 0}
+
+    objectives = [KD(1.0, divergence=DIVERGENCES[beta]), Remembered()]
+    found = train(Written(prompts(), max_new_tokens=6), teacher, student, objectives, steps=1)
+    inputs = {name: seen[-1][name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        logits = [model(**inputs).logits[:, :-1] for model in (first, teacher)]
+    expected = gkd.generalized_jsd_loss(*logits, labels=seen[-1]["labels"][:, 1:], beta=beta)
+    assert found[0]["loss"] == pytest.approx(float(expected), rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -201,7 +222,7 @@ def test_task():
     [
         ({"by": "me"}, "Written(by='me') is neither 'student' nor 'teacher'"),
         ({"share": 1.5}, "Written(share=…) is 1.5 and is a probability"),
-        ({"share": float("nan")}, "Written(share=…) is nan and is a probability"),
+        ({"share": float("nan")}, "Written(share=nan): share must be a number"),
         ({"generation": {"top_k": 3}}, "Written takes top_k as an argument of its own"),
         ({"max_new_tokens": 0}, "Written(max_new_tokens=0) writes nothing"),
         ({"max_new_tokens": "all"}, "max_new_tokens='all'"),
@@ -223,7 +244,6 @@ def test_share_that_leaves_its_bounds_in_the_training():
 
 VERBS = {
     "mutual": lambda teacher, student, data: distill.mutual([teacher, student], data),
-    "align": distill.align,
     "fetch": lambda teacher, student, data: distill.Served(teacher).fetch(data),
 }
 
