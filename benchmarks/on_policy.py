@@ -90,8 +90,8 @@ def clocked(marks: list[float]) -> Any:
 def settings(kind: Any, folder: str, steps: int, **more: Any) -> Any:
     return kind(
         folder, max_steps=steps, per_device_train_batch_size=len(PROMPTS), learning_rate=RATE,
-        lr_scheduler_type="constant", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, bf16=False,
-        gradient_checkpointing=False, beta=1.0, temperature=1.0, **more,
+        lr_scheduler_type="constant", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        use_cpu=True, bf16=False, gradient_checkpointing=False, beta=1.0, temperature=1.0, **more,
     )  # fmt: skip
 
 
