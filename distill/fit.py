@@ -25,7 +25,7 @@ from distill.interchange.mapping import Entry, Sides, layer_mapping
 from distill.interchange.positions import PositionRule, Span
 from distill.models.class_labels import has_classes
 from distill.models.class_names import name_classes, real_names
-from distill.models.inputs import compiled_in_place, uncompiled
+from distill.models.inputs import compiled_in_place
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered, answers_of_teacher
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
@@ -37,6 +37,7 @@ from distill.results import FitResult
 from distill.tasks.loading import rows_to_measure, task_of, texts_read
 from distill.teachers.served import Served
 from distill.teachers.uncacheable import refuse_uncacheable
+from distill.teachers.without_adapters import teacher_and_student
 from distill.training import loop
 from distill.training.checkpoints import STEPS
 from distill.training.checks import check, softened_by
@@ -128,7 +129,7 @@ def fit(
             to; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
-    given_models, teacher, student = (teacher, student), uncompiled(teacher), uncompiled(student)
+    given_models, (teacher, student) = (teacher, student), teacher_and_student(teacher, student)
     overrides: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     if output_dir is not None and not resume:
         refuse_used(Path(output_dir))

@@ -25,13 +25,14 @@ from distill.evaluation.variable_accuracy import examples_of_model, variables_ac
 from distill.interchange.mapping import Entry, Sides
 from distill.interchange.positions import Span, refuse_no_rule
 from distill.models.class_labels import are_classes, are_values, has_classes
-from distill.models.inputs import network_of, uncompiled
+from distill.models.inputs import network_of
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.statistics.intervals import Share
 from distill.statistics.tables import table_of
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
+from distill.teachers.without_adapters import teacher_and_student
 from interventions import InterventionError, Model, Picture, Result, plain_data, printed
 
 if TYPE_CHECKING:
@@ -244,7 +245,7 @@ def evaluate(
     Raises:
         DistillError: data that does not fit the models, positions that are no rule, or a number of pairs below 1.
     """
-    teacher, student, seed = uncompiled(teacher), uncompiled(student), seed_of(seed)
+    (teacher, student), seed = teacher_and_student(teacher, student), seed_of(seed)
     if teacher is not None:
         with translated():
             network_of(teacher)  # raises DistillError for what is no network

@@ -33,12 +33,13 @@ from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.interchange.positions import Span, refuse_no_rule
 from distill.interchange.sources import Shuffle, Sources
 from distill.models.class_names import check_alike
-from distill.models.inputs import device_of, evaluating, inputs_of, students, teachers, to_device, uncompiled
+from distill.models.inputs import device_of, evaluating, inputs_of, students, teachers, to_device
 from distill.models.outputs import answered
 from distill.models.trials import answer_of, translated
 from distill.tasks.loading import held_out
 from distill.teachers.served import Served
 from distill.teachers.verbs import run_of
+from distill.teachers.without_adapters import teacher_and_student
 from interventions import InterventionError, Model, shown
 
 DRAWN = Span(0.3)
@@ -108,7 +109,7 @@ def interchange_accuracy(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3; Geiger et al. 2021 (arXiv:2112.00826).
     """
-    teacher, student = uncompiled(teacher), uncompiled(student)
+    teacher, student = teacher_and_student(teacher, student)
     gradients = torch.inference_mode(False)  # they show which positions an output depends on
     with answered((teacher, student), answers), translated(), gradients:
         if isinstance(teacher, CausalModel):

@@ -27,7 +27,7 @@ from distill.evaluation.kind_measurement import KindMeasurement
 from distill.fit import choose_schedule, read_task
 from distill.interchange.mapping import Entry, Sides, entries_of, names_of
 from distill.models.finite import check_answers
-from distill.models.inputs import device_of, evaluating, to_device, uncompiled, vocabulary_of
+from distill.models.inputs import device_of, evaluating, to_device, vocabulary_of
 from distill.models.outputs import answered, same_answers
 from distill.models.trials import translated
 from distill.objectives import Moment, Objective
@@ -38,6 +38,7 @@ from distill.prospects.figures import EntryHeadroom, Headroom, Spread
 from distill.prospects.gradients import Gradient, cosine, gradient_of, length
 from distill.prospects.void_rows import FEW, counted_in, effects, moved, sides_of, void_rows, wholes_of
 from distill.teachers.served import Served
+from distill.teachers.without_adapters import teacher_and_student
 from distill.training.computation import Computation, alter_batch, weights_of
 from distill.training.loop import train
 from distill.training.resolve import objectives_of, training_of
@@ -107,7 +108,7 @@ def headroom(
             "interchange_accuracy(model, network, mapping).overall.effect_rate."
         )
     _check_counts(steps, batches, tolerance)
-    teacher, student = uncompiled(teacher), uncompiled(student)
+    teacher, student = teacher_and_student(teacher, student)
     copied = deepcopy(student)
     with answered((teacher, student), answers), translated(), torch.inference_mode(False), torch.enable_grad():
         task = read_task(teacher, student, data, None)

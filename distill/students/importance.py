@@ -103,7 +103,7 @@ def importance(
     return Importance(
         layers={after: 1 - float(totals.mean(after)) for after in read.layers},
         heads={at: totals.mean(at).sqrt() for at in read.heads},
-        neurons={at: _written(totals.mean(at), module).sqrt() for at, module in read.neurons.items()},
+        neurons={at: _written(model, totals.mean(at), module).sqrt() for at, module in read.neurons.items()},
         dims=_dims([totals.mean(at) for at in read.stream]),
         search=found,
         tokens={after.stack or "": totals.counts[after] for after in read.layers},
@@ -201,14 +201,16 @@ def _real(
     return states[real.to(states.device)].double()
 
 
-def _written(squares: Float[Tensor, " units"], projection: nn.Module) -> Float[Tensor, " units"]:
+def _written(model: nn.Module, squares: Float[Tensor, " units"], projection: nn.Module) -> Float[Tensor, " units"]:
     """Return the mean of ‖a w‖² of each neuron, w its weights in the projection that reads it.
 
     Args:
+        model: gives type and device, where the projection holds no floating-point weights.
         squares: the mean squares of the activations.
         projection: a linear map of the units, whatever its weights are stored as.
     """
-    parameter = next(each for each in projection.parameters() if each.is_floating_point())
+    held = (*projection.parameters(), *model.parameters())
+    parameter = next(each for each in held if each.is_floating_point())
     lengths = []
     with torch.no_grad():
         nothing = projection(torch.zeros(1, len(squares), device=parameter.device, dtype=parameter.dtype))

@@ -36,6 +36,7 @@ from distill.models.trials import answer_of, tried
 from distill.objectives import Objective
 from distill.teachers.served import Served
 from distill.teachers.verbs import run_of
+from distill.teachers.without_adapters import WithoutAdapters
 from interventions import Model, run
 
 
@@ -229,13 +230,23 @@ def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
 
 def _refuse_shared(teacher: Any, student: nn.Module) -> None:
     """Raise DistillError if training the student would change the teacher; frozen parts may be shared."""
-    teachers_own = {id(parameter) for parameter in network_of(teacher).parameters()}
-    shared = [name for name, p in student.named_parameters() if id(p) in teachers_own and p.requires_grad]
+    if isinstance(teacher, WithoutAdapters):
+        return
+    teachers_own = {address for parameter in network_of(teacher).parameters() for address in _addresses(parameter)}
+    trained = ((name, p) for name, p in student.named_parameters() if p.requires_grad)
+    shared = [name for name, p in trained if teachers_own & set(_addresses(p))]
     if shared:
         raise DistillError(
             f"the student shares {len(shared)} of its parameters with the teacher ({shared[0]!r}, …), and training "
             "would change the teacher; give it a copy: copy.deepcopy(…)."
         )
+
+
+def _addresses(parameter: Tensor) -> tuple[Any, ...]:
+    """Return by what a parameter is recognized: itself, and its memory where it has some of its own."""
+    if type(parameter) is not nn.Parameter or parameter.is_meta or not parameter.nbytes:
+        return (id(parameter),)
+    return (id(parameter), ("memory", parameter.device, parameter.data_ptr()))
 
 
 def _check_answers(feed: Feed, student: nn.Module, entries: tuple[Entry, ...]) -> None:

@@ -27,7 +27,6 @@ from distill.models.inputs import (
     is_placed,
     network_of,
     to_device,
-    uncompiled,
 )
 from distill.models.outputs import each_answered
 from distill.models.pad_tokens import keep_pad_token
@@ -37,6 +36,7 @@ from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.processes import first_error_named, on_cpu
 from distill.teachers.served import Served
+from distill.teachers.without_adapters import teacher_and_student
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of
 from distill.training.gradients import Wrapped
@@ -78,7 +78,7 @@ def steps(
     Raises:
         DistillError: before the first step, arguments that do not fit together; later, a loss that is not finite.
     """
-    given, teacher, student = (teacher, student), uncompiled(teacher), uncompiled(student)
+    given, (teacher, student) = (teacher, student), teacher_and_student(teacher, student)
 
     def run_steps() -> Generator[Record, None, None]:
         training = training_of(

@@ -266,6 +266,18 @@ def test_students_on_the_weights_of_the_teacher():
         assert torch.equal(student(ids).logits, from_layers(network, (0, 2))(ids).logits)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*quant.*")
+def test_a_quantized_model_is_measured_and_not_cut():
+    network = spread(llama(2))
+    quantized = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    found, wanted = (importance(each, text(6)) for each in (quantized, network))
+    for at, values in wanted.neurons.items():
+        assert torch.allclose(found.neurons[at], values, rtol=0.2, atol=0.1)
+    for cut in (from_layers, from_width):
+        with pytest.raises(DistillError, match=f"are quantized .*{cut.__name__}"):
+            cut(quantized, 1, by=found)
+
+
 def test_the_result_is_plain_data():
     found = importance(spread(llama(2)), text(4), search=1)
     data = found.to_dict()
