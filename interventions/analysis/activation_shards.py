@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import safetensors.torch
 import torch
@@ -185,13 +186,19 @@ class ShardFolder:
             lock.release()
 
     def finish(self, rows: int, shards: int) -> None:
-        """Write the number of rows and of vectors, if all shards are there."""
+        """Write the number of rows and of vectors if all shards are there, and remove what killed processes left."""
         facts = [self.facts(number) for number in range(shards)]
-        if all(each is not None for each in facts):
-            counts = [each["vectors"] for each in facts if each is not None]
+        if any(each is None for each in facts):
+            return
+        counts = [each["vectors"] for each in facts if each is not None]
+        lock = FileLock(self.path / ".finish.lock")
+        with lock:
             _create(self.path / COMPLETE, _json({"rows": rows, "vectors": counts}))
-            for left in self.path.glob(".*.lock"):
-                left.unlink(missing_ok=True)
+            for left in self.path.glob(".*"):
+                if left.is_dir():
+                    shutil.rmtree(left, ignore_errors=True)
+                else:
+                    left.unlink(missing_ok=True)
 
 
 @dataclass(eq=False)
@@ -292,13 +299,19 @@ def _write(file: Path, content: bytes) -> None:
 
 def _create(file: Path, content: bytes) -> bool:
     """Write a file whole, and return True, unless there is one."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    if file.exists():
+        return False
+    partial = file.with_name(f".{file.name}.{uuid4().hex}.partial")
     try:
         _write(partial, content)
         try:
             os.link(partial, file)
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            if file.exists():  # another process has finished all, and removed what was left
+                return False
+            raise
         _sync(file.parent)
         return True
     finally:

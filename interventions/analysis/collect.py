@@ -47,7 +47,7 @@ def collect(
     folder: str | Path,
     *,
     positions: Positions = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     batch_size: int = BATCH_SIZE,
     process: tuple[int, int] | None = None,
     console: Any = None,
@@ -68,7 +68,7 @@ def collect(
         at: a Location or several, which have the same tokens.
         folder: the folder, which is made; one of an earlier call with the same arguments; or an empty one.
         positions: which tokens, as in `intervene`; None is all real ones.
-        dtype: the dtype of the vectors, e.g. `torch.bfloat16`; None is that of the activations.
+        dtype: the dtype of the vectors, e.g. `torch.bfloat16` or its name; None is that of the activations.
         batch_size: how many rows are read at a time; batches that are given stay as they are.
         process: (number, count) of this process among several that share the work and the folder, each of which calls
             `collect` with the same arguments. None is that of torchrun or `torch.distributed`, or (0, 1).
@@ -93,6 +93,7 @@ def collect(
     check_eval(model)
     places, own, count = _places(model, at), *_share(model, process)
     check_positions(positions)
+    dtype = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
     if dtype is not None and dtype not in DTYPES:
         raise InterventionError(f"dtype={dtype} is not written; use torch.float32, torch.bfloat16 or torch.float16.")
     batches = batches_of(model, data, batch_size)

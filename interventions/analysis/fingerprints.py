@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import partial
 from hashlib import sha256
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def _parts(value: Any) -> Iterator[Any]:
         yield from sorted(value, key=repr)
     elif isinstance(value, list | tuple):
         yield from value
-    elif isinstance(value, type):
+    elif isinstance(value, type | BuiltinFunctionType):
         yield f"{value.__module__}.{value.__qualname__}"
     elif is_dataclass(value):
         yield from (getattr(value, each.name) for each in fields(value) if not each.name.startswith("_"))

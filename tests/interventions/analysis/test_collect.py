@@ -89,14 +89,13 @@ def test_each_vector_is_found_again_by_row_and_position(positions, side, tmp_pat
         assert each["query.0"].shape == (4, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, None])
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.float16, torch.float64, None])
 def test_a_dtype_is_rounded_to_once(dtype, tmp_path):
     model, inputs = make("bert"), batch("bert")
     found = collect(model, [inputs], BLOCK, tmp_path / "a", dtype=dtype)
+    rounded = torch.bfloat16 if dtype == "bfloat16" else dtype or torch.float32
     whole = found.batch(range(len(found)))["block_output.1"]
-    assert torch.equal(
-        whole, run(model, inputs, BLOCK).vectors(BLOCK).flatten(0, 1).detach().to(dtype or torch.float32)
-    )
+    assert torch.equal(whole, run(model, inputs, BLOCK).vectors(BLOCK).flatten(0, 1).detach().to(rounded))
 
 
 def test_a_subspace_is_collected_in_its_coordinates(tmp_path):
@@ -186,6 +185,18 @@ def test_several_processes_write_what_one_does(as_rows, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
     collect(model, data(), BLOCK, tmp_path / "three", batch_size=4)
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    """Files that were being written, or locked, when a process was killed."""
+    model, rows = make("gpt2"), text_rows(8)
+    collect(model, rows, BLOCK, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "a")
+    for name in (".index.json.0.partial", ".complete.json.0.partial", ".00000.lock", ".00000.partial/0.safetensors"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_text("half")
+    collect(model, rows, BLOCK, tmp_path / "a")
+    assert contents(tmp_path / "a") == contents(tmp_path / "whole")
 
 
 def test_two_processes_at_the_same_shards_do_no_harm(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ ALIKE = {
     "references": (lambda: kl(torch.zeros(2, 3)), lambda: kl(torch.eye(3)[:2])),
     "closures": (lambda: reads(0), lambda: reads(1)),
     "partial functions": (lambda: partial(reads, 0), lambda: partial(reads, 1)),
+    "functions of torch": (lambda: torch.relu, lambda: torch.sigmoid),
     "slices": (lambda: slice(0, 2), lambda: slice(0, 3)),
     "inputs": (lambda: batch("gpt2"), lambda: batch("gpt2", seed=2)),
     "runs": (lambda: run(make("mlp"), batch("mlp")), lambda: run(make("mlp"), batch("mlp", seed=2))),
