@@ -153,7 +153,6 @@ TESTED_BY = {
     "distill/data/columns.py": "tests/distill/data/test_rows.py",
     "distill/data/draws.py": "tests/distill/training/test_readings.py",
     "distill/data/tables.py": "tests/distill/data/test_files.py",
-    "distill/data/text.py": "tests/distill/data/test_files.py",
     "distill/data/texts/reading.py": "tests/distill/data/texts/test_language.py",
     "distill/data/token_meanings.py": "tests/distill/data/test_token_alignment.py",
     "distill/data/trained_on.py": "tests/faults/test_splits.py",

@@ -16,14 +16,18 @@ from distill.data.classes import folded, matched, ranked, stated, whole_numbers
 from distill.data.rows import Rows
 from distill.data.tables import SUFFIXES, Quoting, kind_of, read
 from distill.data.task import Task, share
-from distill.data.text import need_tokenizer, text_task, tokenize_texts
+from distill.data.text import Text, need_tokenizer, text_task, tokenize_texts
 from distill.errors import DistillError
 from interventions import printable, shown
 
 __all__ = ["SUFFIXES", "held_out", "labelled", "read", "rows_of", "task"]
 
 TEXT_COLUMNS, LABEL_COLUMNS = ("text", "sentence"), ("label", "labels")
+PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"))
+"""The usual columns of pairs of texts, which are looked for where there is no column of texts."""
 Labels = list[str] | None
+Columns = str | Sequence[str] | None
+"""The column of texts, or two of pairs of texts."""
 REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NAME_THEM = "name the column of classes with label=..."
 ROWS_OF_VALUES = "give rows, data={**tokenizer(texts, padding=True), 'labels': [0.5, …]}"
@@ -36,7 +40,7 @@ def task(
     eval_data: str | Path | None = None,
     fraction: float = 1.0,
     seed: int = 0,
-    text: str | None = None,
+    text: Columns = None,
     label: str | None = None,
     classes: Sequence[str] | None = None,
     max_length: int | None = None,
@@ -55,7 +59,8 @@ def task(
         eval_data: a file of rows to test on; without it, a share of each class is held out.
         fraction: the share of the training rows to keep, drawn by `seed`.
         seed: seeds that draw.
-        text: the column of texts, "text" or "sentence" by default.
+        text: the column of texts, "text" or "sentence" by default, or two columns of pairs, as ("premise",
+            "hypothesis"), which is found where there is no column of texts.
         label: the column of labels, "label" or "labels" by default.
         classes: the labels in the order of the model's outputs.
         max_length: texts are cut at this number of tokens, 128 by default.
@@ -115,7 +120,7 @@ def rows_of(
     tokenizer: Any,
     max_length: int | None = None,
     *,
-    text: str | None = None,
+    text: Columns = None,
     label: str | None = None,
 ) -> Rows:
     """Return all rows of a file, its classes in sorted order until a model numbers them."""
@@ -135,30 +140,55 @@ def _check_readable(data: str | Path, tokenizer: Any) -> str:
 
 
 def labelled(
-    path: str | Path, text: str | None = None, label: str | None = None, *, quoting: Quoting = csv.QUOTE_MINIMAL
-) -> tuple[list[str], Labels]:
-    """Return the texts and labels of a file, both as strings; None for the labels if it has no column of labels.
+    path: str | Path, text: Columns = None, label: str | None = None, *, quoting: Quoting = csv.QUOTE_MINIMAL
+) -> tuple[list[Text], Labels]:
+    """Return the texts (or pairs) and labels of a file as strings; None for the labels if it has no column of them.
 
     Raises:
         DistillError: a column that was named and is missing, or an empty text or label.
     """
     rows = read(path, quoting=quoting)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = _find_column(path, columns, "text", text, TEXT_COLUMNS)
+    sides = _text_columns(path, columns, text)
     if label is None and not set(columns) & set(LABEL_COLUMNS):
-        others = [name for name in columns if name not in (text, "")]
+        others = [name for name in columns if name not in (*sides, "")]
         if others:
             warnings.warn(
-                f"{printable(str(path))} has no label column 'label' or 'labels' (beside {text!r} it has "
-                f"{', '.join(map(repr, others))}), so its texts are used without labels; name one with label=..., or "
-                "--label on the command line",
+                f"{printable(str(path))} has no label column 'label' or 'labels' (beside "
+                f"{' and '.join(map(repr, sides))} it has {', '.join(map(repr, others))}), so its texts are used "
+                "without labels; name one with label=..., or --label on the command line",
                 stacklevel=4,
             )
-        return _read_column(path, rows, "text", text), None
+        return _read_texts(path, rows, sides), None
     label = _find_column(path, columns, "label", label, LABEL_COLUMNS)
-    return _read_column(path, rows, "text", text), _unify_numbers(
+    return _read_texts(path, rows, sides), _unify_numbers(
         [each.strip() for each in _read_column(path, rows, "label", label)]
     )
+
+
+def _text_columns(path: str | Path, columns: list[str], text: Columns) -> tuple[str, ...]:
+    """Return the columns of texts: one, or two of pairs.
+
+    Raises:
+        DistillError: a column that does not exist, or another number of them.
+    """
+    usual = next((pair for pair in PAIRS if set(pair) <= set(columns)), None)
+    if text is None and usual is not None and not set(columns) & set(TEXT_COLUMNS):
+        return usual
+    if text is None or isinstance(text, str):
+        return (_find_column(path, columns, "text", text, TEXT_COLUMNS),)
+    if len(text) != 2:
+        raise DistillError(
+            f"text={shown(text)} names {len(text)} columns; name one of texts, text='sentence', or two of pairs, "
+            "text=('premise', 'hypothesis')."
+        )
+    return tuple(_find_column(path, columns, "text", name, ()) for name in text)
+
+
+def _read_texts(path: str | Path, rows: list[dict[str, Any]], sides: tuple[str, ...]) -> list[Text]:
+    """Return the texts of a column, or the pairs of two."""
+    read = [_read_column(path, rows, "text", name) for name in sides]
+    return [*read[0]] if len(read) == 1 else list(zip(*read, strict=True))
 
 
 def held_out(labels: Sequence[int], test_share: float, seed: int) -> tuple[list[int], list[int]]:
@@ -184,8 +214,8 @@ def held_out(labels: Sequence[int], test_share: float, seed: int) -> tuple[list[
 
 
 def _read_tests(
-    eval_data: str | Path, data: str | Path, texts: list[str], text: str | None, label: str | None
-) -> tuple[list[str], Labels]:
+    eval_data: str | Path, data: str | Path, texts: list[Text], text: Columns, label: str | None
+) -> tuple[list[Text], Labels]:
     """Return the texts and labels to test on; warn about texts that are also trained on."""
     if is_same_file(eval_data, data):
         raise DistillError(
@@ -212,7 +242,7 @@ def is_same_file(one: Any, other: Any) -> bool:
 
 
 def _names(
-    labels: Labels, data: Any, classes: Sequence[str] | None, tests: tuple[list[str], Labels] | None, eval_data: Any
+    labels: Labels, data: Any, classes: Sequence[str] | None, tests: tuple[list[Text], Labels] | None, eval_data: Any
 ) -> tuple[str, ...]:
     """Return the classes: as stated, else the sorted labels of the training file, else of the file to test on."""
     found = None if tests is None else tests[1]

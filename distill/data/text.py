@@ -15,7 +15,9 @@ from distill.errors import DistillError
 from interventions import shown
 
 MAX_LENGTH = 128
-Labelled = tuple[Sequence[str], Sequence[int] | None]
+Text = str | tuple[str, ...]
+"""A text, or a pair of texts that a tokenizer puts into one row."""
+Labelled = tuple[Sequence[Text], Sequence[int] | None]
 
 
 def text_task(
@@ -58,12 +60,13 @@ def need_tokenizer(name: str, tokenizer: Any) -> None:
 
 
 def tokenize_texts(
-    tokenizer: Any, texts: Sequence[str], labels: Sequence[int] | None, max_length: int | None = None
+    tokenizer: Any, texts: Sequence[Text], labels: Sequence[int] | None, max_length: int | None = None
 ) -> Rows:
     """Return texts as rows of the inputs that a Hugging Face tokenizer makes, with `special_tokens_mask` and `labels`.
 
-    Texts are cut at `max_length` tokens (None: 128), with a warning. Rows are padded on the side of the tokenizer, by
-    the token of `pad_id_of`.
+    A pair of texts is one row, made by the tokenizer, with `token_type_ids` where it has them. Texts are cut at
+    `max_length` tokens (None: 128), of pairs the longer one first, with a warning. Rows are padded on the side of the
+    tokenizer, by the token of `pad_id_of`.
 
     Raises:
         DistillError: a `max_length` below 1.
@@ -71,9 +74,10 @@ def tokenize_texts(
     if max_length is not None and max_length < 1:
         raise DistillError(f"max_length={max_length} leaves nothing of a text; use e.g. max_length=128")
     limit = min(max_length or MAX_LENGTH, tokenizer.model_max_length)
-    encoded = tokenizer(list(texts), truncation=True, max_length=limit, return_special_tokens_mask=True)
+    sides = list(map(list, zip(*map(_sides, texts), strict=True)))
+    encoded = tokenizer(*sides, truncation=True, max_length=limit, return_special_tokens_mask=True)
     full = [text for text, ids in zip(texts, encoded["input_ids"], strict=True) if len(ids) >= limit]
-    cut = sum(len(tokenizer(text, verbose=False)["input_ids"]) > limit for text in full)
+    cut = sum(len(tokenizer(*_sides(text), verbose=False)["input_ids"]) > limit for text in full)
     if cut:
         warnings.warn(
             f"{cut} of {len(texts)} texts have more than {limit} tokens and are cut there; max_length=… (--max-length) "
@@ -84,6 +88,10 @@ def tokenize_texts(
     if labels is not None:
         table["labels"] = torch.tensor(labels)
     return Rows(table, pad_id=pad_id_of(tokenizer), padding_side=tokenizer.padding_side)
+
+
+def _sides(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else text
 
 
 def _ragged(values: list[list[int]]) -> list[torch.Tensor]:

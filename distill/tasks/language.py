@@ -26,7 +26,7 @@ def task(
     *,
     name: str | None = None,
     eval_data: Any = None,
-    text: str | None = None,
+    text: Any = None,
     max_length: int | None = None,
     packing: str | None = None,
     block_size: int | None = None,
@@ -54,6 +54,11 @@ def task(
         raise DistillError(
             f"eval_data is {eval_data}, the file that is trained on, so nothing would be held out; leave eval_data out "
             "(--eval-data), and a fifth is held out, or give another file."
+        )
+    if text is not None and not isinstance(text, str):
+        raise DistillError(
+            f"text={shown(text)} names no one column, and a language model reads a text a row; name it, text='text', "
+            "or give rows of 'prompt' and 'completion'."
         )
     reader = Reader(tokenizer, max_length, packing, block_size)
     found = _found(data, name, text)

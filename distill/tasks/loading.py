@@ -191,7 +191,7 @@ def load(
     tokenizer: Any = None,
     fraction: float = 1.0,
     seed: int = 0,
-    text: str | None = None,
+    text: str | Sequence[str] | None = None,
     label: str | None = None,
     classes: Sequence[str] | None = None,
     max_length: int | None = None,
@@ -220,7 +220,8 @@ def load(
         tokenizer: the teacher's tokenizer, for tasks of text.
         fraction: the share of the training rows to keep, drawn by `seed`; the test rows stay.
         seed: seeds that draw.
-        text, label: the columns of a file.
+        text, label: the columns of a file; text=("premise", "hypothesis") names two, of pairs that the tokenizer puts
+            into one row. "premise", "sentence1" and "question1" with their others are found without a name.
         classes: the labels of the data in the order of the model's outputs. Without it, `fit` and the measurements
             match them with the names that a model gives to its classes (`config.id2label`).
         max_length: texts of a file are cut at this number of tokens, 128 by default (1024 for language models), with a

@@ -9,10 +9,11 @@ from typing import Any
 
 from distill.data.files import labelled
 from distill.data.task import Task, share
-from distill.data.text import need_tokenizer, text_task
+from distill.data.text import Text, need_tokenizer, text_task
 from distill.errors import DistillError
 
 CLASSES = ("negative", "positive")
+Splits = tuple[tuple[list[Text], list[int]], tuple[list[Text], list[int]]]
 
 
 def task(data: str | Path | None = None, tokenizer: Any = None, *, fraction: float = 1.0, seed: int = 0) -> Task:
@@ -43,7 +44,7 @@ def task(data: str | Path | None = None, tokenizer: Any = None, *, fraction: flo
     )
 
 
-def _folder(folder: Path) -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
+def _folder(folder: Path) -> Splits:
     if not folder.is_dir():
         raise DistillError(
             f"{folder} is not a folder; give one that holds train.tsv and dev.tsv of GLUE SST-2, as --data FOLDER"
@@ -51,7 +52,7 @@ def _folder(folder: Path) -> tuple[tuple[list[str], list[int]], tuple[list[str],
     return _split(folder, "train"), _split(folder, "dev")
 
 
-def _split(folder: Path, name: str) -> tuple[list[str], list[int]]:
+def _split(folder: Path, name: str) -> tuple[list[Text], list[int]]:
     path = next((path for path in (folder / f"{name}.tsv", folder / f"{name}.tsv.gz") if path.exists()), None)
     if path is None:
         raise DistillError(
@@ -67,7 +68,7 @@ def _split(folder: Path, name: str) -> tuple[list[str], list[int]]:
     return texts, [int(label) for label in labels or ()]
 
 
-def _hub() -> tuple[tuple[list[str], list[int]], tuple[list[str], list[int]]]:
+def _hub() -> Splits:
     import datasets
 
     # Offline, down, or blocked: the hub's client raises errors of a dozen unrelated types, and the way out is the same.
