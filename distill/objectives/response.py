@@ -42,6 +42,7 @@ from distill.objectives.answers import Answers, answers_of, check_answers, decid
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Step, average_loss, zero_of
 from distill.objectives.term_weights import describe_function
+from distill.teachers.verbs import lazy_answers
 from interventions import on_host, run
 
 
@@ -135,10 +136,10 @@ class KD(Objective):
             return None
         if answers_of(step, student, self._decided or self.answers, "KD()") != "classes":
             return None
-        taught = step.taught
-        teacher = lazy_logits(taught) if taught.deferred is not None and not taught.deferred.graded else None
-        both = student, taught.logits if teacher is None else teacher
-        return both if isinstance(both[1], LazyLogits) or not both[1].requires_grad else None
+        teacher = lazy_answers(step.taught)
+        if teacher is None and step.taught.logits.requires_grad:
+            return None
+        return student, step.taught.logits if teacher is None else teacher
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""

@@ -1,12 +1,16 @@
 """The verbs of `interventions` for teachers of either kind: a network, or a served teacher that is sent requests."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch import Tensor
 
 import interventions
 from distill.errors import DistillError
+from distill.losses.chunked import LazyLogits
+from distill.models.head import lazy_logits
 from distill.teachers.served import Masks, Places, Served, ServedRun
-from distill.teachers.top_k import Kept
+from distill.teachers.top_k import Kept, dense
 from interventions import Location, Run
 
 
@@ -37,6 +41,24 @@ def largest_of(run: Run) -> Kept | None:
     """
     output: Any = run.output if isinstance(run, ServedRun) else None
     return output if isinstance(output, dict) and "values" in output else None
+
+
+def lazy_answers(run: Run) -> LazyLogits | None:
+    """Return the logits of a teacher's run, without a graph, to be made in parts; None if they are whole.
+
+    They are made of the hidden states, where the run ended before the head, or of the largest logits that were kept.
+    """
+    kept: Any = run.output
+    if run.deferred is not None and not run.deferred.graded:
+        return lazy_logits(run)
+    if not (isinstance(run, ServedRun) and isinstance(kept, dict) and "values" in kept and kept["values"].ndim == 3):
+        return None
+    names, classes = ("values", "indices", "level"), kept["classes"]
+
+    def make(rows: Sequence[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
+        return dense({**dict(zip(names, rows, strict=True)), "classes": classes})
+
+    return LazyLogits(tuple(kept[name] for name in names), make, {}, int(classes))
 
 
 def run_of(model: Any, inputs: Any, at: Sequence[Location] = (), *, resumable: bool = True) -> Run:

@@ -4,6 +4,7 @@ The wide vocabulary of a tiny model stands for a large one: `LARGE` is set so th
 """
 
 import copy
+import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,13 +14,28 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from distill import DIITO, DKD, KD, CausalLM, Cosine, Crossway, InContext, MaskedLM, Rows
+from distill import (
+    DIITO,
+    DKD,
+    KD,
+    CausalLM,
+    Cosine,
+    Crossway,
+    InContext,
+    Interrupted,
+    MaskedLM,
+    Rows,
+    Served,
+    fit,
+)
 from distill.interchange.mapping import entries_of, layer_mapping
 from distill.losses import LogitNoise, chunked, jensen_shannon, reverse_kl, squared_error
 from distill.models import head as heads
 from distill.objectives import Moment
+from distill.teachers import verbs
+from distill.teachers.top_k import dense
 from distill.training.computation import Computation
-from tests.distill.tiny_models import spread
+from tests.distill.tiny_models import QUIET, spread
 
 VOCABULARY, WIDTH, ROWS, TOKENS = 96, 16, 4, 10
 SIZES = dict(vocab_size=VOCABULARY, hidden_size=WIDTH, num_attention_heads=4, intermediate_size=24)
@@ -242,3 +258,123 @@ def test_a_small_step_is_whole_and_tries_nothing(monkeypatch):
     monkeypatch.setattr(heads, "LARGE", VOCABULARY * ROWS * TOKENS + 1)
     _, _, tried = stepped((model("llama", 3), model("llama", 2, 1)), KD(), batch_of("llama"))
     assert not tried
+
+
+@pytest.mark.parametrize("objective", ["KD", "KD ÷ classes", "reverse KL", "DIITO"])
+@pytest.mark.parametrize("top_k", [5, None])
+def test_a_served_teacher_of_which_few_logits_are_kept_is_never_dense(objective, top_k, monkeypatch):
+    """Whether all or the largest logits are kept, a step in parts is the step, and makes no logits of all tokens."""
+    served = [Served(model("llama", 3).eval(), top_k=top_k) for _ in range(2)]
+    student, batch, made = model("llama", 2, 1), batch_of("llama"), []
+    whole = stepped((served[0], student), OBJECTIVES[objective](), batch)
+    monkeypatch.setattr(heads, "LARGE", VOCABULARY)
+    monkeypatch.setattr(verbs, "dense", lambda kept: made.append(kept["values"].shape[:-1]) or dense(kept))
+    parts = stepped((served[1], student), OBJECTIVES[objective](), batch)
+    assert all(parts[2])
+    for name, term in whole[0].items():
+        torch.testing.assert_close(parts[0][name], term, rtol=1e-6, atol=1e-7)  # kept in single precision
+    for name, gradient in whole[1].items():
+        torch.testing.assert_close(parts[1][name], gradient, rtol=1e-5, atol=1e-6 * float(gradient.abs().max()))
+    assert bool(made) == (top_k is not None)
+    assert all(len(shape) == 1 and shape[0] <= 3 for shape in made)
+
+
+def lora(layers: int, seed: int) -> nn.Module:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    return get_peft_model(model("llama", layers, seed), config).double()
+
+
+def frozen_head(layers: int, seed: int) -> nn.Module:
+    made = model("llama", layers, seed)
+    made.lm_head.requires_grad_(False)
+    return made
+
+
+def checkpointing(layers: int, seed: int) -> nn.Module:
+    made = model("llama", layers, seed).train()
+    made.gradient_checkpointing_enable()
+    return made
+
+
+def compiled_blocks(layers: int, seed: int) -> nn.Module:
+    made = model("llama", layers, seed)
+    for block in made.model.layers:
+        block.compile(backend="eager")
+    return made
+
+
+STUDENTS = [lora, frozen_head, checkpointing, compiled_blocks]
+
+
+@pytest.mark.parametrize("make", STUDENTS)
+def test_each_kind_of_student_learns_in_parts_what_it_learns_whole(make, monkeypatch):
+    teacher = model("llama", 3)
+    found = compare(monkeypatch, (teacher, make(2, 1)), lambda: [KD(2.0), CausalLM(), DIITO()], batch_of("llama"))
+    assert all(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_half_precision_in_parts_is_as_near_to_double_as_whole_logits_are(dtype, autocast, monkeypatch):
+    models, batch = (model("llama", 3), model("llama", 2, 1)), batch_of("llama")
+    make = lambda: [KD(2.0), CausalLM()]  # noqa: E731
+    exact = stepped(models, make(), batch)
+    half = tuple(copy.deepcopy(each).to(torch.float32 if autocast else dtype) for each in models)
+
+    def halved():
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            return stepped(half, make(), batch)
+
+    whole = halved()
+    monkeypatch.setattr(heads, "LARGE", VOCABULARY)
+    parts = halved()
+    assert all(parts[2])
+    for name, gradient in exact[1].items():
+        assert parts[1][name].dtype == whole[1][name].dtype
+        errors = [float((each[1][name].double() - gradient).norm() / gradient.norm()) for each in (whole, parts)]
+        assert errors[1] < 1.5 * errors[0] + 1e-3
+
+
+class Stopping(KD):
+    """KD that presses Ctrl-C in a step; which one is set on the class, as settings of an objective are those of a run."""
+
+    at, calls = -1, 0
+
+    def forward(self, step):
+        Stopping.calls += torch.is_grad_enabled()
+        if self.calls == self.at:
+            signal.raise_signal(signal.SIGINT)
+        return super().forward(step)
+
+
+def test_a_training_of_large_steps_learns_what_whole_logits_teach_and_goes_on_where_it_was(monkeypatch, tmp_path):
+    teacher = model("gpt2", 3)
+    batch, students = batch_of("gpt2"), [model("gpt2", 2, 1) for _ in range(3)]
+    for module in (part for student in students for part in student.modules() if isinstance(part, nn.Dropout)):
+        module.p = 0.2
+
+    def trained(student: nn.Module, at: int = -1, **more: Any) -> None:
+        Stopping.at, Stopping.calls = at, 0
+        fit(
+            teacher, student, {}, Rows(dict(batch)), objective=[Stopping(2.0), CausalLM()], steps=6, batch_size=2, lr=1e-3,
+            console=QUIET, **more,
+        )  # fmt: skip
+
+    trained(students[0])
+    monkeypatch.setattr(heads, "LARGE", VOCABULARY)
+    trained(students[1])
+    with pytest.raises(Interrupted):
+        trained(students[2], 4, output_dir=tmp_path / "run")
+    again = model("gpt2", 2, 1)
+    for module in (part for part in again.modules() if isinstance(part, nn.Dropout)):
+        module.p = 0.2
+    trained(again, output_dir=tmp_path / "run", resume=True)
+    for whole, parts, resumed, before in zip(
+        *(each.parameters() for each in (*students[:2], again, model("gpt2", 2, 1))), strict=True
+    ):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-9)
+        assert torch.equal(parts, resumed)
+        assert not torch.equal(parts, before)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import distill
 from distill import CRD, DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
+from distill.losses.chunked import _Mean
+from distill.models import head as heads
 from distill.objectives import Objective, Step
 from distill.objectives.step import zero_of
 from distill.training.parallel import sharded
@@ -73,6 +75,23 @@ def train(engine: str, objective: str, model: str = "bert", batch_size: int = 8,
         schedule=schedule, accelerator=accelerator_of(engine, model),
     )  # fmt: skip
     return [{"loss": record.loss, **record.terms} for record in training]
+
+
+def large(engine: str, objective: str, least: int) -> Any:
+    """Train a language model for some steps; return their terms, and how often gradients were taken in parts.
+
+    Args:
+        engine: the engine.
+        objective: the name of the objectives.
+        least: the number of logits that are large.
+    """
+    made, differentiate = [], _Mean.value_and_gradients
+    _Mean.value_and_gradients = lambda mean: made.append(mean) or differentiate(mean)
+    before, heads.LARGE = heads.LARGE, least
+    try:
+        return train(engine, objective, "gpt2"), len(made)
+    finally:
+        heads.LARGE, _Mean.value_and_gradients = before, differentiate
 
 
 class Trouble(Objective):
@@ -217,6 +236,7 @@ def types(model: nn.Module) -> list[str]:
 CASES = {
     "train": train,
     "fitted": fitted,
+    "large": large,
     "kept": kept,
     "written": written,
     "again": again,
