@@ -339,7 +339,7 @@ def test_half_precision_in_parts_is_as_near_to_double_as_whole_logits_are(dtype,
 
 
 class Stopping(KD):
-    """KD that presses Ctrl-C in a step; which one is set on the class, as settings of an objective are those of a run."""
+    """KD that presses Ctrl-C in a step; which one is set on the class, as settings make the name of a run."""
 
     at, calls = -1, 0
 
@@ -359,8 +359,8 @@ def test_a_training_of_large_steps_learns_what_whole_logits_teach_and_goes_on_wh
     def trained(student: nn.Module, at: int = -1, **more: Any) -> None:
         Stopping.at, Stopping.calls = at, 0
         fit(
-            teacher, student, {}, Rows(dict(batch)), objective=[Stopping(2.0), CausalLM()], steps=6, batch_size=2, lr=1e-3,
-            console=QUIET, **more,
+            teacher, student, {}, Rows(dict(batch)), objective=[Stopping(2.0), CausalLM()], steps=6, batch_size=2,
+            lr=1e-3, console=QUIET, **more,
         )  # fmt: skip
 
     trained(students[0])
