@@ -29,6 +29,7 @@ class Retries:
         first, longest: the first and the longest pause, before the draw [s].
         seed: seeds the draws, which keep many clients that failed together from retrying together.
         sleep: the function that waits.
+        timeout: the longest wait for the answer of a server to one request [s].
     """
 
     count: int = 5
@@ -36,6 +37,7 @@ class Retries:
     longest: float = 60.0
     seed: int = 0
     sleep: Callable[[float], None] = time.sleep
+    timeout: float = 600.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", seed_of(self.seed))
@@ -43,6 +45,8 @@ class Retries:
             raise DistillError(
                 f"{self} cannot be; use a count of 0 or more and pauses of 0 s to a day, {DAY} s: Retries(5)."
             )
+        if not 0 < self.timeout <= DAY:
+            raise DistillError(f"{self} cannot be; use a timeout above 0 s and of up to a day, {DAY} s: Retries(5).")
 
     def pauses(self) -> Iterator[float]:
         """Yield the lengths of the pauses [s], without end; each process of a training draws its own."""

@@ -20,22 +20,34 @@ from distill.models.inputs import (
     innermost,
     inputs_of,
     network_of,
-    refuse_valueless,
     teachers,
 )
 from distill.models.token_positions import without_usual_positions
 from distill.models.trials import is_trial
 from distill.tasks.loading import training_rows
-from distill.teachers.cache import Cache, Unhashable, digest, weights_of
+from distill.teachers.cache import Cache, Unhashable, digest
+from distill.teachers.endpoint import Endpoint, endpoint_of
+from distill.teachers.facts import facts_of
 from distill.teachers.model_inputs import columns_of, device_of_inputs, inputs_from, move
 from distill.teachers.padding import Padded
 from distill.teachers.retries import Retries, retry
-from distill.teachers.served_checks import agree, check_answer, check_settings
+from distill.teachers.served_checks import (
+    agree,
+    check_answer,
+    check_counts,
+    check_settings,
+    load_weights,
+    recorded_at,
+    refuse_for_endpoints,
+    refuse_for_models,
+    refuse_inside,
+)
+from distill.teachers.shapes import shape_of_one
 from distill.teachers.top_k import Kept, TopK, dense, nothing
 from distill.teachers.visible_positions import Probe, VisiblePositions
 from interventions import Activations, Location, Model, Run, UnknownAnswer, logits_of, printed
 
-SAMPLES, COUNTERFACTUALS, SHAPES = "samples", "counterfactuals", "shapes"
+SAMPLES, COUNTERFACTUALS = "samples", "counterfactuals"
 Places = Sequence[Location] | Mapping[Location, Any]
 Masks = tuple[Tensor | None, Tensor | None]
 
@@ -49,19 +61,27 @@ class Served:
     counterfactual is one request, for the sources and the base of a step together, and is kept by base, source, places,
     positions and operator.
 
+    `Served("http://host:8000", model="name", tokenizer=…)` learns from a language model behind a server with OpenAI's
+    `/v1/completions`, as vLLM: it has answers, no activations and no counterfactuals. Its key is `api_key`, or the
+    environment variable `DISTILL_API_KEY`; it is kept nowhere.
+
     Args:
-        model: a model of nnsight, or with `remote=False` any torch model.
+        served: the model as in `model`, or the address of a server.
+        model: a model of nnsight, or with `remote=False` any torch model; with an address the name of the model there.
         remote: where it runs: False is this process, True the host that nnsight is configured for, or its address;
             "local" runs the remote protocol in this process, as a trial.
         top_k: how many of the largest logits travel and are kept; None is all. The probability of the others is spread
             evenly among them (see `distill.teachers.top_k.TopK`).
         temperature: the temperature at which the probabilities of the largest, and the sum of the others, are exact:
-            that of `KD`.
+            that of `KD`. None is 2, and 1 for a server, which gives probabilities of that temperature alone.
         cache: a folder; None keeps answers in memory, and no counterfactuals.
         retries: the number of retries after failures of the network, or a `Retries`.
         batch_size: the most samples in one request for answers; None takes all samples that a step needs.
         answers: the rule that finds the answer in the model's output, as for `fit`, whose own `answers` does not apply
             to a served teacher.
+        tokenizer: that of the model, or its folder or name; with an address by default the one of the model's name. A
+            cache of answers to texts of another tokenizer is refused.
+        api_key: the key of a server.
 
     Attributes:
         requests: the number of requests that were sent and answered.
@@ -72,24 +92,36 @@ class Served:
 
     def __init__(
         self,
-        model: Model,
+        served: Model | str | None = None,
+        /,
         *,
+        model: Model | str | None = None,
         remote: bool | str = False,
         top_k: int | None = None,
-        temperature: float = 2.0,
+        temperature: float | None = None,
         cache: Path | str | None = None,
         retries: Retries | int = 5,
         batch_size: int | None = None,
         answers: Any = None,
+        tokenizer: Any = None,
+        api_key: str | None = None,
     ) -> None:
-        check_settings(model, remote, {"top_k": top_k, "batch_size": batch_size}, temperature)
-        if remote in (False, "local"):
-            _load(model)
-            refuse_valueless(network_of(model), "Served")
-        self.model, self.remote, self.batch_size = model, remote, batch_size
-        self.answers, self._reads = answers, partial(logits_of, answers=answers)
-        self.keep = TopK(top_k, temperature, self._reads)
+        check_counts(top_k=top_k, batch_size=batch_size)
         self.retries = retries if isinstance(retries, Retries) else Retries(retries)
+        self.tokenizer = tokenizer
+        found: Any = model if served is None else served
+        if isinstance(served, str):
+            refuse_for_endpoints(served, remote=remote, answers=answers, temperature=temperature)
+            found = endpoint_of(served, model, tokenizer, top_k=top_k, key=api_key, timeout=self.retries.timeout)
+            self.tokenizer, remote, temperature = found.completions.texts.tokenizer, served, 1.0
+        else:
+            refuse_for_models(served, model, api_key)
+            check_settings(found, remote, temperature)
+        if remote in (False, "local"):
+            load_weights(found)
+        self.model, self.remote, self.batch_size = found, remote, batch_size
+        self.answers, self._reads = answers, partial(logits_of, answers=answers)
+        self.keep = TopK(top_k, 2.0 if temperature is None else temperature, self._reads)
         self.cache = Cache(None if cache is None else Path(cache), self.facts())
         self.requests = 0
         self._unverified = self.cache.count(SAMPLES) > 0  # answers of an earlier run, perhaps by other weights
@@ -110,6 +142,8 @@ class Served:
             inputs: what the model is called with.
             at: locations that may be used; the first use of one fetches all of them in one request.
         """
+        if isinstance(self.model, Endpoint):
+            inputs = self.model.columns_of(columns_of(inputs))
         batch, device = Padded(columns_of(inputs)), device_of_inputs(inputs)
         kept = _on(device, batch.join(self._answer(batch)))
         fetched: dict[Location, Tensor] = {}
@@ -148,7 +182,8 @@ class Served:
         except Unhashable:  # an operator that is a function
             key = None
         usable = key is not None and not record and self.cache.folder is not None
-        kept, activations = self.cache.get(key) if usable and key is not None else None, dict[Location, Tensor]()
+        kept: Any = self.cache.get(key) if usable and key is not None else None
+        activations = dict[Location, Tensor]()
         if kept is None:
             self._check_witness()
             written, read = positions
@@ -156,11 +191,11 @@ class Served:
                 self.model, here(inputs), here(source_inputs), here(at), positions=here(written),
                 source_positions=here(read), record=record, keep=self.keep, **self._where,
             ))  # fmt: skip
-            kept = _kept_of(run)
+            kept = run.output
             activations = {location: run.activations[location].to(device) for location in record}
             if usable and key is not None:
                 self.cache.put(key, kept)
-        recorded = Activations((), lambda location, _: _get_recorded(activations, location))
+        recorded = Activations((), lambda location, _: recorded_at(activations, location))
         return ServedRun(self.model, inputs, _on(device, kept), recorded, is_counterfactual=True, teacher=self)
 
     def seen(self, base: Run, places: Sequence[Location], weights: Tensor) -> list[Tensor]:
@@ -197,7 +232,13 @@ class Served:
         """
         columns = columns_of(base.inputs)
         if location not in self._shapes:
-            self._shapes[location] = self._shape_of_one(location, Padded(columns).take([0]))
+
+            def request(inputs: Any) -> Run:
+                return self._send(lambda here: interventions.run(
+                    self.model, here(inputs), [location], resumable=False, keep=nothing, **self._where
+                ))  # fmt: skip
+
+            self._shapes[location] = shape_of_one(location, Padded(columns).take([0]), self.cache, request)
         (_, *rest), tokens = self._shapes[location]
         if tokens is not None:
             rest[0] = columns[tokens].shape[1]
@@ -220,25 +261,9 @@ class Served:
     @printed
     def __repr__(self) -> str:
         where = "" if self.cache.folder is None else f", cache={str(self.cache.folder)!r}"
+        if isinstance(self.model, Endpoint):
+            return f"Served({self.remote!r}, model={self.model.repo_id!r}, top_k={self.keep.k}{where})"
         return f"Served({type(self.network).__name__}, remote={self.remote!r}, top_k={self.keep.k}{where})"
-
-    def _shape_of_one(self, location: Location, sample: Padded) -> tuple[tuple[int, ...], str | None]:
-        """Return the shape of the vectors of one sample, and the column whose tokens are their positions, if any."""
-        inputs, names = inputs_from(sample.columns), list(sample.columns)
-        key = f"{SHAPES}/{digest(location, inputs)}"
-        kept = self.cache.get(key)
-        if kept is None:
-
-            def request(here: Any) -> Run:
-                where = self._where
-                return interventions.run(self.model, here(inputs), [location], resumable=False, keep=nothing, **where)
-
-            shape = tuple(self._send(request).vectors(location).shape)
-            tokens = sample.tokens_of(shape[1]) if len(shape) > 2 else None
-            number = -1 if tokens is None else names.index(tokens)
-            kept = self.cache.put(key, {"shape": torch.tensor(shape), "tokens": torch.tensor(number)})
-        number = int(kept["tokens"])
-        return tuple(kept["shape"].tolist()), None if number < 0 else names[number]
 
     @property
     def _where(self) -> dict[str, Any]:
@@ -246,18 +271,7 @@ class Served:
 
     def facts(self) -> dict[str, Any]:
         """Return what an answer depends on beside its sample, by name: a cache holds answers of one such teacher."""
-        config = getattr(self.network, "config", None)
-        settings = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
-        settings = {name: value for name, value in settings.items() if name != "transformers_version"}
-        return {
-            "model": getattr(self.model, "repo_id", None) or type(self.network).__name__,
-            "revision": getattr(self.model, "revision", None),
-            "configuration": digest(repr(sorted(settings.items(), key=str))),
-            "weights": weights_of(self.network) if self.remote in (False, "local") else None,
-            "top_k": self.keep.k,
-            "temperature": None if self.keep.k is None else self.keep.temperature,
-            **({} if self.answers is None else {"answers": _rule(self.answers)}),
-        }
+        return facts_of(self.model, self.remote, self.keep, self.answers, self.tokenizer)
 
     def _key(self, batch: Padded, row: int) -> str:
         return f"{SAMPLES}/{digest(without_usual_positions(innermost(self.model), batch.sample(row)))}"
@@ -298,17 +312,23 @@ class Served:
 
     def _fetch_answers(self, batch: Padded) -> list[Kept]:
         """Return the answers to all samples of a batch by one request."""
-        inputs = inputs_from(batch.columns)
+        kept: Any
+        if isinstance(self.model, Endpoint):
+            kept = retry(partial(self.model.answers, batch.columns), self.retries, self._give_up)
+            self.requests += 1
+        else:
+            inputs = inputs_from(batch.columns)
 
-        def request(here: Any) -> Run:
-            return interventions.run(self.model, here(inputs), resumable=False, keep=self.keep, **self._where)
+            def request(here: Any) -> Run:
+                return interventions.run(self.model, here(inputs), resumable=False, keep=self.keep, **self._where)
 
-        kept = _kept_of(self._send(request))
+            kept = self._send(request).output
         check_answer(kept, len(batch), self.network, self.keep.k)
         return batch.split(kept)
 
     def _send(self, request: Callable[[Callable[[Any], Any]], Run], *, graded: bool = False) -> Run:
         """Send a request, again after failures of the network; `here` moves a value to where the request is read."""
+        refuse_inside(self.model)
         at = torch.device("cpu") if self._where else device_of(self.model)
 
         def send() -> Run:
@@ -371,28 +391,3 @@ class ServedRun(Run):
 def _on(device: torch.device, kept: Kept) -> Kept:
     """Return kept logits on a device; the number of classes stays on the host."""
     return {name: value if value.ndim == 0 else value.to(device) for name, value in kept.items()}
-
-
-def _rule(answers: Any) -> str:
-    """Return a rule for answers as text; a function by its name."""
-    return repr(answers) if isinstance(answers, str | int) else getattr(answers, "__qualname__", type(answers).__name__)
-
-
-def _kept_of(run: Run) -> Kept:
-    kept: Any = run.output
-    return kept
-
-
-def _get_recorded(activations: Mapping[Location, Tensor], location: Location) -> Tensor:
-    if location not in activations:
-        raise DistillError(
-            f"{location} of the served teacher was not fetched with its counterfactual run; this is an error in an "
-            "objective, which must name it in `reads`."
-        )
-    return activations[location]
-
-
-def _load(model: Any) -> None:
-    """Load the weights of a model of nnsight, which nnsight delays until their first use."""
-    if getattr(model, "dispatched", True) is False:
-        model.dispatch()

@@ -34,6 +34,7 @@ from distill.models.inputs import (
 from distill.models.padding_sides import padded_rows, warn_if_on_wrong_side
 from distill.models.trials import answer_of, tried
 from distill.objectives import Objective
+from distill.teachers.endpoint import Endpoint
 from distill.teachers.served import Served
 from distill.teachers.verbs import run_of
 from distill.teachers.without_adapters import WithoutAdapters
@@ -223,7 +224,11 @@ def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
             warnings.warn(
                 f"{name_of(part)}(temperature={temperature}) softens a teacher of which the {teacher.keep.k} largest "
                 f"logits are kept for temperature {kept}: it sees another share of the other classes together; use "
-                f"Served(…, temperature={temperature}).",
+                + (
+                    f"{name_of(part)}(temperature=1.0)."
+                    if isinstance(teacher.model, Endpoint)
+                    else f"Served(…, temperature={temperature})."
+                ),
                 stacklevel=2,
             )
 

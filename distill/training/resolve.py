@@ -22,6 +22,7 @@ from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.term_weights import Weight, describe_function
 from distill.tasks.loading import tokenizer_of, training_rows
 from distill.teachers.served import Served
+from distill.teachers.served_checks import refuse_inside
 from distill.training.checkpoints import STEPS, Checkpoints
 from distill.training.checks import check, check_softening, name_of
 from distill.training.computation import Computation, weights_of
@@ -290,6 +291,8 @@ def resolve_mapping(
         return () if mapping in (None, {}, ()) else entries_of(cast(Sides, mapping), teacher, student, positions)
     if isinstance(mapping, tuple) or mapping == {}:
         return tuple(cast(tuple[Entry, ...], mapping))
+    if isinstance(teacher, Served):
+        refuse_inside(teacher.model)
     return entries_of("full" if mapping is None else mapping, teacher, student)
 
 

@@ -99,8 +99,8 @@ RECIPES = [
     Recipe(
         "distill.Served", served,
         lambda: {"model": network(), "remote": False, "top_k": 2, "temperature": 2.0, "cache": "kept", "retries": 5,
-                 "batch_size": 2, "answers": None},
-        {"model": NETWORKS, "remote": "False", "top_k": "None|count", "temperature": "positive",
+                 "batch_size": 2, "answers": None, "tokenizer": None, "api_key": None},
+        {"model": NETWORKS, "remote": "False", "top_k": "None|count", "temperature": "None|positive",
          "cache": "None|text|digits|path", "retries": "counter", "batch_size": "None|count", "answers": ANSWERS},
         own=("model",),
     ),
