@@ -165,7 +165,7 @@ class Completions:
         return [number for number, _ in chosen], [value for _, value in chosen]
 
     def _post(self, texts: Sequence[Sequence[int]], settings: Mapping[str, Any], k: int) -> Any:
-        """Return the JSON of an answer to texts, for k tokens after each of theirs."""
+        """Return the JSON of an answer to texts, with the k most probable tokens after each token."""
         body = {"model": self.model, "prompt": [list(each) for each in texts], "max_tokens": 1, "temperature": 1.0}
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key.value:
