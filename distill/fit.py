@@ -34,7 +34,8 @@ from distill.objectives import DIITO, Objective
 from distill.objectives.term_weights import Weight, describe_function
 from distill.processes import dividing, is_first
 from distill.results import FitResult
-from distill.tasks.loading import rows_to_measure, task_of, texts_read
+from distill.tasks.loading import rows_to_measure, task_of
+from distill.tasks.named import texts_read
 from distill.teachers.served import Served
 from distill.teachers.uncacheable import refuse_uncacheable
 from distill.teachers.without_adapters import teacher_and_student

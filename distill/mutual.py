@@ -38,7 +38,8 @@ from distill.objectives.term_weights import Weight
 from distill.processes import is_first
 from distill.results import FitResult
 from distill.storage.files import write, write_json
-from distill.tasks.loading import rows_to_measure, task_of, texts_read, training_rows
+from distill.tasks.loading import rows_to_measure, task_of, training_rows
+from distill.tasks.named import texts_read
 from distill.training import loop
 from distill.training.checkpoints import LOG, STEPS, lines_of
 from distill.training.checks import check, check_together

@@ -35,7 +35,8 @@ from distill.models.numbering import numbered_as
 from distill.models.outputs import answered, same_answers
 from distill.models.reinitialized import reinitialized
 from distill.models.trials import translated
-from distill.tasks.loading import held_out, length_for, task_of, tokenizer_of
+from distill.tasks.loading import held_out, task_of
+from distill.tasks.named import length_for, tokenizer_of
 from distill.training.run_folder import refuse_used
 from interventions import InterventionError, shown
 

@@ -17,7 +17,8 @@ from distill.models.numbering import numbered_as
 from distill.models.pretrained import load_model, load_tokenizer
 from distill.processes import from_first
 from distill.storage.locks import claim
-from distill.tasks.loading import length_for, names
+from distill.tasks.loading import names
+from distill.tasks.named import length_for
 from distill.training.progress import console_of
 from distill.training.run_folder import refuse_used
 

@@ -8,6 +8,7 @@ from distill.data.rows import Rows
 from distill.data.task import Task
 from distill.data.text import need_tokenizer
 from distill.data.texts.language import MAX_LENGTH, Reader, language_task
+from distill.data.texts.on_disk import is_large, rows_on_disk
 from distill.data.texts.reading import TextRows, kind_of_texts, text_rows
 from distill.errors import DistillError
 from distill.models.inputs import innermost
@@ -89,7 +90,8 @@ def rows_for_model(data: Any, model: Any, tokenizer: Any = None) -> Rows:
     """Return all rows of texts or chats, cut at the positions of a model."""
     tokenizer = tokenizer or tokenizer_among(preprocessors_of(model))
     need_tokenizer(kind_of_texts(data) or TEXT, tokenizer)
-    return Reader(tokenizer, longest_for(model)).rows(_found(data))
+    found, reader = _found(data), Reader(tokenizer, longest_for(model))
+    return rows_on_disk(found, reader) if is_large(found.data) else reader.rows(found)
 
 
 def task_for_model(data: Any, model: Any, tokenizer: Any = None) -> Task:

@@ -12,17 +12,16 @@ from distill.data import files
 from distill.data.classes import Ranked, matched, stated
 from distill.data.files import is_same_file, rows_of
 from distill.data.rows import Rows
+from distill.data.sources.opening import large_file, splits_of
 from distill.data.task import Task, share
-from distill.data.text import MAX_LENGTH
 from distill.data.texts.reading import kind_of_texts
 from distill.errors import DistillError, checked
-from distill.models.inputs import innermost, network_of, vocabulary_of
+from distill.models.inputs import network_of, vocabulary_of
 from distill.models.numbering import numbered_as, renumbered
-from distill.models.pad_tokens import longest_input
-from distill.models.preprocessors import preprocessors_of, tokenizer_among
 from distill.tasks import agreement, language, pvr, sst2
 from distill.tasks.digits import digits
 from distill.tasks.mnist import mnist_digits
+from distill.tasks.named import as_rows, length_for, named_rows, task_of_splits, tokenizer_of
 from distill.writing.written import Written, data_of
 
 EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task, "digits": digits}
@@ -64,18 +63,6 @@ def as_read(data: Any, model: Any, tokenizer: Any = None) -> Any:
     return data if data is None or isinstance(data, str | Path | Task | Written) else as_rows(data, model, tokenizer)
 
 
-def as_rows(data: Any, model: Any, tokenizer: Any = None) -> Rows:
-    """Return data as rows: texts and chats as a language model reads them, others as `Rows.of` does."""
-    return Rows.of(texts_read(data, model, tokenizer))
-
-
-def texts_read(data: Any, model: Any, tokenizer: Any = None) -> Any:
-    """Return texts and chats in memory as the rows that a language model reads; other data as it is."""
-    if data is None or isinstance(data, str | Path | Rows) or not language.for_model(data, model):
-        return data
-    return language.rows_for_model(data, model, tokenizer)
-
-
 def held_out(data: Any, model: Any, *others: Any) -> Rows:
     """Return the rows to measure on, labels as for training: the test rows of a task, else the rows themselves.
 
@@ -84,6 +71,8 @@ def held_out(data: Any, model: Any, *others: Any) -> Rows:
     data = data_of(data)
     if isinstance(data, str) and data == RANDOM:
         return random_rows(model, RANDOM_ROWS, HELD_OUT_SEED)
+    if (named := named_rows(data, model)) is not None:
+        return numbered_as(named, model, *others)
     task = task_of(data, model)
     return numbered_as(as_rows(data, model) if task is None else task.test, model, *others)
 
@@ -104,7 +93,9 @@ def rows_to_measure(
     eval_data, tokenizer = data_of(eval_data), tokenizer or (None if task is None else task.tokenizer)
     if eval_data is None or is_same_file(eval_data, trained_on):
         return None if task is None else task.test
-    if _is_file(eval_data) and language.for_model(eval_data, models[0]):
+    if (named := named_rows(eval_data, models[0], tokenizer)) is not None:
+        found = named
+    elif _is_file(eval_data) and language.for_model(eval_data, models[0]):
         found = language.rows_for_model(eval_data, models[0], tokenizer)
     elif _is_file(eval_data):
         found = rows_of(eval_data, tokenizer or tokenizer_of(models[0]), length_for(models[0]))
@@ -126,8 +117,13 @@ def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
         return data
     if isinstance(data, str) and data == RANDOM:
         return None
-    if _is_file(data) and language.for_model(data, model):
-        return language.task_for_model(data, model, tokenizer)
+    splits = splits_of(data)
+    if splits is None and _is_file(data) and language.for_model(data, model):
+        splits = large_file(data)
+        if splits is None:
+            return language.task_for_model(data, model, tokenizer)
+    if splits is not None:
+        return task_of_splits(splits, model, tokenizer)
     if _is_file(data):
         return load(data=data, tokenizer=tokenizer or tokenizer_of(model), max_length=length_for(model))
     if isinstance(data, str):
@@ -135,20 +131,8 @@ def task_of(data: Any, model: Any, tokenizer: Any = None) -> Task | None:
     return None
 
 
-def length_for(model: Any, max_length: int | None = None) -> int:
-    """Return the number of tokens at which texts are cut for a model: `max_length`, or the positions that it has."""
-    wanted = MAX_LENGTH if max_length is None else max_length
-    most = longest_input(innermost(model))
-    return wanted if most is None else min(wanted, most)
-
-
 def _is_file(data: Any) -> bool:
     return isinstance(data, Path) or (isinstance(data, str) and Path(data).suffix != "")
-
-
-def tokenizer_of(model: Any) -> Any:
-    """Return the tokenizer saved beside a transformers model, None if there is none."""
-    return tokenizer_among(preprocessors_of(model))
 
 
 def random_rows(model: Any, count: int, seed: int) -> Rows:

@@ -20,7 +20,8 @@ from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
 from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.term_weights import Weight, describe_function
-from distill.tasks.loading import tokenizer_of, training_rows
+from distill.tasks.loading import training_rows
+from distill.tasks.named import tokenizer_of
 from distill.teachers.served import Served
 from distill.teachers.served_checks import refuse_inside
 from distill.training.checkpoints import STEPS, Checkpoints

@@ -21,7 +21,7 @@ from distill.students.from_layers import from_layers
 from distill.students.from_width import from_width
 from distill.students.importance import importance
 from distill.tasks import load
-from distill.tasks.loading import length_for
+from distill.tasks.named import length_for
 from distill.training.schedule import Schedule
 from interventions import Mixup, Noise, printable
 

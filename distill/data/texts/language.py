@@ -5,9 +5,9 @@ The label of a token of the prompt is −100, so that no loss is over it: see `d
 
 import warnings
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import tee
+from itertools import accumulate, tee
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +85,26 @@ class Reader:
         Raises:
             DistillError: no row with anything to learn.
         """
+        self.warn_of_unread(found)
+        splits = self.block is not None and not found.is_chat
+        tokens, cut = Tokens(), 0
+        for number, row in enumerate(tokenized(found, self.tokenizer, found.names())):
+            cut += len(row.ids) > self.limit and not splits
+            for piece in pieces_of(row, self.limit) if splits else (row,):
+                tokens.add(number, piece, self.limit)
+        self.warn(found, cut, len(found) - len(set(tokens.numbers)))
+        return tokens
+
+    def warn_of_unread(self, found: TextRows) -> None:
+        """Warn of columns that are not read."""
         if dropped := [name for name in found.others if name and name != USED_TOO]:
             warnings.warn(
                 f"of {found.source} only {' and '.join(map(repr, found.columns))} is read, and "
                 f"{', '.join(map(repr, dropped))} not; text=… names another column of texts.",
-                stacklevel=3,
+                stacklevel=4,
             )
-        splits = self.block is not None and not found.is_chat
-        tokens, cut = Tokens(), 0
-        for number, row in enumerate(_tokenized(found, self.tokenizer)):
-            cut += len(row.ids) > self.limit and not splits
-            for piece in pieces_of(row, self.limit) if splits else (row,):
-                tokens.add(number, piece, self.limit)
-        self._say(found, cut, len(found) - len(set(tokens.numbers)))
-        return tokens
 
-    def _say(self, found: TextRows, cut: int, left: int) -> None:
+    def warn(self, found: TextRows, cut: int, left: int) -> None:
         """Warn of rows that are cut, and of those that are left out.
 
         Raises:
@@ -150,6 +154,11 @@ class Tokens:
         self.lengths.append(len(ids))
         self.ids.extend(ids)
         self.labels.extend(token if kept else IGNORED for token, kept in zip(ids, learned, strict=True))
+
+    def split(self, values: "array[int]") -> list[list[int]]:
+        """Return the values of each row."""
+        ends = accumulate(self.lengths)
+        return [values[end - length : end].tolist() for end, length in zip(ends, self.lengths, strict=True)]
 
     def rows(self, tokenizer: Any, chosen: Sequence[int], block: int | None, packing: str | None) -> Rows:
         """Return some rows, packed into blocks if these have a size."""
@@ -250,9 +259,9 @@ class _Documents:
         return rows if shared is None else replace(rows, clusters=shared[numbers[chosen]])
 
 
-def _tokenized(found: TextRows, tokenizer: Any) -> Iterator[TokenRow]:
-    """Yield the tokens of each row."""
-    names, too = tee(found.names())
+def tokenized(found: TextRows, tokenizer: Any, names: Iterable[str]) -> Iterator[TokenRow]:
+    """Yield the tokens of each row; `names` are what errors call them."""
+    names, too = tee(names)
     return tokens_of(zip(names, marked_texts(found, tokenizer, too), strict=False), tokenizer)
 
 

@@ -4,7 +4,7 @@ import csv
 import gzip
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,10 @@ class TextRows:
                 "them."
             )
         return list(self.data[column]) if isinstance(self.data, Mapping) else [row[column] for row in self.data]
+
+    def part(self, columns: Mapping[str, Any]) -> "TextRows":
+        """Return rows of the same kind with other values."""
+        return replace(self, data=columns)
 
     def names(self) -> Iterator[str]:
         """Yield what errors call each row."""

@@ -182,4 +182,4 @@ def test_a_tokenizer_that_was_made_up_does_not_count(tmp_path):
     model = BertForSequenceClassification.from_pretrained(tmp_path / "t")
     assert preprocessors_of(model) == ()
     assert tokenizer_among(preprocessors_of(model)) is None
-    assert distill.tasks.loading.tokenizer_of(model) is None
+    assert distill.tasks.named.tokenizer_of(model) is None

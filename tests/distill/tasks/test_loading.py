@@ -3,7 +3,8 @@ import torch
 import transformers
 
 from distill import DistillError, Rows, tasks
-from distill.tasks.loading import RANDOM_ROWS, held_out, length_for, random_rows, task_of, tokenizer_of, training_rows
+from distill.tasks.loading import RANDOM_ROWS, held_out, random_rows, task_of, training_rows
+from distill.tasks.named import length_for, tokenizer_of
 from tests.distill.tiny_models import VOCABULARY, bert, gpt2_lm, images, mlp, text, vectors, vit
 
 

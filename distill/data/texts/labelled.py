@@ -1,0 +1,136 @@
+"""Texts with labels, or without, as the rows of a classifier: frames, columns and data sets of Hugging Face."""
+
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from distill.data.draws import is_frame, is_hugging_face
+from distill.data.files import LABEL_COLUMNS, TEXT_COLUMNS
+from distill.data.pad_ids import pad_id_of
+from distill.data.rows import Rows
+from distill.data.sources.arrow import columns_of_hugging_face, is_textual
+from distill.data.text import tokenize_texts
+from distill.data.texts.chats import text_of
+from distill.data.texts.on_disk import is_large, mapped
+from distill.errors import DistillError
+
+CUT = "is_cut"
+
+
+def text_column(data: Any) -> str | None:
+    """Return the name of the column of texts, "text" or "sentence", of data without tokens; None if there is none."""
+    names = _columns(data)
+    if "input_ids" in names:
+        return None
+    return next((name for name in TEXT_COLUMNS if name in names and _is_text(data, name)), None)
+
+
+def labelled_rows(data: Any, tokenizer: Any, limit: int) -> Rows:
+    """Return texts as rows of tokens, with their labels if there are any.
+
+    Args:
+        data: a data set of Hugging Face, a frame, a dict of columns or a list of dicts with a column of texts.
+        tokenizer: of the model.
+        limit: the number of tokens at which texts are cut.
+
+    Raises:
+        DistillError: a row without a text.
+    """
+    column, names = text_column(data), _columns(data)
+    assert column is not None
+    label = next((name for name in LABEL_COLUMNS if name in names), None)
+    if dropped := [name for name in names if name not in (column, label)]:
+        warnings.warn(
+            f"of the data only {column!r}{'' if label is None else f' and {label!r}'} is read, and "
+            f"{', '.join(map(repr, dropped))} not.",
+            stacklevel=4,
+        )
+    if is_large(data):
+        return _on_disk(data, tokenizer, limit, column, label)
+    texts = [text_of(value, f"row {number} of the data", column) for number, value in enumerate(_values(data, column))]
+    rows = tokenize_texts(tokenizer, texts, None, limit)
+    if label is None:
+        return rows
+    labels = data.select_columns([label]) if is_hugging_face(data) else {label: _values(data, label)}
+    return _with_labels(rows, labels)
+
+
+def _on_disk(data: Any, tokenizer: Any, limit: int, column: str, label: str | None) -> Rows:
+    """Return the texts of a large data set as rows whose tokens are read from disk when they are used."""
+    from datasets import Features, List, Value
+
+    limit = min(limit, tokenizer.model_max_length)
+    inputs = [name for name in tokenizer("a", return_special_tokens_mask=True) if name != "input_ids"]
+    ids = "uint16" if len(tokenizer) <= 2**16 else "int32"
+    features = {"input_ids": List(Value(ids)), **{name: List(Value("uint8")) for name in inputs}, CUT: Value("bool")}
+    function = partial(_encoded, tokenizer=tokenizer, limit=limit, column=column)
+    made = mapped(data, function, (tokenizer, limit, column), columns=[column], features=Features(features))
+    table = columns_of_hugging_face(made.select_columns(["input_ids", *inputs]))
+    cut = int(columns_of_hugging_face(made.select_columns([CUT]))[CUT].sum())
+    if cut:
+        warnings.warn(f"{cut} of {len(made)} texts have more than {limit} tokens and are cut there.", stacklevel=5)
+    rows = Rows(table, pad_id=pad_id_of(tokenizer), padding_side=tokenizer.padding_side)
+    return rows if label is None else _with_labels(rows, data.select_columns([label]))
+
+
+def _encoded(
+    batch: Mapping[str, list[Any]], indices: list[int], *, tokenizer: Any, limit: int, column: str
+) -> dict[str, Any]:
+    """Return the inputs that a tokenizer makes of a batch of texts."""
+    names = (f"row {number} of the data" for number in indices)
+    texts = [text_of(value, name, column) for value, name in zip(batch[column], names, strict=True)]
+    found = dict(tokenizer(texts, truncation=True, max_length=limit, return_special_tokens_mask=True))
+    full = [len(ids) >= limit for ids in found["input_ids"]]
+    long = [text for text, is_full in zip(texts, full, strict=True) if is_full]
+    whole = iter(tokenizer(long, verbose=False)["input_ids"] if long else ())
+    return {**found, CUT: [is_full and len(next(whole)) > limit for is_full in full]}
+
+
+def _with_labels(rows: Rows, labels: Any) -> Rows:
+    """Return rows with labels that a data set, or a column by name, has for them, and with the names of its classes."""
+    if is_hugging_face(labels):
+        (name,) = labels.column_names
+        labels = labels.rename_column(name, "labels") if name != "labels" else labels
+    found = Rows.of({**labels} if isinstance(labels, Mapping) else labels)
+    column: Tensor | Any = found.table["labels"]
+    if isinstance(column, Tensor) and column.ndim == 1 and not column.is_floating_point():
+        column = column.long()
+    table: dict[str, Any] = {**rows.table, "labels": column}
+    return Rows(table, rows.pad_id, rows.padding_side, rows.pads, found.classes)
+
+
+def _columns(data: Any) -> tuple[str, ...]:
+    """Return the names of the columns of data; none of data that has none."""
+    if is_hugging_face(data):
+        return tuple(data.column_names)
+    if is_frame(data):
+        return tuple(map(str, data.columns))
+    if isinstance(data, Mapping):
+        return tuple(map(str, data))
+    is_rows = isinstance(data, list | tuple) and bool(data) and isinstance(data[0], Mapping)
+    return tuple(map(str, data[0])) if is_rows else ()
+
+
+def _is_text(data: Any, name: str) -> bool:
+    """Return whether a column holds texts, by its type or its first value."""
+    if is_hugging_face(data):
+        return is_textual(data.features[name]) and str(getattr(data.features[name], "dtype", "")).endswith("string")
+    values = _values(data, name)
+    return bool(values) and isinstance(values[0], str)
+
+
+def _values(data: Any, name: str) -> list[Any]:
+    """Return a column as a list.
+
+    Raises:
+        DistillError: a row that lacks it.
+    """
+    if isinstance(data, list | tuple):
+        lost = next((number for number, row in enumerate(data) if name not in row), None)
+        if lost is not None:
+            raise DistillError(f"row {lost} of the data has no {name!r}; give every row the same columns.")
+        return [row[name] for row in data]
+    return list(data.with_format(None)[name] if is_hugging_face(data) else data[name])
