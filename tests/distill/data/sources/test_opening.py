@@ -75,9 +75,7 @@ def test_an_id_of_the_hub_is_loaded_from_there(files, monkeypatch):
     assert asked == ["org/films"]
     monkeypatch.undo()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        DistillError, match=r"org/films cannot be read \(Conn.*HF_HUB_OFFLINE is set.*unset it"
-    ):
+    with pytest.raises(DistillError, match=r"org/films cannot be read \(Conn.*HF_HUB_OFFLINE is set.*unset it"):
         splits_of("org/films")
 
 
