@@ -1,7 +1,7 @@
 """The reading of the usual kinds of data sets as columns of tensors, or of one 1-D tensor a row."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from itertools import pairwise
 from typing import Any
@@ -28,6 +28,8 @@ from distill.data.sources.lazy_columns import LazyColumn
 from distill.errors import DistillError
 from interventions import shown
 
+MOST_OF_STREAM = 2**30
+"""The bytes of a stream that are read into memory at most."""
 Column = Tensor | LazyColumn | Sequence[Tensor]
 
 
@@ -53,7 +55,7 @@ def columns_of(data: Any) -> Mapping[str, Any]:
     if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
         _warn_of_one_reading(data)
         with seeded(0):
-            return transpose(list(data))
+            return transpose(list(_bounded(data)))
     single = isinstance(data, Tensor | np.ndarray) and data.ndim == 0
     if isinstance(data, str) or single or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DistillError(
@@ -119,6 +121,33 @@ def _holds_no_number(column: Any) -> bool:
     return isinstance(first, str | bytes | Mapping | date)
 
 
+def _bounded(stream: Iterable[Any]) -> Iterator[Any]:
+    """Yield the rows of a stream, as far as memory is meant for them.
+
+    Raises:
+        DistillError: it has more.
+    """
+    size = 0
+    for number, row in enumerate(stream):
+        values = row.values() if isinstance(row, Mapping) else row if isinstance(row, list | tuple) else ()
+        size += sum(_bytes_of(each) for each in values)
+        if size > MOST_OF_STREAM:
+            raise DistillError(
+                f"a {type(stream).__name__} is read once, into memory, and its first {number} rows fill the "
+                f"{MOST_OF_STREAM // 2**20} MiB that are meant for it; write it to disk, where rows are read when they "
+                "are used: datasets.Dataset.from_generator(lambda: iter(stream)).save_to_disk('folder'), and give "
+                f"data='folder', or take its beginning: stream.take({number // 2})."
+            )
+        yield row
+
+
+def _bytes_of(value: Any) -> int:
+    """Return about how many bytes a value of a row takes as a tensor."""
+    if isinstance(value, Tensor | np.ndarray):
+        return int(value.nbytes)
+    return 8 * len(value) if isinstance(value, list | tuple | str | bytes) else 8
+
+
 def _warn_of_one_reading(data: Any) -> None:
     warnings.warn(
         f"a {type(data).__name__} without length, or with an order or a choice of rows of its own, is read once: every "
@@ -148,7 +177,7 @@ def transpose(items: list[Any]) -> dict[str, list[Any]]:
 
 
 def column_of(name: str, values: Any) -> Column:
-    """Return a column as a tensor, or as one 1-D tensor a row where lengths differ.
+    """Return a column as a tensor, or as one tensor a row where their first axis, of tokens, differs in length.
 
     Raises:
         DistillError: values that are no numbers, or of shapes that cannot stand in one column.
@@ -171,10 +200,10 @@ def column_of(name: str, values: Any) -> Column:
             "remove the column, or turn text into input_ids with a tokenizer first"
         ) from None
     shapes = sorted({tuple(tensor.shape) for tensor in tensors})
-    if len(shapes) > 1 and any(len(shape) != 1 for shape in shapes):
+    if len(shapes) > 1 and (not all(shapes) or len({shape[1:] for shape in shapes}) > 1):
         raise DistillError(
             f"the rows of column {name!r} differ in shape: {shapes[0]} and {shapes[-1]}; "
-            "only 1-D rows may, give the others one shape"
+            "only the first axis, of tokens, may differ; give the others one size"
         )
     return torch.stack(tensors) if len(shapes) == 1 else tensors
 

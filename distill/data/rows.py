@@ -34,7 +34,7 @@ TOKENS = ("input_ids", "decoder_input_ids")
 @checked
 @dataclass(frozen=True, eq=False)
 class Rows(Dataset[dict[str, Tensor]]):
-    """A data set as columns: name -> tensor `[rows, ...]`, or one 1-D tensor a row if lengths differ.
+    """A data set as columns: name -> tensor `[rows, ...]`, or one tensor a row, `[tokens, ...]`, if lengths differ.
 
     `batch` indexes a tensor column in one operation and pads a ragged one to the longest row of the batch. A column may
     also lie outside of memory, in Arrow files or with an object that makes batches; its rows are read by `batch`.

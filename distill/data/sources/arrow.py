@@ -47,6 +47,7 @@ def columns_of_hugging_face(data: Any) -> dict[str, Any]:
         read = data.with_format("torch", columns=rest)[:] if rest else {}
     else:
         read = {name: LazyColumn(store, name) for name in rest}
+    store.let_go()
     return {name: single[name] if name in single else read[name] for name in chosen}
 
 
@@ -130,9 +131,8 @@ class ArrowStore:
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
             return None
         parts = self._rows([name], slice(None)).column(name).chunks
-        lengths = [compute.list_value_length(part).to_numpy(zero_copy_only=False) for part in parts]
-        self._let_go(sum(part.nbytes for part in lengths))
-        found = np.concatenate(lengths)
+        found = np.concatenate([compute.list_value_length(part).to_numpy(zero_copy_only=False) for part in parts])
+        self.let_go()
         return None if found.dtype.kind == "f" else torch.from_numpy(found.astype(np.int64))
 
     def _rows(self, names: Sequence[str], chosen: Any) -> Any:
@@ -143,9 +143,13 @@ class ArrowStore:
         """Let the mapped files go once so many bytes were touched."""
         self._read[0] += touched
         if self._read[0] > LET_GO:
-            self._read[0] = 0
-            for start, size in self._mapped:
-                _advise(start, size)
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Let the mapped files go now; what is read of them later is mapped again."""
+        self._read[0] = 0
+        for start, size in self._mapped:
+            _advise(start, size)
 
     @cached_property
     def _mapped(self) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from distill.data.draws import is_hugging_face
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
-from distill.data.sources.arrow import ArrowStore
+from distill.data.sources.arrow import ArrowStore, columns_of_hugging_face
 from distill.data.sources.lazy_columns import LazyColumn
 from distill.data.texts.language import Reader, Tokens, tokenized
 from distill.data.texts.packing import pieces_of
@@ -58,11 +58,12 @@ def rows_on_disk(found: TextRows, reader: Reader) -> Rows:
         columns=[*found.columns, *(name for name in found.others if name == USED_TOO)],
         features=_features(reader, is_chat=found.is_chat),
     )
-    numbers = torch.tensor(made.with_format("arrow", columns=[NUMBER])[:].column(NUMBER).to_numpy())
-    cut = int(made.with_format("arrow", columns=[CUT])[:].column(CUT).to_numpy().sum()) if len(made) else 0
-    reader.warn_of_unread(found)
-    reader.warn(found, cut, len(found) - len(numbers.unique()))
     store = ArrowStore(made)
+    known = columns_of_hugging_face(made.select_columns([NUMBER, CUT]))
+    for each in (ArrowStore(found.data), store):
+        each.let_go()
+    reader.warn_of_unread(found)
+    reader.warn(found, int(known[CUT].sum()), len(found) - len(known[NUMBER].unique()))
     ids = LazyColumn(store, "input_ids")
     special = torch.tensor(sorted(tokenizer.all_special_ids), dtype=torch.int64)
     table = {

@@ -7,8 +7,12 @@ from datasets import DatasetDict
 from jaxtyping import TypeCheckError
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
+import distill
+from distill.data import columns
 from distill.errors import DistillError
+from distill.losses.response import kd
 from distill.tasks import Rows
+from tests.distill.tiny_models import bert, spread
 
 TOKENS = {
     "input_ids": [torch.tensor([5, 6, 7]), torch.tensor([8]), torch.tensor([9, 10])],
@@ -154,6 +158,37 @@ def test_texts_and_records_beside_numbers_are_left_out_and_named(of):
         assert Rows.of(of({**numbers, **others}), clusters="id").clusters.tolist() == [[0], [1]]
 
 
+def test_vectors_of_several_lengths_are_padded_by_zeros_and_train_as_embeddings():
+    draw = torch.Generator().manual_seed(0)
+    vectors = [torch.randn(length, 16, generator=draw) for length in (2, 4, 3, 3)]
+    data = {"inputs_embeds": vectors, "attention_mask": [torch.ones(len(each)).long() for each in vectors]}
+    batch = Rows.of(data).batch([1, 0])
+    assert batch["inputs_embeds"].shape == (2, 4, 16)
+    assert batch["inputs_embeds"][0].equal(vectors[1])
+    assert batch["inputs_embeds"][1, :2].equal(vectors[0])
+    assert not batch["inputs_embeds"][1, 2:].any()
+    assert batch["attention_mask"][1].tolist() == [1, 1, 0, 0]
+    teacher, student = spread(bert(2), 0), spread(bert(1), 1)
+    schedule = distill.Schedule(steps=2, batch_size=4, lr=1e-3)
+    (first, *_) = distill.steps(teacher, student, {}, data, objective=distill.KD(), schedule=schedule)
+    student = spread(bert(1), 1)
+    with torch.no_grad():
+        one, other = (
+            torch.cat([model(inputs_embeds=row[None]).logits for row in vectors]) for model in (student, teacher)
+        )
+    assert first.loss == pytest.approx(float(kd(one, other, temperature=2.0)), rel=1e-5)
+
+
+def test_streams_end_where_memory_for_them_does(monkeypatch):
+    monkeypatch.setattr(columns, "MOST_OF_STREAM", 200)
+    stream = HubDataset.from_dict({"x": [[1, 2, 3]] * 50}).to_iterable_dataset()
+    with (
+        pytest.warns(UserWarning, match="is read once"),
+        pytest.raises(DistillError, match=r"its first 8 rows fill .*save_to_disk\('folder'\).*stream\.take\(4\)"),
+    ):
+        Rows.of(stream)
+
+
 class NoLength:
     def __getitem__(self, index):
         return {"x": index}
@@ -187,7 +222,8 @@ def test_a_stream_is_read_once_which_is_said():
         ({"text": ["good", "bad"]}, "'text' cannot become a tensor .* tokenizer"),
         ({"x": [1, None]}, "'x' cannot become a tensor"),
         ({"x": torch.tensor(1.0)}, "'x' is a single number"),
-        ({"x": [np.zeros((2, 2)), np.zeros((3, 2))]}, r"'x' differ in shape: \(2, 2\) and \(3, 2\)"),
+        ({"x": [np.zeros((2, 2)), np.zeros((2, 3))]}, r"'x' differ in shape: \(2, 2\) and \(2, 3\)"),
+        ({"x": [np.zeros(2), np.zeros(())]}, r"'x' differ in shape: \(\) and \(2,\)"),
         ({"input_ids": [[1, 2], [3]]}, "no 'attention_mask'"),
     ],
 )
