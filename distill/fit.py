@@ -13,37 +13,35 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from distill.alignment.after_kd import SEARCH, FoundMapping, mapping_for
-from distill.causal.feed import Samples, given
 from distill.causal.model import CausalModel
 from distill.data.classes import Ranked
 from distill.data.draws import batch_size_of
 from distill.data.rows import Rows
 from distill.data.task import Task
-from distill.errors import DistillError, checked
-from distill.evaluation.evaluate import Evaluation, evaluate, evaluate_variables
-from distill.interchange.mapping import Entry, Sides, layer_mapping
-from distill.interchange.positions import PositionRule, Span
-from distill.models.class_labels import has_classes
+from distill.errors import checked
+from distill.interchange.mapping import Entry, Sides
 from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import compiled_in_place
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered, answers_of_teacher
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
-from distill.objectives import DIITO, Objective
+from distill.monitoring.held_out import read_held_out
+from distill.monitoring.monitor import EVAL_ROWS, Watched, best_after, finishing, monitor_of, watched_by
+from distill.objectives import Objective
 from distill.objectives.term_weights import Weight, describe_function
-from distill.processes import dividing, is_first
+from distill.processes import is_first
 from distill.results import FitResult
-from distill.tasks.loading import rows_to_measure, task_of
+from distill.tasks.loading import task_of
 from distill.tasks.named import texts_read
 from distill.teachers.served import Served
 from distill.teachers.uncacheable import refuse_uncacheable
 from distill.teachers.without_adapters import teacher_and_student
 from distill.training import loop
-from distill.training.checkpoints import STEPS
-from distill.training.checks import check, softened_by
+from distill.training.checkpoints import KEPT, STEPS
+from distill.training.checks import softened_by
 from distill.training.resolve import Training, objectives_of, rows_for, training_of
-from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used
+from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used_unless_resumed
 from distill.training.schedule import Schedule
 from distill.writing.written import data_of, over
 from interventions import Model, renamed
@@ -76,6 +74,13 @@ def fit(
     tokenizer: Any = None,
     cache: str | Path | None = None,
     top_k: int | None = None,
+    keep: int = KEPT,
+    eval_every: int | str | None = None,
+    eval_rows: int = EVAL_ROWS,
+    save_best: bool | str = False,
+    early_stopping: int | None = None,
+    callbacks: Any = (),
+    track: Any = (),
 ) -> FitResult:
     """Train `student` in place to compute like `teacher`, and measure how far it does.
 
@@ -106,8 +111,8 @@ def fit(
             those that it was started with;
             `resume="anyway"` accepts others too, and warns of them. `resume="auto"` starts where the folder is new, and
             continues where it is not, so that a command may be started again as it is.
-        every: the interval between two checkpoints, a number of steps or a time as "10 minutes"; the newest two are
-            kept. The last step has one too.
+        every: the interval between two checkpoints, a number of steps or a time as "10 minutes". The last step has one
+            too.
         console: shows the progress; `rich.console.Console(quiet=True)` shows none.
         title: of the progress bar.
         accelerator: for mixed precision, several processes or trackers; `Accelerator()` by default.
@@ -124,45 +129,55 @@ def fit(
             step. The evaluation is by the teacher itself.
         top_k: how many of the largest logits are kept in the cache, by the temperature of the first objective that has
             one; the probability of the others is spread evenly among them. None keeps all.
+        keep: how many of the newest checkpoints stay; that of the best step stays beside them.
+        eval_every: the interval between two evaluations on held-out rows, a number of steps or a time as "10 minutes",
+            and after the last step; None evaluates the trained student alone. Evaluations change no bit of the
+            training. They are in the records, in the log, in `result.history`, and on the console.
+        eval_rows: the number of held-out rows that these evaluations take at most, the same in all of them; with a
+            mapping at most 100 pairs are interchanged.
+        save_best: train to the end and return the student of the best evaluation; its checkpoint stays. The name of the
+            figure to compare, "perplexity", "kl" or "error" (lower is better), "accuracy", "agreement" or "iia"
+            (higher); True takes the first of perplexity, accuracy, kl, iia and error that there is. Among equal ones
+            the first is the best, and one that is no number never is.
+        early_stopping: end the training after so many evaluations in a row that were not better than the best one.
+        callbacks: functions, or objects with `__call__`, that are called with the record of each step, in each
+            process. One that returns "stop" or raises StopIteration ends the training; any other error is raised
+            after the state was saved in `output_dir`.
+        track: names of trackers that accelerate knows, as ["tensorboard", "wandb", "mlflow"], or objects with the
+            methods of `accelerate.tracking.GeneralTracker`. They are given the settings, each record, each evaluation
+            and the final figures.
 
     Raises:
         DistillError: before the first step, arguments that do not fit together, or a folder that another run writes
             to; later, a loss that is not finite.
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
-    given_models, (teacher, student) = (teacher, student), teacher_and_student(teacher, student)
+    given_models, networks = (teacher, student), teacher_and_student(teacher, student)
+    teacher, student = networks
     overrides: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    if output_dir is not None and not resume:
-        refuse_used(Path(output_dir))
-    with answered((teacher, student), answers):
+    wanted = Watched(eval_every, eval_rows, save_best, early_stopping)
+    refuse_used_unless_resumed(output_dir, resume)
+    with answered(networks, answers):
         task = read_task(teacher, student, data, tokenizer)
-        read, found = _read_texts(teacher, student, data, tokenizer) if task is None else over(data, task), None
+        read = _read_texts(teacher, student, data, tokenizer) if task is None else over(data, task)
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
         taught = _keeping(teacher, cache, top_k, objective=objective, mapping=mapping, answers=answers)
-        if isinstance(mapping, str) and mapping == SEARCH:
-            read = over(read, rows_for(teacher, student, read, schedule))
-            known = Path(output_dir) if output_dir and resume else None
-            found = mapping_for(teacher, student, read, schedule, resumed=known, console=console)
-            mapping = found.sides
+        read, mapping, found = _search(mapping, networks, read, schedule, known=resume and output_dir, console=console)
         training = training_of(taught, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
-        tested = _read_held_out(training, teacher, student, eval_data, data=data, task=task, tokenizer=tokenizer)
-    training = training.kept(
-        output_dir, _settings(training, answers, found) | _kept_by(taught, top_k), _networks(teacher, student),
-        tokenizer=None if task is None else task.tokenizer, resume=resume, every=every,
-    )  # fmt: skip
+        tested = read_held_out(training, networks, eval_data, data, task,
+                               mapping=mapping, answers=answers, tokenizer=tokenizer)  # fmt: skip
+    watch = monitor_of(wanted, tested, callbacks, track, title=title, folder=output_dir, resume=resume)
+    training = watched_by(watch, training.kept(
+        output_dir, _settings(training, answers, found, wanted) | _kept_by(taught, top_k), _networks(teacher, student),
+        tokenizer=None if task is None else task.tokenizer, resume=resume, every=every, keep=keep))  # fmt: skip
     trained_on, place = training.seen, None if training.folder is None else training.folder.path
-    running = loop.run_to_end(
-        training, (teacher, student), answers, accelerator=accelerator, title=title, console=console
-    )
-    with compiled_in_place(*given_models), running as (records, seconds):
-        reads = partial(preprocessors_for, tokenizer, task, teacher, student)
-        _name_and_save(training, teacher, student, place, reads)
-        with dividing(teacher, student):
-            evaluation = _evaluate(training, teacher, student, tested, mapping=mapping, answers=answers)
-        evaluation = evaluation.marked(training.settings["kinds"])
-        result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on)
-        if place is not None and is_first():
-            result.save(place, teacher=teacher, rows=len(training.rows) if isinstance(training.rows, Rows) else None)
+    running = loop.run_to_end(training, networks, answers, accelerator=accelerator, title=title, console=console)
+    with finishing(watch), compiled_in_place(*given_models), running as (records, seconds):
+        _name_and_save(training, teacher, student, place, partial(preprocessors_for, tokenizer, task, *networks))
+        evaluation = tested.measure().marked(training.settings["kinds"])
+        best = best_after(watch, evaluation)
+        result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on, best)
+        _save_result(result, teacher, training)
     return result
 
 
@@ -208,7 +223,36 @@ def choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], tea
     return replace(schedule, **{name: value for name, value in changes.items() if value is not None})
 
 
-def _settings(training: Training, answers: Any, found: FoundMapping | None) -> dict[str, Any]:
+def _search(
+    mapping: Any, networks: Sequence[Any], data: Any, schedule: Schedule, *, known: Any, console: Console | None
+) -> tuple[Any, Any, FoundMapping | None]:
+    """Return the data, the mapping, and what a search found on the data where the mapping is searched.
+
+    Args:
+        mapping: as `fit` takes it.
+        networks: teacher and student.
+        data: as it was read.
+        schedule: of the training.
+        known: a folder that may hold what was found before; else false.
+        console: shows the search.
+    """
+    if not isinstance(mapping, str) or mapping != SEARCH:
+        return data, mapping, None
+    teacher, student = networks
+    rows = over(data, rows_for(teacher, student, data, schedule))
+    folder = Path(known) if known else None
+    found = mapping_for(teacher, student, rows, schedule, resumed=folder, console=console)
+    return rows, found.sides, found
+
+
+def _save_result(result: FitResult, teacher: Any, training: Training) -> None:
+    """Write the result of a training into its folder, if it has one; the first process does."""
+    if result.output_dir is not None and is_first():
+        rows = len(training.rows) if isinstance(training.rows, Rows) else None
+        result.save(result.output_dir, teacher=teacher, rows=rows)
+
+
+def _settings(training: Training, answers: Any, found: FoundMapping | None, wanted: Watched) -> dict[str, Any]:
     """Return the settings of a training as plain data, which its folder keeps."""
     settings = {
         "schedule": json.loads(json.dumps(asdict(training.schedule))),
@@ -217,6 +261,7 @@ def _settings(training: Training, answers: Any, found: FoundMapping | None) -> d
         "mapping": [str(entry) for entry in training.entries],
         **({} if found is None else {SEARCH: found.settings}),
         **({} if training.writing is None else {"written": training.written_as_text}),
+        "evaluations": wanted.settings,
         "kinds": [repr(kind) for each in training.objectives for kind in getattr(each, "kinds", ())],
     }
     return (
@@ -262,45 +307,6 @@ def _networks(teacher: Any, student: nn.Module) -> dict[str, Any]:
     return {"teacher": teacher, f"student {AT_START}": student}
 
 
-def _read_held_out(
-    training: Training,
-    teacher: Any,
-    student: nn.Module,
-    eval_data: Any,
-    *,
-    data: Any,
-    task: Task | None,
-    tokenizer: Any,
-) -> Any:
-    """Return the rows to measure on, or None; rows of a causal model are checked where they are measured on."""
-    if not isinstance(training.rows, Rows):
-        return given(teacher, eval_data) if isinstance(teacher, CausalModel) and eval_data is not None else eval_data
-    known = student if teacher is None else teacher
-    reads = tokenizer_among(given_preprocessors(tokenizer))
-    tested = rows_to_measure(eval_data, data_of(data), task, training.rows, known, student, tokenizer=reads)
-    if tested is not None and has_classes(tested):
-        check(None, student, tested)
-    return tested
-
-
-def _evaluate(
-    training: Training, teacher: Any, student: nn.Module, tested: Any, *, mapping: Any, answers: Any
-) -> Evaluation:
-    """Evaluate the student on held-out rows, if there are any; where that fails, the note says why."""
-    if isinstance(teacher, CausalModel):
-        excluded = None if isinstance(training.rows, Samples) else training.seen
-        with answered((teacher, student), answers):
-            return evaluate_variables(teacher, student, training.entries, tested, exclude=excluded)
-    if tested is None:
-        return Evaluation(None, None)
-    measured_mapping = None if mapping == {} else training.entries or full_mapping(teacher, student)
-    rule = positions_of(training.objectives)
-    try:
-        return evaluate(teacher, student, measured_mapping, tested, positions=rule, answers=answers)
-    except DistillError as nothing:
-        return Evaluation(None, None, f"nothing was measured: {nothing}")
-
-
 def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
     """Return the names of the classes that a student learned; None where they have none."""
     names = None if teacher is None else real_names(teacher)
@@ -310,19 +316,3 @@ def _names(teacher: Any, rows: Rows) -> tuple[str, ...] | None:
 def default_schedule(task: Task | None) -> Schedule:
     """Return the schedule of an embedded task's student; for other data three epochs."""
     return Schedule() if task is None or task.network is None else Schedule.of(task.student or task.recipe)
-
-
-def positions_of(objectives: Sequence[Objective]) -> PositionRule | None:
-    """Return the rule by which the objectives draw positions; the default of DIITO where none interchanges."""
-    kinds = (each.kinds for each in objectives if isinstance(each, DIITO))
-    return next((each[0].positions for each in kinds if each), Span(0.3))
-
-
-def full_mapping(teacher: Model | Served | None, student: nn.Module) -> Sides | None:
-    """Return the full layer mapping; None where a model has no layers."""
-    if teacher is None:
-        return None
-    try:
-        return layer_mapping(teacher, student, "full")
-    except DistillError:
-        return None

@@ -1,7 +1,7 @@
 """The result of a training, which prints, plots and saves itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,7 @@ class FitResult(Result):
         seconds: how long the training took.
         output_dir: the folder where everything is saved; None where nothing is.
         seen: the rows that were trained on; `interchange_accuracy(…, exclude=result)` refuses them.
+        best: the step after which the student was as it is returned, with `save_best`; else None.
     """
 
     student: nn.Module
@@ -45,6 +46,17 @@ class FitResult(Result):
     seconds: float = 0.0
     output_dir: Path | None = None
     seen: SeenRows | None = field(default=None, repr=False)
+    best: int | None = None
+
+    @property
+    def history(self) -> tuple[dict[str, float], ...]:
+        """The evaluations between the steps: {"step": its number, name of a figure: value}, in their order."""
+        return tuple({"step": each.step, **each.evaluation} for each in self.records if each.evaluation is not None)
+
+    @property
+    def stopped(self) -> str | None:
+        """The reason why the training ended before its last step; None where it did not."""
+        return self.records[-1].stop if self.records else None
 
     @property
     def iia(self) -> float | None:
@@ -91,7 +103,8 @@ class FitResult(Result):
             "steps": len(self.records),
             "seconds": round(self.seconds, 2),
             "evaluation": self.evaluation.to_dict(),
-            "last": plain_data(asdict(self.records[-1])) if self.records else None,
+            **({"history": plain_data(self.history), "best": self.best} if self.history else {}),
+            "last": plain_data(self.records[-1].to_dict()) if self.records else None,
         }
 
     def save(self, folder: Path, *, teacher: Any = None, rows: int | None = None) -> None:
@@ -136,8 +149,11 @@ class FitResult(Result):
         last = self.records[-1]
         terms = ", ".join(f"{name} {value:.4g}" for name, value in last.terms.items())
         where = "" if self.output_dir is None else f"; saved in {self.output_dir}"
+        early = "" if self.stopped is None else f" of {last.total} ({self.stopped})"
+        kept = "" if self.best is None else f"; the student is that of step {self.best}"
         return (
-            f"{last.step} steps in {self.seconds:.1f} s, last loss {last.loss:.4g} ({terms}){where}\n{self.evaluation}"
+            f"{last.step} steps{early} in {self.seconds:.1f} s, last loss {last.loss:.4g} ({terms}){kept}{where}\n"
+            f"{self.evaluation}"
         )
 
     def __repr__(self) -> str:

@@ -25,8 +25,8 @@ ORDER = {
         __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models writing tasks teachers
-        interchange students objectives training evaluation publishing metrics alignment auditing results comparison fit
-        prospects specialists mutual chain teach compat cli __main__""".split(),
+        interchange students objectives training evaluation publishing metrics monitoring alignment auditing results
+        comparison fit prospects specialists mutual chain teach compat cli __main__""".split(),
 }
 MOST_FILES = 20
 MOST_LINES = 400
@@ -214,6 +214,11 @@ TESTED_BY = {
         f"distill/teachers/{name}.py": "tests/distill/teachers/test_endpoint.py"
         for name in ("completions", "token_texts")
     },
+    **{
+        f"distill/monitoring/{name}.py": "tests/distill/monitoring/test_monitor.py"
+        for name in ("callbacks", "figures", "held_out")
+    },
+    **{f"distill/training/{name}.py": "tests/distill/monitoring/test_monitor.py" for name in ("after_step", "watches")},
     "distill/training/checks.py": "tests/distill/training/test_loop.py",
     "distill/training/computation.py": "tests/distill/training/test_accumulation.py",
     "distill/training/fingerprints.py": "tests/faults/test_changes.py",

@@ -2,15 +2,14 @@
 
 import re
 import runpy
-import sys
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 import distill
+from distill.monitoring import held_out
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "measuring.md").read_text(encoding="utf-8")
@@ -62,7 +61,7 @@ def test_the_code_runs(monkeypatch, capsys):
     task = distill.tasks.load("pvr")
     few = replace(task, train=task.train.take(torch.arange(64)), test=task.test.take(torch.arange(64)))
     monkeypatch.setattr(distill.tasks, "load", lambda name: few)
-    monkeypatch.setattr(sys.modules[distill.fit.__module__], "evaluate", partial(distill.evaluate, pairs=20))
+    monkeypatch.setattr(held_out, "PAIRS", 20)
     monkeypatch.setattr(distill, "teacher_of", lambda task: task.network(0))
     names: dict[str, Any] = {}
     for block in BLOCKS:

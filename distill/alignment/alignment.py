@@ -1,7 +1,6 @@
 """An alignment: the locations and subspaces in which a network holds the variables of a causal model, in files too."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +152,7 @@ class Alignment(Mapping, Result):
                 for entry in self.pairs
             ],
             "settings": self.settings,
-            "records": [asdict(record) for record in self.records],
+            "records": [record.to_dict() for record in self.records],
             "accuracy": None if self.accuracy is None else self.accuracy.to_dict(),
         }
         _check_free(folder, overwrite)

@@ -6,9 +6,9 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ LOG, STATE, COMPLETE = "log.jsonl", "state", "complete"
 LAST_OF_EARLIER = "random_states_0.pkl"
 """The file that accelerate wrote last, in the checkpoints of earlier versions."""
 STEPS = 200
+KEPT = 2
+"""The number of checkpoints that stay by default: were the newest one damaged, the run would go on from the other."""
 DIGITS = 20  # of a number of steps that is read from a text
 UNITS = {"s": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0}
 SECONDS = UNITS | {f"{name}s": seconds for name, seconds in UNITS.items() if len(name) > 1}
@@ -43,8 +45,13 @@ class Every:
     seconds: float | None = None
 
     @classmethod
-    def of(cls, given: Any) -> "Every":
+    def of(cls, given: Any, name: str = "every", between: str = "two checkpoints") -> "Every":
         """Return the interval of a number of steps, or of a text as "10 minutes".
+
+        Args:
+            given: the number or the text.
+            name: the name of the argument, for the error.
+            between: that which it is between, for the error.
 
         Raises:
             DistillError: it is neither.
@@ -59,8 +66,8 @@ class Every:
         steps = int(given) if is_number else given
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
             raise DistillError(
-                f"every={given!r:.60} is no interval between two checkpoints; give a number of steps, every={STEPS}, "
-                'or a time, every="10 minutes".'
+                f"{name}={given!r:.60} is no interval between {between}; give a number of steps, {name}={STEPS}, "
+                f'or a time, {name}="10 minutes".'
             )
         return cls(steps=steps)
 
@@ -73,21 +80,33 @@ class Checkpoints:
     the step. Several processes write their parts of it, and another number of processes may read them.
 
     Args:
-        folder: holds the newest two checkpoints, folders named `step-…`.
+        folder: holds the newest checkpoints, folders named `step-…`.
         every: the interval between two checkpoints, a number of steps or a time as "10 minutes"; the last step has one
             too.
         resume: continue from the newest undamaged checkpoint; without one the run starts anew, with a warning.
+        keep: how many of the newest checkpoints stay.
 
     Attributes:
         records: the records of the steps that are done.
+        best_of: finds, in the records, the step whose checkpoint stays however old it is; by default none.
+
+    Raises:
+        DistillError: `every` is no interval, or `keep` is below 1.
     """
 
     folder: Path
     every: int | str = STEPS
     resume: bool = False
+    keep: int = KEPT
     records: list[Record] = field(default_factory=list, init=False)
+    best_of: Callable[[Sequence[Record]], int | None] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.keep, bool) or not isinstance(self.keep, int) or self.keep < 1:
+            raise DistillError(
+                f"keep={self.keep!r:.60} is no number of checkpoints to keep; give one above 0, keep={KEPT}: a run "
+                "is resumed from the newest."
+            )
         self._interval, self._since = Every.of(self.every), time.monotonic()
         self._writing: Writing | None = None
 
@@ -117,9 +136,9 @@ class Checkpoints:
         self.accelerator, self.records, self._since = accelerator, [], time.monotonic()
         self._writing = writing
         whole = self._newest_whole() if self.resume else None
-        if accelerator.is_main_process:
-            self._remove_old()
         if whole is None:
+            if accelerator.is_main_process:
+                self._remove_old()
             return 0
         if writing is not None:
             writing.load(whole)
@@ -129,7 +148,17 @@ class Checkpoints:
             self._load_older(whole)
         log = whole / LOG
         self.records = records_of(log if log.is_file() else self.folder.parent / LOG, _number(whole))
+        if accelerator.is_main_process:
+            self._remove_old()
         return _number(whole)
+
+    def load(self, step: int) -> bool:
+        """Load the state after a step; return whether there is an undamaged checkpoint of it. All processes call it."""
+        kept = self.folder / f"step-{step:07d}"
+        if not from_first(lambda: kept in self._all() and damage(kept) is None):
+            return False
+        load_state(self.accelerator, kept / STATE)
+        return True
 
     def note(self, record: Record) -> None:
         """Remember the record of a step, for the checkpoints after it."""
@@ -179,8 +208,9 @@ class Checkpoints:
             shutil.rmtree(self.folder / f"step-{step:07d}", ignore_errors=True)
 
     def _remove_old(self) -> None:
-        """Remove all but the newest two, and what is left of one that a run was killed while it removed or moved."""
-        kept = self._all()[-2:]
+        """Remove all but the newest and the best, and what is left of one that a run was killed while it removed."""
+        best, found = None if self.best_of is None else self.best_of(self.records), self._all()
+        kept = [*found[-self.keep :], *(each for each in found if _number(each) == best)]
         for each in self._named():
             if each not in kept:
                 shutil.rmtree(each)
@@ -267,7 +297,7 @@ def records_of(log: Path, until: int | None = None) -> list[Record]:
 
 def lines_of(records: Iterable[Record]) -> str:
     """Return records as the text of a log, one JSON object a line."""
-    return "".join(json.dumps(asdict(record)) + "\n" for record in records)
+    return "".join(json.dumps(record.to_dict()) + "\n" for record in records)
 
 
 def _number(checkpoint: Path) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from distill.causal.model import CausalModel
 from distill.data.rows import Rows
 from distill.errors import DistillError, Unreachable, checked
 from distill.interchange.mapping import Entry, Sides
-from distill.models.finite import check_weights
 from distill.models.inputs import (
     compiled_in_place,
     device_of,
@@ -37,6 +35,7 @@ from distill.objectives.term_weights import Weight
 from distill.processes import first_error_named, on_cpu
 from distill.teachers.served import Served
 from distill.teachers.without_adapters import teacher_and_student
+from distill.training.after_step import AfterStep, last_of, tell
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of
 from distill.training.gradients import Wrapped
@@ -85,7 +84,7 @@ def steps(
             teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
             trained=trained,
         )  # fmt: skip
-        with compiled_in_place(*given), first_error_named(partial(_last, checkpoints)):
+        with compiled_in_place(*given), first_error_named(partial(last_of, checkpoints)):
             yield from train(replace(training, checkpoints=checkpoints), accelerator)
 
     yield from each_answered((teacher, student), answers, run_steps())
@@ -109,6 +108,7 @@ def train(
     if training.writing is not None:
         training.writing.refuse_unfit(accelerator)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
+    watch = training.watch
     total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
     lengths, begun = lengths_to_group(rows, schedule), list[nn.Module]()
     loss = training.loss
@@ -122,12 +122,15 @@ def train(
             modes.enter_context(preparing(accelerator))
             wrapped, optimizer = _wrap(computation, schedule, accelerator, modes, leaves=leaves)
             done = 0 if checkpoints is None else checkpoints.begin(accelerator, training.writing)
+            if watch is not None:
+                watch.begin(agreement, checkpoints)
         wrapping = Wrapped(training, wrapped, loss, agreement)
         begun += [each for each in computation.learning if any(p.requires_grad for p in each.parameters())]
         wrapped.train()
-        looks, pending = steps_between_looks(device), Pending(checkpoints, partial(_tell, accelerator))
+        pending = Pending(checkpoints, partial(tell, accelerator, watch))
+        after_step = AfterStep(wrapped, agreement, pending, steps_between_looks(device), checkpoints, watch)
         clipped = [list(each.parameters()) for each in computation.clipped or (wrapped,)]
-        numbers = range(done, total)
+        numbers = range(done, done if watch is not None and watch.ended else total)
         own_rows = order(len(rows), schedule, numbers, accelerator.process_index, processes, lengths=lengths)
         for number, read in zip(numbers, readings(rows, own_rows, schedule, done, per_epoch), strict=True):
             _set_rate(optimizer, rate := schedule.rate(number, total))
@@ -147,40 +150,20 @@ def train(
                 clip(accelerator, each, schedule.clip)
             make_step(accelerator, optimizer)
             record = pending.add(number + 1, total, value, terms, lr=rate)
-            saves = checkpoints is not None and _is_due(checkpoints, record, agreement)
-            if saves or record.step == total or record.step % looks == 0:
-                pending.look()
-                if processes > 1:
-                    agreement.look()
-            if record.step == total:
-                check_weights(wrapped, total, _last(checkpoints))
-            if checkpoints is not None:
-                _keep(checkpoints, record, agreement, saves=saves)
+            after_step(record)
             yield record
+            if record.stop is not None:
+                break
+        if watch is not None:
+            watch.end()
 
 
 def _agreement(training: Training, accelerator: Accelerator, interrupt: Interrupt) -> Agreement:
-    """Return what the processes agree on: to stop, and when it is time for a checkpoint."""
-    kept = training.checkpoints
-    return Agreement(accelerator, interrupt, bool if kept is None else kept.is_overdue)
-
-
-def _is_due(checkpoints: Checkpoints, record: Record, agreement: Agreement) -> bool:
-    """Return whether a checkpoint follows the step of a record: the last one, and as often as they are due."""
-    return record.step == record.total or agreement.saves or checkpoints.is_due(record.step)
-
-
-def _keep(checkpoints: Checkpoints, record: Record, agreement: Agreement, *, saves: bool) -> None:
-    """Remember the record of a step, and save the state after it if that is due."""
-    checkpoints.note(record)
-    if saves:
-        checkpoints.save(record.step)
-        agreement.saves = False
-
-
-def _last(checkpoints: Checkpoints | None) -> Path | None:
-    """Return the last checkpoint, if there is one."""
-    return None if checkpoints is None else checkpoints.last()
+    """Return what the processes agree on: to stop, and when it is time for a checkpoint or an evaluation."""
+    kept, watch = training.checkpoints, training.watch
+    return Agreement(
+        accelerator, interrupt, bool if kept is None else kept.is_overdue, bool if watch is None else watch.is_overdue
+    )
 
 
 def _wrap(
@@ -239,7 +222,7 @@ def run_to_end(
     """
     began = time.monotonic()
     with ExitStack() as folder:
-        with defer_interrupt() as interrupt, first_error_named(partial(_last, training.checkpoints)):
+        with defer_interrupt() as interrupt, first_error_named(partial(last_of, training.checkpoints)):
             folder.enter_context(hold_folder(training.folder))
             with closing(each_answered(networks, answers, train(training, accelerator, interrupt))) as records:
                 done = until_done(show_progress(records, title, console or Plain()), training.folder, interrupt)
@@ -289,9 +272,3 @@ def _check_learns(optimizer: Any, terms: Mapping[str, Tensor]) -> None:
             f"none of the parameters that are trained has a gradient, as the loss ({', '.join(terms)}) does not depend "
             "on them; train what the student computes with: trained=None, or the subspaces of the mapping."
         )
-
-
-def _tell(accelerator: Accelerator, record: Record) -> None:
-    """Report a record to the trackers, where there are any."""
-    if accelerator.trackers:
-        accelerator.log({"loss": record.loss, "lr": record.lr, **record.terms}, step=record.step)

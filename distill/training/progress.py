@@ -1,8 +1,8 @@
 """The progress of a training on a console: a bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,6 +19,9 @@ LINES = 10
 class Record:
     """The record of a step: its number from 1, the number of steps, the loss, unweighted terms and learning rate.
 
+    After a step that was evaluated `evaluation` holds the figures by name, and after the last step of a training that
+    ended early `stop` says why; else both are None.
+
     On an accelerator loss and terms stay there until one of them is read, which waits for the step to be computed; a
     training reads them itself once in some steps.
     """
@@ -28,6 +31,8 @@ class Record:
     loss: float
     terms: dict[str, float]
     lr: float
+    evaluation: dict[str, float] | None = None
+    stop: str | None = None
 
     @classmethod
     def pending(cls, step: int, total: int, terms: tuple[str, ...], lr: float, fetch: Callable[[], None]) -> "Record":
@@ -40,7 +45,16 @@ class Record:
         """
         record = cls.__new__(cls)
         vars(record).update(step=step, total=total, lr=lr, _names=terms, _fetch=fetch)
+        vars(record).update(evaluation=None, stop=None)
         return record
+
+    def add(self, *, evaluation: Mapping[str, float] | None = None, stop: str | None = None) -> None:
+        """Add the figures of an evaluation after this step, or the reason why the training ends with it."""
+        vars(self).update(evaluation=None if evaluation is None else dict(evaluation), stop=stop)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as plain data, for JSON; without evaluation and reason to stop where there is none."""
+        return {name: each for name, each in asdict(self).items() if each is not None}
 
     def know(self, loss: float, terms: Sequence[float]) -> None:
         """Take the numbers of a pending record, the terms in the order of their names."""
@@ -65,7 +79,7 @@ class Record:
         return vars(self)[name]
 
     def __reduce__(self) -> Any:
-        return type(self), (self.step, self.total, self.loss, self.terms, self.lr)
+        return type(self), tuple(getattr(self, each.name) for each in fields(self))
 
 
 class Plain(Console):
@@ -113,6 +127,8 @@ def _bar(records: Iterable[Record], title: str, console: Console) -> Iterator[Re
         for record in records:
             shown = _terms(record) if record.is_known else shown
             bar.update(line, total=record.total, completed=record.step, terms=shown)
+            if record.evaluation is not None:
+                bar.console.print(f"{title}: {_evaluated(record)}", markup=False, highlight=False, soft_wrap=True)
             yield record
 
 
@@ -130,7 +146,15 @@ def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[
                 highlight=False,
                 soft_wrap=True,
             )
+        if record.evaluation is not None:
+            console.print(f"{title}: {_evaluated(record)}", markup=False, highlight=False, soft_wrap=True)
         yield record
+
+
+def _evaluated(record: Record) -> str:
+    """Return the figures of an evaluation as text."""
+    figures = "  ".join(f"{name} {value:.4g}" for name, value in (record.evaluation or {}).items())
+    return printable(f"step {record.step}/{record.total} evaluated  {figures or 'nothing could be measured'}")
 
 
 def _terms(record: Record) -> str:

@@ -24,12 +24,13 @@ from distill.tasks.loading import training_rows
 from distill.tasks.named import tokenizer_of
 from distill.teachers.served import Served
 from distill.teachers.served_checks import refuse_inside
-from distill.training.checkpoints import STEPS, Checkpoints
+from distill.training.checkpoints import KEPT, STEPS, Checkpoints
 from distill.training.checks import check, check_softening, name_of
 from distill.training.computation import Computation, weights_of
 from distill.training.fingerprints import fingerprints
 from distill.training.run_folder import FINGERPRINTS, Resume, RunFolder, run_folder
 from distill.training.schedule import Schedule, lengths_to_group, order, weigh
+from distill.training.watches import Watches
 from distill.writing.prompts import as_tokens
 from distill.writing.writing import Writing
 from distill.writing.written import Written, data_of
@@ -54,6 +55,7 @@ class Training:
         settings: the requested settings, as they are written into the folder.
         folder: the folder of the run, if it has one.
         checkpoints: the checkpoints of the run, if it has any.
+        watch: is shown each step, evaluates it, and may end the training; None evaluates none.
     """
 
     computation: Any
@@ -67,6 +69,7 @@ class Training:
     settings: dict[str, Any] = field(default_factory=dict)
     folder: RunFolder | None = None
     checkpoints: Checkpoints | None = None
+    watch: Watches | None = None
 
     @cached_property
     def seen(self) -> SeenRows:
@@ -107,6 +110,7 @@ class Training:
         tokenizer: Any = None,
         resume: Resume = False,
         every: Any = STEPS,
+        keep: int = KEPT,
     ) -> "Training":
         """Return the same training with its settings, and with a folder if one is named.
 
@@ -117,6 +121,7 @@ class Training:
             tokenizer: the tokenizer that the data was read with.
             resume: continue from the newest checkpoint in the folder.
             every: the interval between two checkpoints.
+            keep: how many of the newest checkpoints stay.
 
         Raises:
             DistillError: the folder holds something else, or a run that was started with other settings.
@@ -129,7 +134,7 @@ class Training:
                 data=self.rows, networks=networks, tokenizer=tokenizer, objectives=self.objectives,
                 weights={**self.weights, **shares},
             )  # fmt: skip
-        folder = run_folder(output_dir, written, resume, every)
+        folder = run_folder(output_dir, written, resume, every, keep)
         return replace(
             self, settings=written, folder=folder, checkpoints=None if folder is None else folder.checkpoints
         )

@@ -21,12 +21,14 @@ from distill.storage.files import (
     write_json,
 )
 from distill.storage.locks import LOCK, locked
-from distill.training.checkpoints import LOG, STEPS, Checkpoints, Every, lines_of, records_of
+from distill.training.checkpoints import KEPT, LOG, STEPS, Checkpoints, Every, lines_of, records_of
 from distill.training.fingerprints import by_new_names, comparable
 from distill.training.interruption import Interrupt
 from distill.training.progress import Record
 
 SETTINGS, RESULT, STUDENT, CHECKPOINTS = "settings.json", "result.json", "student", "checkpoints"
+TRACKERS = "trackers"
+"""The folder of what trackers write, which is no part of the run."""
 FINGERPRINTS = "fingerprints"
 AT_START = "as it was at the start"
 """The end of names of fingerprints of trained networks, which are compared only where a run starts anew."""
@@ -47,12 +49,14 @@ class RunFolder:
         settings: the settings of the run, and under "fingerprints" those of its data, networks and objectives.
         resume: whether to continue the run; "auto" if there is one, "anyway" also if something differs from its start.
         every: the interval between two checkpoints.
+        keep: how many of the newest checkpoints stay.
     """
 
     path: Path
     settings: Mapping[str, Any]
     resume: Any = False
     every: Any = STEPS
+    keep: int = KEPT
     checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,7 +67,7 @@ class RunFolder:
             )
         if self.resume == AUTO:
             self.resume = self.path.is_dir() and _is_used(self.path)
-        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self.every, resume=bool(self.resume))
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS, self.every, bool(self.resume), self.keep)
         if not self.resume:
             refuse_used(self.path)
         else:
@@ -170,7 +174,7 @@ def _describe_change(name: str, before: str | None, now: str | None) -> str:
 
 
 def run_folder(
-    output_dir: str | Path | None, settings: Mapping[str, Any], resume: Resume, every: Any = STEPS
+    output_dir: str | Path | None, settings: Mapping[str, Any], resume: Resume, every: Any = STEPS, keep: int = KEPT
 ) -> RunFolder | None:
     """Return the folder of a run that saves, or None.
 
@@ -179,7 +183,7 @@ def run_folder(
     """
     Every.of(every)
     if output_dir is not None:
-        return RunFolder(Path(output_dir), settings, resume, every)
+        return RunFolder(Path(output_dir), settings, resume, every, keep)
     if resume:
         raise DistillError(f"resume={resume!r} needs the folder to go on from; pass output_dir='runs/…'.")
     return None
@@ -228,7 +232,7 @@ def until_done(records: Iterator[Record], folder: RunFolder | None, interrupt: I
                 kept = folder.begin()
             kept.append(record)
             log.add(record)
-            if interrupt.stops and record.step < record.total:
+            if interrupt.stops and record.step < record.total and record.stop is None:
                 interrupt.final = True
                 raise Interrupted(_describe_stop(record, folder))
     if not kept and folder is not None:  # resumed after its last step
@@ -244,6 +248,12 @@ def refuse_used(folder: Path) -> None:
             f"{folder} is not empty: it may hold another run; choose a new folder, or go on from it with "
             f"resume=True (--resume {folder})."
         )
+
+
+def refuse_used_unless_resumed(output_dir: str | Path | None, resume: Resume) -> None:
+    """Raise DistillError if the folder of a new run holds anything; None is no folder."""
+    if output_dir is not None and not resume:
+        refuse_used(Path(output_dir))
 
 
 def read_log(folder: Path) -> list[Record]:
@@ -263,8 +273,8 @@ def read_log(folder: Path) -> list[Record]:
 
 
 def _is_used(folder: Path) -> bool:
-    """Return whether a folder holds more than a lock, and files that were cut off when a process was killed."""
-    return any(each.name != LOCK and not is_leftover(each) for each in folder.iterdir())
+    """Return whether a folder holds more than a lock, what trackers wrote, and files that a killed process left."""
+    return any(each.name not in (LOCK, TRACKERS) and not is_leftover(each) for each in folder.iterdir())
 
 
 def _describe_stop(record: Record, folder: RunFolder | None) -> str:

@@ -1,5 +1,4 @@
 import json
-from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -17,13 +16,12 @@ from distill import (
     Task,
     accuracy,
     chain,
-    evaluate,
     fit,
     from_layers,
 )
+from distill.monitoring import held_out
 from distill.tasks import Rows
 from interventions import Location
-from tests.distill.test_fit import fitting
 from tests.distill.tiny_models import CLASSES, QUIET, bert, mlp, same, spread, text, vectors, weights
 
 SHORT = Schedule(steps=5, batch_size=5, lr=1e-2)
@@ -32,7 +30,7 @@ SHORT = Schedule(steps=5, batch_size=5, lr=1e-2)
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch):
     """Measured on 60 pairs instead of 2000, to be quick."""
-    monkeypatch.setattr(fitting, "evaluate", partial(evaluate, pairs=60))
+    monkeypatch.setattr(held_out, "PAIRS", 60)
 
 
 def models(dropout=0.2):

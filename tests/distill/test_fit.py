@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from functools import partial
 
 import pytest
 import torch
@@ -28,7 +27,8 @@ from distill import (
     from_layers,
     layer_mapping,
 )
-from distill.fit import positions_of
+from distill.monitoring import held_out
+from distill.monitoring.held_out import positions_of
 from distill.storage.files import read_json
 from distill.tasks import Task
 from distill.training.run_folder import read_log
@@ -56,7 +56,7 @@ fitting = importlib.import_module("distill.fit")  # distill.fit is the function
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch):
     """Measured on 60 pairs instead of 2000, to be quick."""
-    monkeypatch.setattr(fitting, "evaluate", partial(evaluate, pairs=60))
+    monkeypatch.setattr(held_out, "PAIRS", 60)
 
 
 def couple(dropout=0.0):
@@ -165,7 +165,7 @@ def test_a_student_is_saved_before_it_is_measured(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no measure")
 
-    monkeypatch.setattr(fitting, "evaluate", broken)
+    monkeypatch.setattr(held_out, "evaluate", broken)
     teacher, student = couple()
     with pytest.raises(RuntimeError, match="no measure"):
         fit(teacher, student, None, text(), eval_data=text(), output_dir=tmp_path / "r", **SETTINGS)

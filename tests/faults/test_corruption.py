@@ -171,7 +171,7 @@ def attack(kind: str, tmp_path: Path, count: int, every: int) -> Tally:
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     monkeypatch.setattr(
-        distill.training.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume)
+        distill.training.run_folder, "Checkpoints", lambda folder, _, resume, keep: Checkpoints(folder, 2, resume, keep)
     )
 
 

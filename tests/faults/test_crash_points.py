@@ -1,7 +1,6 @@
 """A run that is killed at any of its file operations goes on to the same bits, or starts anew by itself."""
 
 import contextlib
-import importlib
 import os
 import signal
 import warnings
@@ -15,6 +14,7 @@ import distill
 from distill import KD, Interrupted, fit
 from distill.cli.fit_command import FitCommand
 from distill.cli.options.groups import DataOptions, ScheduleOptions, StudentOptions
+from distill.monitoring import held_out
 from distill.storage.files import read_json
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log
@@ -31,10 +31,9 @@ SAMPLE = 9
 def few(monkeypatch):
     """A checkpoint every second step, and quick measurements."""
     monkeypatch.setattr(
-        distill.training.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 2, resume)
+        distill.training.run_folder, "Checkpoints", lambda folder, _, resume, keep: Checkpoints(folder, 2, resume, keep)
     )
-    fitting = importlib.import_module("distill.fit")
-    monkeypatch.setattr(fitting, "evaluate", partial(distill.evaluate, pairs=20))
+    monkeypatch.setattr(held_out, "PAIRS", 20)
 
 
 def work(folder: Path, resume: bool = False):

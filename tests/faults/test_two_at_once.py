@@ -58,7 +58,7 @@ def in_a_fork(work) -> int:
 @pytest.mark.parametrize("resume", [False, True])
 def test_another_run_in_the_folder_is_told_who_is_there(resume, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        distill.training.run_folder, "Checkpoints", lambda folder, _, resume: Checkpoints(folder, 1, resume)
+        distill.training.run_folder, "Checkpoints", lambda folder, _, resume, keep: Checkpoints(folder, 1, resume, keep)
     )
     folder, statuses = tmp_path / "run", []
 

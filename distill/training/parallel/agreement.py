@@ -28,15 +28,19 @@ class Agreement:
         accelerator: knows the processes.
         interrupt: the signals that this process was sent; `look` tells it of those of all.
         overdue: says whether it is time for a checkpoint; that of the first process counts.
+        late: says whether it is time for an evaluation, likewise.
 
     Attributes:
         saves: whether the processes save after the next step.
+        evaluates: whether they evaluate after the next step.
     """
 
     accelerator: Accelerator
     interrupt: Interrupt = field(default_factory=Interrupt)
     overdue: Callable[[], bool] = bool
+    late: Callable[[], bool] = bool
     saves: bool = False
+    evaluates: bool = False
     _wishes: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -49,7 +53,8 @@ class Agreement:
             return dict(terms)
         device = self.accelerator.device
         wide = torch.float32 if device.type == "mps" else torch.float64
-        own_wishes = [self.interrupt.is_set(), self.accelerator.is_main_process and self.overdue()]
+        first = self.accelerator.is_main_process
+        own_wishes = [self.interrupt.is_set(), first and self.overdue(), first and self.late()]
         wishes = torch.tensor(own_wishes, dtype=wide).to(device, non_blocking=True)
         own = torch.cat([torch.stack([term.detach().to(wide) for term in terms.values()]), wishes])
         summed = cast(Tensor, cast(Any, self.accelerator).reduce(own, "sum"))
@@ -60,8 +65,8 @@ class Agreement:
     def look(self) -> None:
         """Read what the processes agreed on in the last step; on an accelerator this waits for it."""
         if self._wishes is not None:
-            stop, save = self._wishes.tolist()
-            self.interrupt.agreed, self.saves = stop > 0, save > 0
+            stop, save, evaluate = self._wishes.tolist()
+            self.interrupt.agreed, self.saves, self.evaluates = stop > 0, save > 0, evaluate > 0
 
 
 def refuse_different(accelerator: Accelerator, training: Training) -> None:
@@ -90,7 +95,8 @@ def _given(accelerator: Accelerator, training: Training) -> dict[str, str]:
     given |= {name: str(value) for name, value in of_data(training.rows).items()}
     given["Written"] = repr(training.written_as_text)
     if kept is not None:
-        given["every"], last = repr(kept.every), kept.last() if kept.resume else None
+        given["every"], given["keep"] = repr(kept.every), repr(kept.keep)
+        last = kept.last() if kept.resume else None
         given["checkpoint to go on from"] = "none" if last is None else last.name
     teachers = [each for each in computation.still if each not in computation.learning]
     for teacher in teachers:

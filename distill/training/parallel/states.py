@@ -18,6 +18,8 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, Def
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from distill.errors import DistillError
@@ -68,6 +70,35 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         before = accelerator.scaler.state_dict()
         found = {name.removeprefix(SCALER): each.item() for name, each in scale.items()}
         accelerator.scaler.load_state_dict({name: type(before[name])(each) for name, each in found.items()})
+
+
+def copied_weights(accelerator: Accelerator) -> dict[str, Tensor]:
+    """Return a copy of the weights and buffers of the model that an accelerator wrapped, on the host if it is whole."""
+    return {
+        name: each.clone() if isinstance(each, DTensor) else each.to("cpu", copy=True)
+        for name, each in _weights(_wrapped(accelerator)[0]).items()
+    }
+
+
+@torch.no_grad()
+def put_weights(accelerator: Accelerator, copied: Mapping[str, Tensor]) -> None:
+    """Write weights that `copied_weights` returned back into the model."""
+    for name, each in _weights(_wrapped(accelerator)[0]).items():
+        each.copy_(copied[name])
+
+
+@contextmanager
+def unsharded(accelerator: Accelerator) -> Iterator[None]:
+    """Gather the weights in the block that lie in no block of a sharded model, so that parts of it can be called."""
+    model, _ = _wrapped(accelerator)
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
 def _wrapped(accelerator: Accelerator) -> tuple[nn.Module, torch.optim.Optimizer]:

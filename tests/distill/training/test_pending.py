@@ -90,7 +90,7 @@ def test_the_log_of_a_folder_has_every_step(looks, tmp_path):
         spread(mlp()), spread(mlp(), 1), {}, data, schedule=schedule, output_dir=tmp_path / "run", console=QUIET
     )
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [asdict(record) for record in result.records]
+    assert [json.loads(line) for line in lines] == [record.to_dict() for record in result.records]
     assert len(lines) == 7
 
 
