@@ -13,6 +13,7 @@ from torch import Tensor
 from distill import networks, tasks
 from distill.causal.model import CausalModel
 from distill.tasks import MinimalPairs, Prompts, Recipe, Rows, Task
+from tests.distill.data.texts.tokenizers import tokenizer as reader
 from tests.faults.fuzz import attack
 
 WORDS = (
@@ -212,6 +213,11 @@ RECIPES = [
                   {"data": "", "eval_data": "None", "tokenizer": "", "fraction": "share above 0", "seed": "seed",
                    "text": "None", "label": "None", "classes": "None", "max_length": "None|count",
                    "split_seed": "seed", "clusters": "None"}, own=("tokenizer",)),
+    attack.Recipe("tasks.load of texts", tasks.load,
+                  lambda: {"name": "text", "data": [{"text": f"the cat {number}"} for number in range(6)],
+                           "tokenizer": reader(), "max_length": 16, "packing": "best-fit", "block_size": 8},
+                  {"name": "None", "data": "", "tokenizer": "", "max_length": "None|count", "packing": "None",
+                   "block_size": "None|count"}, own=("tokenizer", "data")),
     attack.Recipe("tasks.minimal_pairs", paired,
                   lambda: {"path": "right", "tokenizer": tokenizer(), "by": None, "limit": None, "seed": 0},
                   {"path": "", "tokenizer": "", "by": "None", "limit": "None|count", "seed": "seed"},

@@ -222,11 +222,11 @@ RECIPES = [
         "distill.Schedule", scheduled,
         lambda: {"epochs": 1, "steps": None, "batch_size": 2, "lr": 1e-3, "warmup": 0.0, "weight_decay": 0.01,
                  "clip": 1.0, "seed": 0, "accumulate": 1, "optimizer": "adamw", "decay": "linear",
-                 "param_dtype": "float32", "workers": 0},
+                 "param_dtype": "float32", "workers": 0, "group_by_length": None},
         {"epochs": "positive", "steps": "None|count", "batch_size": "count", "lr": "positive",
          "warmup": "share", "weight_decay": "not negative", "clip": "None|positive|inf", "seed": "seed",
          "accumulate": "1|numpy int", "optimizer": "choice", "decay": "choice", "param_dtype": "choice",
-         "workers": "counter"},
+         "workers": "counter", "group_by_length": "None|False"},
         skip={"epochs": "huge"},
     ),
     Recipe(
