@@ -33,7 +33,7 @@ from distill.objectives.term_weights import Weight, describe_function
 from distill.processes import is_first
 from distill.results import FitResult
 from distill.tasks.loading import task_of
-from distill.tasks.named import texts_read
+from distill.tasks.named import texts_read, tokenizer_of
 from distill.teachers.served import Served
 from distill.teachers.uncacheable import refuse_uncacheable
 from distill.teachers.without_adapters import teacher_and_student
@@ -43,7 +43,9 @@ from distill.training.checks import softened_by
 from distill.training.resolve import Training, objectives_of, rows_for, training_of
 from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used_unless_resumed
 from distill.training.schedule import Schedule
-from distill.writing.written import data_of, over
+from distill.writing.generation import reads_by_encoder
+from distill.writing.prompts import as_tokens
+from distill.writing.written import Written, data_of, over
 from interventions import Model, renamed
 
 
@@ -199,8 +201,12 @@ def _read_texts(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> 
     """Return texts and chats in memory as the rows that a language model reads; other data as it is."""
     if isinstance(teacher, CausalModel):
         return data
-    reads = tokenizer_among(given_preprocessors(tokenizer))
-    return over(data, texts_read(data_of(data), student if teacher is None else teacher, reads))
+    reads, known = tokenizer_among(given_preprocessors(tokenizer)), student if teacher is None else teacher
+    if isinstance(data, Written):
+        data = over(
+            data, as_tokens(data_of(data), lambda: reads or tokenizer_of(known), by_encoder=reads_by_encoder(student))
+        )
+    return over(data, texts_read(data_of(data), known, reads))
 
 
 def choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:

@@ -106,7 +106,7 @@ def train(
     refuse_unfit(accelerator, computation)
     refuse_different(accelerator, training)
     if training.writing is not None:
-        training.writing.refuse_unfit(accelerator)
+        training.writing.refuse_unfit(accelerator.distributed_type)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     watch = training.watch
     total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))

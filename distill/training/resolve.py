@@ -31,6 +31,7 @@ from distill.training.fingerprints import fingerprints
 from distill.training.run_folder import FINGERPRINTS, Resume, RunFolder, run_folder
 from distill.training.schedule import Schedule, lengths_to_group, order, weigh
 from distill.training.watches import Watches
+from distill.writing.generation import reads_by_encoder
 from distill.writing.prompts import as_tokens
 from distill.writing.writing import Writing
 from distill.writing.written import Written, data_of
@@ -268,7 +269,7 @@ def rows_for(
                 "leave data out."
             )
         model = student if teacher is None else teacher
-        data = as_tokens(data_of(data), lambda: tokenizer_of(model))
+        data = as_tokens(data_of(data), lambda: tokenizer_of(model), by_encoder=reads_by_encoder(student))
     if isinstance(data, Feed) and not isinstance(data, Rows):
         return data
     if not isinstance(teacher, CausalModel):

@@ -14,8 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distill.data.columns import Column
+from distill.data.draws import is_frame
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
+from distill.data.texts.chats import prompt_text
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns
 
@@ -26,27 +28,59 @@ FEW, LOOKED_AT = 8, 256
 """The numbers of rows whose columns are looked at, and whose labels are compared with their tokens."""
 
 
-def as_tokens(prompts: Any, tokenizer: Callable[[], Any]) -> Any:
-    """Return a list of texts as rows of tokens, whole; other prompts as they are.
+def as_tokens(prompts: Any, tokenizer: Callable[[], Any], *, by_encoder: bool) -> Any:
+    """Return prompts that are texts or chats as rows of tokens, whole; others as they are.
 
     Args:
-        prompts: of any kind.
+        prompts: of any kind. Texts are a list of them, or rows with a column `prompt`, of texts or lists of messages,
+            and none of completions.
         tokenizer: returns the tokenizer that reads texts.
+        by_encoder: whether an encoder reads them; a decoder would not continue a text that has ended, so an end token
+            that the tokenizer puts behind a text is taken off.
 
     Raises:
-        DistillError: no tokenizer.
+        DistillError: no tokenizer, a chat for one without a template, or a value that is neither.
     """
-    if not isinstance(prompts, list | tuple) or not prompts or not all(isinstance(each, str) for each in prompts):
+    values = _prompt_values(prompts)
+    if values is None:
         return prompts
     reader = tokenizer()
     if reader is None:
         raise DistillError(
-            "the prompts of Written are texts, and no tokenizer was saved with the models; read them before: "
-            "Written(tokenizer(texts))."
+            "the prompts of Written are texts, and no tokenizer was saved with the models; give it, "
+            "fit(…, tokenizer=tokenizer), or read them before: Written(tokenizer(texts))."
         )
-    read = reader(list(prompts), return_attention_mask=True, verbose=False)
-    table = {name: list(map(torch.tensor, read[name])) for name in ("input_ids", "attention_mask")}
-    return Rows(table, pad_id=pad_id_of(reader), padding_side="right")
+    texts = [prompt_text(value, reader, f"row {number} of the prompts") for number, value in enumerate(values)]
+    ids = []
+    for special in (False, True):  # a chat has the special tokens of its template
+        kind = [text.text for text in texts if text.is_chat != special]
+        read = reader(kind, add_special_tokens=special, verbose=False)["input_ids"] if kind else []
+        ids.append(map(torch.tensor, read))
+    rows = [next(ids[not text.is_chat]).long() for text in texts]
+    if not by_encoder:
+        end = [reader.eos_token_id]
+        rows = [
+            row[:-1] if not text.is_chat and row[-1:].tolist() == end else row
+            for row, text in zip(rows, texts, strict=True)
+        ]
+    return Rows({"input_ids": rows, "attention_mask": list(map(torch.ones_like, rows))}, pad_id=pad_id_of(reader))
+
+
+def _prompt_values(prompts: Any) -> list[Any] | None:
+    """Return the texts or chats of prompts without completions; None for prompts of another kind."""
+    if isinstance(prompts, list | tuple) and prompts and all(isinstance(each, str) for each in prompts):
+        return list(prompts)
+    if isinstance(prompts, list | tuple):
+        rows = [each if isinstance(each, Mapping) else {} for each in prompts]
+        return [row["prompt"] for row in rows] if rows and all(_is_prompt(row) for row in rows) else None
+    named = prompts if isinstance(prompts, Mapping) else getattr(prompts, "column_names", None)
+    named = list(prompts.columns) if named is None and is_frame(prompts) else named
+    return list(prompts["prompt"]) if named is not None and _is_prompt(named) else None
+
+
+def _is_prompt(names: Any) -> bool:
+    """Return whether columns hold a prompt as text and no completion."""
+    return "prompt" in names and not {"completion", "input_ids"} & set(names)
 
 
 def as_prompts(rows: Rows, *, by_encoder: bool) -> Rows:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from jaxtyping import Int
 from safetensors.torch import load_file, save_file
@@ -85,9 +84,9 @@ class Writing:
         few = self.rows.batch(range(min(CHUNK, len(self.rows))))
         return bool(lengths(few, by_encoder=reads_by_encoder(self.student))[1].any())
 
-    def refuse_unfit(self, accelerator: Accelerator) -> None:
+    def refuse_unfit(self, engine: DistributedType) -> None:
         """Raise DistillError where models are divided among processes, each of which would write texts of its own."""
-        if accelerator.distributed_type == DistributedType.FSDP:
+        if engine == DistributedType.FSDP:
             raise DistillError(
                 "Written cannot write with models that FSDP divides: each process would call their parts as often as "
                 "its own texts are long, and wait for the others; train with the whole student in each process: "
@@ -216,6 +215,12 @@ class Writing:
                 "its tokens after the prompt, or let a model write all: Written(prompts, share=1.0)",
             )
             return
+        _refuse_row(
+            (prompts == 0) & (completions > 0),
+            numbers,
+            "has no prompt, as its labels count from its first token on; set them to -100 at the prompt, or leave "
+            "labels out where the whole row is one",
+        )
         _refuse_row(
             prompts == 0,
             numbers,

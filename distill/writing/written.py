@@ -41,9 +41,9 @@ class Written:
     Args:
         prompts: rows with `input_ids` and `attention_mask`, in any form that `fit` takes as data; where they have
             `labels` too, the tokens before the first label that is not −100 are the prompt, and the others are the
-            completion, which `share` below 1 needs. A list of texts is read by the tokenizer of the models. Another
-            `Written` mixes three: `Written(Written(prompts, by="teacher"), share=0.5)` is half by the student and half
-            by the teacher.
+            completion, which `share` below 1 needs. Or texts: a list of them, or rows with `prompt`, a text or a list
+            of messages, and perhaps `completion`, which the tokenizer of the models reads. Another `Written` mixes
+            three: `Written(Written(prompts, by="teacher"), share=0.5)` is half by the student and half by the teacher.
         by: "student", as it is at the step (on-policy), or "teacher", which writes once after each prompt, when it
             is needed first, so that later epochs write nothing (sequence-level).
         share: λ, from 0 to 1, or a function of the share of the training that is done, as `Ramp(0, 1)`.

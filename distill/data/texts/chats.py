@@ -58,6 +58,23 @@ def marked_texts(rows: Iterable[Mapping[str, Any]], tokenizer: Any, names: Itera
             yield MarkedText(text_of(value, name, column))
 
 
+def prompt_text(value: Any, tokenizer: Any, row: str) -> MarkedText:
+    """Return a prompt without a completion: a text as it is, a list of messages with the prompt for an answer.
+
+    Args:
+        value: the text or the messages.
+        tokenizer: has the chat template.
+        row: what errors call the row.
+
+    Raises:
+        DistillError: neither, or messages for a tokenizer without a template.
+    """
+    if isinstance(value, str):
+        return MarkedText(text_of(value, row, "prompt"))
+    messages = messages_of(value, row, "prompt")
+    return MarkedText(_template_of(tokenizer, None, row).text(messages, add_generation_prompt=True), is_chat=True)
+
+
 def text_of(value: Any, row: str, column: str) -> str:
     """Return a value that is a text.
 
@@ -103,12 +120,7 @@ def _prompted(tokenizer: Any, row: Mapping[str, Any], name: str) -> MarkedText:
 
 def _chat(tokenizer: Any, messages: Messages, tools: Any, first: int, row: str) -> MarkedText:
     """Return a chat as a text, with the answers from a message on marked."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise DistillError(
-            f"{row} is a chat, and the tokenizer ({type(tokenizer).__name__}) has no chat template; give it one, "
-            "tokenizer.chat_template = '…', or write rows of texts: {'prompt': '…', 'completion': '…'}."
-        )
-    template = _Template(tokenizer, json.loads(tools) if isinstance(tools, str) else tools or None, row)
+    template = _template_of(tokenizer, tools, row)
     turns = [number for number, each in enumerate(messages) if each["role"] == ASSISTANT and number >= first]
     whole = template.text(messages)
     spans = template.spans(messages) if template.has_marks else None
@@ -121,6 +133,16 @@ def _chat(tokenizer: Any, messages: Messages, tools: Any, first: int, row: str) 
         )
     kept = spans if not first else spans[len(spans) - len(turns) :]
     return MarkedText(whole, tuple(kept), is_chat=True)
+
+
+def _template_of(tokenizer: Any, tools: Any, row: str) -> "_Template":
+    """Return the chat template of a tokenizer for a row, or raise DistillError if it has none."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise DistillError(
+            f"{row} is a chat, and the tokenizer ({type(tokenizer).__name__}) has no chat template; give it one, "
+            "tokenizer.chat_template = '…', or write rows of texts: {'prompt': '…', 'completion': '…'}."
+        )
+    return _Template(tokenizer, json.loads(tools) if isinstance(tools, str) else tools or None, row)
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,5 @@
+import datasets
+import pandas
 import pytest
 import torch
 
@@ -80,18 +82,54 @@ def test_prompts_that_cannot_be(table, message):
 
 
 class Letters:
-    """A tokenizer of letters."""
+    """A tokenizer of letters that begins with 20 and ends with 7, if its template does not."""
 
-    pad_token_id, eos_token_id = None, 7
+    pad_token_id, eos_token_id, chat_template = None, 7, "{{ messages }}"
 
-    def __call__(self, texts, **settings):
+    def __call__(self, texts, add_special_tokens=True, **settings):
         ids = [[ord(letter) - 97 for letter in text] for text in texts]
-        return {"input_ids": ids, "attention_mask": [[1] * len(row) for row in ids]}
+        return {"input_ids": [[20, *row, 7] if add_special_tokens else row for row in ids]}
+
+    def get_chat_template(self, name, tools):
+        return self.chat_template
+
+    def apply_chat_template(self, messages, add_generation_prompt=False, **settings):
+        return "".join(each["content"] + "x" for each in messages) + "y" * add_generation_prompt
 
 
-def test_texts():
-    rows = as_tokens(["ab", "cde"], Letters)
-    assert (listed(rows.table["input_ids"]), rows.pad_id) == ([[0, 1], [2, 3, 4]], 7)
-    assert as_tokens(rows, Letters) is rows
+CHAT = [{"role": "user", "content": "ab"}]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        ["ab", "cde"],
+        ({"prompt": "ab"}, {"prompt": "cde", "id": 1}),
+        {"prompt": ["ab", "cde"], "id": [1, 2]},
+        datasets.Dataset.from_dict({"prompt": ["ab", "cde"]}),
+        pandas.DataFrame({"prompt": ["ab", "cde"]}),
+    ],
+)
+def test_texts(prompts):
+    rows = as_tokens(prompts, Letters, by_encoder=False)
+    assert (listed(rows.table["input_ids"]), rows.pad_id) == ([[20, 0, 1], [20, 2, 3, 4]], 7)
+    ended = as_tokens(prompts, Letters, by_encoder=True)
+    assert listed(ended.table["input_ids"]) == [[20, 0, 1, 7], [20, 2, 3, 4, 7]]
+    assert as_tokens(rows, Letters, by_encoder=False) is rows
     with pytest.raises(DistillError, match="no tokenizer was saved with the models"):
-        as_tokens(["ab"], lambda: None)
+        as_tokens(prompts, lambda: None, by_encoder=False)
+
+
+def test_chats():
+    rows = as_tokens([{"prompt": CHAT}, {"prompt": "c"}, {"prompt": CHAT * 2}], Letters, by_encoder=False)
+    assert listed(rows.table["input_ids"]) == [[0, 1, 23, 24], [20, 2], [0, 1, 23, 0, 1, 23, 24]]
+    mute = type("Mute", (Letters,), {"chat_template": None})
+    with pytest.raises(DistillError, match="row 0 of the prompts is a chat, and the tokenizer"):
+        as_tokens([{"prompt": CHAT}], mute, by_encoder=False)
+    with pytest.raises(DistillError, match="row 1 of the prompts has 3 in 'prompt', which is no message"):
+        as_tokens([{"prompt": CHAT}, {"prompt": 3}], Letters, by_encoder=False)
+
+
+@pytest.mark.parametrize("prompts", [{"prompt": ["a"], "completion": ["b"]}, [{"text": "a"}], [], {}, "data.csv", None])
+def test_data_of_other_kinds_is_left_to_others(prompts):
+    assert as_tokens(prompts, Letters, by_encoder=False) is prompts

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate.utils import DistributedType
@@ -102,6 +100,10 @@ def test_student_teacher_and_data_are_mixed():
         (Written(prompts(), share=0.5), "row 0 of the prompts of Written has no completion, which a share below 1"),
         (Written(prompts([[5], []]), max_new_tokens=2), "row 1 of the prompts of Written has an empty prompt"),
         (
+            Written({"input_ids": [[5, 6]], "labels": [[5, 6]], "attention_mask": [[1, 1]]}, max_new_tokens=2),
+            "row 0 of the prompts of Written has no prompt, as its labels count from its first token",
+        ),
+        (
             Written(prompts([[5], [6] * 30]), max_new_tokens=5),
             "prompt of row 1 has 30 tokens and the student 24 positions; cut",
         ),
@@ -126,9 +128,9 @@ def test_teachers_that_cannot_write():
 
 def test_models_that_are_divided_are_refused():
     made = writing(Written(prompts(), max_new_tokens=2))
-    made.refuse_unfit(SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+    made.refuse_unfit(DistributedType.MULTI_CPU)
     with pytest.raises(DistillError, match="FSDP divides"):
-        made.refuse_unfit(SimpleNamespace(distributed_type=DistributedType.FSDP))
+        made.refuse_unfit(DistributedType.FSDP)
 
 
 def test_positions_of_models():
