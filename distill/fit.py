@@ -23,7 +23,7 @@ from distill.interchange.mapping import Entry, Sides
 from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import compiled_in_place
 from distill.models.numbering import numbered_as
-from distill.models.outputs import answered, answers_of_teacher
+from distill.models.outputs import answered, answers_of_teacher, cut_to_tokens
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.monitoring.held_out import read_held_out
@@ -159,7 +159,7 @@ def fit(
     overrides: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     wanted = Watched(eval_every, eval_rows, save_best, early_stopping)
     refuse_used_unless_resumed(output_dir, resume)
-    with answered(networks, answers):
+    with answered(networks, answers := cut_to_tokens(*networks, answers, tokenizer)):
         task = read_task(teacher, student, data, tokenizer)
         read = _read_texts(teacher, student, data, tokenizer) if task is None else over(data, task)
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))

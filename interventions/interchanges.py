@@ -14,7 +14,7 @@ import torch
 
 from interventions.arguments import checked
 from interventions.errors import InterventionError
-from interventions.execution.deferring import call_deferring, calls_made
+from interventions.execution.deferring import call_deferring, calls_made, needs_output
 from interventions.execution.hooked import (
     check_complete,
     fetcher,
@@ -213,7 +213,7 @@ def interchange(
         return all(write.firings for write in writes) and calls_made(list(places), activations)
 
     with nullcontext() if replay is None else replay.surrounding(scope):
-        output = call_deferring(model, inputs, scope, is_done, whole=keep is not None or answers is not None)
+        output = call_deferring(model, inputs, scope, is_done, whole=keep is not None or needs_output(answers))
     check_fired(writes, "the counterfactual run")
     check_ran(activations, "the counterfactual run")
     activations.fetch_with(fetcher(model, inputs, again, made=None))

@@ -174,8 +174,9 @@ def lazy_logits(ran: Run) -> LazyLogits | None:
     if found is None or found.states.ndim != 3:
         return None
     trained = {name: each for name, each in found.head.named_parameters() if each.requires_grad and found.graded}
+    classes = min(classes_of(found.head), getattr(ran.answers, "classes", classes_of(found.head)))
     return LazyLogits(
-        (found.states,), lambda rows, weights: found.answer(rows[0], weights), trained, classes_of(found.head)
+        (found.states,), lambda rows, weights: found.answer(rows[0], weights)[..., :classes], trained, classes
     )
 
 
@@ -217,8 +218,10 @@ def _tried_head(model: nn.Module, inputs: Any, module: nn.Module) -> Head | None
         fitting = dict(_candidates(model))
         for factor in (1.0, STRONG / size):
             with intervene(model, Location(module=path, io="input"), op=partial(_times, factor)):
-                logits = run(model, few, resumable=False).logits
-            fitting = {name: after for name, after in fitting.items() if _agree(states, factor, after, logits)}
+                ran = run(model, few, resumable=False)
+            fitting = {
+                name: after for name, after in fitting.items() if _agree(states, factor, after, ran.logits, ran.answers)
+            }
     return Head(module, next(iter(fitting.values()))) if len(fitting) == 1 else None
 
 
@@ -234,15 +237,16 @@ def _times(factor: float, base: Tensor, source: Tensor | None, generator: torch.
     return base * factor
 
 
-def _agree(found: Any, factor: float, after: After | None, logits: Tensor) -> bool:
-    """Return whether the states of a head times a factor, in two parts, give the logits of the model."""
+def _agree(found: Any, factor: float, after: After | None, logits: Tensor, rule: Any) -> bool:
+    """Return whether the states of a head times a factor, in two parts, give the logits of the model, by its rule."""
     states = found.states * factor
-    if logits.shape[:-1] != states.shape[:-1] or logits.shape[-1] != classes_of(found.head):
+    classes = min(classes_of(found.head), getattr(rule, "classes", classes_of(found.head)))
+    if logits.shape != (*states.shape[:-1], classes):
         return False
     near = EXACT.get(logits.dtype, 0.02) * float(logits.abs().max())
     whole, rows = logits.flatten(0, -2), states.flatten(0, -2)
     cuts = [slice(0, len(rows) // 2), slice(len(rows) // 2, None)]
-    parts = ((whole[cut], found.answer(rows[cut])) for cut in cuts if len(rows[cut]))
+    parts = ((whole[cut], found.answer(rows[cut])[..., :classes]) for cut in cuts if len(rows[cut]))
     return all(bool(((part if after is None else after(part)) - there).abs().max() <= near) for there, part in parts)
 
 

@@ -1,18 +1,78 @@
 """Rules for finding the answers in the outputs of teacher and student: `fit(…, answers=…)`."""
 
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from distill.errors import DistillError
-from distill.models.inputs import Combined, Serves, network_of
-from interventions import InterventionError, Run, answering, rule_of
+from distill.models.inputs import Combined, Serves, network_of, vocabulary_of
+from distill.models.preprocessors import given_preprocessors, preprocessors_of, tokenizer_among
+from interventions import InterventionError, Run, answering, logits_of, rule_of
 
 T = TypeVar("T")
 
 TEACHER, STUDENT = "teacher", "student"
+PADDING = 1024
+"""Fewer classes than this beyond the tokens of a tokenizer are the padding of a vocabulary."""
+
+
+@dataclass(frozen=True)
+class Leading:
+    """A rule for answers: the first classes of the logits, those of a tokenizer; the others stand for no token."""
+
+    classes: int
+    rule: Any = None
+
+    @property
+    def reads_logits(self) -> bool:
+        """True if the rule needs nothing of an output but its logits, so that a run may end before the head."""
+        return self.rule is None
+
+    def __call__(self, output: Any) -> Tensor:
+        return logits_of(output, self.rule)[..., : self.classes]
+
+
+def cut_to_tokens(teacher: Any, student: Any, answers: Any, tokenizer: Any = None) -> Any:
+    """Return the rules for the answers of teacher and student, cut to the tokens of their tokenizer if that is one.
+
+    Vocabularies of one tokenizer may be padded to other sizes. Of other models the rules are those that were given.
+
+    Args:
+        teacher: a network; of None, served teachers and causal models the rules stay.
+        student: the network to train.
+        answers: the rules, as `answered` takes them.
+        tokenizer: the tokenizer or processors by which the data of both was read, as `fit` takes them; None takes
+            those that lie beside the models.
+    """
+    if not (_is_network(teacher) and _is_network(student)) or isinstance(network_of(teacher), Combined):
+        return answers
+    sizes = [vocabulary_of(each) for each in (teacher, student)]
+    if None in sizes or sizes[0] == sizes[1]:
+        return answers
+    beside = [found for each in (teacher, student) if (found := tokenizer_among(preprocessors_of(each))) is not None]
+    given = tokenizer_among(given_preprocessors(tokenizer))
+    known = [each.get_vocab() for each in (*([] if given is None else [given]), *beside)]
+    if not known or any(each != known[0] for each in known[1:]):
+        return answers
+    tokens, least, most = max(known[0].values()) + 1, min(s for s in sizes if s), max(s for s in sizes if s)
+    if tokens > least or (len(beside) < 2 and most - tokens >= PADDING):
+        return answers
+    warnings.warn(
+        f"the teacher knows {sizes[0]} tokens and the student {sizes[1]}, of which {tokens} are those of their "
+        "tokenizer; the answers of both are cut to these.",
+        stacklevel=3,
+    )
+    return tuple(Leading(tokens, rule) for rule in _rules((teacher, student), answers))
+
+
+def is_cut(*models: Any) -> bool:
+    """Return whether the answers of all of some models are cut to the tokens of one tokenizer."""
+    rules = [rule_of(network_of(each)) for each in models]
+    return all(isinstance(rule, Leading) and rule.classes == rules[0].classes for rule in rules)  # type: ignore
 
 
 def answers_of_teacher(teacher: Any, answers: Any) -> Any:

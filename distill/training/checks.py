@@ -31,6 +31,7 @@ from distill.models.inputs import (
     to_device,
     vocabulary_of,
 )
+from distill.models.outputs import is_cut
 from distill.models.padding_sides import padded_rows, warn_if_on_wrong_side
 from distill.models.trials import answer_of, tried
 from distill.objectives import Objective
@@ -139,10 +140,11 @@ def _check_models(teacher: Model | Served, student: nn.Module, rows: Rows) -> No
     """Check that two models share no trained parameter, and agree in vocabulary and names of classes."""
     _refuse_shared(teacher, student)
     known = [size for model in (teacher, student) if (size := vocabulary_of(model)) is not None]
-    if len(set(known)) > 1 and not reads_apart(rows.columns):
+    if len(set(known)) > 1 and not reads_apart(rows.columns) and not is_cut(teacher, student):
         raise DistillError(
             f"the teacher knows {known[0]} tokens and the student {known[1]}: they read different vocabularies; "
-            "build the student from the teacher, distill.from_layers(teacher, 3), or give each its own tokens: "
+            "build the student from the teacher, distill.from_layers(teacher, 3), name the tokenizer if it is one and "
+            "its vocabulary is padded, fit(…, tokenizer=tokenizer), or give each its own tokens: "
             "data=distill.TokenAlignment(teacher_tokenizer, student_tokenizer).rows(texts)."
         )
     check_alike(teacher, student)

@@ -26,7 +26,7 @@ from distill.models.inputs import (
     network_of,
     to_device,
 )
-from distill.models.outputs import each_answered
+from distill.models.outputs import cut_to_tokens, each_answered
 from distill.models.pad_tokens import keep_pad_token
 from distill.models.precision import upcast
 from distill.models.trials import tried
@@ -78,6 +78,7 @@ def steps(
         DistillError: before the first step, arguments that do not fit together; later, a loss that is not finite.
     """
     given, (teacher, student) = (teacher, student), teacher_and_student(teacher, student)
+    answers = cut_to_tokens(teacher, student, answers)
 
     def run_steps() -> Generator[Record, None, None]:
         training = training_of(

@@ -53,8 +53,9 @@ def deferring_head(model: nn.Module, head: nn.Module, after: Any = None, *, leas
     returns the logits of some of them, and `output.logits` those of all, computed at the first use and kept.
 
     A run is whole, as outside of the block, where something would be lost: under hooks or in blocks of interventions,
-    in a model that was compiled, offloaded or sharded, with a cache, with a rule for the answers or a function of the
-    output, or where a requested place comes after the head.
+    in a model that was compiled, offloaded or sharded, with a cache, with a rule for the answers (but for one that has
+    `reads_logits = True`, a function that needs `output.logits` alone) or a function of the output, or where a
+    requested place comes after the head.
 
     Args:
         model: a torch model.
@@ -173,10 +174,15 @@ def call_deferring(model: nn.Module, inputs: Any, scope: Scope, is_done: Callabl
     return found[0]  # reached after `Stopped` alone
 
 
+def needs_output(rule: Any) -> bool:
+    """Return whether a rule for the answers needs more of an output than its logits."""
+    return rule is not None and not getattr(rule, "reads_logits", False)
+
+
 def _deferral_of(model: nn.Module) -> Deferral | None:
     """Return the head before which a run of a model may end; None where something would be lost."""
     deferral = (_deferrals.get() or {}).get(model)
-    if deferral is None or rule_of(model) is not None or open_scopes(model) or is_sharded(model):
+    if deferral is None or needs_output(rule_of(model)) or open_scopes(model) or is_sharded(model):
         return None
     around = structure_of(model).around([deferral.head])
     return deferral if is_called_plainly(around, deferral.head) else None
