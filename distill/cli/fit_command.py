@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from distill.alignment.after_kd import SEARCH
 from distill.cli.options.config import RUN, as_toml
-from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions, StudentOptions, sources_of
+from distill.cli.options.groups import (
+    DataOptions,
+    InterchangeOptions,
+    MonitorOptions,
+    ScheduleOptions,
+    StudentOptions,
+    sources_of,
+)
 from distill.cli.students import ON_KD, USUAL, StudentPlan, is_language, plan_of
 from distill.data.task import Task
 from distill.errors import DistillError
@@ -43,6 +50,7 @@ PLAIN = {"labels": Labels, "dkd": DKD, "icd": ICD, "crd": CRD, "cosine": Cosine,
 GROUPS: Mapping[str, Any]
 GROUPS = {
     "source": DataOptions, "timing": ScheduleOptions, "interchanges": InterchangeOptions, "smaller": StudentOptions,
+    "monitored": MonitorOptions,
 }  # fmt: skip
 """The settings that are groups of options."""
 PAIRS, PAIRS_OF_LANGUAGE = 2000, 200
@@ -58,6 +66,7 @@ class FitCommand:
     timing: ScheduleOptions = field(default_factory=ScheduleOptions)
     interchanges: InterchangeOptions = field(default_factory=InterchangeOptions)
     smaller: StudentOptions = field(default_factory=StudentOptions)
+    monitored: MonitorOptions = field(default_factory=MonitorOptions)
     teacher: str | None = None
     objective: str | None = None
     temperature: float = 2.0
@@ -91,7 +100,7 @@ class FitCommand:
         groups: dict[str, Callable[..., Any]] = {**GROUPS, "interchanges": InterchangeOptions.of}
         settings = {**settings, "seeds": tuple(settings.get("seeds", ()))}  # runs of an earlier version had one seed
         layers = settings.pop("student_layers", None)  # as did those that had no other parts to choose
-        settings = {"smaller": {"student_layers": layers}, **settings}
+        settings = {"smaller": {"student_layers": layers}, "monitored": {}, **settings}
         missing = next((name for name in groups if name not in settings), None)
         if missing is not None:
             raise KeyError(missing)

@@ -31,6 +31,7 @@ from distill.cli.options.flags import (
     LearningRate,
     MappedBlocks,
     MaxLength,
+    MonitorFlags,
     Original,
     PackingFlags,
     Push,
@@ -77,7 +78,7 @@ def show_version(
 
 
 @app.command()
-@takes(RowFlags, ClusterFlags, PackingFlags, StudentFlags, LanguageFlags, ScheduleFlags)
+@takes(RowFlags, ClusterFlags, PackingFlags, StudentFlags, LanguageFlags, ScheduleFlags, MonitorFlags)
 def fit(
     seed: Seed = 0,
     seeds: Seeds = None,

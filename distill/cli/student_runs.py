@@ -112,6 +112,11 @@ class StudentRuns:
         from_first(lambda: result.save(folder, teacher=self.teacher, rows=len(self.task.train)))
         return result
 
+    def _monitored(self) -> dict[str, Any]:
+        """Return the settings of what happens around the steps; students are measured on held-out rows between them."""
+        given = self.command.monitored.given
+        return {**given, "eval_data": self.task.test} if "eval_every" in given else given
+
     def _fit_or_read(self, student: nn.Module, folder: Path, **settings: Any) -> FitResult:
         """Train one student; in a resumed run, read one that is finished, and start one that was not started."""
         begun, finished = from_first(lambda: (folder.exists(), (folder / RESULT).exists()))
@@ -127,7 +132,7 @@ class StudentRuns:
             return fit(
                 self.teacher, student, self.mapping, self.command.data(self.task), output_dir=folder, resume=resume,
                 console=self.console, tokenizer=self.tokenizer, every=self.command.every, cache=self.command.cache,
-                top_k=self.command.top_k, **settings,
+                top_k=self.command.top_k, **self._monitored(), **settings,
             )  # fmt: skip
         except (Interrupted, OtherProcessFailed) as stop:
             raise type(stop)(

@@ -128,6 +128,24 @@ Temperature = Annotated[float, typer.Option(help="Of the softened answers.")]
 Sigma = Annotated[float, typer.Option(help="Of mixup and noise, in units of each vector's own size.")]
 AnyTeacher = Annotated[bool, typer.Option("--any-teacher", help="Accept a teacher no better than the majority class.")]
 
+EvalEvery = Annotated[
+    str | None, typer.Option(help='From one evaluation while training to the next: steps, or a time as "10 minutes".')
+]
+EvalRows = Annotated[int | None, typer.Option(help="Held-out rows that these take at most.")]
+SaveBest = Annotated[
+    str | None,
+    typer.Option(
+        help="Keep the student of the best evaluation: by perplexity, kl, error, accuracy, agreement or iia; best is "
+        "the first of them that there is."
+    ),
+]
+EarlyStopping = Annotated[
+    int | None, typer.Option(help="End a training after so many evaluations in a row that were not better.")
+]
+Keep = Annotated[int | None, typer.Option(help="The number of checkpoints that stay.")]
+Track = Annotated[
+    list[str] | None, typer.Option(help="Trackers of the training: tensorboard, wandb, mlflow, …; may be given again.")
+]
 Push = Annotated[
     str | None,
     typer.Option(
@@ -184,6 +202,17 @@ class LanguageFlags:
     cache: Cache = None
     top_k: TopK = None
     eval_pairs: EvalPairs = None
+
+
+class MonitorFlags:
+    """The evaluation of a student while it is trained, and what comes of it."""
+
+    eval_every: EvalEvery = None
+    eval_rows: EvalRows = None
+    save_best: SaveBest = None
+    early_stopping: EarlyStopping = None
+    keep: Keep = None
+    track: Track = None
 
 
 class StudentFlags:

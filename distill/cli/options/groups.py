@@ -42,6 +42,8 @@ class Options:
 
 LANGUAGE = ("text", "chat")
 """Names of tasks of language models."""
+BEST = "best"
+"""The value of `--save-best` for the first figure that there is."""
 CHOSEN_BY = ("position", "importance", "search")
 LOOKED_AT = 256
 """Rows on which the importance of the parts of a teacher is measured."""
@@ -217,6 +219,31 @@ class InterchangeOptions(Options):
             return DIITO(op=op, positions=self.positions, match=match)
         sources = Shuffle() if self.sources == "shuffle" else InContext(words=words)
         return DIITO(sources, positions=self.positions, match=match)
+
+
+@dataclass(frozen=True)
+class MonitorOptions(Options):
+    """The evaluation of a student while it is trained, and what comes of it."""
+
+    eval_every: int | str | None = None
+    eval_rows: int | None = None
+    save_best: str | None = None
+    early_stopping: int | None = None
+    keep: int | None = None
+    track: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eval_every, str) and self.eval_every.isdecimal():
+            object.__setattr__(self, "eval_every", int(self.eval_every))
+        object.__setattr__(self, "track", tuple(self.track or ()))
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The settings that are given, by the names that they have in `fit`."""
+        named = {name: value for name, value in asdict(self).items() if value not in (None, ())}
+        if self.save_best is not None:
+            named["save_best"] = self.save_best == BEST or self.save_best
+        return named
 
 
 def sources_of(sources: str | None, pairs: str | None) -> str:

@@ -90,6 +90,21 @@ def test_a_run_is_evaluated_and_compared_afterwards(teachers, files):
     assert f"KD: the same to the bit as in {run}." in out
 
 
+def test_a_student_is_evaluated_while_it_is_trained_and_the_best_one_kept(teachers, files):
+    run, options = files / "run", ["--task", "text", "--data", "texts.jsonl", "--objective", "kd"]
+    watched = ["--eval-every", "1", "--save-best", "best", "--early-stopping", "2", "--keep", "1", "--lr", "5"]
+    status, out, err = distill("fit", "--teacher", teachers["gpt2"], "--output", run, *FIT, *options, *watched)
+    assert (status, err) == (0, "")
+    told = json.loads((run / "kd" / "result.json").read_text())
+    history = [json.loads(line) for line in (run / "kd" / "log.jsonl").read_text().splitlines()]
+    found = [each["evaluation"]["perplexity"] for each in history if each.get("evaluation")]
+    assert len(found) >= 2
+    (model,) = [each for each in told_by(run)["models"] if each["name"] == "KD"]
+    assert model["perplexity"] == pytest.approx(min(found), rel=1e-3)
+    assert told["settings"]
+    assert "perplexity" in out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

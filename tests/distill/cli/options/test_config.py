@@ -16,7 +16,7 @@ from tests.distill.cli.test_main import distill
 
 GROUPS_OF_FLAGS = (
     flags.RowFlags, flags.ClusterFlags, flags.PackingFlags, flags.StudentFlags, flags.LanguageFlags,
-    flags.ScheduleFlags,
+    flags.ScheduleFlags, flags.MonitorFlags,
 )  # fmt: skip
 FILES = {
     "a.toml": """
