@@ -1,7 +1,7 @@
 """The reading of the usual kinds of data sets as columns of tensors, or of one 1-D tensor a row."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date
 from itertools import pairwise
 from typing import Any
@@ -24,13 +24,12 @@ from distill.data.draws import (
 )
 from distill.data.sources.arrow import OtherColumn, columns_of_hugging_face
 from distill.data.sources.batched import columns_of_batched, is_batched
-from distill.data.sources.lazy_columns import LazyColumn
+from distill.data.sources.lazy_columns import Column, LazyColumn
 from distill.errors import DistillError
 from interventions import shown
 
 MOST_OF_STREAM = 2**30
 """The bytes of a stream that are read into memory at most."""
-Column = Tensor | LazyColumn | Sequence[Tensor]
 
 
 def columns_of(data: Any) -> Mapping[str, Any]:

@@ -13,11 +13,19 @@ from torch.utils.data import Dataset
 
 from distill.data.classes import Ranked, Stated, folded, matched, ranked, stated
 from distill.data.clusters import check_length, split_clusters
-from distill.data.columns import Column, as_sequence, column_of, columns_of, read, transpose, without_texts
+from distill.data.columns import as_sequence, column_of, columns_of, read, transpose, without_texts
 from distill.data.draws import DataSource, named, seeded, source_of
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
 from distill.data.sources.batched import is_batched
-from distill.data.sources.lazy_columns import LazyColumn, is_floating, is_lazy, is_ragged, read_columns, take_columns
+from distill.data.sources.lazy_columns import (
+    Column,
+    LazyColumn,
+    is_floating,
+    is_lazy,
+    is_ragged,
+    read_columns,
+    take_columns,
+)
 from distill.errors import DistillError, checked
 from interventions import shown
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from distill.data.columns import Column
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
+from distill.data.sources.lazy_columns import Column
 from distill.data.task import Task, fine_tuning
 from distill.errors import DistillError
 from interventions import shown

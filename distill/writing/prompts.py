@@ -13,10 +13,10 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from distill.data.columns import Column
 from distill.data.draws import is_frame
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
+from distill.data.sources.lazy_columns import Column
 from distill.data.texts.chats import prompt_text
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns

@@ -30,7 +30,7 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class LazyColumn(Sequence[Tensor]):
+class LazyColumn(Sequence[Any]):  # of Tensor: enforced types would read a row at each check
     """A column that is read from its store when its rows are used.
 
     Attributes:
@@ -83,13 +83,17 @@ class LazyColumn(Sequence[Tensor]):
         return values
 
 
-def read_columns(table: Mapping[str, Values], places: Int[Tensor, " rows"]) -> dict[str, Values]:
+Column = Tensor | LazyColumn | Sequence[Tensor]
+"""A column: a tensor `[rows, ...]`, one tensor a row, or rows that are read when they are used."""
+
+
+def read_columns(table: Mapping[str, Column], places: Int[Tensor, " rows"]) -> dict[str, Column]:
     """Return some rows of all columns, those of one store by one reading; a column is a tensor or one tensor a row."""
     groups: dict[tuple[int, int], list[tuple[str, LazyColumn]]] = {}
     for name, column in table.items():
         if isinstance(column, LazyColumn):
             groups.setdefault((id(column.store), id(column.numbers)), []).append((name, column))
-    found: dict[str, Values] = {}
+    found: dict[str, Column] = {}
     for columns in groups.values():
         store, numbers = columns[0][1].store, columns[0][1].numbers
         read = store.read(
@@ -99,10 +103,10 @@ def read_columns(table: Mapping[str, Values], places: Int[Tensor, " rows"]) -> d
     return {name: found[name] if name in found else _rows_of(column, places) for name, column in table.items()}
 
 
-def take_columns(table: Mapping[str, Values], places: Int[Tensor, " rows"]) -> dict[str, Values]:
+def take_columns(table: Mapping[str, Column], places: Int[Tensor, " rows"]) -> dict[str, Column]:
     """Return some rows of all columns, in this order; those that are not in memory are read later."""
     taken: dict[int, Tensor] = {}
-    found: dict[str, Values] = {}
+    found: dict[str, Column] = {}
     for name, column in table.items():
         if isinstance(column, LazyColumn):
             numbers = column.numbers
@@ -113,13 +117,13 @@ def take_columns(table: Mapping[str, Values], places: Int[Tensor, " rows"]) -> d
     return found
 
 
-def parts_of_table(table: Mapping[str, Values], size: int) -> Iterator[dict[str, Values]]:
+def parts_of_table(table: Mapping[str, Column], size: int) -> Iterator[dict[str, Column]]:
     """Yield a table in parts of so many rows, in order, so that no more of it than a part is in memory."""
     for places in torch.arange(len(next(iter(table.values()), ()))).split(size):
         yield read_columns(table, places)
 
 
-def some_rows(column: Values) -> Values:
+def some_rows(column: Any) -> Any:
     """Return the rows by which a column is checked: all that are in memory, else a sample that is evenly spaced."""
     return column.read(sampled(len(column))) if isinstance(column, LazyColumn) else column
 
@@ -129,7 +133,7 @@ def sampled(rows: int) -> Int[Tensor, " rows"]:
     return torch.linspace(0, rows - 1, min(rows, SAMPLED), dtype=torch.float64).round().long()
 
 
-def in_memory(column: Values) -> Values:
+def in_memory(column: Column) -> Values:
     """Return a column with all its rows read, as a tensor if they have one shape."""
     if not isinstance(column, LazyColumn):
         return column
@@ -137,7 +141,7 @@ def in_memory(column: Values) -> Values:
     return torch.stack(rows) if len({row.shape for row in rows}) == 1 else rows
 
 
-def lengths_of(column: Values) -> Int[Tensor, " rows"] | None:
+def lengths_of(column: Column) -> Int[Tensor, " rows"] | None:
     """Return the number of values in each row of a column; None where only reading all of them would show it."""
     if isinstance(column, LazyColumn):
         return column.lengths()
@@ -146,7 +150,7 @@ def lengths_of(column: Values) -> Int[Tensor, " rows"] | None:
     return torch.tensor([len(row) for row in column])
 
 
-def is_ragged(column: Values) -> bool:
+def is_ragged(column: Column) -> bool:
     """Return whether the rows of a column differ in length, as far as that is known without reading them."""
     if isinstance(column, Tensor):
         return False
@@ -159,10 +163,10 @@ def is_lazy(table: Mapping[str, Any]) -> bool:
     return any(isinstance(column, LazyColumn) for column in table.values())
 
 
-def is_floating(column: Values) -> bool:
+def is_floating(column: Column) -> bool:
     """Return whether the numbers of a column are real ones, by its first row."""
     return (column if isinstance(column, Tensor) else column[0]).is_floating_point()
 
 
-def _rows_of(column: Values, places: Int[Tensor, " rows"]) -> Values:
+def _rows_of(column: Column, places: Int[Tensor, " rows"]) -> Values:
     return column[places] if isinstance(column, Tensor) else [column[i] for i in places.tolist()]

@@ -1,6 +1,11 @@
 """Large data sets of Hugging Face are read from Arrow by number, with the values that small ones have in memory."""
 
+import time
+
 import datasets
+import numpy as np
+import psutil
+import pyarrow
 import pytest
 import torch
 from datasets import Array2D, ClassLabel, Features, List, Value
@@ -144,3 +149,36 @@ def test_a_training_on_mapped_rows_is_the_one_on_rows_in_memory(tmp_path, monkey
             spread(gpt2_lm(), 0), spread(gpt2_lm(), 1), {}, other, output_dir=tmp_path / "large", console=QUIET,
             schedule=Schedule(steps=8, batch_size=4, lr=1e-3), every=4, resume=True,
         )  # fmt: skip
+
+
+def write_tokens(folder, megabytes: float) -> None:
+    """Write a data set of so many megabytes of tokens, in rows of 8 to 24, with their masks."""
+    draw = np.random.default_rng(0)
+    for part in range(max(1, round(megabytes / 20))):
+        lengths = draw.integers(8, 25, int(min(megabytes, 20) * 1e6 / 5 / 16))
+        offsets = pyarrow.array(np.concatenate([[0], lengths.cumsum()]).astype(np.int32))
+        values = draw.integers(5, 40, lengths.sum()).astype(np.int32), np.ones(lengths.sum(), np.int8)
+        columns = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(each)) for each in values]
+        table = pyarrow.table(columns, ["input_ids", "attention_mask"])
+        datasets.Dataset(table).save_to_disk(f"{folder}/{part}")
+
+
+@pytest.mark.parametrize("megabytes", [18, pytest.param(200, marks=pytest.mark.full)])
+def test_memory_does_not_grow_with_the_data_and_the_first_step_takes_seconds(megabytes, tmp_path):
+    write_tokens(tmp_path, megabytes)
+    schedule, process = Schedule(steps=60, batch_size=32, lr=1e-3), psutil.Process()
+
+    def grown_by(data) -> tuple[float, float]:
+        """The megabytes by which a training lets memory grow, and the processor time until its first step."""
+        before, began, first = process.memory_info().rss, time.process_time(), 0.0
+        teacher, student = spread(gpt2_lm(1), 0), spread(gpt2_lm(1), 1)
+        for _ in distill.steps(teacher, student, {}, data, objective=distill.KD(), schedule=schedule):
+            first = first or time.process_time() - began
+        return (process.memory_info().rss - before) / 1e6, first
+
+    parts = [datasets.load_from_disk(folder) for folder in sorted(tmp_path.iterdir())]
+    data = datasets.concatenate_datasets(parts)
+    grown_by(data.select(range(64)))
+    memory, first = grown_by(data)
+    assert memory < min(150, 3 * megabytes)  # in memory it takes more than ten times as much
+    assert first < 5

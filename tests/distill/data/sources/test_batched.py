@@ -12,11 +12,9 @@ from tests.distill.tiny_models import (
     gpt2_lm,
     images,
     llama,
-    mlp,
     same,
     spread,
     text,
-    vectors,
     vit,
     weights,
 )
@@ -61,7 +59,6 @@ def trained(build, data, folder=None, **settings):
     [
         (gpt2_lm, unlabelled),
         pytest.param(llama, unlabelled, marks=pytest.mark.full),
-        pytest.param(mlp, vectors, marks=pytest.mark.full),
         pytest.param(vit, images, marks=pytest.mark.full),
         (bert, text),
     ],

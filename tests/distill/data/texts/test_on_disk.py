@@ -30,6 +30,7 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "distill"
 
 
+@pytest.mark.filterwarnings("ignore:.*no token to learn")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("packing", [None, "in order"])
 def test_tokens_on_disk_are_those_in_memory(kind, packing, cache, monkeypatch):
