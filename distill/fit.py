@@ -163,7 +163,7 @@ def fit(
         task = read_task(teacher, student, data, tokenizer)
         read = _read_texts(teacher, student, data, tokenizer) if task is None else over(data, task)
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
-        taught = _keeping(teacher, cache, top_k, objective=objective, mapping=mapping, answers=answers)
+        taught = _keeping(teacher, cache, top_k, task, objective=objective, mapping=mapping, answers=answers)
         read, mapping, found = _search(mapping, networks, read, schedule, known=resume and output_dir, console=console)
         training = training_of(taught, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
         tested = read_held_out(training, networks, eval_data, data, task,
@@ -289,7 +289,7 @@ def _name_and_save(
 
 
 def _keeping(
-    teacher: Any, cache: str | Path | None, top_k: int | None, *, objective: Any, mapping: Any, answers: Any
+    teacher: Any, cache: Any, top_k: int | None, task: Task | None, *, objective: Any, mapping: Any, answers: Any
 ) -> Any:
     """Return the teacher that a student learns from: with a cache one whose answers are kept, else the teacher."""
     if cache is None and top_k is None:
@@ -298,6 +298,7 @@ def _keeping(
     return Served(
         teacher, cache=cache, top_k=top_k, answers=answers_of_teacher(teacher, answers),
         temperature=softened_by(objectives_of(objective, teacher, mapping)),
+        tokenizer=None if task is None else task.tokenizer,
     )  # fmt: skip
 
 

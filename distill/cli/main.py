@@ -43,8 +43,11 @@ from distill.cli.options.flags import (
     Share,
     SliceBy,
     StudentFlags,
+    Teacher,
+    Temperature,
     Text,
     TextsOrTask,
+    TopK,
 )
 from distill.cli.options.signatures import takes
 
@@ -99,6 +102,28 @@ def fit(
     own = {"seed": seed, "seeds": seeds, "every": every, "any_teacher": any_teacher}
     with exit_on_interrupt():
         run_or_resume(FitCommand.of_options({**options, **own}), output, resume, anyway=anyway, push=push)
+
+
+@app.command()
+@takes(RowFlags, ClusterFlags, PackingFlags)
+def cache(
+    output: Annotated[Path, typer.Option(help="The folder of the answers; what it has is not computed again.")],
+    teacher: Teacher = None,
+    fraction: Fraction = 1.0,
+    top_k: TopK = None,
+    temperature: Temperature = 2.0,
+    batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 64,
+    seed: Seed = 0,
+    debug: Debug = False,
+    **rows: Any,
+) -> None:
+    """Compute the answers of a teacher to all training rows, for trainings that read them: distill fit --cache."""
+    from distill.cli.cache import run_cache
+    from distill.cli.options.groups import DataOptions
+
+    with exit_on_interrupt():
+        source = DataOptions.of_options({**rows, "fraction": fraction})
+        run_cache(source, teacher, seed, output, batch_size=batch_size, top_k=top_k, temperature=temperature)
 
 
 @app.command()

@@ -11,16 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import interventions
-from distill.data.rows import batches
 from distill.errors import DistillError, Unreachable, checked
 from distill.models.inputs import (
-    decoder_masked,
     device_of,
     evaluating,
     innermost,
-    inputs_of,
     network_of,
-    teachers,
 )
 from distill.models.token_positions import without_usual_positions
 from distill.models.trials import is_trial
@@ -28,6 +24,7 @@ from distill.tasks.loading import training_rows
 from distill.teachers.cache import Cache, Unhashable, digest
 from distill.teachers.endpoint import Endpoint, endpoint_of
 from distill.teachers.facts import facts_of
+from distill.teachers.fetching import fetch_each
 from distill.teachers.model_inputs import columns_of, device_of_inputs, inputs_from, move
 from distill.teachers.padding import Padded
 from distill.teachers.retries import Retries, retry
@@ -252,10 +249,8 @@ class Served:
             data: as for `fit`.
             batch_size: the number of samples in a request.
         """
-        rows = training_rows(data, self.network)
-        for chosen in batches(len(rows), batch_size):
-            columns = decoder_masked(self.network, teachers(rows.batch(chosen)))
-            self._answer(Padded(columns_of(inputs_of(self.network, columns))))
+        for _ in fetch_each(self, training_rows(data, self.network), batch_size):
+            pass
         return self.cache.count(SAMPLES)
 
     @printed

@@ -70,7 +70,7 @@ def test_one_speaks_and_writes(both):
     assert "KD: step 2/2" in first["fit"]["out"]
     assert f"report: {folder / 'run' / 'report.html'}" in first["fit"]["out"]
     assert "report: runs/films-1/report.html" in first["claimed"]["out"]
-    assert sorted(each.name for each in folder.iterdir()) == ["films.csv", "run", "runs", "teacher"]
+    assert sorted(each.name for each in folder.iterdir()) == ["answers", "films.csv", "run", "runs", "teacher"]
     assert len(list((folder / "runs").iterdir())) == 1
     assert not [each for each in folder.rglob("*") if each.name.startswith(".")]
     for name in ("evaluate", "finished"):
@@ -97,3 +97,12 @@ def test_the_command_line_is_a_module():
         [sys.executable, "-m", "distill", "--version"], capture_output=True, text=True, check=True, env=environment
     )
     assert found.stdout.startswith("distill ")
+
+
+def test_each_computes_a_part_of_the_answers_of_a_teacher(both):
+    folder, found = both
+    first, second = (each["commands"]["cache"] for each in found)
+    assert (first["status"], second["status"], second["out"], first["err"] + second["err"]) == (0, 0, "", "")
+    assert f"answers to 48 samples: {folder / 'answers'}" in first["out"]
+    assert "cache: batch 3/3" in first["out"]  # of six
+    assert len(list((folder / "answers").glob("samples-*.shard"))) == 2

@@ -84,6 +84,9 @@ def commands(folder: Path) -> dict[str, dict[str, object]]:
     return {
         "fit": command(*train, "--output", run),
         "claimed": command(*train),
+        "cache": command(
+            "cache", "--data", data, "--teacher", teacher, "--output", folder / "answers", "--batch-size", 8
+        ),
         "evaluate": command("evaluate", run, "--pairs", PAIRS),
         "used": command(*train, "--output", run),
         "missing": command(*train[:2], folder / "none.csv", *train[3:]),
