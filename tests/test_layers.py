@@ -206,12 +206,11 @@ TESTED_BY = {
     "distill/tasks/causal/trees.py": "tests/distill/causal/test_model.py",
     **{
         f"distill/teachers/{name}.py": "tests/distill/teachers/test_served.py"
-        for name in (
-            "facts model_inputs padding retries served_checks shapes top_k uncacheable verbs visible_positions".split()
-        )
+        for name in """facts fetching model_inputs padding retries served_checks shapes top_k uncacheable verbs
+            visible_positions""".split()
     },
     **{
-        f"distill/teachers/{name}.py": "tests/distill/teachers/test_endpoint.py"
+        f"distill/teachers/endpoints/{name}.py": "tests/distill/teachers/endpoints/test_endpoint.py"
         for name in ("completions", "token_texts")
     },
     **{

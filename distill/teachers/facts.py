@@ -4,7 +4,7 @@ from typing import Any
 
 from distill.models.inputs import network_of
 from distill.teachers.cache import digest, weights_of
-from distill.teachers.token_texts import fingerprint_of
+from distill.teachers.endpoints.token_texts import fingerprint_of
 from distill.teachers.top_k import TopK
 
 

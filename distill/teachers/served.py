@@ -22,7 +22,7 @@ from distill.models.token_positions import without_usual_positions
 from distill.models.trials import is_trial
 from distill.tasks.loading import training_rows
 from distill.teachers.cache import Cache, Unhashable, digest
-from distill.teachers.endpoint import Endpoint, endpoint_of
+from distill.teachers.endpoints.endpoint import Endpoint, endpoint_of
 from distill.teachers.facts import facts_of
 from distill.teachers.fetching import fetch_each
 from distill.teachers.model_inputs import columns_of, device_of_inputs, inputs_from, move

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.inputs import network_of, refuse_valueless
-from distill.teachers.endpoint import Endpoint
+from distill.teachers.endpoints.endpoint import Endpoint
 from distill.teachers.top_k import Kept, dense
 from interventions import Location
 

@@ -35,7 +35,7 @@ from distill.models.outputs import is_cut
 from distill.models.padding_sides import padded_rows, warn_if_on_wrong_side
 from distill.models.trials import answer_of, tried
 from distill.objectives import Objective
-from distill.teachers.endpoint import Endpoint
+from distill.teachers.endpoints.endpoint import Endpoint
 from distill.teachers.served import Served
 from distill.teachers.verbs import run_of
 from distill.teachers.without_adapters import WithoutAdapters

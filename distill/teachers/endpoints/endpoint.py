@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from distill.errors import DistillError
 from distill.models.pretrained import hide_progress_bars, load_tokenizer
 from distill.models.token_positions import counted, starts
-from distill.teachers.completions import Completions
-from distill.teachers.token_texts import TokenTexts, fingerprint_of
+from distill.teachers.endpoints.completions import Completions
+from distill.teachers.endpoints.token_texts import TokenTexts, fingerprint_of
 from distill.teachers.top_k import Kept
 
 LEAST = 1e-9

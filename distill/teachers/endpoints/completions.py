@@ -16,8 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from distill.errors import DistillError
+from distill.teachers.endpoints.token_texts import TokenTexts
 from distill.teachers.retries import TRANSIENT
-from distill.teachers.token_texts import TokenTexts
 
 KEY = "DISTILL_API_KEY"
 PATH = "/v1/completions"

@@ -11,7 +11,7 @@ from distill import DIITO, KD, DistillError, FitNets, Retries, Rows, Schedule, S
 from distill.errors import Unreachable
 from distill.teachers.verbs import largest_of
 from interventions import Location
-from tests.distill.teachers.endpoint_stub import Refuse, serving
+from tests.distill.teachers.endpoints.endpoint_stub import Refuse, serving
 from tests.distill.tiny_models import QUIET, VOCABULARY, gpt2_lm, spread, text, weights
 
 
