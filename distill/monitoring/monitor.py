@@ -14,21 +14,26 @@ from typing import Any
 from torch import Tensor
 
 from distill.causal.model import CausalModel
+from distill.data.rows import Rows
 from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
 from distill.monitoring.callbacks import Callback, callbacks_of, stops
 from distill.monitoring.figures import best_step, check_figure, evaluations_since, figure_to_compare
 from distill.monitoring.held_out import FEW_PAIRS, HeldOut
 from distill.monitoring.trackers import Trackers
-from distill.processes import gather_results
+from distill.processes import gather_results, may_say
 from distill.training.checkpoints import Checkpoints, Every
 from distill.training.parallel.agreement import Agreement
 from distill.training.parallel.sharded import AGREED
-from distill.training.parallel.states import copied_weights, put_weights, unsharded
+from distill.training.parallel.states import copied_weights, is_sharded, put_weights, unsharded
 from distill.training.progress import Record
 from distill.training.resolve import Training
 from distill.training.run_folder import FINGERPRINTS
 
+NO_INTERCHANGES = (
+    "the weights of the student are sharded (FSDP), so no interchange accuracy is measured between the steps; that of "
+    "the trained student is."
+)
 EVAL_ROWS = 256
 """Held-out rows on which a training is evaluated between its steps, at most."""
 
@@ -128,9 +133,24 @@ class Monitor:
         self._last = before[-1] if before else None
         self.ended = self._last is not None and self._last.stop is not None and not self.anyway
         if self.wanted.eval_every is not None:
+            self._leave_out_interchanges()
             self._try()
         if self.trackers is not None:
             self.trackers.start(self.settings)
+
+    def _leave_out_interchanges(self) -> None:
+        """Measure no interchanges where weights are sharded: their gradients would divide the weights in the middle."""
+        few = self._few
+        if not is_sharded(self._agreement.accelerator) or few.mapping == {}:
+            return
+        if self.wanted.save_best in ("iia", "error"):
+            raise DistillError(
+                f"save_best={self.wanted.save_best!r} is not measured between the steps of a student whose weights are "
+                "sharded (FSDP); compare by another figure, save_best='kl', or train by DDP."
+            )
+        self._few = replace(few, mapping={})
+        if isinstance(few.rows, Rows) and few.training.entries and may_say(NO_INTERCHANGES):
+            warnings.warn(NO_INTERCHANGES, stacklevel=2)
 
     def _try(self) -> None:
         """Raise DistillError where nothing can be measured, or not the figure to compare by."""

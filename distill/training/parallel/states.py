@@ -87,6 +87,11 @@ def put_weights(accelerator: Accelerator, copied: Mapping[str, Tensor]) -> None:
         each.copy_(copied[name])
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Return whether the weights of the model that an accelerator wrapped are divided among processes."""
+    return isinstance(_wrapped(accelerator)[0], FSDPModule)
+
+
 @contextmanager
 def unsharded(accelerator: Accelerator) -> Iterator[None]:
     """Gather the weights in the block that lie in no block of a sharded model, so that parts of it can be called."""
@@ -94,6 +99,7 @@ def unsharded(accelerator: Accelerator) -> Iterator[None]:
     if not isinstance(model, FSDPModule):
         yield
         return
+    model._get_fsdp_state()._lazy_init()  # before the first step its blocks would take themselves for whole models
     model.unshard()
     try:
         yield

@@ -177,6 +177,27 @@ def written(
     return {"losses": [record.loss for record in result.records], "weights": sums(student), "calls": len(calls)}
 
 
+def watched(
+    engine: str, folder: str | None = None, mapping: Any = None, stop: Any = None, fail: Any = None, **settings: Any
+) -> Any:
+    """Fit a student that is evaluated between the steps; a callback stops, or fails, in one process alone."""
+    teacher, student, rows = pair("gpt2")
+
+    def called(record: Any) -> str | None:
+        here = (PartialState().process_index, record.step)
+        if fail is not None and here == tuple(fail):
+            raise OSError("the callback of this process failed")
+        return "stop" if stop is not None and here == tuple(stop) else None
+
+    result = distill.fit(
+        teacher, student, mapping or {}, rows, objective=OBJECTIVES["diito" if mapping else "kd"](), steps=6, lr=0.05,
+        batch_size=8, output_dir=folder, accelerator=accelerator_of(engine, "gpt2"), console=QUIET, callbacks=called,
+        eval_data=text(9, labels=False, seed=1), **settings,
+    )  # fmt: skip
+    return {"history": list(result.history), "best": result.best, "stopped": result.stopped, "weights": sums(student),
+            "losses": [each.loss for each in result.records]}  # fmt: skip
+
+
 def again(engine: str, teacher_from: int) -> Any:
     """Train one student twice, each time two steps, with a teacher that is sharded from some bytes on."""
     sharded.TEACHER_FROM = teacher_from
@@ -236,6 +257,7 @@ def types(model: nn.Module) -> list[str]:
 CASES = {
     "train": train,
     "fitted": fitted,
+    "watched": watched,
     "large": large,
     "kept": kept,
     "written": written,
