@@ -160,8 +160,7 @@ def fit(
     wanted = Watched(eval_every, eval_rows, save_best, early_stopping)
     refuse_used_unless_resumed(output_dir, resume)
     with answered(networks, answers := cut_to_tokens(*networks, answers, tokenizer)):
-        task = read_task(teacher, student, data, tokenizer)
-        read = _read_texts(teacher, student, data, tokenizer) if task is None else over(data, task)
+        task, read = _read(teacher, student, data, tokenizer)
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
         taught = _keeping(teacher, cache, top_k, task, objective=objective, mapping=mapping, answers=answers)
         read, mapping, found = _search(mapping, networks, read, schedule, known=resume and output_dir, console=console)
@@ -197,16 +196,28 @@ def read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Ta
     return None if task is None else numbered_as(task, known, student)
 
 
+def _read(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> tuple[Task | None, Any]:
+    """Return the task that the data is, if it is one, and what is trained on: the task, or data with its texts read."""
+    data = _read_prompts(teacher, student, data, tokenizer)
+    task = read_task(teacher, student, data, tokenizer)
+    return task, _read_texts(teacher, student, data, tokenizer) if task is None else over(data, task)
+
+
 def _read_texts(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Any:
     """Return texts and chats in memory as the rows that a language model reads; other data as it is."""
     if isinstance(teacher, CausalModel):
         return data
+    reads = tokenizer_among(given_preprocessors(tokenizer))
+    return over(data, texts_read(data_of(data), student if teacher is None else teacher, reads))
+
+
+def _read_prompts(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Any:
+    """Return `Written` over prompts that are texts alone as over rows of tokens; other data as it is."""
+    if not isinstance(data, Written) or isinstance(teacher, CausalModel):
+        return data
     reads, known = tokenizer_among(given_preprocessors(tokenizer)), student if teacher is None else teacher
-    if isinstance(data, Written):
-        data = over(
-            data, as_tokens(data_of(data), lambda: reads or tokenizer_of(known), by_encoder=reads_by_encoder(student))
-        )
-    return over(data, texts_read(data_of(data), known, reads))
+    by_encoder = reads_by_encoder(student)
+    return over(data, as_tokens(data_of(data), lambda: reads or tokenizer_of(known), by_encoder=by_encoder))
 
 
 def choose_schedule(schedule: Schedule | None, overrides: Mapping[str, Any], teacher: Any, data: Any) -> Schedule:

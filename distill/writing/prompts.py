@@ -6,6 +6,7 @@ for an encoder–decoder is what the encoder reads, and the labels are the compl
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from distill.data.draws import is_frame
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.sources.lazy_columns import Column
+from distill.data.sources.opening import FORMATS
+from distill.data.tables import SUFFIXES
 from distill.data.texts.chats import prompt_text
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns
@@ -24,6 +27,8 @@ from distill.models.host_copies import host_columns
 IGNORED = -100
 OF_TOKENS = ("input_ids", "attention_mask", "labels", "special_tokens_mask")
 """The columns with a value for each token that are known for tokens that a model writes too."""
+FILES = frozenset({*FORMATS, *SUFFIXES, ".gz"})
+"""The ends of names of files; a list of these is no list of texts."""
 FEW, LOOKED_AT = 8, 256
 """The numbers of rows whose columns are looked at, and whose labels are compared with their tokens."""
 
@@ -69,7 +74,7 @@ def as_tokens(prompts: Any, tokenizer: Callable[[], Any], *, by_encoder: bool) -
 def _prompt_values(prompts: Any) -> list[Any] | None:
     """Return the texts or chats of prompts without completions; None for prompts of another kind."""
     if isinstance(prompts, list | tuple) and prompts and all(isinstance(each, str) for each in prompts):
-        return list(prompts)
+        return None if all(Path(each).suffix in FILES for each in prompts) else list(prompts)
     if isinstance(prompts, list | tuple):
         rows = [each if isinstance(each, Mapping) else {} for each in prompts]
         return [row["prompt"] for row in rows] if rows and all(_is_prompt(row) for row in rows) else None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.data.rows import Rows
 from distill.data.seeds import seed_from
 from distill.errors import DistillError
-from distill.models.inputs import TEACHERS, common_vocabulary, device_of, innermost, to_device
+from distill.models.inputs import TEACHERS, Serves, common_vocabulary, device_of, innermost, to_device
 from distill.models.pad_tokens import longest_input
 from distill.models.trials import tried
 from distill.processes import gather_results, processes
@@ -36,7 +36,7 @@ class Writing:
     Attributes:
         levels: who writes with which probability; the first that writes in a step decides.
         rows: the prompts, with the completions of the data if there are any.
-        teacher: the teacher, if it is a network here; None otherwise.
+        teacher: the teacher, if it is a network in this process, also one whose answers are kept; None otherwise.
         student: the student.
         seed: of the training.
         kept: what the teacher has written after the prompt of each row, by number of the row and level.
@@ -71,9 +71,10 @@ class Writing:
                 f"({', '.join(name for name in rows.columns if name.startswith(TEACHERS))}), which would not be "
                 "completed; train on the completions of the data: data=rows."
             )
+        served = getattr(teacher, "model", None) if isinstance(teacher, Serves) else None
+        here = served if isinstance(served, nn.Module) else teacher if isinstance(teacher, nn.Module) else None
         for level in levels:
-            refuse_unable(student if level.by == "student" else teacher, level.by)
-        here = teacher if isinstance(teacher, nn.Module) else None
+            refuse_unable(student if level.by == "student" else here or teacher, level.by)
         made = cls(levels, as_prompts(rows, by_encoder=reads_by_encoder(student)), here, student, seed)
         made._check_prompts()
         return made

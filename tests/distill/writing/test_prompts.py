@@ -130,6 +130,8 @@ def test_chats():
         as_tokens([{"prompt": CHAT}, {"prompt": 3}], Letters, by_encoder=False)
 
 
-@pytest.mark.parametrize("prompts", [{"prompt": ["a"], "completion": ["b"]}, [{"text": "a"}], [], {}, "data.csv", None])
+@pytest.mark.parametrize(
+    "prompts", [{"prompt": ["a"], "completion": ["b"]}, [{"text": "a"}], [], {}, "data.csv", ["a.csv", "b.jsonl"]]
+)
 def test_data_of_other_kinds_is_left_to_others(prompts):
     assert as_tokens(prompts, Letters, by_encoder=False) is prompts

@@ -119,11 +119,19 @@ def test_prompts_that_cannot_be(data, message):
 
 def test_teachers_that_cannot_write():
     student, data = spread(gpt2_lm(2)), Written(prompts(), by="teacher")
-    for teacher in (None, bert(2), Served(spread(gpt2_lm(2)))):
+    for teacher in (None, bert(2), object()):
         with pytest.raises(DistillError, match="the teacher cannot write"):
             Writing.of(data, data.rows, teacher, student, 0)
     with pytest.raises(DistillError, match="the student cannot write"):
         Writing.of(Written(prompts()), data.rows, student, bert(2), 0)
+
+
+def test_a_teacher_whose_answers_are_kept_writes():
+    teacher, student = taught()
+    data = Written(prompts(), by="teacher", max_new_tokens=4)
+    kept = Writing.of(data, data.rows, Served(teacher), student, 0)
+    assert kept.teacher is teacher
+    assert texts(kept, 0) == texts(Writing.of(data, data.rows, teacher, student, 0), 0)
 
 
 def test_models_that_are_divided_are_refused():

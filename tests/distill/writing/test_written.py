@@ -5,6 +5,10 @@ from functools import partial
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 import distill
 from distill import DIITO, KD, CausalLM, DistillError, Objective, Ramp, Schedule, Task, Written, steps
@@ -186,6 +190,17 @@ def count_calls(monkeypatch):
     return calls
 
 
+@pytest.mark.parametrize("by", ["student", "teacher"])
+def test_kept_answers_are_those_to_what_is_written(by, tmp_path):
+    found = []
+    for settings in ({}, {"cache": tmp_path / "answers"}):
+        teacher, student = taught()
+        result = distill.fit(teacher, student, {}, Written(prompts(), by, max_new_tokens=4), objective=KD(), epochs=3,
+                             batch_size=2, lr=0.01, console=QUIET, **settings)  # fmt: skip
+        found.append([record.loss for record in result.records])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+
+
 def test_later_epochs_of_the_teacher_write_nothing(monkeypatch):
     calls = count_calls(monkeypatch)
     teacher, student = taught()
@@ -207,6 +222,25 @@ def test_data_that_is_not_trained_on_is_the_data_itself():
     assert measured[0].value == measured[1].value
     fitted = distill.fit(teacher, student, {}, data, eval_data=data, objective=KD(), steps=1, console=QUIET)
     assert fitted.evaluation.accuracy is not None
+
+
+def reader():
+    """A tokenizer of three words."""
+    words = Tokenizer(WordLevel({"the": 5, "cat": 6, "a": 7, "<end>": 2}, unk_token="<end>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<end>")
+
+
+@pytest.mark.parametrize(
+    "texts", [["the cat", "a"], {"prompt": ["the cat", "a"]}, [{"prompt": "the cat"}, {"prompt": "a"}]]
+)
+def test_texts_are_read_by_the_tokenizer_that_is_given(texts):
+    teacher, student = taught()
+    settings = {"objective": KD(), "steps": 1, "console": QUIET}
+    with pytest.raises(DistillError, match="no tokenizer was saved with the models"):
+        distill.fit(teacher, student, {}, Written(texts, max_new_tokens=2), **settings)
+    result = distill.fit(teacher, student, {}, Written(texts, max_new_tokens=2), tokenizer=reader(), **settings)
+    assert len(result.records) == 1
 
 
 def test_task():
