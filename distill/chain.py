@@ -22,6 +22,7 @@ from distill.models.preprocessors import given_preprocessors, preprocessors_for,
 from distill.objectives import Objective
 from distill.results import FitResult
 from distill.tasks.loading import as_read, task_of
+from distill.teachers.without_adapters import refuse_shared
 from distill.training.run_folder import Resume
 from distill.training.schedule import Schedule
 from interventions import renamed
@@ -69,6 +70,7 @@ def chain(
     _check(networks)
     count = len(networks) - 1
     networks = [uncompiled(each) for each in networks]
+    refuse_shared(networks, "chain", but=(0, 1))  # `fit` lets a student be its teacher with adapters
     rules = _one_per_network(answers, len(networks))
     mappings = _one_per_step(mapping, count, "mapping")
     schedules = _one_per_step(schedule, count, "schedule")

@@ -40,6 +40,7 @@ from distill.results import FitResult
 from distill.storage.files import write, write_json
 from distill.tasks.loading import rows_to_measure, task_of, training_rows
 from distill.tasks.named import texts_read
+from distill.teachers.without_adapters import refuse_shared
 from distill.training import loop
 from distill.training.checkpoints import LOG, STEPS, lines_of
 from distill.training.checks import check, check_together
@@ -113,6 +114,7 @@ def mutual(
     """
     networks = [uncompiled(each) for each in networks]
     _check_networks(networks)
+    refuse_shared(networks, "mutual")
     with answered(networks, answers):
         reads = tokenizer_among(given_preprocessors(tokenizer))
         task = None if data is None else task_of(data, networks[0], reads)

@@ -23,10 +23,11 @@ from distill.evaluation.outcome import outcomes_of
 from distill.interchange.kinds import USUAL, Kind, kinds_of
 from distill.interchange.mapping import Entry, depth, entries_of
 from distill.interchange.positions import Span
-from distill.models.inputs import refuse_valueless, uncompiled
+from distill.models.inputs import refuse_valueless
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.teachers.served import Served
+from distill.teachers.without_adapters import teacher_and_student
 from interventions import InterventionError, Location, Model, architecture, as_location, shown
 
 SIDES = ("student", "teacher")
@@ -81,7 +82,7 @@ def search_mapping(
 
     Geiger et al. 2021 (arXiv:2106.02997), section 3.
     """
-    teacher, student = uncompiled(teacher), uncompiled(student)
+    teacher, student = teacher_and_student(teacher, student)
     if isinstance(teacher, CausalModel):
         raise DistillError(
             "search_mapping compares the places of two networks, and a causal model has variables; search for those: "

@@ -30,13 +30,14 @@ from distill.evaluation.measurement import check_pairs
 from distill.interchange.kinds import Kind, kinds_of
 from distill.interchange.mapping import layer_mapping
 from distill.models.class_names import check_alike, real_names
-from distill.models.inputs import refuse_valueless, uncompiled, vocabulary_of
+from distill.models.inputs import refuse_valueless, vocabulary_of
 from distill.models.numbering import numbered_as
 from distill.models.outputs import answered, same_answers
 from distill.models.reinitialized import reinitialized
 from distill.models.trials import translated
 from distill.tasks.loading import held_out, task_of
 from distill.tasks.named import length_for, tokenizer_of
+from distill.teachers.without_adapters import apart
 from distill.training.run_folder import refuse_used
 from interventions import InterventionError, shown
 
@@ -99,7 +100,7 @@ def audit(
     >>> print(audit(net, net, data).sentences[0])
     Yes, it is the same computation: all 50 answers are equal to the last bit, and so is what every part computes.
     """
-    original, compressed, seed = uncompiled(original), uncompiled(compressed), seed_of(seed)
+    (original, compressed), seed = apart([original, compressed], (ORIGINAL, COMPRESSED)), seed_of(seed)
     _check(original, compressed, examples, pairs)
     if output_dir is not None:
         refuse_used(Path(output_dir))

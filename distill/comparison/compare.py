@@ -21,7 +21,7 @@ from distill.comparison.compared_kinds import compared_figures
 from distill.comparison.comparison import Comparison
 from distill.comparison.labelled_rows import labelled_rows
 from distill.comparison.samples import Sample, sample_of
-from distill.comparison.trained_students import TrainedStudent, mappings_of, students_of
+from distill.comparison.trained_students import TrainedStudent, mappings_of, teacher_and_runs
 from distill.data.seeds import seed_of
 from distill.errors import DistillError, NothingToMeasure, checked
 from distill.evaluation.interchange_accuracy import DRAWN, MAPPED, kind_of, measurement_of, placed_kinds
@@ -29,7 +29,7 @@ from distill.evaluation.kind_measurement import MeasuredKind, refuse_nothing
 from distill.evaluation.measurement import counted
 from distill.interchange.kinds import Kind, kinds_of
 from distill.interchange.sources import Shuffle, Sources
-from distill.models.inputs import uncompiled, vocabulary_of
+from distill.models.inputs import vocabulary_of
 from distill.models.outputs import answered
 from distill.models.trials import translated
 from distill.tasks.loading import as_read, held_out
@@ -102,7 +102,7 @@ def compare(
             "compare(teacher=CausalModel(…)) has no kinds of interchange to compare, as variables have places of their "
             "own; measure each network: interchange_accuracy(causal_model, network, mapping)."
         )
-    teacher, runs = uncompiled(teacher), students_of(students)
+    teacher, runs = teacher_and_runs(teacher, students)
     data = as_read(data, teacher)
     mappings, own = mappings_of(mapping, list(runs)), kind_of(sources, positions)
     _refuse_other_sources([each.model for of in runs.values() for each in of], {MAPPED: own, **kinds_of(kinds)})

@@ -1,7 +1,7 @@
 """The students of a comparison, each with one or several runs, as the caller names them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,7 @@ from distill.errors import DistillError
 from distill.interchange.kinds import Kind
 from distill.models.inputs import uncompiled
 from distill.results import FitResult
+from distill.teachers.without_adapters import apart
 from interventions import Model, shown
 
 FORM = '{"KD": kd, "KD + DIITO": diito}'
@@ -37,6 +38,20 @@ class TrainedStudent:
         """Return whether it was trained on interchanges of a kind; None where that is not known."""
         trained = None if self.result is None else self.result.settings.get("kinds")
         return None if trained is None else repr(kind) in trained
+
+
+def teacher_and_runs(teacher: Any, students: Any) -> tuple[Any, dict[str, tuple[TrainedStudent, ...]]]:
+    """Return the teacher, and the runs of each student; of models with adapters on one base that base without them.
+
+    Raises:
+        DistillError: as `students_of`; models whose adapters cannot be distinguished.
+    """
+    runs = students_of(students)
+    named = [(name, each) for name, of in runs.items() for each in of]
+    names = ["the teacher", *(f"student {name!r}" for name, _ in named)]
+    teacher, *models = apart([teacher, *(each.model for _, each in named)], names)
+    found = iter(models)
+    return teacher, {name: tuple(replace(each, model=next(found)) for each in of) for name, of in runs.items()}
 
 
 def students_of(students: Any) -> dict[str, tuple[TrainedStudent, ...]]:

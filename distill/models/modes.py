@@ -1,9 +1,19 @@
-"""The modes of a network: training and evaluation."""
+"""The modes of a network: training and evaluation, with and without its adapters."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
+
+
+def as_itself(network: nn.Module) -> AbstractContextManager[None]:
+    """Return a block in which what is inside of a model may be called for it, as `generate` of the innermost one.
+
+    A model that answers for another one while a part of that is off, as adapters, has a method `switched` for it.
+    """
+    switched: Any = getattr(network, "switched", None)
+    return switched() if callable(switched) else nullcontext()
 
 
 @contextmanager

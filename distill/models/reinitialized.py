@@ -8,15 +8,16 @@ from torch import nn
 
 from distill.data.seeds import seed_of
 from distill.errors import checked
-from distill.models.inputs import refuse_valueless, uncompiled
+from distill.models.inputs import innermost, refuse_valueless, uncompiled
 
 
 @checked
 def reinitialized(network: nn.Module, seed: int = 0) -> nn.Module:
     """Return a copy of a network with new weights, drawn as those of a new network.
 
-    A transformers model is built again from its configuration. In any other, each module with `reset_parameters` resets
-    its parameters, and all other parameters are drawn from a normal with their mean and standard deviation.
+    A transformers model is built again from its configuration, one with adapters of peft without these. In any other,
+    each module with `reset_parameters` resets its parameters, and all other parameters are drawn from a
+    normal with their mean and standard deviation.
 
     Args:
         network: the network.
@@ -24,13 +25,16 @@ def reinitialized(network: nn.Module, seed: int = 0) -> nn.Module:
     """
     seed, network = seed_of(seed), uncompiled(network)
     refuse_valueless(network, "reinitialized")
+    adapted = hasattr(network, "get_base_model") or hasattr(network, "switched")
+    network = innermost(network) if adapted else network
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.default_generator.manual_seed(seed)
         config = getattr(network, "config", None)
         first = next(network.parameters(), None)
         if first is not None and hasattr(network, "init_weights") and config is not None:
             new = type(network)(deepcopy(config)).to(first.device, first.dtype).train(network.training)
-            if _shapes(new) == _shapes(network):  # if not, a part was replaced after it was built
+            built, own = _shapes(new), _shapes(network)
+            if built == own or (adapted and built.items() <= own.items()):  # if not, a part was replaced after that
                 return new
         copy, drawn = deepcopy(network).cpu(), set[int]()
         for module in copy.modules():
@@ -44,4 +48,6 @@ def reinitialized(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def _shapes(network: nn.Module) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in network.state_dict().items()}
+    """Return the shapes of the weights by name; of those inside of adapters by the name that they had before."""
+    state = network.state_dict().items()
+    return {name.replace(".base_layer", "").replace(".original_module", ""): value.shape for name, value in state}

@@ -237,7 +237,7 @@ def check_softening(teacher: Any, objectives: Sequence[Objective]) -> None:
 
 def _refuse_shared(teacher: Any, student: nn.Module) -> None:
     """Raise DistillError if training the student would change the teacher; frozen parts may be shared."""
-    if isinstance(teacher, WithoutAdapters):
+    if isinstance(network_of(teacher), WithoutAdapters):
         return
     teachers_own = {address for parameter in network_of(teacher).parameters() for address in _addresses(parameter)}
     trained = ((name, p) for name, p in student.named_parameters() if p.requires_grad)

@@ -26,13 +26,14 @@ from torch import nn
 from distill.causal.model import CausalModel
 from distill.errors import DistillError
 from distill.interchange.mapping import Entry, Sides
-from distill.models.inputs import evaluating, uncompiled
+from distill.models.inputs import evaluating
 from distill.models.outputs import same_answers
 from distill.models.trials import translated
 from distill.objectives import Objective
 from distill.processes import gather, process_state
 from distill.statistics.intervals import student_quantile
 from distill.teachers.served import Served
+from distill.teachers.without_adapters import teacher_and_student
 from distill.training.loop import train
 from distill.training.progress import Record
 from distill.training.resolve import objectives_of, training_of
@@ -120,7 +121,7 @@ def step_ratio(
             arguments that `fit` would refuse.
     """
     _refuse_unmeasurable(teacher, steps)
-    teacher, student = uncompiled(teacher), uncompiled(student)
+    teacher, student = teacher_and_student(teacher, student)
     device = process_state().device
     clock = clock_of(device) if clock is None else clock
 

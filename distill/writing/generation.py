@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.inputs import evaluating, innermost
+from distill.models.modes import as_itself
 from distill.models.pad_tokens import pad_token_of
 from distill.models.token_positions import parameters_of
 from interventions import shown
@@ -164,7 +165,7 @@ def generate(
         known: the number of token ids that all models of the training know; others are not written. None for all.
     """
     mask = prompts["attention_mask"]
-    with evaluating(network), torch.no_grad():
+    with evaluating(network), as_itself(network), torch.no_grad():
         if reads_by_encoder(network) or bool(mask.all()) or _ignores_padding(innermost(network)):
             return _generate(network, prompts, generation, seeds, known)
         found: list[Tensor] = [torch.empty(0)] * len(mask)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
@@ -198,6 +199,25 @@ def watched(
             "losses": [each.loss for each in result.records]}  # fmt: skip
 
 
+def adapted(engine: str, objective: str, model: str, copied: bool = False) -> Any:
+    """Fit a student that is its teacher, or a copy, with adapters; return losses, weights, and if the teacher stays."""
+    from peft import LoraConfig, get_peft_model
+
+    base, _, rows = pair(model)
+    teacher = deepcopy(base) if copied else base
+    targets = {"gpt2": ["c_attn"], "bert": ["query", "value"]}[model]
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=targets, init_lora_weights=False, fan_in_fan_out=model == "gpt2")
+    student = get_peft_model(base, config).double()
+    before = {name: each.clone() for name, each in base.named_parameters() if "lora" not in name}
+    result = distill.fit(
+        teacher, student, "full" if objective != "kd" else None, rows, objective=OBJECTIVES[objective](), steps=6,
+        lr=0.05, batch_size=8, accelerator=accelerator_of(engine, model), console=QUIET,
+    )  # fmt: skip
+    kept = all(torch.equal(each, before[name]) for name, each in base.named_parameters() if name in before)
+    return {"losses": [record.loss for record in result.records], "weights": sums(student), "kept": kept}
+
+
 def again(engine: str, teacher_from: int) -> Any:
     """Train one student twice, each time two steps, with a teacher that is sharded from some bytes on."""
     sharded.TEACHER_FROM = teacher_from
@@ -261,6 +281,7 @@ CASES = {
     "large": large,
     "kept": kept,
     "written": written,
+    "adapted": adapted,
     "again": again,
     "refused": refused,
     "different": different,
