@@ -1,7 +1,7 @@
 """The options that several commands share, in groups: the data, the schedule, and how interchanges are made."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from pathlib import Path
@@ -230,7 +230,7 @@ class MonitorOptions(Options):
     save_best: str | None = None
     early_stopping: int | None = None
     keep: int | None = None
-    track: tuple[str, ...] = ()
+    track: Sequence[str] | None = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.eval_every, str) and self.eval_every.isdecimal():

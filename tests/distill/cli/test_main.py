@@ -39,8 +39,8 @@ REPOSITORY = Path(__file__).parents[3]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Measured on 40 pairs, timed over 2 steps, in a folder of one's own; CUDA or not, no colour asked for."""
-    for command in ("fit", "student_runs", "evaluate"):
-        monkeypatch.setattr(f"distill.cli.{command}.evaluate", partial(evaluate, pairs=40))
+    monkeypatch.setattr("distill.cli.fit_command.PAIRS", 40)
+    monkeypatch.setattr("distill.cli.evaluate.evaluate", partial(evaluate, pairs=40))
     monkeypatch.setattr("distill.cli.fit.compare", partial(compare, pairs=40))
     monkeypatch.setattr("distill.cli.student_runs.TIMED", 2)
     # The command line sets these before transformers is imported; here it was imported long ago.
