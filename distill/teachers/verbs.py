@@ -48,10 +48,10 @@ def lazy_answers(run: Run) -> LazyLogits | None:
 
     They are made of the hidden states, where the run ended before the head, or of the largest logits that were kept.
     """
-    kept: Any = run.output
     if run.deferred is not None and not run.deferred.graded:
         return lazy_logits(run)
-    if not (isinstance(run, ServedRun) and isinstance(kept, dict) and "values" in kept and kept["values"].ndim == 3):
+    kept = largest_of(run)
+    if kept is None or kept["values"].ndim != 3:
         return None
     names, classes = ("values", "indices", "level"), kept["classes"]
 
