@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -272,7 +272,7 @@ def _save_result(result: FitResult, teacher: Any, training: Training) -> None:
 def _settings(training: Training, answers: Any, found: FoundMapping | None, wanted: Watched) -> dict[str, Any]:
     """Return the settings of a training as plain data, which its folder keeps."""
     settings = {
-        "schedule": json.loads(json.dumps(asdict(training.schedule))),
+        "schedule": training.schedule.to_dict(),
         "objective": [repr(each) for each in training.objectives],
         "weights": training.weights_as_text,
         "mapping": [str(entry) for entry in training.entries],

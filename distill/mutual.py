@@ -8,9 +8,8 @@ compares the two, KL divergence by default:
 Zhang, Xiang, Hospedales, Lu 2017 (arXiv:1706.00384), sections 2.2 and 2.3.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -188,7 +187,7 @@ def _training(
     )
     settings = {
         "networks": len(networks),
-        "schedule": json.loads(json.dumps(asdict(schedule))),
+        "schedule": schedule.to_dict(),
         "objective": [repr(each) for each in lessons],
         "own": [repr(each) for each in mine],
         "edges": [list(edge) for edge in arrows],

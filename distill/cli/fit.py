@@ -171,7 +171,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     compared = [compared_model("teacher", teacher, measured), compared_model(UNTRAINED, smaller, untrained)]
     compared += _compared(trained, command.training_seeds)
     title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(smaller)}"
-    settings = {**asdict(command), "schedule": asdict(schedule), **found}
+    settings = {**asdict(command), "schedule": schedule.to_dict(), **found}
     samples = _samples(runs, trained)
     report = Report(title, task, compared, settings, *_comparison(runs, trained, smaller), samples)
     print_report(report, console)

@@ -14,11 +14,11 @@ from distill.errors import DistillError
 from distill.objectives import Moment
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, parts_of
+from distill.training.optimization.updates import backward
 from distill.training.parallel.agreement import Agreement
 from distill.training.pending import not_finite, steps_between_looks
 from distill.training.resolve import Training
 from distill.training.schedule import drawing, shared_generator
-from distill.training.updates import backward
 from interventions import InterventionError, on_host
 
 ONE_ROW = "more than 1 value per channel"

@@ -32,7 +32,7 @@ from distill.models.precision import upcast
 from distill.models.trials import tried
 from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
-from distill.processes import first_error_named, on_cpu
+from distill.processes import first_error_named
 from distill.teachers.served import Served
 from distill.teachers.without_adapters import teacher_and_student
 from distill.training.after_step import AfterStep, last_of, tell
@@ -40,8 +40,10 @@ from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of
 from distill.training.gradients import Wrapped
 from distill.training.interruption import Interrupt, defer_interrupt
+from distill.training.optimization.updates import clip, make_step, preparing
 from distill.training.parallel.agreement import Agreement, refuse_different
 from distill.training.parallel.engines import leaves_some, refuse_unfit, unused_found, with_ddp
+from distill.training.parallel.half_precision import accelerator_of, computing_again
 from distill.training.parallel.sharded import refuse_unfit_for_shards, shard_teacher, whole_afterwards
 from distill.training.pending import Pending, steps_between_looks
 from distill.training.progress import Plain, Record, show_progress
@@ -49,7 +51,6 @@ from distill.training.readings import readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
 from distill.training.schedule import Schedule, drawing, lengths_to_group, order
-from distill.training.updates import clip, make_step, preparing
 from interventions import Model
 
 
@@ -101,8 +102,17 @@ def train(
         accelerator: `Accelerator()` by default.
         interrupt: the signals that this process was sent; once a step is made, it knows of those of all processes.
     """
-    agreement = _agreement(training, accelerator or Accelerator(cpu=on_cpu()), interrupt or Interrupt())
-    accelerator = agreement.accelerator
+    schedule, learning = training.schedule, training.computation.learning
+    with (
+        accelerator_of(accelerator, schedule.precision) as chosen,
+        computing_again(learning, wanted=schedule.gradient_checkpointing),
+    ):
+        yield from _train(training, chosen, interrupt or Interrupt())
+
+
+def _train(training: Training, accelerator: Accelerator, interrupt: Interrupt) -> Generator[Record, None, None]:
+    """Train the modules of a training with an accelerator; the arguments are those of `train`."""
+    agreement = _agreement(training, accelerator, interrupt)
     computation, rows, schedule = training.computation, training.rows, training.schedule
     refuse_unfit(accelerator, computation)
     refuse_different(accelerator, training)
@@ -179,7 +189,7 @@ def _wrap(
         after: is left when the training ends.
         leaves: whether some trained parameters get no gradient.
     """
-    optimizer = schedule.optimizes(groups_of(computation, schedule))
+    optimizer = schedule.optimizes(groups_of(computation, schedule), computation)
     computation.sharded = accelerator.distributed_type == DistributedType.FSDP
     if computation.sharded:
         refuse_unfit_for_shards(accelerator, computation)

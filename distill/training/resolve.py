@@ -133,7 +133,7 @@ class Training:
             shares = {f"Written {place}": level.share for place, level in enumerate(levels)}
             written[FINGERPRINTS] = fingerprints(
                 data=self.rows, networks=networks, tokenizer=tokenizer, objectives=self.objectives,
-                weights={**self.weights, **shares},
+                weights={**self.weights, **shares, **self.schedule.functions},
             )  # fmt: skip
         folder = run_folder(output_dir, written, resume, every, keep)
         return replace(

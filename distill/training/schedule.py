@@ -1,15 +1,15 @@
 """The schedule of a training: its duration, learning rate, order of rows and random draws, and the weights of terms."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
-from math import ceil, cos, inf, isfinite, pi
+from math import ceil, inf, isfinite
 from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.data.seeds import decided, seed_of
 from distill.data.task import Recipe
@@ -17,17 +17,12 @@ from distill.data.texts.lengths import grouped, lengths_of
 from distill.errors import DistillError, checked, refuse_negative
 from distill.models.host_copies import host_generator
 from distill.models.precision import PARAM_DTYPES
-from distill.objectives.term_weights import Weight, weight_at
+from distill.objectives.term_weights import Weight, describe_function, weight_at
+from distill.training.optimization.optimizers import check_decaying, check_optimizer, decay_split, optimizer_of
+from distill.training.optimization.rates import check_decay, share_of_rate
 
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": torch.optim.AdamW,
-    "adam": torch.optim.Adam,
-    "sgd": partial(torch.optim.SGD, momentum=0.9),
-}
-DECAYS = ("linear", "cosine", "constant")
-SMALL = 2**19
-"""The number of weights up to which an optimizer on a CPU loops over them outside Python, with the same bits. It then
-holds one more copy of them in each operation, which is slower where that does not fit into a cache."""
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+"""The names of the precision of computation, and how accelerate calls them."""
 
 
 @checked
@@ -46,13 +41,23 @@ class Schedule:
             each other (shuffled sources, contrastive negatives, batch norm) see one part at a time, random draws
             (noise, pairs of a mapping) are made for each part, and BSS, which learns late how many rows it moves,
             averages over parts.
-        optimizer: "adamw", "adam" or "sgd" (momentum 0.9).
+        optimizer: "adamw", "adam" or "sgd" (momentum 0.9); or a class or function that is called with groups of
+            parameters and `lr`, and with `weight_decay` if it has such a parameter, e.g. `torch.optim.NAdam` or
+            `functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True)`.
         decay: how the learning rate falls after the warm-up: "linear" or "cosine" to 0, "constant", or the shares of
-            the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240.
+            the training after each of which it is a tenth, as `(0.625, 0.75, 0.875)` for epochs 150, 180, 210 of 240;
+            the name of a schedule of `transformers.get_scheduler`, as "cosine_with_restarts", "polynomial",
+            "inverse_sqrt" or "constant_with_warmup", at each step its value; or a function from the share of the
+            training that is done, 0 to 1, to a multiple of `lr`.
         param_dtype: "float32" trains weights that were loaded in bfloat16 or float16 in float32, and returns and saves
             them in it; "as loaded" trains them in half precision, where rounding discards most steps.
         workers: processes that read the rows of the next steps while a step is computed, at least as many as a
             DataLoader that is given as the data says. Order and values are those of 0, which reads in this process.
+        weight_decay_on: "all" parameters, or "matrices": not biases, the parameters of norms, and other vectors.
+        precision: of the computation of each step, the weights stay in float32: "bf16", "fp16" (with scaled gradients;
+            on GPUs), "fp32", or None, as the accelerator says.
+        gradient_checkpointing: keep no activations inside the blocks of the student for the backward pass, and compute
+            them again, for less memory; a model of transformers.
         group_by_length: make each batch of rows of similar length, so that little of it is padding: None does so where
             a column has rows of several lengths, False never. The order stays decided by the seed, and each epoch has
             each row once.
@@ -67,11 +72,14 @@ class Schedule:
     clip: float | None = 1.0
     seed: Any = 0
     accumulate: int = 1
-    optimizer: str = "adamw"
-    decay: str | tuple[float, ...] = "linear"
+    optimizer: str | Callable[..., Any] = "adamw"
+    decay: str | tuple[float, ...] | Callable[[float], Any] = "linear"
     param_dtype: str = "float32"
     workers: int = 0
     group_by_length: bool | None = None
+    weight_decay_on: str = "all"
+    precision: str | None = None
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", seed_of(self.seed))
@@ -98,22 +106,25 @@ class Schedule:
                 f"accumulate={self.accumulate} parts cannot be made of batch_size={self.batch_size} rows; use 1 to "
                 f"{self.batch_size}: batch_size is what one step of the optimizer sees."
             )
-        if self.optimizer not in OPTIMIZERS:
-            raise DistillError(f"optimizer={self.optimizer!r} is none of {', '.join(OPTIMIZERS)}; choose one.")
+        check_optimizer(self.optimizer)
+        check_decaying(self.weight_decay_on)
         if self.workers < 0:
             raise DistillError(f"workers={self.workers} cannot be; use 0 to read in this process, or more.")
         if self.param_dtype not in PARAM_DTYPES:
             raise DistillError(
                 f"param_dtype={self.param_dtype!r} is none of {', '.join(map(repr, PARAM_DTYPES))}; choose one."
             )
-        if isinstance(self.decay, str):
-            if self.decay not in DECAYS:
-                raise DistillError(
-                    f"decay={self.decay!r} is none of {', '.join(DECAYS)}; choose one, or shares of the training, "
-                    "as decay=(0.5, 0.75)."
-                )
-        elif not self.decay or not all(0 < share < 1 for share in self.decay):
-            raise DistillError(f"decay={self.decay} must be shares of the training, between 0 and 1, as (0.5, 0.75).")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise DistillError(
+                f"precision={self.precision!r:.60} is none of {', '.join(map(repr, PRECISIONS))} and None; choose one: "
+                "weights stay in float32, and are computed with in this precision."
+            )
+        if self.precision in ("bf16", "fp16") and self.param_dtype != "float32":
+            raise DistillError(
+                f"precision={self.precision!r} keeps the weights in float32, and param_dtype={self.param_dtype!r} does "
+                "not; leave one of them out."
+            )
+        check_decay(self.decay)
 
     @classmethod
     def of(cls, recipe: Recipe, seed: int = 0) -> "Schedule":
@@ -130,29 +141,26 @@ class Schedule:
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        rise = max(1, round(self.warmup * total))
-        return self.lr * min((step + 1) / rise, self._left(step, total, rise), 1.0)
+        return self.lr * share_of_rate(self.decay, step, total, round(self.warmup * total), self.lr)
 
-    def _left(self, step: int, total: int, rise: int) -> float:
-        """Return the share of the learning rate that the decay leaves at a step."""
-        if not isinstance(self.decay, str):
-            return 0.1 ** sum(step >= share * total for share in self.decay)
-        if self.decay == "constant":
-            return 1.0
-        left = (total - step) / max(1, total - rise)
-        return left if self.decay == "linear" else (1 - cos(pi * min(left, 1.0))) / 2
+    def optimizes(self, groups: Sequence[dict[str, Any]], model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return an optimizer for groups of the parameters of a model; without it all of them decay.
 
-    def optimizes(self, groups: Iterable[Mapping[str, Any]]) -> torch.optim.Optimizer:
-        """Return an optimizer for groups of parameters: fused on a GPU, without loops in Python where they show.
-
-        The fused one of a CPU is faster too, and rounds otherwise, by which the results of seeds would change.
+        Raises:
+            DistillError: `optimizer` is a callable that does not make one.
         """
-        given = [{**group, "params": list(group["params"])} for group in groups]
-        every = [each for group in given for each in group["params"]]
-        kinds = {each.device.type if each.is_floating_point() else "" for each in every}
-        small = kinds == {"cpu"} and sum(each.numel() for each in every) <= SMALL
-        way = {"fused": True} if kinds == {"cuda"} else {"foreach": True} if small else {}
-        return OPTIMIZERS[self.optimizer](given, lr=self.lr, weight_decay=self.weight_decay, **way)
+        divided = groups if model is None or self.weight_decay_on == "all" else decay_split(groups, model)
+        return optimizer_of(self.optimizer, divided, lr=self.lr, weight_decay=self.weight_decay)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain data, for JSON; functions by their names."""
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self), default=describe_function))
+        return plain
+
+    @property
+    def functions(self) -> dict[str, Any]:
+        """The settings that are functions of the user, by name."""
+        return {f"Schedule {name}": each for name, each in vars(self).items() if callable(each)}
 
 
 def weigh(

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from distill.errors import DistillError
 
 WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
-MODEL, OPTIMIZER, SCALER, STEP = "model.", "optimizer.", "scaler.", "step"
+MODEL, OPTIMIZER, GROUP, SCALER, STEP = "model.", "optimizer.", "group.", "scaler.", "step"
 
 
 def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
@@ -34,7 +34,10 @@ def save_state(accelerator: Accelerator, folder: Path, step: int) -> None:
     state = {**_weights(model), **_scale(accelerator), STEP: torch.tensor(step)}
     for name, parameter in _parameters(model).items():
         held = optimizer.state.get(parameter, {})
-        state |= {f"{OPTIMIZER}{name}.{key}": each for key, each in held.items() if isinstance(each, Tensor)}
+        state |= {f"{OPTIMIZER}{name}.{key}": each for key, each in _tensors(held, optimizer).items()}
+    for number, group in enumerate(optimizer.param_groups):
+        counted = {key: each for key, each in group.items() if _is_counted(key, each, optimizer)}
+        state |= {f"{GROUP}{number}.{key}": each for key, each in _tensors(counted, optimizer).items()}
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     planner = DefaultSavePlanner(
         flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True
@@ -62,10 +65,11 @@ def load_state(accelerator: Accelerator, folder: Path) -> None:
         moments[parameter] = {key: _place_for(kept[start + key], parameter) for key in keys}
         state |= {start + key: each for key, each in moments[parameter].items()}
     scale = {name: each for name, each in _scale(accelerator).items() if name in kept}
+    groups = {name: torch.zeros((), dtype=torch.float64) for name in kept if name.startswith(GROUP)}
     with torch.no_grad(), _as_one_call():
-        load({**state, **scale}, storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False),
+        load({**state, **scale, **groups}, storage_reader=reader, planner=DefaultLoadPlanner(flatten_state_dict=False),
              no_dist=accelerator.num_processes == 1)  # fmt: skip
-    _put(optimizer, moments)
+    _put(optimizer, moments, groups)
     if accelerator.scaler is not None and scale:
         before = accelerator.scaler.state_dict()
         found = {name.removeprefix(SCALER): each.item() for name, each in scale.items()}
@@ -149,12 +153,55 @@ def _place_for(kept: Any, parameter: Tensor) -> Tensor:
     return torch.empty(tuple(kept.size), dtype=kept.properties.dtype)
 
 
-def _put(optimizer: torch.optim.Optimizer, moments: Mapping[nn.Parameter, Mapping[str, Tensor]]) -> None:
-    """Give an optimizer its values of each parameter; torch moves them to where it needs them."""
+def _put(
+    optimizer: torch.optim.Optimizer,
+    moments: Mapping[nn.Parameter, Mapping[str, Tensor]],
+    groups: Mapping[str, Tensor],
+) -> None:
+    """Give an optimizer its values of each parameter and the numbers of its groups; torch moves them where needed."""
     state = optimizer.state_dict()
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state["state"] = {number: dict(moments[each]) for number, each in enumerate(order) if moments.get(each)}
+    state["state"] = {number: _values(moments[each]) for number, each in enumerate(order) if moments.get(each)}
+    for name, value in groups.items():
+        number, key = name.removeprefix(GROUP).split(".", 1)
+        state["param_groups"][int(number)].update(_values({key: value}))
     optimizer.load_state_dict(state)
+
+
+def _tensors(held: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimizer keeps as tensors; the name of a number says its type. None is left out.
+
+    Raises:
+        DistillError: it keeps something else, which a run that is resumed would lack.
+    """
+    found = {}
+    for key, each in held.items():
+        if isinstance(each, Tensor):
+            found[key] = each
+        elif isinstance(each, bool | int | float):
+            found[f"{key}#{type(each).__name__}"] = torch.tensor(float(each), dtype=torch.float64)
+        elif each is not None:
+            raise DistillError(
+                f"{type(optimizer).__name__} keeps {key!r} as {type(each).__name__}, which no checkpoint holds, so "
+                "that the run could not be resumed; train without output_dir, or use another optimizer."
+            )
+    return found
+
+
+def _is_counted(key: str, value: Any, optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether a number of a group is none of its settings, but one that the optimizer itself changes."""
+    settings = ("lr", "weight_decay", "scale", "initial_lr")
+    return isinstance(value, bool | int | float) and key not in settings and value != optimizer.defaults.get(key, value)
+
+
+def _values(held: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return what `_tensors` made tensors of."""
+    kinds = {"bool": bool, "int": int, "float": float}
+    found: dict[str, Any] = {}
+    for name, each in held.items():
+        key, _, kind = name.partition("#")
+        found[key] = kinds[kind](each.item()) if kind else each
+    return found
 
 
 def _refuse_others(needed: Mapping[str, tuple[int, ...]], kept: Mapping[str, Any], folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_an_optimizer_without_loops_in_python_has_the_bits_of_one_with_them(name
     for small in (True, False):
         student = spread(mlp(), 1)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("distill.training.schedule.SMALL", 2**19 if small else 0)
+            patch.setattr("distill.training.optimization.optimizers.SMALL", 2**19 if small else 0)
             schedule = Schedule(steps=5, batch_size=4, lr=1e-2, optimizer=name)
             optimizer = schedule.optimizes([{"params": student.parameters()}])
             assert bool(optimizer.defaults["foreach"]) is small

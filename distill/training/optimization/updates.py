@@ -68,7 +68,7 @@ def make_step(accelerator: Accelerator, optimizer: Any) -> None:
             raise
         group = max(optimizer.param_groups, key=lambda each: each["lr"])
         raise DistillError(
-            f"lr={group['lr']:g} with weight_decay={group['weight_decay']:g} is more than weights can be changed by "
-            f"({error}); lower them, e.g. lr=5e-5, weight_decay=0.01."
+            f"lr={group['lr']:g} with weight_decay={group.get('weight_decay', 0):g} is more than weights can be "
+            f"changed by ({error}); lower them, e.g. lr=5e-5, weight_decay=0.01."
         ) from error
     used.zero_grad()

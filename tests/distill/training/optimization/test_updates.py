@@ -3,7 +3,7 @@ import torch
 from accelerate import Accelerator
 
 from distill import KD, Schedule, steps
-from distill.training import updates
+from distill.training.optimization import updates
 from tests.distill.tiny_models import bert, spread, text, weights
 
 
