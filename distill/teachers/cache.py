@@ -20,7 +20,7 @@ from distill.teachers.packing import packed, unpacked
 
 FORMAT = 2
 """1: a file for each entry. 2: records in shards. Folders of the first format stay of that format."""
-MAY_BE_UNKNOWN = ("tokenizer",)
+MAY_BE_UNKNOWN = ("tokenizer", "modules")
 """Facts that are compared only where both sides know them."""
 DESCRIPTION = "teacher.json"
 BEFORE = dict.fromkeys(("distill.objectives.diito", "distill.interchange.random_vectors"), "distill.objectives.causal")
@@ -150,9 +150,9 @@ def digest(*parts: Any) -> str:
     return found.hexdigest()
 
 
-def weights_of(network: nn.Module) -> str:
+def weights_of(state: Mapping[str, Tensor]) -> str:
     """Return a hash of up to 64 numbers of each parameter and buffer, enough to distinguish states of a training."""
-    return digest({name: (tuple(value.shape), _take_some(value)) for name, value in network.state_dict().items()})
+    return digest({name: (tuple(value.shape), _take_some(value)) for name, value in state.items()})
 
 
 def _take_some(value: Tensor) -> Tensor:

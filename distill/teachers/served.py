@@ -284,9 +284,10 @@ class Served:
         for row, kept in enumerate(found[key] for key in keys):
             if kept is not None and keys[row] not in self._own_keys:
                 self._witness = self._witness or (batch.take([row]), kept)
+        if missing or self.remote is False:  # a model that is here is always compared: this is no request
+            self._check_witness()
         if not missing:
             return [answer for key in keys if (answer := found[key]) is not None]
-        self._check_witness()
         if not self.remote and not self.batch_size:
             fetched = self._fetch_answers(batch)
             self._keep({keys[row]: fetched[row] for row in missing}, found)
@@ -352,12 +353,18 @@ class Served:
         )
 
     def _check_witness(self) -> None:
-        """Raise DistillError, before the first new answer, if this teacher contradicts an answer of an earlier run."""
+        """Raise DistillError if this teacher contradicts an answer of an earlier run, before one is used with it.
+
+        That of a model elsewhere is requested before the first new answer; a model that is here is always compared, as
+        its hooks, the rule for its answers or code may have changed.
+        """
         if not self._unverified or self._witness is None:
             return
-        sample, before = self._witness
+        (sample, before), requests = self._witness, self.requests
         now = self._fetch_answers(sample)[0]
         self._unverified = False
+        if self.remote is False:
+            self.requests = requests
         if not agree(before, now):
             raise DistillError(
                 f"the cache {self.cache.folder} holds answers of another teacher: to one of its samples, this one "

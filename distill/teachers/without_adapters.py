@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.models.inputs import innermost, uncompiled
@@ -36,6 +36,13 @@ class WithoutAdapters(nn.Module):
     def config(self) -> Any:
         """The configuration of the model."""
         return self.module.config
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Return the weights and buffers of the model, without those of its adapters."""
+        layers = [each for each in self.module.modules() if hasattr(each, _SWITCH)]
+        adapters = {id(each) for layer in layers for each in _adapters_in(layer)}
+        state = self.module.state_dict(keep_vars=True)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor) and id(value) not in adapters}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the output of the model without its adapters."""

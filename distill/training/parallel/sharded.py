@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from distill.errors import DistillError
+from distill.models.inputs import network_of
 from distill.teachers.without_adapters import WithoutAdapters
 from interventions import architecture
 
@@ -116,7 +117,7 @@ def refuse_unfit_for_shards(accelerator: Accelerator, computation: Any) -> None:
             "FSDP of version 1 flattens the weights, so that no place in the model could be read; use version 2: "
             "FullyShardedDataParallelPlugin(fsdp_version=2), or fsdp_version: 2 in the configuration of accelerate."
         )
-    if any(isinstance(each, WithoutAdapters) for each in computation.still):
+    if any(isinstance(network_of(each), WithoutAdapters) for each in computation.still):
         raise DistillError(
             "FSDP divides the weights of the student, which are its teacher's too, as it is the teacher with adapters; "
             "load the teacher once more, fit(from_pretrained(name), student, …), or leave FSDP out, as DDP trains it."

@@ -144,3 +144,19 @@ def test_what_would_change_the_teacher():
     network = spread(llama(2))
     with pytest.raises(DistillError, match="shares .* of its parameters with the teacher"):
         trained(network, network, llama, "kd")
+
+
+def test_its_answers_are_kept_for_a_student_with_other_adapters_too(tmp_path):
+    """What the adapters of a student are is nothing that its teacher answers by."""
+    given = {"mapping": {}, "data": text(8, labels=False), "objective": KD(), "schedule": SHORT, "console": QUIET}
+    for scale in (1.0, 2.0):
+        found = []
+        for cache in (None, tmp_path / "answers"):
+            teacher, student = pair(llama)
+            with torch.no_grad():
+                for each in student.parameters():
+                    each.mul_(scale if each.requires_grad else 1.0)
+            fit(teacher, student, cache=cache, **given)
+            found.append(weights(student))
+        live, kept = found
+        assert all(torch.allclose(live[name], kept[name], atol=1e-4) for name in live)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from interventions import Add, Location, Mean, Rotation, Zero, logit_difference, run
+from interventions import Add, Location, Mean, Rotation, Zero, intervene, logit_difference, run
 from interventions.analysis.fingerprints import fingerprint_of, fingerprint_of_model
 from interventions.metrics import kl
 from tests.interventions.tiny_models import batch, make
@@ -14,6 +14,23 @@ from tests.interventions.tiny_models import batch, make
 
 def reads(token: int):
     return lambda output: output.logits[:, token]
+
+
+class Reads:
+    """A metric that keeps its token to itself."""
+
+    def __init__(self, token):
+        self._token = token
+
+    def __call__(self, output):
+        return output.logits[:, self._token]
+
+
+def written(token: int):
+    """Return a function as a user writes it in a notebook, which reads a global."""
+    around = {"token": token, "__name__": "__main__"}
+    exec("def pick(output): return output[token]\nmetric = lambda output: pick(output.logits[:, 0])", around)
+    return around["metric"]
 
 
 ALIKE = {
@@ -30,6 +47,8 @@ ALIKE = {
     "metrics": (lambda: logit_difference([0, 1], 2), lambda: logit_difference([1, 1], 2)),
     "references": (lambda: kl(torch.zeros(2, 3)), lambda: kl(torch.eye(3)[:2])),
     "closures": (lambda: reads(0), lambda: reads(1)),
+    "private attributes": (lambda: Reads(0), lambda: Reads(1)),
+    "globals": (lambda: written(0), lambda: written(1)),
     "partial functions": (lambda: partial(reads, 0), lambda: partial(reads, 1)),
     "functions of torch": (lambda: torch.relu, lambda: torch.sigmoid),
     "slices": (lambda: slice(0, 2), lambda: slice(0, 3)),
@@ -90,3 +109,28 @@ def test_a_row_of_a_large_matrix_that_changes_is_seen():
     with torch.no_grad():
         model.weight[123] *= 1.5
     assert fingerprint_of_model(model) != before
+
+
+def activated(function):
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 3), function, torch.nn.Linear(3, 3)).eval()
+
+
+def test_a_model_with_the_same_weights_that_computes_otherwise_is_another():
+    one = fingerprint_of_model(activated(torch.nn.ReLU()))
+    assert one == fingerprint_of_model(activated(torch.nn.ReLU()))
+    others = [torch.nn.GELU(), torch.nn.LeakyReLU(0.1), torch.nn.LeakyReLU(0.2)]
+    assert len({one, *(fingerprint_of_model(activated(each)) for each in others)}) == 4
+
+
+def test_a_model_into_which_a_block_writes_is_another():
+    model = make("gpt2")
+    alone, found = fingerprint_of_model(model), set()
+    for at, op in ((1, Zero()), (2, Zero()), (1, Add(torch.ones(16))), (1, Add(2 * torch.ones(16)))):
+        with intervene(model, Location(at), op=op):
+            found.add(fingerprint_of_model(model))
+            assert fingerprint_of_model(make("gpt2")) == alone
+            run(model, batch("gpt2"))
+            found.add(fingerprint_of_model(model))  # the same after it wrote
+    assert len(found | {alone}) == 5
+    assert fingerprint_of_model(model) == alone
