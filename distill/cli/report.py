@@ -113,7 +113,13 @@ class Report:
     @property
     def headings(self) -> Mapping[str, str]:
         """The columns of the table in a terminal: headings, and the figures below them."""
-        return OF_LANGUAGE if any(each.evaluation.perplexity is not None for each in self.models) else HEADINGS
+        measured = [each.evaluation for each in self.models]
+        if any(each.perplexity is not None for each in measured):
+            return OF_LANGUAGE
+        labelled = any(each.accuracy is not None for each in measured)
+        if labelled:
+            return HEADINGS
+        return {"agreement": "agreement", **{name: each for name, each in HEADINGS.items() if name != "accuracy"}}
 
     @property
     def sentences(self) -> tuple[str, ...]:
