@@ -43,6 +43,8 @@ DTYPES = {
     torch.int32: "I32",
 }
 """The names of dtypes in the files."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of writing alone, which name no file: a full disk, a quota, and a file that is as large as it may be."""
 
 
 @dataclass(eq=False)
@@ -257,7 +259,7 @@ def writing(folder: Path, verb: str) -> Iterator[None]:
         named = None if error.filename is None else Path(os.fsdecode(error.filename)).absolute()
         own = folder.absolute()
         is_own = named is not None and (own == named or own in named.parents or named in own.parents)
-        if not is_own and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_own and error.errno not in _FULL:
             raise
         raise InterventionError(
             f"{folder} cannot be written: {error.strerror or error}; free or choose another place, and call {verb} "

@@ -128,7 +128,8 @@ def sweep_checkpoint(
     Raises:
         InterventionError: the folder keeps another sweep or holds something else, or another process works in it.
     """
-    if folder.is_dir() and not (folder / SETTINGS).exists() and any(each.name != LOCK for each in folder.iterdir()):
+    is_new = not (folder / SETTINGS).exists()  # what begins with a dot is left of one that was killed as it began
+    if folder.is_dir() and is_new and any(not each.name.startswith(".") for each in folder.iterdir()):
         raise InterventionError(f"{folder} holds other files than the checkpoint of a sweep; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
@@ -155,8 +156,11 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     path, now = folder / SETTINGS, json.loads(json.dumps(settings))
     if not path.exists():
         partial = folder / f".{SETTINGS}.partial"
-        partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         return
     try:
         before = dict(json.loads(path.read_text(encoding="utf-8")))

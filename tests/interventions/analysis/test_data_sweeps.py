@@ -2,6 +2,7 @@
 
 import os
 import random
+import resource
 import signal
 import time
 from contextlib import contextmanager
@@ -331,6 +332,23 @@ def test_a_killed_sweep_continues_to_the_same_bits(call, how, tmp_path, dying):
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["cells.jsonl", "sweep.json"]
     again = CALLS[call](checkpoint=tmp_path / "a")
     assert_same(again, whole, exactly=True)
+
+
+@pytest.mark.parametrize("left", [100, 700, 3000])
+def test_a_sweep_whose_file_cannot_grow_says_so_and_goes_on_from_what_is_kept(left, tmp_path):
+    """Also one that ended while it wrote its settings, or was killed there."""
+    call, folder = CALLS["batches"], tmp_path / "a"
+    whole = call()
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (left, left))
+        with pytest.raises(InterventionError, match=r"cannot be written: File too large; .*call sweep again"):
+            call(checkpoint=folder)
+
+    assert forked(work) == 0
+    (folder / ".sweep.json.partial").write_text("{")
+    assert_same(call(checkpoint=folder), whole, exactly=True)
 
 
 def test_a_finished_sweep_runs_nothing_again(tmp_path):
