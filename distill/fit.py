@@ -34,6 +34,7 @@ from distill.processes import is_first
 from distill.results import FitResult
 from distill.tasks.loading import task_of
 from distill.tasks.named import texts_read, tokenizer_of
+from distill.tasks.streams import streamed
 from distill.teachers.served import Served
 from distill.teachers.uncacheable import refuse_uncacheable
 from distill.teachers.without_adapters import teacher_and_student
@@ -207,8 +208,8 @@ def _read_texts(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> 
     """Return texts and chats in memory as the rows that a language model reads; other data as it is."""
     if isinstance(teacher, CausalModel):
         return data
-    reads = tokenizer_among(given_preprocessors(tokenizer))
-    return over(data, texts_read(data_of(data), student if teacher is None else teacher, reads))
+    reads, known = tokenizer_among(given_preprocessors(tokenizer)), student if teacher is None else teacher
+    return over(data, texts_read(streamed(data_of(data), known, reads), known, reads))
 
 
 def _read_prompts(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Any:
@@ -265,7 +266,7 @@ def _search(
 def _save_result(result: FitResult, teacher: Any, training: Training) -> None:
     """Write the result of a training into its folder, if it has one; the first process does."""
     if result.output_dir is not None and is_first():
-        rows = len(training.rows) if isinstance(training.rows, Rows) else None
+        rows = len(training.rows) if isinstance(training.rows, Rows) and training.rows.stream is None else None
         result.save(result.output_dir, teacher=teacher, rows=rows)
 
 

@@ -156,17 +156,17 @@ def _warn_of_one_reading(data: Any) -> None:
     )
 
 
-def transpose(items: list[Any]) -> dict[str, list[Any]]:
-    """Return rows, dicts or pairs (x, y), as columns."""
+def transpose(items: list[Any], first: int = 0) -> dict[str, list[Any]]:
+    """Return rows, dicts or pairs (x, y), as columns; `first` is the number of the first row in errors."""
     if items and all(isinstance(item, tuple) and len(item) == 2 for item in items):
         items = [{"inputs": x, "labels": y} for x, y in items]
-    for i, item in enumerate(items):
+    for i, item in enumerate(items, first):
         if not isinstance(item, Mapping):
             raise DistillError(
                 f"row {i} of the data is a {type(item).__name__}; give columns, data={{'inputs': x, 'labels': y}}, or "
                 "a list of dicts or (x, y) pairs, one a row"
             )
-    for i, (item, following) in enumerate(pairwise(items)):
+    for i, (item, following) in enumerate(pairwise(items), first):
         if set(item) != set(following):
             raise DistillError(
                 f"rows {i} and {i + 1} of the data have different columns: {sorted(item)} and {sorted(following)}; "

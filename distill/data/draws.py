@@ -103,7 +103,7 @@ class DataSource:
             return True
         rows = range(min(self.size, len(self)))
         labels = [named(item).get("labels") for item in self.draw(rows, FIRST_READING, 0)]
-        return _alike(labels, list(self.collated(rows, FIRST_READING, 0).get("labels", ())))
+        return alike(labels, list(self.collated(rows, FIRST_READING, 0).get("labels", ())))
 
     def _explain(self, number: int, error: Exception) -> str:
         """Return the message for a row that cannot be read."""
@@ -179,7 +179,7 @@ def warn_if_unseeded(source: DataSource, found: Sequence[Any]) -> None:
         found: its rows in the first reading.
     """
     few = found[:DRAWN_TWICE]
-    if not _alike(few, source.draw(range(len(few)), FIRST_READING, 0)):
+    if not alike(few, source.draw(range(len(few)), FIRST_READING, 0)):
         warnings.warn(
             f"rows of {type(source.dataset).__name__} differ when they are drawn twice under one seed, as by "
             "their own generator: a run that is resumed, or has other workers, sees other rows; draw by torch.rand(), "
@@ -227,12 +227,12 @@ def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.;')}"
 
 
-def _alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
     """Return whether two values are equal, where NaN equals NaN."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_alike(one[name], other[name]) for name in one)
+        return one.keys() == other.keys() and all(alike(one[name], other[name]) for name in one)
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
+        return len(one) == len(other) and all(map(alike, one, other))
     if getattr(one, "shape", ()) != getattr(other, "shape", ()):  # a number has no shape
         return False
     same = (one == other) | (one != one) if isinstance(one, Tensor | np.ndarray | float) else one == other

@@ -26,6 +26,7 @@ from distill.data.sources.lazy_columns import (
     read_columns,
     take_columns,
 )
+from distill.data.sources.stream import Stream
 from distill.errors import DistillError, checked
 from interventions import shown
 
@@ -59,6 +60,8 @@ class Rows(Dataset[dict[str, Tensor]]):
         clusters: what the rows share, e.g. an image or a template, by numbers; −1 fills up where a row is in fewer than
             others. It is no column, so models are not given it; intervals count rows of one cluster as related. None
             where each row is independent of the others.
+        stream: reads the rows of a training in order; the table holds the first of them, by which it is checked. None
+            where the table holds all rows.
 
     Raises:
         DistillError: no rows, columns or clusters of unequal length, or ragged `input_ids` without an `attention_mask`.
@@ -76,6 +79,7 @@ class Rows(Dataset[dict[str, Tensor]]):
     classes: tuple[str, ...] | None = None
     source: DataSource | None = None
     clusters: Int[Tensor, "rows memberships"] | None = None
+    stream: Stream | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in self.table.items()}
@@ -187,7 +191,7 @@ class Rows(Dataset[dict[str, Tensor]]):
         table = take_columns(self.table, index)
         source = None if self.source is None else self.source.take(index)
         clusters = None if self.clusters is None else self.clusters[index]
-        return replace(self, table=table, source=source, clusters=clusters)
+        return replace(self, table=table, source=source, clusters=clusters, stream=None)
 
     def drawn(self, indices: Tensor | Sequence[int], epoch: int, seed: int) -> dict[str, Tensor]:
         """Return the rows at `indices` as a batch, as they are in an epoch: drawn from their source, if they have one.
@@ -220,6 +224,24 @@ class Rows(Dataset[dict[str, Tensor]]):
         table = {name: column_of(name, column) for name, column in columns.items() if name in self.table}
         return replace(self, table=table, source=None, clusters=None).batch(range(len(rows)))
 
+    def next_of_stream(self, count: int, process: int = 0, processes: int = 1) -> tuple[dict[str, Tensor], bool]:
+        """Return the share of a process in the next rows of the stream, and whether it has none.
+
+        The first row stands in for those of a process that has none.
+
+        Args:
+            count: the number of rows of all processes together.
+            process: the number of this process.
+            processes: the number of processes.
+
+        Raises:
+            DistillError: a row that cannot be read.
+        """
+        assert self.stream is not None
+        table = self.stream.take(count)
+        own = range(len(next(iter(table.values()))))[process::processes]
+        return self._pad(read_columns(table, torch.tensor(own or [0]))), not own
+
     def renumbered(self, numbers: Sequence[int], names: tuple[str, ...]) -> "Rows":
         """Return the rows with label i replaced by `numbers[i]`, and with these names; negative labels stay.
 
@@ -227,6 +249,8 @@ class Rows(Dataset[dict[str, Tensor]]):
             DistillError: a label without a name.
         """
         labels = self.table.get("labels")
+        if self.stream is not None:
+            self.stream.renumber(numbers)
         if labels is None or is_floating(labels):
             return replace(self, classes=names)
         if isinstance(labels, LazyColumn):

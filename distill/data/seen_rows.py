@@ -111,6 +111,50 @@ class SeenRows:
             yield _marks_of_columns(batch, names)
 
 
+@dataclass(eq=False)
+class PassedRows(Mapping[str, Marks]):
+    """The hashes of rows that pass one time, each row once: {column: a hash of each row}.
+
+    Attributes:
+        names: the columns that identify a row.
+    """
+
+    names: tuple[str, ...]
+    _parts: list[Marks] = field(default_factory=list, init=False, repr=False)
+    _known: int = field(default=0, init=False, repr=False)
+
+    def add(self, table: Mapping[str, Any]) -> None:
+        """Record the rows of a table."""
+        marks = _marks_of_columns(table, self.names)
+        self._parts.append(np.stack([marks[name] for name in self.names], 1))
+        if sum(map(len, self._parts)) > 2 * max(self._known, CHUNK):
+            self._join()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the hashes as tensors of int64, which have the same bits."""
+        return {name: torch.from_numpy(self[name].view(np.int64)) for name in self.names}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the hashes that `state` returned, in place of those that are recorded."""
+        self._parts = [np.stack([state[name].numpy().view(np.uint64) for name in self.names], 1)] if state else []
+
+    def _join(self) -> Marks:
+        """Return all hashes, [rows, columns]."""
+        parts = self._parts or [np.zeros((0, len(self.names)), np.uint64)]
+        self._parts = [np.unique(np.concatenate(parts), axis=0)]
+        self._known = len(self._parts[0])
+        return self._parts[0]
+
+    def __getitem__(self, name: str) -> Marks:
+        return np.ascontiguousarray(self._join()[:, self.names.index(name)])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 def seen_of(exclude: Any) -> SeenRows | None:
     """Return the rows that a result of `fit` or `align` was trained on; None for None.
 

@@ -107,7 +107,7 @@ class CRD(Objective):
 
     def prepare(self, step: Step, rows: int) -> None:
         """Make the linear maps and an empty memory."""
-        if step.data is None:
+        if step.data is None or step.data.stream is not None:
             raise DistillError(
                 "CRD() remembers the features of every row of the data, and these rows have no numbers; give rows of "
                 "data, or use ICD(), which compares the rows of a batch."

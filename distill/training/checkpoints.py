@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from distill.data.sources.stream import Stream
 from distill.errors import DistillError
 from distill.models.finite import check_weights
 from distill.processes import from_first
@@ -108,7 +109,7 @@ class Checkpoints:
                 "is resumed from the newest."
             )
         self._interval, self._since = Every.of(self.every), time.monotonic()
-        self._writing: Writing | None = None
+        self._beside: list[Writing | Stream] = []
 
     def is_due(self, step: int) -> bool:
         """Return whether a step is followed by a checkpoint; among several processes one of them keeps the time."""
@@ -120,12 +121,13 @@ class Checkpoints:
         """Return whether the time between two checkpoints has passed."""
         return self._interval.seconds is not None and time.monotonic() - self._since >= self._interval.seconds
 
-    def begin(self, accelerator: Accelerator, writing: Writing | None = None) -> int:
+    def begin(self, accelerator: Accelerator, writing: Writing | None = None, stream: Stream | None = None) -> int:
         """Save with this accelerator from now on, and load the newest undamaged checkpoint if `resume` is set.
 
         Args:
             accelerator: has wrapped the model and the optimizer.
             writing: what the teacher has written, which is saved and loaded too.
+            stream: the place in the data, which is saved and loaded too.
 
         Returns:
             The number of steps that are done.
@@ -134,14 +136,14 @@ class Checkpoints:
             DistillError: the checkpoint does not fit the model.
         """
         self.accelerator, self.records, self._since = accelerator, [], time.monotonic()
-        self._writing = writing
+        self._beside = [each for each in (writing, stream) if each is not None]
         whole = self._newest_whole() if self.resume else None
         if whole is None:
             if accelerator.is_main_process:
                 self._remove_old()
             return 0
-        if writing is not None:
-            writing.load(whole)
+        for each in self._beside:
+            each.load(whole)
         if (whole / STATE).is_dir():
             load_state(accelerator, whole / STATE)
         else:
@@ -179,8 +181,8 @@ class Checkpoints:
     def _complete(self, partial: Path, target: Path) -> None:
         """Put a checkpoint that all processes have written in its place, and say last that it is complete."""
         write(partial / LOG, lines_of(self.records))
-        if self._writing is not None:
-            self._writing.save(partial)
+        for each in self._beside:
+            each.save(partial)
         seal(partial)
         take_place(partial, target)
         write(target / COMPLETE, "")  # a file of its own, as not every file system moves a folder at once

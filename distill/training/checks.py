@@ -166,6 +166,8 @@ def _check_labels(found: Sequence[_Answers], rows: Rows, whose: str) -> None:
     classes = [each.classes for each in found if each.classes is not None]
     if not classes or "labels" not in rows.columns or not all(each.labelled for each in found):
         return
+    if rows.stream is not None:
+        rows.stream.classes = classes[0]
     labels = some_rows(rows.table["labels"])
     values = labels if isinstance(labels, Tensor) else torch.cat(list(labels))
     if not values.is_floating_point():

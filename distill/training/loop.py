@@ -47,10 +47,10 @@ from distill.training.parallel.half_precision import accelerator_of, computing_a
 from distill.training.parallel.sharded import refuse_unfit_for_shards, shard_teacher, whole_afterwards
 from distill.training.pending import Pending, steps_between_looks
 from distill.training.progress import Plain, Record, show_progress
-from distill.training.readings import readings
+from distill.training.readings import duration, readings
 from distill.training.resolve import Training, training_of
 from distill.training.run_folder import hold_folder, until_done
-from distill.training.schedule import Schedule, drawing, lengths_to_group, order
+from distill.training.schedule import Schedule, drawing
 from interventions import Model
 
 
@@ -120,11 +120,11 @@ def _train(training: Training, accelerator: Accelerator, interrupt: Interrupt) -
         training.writing.refuse_unfit(accelerator.distributed_type)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     watch = training.watch
-    total, per_epoch = schedule.total(len(rows)), schedule.per_epoch(len(rows))
-    lengths, begun = lengths_to_group(rows, schedule), list[nn.Module]()
+    (total, per_epoch), begun = duration(rows, schedule), list[nn.Module]()
     loss = training.loss
     with ExitStack() as modes:
         modes.callback(_keep_pad_tokens, begun)
+        modes.callback(training.rewind)
         for model in (*computation.still, *computation.learning):
             modes.enter_context(evaluating(model))
         _move(device, computation)
@@ -132,7 +132,7 @@ def _train(training: Training, accelerator: Accelerator, interrupt: Interrupt) -
             leaves = _try_out(training, total / per_epoch, learns=with_ddp(accelerator))
             modes.enter_context(preparing(accelerator))
             wrapped, optimizer = _wrap(computation, schedule, accelerator, modes, leaves=leaves)
-            done = 0 if checkpoints is None else checkpoints.begin(accelerator, training.writing)
+            done = 0 if checkpoints is None else checkpoints.begin(accelerator, training.writing, training.stream)
             if watch is not None:
                 watch.begin(agreement, checkpoints)
         wrapping = Wrapped(training, wrapped, loss, agreement)
@@ -142,17 +142,18 @@ def _train(training: Training, accelerator: Accelerator, interrupt: Interrupt) -
         after_step = AfterStep(wrapped, agreement, pending, steps_between_looks(device), checkpoints, watch)
         clipped = [list(each.parameters()) for each in computation.clipped or (wrapped,)]
         numbers = range(done, done if watch is not None and watch.ended else total)
-        own_rows = order(len(rows), schedule, numbers, accelerator.process_index, processes, lengths=lengths)
-        for number, read in zip(numbers, readings(rows, own_rows, schedule, done, per_epoch), strict=True):
+        share = accelerator.process_index, processes
+        for number, read in zip(numbers, readings(rows, schedule, numbers, per_epoch, share), strict=True):
             _set_rate(optimizer, rate := schedule.rate(number, total))
             batch = to_device(read.batch, device)
-            own = to_device({"rows": read.rows}, device)["rows"] if isinstance(rows, Rows) else None
+            own = None if read.rows is None else to_device({"rows": read.rows}, device)["rows"]
             moment = Moment(own, number / per_epoch, total / per_epoch)
             try:
                 value, terms = wrapping.backward(batch, moment, number, empty=read.empty)
             except Unreachable:
                 pending.look()
-                if checkpoints is not None and done < number and processes == 1:  # other processes do not save
+                # Other processes do not save, and a stream is beyond the rows of this step.
+                if checkpoints is not None and done < number and processes == 1 and training.stream is None:
                     checkpoints.save(number)
                 raise
             if number == done:

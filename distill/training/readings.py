@@ -1,4 +1,4 @@
-"""The batches of a training: rows of a table, or rows drawn anew from a data set in each epoch, read by workers."""
+"""The batches of a training: rows of a table, of a stream, or drawn anew from a data set in each epoch, by workers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from distill.causal.feed import Feed
 from distill.data.rows import Rows
 from distill.errors import DistillError
-from distill.training.schedule import Schedule
+from distill.training.schedule import Schedule, lengths_to_group, order
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,28 +20,78 @@ class Reading:
     """The rows that a process computes in one step.
 
     Attributes:
-        rows: the numbers of the rows.
+        rows: the numbers of the rows; None where they have none, as those of a stream.
         batch: their columns.
         empty: True if no rows are left for this process; row 0 stands in for them and does not count.
     """
 
-    rows: Int[Tensor, " batch"]
+    rows: Int[Tensor, " batch"] | None
     batch: dict[str, Tensor]
     empty: bool
 
 
+def duration(rows: Rows | Feed, schedule: Schedule) -> tuple[int, int]:
+    """Return the number of steps of a training and of one epoch; a stream of unknown length counts as one epoch."""
+    if not isinstance(rows, Rows) or rows.stream is None:
+        return schedule.total(len(rows)), schedule.per_epoch(len(rows))
+    if rows.stream.length is None:
+        assert schedule.steps is not None
+        return schedule.steps, schedule.steps
+    return schedule.total(rows.stream.length), schedule.per_epoch(rows.stream.length)
+
+
+def refuse_unfit_for_stream(rows: Rows | Feed, schedule: Schedule) -> None:
+    """Raise DistillError if a schedule needs more of a stream than its next rows.
+
+    Raises:
+        DistillError: no number of steps where the length is unknown, or workers, or groups of length.
+    """
+    if not isinstance(rows, Rows) or rows.stream is None:
+        return
+    name, steps = rows.stream.name, schedule.steps
+    if steps is None and rows.stream.length is None:
+        raise DistillError(
+            f"epochs={schedule.epochs:g} of a {name} have no known number of steps, as it has no length and is read "
+            "step by step; give the number of steps: steps=1000."
+        )
+    if schedule.group_by_length:
+        raise DistillError(
+            f"group_by_length=True chooses among all rows, and a {name} is read in order; leave group_by_length out, "
+            "or give the rows: data=list(data)."
+        )
+    if schedule.workers:
+        raise DistillError(
+            f"workers={schedule.workers} read rows by their numbers, and a {name} is read in order, in this process; "
+            "leave workers out."
+        )
+
+
 def readings(
-    rows: Rows | Feed, chosen: Iterable[Int[Tensor, " batch"]], schedule: Schedule, first: int, per_epoch: int
+    rows: Rows | Feed, schedule: Schedule, numbers: range, per_epoch: int, share: tuple[int, int] = (0, 1)
 ) -> Iterator[Reading]:
-    """Yield the batch of each step.
+    """Yield the rows of each step for a process.
 
     Args:
         rows: the data, or the samples of a causal model.
-        chosen: the numbers of the rows of each step.
         schedule: holds the seed and the number of workers.
-        first: the number of the first of these steps.
+        numbers: the numbers of these steps.
         per_epoch: the number of steps of an epoch.
+        share: the number of this process, and the number of processes.
     """
+    if isinstance(rows, Rows) and rows.stream is not None:
+        for _ in numbers:
+            batch, empty = rows.next_of_stream(schedule.batch_size, *share)
+            yield Reading(None, batch, empty)
+        return
+    lengths = lengths_to_group(rows, schedule)
+    chosen = order(len(rows), schedule, numbers, *share, lengths=lengths)
+    yield from _by_number(rows, schedule, chosen, numbers.start, per_epoch)
+
+
+def _by_number(
+    rows: Rows | Feed, schedule: Schedule, chosen: Iterable[Int[Tensor, " batch"]], first: int, per_epoch: int
+) -> Iterator[Reading]:
+    """Yield the batch of each step, whose numbers are chosen; the first step has the number `first`."""
     keys = ((number // per_epoch, numbers) for number, numbers in enumerate(chosen, first))
     steps: Any = _Steps(rows, schedule.seed)
     workers = _workers_for(rows, schedule)
@@ -82,7 +132,7 @@ class _Steps(Dataset[Any]):
             )
         except DistillError as error:
             return error
-        return Reading(numbers, batch, not len(chosen))
+        return Reading(numbers if isinstance(self.rows, Rows) else None, batch, not len(chosen))
 
 
 def _raise_errors(found: Reading | DistillError) -> Reading:

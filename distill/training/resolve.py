@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from distill.causal.feed import SAMPLED_STEPS, Feed, Given, Samples, given
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
-from distill.data.seen_rows import CHUNK, MASK, SeenRows, identifying
+from distill.data.seen_rows import CHUNK, MASK, PassedRows, SeenRows, identifying
 from distill.data.sources.lazy_columns import is_lazy, parts_of_table, take_columns
+from distill.data.sources.stream import Stream
 from distill.errors import DistillError
 from distill.interchange.mapping import Entry, Sides, entries_of
 from distill.models.inputs import NEVER, device_of, inputs_of, refuse_valueless, students, to_device
@@ -22,12 +23,14 @@ from distill.objectives import DIITO, IIT, KD, MaskedLM, Objective
 from distill.objectives.term_weights import Weight, describe_function
 from distill.tasks.loading import training_rows
 from distill.tasks.named import tokenizer_of
+from distill.tasks.streams import streamed
 from distill.teachers.served import Served
 from distill.teachers.served_checks import refuse_inside
 from distill.training.checkpoints import KEPT, STEPS, Checkpoints
 from distill.training.checks import check, check_softening, name_of
 from distill.training.computation import Computation, weights_of
 from distill.training.fingerprints import fingerprints
+from distill.training.readings import refuse_unfit_for_stream
 from distill.training.run_folder import FINGERPRINTS, Resume, RunFolder, run_folder
 from distill.training.schedule import Schedule, lengths_to_group, order, weigh
 from distill.training.watches import Watches
@@ -76,6 +79,16 @@ class Training:
     def seen(self) -> SeenRows:
         """The rows that are trained on, by their content when this is first read."""
         return rows_seen_by(self.computation.learning[0], self.rows, self.schedule)
+
+    @property
+    def stream(self) -> Stream | None:
+        """The rows that are read in order, if they are."""
+        return self.rows.stream if isinstance(self.rows, Rows) else None
+
+    def rewind(self) -> None:
+        """Give a stream back as it was before the training."""
+        if self.stream is not None:
+            self.stream.rewind()
 
     @property
     def loss(self) -> Callable[..., Tensor]:
@@ -164,6 +177,7 @@ def training_of(
         assert isinstance(rows, Rows)
         writing = Writing.of(data, rows, teacher, student, schedule.seed)
         rows = writing.rows
+    refuse_unfit_for_stream(rows, schedule)
     objectives, left_out = keep_supported(requested, rows, ("labels",) if writing is not None else ())
     check(teacher, student, rows, entries)
     if not any(parameter.requires_grad for parameter in (student if trained is None else trained).parameters()):
@@ -273,7 +287,8 @@ def rows_for(
     if isinstance(data, Feed) and not isinstance(data, Rows):
         return data
     if not isinstance(teacher, CausalModel):
-        return training_rows(data, student if teacher is None else teacher, schedule.seed, student)
+        known = student if teacher is None else teacher
+        return training_rows(streamed(data, known), known, schedule.seed, student)
     return feed_of(teacher, data, schedule)
 
 
@@ -307,6 +322,9 @@ def rows_seen_by(student: nn.Module, rows: Rows | Feed, schedule: Schedule) -> S
     """Return the rows that a student is trained on: all rows of data as they are now, or sampled bases."""
     if isinstance(rows, Rows):
         read = _columns_read(student, rows)
+        if rows.stream is not None:
+            rows.stream.passed = PassedRows(identifying(rows.columns, read))
+            return SeenRows(marks=rows.stream.passed)
         return SeenRows(partial(_drawn, rows, schedule, read)) if is_lazy(rows.table) else SeenRows.of(rows.table, read)
     if isinstance(rows, Given):
         return SeenRows.of(rows.batch(range(len(rows))))

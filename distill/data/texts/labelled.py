@@ -28,13 +28,14 @@ def text_column(data: Any) -> str | None:
     return next((name for name in TEXT_COLUMNS if name in names and _is_text(data, name)), None)
 
 
-def labelled_rows(data: Any, tokenizer: Any, limit: int) -> Rows:
+def labelled_rows(data: Any, tokenizer: Any, limit: int, first: int = 0) -> Rows:
     """Return texts as rows of tokens, with their labels if there are any.
 
     Args:
         data: a data set of Hugging Face, a frame, a dict of columns or a list of dicts with a column of texts.
         tokenizer: of the model.
         limit: the number of tokens at which texts are cut.
+        first: the number of the first row in errors.
 
     Raises:
         DistillError: a row without a text.
@@ -50,7 +51,8 @@ def labelled_rows(data: Any, tokenizer: Any, limit: int) -> Rows:
         )
     if is_large(data):
         return _on_disk(data, tokenizer, limit, column, label)
-    texts = [text_of(value, f"row {number} of the data", column) for number, value in enumerate(_values(data, column))]
+    values = enumerate(_values(data, column), first)
+    texts = [text_of(value, f"row {number} of the data", column) for number, value in values]
     rows = tokenize_texts(tokenizer, texts, None, limit)
     if label is None:
         return rows

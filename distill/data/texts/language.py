@@ -86,14 +86,19 @@ class Reader:
             DistillError: no row with anything to learn.
         """
         self.warn_of_unread(found)
+        tokens, cut = self.tokens(found)
+        self.warn(found, cut, len(found) - len(set(tokens.numbers)))
+        return tokens
+
+    def tokens(self, found: TextRows) -> tuple["Tokens", int]:
+        """Return the tokens of texts or chats, as `read` does, and how many of them are cut; nothing is said of it."""
         splits = self.block is not None and not found.is_chat
         tokens, cut = Tokens(), 0
         for number, row in enumerate(tokenized(found, self.tokenizer, found.names())):
             cut += len(row.ids) > self.limit and not splits
             for piece in pieces_of(row, self.limit) if splits else (row,):
                 tokens.add(number, piece, self.limit)
-        self.warn(found, cut, len(found) - len(set(tokens.numbers)))
-        return tokens
+        return tokens, cut
 
     def warn_of_unread(self, found: TextRows) -> None:
         """Warn of columns that are not read."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 
 import distill
 from distill import CRD, DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
@@ -147,6 +149,38 @@ def fitted(
     return {"losses": [record.loss for record in result.records], "weights": sums(student), "types": types(student)}
 
 
+def streamed(engine: str, folder: str, trouble: tuple[str, int, int] | None = None, resume: Any = False) -> Any:
+    """Fit a student on a stream of rows; return its losses, the sums of its weights, and how many rows were read."""
+    teacher, student, rows = pair()
+    stream = Counted(rows)
+    Trouble.planned = trouble
+    result = distill.fit(
+        teacher, student, {}, stream, objective=[KD(), Trouble()], steps=6, lr=0.01, batch_size=7, output_dir=folder,
+        every=2, resume=resume, accelerator=accelerator_of(engine), console=QUIET,
+    )  # fmt: skip
+    return {"losses": [record.loss for record in result.records], "weights": sums(student), "read": stream.read}
+
+
+class Counted(IterableDataset[Any]):
+    """Rows in order, with a state, which counts those that are read."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows, self.at, self.read = rows, 0, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.at < len(self.rows):
+            self.at, self.read = self.at + 1, self.read + 1
+            yield self.rows[self.at - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the place."""
+        return {"at": self.at}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a place."""
+        self.at = state["at"]
+
+
 def kept(engine: str, objective: str = "kd", **settings: Any) -> Any:
     """Fit a student for three epochs; return its losses, the sums of its weights, and the teacher's calls by epoch."""
     teacher, student, rows = pair()
@@ -280,6 +314,7 @@ CASES = {
     "watched": watched,
     "large": large,
     "kept": kept,
+    "streamed": streamed,
     "written": written,
     "adapted": adapted,
     "again": again,

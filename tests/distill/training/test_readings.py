@@ -23,7 +23,6 @@ from distill import Rows, Schedule
 from distill.data.draws import DRAWN_TWICE, seeded
 from distill.training.checkpoints import Checkpoints
 from distill.training.readings import readings
-from distill.training.schedule import order
 from tests.distill.tiny_models import QUIET, mlp, same, spread, text, vectors
 
 ROWS = 10
@@ -68,8 +67,7 @@ class Stream(IterableDataset):
 def read(data, epochs: int = 2, *, first: int = 0, **settings) -> list:
     rows, schedule = Rows.of(data), Schedule(epochs=epochs, batch_size=4, seed=3, **settings)
     numbers = range(first, schedule.total(len(rows)))
-    chosen = order(len(rows), schedule, numbers)
-    return list(readings(rows, chosen, schedule, first, schedule.per_epoch(len(rows))))
+    return list(readings(rows, schedule, numbers, schedule.per_epoch(len(rows))))
 
 
 def alike(one: list, other: list) -> bool:
