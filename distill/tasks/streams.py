@@ -115,12 +115,12 @@ class _Reading:
     Attributes:
         form: of the rows.
         columns: the names of those that the first rows have.
-        told: what was warned of, in which numbers do not count.
+        warned: the warnings so far, without their numbers.
     """
 
     form: _Columns
     columns: Sequence[str]
-    told: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
 
     def read(self, rows: Sequence[Any], first: int) -> tuple[Mapping[str, Column], Sequence[int]]:
         """Return the columns of rows that follow each other, and the numbers of the rows in them.
@@ -133,8 +133,8 @@ class _Reading:
             table, numbers = self.form.some(named(transpose(list(rows), first)), first)
         for each in said:
             kind = re.sub(r"\d+", "", str(each.message))
-            if kind not in self.told:
-                self.told.add(kind)
+            if kind not in self.warned:
+                self.warned.add(kind)
                 warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
         lost = [name for name in self.columns if name not in table] if numbers else []
         if lost:

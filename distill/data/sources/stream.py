@@ -1,7 +1,7 @@
 """Rows of an iterable data set with a state of its own, which are read in order and step by step.
 
 A step takes the next rows, an epoch ends with the data set, and the state after a step is a part of its checkpoint: a
-resumed run goes on at the next row. No more rows than those of a step, and a few at the beginning, are in memory.
+resumed run continues at the next row. No more rows than those of a step, and a few at the beginning, are in memory.
 """
 
 import io
@@ -144,7 +144,7 @@ class Stream:
         self.numbers = tuple(numbers[each] for each in before)
 
     def rewind(self) -> None:
-        """Go back to the first row, and give the data set the state that it had."""
+        """Return to the first row, and give the data set the state that it had."""
         self._begin(0)
 
     def state(self) -> dict[str, Any]:
@@ -160,8 +160,8 @@ class Stream:
         }
         return plain(found)
 
-    def go_to(self, state: Mapping[str, Any]) -> None:
-        """Go to the place that a state describes."""
+    def move_to(self, state: Mapping[str, Any]) -> None:
+        """Move to the place that a state describes."""
         self._begin(state["epoch"], state["data"])
         self.number = state["number"] - state["skipped"]
         self._mark = state["data"]
@@ -179,7 +179,7 @@ class Stream:
         (folder / FILE).write_bytes(_as_bytes(self.state(), self.name))
 
     def load(self, folder: Path) -> None:
-        """Go to the place that the folder of a checkpoint describes.
+        """Move to the place that the folder of a checkpoint describes.
 
         Raises:
             DistillError: the folder holds none.
@@ -190,7 +190,7 @@ class Stream:
                 f"the checkpoint {folder} holds no state of a stream, as its run read its data otherwise; start anew "
                 "in a new folder."
             )
-        self.go_to(torch.load(file, weights_only=True))
+        self.move_to(torch.load(file, weights_only=True))
 
     def _next(self, count: int) -> list[Any]:
         """Take the next rows: so many, or those that are left of the epoch."""
@@ -266,7 +266,7 @@ class Stream:
         return DistillError(f"rows {start} to {start + len(rows) - 1} of the {self.name}: {error}")
 
     def _begin(self, epoch: int, state: Any = None) -> None:
-        """Begin an epoch, or go on in it from a state of the data set."""
+        """Begin an epoch, or continue it from a state of the data set."""
         self.epoch, self.number = epoch, 0
         self._rows, self._mark, self._since, self._fruitful = None, self._start, 0, False
         self._waiting.clear()

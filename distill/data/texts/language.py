@@ -91,7 +91,7 @@ class Reader:
         return tokens
 
     def tokens(self, found: TextRows) -> tuple["Tokens", int]:
-        """Return the tokens of texts or chats, as `read` does, and how many of them are cut; nothing is said of it."""
+        """Return the tokens of texts or chats, as `read` does, and how many of them are cut, without warnings."""
         splits = self.block is not None and not found.is_chat
         tokens, cut = Tokens(), 0
         for number, row in enumerate(tokenized(found, self.tokenizer, found.names())):
