@@ -89,7 +89,22 @@ WeightDecay = Annotated[float | None, typer.Option(help="The weight decay.")]
 Clip = Annotated[float | None, typer.Option(help="The largest norm of the gradient.")]
 Accumulate = Annotated[int | None, typer.Option(help="Parts in which a step is computed, for less memory.")]
 Optimizer = Annotated[str | None, typer.Option(help="adamw, adam or sgd.")]
-Decay = Annotated[str | None, typer.Option(help="How the learning rate falls: linear, cosine or constant.")]
+Decay = Annotated[
+    str | None,
+    typer.Option(
+        help="How the learning rate falls: linear, cosine, constant, or a name of transformers: cosine_with_restarts, …"
+    ),
+]
+Precision = Annotated[
+    str | None, typer.Option(help="Precision of the computation: bf16, fp16 or fp32; the weights stay in float32.")
+]
+Checkpointing = Annotated[
+    bool | None, typer.Option(help="Compute activations of the student again for the gradients, for less memory.")
+]
+DecayOn = Annotated[str | None, typer.Option(help="What weight decay is on: all, or matrices.")]
+Grouping = Annotated[
+    bool | None, typer.Option(help="Batches of rows of similar length; where lengths differ, by default.")
+]
 Workers = Annotated[int | None, typer.Option(help="Processes that read rows in the background.")]
 StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; half of the teacher's by default.")]
 ObjectiveNames = Annotated[
@@ -248,3 +263,7 @@ class ScheduleFlags:
     optimizer: Optimizer = None
     decay: Decay = None
     workers: Workers = None
+    precision: Precision = None
+    gradient_checkpointing: Checkpointing = None
+    weight_decay_on: DecayOn = None
+    group_by_length: Grouping = None

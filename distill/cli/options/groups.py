@@ -148,6 +148,10 @@ class ScheduleOptions(Options):
     optimizer: str | None = None
     decay: str | None = None
     workers: int | None = None
+    precision: str | None = None
+    gradient_checkpointing: bool | None = None
+    weight_decay_on: str | None = None
+    group_by_length: bool | None = None
 
     @property
     def given(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from distill.cli.fit_command import GROUPS, FitCommand
 from distill.cli.options import flags
 from distill.cli.options.config import RUN, as_toml
 from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions
+from distill.training.schedule import Schedule
 from tests.distill.cli.test_main import distill
 
 GROUPS_OF_FLAGS = (
@@ -119,3 +120,7 @@ def test_defaults_of_options_are_those_of_the_settings():
     assert FitCommand.of_options(told) == FitCommand()
     settings = {each.name for group in GROUPS.values() for each in fields(group)}
     assert settings <= told.keys()
+
+
+def test_every_setting_of_a_schedule_is_an_option():
+    assert {each.name for each in fields(ScheduleOptions)} == {each.name for each in fields(Schedule)} - {"seed"}
