@@ -187,7 +187,8 @@ class Monitor:
                 self._keep()
             patience, best = self.wanted.early_stopping, self._best(self.records)
             if patience is not None and evaluations_since(self.records, best) >= patience:
-                reason = f"no evaluation was better than that of step {best} in the {patience} after it"
+                better = f"no evaluation was better than that of step {best} in the {patience} after it"
+                reason = better if best is not None else f"none of {patience} evaluations gave a number to compare"
             if self.trackers is not None:
                 self.trackers.log(
                     {f"eval/{name}": each for name, each in (record.evaluation or {}).items()}, record.step

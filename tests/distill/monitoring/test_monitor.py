@@ -109,6 +109,15 @@ def test_the_student_of_the_best_evaluation_is_returned(figure, values, best, fo
         assert same(weights(again.student), weights(student))
 
 
+def test_a_training_whose_evaluations_are_no_numbers_ends_and_says_so(monkeypatch):
+    scripted(monkeypatch, [1.0, math.nan, math.nan, math.nan])
+    with pytest.warns(UserWarning, match="no evaluation gave a number to compare"):
+        found = fit(spread(gpt2_lm(4)), spread(gpt2_lm(2), 1), {}, lm_rows(), objective=KD(), eval_data=lm_rows(9, 1),
+                    eval_every=1, save_best=True, early_stopping=2, schedule=SHORT, console=QUIET)  # fmt: skip
+    assert (len(found.records), found.best) == (2, None)
+    assert found.stopped == "none of 2 evaluations gave a number to compare"
+
+
 class Halt(Exception):
     """The error of a callback."""
 
