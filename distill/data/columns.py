@@ -52,9 +52,7 @@ def columns_of(data: Any) -> Mapping[str, Any]:
         with seeded(0):
             return _join([named(batch) for batch in data])
     if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
-        _warn_of_one_reading(data)
-        with seeded(0):
-            return transpose(list(_bounded(data)))
+        return transpose(read_once(data))
     single = isinstance(data, Tensor | np.ndarray) and data.ndim == 0
     if isinstance(data, str) or single or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise DistillError(
@@ -120,6 +118,17 @@ def _holds_no_number(column: Any) -> bool:
     return isinstance(first, str | bytes | Mapping | date)
 
 
+def read_once(stream: Iterable[Any]) -> list[Any]:
+    """Return all rows of a stream, with a warning.
+
+    Raises:
+        DistillError: it has more than memory is meant for.
+    """
+    _warn_of_one_reading(stream)
+    with seeded(0):
+        return list(_bounded(stream))
+
+
 def _bounded(stream: Iterable[Any]) -> Iterator[Any]:
     """Yield the rows of a stream, as far as memory is meant for them.
 
@@ -152,7 +161,7 @@ def _warn_of_one_reading(data: Any) -> None:
         f"a {type(data).__name__} without length, or with an order or a choice of rows of its own, is read once: every "
         "epoch sees the same rows, in the order of the seed; for rows that are drawn anew give a Dataset with "
         "__len__ and __getitem__.",
-        stacklevel=2,
+        stacklevel=3,
     )
 
 

@@ -43,7 +43,7 @@ def is_stream(data: Any) -> bool:
     )
 
 
-def _gives_batches(data: Any) -> bool:
+def gives_batches(data: Any) -> bool:
     """Return whether data is a loader, each item of which is a batch of rows."""
     return hasattr(data, "dataset") and getattr(data, "batch_size", None) is not None
 
@@ -76,7 +76,7 @@ class Stream:
             self.data = with_kept_buffers(self.data)
         self._start = self._state_at_start()
         self._first_epoch = int(self.data.epoch) if self._owned else 0
-        self._batches = _gives_batches(self.data)
+        self._batches = gives_batches(self.data)
         self._rows: Iterator[Any] | None = None
         self._waiting: deque[Any] = deque()
         self._mark, self._since, self._fruitful = self._start, 0, False

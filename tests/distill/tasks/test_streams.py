@@ -217,3 +217,15 @@ def test_what_was_seen_is_left_out_of_a_measurement():
     data = [{"inputs": row["inputs"], "labels": row["labels"]} for row in rows]
     result = distill.fit(spread(mlp()), spread(mlp(), 1), {}, Own(data), steps=2, batch_size=10, console=QUIET)
     assert result.seen.among(rows.table).tolist() == [True] * 20 + [False] * 25
+
+
+@pytest.mark.filterwarnings("ignore:.*(of the data|is read once)")
+@pytest.mark.parametrize("make", [Own, hub])
+def test_a_stream_of_texts_is_measured_as_its_rows_are(make):
+    rows, reader = [{"text": text} for text in TEXTS if text], tokenizer("bytes")
+    model = language_models(reader)[0]
+    data = make(rows)
+    read = Rows.of(texts_read(data, model, reader))
+    expected = Rows.of(texts_read(rows, model, reader))
+    assert sorted(map(str, read.table["input_ids"])) == sorted(map(str, expected.table["input_ids"]))
+    assert getattr(data, "at", 0) == 0
