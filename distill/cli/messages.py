@@ -92,6 +92,7 @@ def silence_libraries() -> None:
     """Turn off the progress bars and loading notes of other libraries, and print each warning once, on one line."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.formatwarning = _once(_one_line)
 

@@ -199,7 +199,7 @@ def load(
     Args:
         name: one of `names()`, "text" or "chat"; None for data of the user, of which chats are recognized.
         data: the folder of a task by name, or the file; texts and chats may be a list of dicts, a dict of columns, a
-            frame or a Hugging Face Dataset too.
+            frame, a Hugging Face Dataset, the folder of one, a pattern of files or a hub id too.
         eval_data: the data to test on; without any a fifth is held out.
         tokenizer: the teacher's tokenizer, for tasks of text.
         fraction: the share of the training rows to keep, drawn by `seed`; the test rows stay.
@@ -225,6 +225,7 @@ def load(
     share(1, fraction, seed)  # raises before anything is read
     if name in language.NAMES or (name is None and _is_of_language(data)):
         _refuse(name or "chat", label=label, classes=classes)
+        data, eval_data = _opened(data, eval_data)
         return language.task(
             data, tokenizer, name=name, eval_data=eval_data, text=text, max_length=max_length, packing=packing,
             block_size=block_size, fraction=fraction, seed=seed, split_seed=split_seed, clusters=clusters,
@@ -252,6 +253,16 @@ def load(
         return task
     order = stated(classes)
     return renumbered(task, matched(task.classes, order, "the names given"), order)
+
+
+def _opened(data: Any, eval_data: Any) -> tuple[Any, Any]:
+    """Return texts by their folder, pattern or hub id as data sets to train and to measure on; others as they are."""
+    splits, tested = splits_of(data), None if eval_data is None else splits_of(eval_data)
+    if tested is not None:
+        eval_data = tested.to_train_on if tested.held_out is None else tested.held_out
+    if splits is None:
+        return data, eval_data
+    return splits.to_train_on, splits.held_out if eval_data is None else eval_data
 
 
 def _is_of_language(data: Any) -> bool:

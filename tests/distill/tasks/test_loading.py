@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 import transformers
@@ -5,6 +7,7 @@ import transformers
 from distill import DistillError, Rows, tasks
 from distill.tasks.loading import RANDOM_ROWS, held_out, random_rows, task_of, training_rows
 from distill.tasks.named import length_for, tokenizer_of
+from tests.distill.data.texts.tokenizers import tokenizer
 from tests.distill.tiny_models import VOCABULARY, bert, gpt2_lm, images, mlp, text, vectors, vit
 
 
@@ -114,3 +117,21 @@ def test_texts_are_cut_to_the_positions_that_a_model_has(kind, settings, most):
     assert length_for(model) == (most or 128)
     assert length_for(model, 8) == 8
     assert length_for(model, 1000) == (most or 1000)
+
+
+@pytest.mark.parametrize(
+    ("named", "rows"), [("folder", (16, 4)), ("splits", (20, 4)), ("part-*.jsonl", (32, 8)), ("part-0.jsonl", (16, 4))]
+)
+def test_texts_of_language_models_by_folder_and_pattern(named, rows, tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    texts = [{"text": "the cat likes the bird " * (number % 3 + 1)} for number in range(20)]
+    Dataset.from_list(texts).save_to_disk(tmp_path / "folder")
+    DatasetDict(train=Dataset.from_list(texts), validation=Dataset.from_list(texts[:4])).save_to_disk(
+        tmp_path / "splits"
+    )
+    for number in range(2):
+        (tmp_path / f"part-{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    task = tasks.load("text", data=str(tmp_path / named), tokenizer=tokenizer())
+    assert (len(task.train), len(task.test)) == rows
+    assert task.train.table["labels"][0].tolist() == task.train.table["input_ids"][0].tolist()
