@@ -199,6 +199,7 @@ def column_of(name: str, values: Any) -> Column:
     try:
         if isinstance(values, np.ndarray) or (len(values) and isinstance(values[0], int | float)):
             return _to_model_dtype(name, torch.tensor(values))
+        values = _like_others(values)
         tensors = [
             value if isinstance(value, Tensor) else _to_model_dtype(name, torch.as_tensor(value)) for value in values
         ]
@@ -214,6 +215,16 @@ def column_of(name: str, values: Any) -> Column:
             "only the first axis, of tokens, may differ; give the others one size"
         )
     return torch.stack(tensors) if len(shapes) == 1 else tensors
+
+
+def _like_others(values: Any) -> Any:
+    """Return rows with those that are empty lists, which have no type, as tensors of the type of the others."""
+    empty = [isinstance(value, list | tuple) and not len(value) for value in values]
+    if not any(empty) or all(empty):
+        return values
+    first = torch.as_tensor(values[empty.index(False)])
+    none = first.new_empty(0, *first.shape[1:])
+    return [none if is_empty else value for value, is_empty in zip(values, empty, strict=True)]
 
 
 def _without_bool(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from distill.data.files import is_same_file
 from distill.data.rows import Rows
 from distill.data.task import Task
 from distill.data.text import need_tokenizer
+from distill.data.texts.given import with_columns
 from distill.data.texts.language import MAX_LENGTH, Reader, language_task
 from distill.data.texts.on_disk import is_large, rows_on_disk
 from distill.data.texts.reading import TextRows, kind_of_texts, text_rows
@@ -113,7 +114,7 @@ def _found(data: Any, name: str | None = None, text: str | None = None) -> TextR
     Raises:
         DistillError: data of another kind.
     """
-    found = text_rows(data, text)
+    found = text_rows(with_columns(data), text)
     if found is None or (name is not None and found.is_chat != (name == CHAT)):
         has = f"has the columns {', '.join(map(repr, found.columns))}" if found else "has none of these"
         wanted = "'messages', or 'prompt' and 'completion'" if name == CHAT else repr(text or "text")

@@ -14,6 +14,7 @@ from distill.data.files import is_same_file, rows_of
 from distill.data.rows import Rows
 from distill.data.sources.opening import large_file, splits_of
 from distill.data.task import Task, share
+from distill.data.texts.given import with_columns
 from distill.data.texts.reading import kind_of_texts
 from distill.errors import DistillError, checked
 from distill.models.inputs import network_of, vocabulary_of
@@ -223,6 +224,7 @@ def load(
         DistillError: an unknown name, settings that the task does not take, or data that cannot be used.
     """
     share(1, fraction, seed)  # raises before anything is read
+    data, eval_data = with_columns(data), with_columns(eval_data)
     if name in language.NAMES or (name is None and _is_of_language(data)):
         _refuse(name or "chat", label=label, classes=classes)
         data, eval_data = _opened(data, eval_data)

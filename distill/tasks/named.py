@@ -5,15 +5,13 @@ from typing import Any
 
 import torch
 
-from distill.data.columns import read_once
 from distill.data.rows import Rows
 from distill.data.sources.opening import Splits, splits_of
-from distill.data.sources.shuffle_buffers import is_iterable_of_hugging_face
-from distill.data.sources.stream import Stream, gives_batches, is_stream
 from distill.data.task import Task, fine_tuning
 from distill.data.text import MAX_LENGTH, need_tokenizer
-from distill.data.texts.labelled import labelled_rows, text_column
-from distill.data.texts.reading import text_rows
+from distill.data.texts.given import refuse_prompts_alone, with_columns
+from distill.data.texts.labelled import labelled_rows, text_columns
+from distill.data.texts.lengths import refuse_empty_rows
 from distill.models.inputs import innermost, vocabulary_of
 from distill.models.numbering import numbered_as
 from distill.models.pad_tokens import longest_input
@@ -27,39 +25,26 @@ MOST_HELD_OUT, SHARE, SPLIT_SEED = 1000, 0.2, 0
 
 def as_rows(data: Any, model: Any, tokenizer: Any = None) -> Rows:
     """Return data as rows: texts and chats as the model reads them, others as `Rows.of` does."""
-    return Rows.of(texts_read(data, model, tokenizer))
+    rows = Rows.of(texts_read(data, model, tokenizer))
+    refuse_empty_rows(rows)
+    return rows
 
 
 def texts_read(data: Any, model: Any, tokenizer: Any = None) -> Any:
     """Return texts and chats in memory, or in a data set, as the rows that a model reads; other data as it is."""
     if data is None or isinstance(data, str | Path | Rows | Task | Written):
         return data
-    data = _once_if_texts(data)
+    data = with_columns(data)
     if language.for_model(data, model):
         return language.rows_for_model(data, model, tokenizer)
-    if vocabulary_of(model) is None or text_column(data) is None:
+    if vocabulary_of(model) is None:
+        return data
+    if not text_columns(data):
+        refuse_prompts_alone(data)
         return data
     tokenizer = tokenizer or tokenizer_of(model)
     need_tokenizer("text", tokenizer)
     return labelled_rows(data, tokenizer, length_for(model))
-
-
-def _once_if_texts(data: Any) -> Any:
-    """Return all rows of a stream of texts or chats; other data as it is."""
-    if not is_stream(data) or gives_batches(data):
-        return data
-    stream = Stream(data)
-    first = stream.first(1)
-    stream.rewind()
-    if text_rows(first) is None and text_column(first) is None:
-        return data
-    rows = read_once(data)
-    stream.rewind()
-    if not is_iterable_of_hugging_face(data):
-        return rows
-    from datasets import Dataset
-
-    return Dataset.from_list(rows, features=data.features)  # which may name the classes
 
 
 def task_of_splits(splits: Splits, model: Any, tokenizer: Any = None) -> Task:

@@ -13,7 +13,7 @@ from distill.data.rows import Rows
 from distill.data.sources.lazy_columns import Column
 from distill.data.sources.stream import Stream, is_stream
 from distill.data.text import need_tokenizer
-from distill.data.texts.labelled import labelled_rows, text_column
+from distill.data.texts.labelled import labelled_rows, text_columns
 from distill.data.texts.language import Reader
 from distill.data.texts.reading import TextRows, text_rows
 from distill.errors import DistillError
@@ -148,7 +148,7 @@ class _Reading:
 def _form_of(columns: Mapping[str, Any], model: Any, tokenizer: Any) -> _Columns:
     """Return the form of rows by the first of them."""
     is_language = language.for_model(columns, model)
-    if not is_language and (vocabulary_of(model) is None or text_column(columns) is None):
+    if not is_language and (vocabulary_of(model) is None or not text_columns(columns)):
         return _Columns()
     tokenizer = tokenizer or tokenizer_of(model)
     need_tokenizer("text", tokenizer)

@@ -6,7 +6,6 @@ for an encoder–decoder is what the encoder reads, and the labels are the compl
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,21 +13,18 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from distill.data.draws import is_frame
+from distill.data.draws import is_hugging_face
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.sources.lazy_columns import Column
-from distill.data.sources.opening import FORMATS
-from distill.data.tables import SUFFIXES
-from distill.data.texts.chats import prompt_text
+from distill.data.texts.chats import ASSISTANT, CHATS, messages_of, prompt_text
+from distill.data.texts.given import names_of, with_columns
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns
 
 IGNORED = -100
 OF_TOKENS = ("input_ids", "attention_mask", "labels", "special_tokens_mask")
 """The columns with a value for each token that are known for tokens that a model writes too."""
-FILES = frozenset({*FORMATS, *SUFFIXES, ".gz"})
-"""The ends of names of files; a list of these is no list of texts."""
 FEW, LOOKED_AT = 8, 256
 """The numbers of rows whose columns are looked at, and whose labels are compared with their tokens."""
 
@@ -37,8 +33,9 @@ def as_tokens(prompts: Any, tokenizer: Callable[[], Any], *, by_encoder: bool) -
     """Return prompts that are texts or chats as rows of tokens, whole; others as they are.
 
     Args:
-        prompts: of any kind. Texts are a list of them, or rows with a column `prompt`, of texts or lists of messages,
-            and none of completions.
+        prompts: of any kind. Texts are a list of them, or rows with a column `text`, or `prompt`, of texts or lists of
+            messages, and none of completions; or chats in `messages` or `conversations` that all end with another
+            message than the assistant's.
         tokenizer: returns the tokenizer that reads texts.
         by_encoder: whether an encoder reads them; a decoder would not continue a text that has ended, so an end token
             that the tokenizer puts behind a text is taken off.
@@ -46,6 +43,7 @@ def as_tokens(prompts: Any, tokenizer: Callable[[], Any], *, by_encoder: bool) -
     Raises:
         DistillError: no tokenizer, a chat for one without a template, or a value that is neither.
     """
+    prompts = with_columns(prompts)
     values = _prompt_values(prompts)
     if values is None:
         return prompts
@@ -73,19 +71,27 @@ def as_tokens(prompts: Any, tokenizer: Callable[[], Any], *, by_encoder: bool) -
 
 def _prompt_values(prompts: Any) -> list[Any] | None:
     """Return the texts or chats of prompts without completions; None for prompts of another kind."""
-    if isinstance(prompts, list | tuple) and prompts and all(isinstance(each, str) for each in prompts):
-        return None if all(Path(each).suffix in FILES for each in prompts) else list(prompts)
+    names = names_of(prompts)
+    if {"completion", "input_ids", "labels", "label"} & set(names):
+        return None
+    column = next((name for name in ("prompt", "text", *(chat for (chat,) in CHATS)) if name in names), None)
+    if column is None:
+        return None
     if isinstance(prompts, list | tuple):
-        rows = [each if isinstance(each, Mapping) else {} for each in prompts]
-        return [row["prompt"] for row in rows] if rows and all(_is_prompt(row) for row in rows) else None
-    named = prompts if isinstance(prompts, Mapping) else getattr(prompts, "column_names", None)
-    named = list(prompts.columns) if named is None and is_frame(prompts) else named
-    return list(prompts["prompt"]) if named is not None and _is_prompt(named) else None
+        if not all(isinstance(row, Mapping) and column in row and "completion" not in row for row in prompts):
+            return None
+        values = [row[column] for row in prompts]
+    else:
+        values = list(prompts.with_format(None)[column] if is_hugging_face(prompts) else prompts[column])
+    return values if column in ("prompt", "text") or not any(map(_is_answered, values)) else None
 
 
-def _is_prompt(names: Any) -> bool:
-    """Return whether columns hold a prompt as text and no completion."""
-    return "prompt" in names and not {"completion", "input_ids"} & set(names)
+def _is_answered(chat: Any) -> bool:
+    """Return whether the last message of a chat is the assistant's; true for what is no chat."""
+    try:
+        return messages_of(chat, "", "")[-1]["role"] == ASSISTANT
+    except DistillError:
+        return True
 
 
 def as_prompts(rows: Rows, *, by_encoder: bool) -> Rows:

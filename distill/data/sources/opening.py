@@ -4,6 +4,7 @@ What is opened lies on disk as Arrow, in the cache of `datasets` or in the folde
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
@@ -20,6 +21,8 @@ LARGE = 16 * 2**20
 """The bytes of a file of text from which on it is read through Arrow and not into memory."""
 TRAIN, HELD_OUT = ("train",), ("validation", "dev", "valid", "val", "test")
 """The names of the splits to train on and to measure on, the first that a data set has."""
+NAME = re.compile(r"\S.{0,4095}\.[A-Za-z]\w{1,7}")
+"""The name of a file with an ending, on one line."""
 STATES = {"state.json", "dataset_dict.json"}
 """The files of a folder that `save_to_disk` wrote: one of them."""
 
@@ -65,7 +68,7 @@ def splits_of(data: Any) -> Splits | None:
     Raises:
         DistillError: nothing there, files of several kinds, or a data set that cannot be read.
     """
-    if isinstance(data, list | tuple) and data and all(isinstance(each, str | Path) for each in data):
+    if is_list_of_files(data):
         name = f"[{data[0]!r}, …]" if len(data) > 1 else repr(str(data[0]))
         return Splits(name, _of_files([str(each) for each in data], name))
     if is_dict_of_data_sets(data):
@@ -84,6 +87,13 @@ def splits_of(data: Any) -> Splits | None:
         suffix = _suffix(Path(name))
         return Splits(name, _of_files([name], name)) if suffix in FORMATS and suffix not in SUFFIXES else None
     return _in_splits(_of_hub(name), name) if is_hub_id(data) else None
+
+
+def is_list_of_files(data: Any) -> bool:
+    """Return whether data is a list of names of files and not of texts: all end as files do, or the first exists."""
+    if not isinstance(data, list | tuple) or not data or not all(isinstance(each, str | Path) for each in data):
+        return False
+    return isinstance(data[0], Path) or os.path.isfile(data[0]) or all(NAME.fullmatch(str(each)) for each in data)
 
 
 def large_file(data: Any) -> Splits | None:

@@ -11,12 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from distill.errors import DistillError
 from interventions import shown
 
 ASSISTANT = "assistant"
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-CHAT, PROMPT, TEXT = ("messages",), ("prompt", "completion"), ("text",)
+CHAT, SHARED, PROMPT, TEXT = ("messages",), ("conversations",), ("prompt", "completion"), ("text",)
+CHATS = (CHAT, SHARED)
+"""The columns of whole chats; `conversations` is that of ShareGPT."""
+SENDERS = {"human": "user", "gpt": "assistant"}
+"""The roles of ShareGPT's messages, `{"from": "human", "value": "…"}`, that have other names in chat templates."""
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -39,8 +45,8 @@ def marked_texts(rows: Iterable[Mapping[str, Any]], tokenizer: Any, names: Itera
     """Yield the text of each row.
 
     Args:
-        rows: each with `messages`, or `prompt` and `completion` (texts or lists of messages), or a column of texts; a
-            column `tools` is given to the chat template.
+        rows: each with `messages`, or `conversations` as ShareGPT has them, or `prompt` and `completion` (texts or
+            lists of messages), or a column of texts; a column `tools` is given to the chat template.
         tokenizer: has the chat template.
         names: what errors call each row.
 
@@ -49,8 +55,9 @@ def marked_texts(rows: Iterable[Mapping[str, Any]], tokenizer: Any, names: Itera
             does not let one find; a value that is no text.
     """
     for row, name in zip(rows, names, strict=False):
-        if CHAT[0] in row:
-            yield _chat(tokenizer, messages_of(row[CHAT[0]], name, CHAT[0]), row.get("tools"), 0, name)
+        column = next((chat for (chat,) in CHATS if chat in row), None)
+        if column is not None:
+            yield _chat(tokenizer, messages_of(row[column], name, column), row.get("tools"), 0, name)
         elif PROMPT[0] in row:
             yield _prompted(tokenizer, row, name)
         else:
@@ -90,12 +97,14 @@ def text_of(value: Any, row: str, column: str) -> str:
 
 
 def messages_of(value: Any, row: str, column: str) -> list[Mapping[str, Any]]:
-    """Return a value that is a list of messages.
+    """Return a value that is a list of messages, those of ShareGPT by the names of chat templates.
 
     Raises:
         DistillError: an empty list, or one of anything else.
     """
-    given = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    given = (
+        list(map(_message, value)) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else []
+    )
     odd = next((each for each in given if not isinstance(each, Mapping) or "role" not in each), None)
     if not given or odd is not None:
         raise DistillError(
@@ -103,6 +112,13 @@ def messages_of(value: Any, row: str, column: str) -> list[Mapping[str, Any]]:
             f"{{'{column}': [{{'role': 'user', 'content': '…'}}, {{'role': 'assistant', 'content': '…'}}]}}."
         )
     return given
+
+
+def _message(value: Any) -> Any:
+    """Return a message of ShareGPT as one of a chat template; others as they are."""
+    if not isinstance(value, Mapping) or "role" in value or not {"from", "value"} <= set(value):
+        return value
+    return {"role": SENDERS.get(value["from"], value["from"]), "content": value["value"]}
 
 
 def _prompted(tokenizer: Any, row: Mapping[str, Any], name: str) -> MarkedText:

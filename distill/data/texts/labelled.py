@@ -8,59 +8,64 @@ from typing import Any
 from torch import Tensor
 
 from distill.data.draws import is_frame, is_hugging_face
-from distill.data.files import LABEL_COLUMNS, TEXT_COLUMNS
+from distill.data.files import LABEL_COLUMNS, PAIRS, TEXT_COLUMNS
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.sources.arrow import columns_of_hugging_face, is_textual
 from distill.data.text import tokenize_texts
 from distill.data.texts.chats import text_of
+from distill.data.texts.given import first_value, is_transformed
 from distill.data.texts.on_disk import is_large, mapped
 from distill.errors import DistillError
 
 CUT = "is_cut"
 
 
-def text_column(data: Any) -> str | None:
-    """Return the name of the column of texts, "text" or "sentence", of data without tokens; None if there is none."""
+def text_columns(data: Any) -> tuple[str, ...]:
+    """Return the column of texts, "text" or "sentence", or the two of pairs, of data without tokens; else none."""
     names = _columns(data)
     if "input_ids" in names:
-        return None
-    return next((name for name in TEXT_COLUMNS if name in names and _is_text(data, name)), None)
+        return ()
+    usual = (*((name,) for name in TEXT_COLUMNS), *PAIRS)
+    return next((each for each in usual if set(each) <= set(names) and all(_is_text(data, name) for name in each)), ())
 
 
 def labelled_rows(data: Any, tokenizer: Any, limit: int, first: int = 0) -> Rows:
-    """Return texts as rows of tokens, with their labels if there are any.
+    """Return texts, or pairs of texts, as rows of tokens, with their labels if there are any.
 
     Args:
-        data: a data set of Hugging Face, a frame, a dict of columns or a list of dicts with a column of texts.
+        data: a data set of Hugging Face, a frame, a dict of columns or a list of dicts, with columns of texts.
         tokenizer: of the model.
         limit: the number of tokens at which texts are cut.
         first: the number of the first row in errors.
 
     Raises:
-        DistillError: a row without a text.
+        DistillError: no rows, or a row without a text.
     """
-    column, names = text_column(data), _columns(data)
-    assert column is not None
+    columns, names = text_columns(data), _columns(data)
+    if is_hugging_face(data) and not len(data):
+        raise DistillError("the data has no rows; give at least one.")
     label = next((name for name in LABEL_COLUMNS if name in names), None)
-    if dropped := [name for name in names if name not in (column, label)]:
+    if dropped := [name for name in names if name not in (*columns, label)]:
         warnings.warn(
-            f"of the data only {column!r}{'' if label is None else f' and {label!r}'} is read, and "
+            f"of the data only {' and '.join(map(repr, [*columns, *([label] if label else [])]))} is read, and "
             f"{', '.join(map(repr, dropped))} not.",
             stacklevel=4,
         )
     if is_large(data):
-        return _on_disk(data, tokenizer, limit, column, label)
-    values = enumerate(_values(data, column), first)
-    texts = [text_of(value, f"row {number} of the data", column) for number, value in values]
-    rows = tokenize_texts(tokenizer, texts, None, limit)
+        return _on_disk(data, tokenizer, limit, columns, label)
+    sides = [
+        [text_of(each, f"row {number} of the data", column) for number, each in enumerate(_values(data, column), first)]
+        for column in columns
+    ]
+    rows = tokenize_texts(tokenizer, sides[0] if len(sides) == 1 else list(zip(*sides, strict=True)), None, limit)
     if label is None:
         return rows
     labels = data.select_columns([label]) if is_hugging_face(data) else {label: _values(data, label)}
     return _with_labels(rows, labels)
 
 
-def _on_disk(data: Any, tokenizer: Any, limit: int, column: str, label: str | None) -> Rows:
+def _on_disk(data: Any, tokenizer: Any, limit: int, columns: tuple[str, ...], label: str | None) -> Rows:
     """Return the texts of a large data set as rows whose tokens are read from disk when they are used."""
     from datasets import Features, List, Value
 
@@ -68,8 +73,8 @@ def _on_disk(data: Any, tokenizer: Any, limit: int, column: str, label: str | No
     inputs = [name for name in tokenizer("a", return_special_tokens_mask=True) if name != "input_ids"]
     ids = "uint16" if len(tokenizer) <= 2**16 else "int32"
     features = {"input_ids": List(Value(ids)), **{name: List(Value("uint8")) for name in inputs}, CUT: Value("bool")}
-    function = partial(_encoded, tokenizer=tokenizer, limit=limit, column=column)
-    made = mapped(data, function, (tokenizer, limit, column), columns=[column], features=Features(features))
+    function = partial(_encoded, tokenizer=tokenizer, limit=limit, columns=columns)
+    made = mapped(data, function, (tokenizer, limit, columns), columns=[*columns], features=Features(features))
     table = columns_of_hugging_face(made.select_columns(["input_ids", *inputs]))
     cut = int(columns_of_hugging_face(made.select_columns([CUT]))[CUT].sum())
     if cut:
@@ -79,15 +84,17 @@ def _on_disk(data: Any, tokenizer: Any, limit: int, column: str, label: str | No
 
 
 def _encoded(
-    batch: Mapping[str, list[Any]], indices: list[int], *, tokenizer: Any, limit: int, column: str
+    batch: Mapping[str, list[Any]], indices: list[int], *, tokenizer: Any, limit: int, columns: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Return the inputs that a tokenizer makes of a batch of texts."""
-    names = (f"row {number} of the data" for number in indices)
-    texts = [text_of(value, name, column) for value, name in zip(batch[column], names, strict=True)]
-    found = dict(tokenizer(texts, truncation=True, max_length=limit, return_special_tokens_mask=True))
+    """Return the inputs that a tokenizer makes of a batch of texts, or of pairs."""
+    names = [f"row {number} of the data" for number in indices]
+    sides = [
+        [text_of(value, name, column) for value, name in zip(batch[column], names, strict=True)] for column in columns
+    ]
+    found = dict(tokenizer(*sides, truncation=True, max_length=limit, return_special_tokens_mask=True))
     full = [len(ids) >= limit for ids in found["input_ids"]]
-    long = [text for text, is_full in zip(texts, full, strict=True) if is_full]
-    whole = iter(tokenizer(long, verbose=False)["input_ids"] if long else ())
+    long = [[text for text, is_full in zip(texts, full, strict=True) if is_full] for texts in sides]
+    whole = iter(tokenizer(*long, verbose=False)["input_ids"] if long[0] else ())
     return {**found, CUT: [is_full and len(next(whole)) > limit for is_full in full]}
 
 
@@ -107,7 +114,7 @@ def _with_labels(rows: Rows, labels: Any) -> Rows:
 def _columns(data: Any) -> tuple[str, ...]:
     """Return the names of the columns of data; none of data that has none."""
     if is_hugging_face(data):
-        return tuple(data.column_names)
+        return () if is_transformed(data) else tuple(data.column_names)
     if is_frame(data):
         return tuple(map(str, data.columns))
     if isinstance(data, Mapping):
@@ -120,8 +127,7 @@ def _is_text(data: Any, name: str) -> bool:
     """Return whether a column holds texts, by its type or its first value."""
     if is_hugging_face(data):
         return is_textual(data.features[name]) and str(getattr(data.features[name], "dtype", "")).endswith("string")
-    values = _values(data, name)
-    return bool(values) and isinstance(values[0], str)
+    return isinstance(first_value(data, name), str)
 
 
 def _values(data: Any, name: str) -> list[Any]:

@@ -14,9 +14,11 @@ from jaxtyping import Int
 from torch import Tensor
 
 from distill.data.sources.lazy_columns import lengths_of as counts
+from distill.errors import DistillError
 
 WINDOW = 50
 """The most batches that are sorted by length together."""
+TOKENS = "input_ids"
 WINDOWS = 2
 """The fewest windows of an epoch; with one, each epoch would have the same batches."""
 
@@ -37,6 +39,19 @@ def lengths_of(rows: Any) -> Int[Tensor, " rows"] | None:
         return None
     counted = torch.stack(known)
     return counted.sum(0) if bool((counted != counted[:, :1]).any()) else None
+
+
+def refuse_empty_rows(rows: Any) -> None:
+    """Raise DistillError for a row of tokens that has none, as a tokenizer without special tokens makes of ""."""
+    tokens = rows.table.get(TOKENS)
+    found = None if tokens is None or isinstance(tokens, Tensor) else counts(tokens)
+    if found is None or bool(found.all()):
+        return
+    empty = int((found == 0).sum())
+    raise DistillError(
+        f"{empty} of {len(found)} rows have no token (first: row {int(found.argmin())}), and a model answers nothing "
+        "to them; leave them out: data.filter(lambda row: row['input_ids']) of a Hugging Face Dataset."
+    )
 
 
 def grouped(

@@ -8,9 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from distill.data import tables
 from distill.data.draws import is_frame, is_hugging_face
-from distill.data.texts.chats import CHAT, PROMPT, TEXT
+from distill.data.texts.chats import CHATS, PROMPT, TEXT
+from distill.data.texts.given import first_value, is_transformed
 from distill.errors import DistillError
 from interventions import shown
 
@@ -24,7 +27,7 @@ class TextRows:
     """Rows of texts or chats.
 
     Attributes:
-        columns: the columns that are read: `messages`, `prompt` and `completion`, or one of texts.
+        columns: the columns that are read: `messages`, `conversations`, `prompt` and `completion`, or one of texts.
         others: the other columns.
         data: a list of dicts, columns by name, or a data set that is iterated in dicts.
         source: what errors call the data.
@@ -40,7 +43,7 @@ class TextRows:
     @property
     def is_chat(self) -> bool:
         """True for rows with completions."""
-        return self.columns in (CHAT, PROMPT)
+        return self.columns in (*CHATS, PROMPT)
 
     def __len__(self) -> int:
         return len(next(iter(self.data.values()))) if isinstance(self.data, Mapping) else len(self.data)
@@ -98,7 +101,7 @@ def kind_of_texts(data: Any, text: str | None = None) -> str | None:
         columns, names = (None, ()) if found is None else (found.columns, (*found.columns, *found.others))
     if columns is None:
         return None
-    return "chat" if columns in (CHAT, PROMPT) else "labelled" if LABELS & set(names) else "text"
+    return "chat" if columns in (*CHATS, PROMPT) else "labelled" if LABELS & set(names) else "text"
 
 
 def text_rows(data: Any, text: str | None = None) -> TextRows | None:
@@ -114,7 +117,7 @@ def text_rows(data: Any, text: str | None = None) -> TextRows | None:
         data = {str(name): list(data[name]) for name in data.columns}
     if isinstance(data, Mapping):
         names = tuple(data)
-    elif is_hugging_face(data):
+    elif is_hugging_face(data) and not is_transformed(data):
         data = data.with_format(None)
         names = tuple(data.column_names)
     elif isinstance(data, list | tuple) and data and isinstance(data[0], Mapping):
@@ -122,18 +125,10 @@ def text_rows(data: Any, text: str | None = None) -> TextRows | None:
     else:
         return None
     columns = _columns(names, text)
-    kinds = str | list | tuple if columns in (CHAT, PROMPT) else str
-    if columns is None or not all(isinstance(_first(data, name), kinds) for name in columns):
+    kinds = str | list | tuple | np.ndarray if columns in (*CHATS, PROMPT) else str
+    if columns is None or not all(isinstance(first_value(data, name), kinds) for name in columns):
         return None
     return TextRows(columns, tuple(name for name in names if name not in columns), data, "the data")
-
-
-def _first(data: Any, name: str) -> Any:
-    """Return the first value of a column; None without rows, or of a column that cannot be read again."""
-    if not isinstance(data, Mapping):
-        return data[0][name] if len(data) else None
-    column = data[name]
-    return column[0] if hasattr(column, "__getitem__") and hasattr(column, "__len__") and len(column) else None
 
 
 def _of_file(path: Path, text: str | None) -> TextRows | None:
@@ -152,7 +147,7 @@ def _columns(names: tuple[str, ...], text: str | None) -> tuple[str, ...] | None
     """Return the columns of texts among some; None if there are none, or tokens already."""
     if TOKENS in names:
         return None
-    wanted = (CHAT, PROMPT, TEXT) if text is None else ((text,),)
+    wanted = (*CHATS, PROMPT, TEXT) if text is None else ((text,),)
     return next((each for each in wanted if set(each) <= set(names)), None)
 
 

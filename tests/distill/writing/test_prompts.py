@@ -98,6 +98,7 @@ class Letters:
 
 
 CHAT = [{"role": "user", "content": "ab"}]
+ANSWERED = [*CHAT, {"role": "assistant", "content": "a"}]
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,9 @@ CHAT = [{"role": "user", "content": "ab"}]
         {"prompt": ["ab", "cde"], "id": [1, 2]},
         datasets.Dataset.from_dict({"prompt": ["ab", "cde"]}),
         pandas.DataFrame({"prompt": ["ab", "cde"]}),
+        [{"text": "ab"}, {"text": "cde"}],
+        datasets.Dataset.from_dict({"text": ["ab", "cde"]}),
+        pandas.Series(["ab", "cde"]),
     ],
 )
 def test_texts(prompts):
@@ -123,6 +127,8 @@ def test_texts(prompts):
 def test_chats():
     rows = as_tokens([{"prompt": CHAT}, {"prompt": "c"}, {"prompt": CHAT * 2}], Letters, by_encoder=False)
     assert listed(rows.table["input_ids"]) == [[0, 1, 23, 24], [20, 2], [0, 1, 23, 0, 1, 23, 24]]
+    for asked in ([{"messages": CHAT}], {"conversations": [[{"from": "human", "value": "ab"}]]}):
+        assert listed(as_tokens(asked, Letters, by_encoder=False).table["input_ids"]) == [[0, 1, 23, 24]]
     mute = type("Mute", (Letters,), {"chat_template": None})
     with pytest.raises(DistillError, match="row 0 of the prompts is a chat, and the tokenizer"):
         as_tokens([{"prompt": CHAT}], mute, by_encoder=False)
@@ -131,7 +137,17 @@ def test_chats():
 
 
 @pytest.mark.parametrize(
-    "prompts", [{"prompt": ["a"], "completion": ["b"]}, [{"text": "a"}], [], {}, "data.csv", ["a.csv", "b.jsonl"]]
+    "prompts",
+    [
+        {"prompt": ["a"], "completion": ["b"]},
+        [{"text": "a", "label": 1}],
+        {"messages": [ANSWERED]},
+        [],
+        {},
+        "data.csv",
+        None,
+        ["a.csv", "b.jsonl"],
+    ],
 )
 def test_data_of_other_kinds_is_left_to_others(prompts):
     assert as_tokens(prompts, Letters, by_encoder=False) is prompts

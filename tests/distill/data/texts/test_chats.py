@@ -117,3 +117,13 @@ def test_what_cannot_be_read_says_why_in_one_line(row, template, message):
 def test_a_chat_that_ends_with_the_answer_needs_no_marks_although_the_template_changes_earlier_ones():
     (row,) = read([{"prompt": TURNS[:3], "completion": TURNS[3:]}], reader := tokenizer("bytes", FORGETFUL))
     assert reader.decode(learned(row)) == " yes."
+
+
+def test_chats_of_sharegpt_are_those_of_messages():
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "the dog"}]
+    shared = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "the dog"}]
+    for row in ({"conversations": shared}, {"messages": shared}, {"conversations": messages}):
+        made = [
+            list(marked_texts([each], tokenizer(template=CHATML), ["row 0"])) for each in ({"messages": messages}, row)
+        ]
+        assert made[0] == made[1]

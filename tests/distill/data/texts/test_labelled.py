@@ -10,7 +10,7 @@ from distill.data.sources import arrow
 from distill.data.sources.lazy_columns import LazyColumn
 from distill.data.text import tokenize_texts
 from distill.data.texts import on_disk
-from distill.data.texts.labelled import labelled_rows, text_column
+from distill.data.texts.labelled import labelled_rows, text_columns
 from tests.distill.conftest import sentences
 from tests.distill.data.texts.tokenizers import tokenizer
 
@@ -32,7 +32,7 @@ def alike(one: Rows, other: Rows) -> bool:
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_rows_of_the_texts(form):
     data = FORMS[form]({"sentence": list(TEXTS), "label": list(LABELS)})
-    assert text_column(data) == "sentence"
+    assert text_columns(data) == ("sentence",)
     rows = labelled_rows(data, tokenizer(), 30)
     numbers = [("negative", "positive").index(label) for label in LABELS]
     assert rows.classes == ("negative", "positive")
@@ -69,4 +69,22 @@ def test_columns_that_are_not_read_are_named_and_rows_without_a_text_refused():
     with pytest.raises(DistillError, match=r"row 1 of the data has no 'label'"):
         labelled_rows([{"text": "a", "label": 1}, {"text": "b"}], tokenizer(), 9)
     for data in ({"input_ids": [[1]], "text": ["a"]}, {"x": [1]}, {"text": [3]}, [], 5, None, torch.zeros(2)):
-        assert text_column(data) is None
+        assert text_columns(data) == ()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pairs_are_rows_that_the_tokenizer_joins(form, tmp_path, monkeypatch):
+    others = [text[::-1] for text in TEXTS]
+    data = FORMS[form]({"premise": list(TEXTS), "hypothesis": others, "label": list(LABELS)})
+    assert text_columns(data) == ("premise", "hypothesis")
+    numbers = [("negative", "positive").index(label) for label in LABELS]
+    expected = tokenize_texts(tokenizer(), list(zip(TEXTS, others, strict=True)), numbers, 300)
+    assert alike(labelled_rows(data, tokenizer(), 300), expected)
+    monkeypatch.setattr(on_disk, "LARGE", 0)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    assert alike(labelled_rows(data, tokenizer(), 300), expected)
+
+
+def test_a_data_set_without_rows_is_named():
+    with pytest.raises(DistillError, match="the data has no rows; give at least one"):
+        labelled_rows(datasets.Dataset.from_dict({"text": ["a"]}).select([]), tokenizer(), 9)

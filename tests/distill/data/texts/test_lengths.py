@@ -4,11 +4,12 @@ import os
 from math import ceil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 
 from distill import KD, DistillError, Rows, Schedule, fit, steps
-from distill.data.texts.lengths import grouped, lengths_of
+from distill.data.texts.lengths import grouped, lengths_of, refuse_empty_rows
 from distill.training.schedule import lengths_to_group, order
 from tests.distill.tiny_models import QUIET, gpt2, mlp, same, spread, text, vectors, weights
 
@@ -156,3 +157,16 @@ def test_a_resumed_run_has_the_bits_of_a_whole_one(tmp_path):
     again = spread(gpt2(1), 1)
     fit(teacher, again, {}, text(64, 3, 20), schedule=schedule, output_dir=tmp_path / "run", resume=True, **settings)
     assert same(weights(whole), weights(again))
+
+
+@pytest.mark.parametrize("form", [dict, datasets.Dataset.from_dict])
+def test_rows_without_tokens_are_named(form):
+    data = form({"input_ids": [[1], [], [2, 3]], "attention_mask": [[1], [], [1, 1]]})
+    rows = Rows.of(data)
+    assert rows.table["input_ids"][1].dtype == torch.int64
+    with pytest.raises(DistillError, match=r"1 of 3 rows have no token \(first: row 1\)"):
+        refuse_empty_rows(rows)
+    with pytest.raises(DistillError, match="1 of 3 rows have no token"):
+        fit(gpt2(), gpt2(), {}, data, objective=KD(), console=QUIET)
+    refuse_empty_rows(rows.take([0, 2]))
+    refuse_empty_rows(Rows({"x": torch.zeros(2, 0)}))
