@@ -24,6 +24,7 @@ from distill.tasks.digits import digits
 from distill.tasks.mnist import mnist_digits
 from distill.tasks.named import as_rows, length_for, named_rows, task_of_splits, tokenizer_of
 from distill.writing.written import Written, data_of
+from interventions import shown
 
 EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task, "digits": digits}
 
@@ -234,6 +235,11 @@ def load(
         )  # fmt: skip
     _refuse(name or "of texts with labels", packing=packing, block_size=block_size)
     if name is None and data is not None:
+        if not isinstance(data, str | Path):
+            raise DistillError(
+                f"data={shown(data)} is no file of texts with labels; give its path, or rows in memory to fit itself: "
+                "distill.fit(teacher, student, data=…)."
+            )
         return files.task(
             data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes,
             max_length=max_length, split_seed=split_seed, clusters=clusters,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,7 +61,7 @@ def are_batches(model: Model, data: object) -> bool:
         names = set(_arguments(model))
         return all(len(each) > 0 and names.issuperset(each) for each in data)
     return isinstance(data, Iterable) and not isinstance(
-        data, Mapping | Tensor | str | bytes | tuple | list | Run | Stored
+        data, Mapping | Tensor | np.ndarray | str | bytes | tuple | list | Run | Stored
     )
 
 

@@ -54,7 +54,7 @@ def as_toml(options: Mapping[str, Any]) -> str:
     >>> print(as_toml({"steps": 5, "lr": 5e-05, "data": 'a"b.csv', "seeds": (0, 1), "label": None}), end="")
     steps = 5
     lr = 5e-05
-    data = "a\\"b.csv"
+    data = "a\"b.csv"
     seeds = [0, 1]
     """
     given = {name: value for name, value in options.items() if value is not None}

@@ -112,6 +112,7 @@ def forked(work: Callable[[], object], patience: float | None = None, how: int =
     """Return the status of a process that does the work; it is sent a signal after `patience` seconds."""
     child = os.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
         try:
             work()
             os._exit(0)
