@@ -235,10 +235,11 @@ def load(
         )  # fmt: skip
     _refuse(name or "of texts with labels", packing=packing, block_size=block_size)
     if name is None and data is not None:
-        if not isinstance(data, str | Path):
+        odd = next((each for each in (data, eval_data) if not isinstance(each, str | Path | None)), None)
+        if odd is not None:
             raise DistillError(
-                f"data={shown(data)} is no file of texts with labels; give its path, or rows in memory to fit itself: "
-                "distill.fit(teacher, student, data=…)."
+                f"{shown(odd)} is no file of texts with labels; give its path, or rows in memory to fit itself: "
+                "distill.fit(teacher, student, data=…, eval_data=…)."
             )
         return files.task(
             data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes,
