@@ -152,6 +152,7 @@ TESTED_BY = {
     "distill/comparison/picture.py": "tests/test_results.py",
     "distill/data/columns.py": "tests/distill/data/test_rows.py",
     "distill/data/draws.py": "tests/distill/training/test_readings.py",
+    "distill/data/sources/stream_states.py": "tests/distill/data/sources/test_stream.py",
     "distill/data/tables.py": "tests/distill/data/test_files.py",
     "distill/data/texts/reading.py": "tests/distill/data/texts/test_language.py",
     "distill/data/token_meanings.py": "tests/distill/data/test_token_alignment.py",

@@ -14,6 +14,7 @@ from distill.alignment.mapping_search import mapping_as_text
 from distill.alignment.search_mapping import CONTROLS
 from distill.cli.fit_command import COMMAND, FitCommand
 from distill.cli.loading import load_task_and_teacher
+from distill.cli.options.config import RUN
 from distill.cli.report import ComparedModel, Report, compared_model, print_report, teacher_evaluation
 from distill.cli.samples import Sample, samples_of
 from distill.cli.student_runs import TIMES, StudentRuns
@@ -29,7 +30,7 @@ from distill.processes import from_first, is_first
 from distill.publishing.push import check_repo, push_folder
 from distill.results import FitResult
 from distill.storage.files import clear_leftovers, read_json, remove_empty, write, write_json
-from distill.storage.locks import claim, held
+from distill.storage.locks import LOCK, claim, held
 from distill.teach import check_teacher
 from distill.training.progress import console_of
 from distill.training.run_folder import AUTO, Resume, refuse_used
@@ -155,17 +156,12 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     accuracy = None if command.any_teacher else check_teacher(teacher, task)
     measured = teacher_evaluation(teacher, task) if accuracy is None else Evaluation(accuracy, None)
     smaller, schedule = command.student(teacher, task), command.timing.schedule(task, command.seed)
-    from_first(lambda: command.write(folder))
-    mapping: Sides
-    found: dict[str, str] = {}
-    if command.interchanges.mapping == SEARCH:
-        mapping = searched = _search(teacher, smaller, task, schedule, folder=folder, console=console)
-        found = {"mapping": mapping_as_text(searched)}
-    else:
-        mapping = command.interchanges.mapped(teacher, smaller)
-    plans = [plan for plan in command.students if plan.suits(task)]
-    runs = StudentRuns(command, folder, task, teacher, tokenizer, smaller, mapping, schedule, resume, console)
-    trained = runs.train(plans)
+    with _leaving_nothing_of_a_refusal(folder):
+        from_first(lambda: command.write(folder))
+        mapping, found = _mapping(command, teacher, smaller, task, schedule, folder=folder, console=console)
+        plans = [plan for plan in command.students if plan.suits(task)]
+        runs = StudentRuns(command, folder, task, teacher, tokenizer, smaller, mapping, schedule, resume, console)
+        trained = runs.train(plans)
     measuring: Any = {"positions": command.interchanges.positions, "pairs": command.pairs_of(task)}
     untrained = evaluate(teacher, smaller, mapping, task, **measuring)
     compared = [compared_model("teacher", teacher, measured), compared_model(UNTRAINED, smaller, untrained)]
@@ -178,6 +174,29 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
     path = from_first(lambda: report.save(folder))
     console.print(f"report: {path}", markup=False, highlight=False, soft_wrap=True)
     return path
+
+
+@contextmanager
+def _leaving_nothing_of_a_refusal(folder: Path) -> Iterator[None]:
+    """Remove the settings of a run if it is refused in the block before anything else was written into its folder."""
+    try:
+        yield
+    except DistillError:
+        settings = {COMMAND, RUN}
+        if is_first() and {each.name for each in folder.iterdir()} - {LOCK} == settings:
+            for name in settings:
+                (folder / name).unlink()
+        raise
+
+
+def _mapping(
+    command: FitCommand, teacher: nn.Module, student: nn.Module, task: Task, schedule: Schedule, **place: Any
+) -> tuple[Sides, dict[str, str]]:
+    """Return the mapping of a run, and as a setting if it was searched."""
+    if command.interchanges.mapping != SEARCH:
+        return command.interchanges.mapped(teacher, student), {}
+    searched = _search(teacher, student, task, schedule, **place)
+    return searched, {"mapping": mapping_as_text(searched)}
 
 
 def _compared(trained: Mapping[str, Sequence[FitResult]], seeds: Sequence[int]) -> list[ComparedModel]:

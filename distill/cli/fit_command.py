@@ -21,6 +21,7 @@ from distill.cli.options.groups import (
 from distill.cli.students import ON_KD, USUAL, StudentPlan, is_language, plan_of
 from distill.data.task import Task
 from distill.errors import DistillError
+from distill.evaluation.measurement import check_pairs
 from distill.interchange.sources import InContext
 from distill.objectives import (
     AT,
@@ -82,6 +83,8 @@ class FitCommand:
 
     def __post_init__(self) -> None:
         Every.of(self.every)
+        if self.eval_pairs is not None:
+            check_pairs(self.eval_pairs)
         twice = next((each for each in self.seeds if self.seeds.count(each) > 1), None)
         if twice is not None:
             raise DistillError(
@@ -197,7 +200,8 @@ class FitCommand:
 
     def pairs_of(self, task: Task) -> int:
         """Return the number of pairs to measure on: fewer for language models, whose answers are long."""
-        return self.eval_pairs or (PAIRS_OF_LANGUAGE if is_language(task) else PAIRS)
+        usual = PAIRS_OF_LANGUAGE if is_language(task) else PAIRS
+        return usual if self.eval_pairs is None else self.eval_pairs
 
     def check(self, teacher: nn.Module, task: Task) -> None:
         """Raise DistillError for sources, a student, a mapping or a schedule that are impossible.

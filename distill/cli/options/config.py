@@ -29,7 +29,7 @@ def read_config(context: Any, path: Path | None) -> Path | None:
         return None
     from distill.errors import DistillError
 
-    known = [name for each in context.command.params if (name := each.name) not in NOT_IN_FILES]
+    known = {name: each for each in context.command.params if (name := each.name) not in NOT_IN_FILES}
     found: dict[str, Any] = {}
     for written, value in _flat(_parse(path)):
         name = written.replace("-", "_")
@@ -43,7 +43,9 @@ def read_config(context: Any, path: Path | None) -> Path | None:
             )
         if name in found:
             raise DistillError(f"{path} sets {name!r} twice, in two tables; leave one of them out.")
-        found[name] = value
+        if isinstance(value, bool) and not known[name].is_flag:
+            raise DistillError(f"{path} sets {name} = {str(value).lower()}, and {name} takes a value; {WAY_OUT}.")
+        found[name] = [value] if known[name].multiple and not isinstance(value, list | None) else value
     context.default_map = {name: value for name, value in found.items() if value is not None}
     return path
 

@@ -4,7 +4,6 @@ A step takes the next rows, an epoch ends with the data set, and the state after
 resumed run continues at the next row. No more rows than those of a step, and a few at the beginning, are in memory.
 """
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -18,10 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from distill.data.draws import alike, named, seeded
+from distill.data.labels import relabelled
 from distill.data.seen_rows import PassedRows
 from distill.data.sources.batched import is_batched
 from distill.data.sources.lazy_columns import Column
 from distill.data.sources.shuffle_buffers import is_iterable_of_hugging_face, plain, with_kept_buffers
+from distill.data.sources.stream_states import as_bytes
 from distill.errors import DistillError
 from interventions import InterventionError, shown
 
@@ -176,7 +177,7 @@ class Stream:
         Raises:
             DistillError: the state of the data set holds objects.
         """
-        (folder / FILE).write_bytes(_as_bytes(self.state(), self.name))
+        (folder / FILE).write_bytes(as_bytes(self.state(), self.name))
 
     def load(self, folder: Path) -> None:
         """Move to the place that the folder of a checkpoint describes.
@@ -238,7 +239,8 @@ class Stream:
         for number, label in zip(numbers, labels, strict=True):
             self._check_label(label, number)
         if self.numbers is not None:
-            changed = [_renumbered(label, self.numbers) for label in labels]
+            known = dict(enumerate(self.numbers))
+            changed = [relabelled(label, known) for label in labels]
             table = {**table, "labels": torch.stack(changed) if isinstance(labels, Tensor) else changed}
         return table, numbers
 
@@ -294,14 +296,28 @@ class Stream:
             return None
 
     def _state_now(self) -> Any:
-        """Return the state of the data set."""
-        return deepcopy(self.data.state_dict())
+        """Return the state of the data set.
+
+        Raises:
+            DistillError: it cannot say where it is.
+        """
+        try:
+            return deepcopy(self.data.state_dict())
+        except Exception as error:
+            why = " ".join(str(error).split()).rstrip(".;")
+            raise DistillError(
+                f"state_dict of the {self.name} fails after row {self.number} ({type(error).__name__}: {why}): no run "
+                "could be resumed; correct it, or give the rows: data=list(data)."
+            ) from error
 
     def _refuse_broken_state(self) -> None:
         """Raise DistillError if the row after the first is another one once the state is saved and loaded."""
-        if self._start is None or not self._pull():
+        if not self._pull():
             return
         state = self._state_now()
+        if self._start is None and not self._owned:
+            self._refuse_other_beginning()
+            return
         self._pull()
         after = list(self._waiting)[1:]
         self._begin(0, state)
@@ -309,7 +325,7 @@ class Stream:
         self._pull()
         again = list(self._waiting)
         self.rewind()
-        _as_bytes(plain(state), self.name)
+        as_bytes(plain(state), self.name)
         if not alike(_comparable(after), _comparable(again)):
             raise DistillError(
                 f"the state of the {self.name} does not say where it is: after its first row comes {shown(after)}, and "
@@ -317,34 +333,18 @@ class Stream:
                 "methods, or give the rows: data=list(data)."
             )
 
-
-def _as_bytes(state: Any, name: str) -> bytes:
-    """Return a state as the content of a file that holds plain data and tensors alone.
-
-    Raises:
-        DistillError: it holds something else.
-    """
-    file = io.BytesIO()
-    try:
-        torch.save(_without_arrays(state), file)
-        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
-    except Exception as error:
-        raise DistillError(
-            f"the state of the {name} holds an object that a checkpoint cannot ({type(error).__name__}); return "
-            "numbers, texts, lists, dicts and tensors from state_dict()."
-        ) from error
-    return file.getvalue()
-
-
-def _without_arrays(state: Any) -> Any:
-    """Return a state with arrays of NumPy as tensors, and its numbers as those of Python."""
-    if isinstance(state, Mapping):
-        return {name: _without_arrays(each) for name, each in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(map(_without_arrays, state)) if type(state) in (list, tuple) else state
-    if isinstance(state, np.generic):
-        return state.item()
-    return torch.from_numpy(state) if isinstance(state, np.ndarray) and state.dtype.kind in "biuf" else state
+    def _refuse_other_beginning(self) -> None:
+        """Raise DistillError if a data set without a state before its first row begins at another row the next time."""
+        before = list(self._waiting)
+        self.rewind()
+        self._pull()
+        again = list(self._waiting)
+        self.rewind()
+        if not alike(_comparable(before), _comparable(again)):
+            raise DistillError(
+                f"the {self.name} has no state before its first row, and begins with {shown(before)} once and with "
+                f"{shown(again)} the next time; let state_dict() work there, or give the rows: data=list(data)."
+            )
 
 
 def _comparable(row: Any) -> Any:
@@ -369,9 +369,3 @@ def _joined(pieces: Sequence[Mapping[str, Column]]) -> dict[str, Column]:
         rows = [row for piece in pieces for row in piece[name]]
         found[name] = torch.stack(rows) if len({row.shape for row in rows}) == 1 else rows
     return found
-
-
-def _renumbered(label: Tensor, numbers: Sequence[int]) -> Tensor:
-    """Return labels with label i replaced by `numbers[i]`; negative ones stay."""
-    places = torch.tensor(numbers)
-    return torch.where(label < 0, label, places[label.clamp(min=0)])

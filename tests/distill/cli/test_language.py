@@ -114,6 +114,8 @@ def test_a_student_is_evaluated_while_it_is_trained_and_the_best_one_kept(teache
         (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--on-policy", "2"], "a number from 0"),
         (["--on-policy", "0.5"], "--on-policy is for language models, and the rows of pvr are of others"),
         (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--student-by", "luck"], "--student-by luck"),
+        (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--early-stopping", "2"], "eval_every=200"),
+        (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--top-k", "5"], "name a folder for them"),
         (["--task", "text", "--data", "texts.jsonl", "--teacher", "gpt2", "--objective", "augmented"], "augmented"),
     ],
 )

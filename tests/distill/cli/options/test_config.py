@@ -64,6 +64,12 @@ def test_options_of_a_file_are_those_of_the_call(name, tmp_path, started):
     )  # fmt: skip
 
 
+def test_one_value_of_an_option_that_takes_several_is_a_list_of_it(tmp_path, started):
+    (tmp_path / "a.toml").write_text('seeds = 3\ntrack = "tensorboard"\n')
+    assert distill("fit", "--config", tmp_path / "a.toml")[0] == 0
+    assert (started[0].seeds, started[0].monitored.track) == ((3,), ("tensorboard",))
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_an_option_of_the_call_wins(before, tmp_path, started):
     (tmp_path / "a.toml").write_text("steps = 7\nlr = 0.5\n")
@@ -83,6 +89,8 @@ def test_an_option_of_the_call_wins(before, tmp_path, started):
         ("a.yaml", "steps: [", r"cannot be parsed"),
         ("a.ini", "steps = 1", r"\.ini is none of \.toml"),
         ("a.toml", "steps = 'many'", r"Invalid value for '--steps'"),
+        ("a.toml", "steps = true", r"sets steps = true, and steps takes a value"),
+        ("a.toml", "eval-pairs = 0", r"pairs=0"),
     ],
 )
 def test_a_file_that_cannot_be_is_refused_in_one_line(name, text, message, tmp_path, started):

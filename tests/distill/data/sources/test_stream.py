@@ -48,6 +48,19 @@ class InBatches(Own):
             yield {"x": torch.arange(first, self.at)}
 
 
+class Speechless(Own):
+    """Its state fails at some places."""
+
+    def __init__(self, first: int, last: int = ROWS + 1) -> None:
+        super().__init__()
+        self.fails = range(first, last)
+
+    def state_dict(self):
+        if self.at in self.fails:
+            raise RuntimeError("no state\nhere")
+        return super().state_dict()
+
+
 class Stateless(IterableDataset):
     def __iter__(self):
         yield {"x": 1}
@@ -189,6 +202,8 @@ class Fails(Own):
         (Opaque, r"the state of the Opaque holds an object that a checkpoint cannot"),
         (Fails, r"load_state_dict of the Fails refuses what its state_dict returned, \{'at': 1\} \(KeyError"),
         (lambda: Own(0), "the Own has no rows; give at least one"),
+        (lambda: Speechless(0), r"state_dict of the Speechless fails after row 0 \(RuntimeError: no state here\): no"),
+        (lambda: Speechless(0, 1), r"has no state before its first row, and begins with \[\{'x': 0\}\] once and with"),
     ],
 )
 def test_states_that_do_not_hold_are_refused_before_training(make, message):
@@ -251,3 +266,14 @@ def test_a_checkpoint_without_a_stream_is_refused(tmp_path):
     with pytest.raises(DistillError, match="holds no state of a stream"):
         stream(Own()).load(tmp_path)
     assert not (tmp_path / FILE).exists()
+
+
+def test_a_state_that_fails_later_is_an_error_of_one_line(tmp_path):
+    source = stream(Speechless(5))
+    assert taken(source, [4]) == [[0, 1, 2, 3]]
+    source.save(tmp_path)
+    source.take(2)
+    with pytest.raises(
+        DistillError, match=r"fails after row 6 \(RuntimeError: no state here\): no run could be resumed"
+    ):
+        source.save(tmp_path)
