@@ -1,14 +1,14 @@
 """The gradients of one step, computed by a computation that accelerate has wrapped, and the checks of its loss."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.objectives import Moment
@@ -16,6 +16,7 @@ from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, parts_of
 from distill.training.optimization.updates import backward
 from distill.training.parallel.agreement import Agreement
+from distill.training.parallel.sharded import gathered
 from distill.training.pending import not_finite, steps_between_looks
 from distill.training.resolve import Training
 from distill.training.schedule import drawing, shared_generator
@@ -84,7 +85,13 @@ class Wrapped:
             return batch
         assert moment.rows is not None
         with accelerator.autocast():
-            return writing.write(batch, on_host(moment.rows), number, moment.progress, counts=not empty)
+            return writing.write(
+                batch, on_host(moment.rows), number, moment.progress, counts=not empty, gathering=self._gathered
+            )
+
+    def _gathered(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a block in which a model can be called in one process alone; all processes enter it."""
+        return gathered(self.wrapped if model in self.training.computation.learning else model)
 
     def terms(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment, number: int

@@ -116,8 +116,6 @@ def _train(training: Training, accelerator: Accelerator, interrupt: Interrupt) -
     computation, rows, schedule = training.computation, training.rows, training.schedule
     refuse_unfit(accelerator, computation)
     refuse_different(accelerator, training)
-    if training.writing is not None:
-        training.writing.refuse_unfit(accelerator.distributed_type)
     checkpoints, processes, device = training.checkpoints, accelerator.num_processes, accelerator.device
     watch = training.watch
     (total, per_epoch), begun = duration(rows, schedule), list[nn.Module]()

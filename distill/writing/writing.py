@@ -1,12 +1,12 @@
 """The writing of one training: whose turn a step is, what is drawn for it, and what the teacher has written before."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
 from jaxtyping import Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,6 +27,13 @@ CHUNK, CHECKED = 1024, 65_536
 """The numbers of rows that are checked at a time, and before a training; others are checked in their steps."""
 SHARE, BY_STUDENT, BY_TEACHER = 2, 3, 4
 """What a seed is for; 0 and 1 are the generators of a step."""
+Gathering = Callable[[nn.Module], AbstractContextManager[None]]
+"""From a model to a block in which one process may call it, whichever the others call."""
+
+
+def whole(model: nn.Module) -> AbstractContextManager[None]:
+    """Return the block of a model whose weights are whole in each process: there is nothing to gather."""
+    return nullcontext()
 
 
 @dataclass(eq=False)
@@ -85,15 +92,6 @@ class Writing:
         few = self.rows.batch(range(min(CHUNK, len(self.rows))))
         return bool(lengths(few, by_encoder=reads_by_encoder(self.student))[1].any())
 
-    def refuse_unfit(self, engine: DistributedType) -> None:
-        """Raise DistillError where models are divided among processes, each of which would write texts of its own."""
-        if engine == DistributedType.FSDP:
-            raise DistillError(
-                "Written cannot write with models that FSDP divides: each process would call their parts as often as "
-                "its own texts are long, and wait for the others; train with the whole student in each process: "
-                "accelerator=Accelerator()."
-            )
-
     def write(
         self,
         batch: Mapping[str, Tensor],
@@ -103,6 +101,7 @@ class Writing:
         *,
         counts: bool = True,
         is_trial: bool = False,
+        gathering: Gathering = whole,
     ) -> Mapping[str, Tensor]:
         """Return the batch of a step with completions that a model has written, if it is its turn; else the batch.
 
@@ -116,6 +115,7 @@ class Writing:
             progress: the share of the training that is done.
             counts: whether the rows count, or stand for none.
             is_trial: whether a step is tried before the first: a model writes if it ever does, and nothing is kept.
+            gathering: returns a block, which all processes enter, in which a model can be called by one of them alone.
 
         Raises:
             DistillError: an empty or too long prompt, no completion where the data is used, or a model that fails.
@@ -129,9 +129,10 @@ class Writing:
         rows = numbers.tolist()
         if level.by == "student":
             seeds = [seed_from(self.seed, step, row, BY_STUDENT) for row in rows]
-            written = self._generate(level, batch, prompts, seeds)
+            with gathering(self.student):
+                written = self._generate(level, batch, prompts, seeds)
         else:
-            written = self._taught(place, batch, prompts, rows, keeps=counts and not is_trial)
+            written = self._taught(place, batch, prompts, rows, gathering, keeps=counts and not is_trial)
         writer = self._writer(level)
         made = completed(self.rows, batch, prompts, written, end_tokens(writer, level.settings), by_encoder=by_encoder)
         return to_device(made, next(iter(batch.values())).device)
@@ -187,16 +188,26 @@ class Writing:
             return generate(writer, columns, level.settings, seeds, known)
 
     def _taught(
-        self, place: int, batch: Mapping[str, Tensor], prompts: Sequence[Tensor], rows: Sequence[int], *, keeps: bool
+        self,
+        place: int,
+        batch: Mapping[str, Tensor],
+        prompts: Sequence[Tensor],
+        rows: Sequence[int],
+        gathering: Gathering,
+        *,
+        keeps: bool,
     ) -> list[Tensor]:
         """Return what the teacher has written after the prompts of these rows, or writes now, in all processes."""
         fresh = [number for number, row in enumerate(rows) if (row, place) not in self.kept]
-        found: dict[tuple[int, int], Tensor] = {}
-        if fresh:
-            own = {name: column[torch.tensor(fresh, device=column.device)] for name, column in batch.items()}
-            seeds = [seed_from(self.seed, rows[number], place, BY_TEACHER) for number in fresh]
-            texts = self._generate(self.levels[place], own, [prompts[number] for number in fresh], seeds)
-            found = {(rows[number], place): text for number, text in zip(fresh, texts, strict=True)}
+        if not any(gather_results(lambda: bool(fresh))):
+            return [self.kept[row, place] for row in rows]
+        level, found = self.levels[place], dict[tuple[int, int], Tensor]()
+        with gathering(self._writer(level)):
+            if fresh:
+                own = {name: column[torch.tensor(fresh, device=column.device)] for name, column in batch.items()}
+                seeds = [seed_from(self.seed, rows[number], place, BY_TEACHER) for number in fresh]
+                texts = self._generate(level, own, [prompts[number] for number in fresh], seeds)
+                found = {(rows[number], place): text for number, text in zip(fresh, texts, strict=True)}
         known = self.kept | found
         if processes() > 1:
             for each in gather_results(lambda: found if keeps else {}):

@@ -92,6 +92,36 @@ def whole_afterwards(network: nn.Module) -> Iterator[Whole]:
 
 
 @contextmanager
+def gathered(model: nn.Module) -> Iterator[None]:
+    """Gather all weights of a sharded model in the block, in all processes; each may then call it as often as it likes.
+
+    Calls without gradients alone. A model that is whole stays as it is.
+    """
+    parts = [each for each in model.modules() if isinstance(each, FSDPModule)]
+    if not parts:
+        yield
+        return
+    parts[0]._get_fsdp_state()._lazy_init()  # before the first step its blocks would take themselves for whole models
+    groups = [group for part in parts for group in part._get_fsdp_state()._fsdp_param_groups]
+    before = [(group.post_forward_mesh_info, len(group._post_forward_indices)) for group in groups]
+    calls = len(groups[0].comm_ctx.post_forward_order) if groups else 0
+    for part in parts:
+        part.unshard()
+    for group in groups:
+        group.post_forward_mesh_info = None  # divided again after the block, not after each call
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+        for group, (mesh, own_calls) in zip(groups, before, strict=True):
+            group.post_forward_mesh_info = mesh
+            # The order of the calls is that in which a backward gathers; processes called it differently often.
+            del group._post_forward_indices[own_calls:]
+            del group.comm_ctx.post_forward_order[calls:]
+
+
+@contextmanager
 def shard_teacher(teacher: Any, accelerator: Accelerator) -> Iterator[None]:
     """Divide the weights of a large teacher over the processes in the block, one of its own blocks after the other."""
     if not isinstance(teacher, nn.Module) or not _can_be_sharded(teacher):

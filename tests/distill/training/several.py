@@ -198,7 +198,11 @@ def kept(engine: str, objective: str = "kd", **settings: Any) -> Any:
 def written(
     engine: str, folder: str, by: str, share: float, trouble: tuple[str, int, int] | None = None, resume: Any = False
 ) -> Any:
-    """Fit a student on what it, or the teacher, writes; return losses, weights, and how often this process wrote."""
+    """Fit a student on what it, or the teacher, writes; return losses, weights, and how often this process wrote.
+
+    With FSDP2 the teacher is sharded too.
+    """
+    sharded.TEACHER_FROM = 0
     teacher, student = taught()
     Trouble.planned, calls = trouble, []
     generate = writing.generate
@@ -206,8 +210,8 @@ def written(
     rows = pairs().take([0, 1, 2, 3, 2, 1, 0][: 7 if by == "teacher" else 5])  # 5: none is left for a process
     result = distill.fit(
         teacher, student, {}, distill.Written(rows, by, share=share, max_new_tokens=5), objective=[KD(1.0), Trouble()],
-        epochs=3, batch_size=4, lr=0.01, output_dir=folder, every=2, resume=resume, accelerator=accelerator_of(engine),
-        console=QUIET,
+        epochs=3, batch_size=4, lr=0.01, output_dir=folder, every=2, resume=resume,
+        accelerator=accelerator_of(engine, "gpt2"), console=QUIET,
     )  # fmt: skip
     return {"losses": [record.loss for record in result.records], "weights": sums(student), "calls": len(calls)}
 

@@ -12,7 +12,8 @@ def trained(groups, tmp_path_factory):
 
     def train(by, share, processes, **settings):
         folder = settings.pop("folder", None) or str(tmp_path_factory.mktemp("run"))
-        return groups.run("written", processes, engine="ddp", folder=folder, by=by, share=share, **settings)
+        settings = {"engine": "ddp", **settings}
+        return groups.run("written", processes, folder=folder, by=by, share=share, **settings)
 
     return train
 
@@ -50,8 +51,17 @@ def test_goes_on_in_another_number_of_processes(trained, tmp_path):
     assert resumed["calls"] == 1
 
 
-def test_models_that_are_divided_do_not_write(groups, tmp_path):
-    found = groups.run("written", 2, engine="fsdp", folder=str(tmp_path / "run"), by="student", share=1.0)
-    assert [each.error for each in found] == [found[0].error] * 2
-    assert found[0].error.startswith("DistillError: Written cannot write with models that FSDP divides")
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(
+    ("by", "share", "stops"),
+    [("student", 0.5, False), *(pytest.param(*way, True, marks=pytest.mark.full) for way in WAYS)],
+)
+def test_divided_models_write_what_whole_ones_do(trained, tmp_path, by, share, stops):
+    whole, divided = values(trained(by, share, 2)), values(trained(by, share, 2, engine="fsdp"))
+    assert divided["losses"] + divided["weights"] == pytest.approx(whole["losses"] + whole["weights"], rel=1e-9)
+    if not stops:
+        return
+    stopped = trained(by, share, 2, engine="fsdp", folder=str(tmp_path), trouble=("SIGTERM", 1, 3))
+    assert all(each.error.startswith("Interrupted: stopped after step 3 of 6") for each in stopped)
+    resumed = values(trained(by, share, 2, engine="fsdp", folder=str(tmp_path), resume=True))
+    assert resumed["losses"] == divided["losses"]
+    assert resumed["weights"] == divided["weights"]
