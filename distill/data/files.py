@@ -3,7 +3,7 @@
 import csv
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from distill.data.classes import folded, matched, ranked, stated, whole_numbers
+from distill.data.missing import IGNORED, are_all_missing, missing_rows, warn_of_missing, warn_of_no_labels
 from distill.data.rows import Rows
 from distill.data.tables import SUFFIXES, Quoting, kind_of, read
 from distill.data.task import Task, share
@@ -25,12 +26,13 @@ __all__ = ["SUFFIXES", "held_out", "labelled", "read", "rows_of", "task"]
 TEXT_COLUMNS, LABEL_COLUMNS = ("text", "sentence"), ("label", "labels")
 PAIRS = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("question1", "question2"))
 """The usual columns of pairs of texts, which are looked for where there is no column of texts."""
-Labels = list[str] | None
+Labels = list[str | None] | None
+"""The labels of rows, None for a row without one; None where no row has one."""
+Numbers = Sequence[int] | Sequence[float] | None
 Columns = str | Sequence[str] | None
 """The column of texts, or two of pairs of texts."""
 REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 NAME_THEM = "name the column of classes with label=..."
-ROWS_OF_VALUES = "give rows, data={**tokenizer(texts, padding=True), 'labels': [0.5, …]}"
 
 
 def task(
@@ -76,16 +78,19 @@ def task(
     name = _check_readable(data, tokenizer)
     texts, labels = labelled(data, text, label)
     tests = None if eval_data is None else _read_tests(eval_data, data, texts, text, label)
-    names = _names(labels, data, classes, tests, eval_data)
-    numbers = _numbers(labels, names)
+    values = None if classes is not None else values_of(labels)
+    names = () if values is not None else _names(labels, data, classes, tests, eval_data)
+    numbers: Numbers = values or _numbers(labels, names)
     if tests is None:
-        train, test = held_out(numbers or [0] * len(texts), test_share, split_seed)
+        parted = _numbers(labels, names) if names else None
+        train, test = held_out(parted or [0] * len(texts), test_share, split_seed)
         held = ([texts[i] for i in test], _at(numbers, test))
     else:
         train, test = (list(range(len(each))) for each in (texts, tests[0]))
-        held = (tests[0], _numbers(tests[1], names))
+        held = (tests[0], _numbers(tests[1], names) if values is None else _reals(tests[1], eval_data))
     chosen = [train[i] for i in share(len(train), fraction, seed).tolist()]
     kind = f"Text classification, {len(names)} classes" if names else "Texts without labels"
+    kind = kind if values is None else "Texts with a real value each"
     task = text_task(
         name,
         ([texts[i] for i in chosen], _at(numbers, chosen)),
@@ -110,7 +115,7 @@ def clusters_in(path: str | Path, column: str) -> Int[Tensor, " rows"]:
     """
     rows = read(path)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    values = _read_column(path, rows, "cluster", _find_column(path, columns, "clusters", column, ()))
+    values = _read_column(path, rows, "cluster", find_column(path, columns, "clusters", column, ()))
     numbers = {value: number for number, value in enumerate(dict.fromkeys(values))}
     return torch.tensor([numbers[value] for value in values])
 
@@ -126,8 +131,10 @@ def rows_of(
     """Return all rows of a file, its classes in sorted order until a model numbers them."""
     _check_readable(data, tokenizer)
     texts, labels = labelled(data, text, label)
-    names = None if labels is None else ranked(labels)
-    rows = tokenize_texts(tokenizer, texts, None if names is None else _numbers(labels, names), max_length)
+    values = values_of(labels)
+    names = None if labels is None or values is not None else ranked(_known(labels))
+    numbers: Numbers = values if names is None else _numbers(labels, names)
+    rows = tokenize_texts(tokenizer, texts, numbers, max_length)
     return Rows(rows.table, rows.pad_id, rows.padding_side, rows.pads, names)
 
 
@@ -149,7 +156,7 @@ def labelled(
     """
     rows = read(path, quoting=quoting)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    sides = _text_columns(path, columns, text)
+    sides = columns_of_texts(path, columns, text)
     if label is None and not set(columns) & set(LABEL_COLUMNS):
         others = [name for name in columns if name not in (*sides, "")]
         if others:
@@ -160,13 +167,30 @@ def labelled(
                 stacklevel=4,
             )
         return _read_texts(path, rows, sides), None
-    label = _find_column(path, columns, "label", label, LABEL_COLUMNS)
-    return _read_texts(path, rows, sides), _unify_numbers(
-        [each.strip() for each in _read_column(path, rows, "label", label)]
-    )
+    label = find_column(path, columns, "label", label, LABEL_COLUMNS)
+    return _read_texts(path, rows, sides), _read_labels(path, rows, label)
 
 
-def _text_columns(path: str | Path, columns: list[str], text: Columns) -> tuple[str, ...]:
+def _read_labels(path: str | Path, rows: list[dict[str, Any]], name: str) -> Labels:
+    """Return the labels of a column as texts; a warning names the first row that lacks one."""
+    values = [row.get(name) for row in rows]
+    missing = set(range(len(rows)) if are_all_missing(values) else missing_rows(values))
+    if len(missing) == len(rows):
+        warn_of_no_labels(len(rows), printable(str(path)))
+        return None
+    kept = [number for number in range(len(rows)) if number not in missing]
+    texts = [each.strip() for each in _read_column(path, rows, "label", name, kept)]
+    known = dict(zip(kept, _unify_numbers(texts), strict=True))
+    if not missing:
+        return list(known.values())
+    first = f"row {min(missing) + 1} of {printable(str(path))}"
+    if all(map(REAL.fullmatch, texts)) and whole_numbers(texts) is None:
+        raise DistillError(f"{first} has no label (column {name!r}), and others are real values; leave the row out.")
+    warn_of_missing(len(missing), len(rows), first)
+    return [known.get(number) for number in range(len(rows))]
+
+
+def columns_of_texts(path: str | Path, columns: list[str], text: Columns) -> tuple[str, ...]:
     """Return the columns of texts: one, or two of pairs.
 
     Raises:
@@ -176,13 +200,13 @@ def _text_columns(path: str | Path, columns: list[str], text: Columns) -> tuple[
     if text is None and usual is not None and not set(columns) & set(TEXT_COLUMNS):
         return usual
     if text is None or isinstance(text, str):
-        return (_find_column(path, columns, "text", text, TEXT_COLUMNS),)
+        return (find_column(path, columns, "text", text, TEXT_COLUMNS),)
     if len(text) != 2:
         raise DistillError(
             f"text={shown(text)} names {len(text)} columns; name one of texts, text='sentence', or two of pairs, "
             "text=('premise', 'hypothesis')."
         )
-    return tuple(_find_column(path, columns, "text", name, ()) for name in text)
+    return tuple(find_column(path, columns, "text", name, ()) for name in text)
 
 
 def _read_texts(path: str | Path, rows: list[dict[str, Any]], sides: tuple[str, ...]) -> list[Text]:
@@ -249,10 +273,10 @@ def _names(
     if classes is not None:
         return stated(classes)
     if labels is None:
-        return () if found is None else _classes(found, eval_data)
-    names = _classes(labels, data)
+        return () if found is None else classes_of(_known(found), eval_data)
+    names = classes_of(_known(labels), data)
     known = set(map(folded, names))
-    if unknown := sorted(each for each in set(found or ()) if folded(each) not in known):
+    if unknown := sorted(each for each in set(_known(found or ())) if folded(each) not in known):
         raise DistillError(
             f"{eval_data} has labels that {data} lacks: {', '.join(unknown)}; known are {', '.join(names)}"
         )
@@ -262,18 +286,50 @@ def _names(
 def _numbers(labels: Labels, names: Sequence[str]) -> list[int] | None:
     if labels is None:
         return None
-    found = list(dict.fromkeys(labels))
-    number = dict(zip(found, matched(found, names, "the names given"), strict=True))
-    return [number[each] for each in labels]
+    found = list(dict.fromkeys(_known(labels)))
+    number: dict[str | None, int] = dict(zip(found, matched(found, names, "the names given"), strict=True))
+    return [number.get(each, IGNORED) for each in labels]
 
 
-def _at(numbers: list[int] | None, places: Sequence[int]) -> list[int] | None:
+def values_of(labels: Labels) -> list[float] | None:
+    """Return labels as real numbers if they are such and not classes: most of them differ, and not all are whole."""
+    known = _known(labels or ())
+    many = len(set(known)) > max(2, len(known) // 2)
+    if labels is None or len(known) < len(labels) or not many or whole_numbers(known) is not None:
+        return None
+    return list(map(float, known)) if all(map(REAL.fullmatch, known)) else None
+
+
+def _reals(labels: Labels, path: Any) -> list[float] | None:
+    """Return the labels of a file to test on as real numbers.
+
+    Raises:
+        DistillError: one is none.
+    """
+    odd = next((each for each in labels or () if each is None or not REAL.fullmatch(each)), 0)
+    if odd != 0:
+        raise DistillError(
+            f"{path} has the label {odd!r}, and those that are trained on are real values; write numbers, or name the "
+            "classes: classes=[…], --classes a,b."
+        )
+    return None if labels is None else [float(each) for each in labels if each is not None]
+
+
+def _known(labels: Iterable[str | None]) -> list[str]:
+    """Return the labels that are not missing."""
+    return [each for each in labels if each is not None]
+
+
+def _at(numbers: Numbers, places: Sequence[int]) -> Numbers:
     return None if numbers is None else [numbers[i] for i in places]
 
 
-def _read_column(path: str | Path, rows: list[dict[str, Any]], what: str, name: str) -> list[str]:
-    """Return a column as texts, after a check that every row has one."""
-    for number, row in enumerate(rows, 1):
+def _read_column(
+    path: str | Path, rows: list[dict[str, Any]], what: str, name: str, chosen: Iterable[int] | None = None
+) -> list[str]:
+    """Return a column as texts, of the rows that are chosen or of all, after a check that each of them has one."""
+    kept = [(number + 1, rows[number]) for number in (range(len(rows)) if chosen is None else chosen)]
+    for number, row in kept:
         if isinstance(value := row.get(name), list | dict) or (isinstance(value, str) and not _is_writable(value)):
             raise DistillError(
                 f"row {number} of {path} has {shown(value)} as {what} (column {name!r}), which is no text; write it as "
@@ -283,7 +339,7 @@ def _read_column(path: str | Path, rows: list[dict[str, Any]], what: str, name: 
             raise DistillError(
                 f"row {number} of {path} has an empty {what} (column {name!r}); fill it in, or remove the row"
             )
-    return [str(row[name]) for row in rows]
+    return [str(row[name]) for _, row in kept]
 
 
 def _is_writable(text: str) -> bool:
@@ -291,7 +347,7 @@ def _is_writable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _find_column(path: str | Path, columns: list[str], what: str, given: str | None, usual: tuple[str, ...]) -> str:
+def find_column(path: str | Path, columns: list[str], what: str, given: str | None, usual: tuple[str, ...]) -> str:
     """Return the name of the column of texts or labels: the given one, else a usual one."""
     for name in usual if given is None else (given,):
         if name in columns:
@@ -315,16 +371,19 @@ def _unify_numbers(names: list[str]) -> list[str]:
     return names if numbers is None else list(map(str, numbers))
 
 
-def _classes(names: list[str], path: str | Path) -> tuple[str, ...]:
+def classes_of(names: Sequence[str], path: str | Path) -> tuple[str, ...]:
+    """Return the classes of the labels of a file or data set, in sorted order.
+
+    Raises:
+        DistillError: one class, or so many that they are none.
+    """
     found = ranked(names)
     if len(found) == 1:
         raise DistillError(
             f"all {len(names)} rows of {path} have the label {names[0]!r}; a classifier needs at least two classes"
         )
     if len(found) > max(2, len(names) // 2):
-        real = all(REAL.fullmatch(name) for name in found)
         raise DistillError(
-            f"{path} has {len(found)} different labels in {len(names)} rows, e.g. {names[0]!r}; "
-            + ("real values are no classes and not read from a file: " + ROWS_OF_VALUES if real else NAME_THEM)
+            f"{path} has {len(found)} different labels in {len(names)} rows, e.g. {names[0]!r}; {NAME_THEM}"
         )
     return found

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from distill.data.classes import matched
+from distill.data.missing import IGNORED
 from distill.data.sources.lazy_columns import LazyColumn, some_rows
 from distill.errors import DistillError
 
@@ -70,8 +71,8 @@ def are_text(column: Any) -> bool:
     """
     if isinstance(column, Tensor | LazyColumn) or not len(column):
         return False
-    odd = {isinstance(each, str): each for each in _flat(column)}
-    if len(odd) == 2 or any(each is None or isinstance(each, bytes) for each in odd.values()):
+    odd = {isinstance(each, str): each for each in _flat(column) if each is not None}
+    if len(odd) == 2 or any(isinstance(each, bytes) for each in odd.values()):
         shown = " and ".join(repr(each) for each in odd.values())
         raise DistillError(
             f"the labels are neither all text nor all numbers: {shown}; make them one kind, labels = [str(each) for "
@@ -81,8 +82,8 @@ def are_text(column: Any) -> bool:
 
 
 def texts_of(column: Any) -> set[str]:
-    """Return the labels that are text, each once."""
-    return set(_flat(column))
+    """Return the labels that are text, each once, without those that are missing."""
+    return {each for each in _flat(column) if each is not None}
 
 
 def check_shape(column: Any, ids: Any, names: Sequence[str]) -> None:
@@ -116,11 +117,13 @@ def numbered(column: Any, names: Sequence[str]) -> tuple[list[Any], dict[Any, in
 
 
 def relabelled(label: Any, numbers: Mapping[Any, int]) -> Any:
-    """Return a label, or several, as numbers; negative ones, which losses ignore, stay.
+    """Return a label, or several, as numbers; negative ones, which losses ignore, stay, and a missing one is −100.
 
     Raises:
         DistillError: an unknown label.
     """
+    if label is None or (isinstance(label, int) and label == IGNORED):
+        return IGNORED
     if isinstance(label, str):
         if label not in numbers:
             raise DistillError(

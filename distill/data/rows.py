@@ -16,6 +16,7 @@ from distill.data.clusters import check_length, split_clusters
 from distill.data.columns import as_sequence, column_of, columns_of, read, transpose, without_texts
 from distill.data.draws import DataSource, named, seeded, source_of
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
+from distill.data.missing import filled, with_known_labels
 from distill.data.sources.batched import is_batched
 from distill.data.sources.lazy_columns import (
     Column,
@@ -158,7 +159,7 @@ class Rows(Dataset[dict[str, Tensor]]):
             for name, each in named(columns_of(data) if source is None else read(source)).items()
         }
         columns, numbers = split_clusters(columns, clusters)
-        columns = without_texts(columns)
+        columns = with_known_labels(without_texts(columns))
         order = None if classes is None else stated(classes)
         labels, known = columns.get("labels"), None
         names: tuple[str, ...] | None = None
@@ -219,7 +220,13 @@ class Rows(Dataset[dict[str, Tensor]]):
                 f"row {rows[0]} of the data had a column {min(lost)!r} at first and has {', '.join(columns)} now; give "
                 "every row the same columns in every reading."
             )
-        if numbers is not None and "labels" in columns:
+        if "labels" in self.table:
+            columns["labels"] = filled(
+                columns["labels"],
+                lambda place: f"row {rows[place]} of the data",
+                are_values=is_floating(self.table["labels"]) and self.table["labels"][0].ndim == 0,
+            )
+        if numbers is not None and "labels" in self.table:
             columns["labels"] = [relabelled(each, numbers) for each in columns["labels"]]
         table = {name: column_of(name, column) for name, column in columns.items() if name in self.table}
         return replace(self, table=table, source=None, clusters=None).batch(range(len(rows)))

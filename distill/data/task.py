@@ -104,10 +104,10 @@ class Task:
             labels = torch.cat([row.reshape(-1) for row in part["labels"]])
             classes, found = labels[labels >= 0].unique(return_counts=True)
             counts.update(dict(zip(classes.tolist(), found.tolist(), strict=True)))
-        return max(counts.values()) / counts.total()
+        return max(counts.values()) / counts.total() if counts else None
 
     def example(self, i: int = 0) -> str:
-        """Return test row `i` as text, and its class if the task has classes.
+        """Return test row `i` as text, and its class if it has one.
 
         Raises:
             DistillError: a task that cannot show its rows.
@@ -115,7 +115,8 @@ class Task:
         if self.show is None:
             raise DistillError(f"task {self.name!r} cannot show its rows as text; look at task.test[{i}]")
         row = self.test[i]
-        return f"{self.show(row)} → {self.classes[int(row['labels'])]}" if self.classes else self.show(row)
+        label = int(row["labels"]) if self.classes and "labels" in row else -1
+        return f"{self.show(row)} → {self.classes[label]}" if label >= 0 else self.show(row)
 
 
 def seeded(seed: int, build: Callable[[], nn.Module]) -> nn.Module:

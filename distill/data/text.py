@@ -17,7 +17,7 @@ from interventions import shown
 MAX_LENGTH = 128
 Text = str | tuple[str, ...]
 """A text, or a pair of texts that a tokenizer puts into one row."""
-Labelled = tuple[Sequence[Text], Sequence[int] | None]
+Labelled = tuple[Sequence[Text], Sequence[int] | Sequence[float] | None]
 
 
 def text_task(
@@ -60,7 +60,7 @@ def need_tokenizer(name: str, tokenizer: Any) -> None:
 
 
 def tokenize_texts(
-    tokenizer: Any, texts: Sequence[Text], labels: Sequence[int] | None, max_length: int | None = None
+    tokenizer: Any, texts: Sequence[Text], labels: Sequence[int] | Sequence[float] | None, max_length: int | None = None
 ) -> Rows:
     """Return texts as rows of the inputs that a Hugging Face tokenizer makes, with `special_tokens_mask` and `labels`.
 

@@ -11,6 +11,7 @@ from torch import nn
 from distill.causal.feed import given
 from distill.causal.model import CausalModel
 from distill.causal.values import Values
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.data.seeds import seed_of
 from distill.data.seen_rows import SeenRows
@@ -52,8 +53,8 @@ class Evaluation(Result):
         accuracy: the share of right answers, of language models that of right next tokens; None where it could not be
             measured.
         interchange: the figures of the mapping; None where they could not be measured.
-        note: why the interchange accuracy of a mapping is None, or, with held-out rows, why all figures are; else
-            empty.
+        note: why the interchange accuracy of a mapping is None, or, with held-out rows, why all figures are, or how
+            many rows have no label; else empty.
         perplexity: of a student that is a language model, over the tokens whose label is not −100, or all where rows
             have no labels; else None.
         teacher_perplexity: that of the teacher on the same tokens.
@@ -253,7 +254,7 @@ def evaluate(
     refuse_no_rule("evaluate", positions)
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
-        found = _answers_on(teacher, student, rows)
+        found = _with_note_of_missing(_answers_on(teacher, student, rows), rows)
         if found is None:
             return Evaluation(None, None, f"nothing was measured: {type(student).__name__} has no logits")
         if teacher is None or not mapping:
@@ -280,6 +281,19 @@ def _answers_on(teacher: Model | Served | None, student: nn.Module, rows: Rows) 
         return Evaluation(accuracy(student, rows) if right else None, None)
     figures = {name: getattr(found, name) for name in BESIDE}
     return Evaluation(found.accuracy, None, f"{found.note}." if found.note else "", **figures)
+
+
+def _with_note_of_missing(found: Evaluation | None, rows: Rows) -> Evaluation | None:
+    """Add a note of the rows that have no label, a class a row, while others have one."""
+    labels = rows.table.get("labels")
+    if found is None or not isinstance(labels, torch.Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        return found
+    missing = int((labels == IGNORED).sum())
+    if not 0 < missing < len(labels):
+        return found
+    has = "has" if missing == 1 else "have"
+    note = f"{missing} of {len(labels)} held-out rows {has} no label and {'is' if missing == 1 else 'are'} left out."
+    return replace(found, note=f"{found.note} {note}".strip())
 
 
 def _with_interchange(

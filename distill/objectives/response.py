@@ -271,6 +271,7 @@ class Labels(Objective):
         """Decide what the logits stand for; refuse labels of a causal language model that are its own input tokens."""
         _refuse_unlabelled(step, "Labels()")
         self._decided = decide_answers(step, self.answers, "Labels()")
+        _refuse_missing_values(step, self._decided)
         labels, ids = step.batch.get("labels"), step.batch.get("input_ids")
         if labels is None or ids is None or labels.shape != ids.shape or step.student.logits.ndim != 3:
             return
@@ -335,6 +336,19 @@ def _refuse_unlabelled(step: Step, caller: str) -> None:
     labels = None if step.data is None else step.data.table.get("labels")
     if labels is not None and all(bool((row == -100).all()) for row in labels):
         raise DistillError(f"{caller} needs a label that is not -100, and none of the {len(labels)} rows has one.")
+
+
+def _refuse_missing_values(step: Step, answers: Answers) -> None:
+    """Raise DistillError where the answers are real values and whole labels of −100 say that some are missing."""
+    labels = None if step.data is None else step.data.table.get("labels")
+    if answers != "values" or step.labels_tokens or not isinstance(labels, Tensor) or labels.is_floating_point():
+        return
+    missing = (labels == -100).reshape(len(labels), -1).any(1).nonzero()[:, 0]
+    if len(missing):
+        raise DistillError(
+            f"Labels() compares real values, and {len(missing)} of {len(labels)} rows have none (the label −100, first "
+            f"in row {int(missing[0])}); leave them out: rows.take((rows.table['labels'] != -100).nonzero()[:, 0])."
+        )
 
 
 def _is_causal(step: Step) -> bool:

@@ -12,7 +12,7 @@ from distill.data import files
 from distill.data.classes import Ranked, matched, stated
 from distill.data.files import is_same_file, rows_of
 from distill.data.rows import Rows
-from distill.data.sources.opening import large_file, splits_of
+from distill.data.sources.opening import Splits, large_file, splits_of
 from distill.data.task import Task, share
 from distill.data.texts.given import with_columns
 from distill.data.texts.reading import kind_of_texts
@@ -22,9 +22,8 @@ from distill.models.numbering import numbered_as, renumbered
 from distill.tasks import agreement, language, pvr, sst2
 from distill.tasks.digits import digits
 from distill.tasks.mnist import mnist_digits
-from distill.tasks.named import as_rows, length_for, named_rows, task_of_splits, tokenizer_of
+from distill.tasks.named import as_rows, labelled_task, length_for, named_rows, task_of_splits, to_measure, tokenizer_of
 from distill.writing.written import Written, data_of
-from interventions import shown
 
 EMBEDDED: dict[str, Callable[[], Task]] = {"pvr": pvr.task, "agreement": agreement.task, "digits": digits}
 
@@ -192,17 +191,19 @@ def load(
     `load(data="my.csv", tokenizer=...)`, `load("text", data="my.txt", tokenizer=..., block_size=512)`,
     `load("chat", data="my.jsonl", tokenizer=...)`.
 
-    A file of texts with labels is one of classification. Texts and chats for language models have no classes; their
-    labels are the tokens, −100 in prompts, so that losses are over completions alone: "text" has a column of texts,
-    "chat" either `messages`, lists of `{"role": …, "content": …}` whose answers of the assistant are learned, or
-    `prompt` and `completion`, texts or lists of messages. Chats are written by the chat template of the tokenizer.
-    Texts and completions end with the tokenizer's end token.
+    Texts with labels are a task of classification, or of real values where the labels are. Texts and chats for
+    language models have no classes; their labels are the tokens, −100 in prompts, so that losses are over completions
+    alone: "text" has a column of texts, "chat" either `messages`, lists of `{"role": …, "content": …}` whose answers of
+    the assistant are learned, or `prompt` and `completion`, texts or lists of messages. Chats are written by the chat
+    template of the tokenizer. Texts and completions end with the tokenizer's end token.
 
     Args:
         name: one of `names()`, "text" or "chat"; None for data of the user, of which chats are recognized.
-        data: the folder of a task by name, or the file; texts and chats may be a list of dicts, a dict of columns, a
-            frame, a Hugging Face Dataset, the folder of one, a pattern of files or a hub id too.
-        eval_data: the data to test on; without any a fifth is held out.
+        data: the folder of a task by name, or the user's own: a file, a folder of files or of a data set on disk, a
+            pattern as "films/*.csv", a list of files, a hub id, a list of dicts, a dict of columns, a frame, or a
+            Hugging Face Dataset.
+        eval_data: the data to test on; without any and without a split for it a fifth is held out, of data sets that
+            are no single file at most 1,000 rows.
         tokenizer: the teacher's tokenizer, for tasks of text.
         fraction: the share of the training rows to keep, drawn by `seed`; the test rows stay.
         seed: seeds that draw.
@@ -226,25 +227,24 @@ def load(
     """
     share(1, fraction, seed)  # raises before anything is read
     data, eval_data = with_columns(data), with_columns(eval_data)
-    if name in language.NAMES or (name is None and _is_of_language(data)):
+    in_files = all(isinstance(each, str | Path | None) for each in (data, eval_data))
+    splits = splits_of(data) if name in (None, *language.NAMES) else None
+    if name in language.NAMES or (name is None and _is_of_language(data, splits)):
         _refuse(name or "chat", label=label, classes=classes)
-        data, eval_data = _opened(data, eval_data)
+        data, eval_data = _opened(data, splits, eval_data)
         return language.task(
             data, tokenizer, name=name, eval_data=eval_data, text=text, max_length=max_length, packing=packing,
             block_size=block_size, fraction=fraction, seed=seed, split_seed=split_seed, clusters=clusters,
         )  # fmt: skip
     _refuse(name or "of texts with labels", packing=packing, block_size=block_size)
     if name is None and data is not None:
-        odd = next((each for each in (data, eval_data) if not isinstance(each, str | Path | None)), None)
-        if odd is not None:
-            raise DistillError(
-                f"{shown(odd)} is no file of texts with labels; give its path, or rows in memory to fit itself: "
-                "distill.fit(teacher, student, data=…, eval_data=…)."
-            )
-        return files.task(
-            data, tokenizer, eval_data=eval_data, fraction=fraction, seed=seed, text=text, label=label, classes=classes,
-            max_length=max_length, split_seed=split_seed, clusters=clusters,
-        )  # fmt: skip
+        settings: dict[str, Any] = {"fraction": fraction, "seed": seed, "classes": classes, "max_length": max_length,
+                    "split_seed": split_seed, "text": text, "label": label, "clusters": clusters}  # fmt: skip
+        tested = None if eval_data is None else splits_of(eval_data)
+        if in_files and splits is None and tested is None:
+            return files.task(data, tokenizer, eval_data=eval_data, **settings)
+        data, eval_data = data if splits is None else splits, eval_data if tested is None else tested
+        return labelled_task(data, tokenizer, eval_data=eval_data, **settings)
     if name is None:
         raise DistillError(
             f"no task was named and no data given; use load(name) with one of {', '.join(names())}, or load(data=FILE)"
@@ -264,20 +264,23 @@ def load(
     return renumbered(task, matched(task.classes, order, "the names given"), order)
 
 
-def _opened(data: Any, eval_data: Any) -> tuple[Any, Any]:
+def _opened(data: Any, splits: Splits | None, eval_data: Any) -> tuple[Any, Any]:
     """Return texts by their folder, pattern or hub id as data sets to train and to measure on; others as they are."""
-    splits, tested = splits_of(data), None if eval_data is None else splits_of(eval_data)
+    tested = None if eval_data is None else splits_of(eval_data)
     if tested is not None:
-        eval_data = tested.to_train_on if tested.held_out is None else tested.held_out
+        eval_data = to_measure(tested)
     if splits is None:
         return data, eval_data
     return splits.to_train_on, splits.held_out if eval_data is None else eval_data
 
 
-def _is_of_language(data: Any) -> bool:
-    """Return whether data of the user is for language models: chats in a file, or any texts in memory."""
-    kinds: tuple[str | None, ...] = (language.CHAT,) if isinstance(data, str | Path) else language.NAMES
-    return data is not None and kind_of_texts(data) in kinds
+def _is_of_language(data: Any, splits: Splits | None) -> bool:
+    """Return whether data of the user is for language models: chats in files, or any texts in memory."""
+    if data is None:
+        return False
+    is_named = splits is not None or isinstance(data, str | Path)
+    kinds: tuple[str | None, ...] = (language.CHAT,) if is_named else language.NAMES
+    return kind_of_texts(data if splits is None else splits.to_train_on) in kinds
 
 
 def _unknown(name: str) -> str:

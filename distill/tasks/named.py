@@ -1,13 +1,21 @@
 """Data sets that are named, by a path, a pattern or a hub id, and dicts of data sets: their splits, as a task."""
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from distill.data.classes import Ranked, Stated, ranked
+from distill.data.files import classes_of
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
-from distill.data.sources.opening import Splits, splits_of
-from distill.data.task import Task, fine_tuning
+from distill.data.sources.opening import Splits, opened_file, splits_of
+from distill.data.task import Task, fine_tuning, share
 from distill.data.text import MAX_LENGTH, need_tokenizer
 from distill.data.texts.given import refuse_prompts_alone, with_columns
 from distill.data.texts.labelled import labelled_rows, text_columns
@@ -54,21 +62,129 @@ def task_of_splits(splits: Splits, model: Any, tokenizer: Any = None) -> Task:
     """
     train = as_rows(splits.to_train_on, model, tokenizer)
     if splits.held_out is None:
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(SPLIT_SEED))
-        count = min(MOST_HELD_OUT, max(1, round(len(train) * SHARE)), len(train) - 1)
-        train, test = train.take(order[count:].sort().values), train.take(order[: max(1, count)].sort().values)
+        train, test = divided(train)
     else:
         test = _numbered_as(as_rows(splits.held_out, model, tokenizer), train)
-    recipe = fine_tuning(len(train))
+    return task_of_rows(splits.name, train, test, tokenizer or tokenizer_of(model))
+
+
+def labelled_task(
+    data: Any,
+    tokenizer: Any,
+    *,
+    eval_data: Any = None,
+    fraction: float = 1.0,
+    seed: int = 0,
+    classes: Sequence[str] | None = None,
+    max_length: int | None = None,
+    split_seed: int = SPLIT_SEED,
+    **columns: Any,
+) -> Task:
+    """Return a task of texts with labels: of a data set that is named, or of a frame, columns, rows or data set.
+
+    Args:
+        data: the data set, or its splits. Without a split to measure on, as many rows are held out as
+            `task_of_splits` takes.
+        tokenizer: of the model.
+        eval_data: the rows to test on, in any of these forms.
+        fraction: the share of the training rows to keep, drawn by `seed`.
+        seed: seeds that draw.
+        classes: the labels in the order of the model's outputs.
+        max_length: texts are cut at this number of tokens.
+        split_seed: seeds the draw of rows that are held out.
+        columns: the columns of texts, labels and clusters, as `labelled_rows` takes them.
+
+    Raises:
+        DistillError: no tokenizer, no column of texts, or labels that are neither classes nor numbers.
+    """
+    need_tokenizer("text", tokenizer)
+    splits = _opened(data)
+    other = None if eval_data is None else _opened(eval_data)
+    limit = min(MAX_LENGTH if max_length is None else max_length, tokenizer.model_max_length)
+
+    def read(found: Any, name: str) -> Rows:
+        rows = labelled_rows(with_columns(found), tokenizer, limit, source=name, **columns)
+        refuse_empty_rows(rows)
+        return rows if classes is None else Rows.of(rows, classes=classes)
+
+    train = _with_named_classes(read(splits.to_train_on, splits.name), splits.name)
+    held_out = splits.held_out if other is None else to_measure(other)
+    if held_out is None:
+        train, test = divided(train, split_seed)
+    else:
+        test = read(held_out, splits.name if other is None else other.name)
+        test = _numbered_as(_with_named_classes(test, "", few=True), train)
+    if fraction < 1:
+        train = train.take(share(len(train), fraction, seed))
+    return task_of_rows(splits.name, train, test, tokenizer, columns.get("clusters") or "")
+
+
+def _opened(data: Any) -> Splits:
+    """Return a data set in its splits: one that is named, the file of a table, or rows in memory."""
+    if isinstance(data, Splits):
+        return data
+    if (splits := splits_of(data)) is not None:
+        return splits
+    return opened_file(data) if isinstance(data, str | Path) else Splits("the data", data)
+
+
+def _with_named_classes(rows: Rows, name: str, *, few: bool = False) -> Rows:
+    """Return rows whose labels, if they are a class a row by its number alone, have their numbers for names.
+
+    Args:
+        rows: texts with labels.
+        name: what errors call the data.
+        few: whether fewer than two classes may be there.
+
+    Raises:
+        DistillError: one class, or as many as are none.
+    """
+    labels = rows.table.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        return rows
+    if isinstance(rows.classes, Stated):
+        return rows
+    known = labels[labels != IGNORED]
+    if rows.classes is not None:
+        if not few and isinstance(rows.classes, Ranked):
+            classes_of([rows.classes[number] for number in known.tolist()], name)
+        return rows
+    numbers = known.unique()
+    names = ranked(map(str, numbers.tolist())) if few else classes_of([str(each) for each in known.tolist()], name)
+    placed = torch.where(labels == IGNORED, labels, torch.searchsorted(numbers, labels))
+    return replace(rows, table={**rows.table, "labels": placed}, classes=names)
+
+
+def task_of_rows(name: str, train: Rows, test: Rows, tokenizer: Any, clusters: str = "") -> Task:
+    """Return the task of the rows of a data set with a name; `clusters` names what they share."""
     return Task(
-        name=Path(splits.name).name.split(".")[0] or "data",
+        name=named_after(name),
         train=train,
         test=test,
         classes=train.classes or (),
-        recipe=recipe,
-        description=f"Rows of {splits.name}.",
-        tokenizer=tokenizer or tokenizer_of(model),
+        recipe=fine_tuning(len(train)),
+        description=f"Rows of {name}.",
+        tokenizer=tokenizer,
+        clusters=clusters,
     )
+
+
+def divided(rows: Rows, split_seed: int = SPLIT_SEED) -> tuple[Rows, Rows]:
+    """Return the rows to train on and those that are held out, drawn by a seed."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(split_seed))
+    count = min(MOST_HELD_OUT, max(1, round(len(rows) * SHARE)), len(rows) - 1)
+    return rows.take(order[count:].sort().values), rows.take(order[: max(1, count)].sort().values)
+
+
+def named_after(data: str) -> str:
+    """Return the name of a task that its data gives it, which may be the name of a folder.
+
+    >>> named_after("films/train.csv.gz"), named_after("films/*.csv"), named_after("org/films")
+    ('train', 'films', 'films')
+    """
+    heads = [part.split(".")[0].removeprefix("the ") for part in Path(data).parts if not has_magic(part)]
+    parts = [re.sub(r"[^\w-]+", "", head) for head in heads]
+    return next((part for part in reversed(parts) if part), "data")
 
 
 def named_rows(data: Any, model: Any, tokenizer: Any = None) -> Rows | None:
@@ -76,10 +192,11 @@ def named_rows(data: Any, model: Any, tokenizer: Any = None) -> Rows | None:
     splits = splits_of(data)
     if splits is None:
         return None
-    return as_rows(_to_measure(splits), model, tokenizer)
+    return as_rows(to_measure(splits), model, tokenizer)
 
 
-def _to_measure(splits: Splits) -> Any:
+def to_measure(splits: Splits) -> Any:
+    """Return the split of a data set to measure on, or all of it."""
     return splits.to_train_on if splits.held_out is None else splits.held_out
 
 

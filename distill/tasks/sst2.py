@@ -60,12 +60,12 @@ def _split(folder: Path, name: str) -> tuple[list[Text], list[int]]:
             "put the file of GLUE SST-2 there, or name another --data FOLDER"
         )
     texts, labels = labelled(path, "sentence", "label", quoting=csv.QUOTE_NONE)
-    if unknown := sorted(set(labels or ()) - {"0", "1"}):
+    if unknown := sorted({each or "none" for each in labels or (None,)} - {"0", "1"}):
         raise DistillError(
             f"{path} has labels other than 0 and 1: {', '.join(unknown)}; "
             "for data of your own give the file itself, as --data FILE"
         )
-    return texts, [int(label) for label in labels or ()]
+    return texts, [int(label) for label in labels or () if label]
 
 
 def _hub() -> Splits:

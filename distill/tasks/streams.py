@@ -9,8 +9,9 @@ from typing import Any
 from distill.data.columns import transpose
 from distill.data.draws import named
 from distill.data.labels import are_text, named_by
+from distill.data.missing import filled, missing_rows, warn_of_missing
 from distill.data.rows import Rows
-from distill.data.sources.lazy_columns import Column
+from distill.data.sources.lazy_columns import Column, is_floating
 from distill.data.sources.stream import Stream, is_stream
 from distill.data.text import need_tokenizer
 from distill.data.texts.labelled import labelled_rows, text_columns
@@ -48,7 +49,9 @@ def streamed(data: Any, model: Any, tokenizer: Any = None) -> Any:
         )
     form = _form_of(columns, model, tokenizer)
     rows = form.rows(columns, 0)
-    stream.read = _Reading(form, rows.columns).read
+    labels = rows.table.get("labels")
+    real = labels is not None and is_floating(labels) and labels[0].ndim == 0
+    stream.read = _Reading(form, rows.columns, real).read
     return replace(rows, classes=named_by(data) if "labels" in rows.columns else None, stream=stream)
 
 
@@ -115,11 +118,13 @@ class _Reading:
     Attributes:
         form: of the rows.
         columns: the names of those that the first rows have.
+        real: whether their labels are real values, a number a row.
         warned: the warnings so far, without their numbers.
     """
 
     form: _Columns
     columns: Sequence[str]
+    real: bool = False
     warned: set[str] = field(default_factory=set)
 
     def read(self, rows: Sequence[Any], first: int) -> tuple[Mapping[str, Column], Sequence[int]]:
@@ -130,7 +135,10 @@ class _Reading:
         """
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            table, numbers = self.form.some(named(transpose(list(rows), first)), first)
+            columns = named(transpose(list(rows), first))
+            if "labels" in columns and "labels" in self.columns:
+                columns["labels"] = self._filled(columns["labels"], first)
+            table, numbers = self.form.some(columns, first)
         for each in said:
             kind = re.sub(r"\d+", "", str(each.message))
             if kind not in self.warned:
@@ -143,6 +151,12 @@ class _Reading:
                 f"same columns: {', '.join(self.columns)}."
             )
         return {name: table[name] for name in self.columns} if numbers else {}, numbers
+
+    def _filled(self, labels: Any, first: int) -> Any:
+        """Return labels with −100 for those that are missing, with a warning."""
+        if missing := missing_rows(labels):
+            warn_of_missing(len(missing), len(labels), f"row {first + missing[0]} of the data")
+        return filled(labels, lambda place: f"row {first + place} of the data", are_values=self.real)
 
 
 def _form_of(columns: Mapping[str, Any], model: Any, tokenizer: Any) -> _Columns:

@@ -11,12 +11,14 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from distill.data.tables import SUFFIXES
+from distill.data.tables import SUFFIXES, kind_of
 from distill.errors import DistillError
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
            ".arrow": "arrow"}  # fmt: skip
 """The reader of `datasets` for the ending of a file."""
+IN_CSV = {"keep_default_na": False, "na_values": [""]}
+"""The settings of the reader of tables: a text "None" or "NA" is one, and an empty field is missing."""
 LARGE = 16 * 2**20
 """The bytes of a file of text from which on it is read through Arrow and not into memory."""
 TRAIN, HELD_OUT = ("train",), ("validation", "dev", "valid", "val", "test")
@@ -96,6 +98,16 @@ def is_list_of_files(data: Any) -> bool:
     return isinstance(data[0], Path) or os.path.isfile(data[0]) or all(NAME.fullmatch(str(each)) for each in data)
 
 
+def opened_file(path: str | Path) -> Splits:
+    """Return the data set of a file of a table.
+
+    Raises:
+        DistillError: a file that is missing, or of another kind.
+    """
+    kind_of(path)
+    return Splits(str(path), _of_files([str(path)], str(path)))
+
+
 def large_file(data: Any) -> Splits | None:
     """Return the data set of a file of texts that is too large for memory; None for any other data."""
     if not isinstance(data, str | Path) or not Path(data).is_file() or Path(data).stat().st_size <= LARGE:
@@ -143,7 +155,7 @@ def _of_folder(folder: Path) -> Any:
     if not files:
         raise DistillError(
             f"{folder} is a folder without a data set: neither what save_to_disk writes nor {', '.join(FORMATS)} "
-            "files; give a file or a pattern."
+            f"files; give a file or a pattern, or name the task that it belongs to: --task sst2 --data {folder}."
         )
     return _read(lambda: datasets.load_dataset(str(folder)), str(folder))
 
@@ -162,7 +174,7 @@ def _of_files(files: Sequence[str], name: str) -> Any:
             f"{', '.join(FORMATS)}, each also with .gz."
         )
     kind = kinds.pop()
-    settings: dict[str, Any] = {"sep": "\t"} if kind == ".tsv" else {}
+    settings: dict[str, Any] = {".csv": IN_CSV, ".tsv": {**IN_CSV, "sep": "\t"}}.get(kind, {})
     found = _read(lambda: datasets.load_dataset(FORMATS[kind], data_files=list(files), **settings), name)["train"]
     return found.filter(_has_text, input_columns=["text"]) if kind == ".txt" else found
 

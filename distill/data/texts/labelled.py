@@ -1,14 +1,17 @@
 """Texts with labels, or without, as the rows of a classifier: frames, columns and data sets of Hugging Face."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from distill.data.draws import is_frame, is_hugging_face
-from distill.data.files import LABEL_COLUMNS, PAIRS, TEXT_COLUMNS
+from distill.data.clusters import split_clusters
+from distill.data.draws import is_frame, is_hugging_face, named
+from distill.data.files import LABEL_COLUMNS, PAIRS, TEXT_COLUMNS, columns_of_texts, find_column
+from distill.data.missing import are_all_missing, warn_of_no_labels
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.sources.arrow import columns_of_hugging_face, is_textual
@@ -30,7 +33,17 @@ def text_columns(data: Any) -> tuple[str, ...]:
     return next((each for each in usual if set(each) <= set(names) and all(_is_text(data, name) for name in each)), ())
 
 
-def labelled_rows(data: Any, tokenizer: Any, limit: int, first: int = 0) -> Rows:
+def labelled_rows(
+    data: Any,
+    tokenizer: Any,
+    limit: int,
+    first: int = 0,
+    *,
+    text: str | Sequence[str] | None = None,
+    label: str | None = None,
+    clusters: str | None = None,
+    source: str = "the data",
+) -> Rows:
     """Return texts, or pairs of texts, as rows of tokens, with their labels if there are any.
 
     Args:
@@ -38,31 +51,54 @@ def labelled_rows(data: Any, tokenizer: Any, limit: int, first: int = 0) -> Rows
         tokenizer: of the model.
         limit: the number of tokens at which texts are cut.
         first: the number of the first row in errors.
+        text: the column of texts, or two of pairs; None takes the usual ones.
+        label: the column of labels; None takes a usual one, if there is one.
+        clusters: the column of what rows share.
+        source: what errors call the data.
 
     Raises:
-        DistillError: no rows, or a row without a text.
+        DistillError: no rows, a column that does not exist, or a row without a text.
     """
-    columns, names = text_columns(data), _columns(data)
+    names = _columns(data)
     if is_hugging_face(data) and not len(data):
-        raise DistillError("the data has no rows; give at least one.")
-    label = next((name for name in LABEL_COLUMNS if name in names), None)
-    if dropped := [name for name in names if name not in (*columns, label)]:
+        raise DistillError(f"{source} has no rows; give at least one.")
+    columns = text_columns(data) if text is None else ()
+    columns = columns or columns_of_texts(source, [*names], text)
+    if label is not None:
+        label = find_column(source, [*names], "label", label, ())
+    label = label or next((name for name in LABEL_COLUMNS if name in names), None)
+    if label in columns:
+        raise DistillError(
+            f"text and label of {source} are both the column {label!r}, which would be its own answer; name another: "
+            "label=… (--label)."
+        )
+    if clusters is not None:
+        shared = _clusters(data, find_column(source, [*names], "clusters", clusters, ()))
+    read = [*columns, *(each for each in (label, clusters) if each is not None)]
+    if dropped := [name for name in names if name not in read]:
         warnings.warn(
-            f"of the data only {' and '.join(map(repr, [*columns, *([label] if label else [])]))} is read, and "
-            f"{', '.join(map(repr, dropped))} not.",
+            f"of {source} only {' and '.join(map(repr, read))} is read, and {', '.join(map(repr, dropped))} not.",
             stacklevel=4,
         )
     if is_large(data):
-        return _on_disk(data, tokenizer, limit, columns, label)
+        rows = _on_disk(data, tokenizer, limit, columns, label)
+        return rows if clusters is None else replace(rows, clusters=shared)
     sides = [
-        [text_of(each, f"row {number} of the data", column) for number, each in enumerate(_values(data, column), first)]
+        [text_of(each, f"row {number} of {source}", column) for number, each in enumerate(_values(data, column), first)]
         for column in columns
     ]
     rows = tokenize_texts(tokenizer, sides[0] if len(sides) == 1 else list(zip(*sides, strict=True)), None, limit)
+    rows = rows if clusters is None else replace(rows, clusters=shared)
     if label is None:
         return rows
-    labels = data.select_columns([label]) if is_hugging_face(data) else {label: _values(data, label)}
+    labels = data.select_columns([label]) if is_hugging_face(data) else {"labels": _values(data, label)}
     return _with_labels(rows, labels)
+
+
+def _clusters(data: Any, name: str) -> Tensor | None:
+    """Return the clusters of rows by a column, of which equal values are one cluster."""
+    values = _values(data, name)
+    return split_clusters({name: values, "row": values}, name)[1]
 
 
 def _on_disk(data: Any, tokenizer: Any, limit: int, columns: tuple[str, ...], label: str | None) -> Rows:
@@ -103,12 +139,16 @@ def _with_labels(rows: Rows, labels: Any) -> Rows:
     if is_hugging_face(labels):
         (name,) = labels.column_names
         labels = labels.rename_column(name, "labels") if name != "labels" else labels
-    found = Rows.of({**labels} if isinstance(labels, Mapping) else labels)
+    read = columns_of_hugging_face(labels) if is_hugging_face(labels) else named(labels)
+    if are_all_missing(read["labels"]):
+        warn_of_no_labels(len(rows))
+        return rows
+    found = Rows.of(labels)
     column: Tensor | Any = found.table["labels"]
     if isinstance(column, Tensor) and column.ndim == 1 and not column.is_floating_point():
         column = column.long()
     table: dict[str, Any] = {**rows.table, "labels": column}
-    return Rows(table, rows.pad_id, rows.padding_side, rows.pads, found.classes)
+    return replace(rows, table=table, classes=found.classes)
 
 
 def _columns(data: Any) -> tuple[str, ...]:

@@ -3,6 +3,7 @@ import gzip
 import json
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -285,7 +286,7 @@ def test_files_of_the_wrong_kind_or_place(tmp_path, tokenizer):
         load(data=tmp_path / "none.csv", tokenizer=tokenizer)
     with pytest.raises(DistillError, match="not a kind of file that can be read"):
         load(data=tmp_path / "my.xlsx", tokenizer=tokenizer)
-    with pytest.raises(DistillError, match=r"is a folder; .* --task sst2 --data"):
+    with pytest.raises(DistillError, match=r"is a folder without a data set.* --task sst2 --data"):
         load(data=tmp_path, tokenizer=tokenizer)
     (tmp_path / "latin.csv").write_bytes("text,label\nZoë,1\n".encode("latin-1"))
     with pytest.raises(DistillError, match="not utf-8"):
@@ -295,10 +296,15 @@ def test_files_of_the_wrong_kind_or_place(tmp_path, tokenizer):
         load(data=tmp_path / "not.csv.gz", tokenizer=tokenizer)
 
 
-def test_real_values_are_no_classes(tmp_path, tokenizer):
-    path = write(tmp_path / "a.csv", labels=[f"{number / 7:.2f}" for number in range(20)])
-    with pytest.raises(DistillError, match=r"20 different labels in 20 rows.*real values are no classes .*data=\{"):
-        load(data=path, tokenizer=tokenizer)
+def test_real_values_are_read_as_such_and_not_as_classes(tmp_path, tokenizer):
+    path = write(tmp_path / "a.csv", labels=(values := [f"{number / 7:.2f}" for number in range(20)]))
+    task = load(data=path, tokenizer=tokenizer)
+    assert task.classes == ()
+    found = torch.cat([task.train.table["labels"], task.test.table["labels"]])
+    assert found.sort().values.tolist() == pytest.approx(list(map(float, values)))
+    other = write(tmp_path / "b.csv", ["a", "b"], ["1.5", "x"])
+    with pytest.raises(DistillError, match="has the label 'x', and those that are trained on are real values"):
+        load(data=path, eval_data=other, tokenizer=tokenizer)
 
 
 def test_labels_of_both_files_match_whatever_their_case(tmp_path, tokenizer):

@@ -7,6 +7,7 @@ from transformers import AutoModelForSequenceClassification
 import distill
 from distill import DistillError, metrics
 from distill.tasks.loading import held_out, task_of
+from distill.tasks.named import tokenizer_of
 from tests.distill.conftest import save_bert, sentences
 from tests.distill.tiny_models import QUIET, bert
 
@@ -55,6 +56,88 @@ def test_texts_in_memory_are_read_by_the_tokenizer_of_the_teacher(form, films, c
     student = distill.from_layers(classifier, [0])
     result = distill.fit(classifier, student, {}, data, steps=2, console=QUIET)
     assert len(result.records) == 2
+
+
+NAMED = ("saved", "parts", "parts/*.csv", "films.parquet", ["one.csv"])
+MEMORY = ("data set", "frame", "columns", "rows")
+
+
+def given(form, films):
+    """The sentences as a data set that is named, or in memory."""
+    data = datasets.load_from_disk(films / "saved")["train"]
+    if form in MEMORY:
+        frame = data.to_pandas()
+        return {"data set": data, "frame": frame, "columns": data.to_dict(), "rows": frame.to_dict("records")}[form]
+    (films / "parts").mkdir(exist_ok=True)
+    for path, rows in (("parts/a.csv", range(20)), ("parts/b.csv", range(20, 30)), ("one.csv", range(30))):
+        data.select(rows).to_csv(films / path)
+    return [films / each for each in form] if isinstance(form, list) else str(films / form)
+
+
+@pytest.mark.parametrize("form", [*NAMED, *MEMORY], ids=str)
+def test_load_makes_a_task_of_classes_of_any_form_as_of_a_file(form, films, classifier):
+    tokenizer = tokenizer_of(classifier)
+    data = given(form, films)
+    task = distill.tasks.load(data=data, tokenizer=tokenizer)
+    names = [task.classes[number] for rows in (task.train, task.test) for number in rows.table["labels"].tolist()]
+    ids = [tuple(row["input_ids"].tolist()) for rows in (task.train, task.test) for row in rows]
+    assert set(zip(ids, names, strict=True)) <= {(tuple(tokenizer(text)["input_ids"]), n) for text, n in sentences(40)}
+    assert len(ids) == (40 if form in ("saved", "films.parquet") else 30)
+    assert task.name in ("saved", "parts", "films", "one", "data")
+    half = distill.tasks.load(data=data, tokenizer=tokenizer, fraction=0.5, classes=["positive", "negative"])
+    assert half.classes == ("positive", "negative")
+    assert len(half.train) == len(task.train) // 2
+    assert len(half.test) == len(task.test)
+    flipped = {tuple(row["input_ids"].tolist()): int(row["labels"]) for row in half.test}
+    assert all(1 - flipped[tuple(row["input_ids"].tolist())] == int(row["labels"]) for row in task.test)
+
+
+def test_numbers_are_the_classes_of_a_pattern_as_of_a_file(films, classifier):
+    tokenizer = tokenizer_of(classifier)
+    frame = given("frame", films)
+    frame = frame.assign(
+        label=[2 * (name == "positive") for name in frame["label"]], speaker=[i // 3 for i in range(30)]
+    )
+    frame.to_csv(films / "numbers.csv", index=False)
+    one, other = (
+        distill.tasks.load(data=data, tokenizer=tokenizer, clusters="speaker", eval_data=films / "numbers.csv")
+        if not isinstance(data, str)
+        else distill.tasks.load(data=data, tokenizer=tokenizer, clusters="speaker", eval_data=frame)
+        for data in ([films / "numbers.csv"], str(films / "numbers*.csv"))
+    )
+    assert one.classes == other.classes == ("0", "2")
+    assert one.clusters == "speaker"
+    assert one.train.table["labels"].equal(other.test.table["labels"])
+    assert one.train.clusters is not None
+    assert one.train.clusters.equal(other.train.clusters)
+    frame = frame.drop(columns="speaker").assign(label=[i / 7 for i in range(30)])
+    values = distill.tasks.load(data=frame, tokenizer=tokenizer)
+    assert values.classes == ()
+    assert values.train.table["labels"].is_floating_point()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text": "body"}, r"has no text column 'body': its columns are 'sentence', 'label'; name one with text="),
+        ({"label": "class"}, r"has no label column 'class': its columns are"),
+        ({"clusters": "speaker"}, r"has no clusters column 'speaker'"),
+        ({"tokenizer": None}, "needs the teacher's tokenizer"),
+        ({"packing": "in order"}, "takes no packing"),
+        ({"label": "sentence"}, "text and label of .* are both the column 'sentence'"),
+    ],
+)
+def test_a_column_that_a_data_set_lacks_is_named(settings, message, films, classifier):
+    data = given("parts/*.csv", films)
+    with pytest.raises(DistillError, match=message) as raised:
+        distill.tasks.load(**{"data": data, "tokenizer": tokenizer_of(classifier), **settings})
+    assert "\n" not in str(raised.value)
+
+
+def test_a_text_of_a_table_is_a_text_whatever_it_says(films, classifier):
+    (films / "a.csv").write_text("text,label\nNone,NA\nnull,b\nnan,NA\n,b\n"[:-3], encoding="utf-8")
+    task = distill.tasks.load(data=[films / "a.csv"], tokenizer=tokenizer_of(classifier))
+    assert task.classes == ("NA", "b")
 
 
 def test_texts_need_a_tokenizer(films):
