@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from interventions.analysis.result import Result, data_frame, plain_data
     from interventions.analysis.sweeps import sweep
     from interventions.arguments import checking
+    from interventions.attribution.attribution_patch import attribution_patch
+    from interventions.attribution.heads import heads
     from interventions.describe import describe
     from interventions.errors import InterventionError
     from interventions.execution.deferring import deferring_head
@@ -91,11 +93,13 @@ __all__ = [
     "answering",
     "architecture",
     "as_location",
+    "attribution_patch",
     "checking",
     "collect",
     "data_frame",
     "deferring_head",
     "describe",
+    "heads",
     "heat_map",
     "import_when_used",
     "in_one_line",
@@ -144,6 +148,8 @@ _NAMES = {
     "interventions.analysis.result": "Result data_frame plain_data",
     "interventions.analysis.sweeps": "sweep",
     "interventions.arguments": "checking",
+    "interventions.attribution.attribution_patch": "attribution_patch",
+    "interventions.attribution.heads": "heads",
     "interventions.describe": "describe",
     "interventions.errors": "InterventionError",
     "interventions.execution.deferring": "deferring_head",

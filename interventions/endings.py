@@ -66,6 +66,21 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def with_gradients() -> Iterator[None]:
+    """Turn gradients on inside the block, as `torch.enable_grad` does, and restore them even after an interrupt.
+
+    Recurrent modules of cuDNN have no derivative in eval mode, so those of torch stand in for them.
+    """
+    before = torch.is_grad_enabled()
+
+    def end() -> None:
+        torch.set_grad_enabled(before)
+
+    with ending(end), torch.inference_mode(False), torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
+        yield
+
+
 def one_at_a_time(lock: AbstractContextManager) -> Callable[[F], F]:
     """Return a decorator that holds `lock` while the function runs, so that one thread runs it at a time."""
 

@@ -79,3 +79,14 @@ def label(text: object) -> str:
     """
     line = printable(" ".join(str(text).splitlines()))
     return (line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…").replace("$", r"\$")
+
+
+def token_label(token: object) -> str:
+    """Return a token as a picture shows it: the marks of tokenizers for spaces and line ends as these, in one line.
+
+    "▁" of SentencePiece and "Ġ" of byte-level BPE are a space, "Ċ" and a line end are "↵".
+
+    >>> token_label("▁cat"), token_label("Ġcat"), token_label("cat")
+    (' cat', ' cat', 'cat')
+    """
+    return label(str(token).replace("▁", " ").replace("Ġ", " ").replace("Ċ", "↵").replace("\n", "↵"))

@@ -21,8 +21,8 @@ THIS_FILE = "tests/test_layers.py"
 ORDER = {
     "interventions": """
         names renames public_names errors arguments endings precision devices host_copies locations operators positions
-        subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis exceptions
-        __main__""".split(),
+        subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis attribution
+        exceptions __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models writing tasks teachers
         interchange students objectives training evaluation publishing metrics monitoring alignment auditing results
@@ -57,6 +57,7 @@ TESTED_BY = {
         f"interventions/analysis/sweeping/{name}.py": "tests/interventions/analysis/test_data_sweeps.py"
         for name in ("data_sweeps", "example_cuts", "sweep_checkpoints")
     },
+    "interventions/attribution/derivatives.py": "tests/interventions/attribution/test_attribution_patch.py",
     "interventions/devices.py": "tests/interventions/execution/test_measures.py",
     "interventions/endings.py": "tests/faults/test_interrupts.py",
     "interventions/errors.py": "tests/faults/test_security.py",

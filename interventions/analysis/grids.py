@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from interventions.analysis.result import Result, data_frame, plain_data
 from interventions.arguments import checked
 from interventions.errors import InterventionError
 from interventions.locations import Location
-from interventions.names import printed
+from interventions.names import printed, token_label
 
 if TYPE_CHECKING:
     import pandas  # type: ignore[import-untyped]
@@ -28,11 +28,12 @@ class Grid(Result):
         per_example: `[locations, positions, examples]`, the metric of every counterfactual, NaN for examples that lack
             the token. The last axis has one entry if the metric returns one number for all examples.
         locations: the rows, {label: the locations written together}.
-        positions: the columns, numbers of tokens or labels.
+        positions: the columns, numbers of tokens or labels; of a grid `by_head`, numbers of heads.
         baseline: `[examples]`, the metric of the base run.
         source: `[examples]`, the metric of the source run; None without a source, or if its output has another shape.
         metric: the name of the metric.
         is_signed: True if 0 is the middle of its scale, as for differences.
+        column: what the columns are: "position" or "head".
 
     >>> import torch
     >>> rows = {str(location): (location,) for location in map(Location, range(2))}
@@ -54,6 +55,7 @@ class Grid(Result):
     source: Float[Tensor, " examples"] | None = None
     metric: str = "metric"
     is_signed: bool = False
+    column: str = "position"
 
     @property
     def values(self) -> Float[Tensor, "locations positions"]:
@@ -90,6 +92,8 @@ class Grid(Result):
     def plot(self, tokens: Sequence[str] | None = None) -> Any:
         """Draw the values as a heat map, a matplotlib figure: locations down, positions across.
 
+        The color of a cell is its change against the base run, whose mean is white, so a cell without effect is white.
+
         Args:
             tokens: the texts of the tokens, one for each column; None writes the positions alone.
 
@@ -101,14 +105,61 @@ class Grid(Result):
                 f"{len(tokens)} tokens were given for {len(self.positions)} columns ({self.positions[0]} to "
                 f"{self.positions[-1]}); pass one text for each column."
             )
-        texts = [""] * len(self.positions) if tokens is None else tokens
-        columns = [f"{at} {text}".strip() for at, text in zip(self.positions, texts, strict=True)]
-        center = 0.0 if self.is_signed or (self.values.nan_to_num() < 0).any() else None
+        texts = [""] * len(self.positions) if tokens is None else list(map(token_label, tokens))
+        columns = [f"{at} {text.strip()}".strip() for at, text in zip(self.positions, texts, strict=True)]
         from interventions.analysis.plots import heat_map  # matplotlib takes half a second
 
         return heat_map(
-            self.values, list(self.locations), columns, label=self.metric, column_label="position", center=center
-        )
+            self.values, list(self.locations), columns, label=self.metric, column_label=self.column,
+            center=float(self.baseline.mean()),
+        )  # fmt: skip
+
+    @checked
+    def by_head(self, position: int | str | None = None) -> "Grid":
+        """Return the grid as layers × heads, of a grid whose rows are single heads, as `heads(model)` names them.
+
+        Args:
+            position: the column to show; None is the only one.
+
+        Raises:
+            InterventionError: a row that is more or less than one head; a column that does not exist, or none named
+                where there are several.
+
+        >>> rows = {str(at): (at,) for at in (Location(0, "attention_heads", heads=head) for head in range(2))}
+        >>> import torch
+        >>> Grid(torch.tensor([[[0.5]], [[1.0]]]), rows, ("all",), baseline=torch.zeros(1)).by_head()
+        metric: 1 location × 2 heads, mean of 1 example; of the base run 0
+                              0     1
+        attention_heads.0  0.50  1.00
+        """
+        where = self._column(position)
+        rows: dict[str, dict[int, int]] = {}
+        for number, (label, written) in enumerate(self.locations.items()):
+            if len(written) != 1 or written[0].heads is None or len(written[0].heads) != 1:
+                raise InterventionError(
+                    f"the row {label} is not one head; sweep the heads one by one: at=heads(model)."
+                )
+            rows.setdefault(str(written[0].whole), {})[written[0].heads[0]] = number
+        columns = tuple(sorted({head for found in rows.values() for head in found}))
+        examples = self.per_example.shape[-1]
+        values = self.per_example.new_full((len(rows), len(columns), examples), math.nan)
+        for row, found in enumerate(rows.values()):
+            for head, number in found.items():
+                values[row, columns.index(head)] = self.per_example[number, where]
+        every = list(self.locations.values())
+        places = {label: tuple(every[number][0] for number in found.values()) for label, found in rows.items()}
+        return replace(self, per_example=values, locations=places, positions=columns, column="head")
+
+    def _column(self, position: int | str | None) -> int:
+        """Return the number of a column."""
+        if position is None and len(self.positions) == 1:
+            return 0
+        if position not in self.positions:
+            raise InterventionError(
+                f"position={position!r} is no column of this grid, which has {', '.join(map(str, self.positions))}; "
+                f"write position={self.positions[0]!r}."
+            )
+        return self.positions.index(position)
 
     def to_pandas(self) -> "pandas.DataFrame":
         """Return the values as a table: one row for each location, one column for each position.
@@ -119,7 +170,7 @@ class Grid(Result):
         values = zip(self.locations, self.values.tolist(), strict=True)
         rows = ({"location": label, **dict(zip(self.positions, row, strict=True))} for label, row in values)
         table = data_frame(rows, "location")
-        table.columns.name = "position"
+        table.columns.name = self.column
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -129,6 +180,7 @@ class Grid(Result):
             "is_signed": self.is_signed,
             "locations": {label: list(map(str, written)) for label, written in self.locations.items()},
             "positions": plain_data(self.positions),
+            "column": self.column,
             "values": plain_data(self.values),
             "effects": plain_data(self.effects),
             "per_example": plain_data(self.per_example),
@@ -145,7 +197,7 @@ class Grid(Result):
         rows, columns, examples = self.per_example.shape
         source = "" if self.source is None else f", of the source run {_format_mean(self.source)}"
         return (
-            f"{self.metric}: {_count(rows, 'location')} × {_count(columns, 'position')}, mean of "
+            f"{self.metric}: {_count(rows, 'location')} × {_count(columns, self.column)}, mean of "
             f"{_count(examples, 'example')}; of the base run {_format_mean(self.baseline)}{source}"
         )
 

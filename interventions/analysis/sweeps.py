@@ -106,8 +106,8 @@ def sweep(
     True
     """
     check_eval(model, remote)
-    rows = _label_rows(at)
-    ops = _operators(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
+    rows = label_rows(at)
+    ops = operators_of(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
     settings = SweepSettings(
         model, rows, ops, positions, source_positions, source_model, source_at, batch_size, generator, remote
     )
@@ -117,7 +117,7 @@ def sweep(
         return sweep_batch(settings, base, source, metric, steps=steps).grid
 
 
-def _label_rows(at: Any) -> dict[str, tuple[Location, ...]]:
+def label_rows(at: Any) -> dict[str, tuple[Location, ...]]:
     """Return the rows of the grid: {label: locations written together}."""
     if isinstance(at, Mapping) and not all(isinstance(label, str) for label in at):
         raise InterventionError(
@@ -143,7 +143,7 @@ def _locations(place: Any) -> tuple[Location, ...]:
     return tuple(dict.fromkeys(map(as_location, place if several else [place])))
 
 
-def _operators(op: Any, locations: Iterable[Location], source: object) -> dict[Location, Operator]:
+def operators_of(op: Any, locations: Iterable[Location], source: object) -> dict[Location, Operator]:
     """Return the operator of each location."""
     if op is None and source is None:
         raise InterventionError("no operator was given; write op=Zero(), or source=… to swap.")

@@ -91,7 +91,7 @@ class Architecture:
             last = self.stacks[-1] if self.stacks else None
             side = self._side("")
             return Place(self.model, "", "logits", None, side, lengths_at(self.model, "", side), last)
-        stack = self._stack(location)
+        stack = self.stack_of(location)
         try:
             if location.site == "final_norm":
                 return replace(self._place(self.final_norm(stack), "output", None, None), stack=stack)
@@ -210,7 +210,7 @@ class Architecture:
             )
         return module
 
-    def _stack(self, location: Location) -> Stack:
+    def stack_of(self, location: Location) -> Stack:
         """Return the stack of a location: the one it names, the only one, or the decoder."""
         names = [stack.name for stack in self.stacks]
         if not self.stacks:

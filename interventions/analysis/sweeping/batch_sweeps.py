@@ -123,10 +123,10 @@ def sweep_batch(
         examples = examples_in(base_run.inputs)
         if examples == 0:
             raise InterventionError("the base has 0 examples, so there is nothing to measure; give at least one row.")
-        _check_sizes(ops, examples, source_run)
-        _check_reads_real(metric, base_run)
-        baseline = _check_value(base_value, examples, "the base run")
-        columns, cells = _cells(rows, settings, base=base_run, source=source_run, origin=origin)
+        check_sizes(ops, examples, source_run)
+        check_reads_real(metric, base_run)
+        baseline = check_value(base_value, examples, "the base run")
+        columns, cells = cells_in(rows, settings, base=base_run, source=source_run, origin=origin)
         values = baseline.new_full((len(rows), len(columns), len(baseline)), math.nan)
         most = cells_a_pass(base_run, settings.batch_size)
         stacked = Stacked(base_run, source_run, ops, settings.generator, most, metric, origin)
@@ -140,12 +140,12 @@ def sweep_batch(
             for row, cell, value in part:
                 at_row = " + ".join(map(str, rows[row]))
                 what = f"the counterfactual at {at_row}, position {columns[cell.column].label}"
-                values[row, cell.column] = _mask_absent(_check_value(value, examples, what), cell)
+                values[row, cell.column] = mask_absent(check_value(value, examples, what), cell)
                 found.append((row, cell.column, values[row, cell.column]))
                 steps()
             if kept is not None:
                 kept.keep(found)
-        level = None if source_value is None else _check_value(source_value, examples, "the source run")
+        level = None if source_value is None else check_value(source_value, examples, "the source run")
     labels = tuple(column.label for column in columns)
     grid = Grid(values, settings.rows, labels, baseline, level, name_of(metric), getattr(metric, "is_signed", False))
     longest = len(columns) if isinstance(settings.positions, str) else 0
@@ -208,7 +208,8 @@ def _run_summary(
     return replace(done, output=kept["output"]), kept["value"]
 
 
-def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
+def check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
+    """Raise InterventionError where base and source have different numbers of examples."""
     pools = all(getattr(op, "pools_source", False) for op in ops.values())
     if source is None or pools or examples_in(source.inputs) == examples:
         return
@@ -217,7 +218,7 @@ def _check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | 
     )
 
 
-def _cells(
+def cells_in(
     rows: list[tuple[Location, ...]],
     settings: SweepSettings,
     *,
@@ -278,7 +279,7 @@ def real_tokens(given: Run, location: Location) -> Bool[Tensor, "batch token"]:
     return window_of(vectors, place, None, [arguments_of(given.model, given.inputs)], slice(None)).real
 
 
-def _check_value(value: Any, examples: int, what: str) -> Tensor:
+def check_value(value: Any, examples: int, what: str) -> Tensor:
     """Return a value of the metric as `[examples]` or `[1]` on the CPU, or raise InterventionError if it is invalid."""
     if not isinstance(value, Tensor | int | float):
         raise InterventionError(f"the metric returned {type(value).__name__} for {what}; return a tensor [batch].")
@@ -293,7 +294,7 @@ def _check_value(value: Any, examples: int, what: str) -> Tensor:
     return widen(value).reshape(-1)
 
 
-def _mask_absent(values: Tensor, cell: Cell) -> Tensor:
+def mask_absent(values: Tensor, cell: Cell) -> Tensor:
     """Return the values with NaN for examples that lack the token, or for all if one number stands for all."""
     if cell.present is None:
         return values
@@ -301,7 +302,7 @@ def _mask_absent(values: Tensor, cell: Cell) -> Tensor:
     return values.masked_fill(~present, math.nan)
 
 
-def _check_reads_real(metric: object, base: Run) -> None:
+def check_reads_real(metric: object, base: Run) -> None:
     """Raise InterventionError for a metric of `interventions.metrics` that lacks a mask and would read padding."""
     metric = metric.metric if isinstance(metric, Normalized) else metric
     name = architecture(base.model).place(Location(site="logits")).mask

@@ -502,6 +502,8 @@ READS = [
             "label": "l",
             "column_label": "c",
             "center": None,
+            "texts": None,
+            "blank": None,
         },
         {
             "values": "",
@@ -510,6 +512,8 @@ READS = [
             "label": "text",
             "column_label": "text",
             "center": "None|number",
+            "texts": "None",
+            "blank": "None",
         },
     ),
     Recipe("interventions.Grid.largest", lambda k: grid().largest(k), lambda: {"k": 1}, {"k": "count|huge"}),

@@ -1,5 +1,6 @@
 """Right calls of everything that is public."""
 
+from tests.faults.fuzz.attribution_recipes import RECIPES as OF_ATTRIBUTION
 from tests.faults.fuzz.causal_recipes import RECIPES as OF_CAUSAL_MODELS
 from tests.faults.fuzz.interventions_recipes import RECIPES as OF_INTERVENTIONS
 from tests.faults.fuzz.losses_recipes import RECIPES as OF_LOSSES
@@ -11,5 +12,5 @@ from tests.faults.fuzz.training_recipes import RECIPES as OF_TRAINING
 
 RECIPES = [
     *OF_INTERVENTIONS, *OF_TRAINING, *OF_OBJECTIVES, *OF_CAUSAL_MODELS, *OF_TEACHERS, *OF_LOSSES, *OF_TASKS,
-    *OF_MEASURING,
+    *OF_MEASURING, *OF_ATTRIBUTION,
 ]  # fmt: skip

@@ -50,12 +50,15 @@ def test_pandas_is_asked_for(monkeypatch):
 
 def test_it_draws_itself():
     grid = grid_of(positions=[0, -1])
-    axes = grid.plot(tokens=["The", "end"]).axes
+    axes = grid.plot(tokens=["▁The", "Ġend"]).axes
     assert [label.get_text() for label in axes[0].get_xticklabels()] == ["0 The", "-1 end"]
     assert axes[1].get_ylabel() == "logit difference"
-    norm = axes[0].images[0].norm
-    assert norm.vmin == -norm.vmax  # a signed metric
-    assert grid_of(metric=probability(0)).plot().axes[0].images[0].norm.vmin >= 0
+    for each in (grid, grid_of(metric=probability(0))):  # no effect is white, whatever the metric
+        norm = each.plot().axes[0].images[0].norm
+        assert (norm.vmin + norm.vmax) / 2 == pytest.approx(float(each.baseline.mean()))
+        assert axes[0].images[0].cmap(norm(float(each.baseline.mean())))[:3] == pytest.approx(
+            (0.97, 0.97, 0.97), abs=0.02
+        )
     assert "base64," in grid._repr_html_()
     with pytest.raises(InterventionError, match=r"1 tokens were given for 2 columns"):
         grid.plot(tokens=["The"])

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import CenteredNorm
 
 from interventions import InterventionError
@@ -79,3 +80,33 @@ def test_nothing_to_draw_is_said(shape):
     rows, columns = shape
     with pytest.raises(InterventionError, match=r"have no cell to draw; give at least one row and one column"):
         heat_map(torch.zeros(shape), list(range(rows)), list(range(columns)))
+
+
+def test_numbers_that_round_to_zero_have_no_sign():
+    assert shown(heat_map(torch.tensor([[-0.001, -0.006, -12.0]]), "a", "xyz")) == ["0.00", "−0.01", "−12"]
+
+
+def test_texts_of_cells_and_cells_that_stay_blank():
+    """Marks of tokenizers are spaces; what lies beyond a mask is white, without a number or a cross."""
+    values = torch.tensor([[1.0, NAN], [3.0, 4.0]])
+    picture = heat_map(values, "ab", "xy", texts=[["▁cat", "Ġdog"], ["\n", "x$y$"]])
+    assert shown(picture) == [" cat", "↵", r"x\$y\$"]
+    picture = heat_map(values, "ab", "xy", blank=torch.tensor([[False, True], [False, False]]))
+    assert (shown(picture), len(picture.axes[0].lines), len(picture.axes[0].patches)) == (
+        ["1.00", "3.00", "4.00"],
+        0,
+        1,
+    )
+    with pytest.raises(
+        InterventionError, match=r"texts has rows of \[1\] texts, 2 in all, for values of shape \[2, 2\]"
+    ):
+        heat_map(values, "ab", "xy", texts=[["a"], ["b"]])
+    with pytest.raises(InterventionError, match=r"blank has shape \[1, 1\] and the values \[2, 2\]"):
+        heat_map(values, "ab", "xy", blank=torch.ones(1, 1).bool())
+
+
+def test_a_long_label_stays_in_the_picture():
+    picture = heat_map(torch.rand(2, 2), "ab", "xy", label="estimated log probability [nats] of the answer")
+    box = picture.axes[1].yaxis.label.get_window_extent(FigureCanvasAgg(picture).get_renderer())
+    assert box.y0 > 0
+    assert box.y1 < picture.bbox.height

@@ -1,0 +1,57 @@
+"""Right calls of attribution patching, of heads and of grids of heads."""
+
+import interventions as iv
+from tests.faults.fuzz.attack import Recipe
+from tests.faults.fuzz.interventions_recipes import BLOCK, decoder, ids
+
+COLUMNS = "None|0|1|-1|7|[1]|range|(1, 2, 3)|{text: 1}|generator|numpy int"
+
+
+def by_head(position: object) -> iv.Grid:
+    """Return the grid of the heads of a decoder as layers and heads."""
+    grid = iv.sweep(
+        decoder(), ids(), ids(1), iv.heads(decoder()), metric=iv.logit_difference(3, 4), positions=[0, -1]
+    )  # fmt: skip
+    return grid.by_head(position)  # type: ignore[arg-type]
+
+
+RECIPES = [
+    Recipe(
+        "interventions.heads",
+        iv.heads,
+        lambda: {"model": decoder(), "site": "attention_heads", "stack": None},
+        {"model": "", "site": "", "stack": "None"},
+    ),
+    Recipe("interventions.Grid.by_head", by_head, lambda: {"position": 0}, {"position": "0|-1"}),
+    Recipe(
+        "interventions.attribution_patch",
+        iv.attribution_patch,
+        lambda: {
+            "model": decoder(),
+            "base": ids(),
+            "source": ids(1),
+            "at": [BLOCK],
+            "metric": iv.logit_difference(3, 4),
+            "positions": [1],
+            "source_positions": None,
+            "op": None,
+            "steps": 1,
+            "along": None,
+            "generator": None,
+        },
+        {
+            "model": "",
+            "base": "whole tensor",
+            "source": "whole tensor",
+            "at": "",
+            "metric": "",
+            "positions": COLUMNS,
+            "source_positions": "None|0|1|-1|numpy int|[1]|{text: 1}",
+            "op": "None|operator",
+            "steps": "None|count",
+            "along": "None",
+            "generator": "None|draws",
+        },
+        own=("model", "base", "source", "op", "metric"),
+    ),
+]
