@@ -60,6 +60,11 @@ def run_evaluate(
         check(model, loaded, task.test)
         mapping = interchanges.mapped(model, loaded)
         evaluation = evaluate(model, loaded, mapping, task, positions=interchanges.positions, pairs=pairs, seed=seed)
+        if not evaluation.figures and run is None:
+            raise DistillError(
+                f"--student {folder}: {evaluation.note}; name a student with a head, as distill fit saves it: "
+                "--student RUN/OBJECTIVE/student."
+            )
         compared.append(compared_model(name, loaded, evaluation))
     print_report(Report(f"{task.name}: held-out pairs, seed {seed}", task, compared, {}), console)
 

@@ -635,7 +635,7 @@ def test_a_teacher_no_better_than_the_majority_is_refused_unless_asked_for(tmp_p
     assert (status, err) == (0, "")
 
 
-def test_an_encoder_is_no_teacher(encoder, csv, tmp_path):
+def test_an_encoder_is_no_teacher(encoder, teacher, csv, tmp_path):
     status, _, err = distill("fit", "--data", csv, "--teacher", encoder)
     assert status == 2
     assert "has no classifier; fine-tune one first: distill teach" in err
@@ -650,6 +650,9 @@ def test_an_encoder_is_no_teacher(encoder, csv, tmp_path):
     status, _, err = distill("evaluate")
     assert (status, err.count("\n")) == (2, 1)
     assert "nothing to evaluate was named" in err
+    status, _, err = distill("evaluate", "--data", csv, "--teacher", teacher, "--student", encoder)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"--student {encoder}: nothing was measured: BertModel has no logits; name a student with a head" in err
 
 
 def test_nan_stops_with_status_2(teacher, csv, tmp_path):

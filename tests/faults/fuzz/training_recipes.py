@@ -225,9 +225,10 @@ RECIPES = [
                  "param_dtype": "float32", "workers": 0, "group_by_length": None},
         {"epochs": "positive", "steps": "None|count", "batch_size": "count", "lr": "positive",
          "warmup": "share", "weight_decay": "not negative", "clip": "None|positive|inf", "seed": "seed",
-         "accumulate": "1|numpy int", "optimizer": "choice", "decay": "choice", "param_dtype": "choice",
+         "accumulate": "1|numpy int", "optimizer": "choice", "decay": "type|identity|empty network",
+         "param_dtype": "choice",
          "workers": "counter", "group_by_length": "None|False"},
-        skip={"epochs": "huge"},
+        own=("decay",), skip={"epochs": "huge"},
     ),
     Recipe(
         "distill.Written", written,
