@@ -29,6 +29,9 @@ AROUND = 24
 """How many times what a run keeps of a row all runs of a pair need for it, with what is inside blocks."""
 WORTH = 0.9
 """Sources are kept where so large a share of the runs is left, at most."""
+FEW, AGAIN = 64, 8
+"""Few bases are several times in the rows of one run, so that many pairs are interchanged together: that run is of few
+rows, or of at most one for this many pairs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +52,8 @@ class Plan:
     """The order in which pairs are interchanged.
 
     Attributes:
-        chunks: for each chunk of bases, the place of a pair for each row that has it as base.
+        chunks: for each chunk of bases, the place of a pair for each row that has it as base; the places of several
+            pairs for each, where the rows are few.
         batches: the pairs, those of one chunk one after the other.
     """
 
@@ -67,6 +71,8 @@ def planned(bases: Int[Tensor, " pairs"], size: int) -> Plan:
     >>> plan = planned(torch.tensor([3, 5, 3, 5, 7, 3]), 2)
     >>> [(batch.places.tolist(), batch.chunk) for batch in plan.batches]
     [([0, 1], 0), ([2, 3], 0), ([4], 1), ([5], None)]
+    >>> [batch.places.tolist() for batch in planned(torch.tensor([3, 5, 3, 5]), 4).batches]
+    [[0, 1, 2, 3]]
     """
     _, number, counts = bases.unique(return_inverse=True, return_counts=True)
     order = counts.argsort(descending=True, stable=True)
@@ -83,10 +89,12 @@ def planned(bases: Int[Tensor, " pairs"], size: int) -> Plan:
     places = sorted_places[whole[sorted_places]]
     batches, chunks, first = [], [], 0
     for i, rows in enumerate(order.split(size)):
-        rounds = places[first : first + int(least[i]) * len(rows)].split(len(rows))
-        chunks.append(rounds[0])
-        batches += [Batch(each, i) for each in rounds]
-        first += int(least[i]) * len(rows)
+        rounds = int(least[i])
+        together = max(1, min(min(size, max(FEW, rounds * len(rows) // AGAIN)) // len(rows), rounds))
+        parts = places[first : first + rounds * len(rows)].split(together * len(rows))
+        chunks.append(parts[0])
+        batches += [Batch(each, i if len(each) == len(parts[0]) else None) for each in parts]
+        first += rounds * len(rows)
     others = (~whole).nonzero()[:, 0]
     batches += [Batch(each, None) for each in others.split(size) if len(each)]
     return Plan(tuple(chunks), tuple(batches))

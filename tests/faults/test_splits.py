@@ -20,8 +20,8 @@ FILE = "films.csv"
 
 @pytest.fixture
 def film_data(tmp_path, monkeypatch):
-    for name in ("fit", "evaluate"):
-        monkeypatch.setattr(f"distill.cli.{name}.evaluate", partial(distill.evaluate, pairs=20))
+    monkeypatch.setattr("distill.cli.fit_command.PAIRS", 20)
+    monkeypatch.setattr("distill.cli.evaluate.evaluate", partial(distill.evaluate, pairs=20))
     monkeypatch.chdir(tmp_path)
     return write_csv(tmp_path / FILE, sentences(60))
 

@@ -8,12 +8,11 @@ import io
 import json
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from distill.cli import fit, main, student_runs
+from distill.cli import main
 from distill.comparison.compare import compare
 from distill.evaluation.evaluate import evaluate
 from distill.evaluation.metrics import accuracy
@@ -79,7 +78,7 @@ def commands(folder: Path) -> dict[str, dict[str, object]]:
         write_csv(data, sentences(60))
     process_state().wait_for_everyone()
     train = ["fit", "--data", data, "--teacher", teacher, "--any-teacher", "--student-layers", 2, "--steps", 2]
-    train += ["--batch-size", 8, "--objective", "kd"]
+    train += ["--batch-size", 8, "--objective", "kd", "--eval-pairs", PAIRS]
     os.chdir(folder)
     return {
         "fit": command(*train, "--output", run),
@@ -96,7 +95,6 @@ def commands(folder: Path) -> dict[str, dict[str, object]]:
 
 
 if __name__ == "__main__":
-    fit.evaluate = student_runs.evaluate = partial(evaluate, pairs=PAIRS)
     state = process_state()
     told = {
         "from first": from_first(lambda: state.process_index),

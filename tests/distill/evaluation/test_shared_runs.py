@@ -60,7 +60,8 @@ def check(shared, alone):
 def test_every_pair_is_in_one_batch_with_the_bases_of_its_chunk(bases, size):
     plan = planned(torch.tensor(bases), size)
     assert sorted(place for batch in plan.batches for place in batch.places.tolist()) == list(range(len(bases)))
-    assert sorted(bases[place] for chunk in plan.chunks for place in chunk.tolist()) == sorted(set(bases))
+    distinct = [{bases[place] for place in chunk.tolist()} for chunk in plan.chunks]
+    assert sorted(base for chunk in distinct for base in chunk) == sorted(set(bases))
     known = [batch.chunk for batch in plan.batches if batch.chunk is not None]
     assert known == sorted(known)
     assert {*known} == {*range(len(plan.chunks))}
@@ -74,6 +75,15 @@ def test_every_pair_is_in_one_batch_with_the_bases_of_its_chunk(bases, size):
 def test_pairs_of_rows_in_turn_need_no_run_of_their_own():
     plan = planned(torch.cat([torch.randperm(12) for _ in range(5)]), 4)
     assert [batch.chunk for batch in plan.batches] == [0] * 5 + [1] * 5 + [2] * 5
+
+
+@pytest.mark.parametrize(("rows", "pairs", "size"), [(1, 2000, 512), (6, 2000, 512), (6, 60, 512), (200, 2000, 512)])
+def test_few_rows_fill_batches_and_their_run_is_small(rows, pairs, size):
+    """A base that is in a run several times costs at most 64 rows, or an eighth of the pairs."""
+    plan = planned(torch.arange(pairs) % rows, size)
+    made = sum(map(len, plan.chunks)) + sum(len(batch.places) for batch in plan.batches if batch.chunk is None)
+    assert len(plan.batches) <= 2 * pairs / min(size, pairs, max(64, rows, pairs // 8)) + 2
+    assert made <= max(rows, 2 * max(64, pairs / 8))
 
 
 @pytest.mark.parametrize("labels", [False, True])
