@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from interventions.execution.stamps import trusting, unchanged
     from interventions.host_copies import keep_on_host, on_host
     from interventions.interchanges import interchange, intervene
+    from interventions.lenses.fit_lens import fit_lens
+    from interventions.lenses.logit_lens import Lens, logit_lens
+    from interventions.lenses.tuned_lens import TunedLens
     from interventions.locations import SITES, Location, as_location
     from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
     from interventions.models.answers import Answers, UnknownAnswer, answering, logits_of, rule_of, unanswered
@@ -69,6 +72,7 @@ __all__ = [
     "Handle",
     "Interpolate",
     "InterventionError",
+    "Lens",
     "Location",
     "Mask",
     "Mean",
@@ -88,6 +92,7 @@ __all__ = [
     "Stored",
     "Subspace",
     "Swap",
+    "TunedLens",
     "UnknownAnswer",
     "Zero",
     "answering",
@@ -99,6 +104,7 @@ __all__ = [
     "data_frame",
     "deferring_head",
     "describe",
+    "fit_lens",
     "heads",
     "heat_map",
     "import_when_used",
@@ -111,6 +117,7 @@ __all__ = [
     "load",
     "log_probability",
     "logit_difference",
+    "logit_lens",
     "logits_of",
     "mean_of",
     "metrics",
@@ -159,6 +166,9 @@ _NAMES = {
     "interventions.execution.stamps": "trusting unchanged",
     "interventions.host_copies": "keep_on_host on_host",
     "interventions.interchanges": "interchange intervene",
+    "interventions.lenses.fit_lens": "fit_lens",
+    "interventions.lenses.logit_lens": "Lens logit_lens",
+    "interventions.lenses.tuned_lens": "TunedLens",
     "interventions.locations": "Location SITES as_location",
     "interventions.metrics": "Metric kl log_probability logit_difference normalized probability",
     "interventions.models.answers": "Answers UnknownAnswer answering logits_of rule_of unanswered",

@@ -22,7 +22,7 @@ ORDER = {
     "interventions": """
         names renames public_names errors arguments endings precision devices host_copies locations operators positions
         subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis attribution
-        exceptions __main__""".split(),
+        lenses exceptions __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models writing tasks teachers
         interchange students objectives training evaluation publishing metrics monitoring alignment auditing results
@@ -83,6 +83,10 @@ TESTED_BY = {
     "interventions/hooks/scopes.py": "tests/interventions/promises/test_only_mine.py",
     "interventions/hooks/states.py": "tests/interventions/test_forms.py",
     "interventions/hooks/taps.py": "tests/interventions/hooks/test_installation.py",
+    **{
+        f"interventions/lenses/{name}.py": "tests/interventions/lenses/test_logit_lens.py"
+        for name in ("fit_lens", "tuned_lens")
+    },
     **{
         f"interventions/metrics/{name}.py": "tests/interventions/test_metrics.py"
         for name in ("metric_targets", "metrics")

@@ -28,6 +28,7 @@ from interventions import InterventionError, Location, Picture, Result, plain_da
 from tests.distill.tiny_models import bert, mlp, spread, text, vectors
 from tests.distill.wired import TOKENS, Reader
 from tests.interventions.analysis.test_grids import grid_of
+from tests.interventions.tiny_models import batch, make
 
 BARRED = ("vllm", "nnsight", "conformance")
 OUTCOME = Outcome(Share(0.75, 0.7, 0.8, 100), 0.4, 0.5, 0.6, 0.65, 0.123, None, 100, 0)
@@ -45,6 +46,11 @@ def measured(**entries: Outcome) -> InterchangeAccuracy:
 def searched() -> distill.Search:
     """A search in a network that holds each of two variables at a token of its own."""
     return distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], pairs=50)
+
+
+def lens_of(name: str = "gpt2") -> interventions.Lens:
+    """The logit lens of a tiny model."""
+    return interventions.logit_lens(make(name), batch(name))
 
 
 def searched_mapping() -> distill.MappingSearch:
@@ -104,6 +110,8 @@ def shifted(seed: int) -> nn.Module:
 WHOLE: dict[str, Callable[[], Result]] = {
     "Grid": grid_of,
     "Grid with empty cells": lambda: grid_of("bert", positions=[0, 4]),
+    "Lens": lens_of,
+    "Lens of a classifier": lambda: lens_of("bert"),
     "Search": searched,
     "MappingSearch": searched_mapping,
     "Alignment": aligned,

@@ -37,7 +37,7 @@ PUBLIC = (
 EXCUSED = {
     "made by the package alone, and read": (
         "Activations Architecture Audit ComparedFigure Comparison EntryHeadroom Estimate Evaluation FitResult Handle "
-        "Headroom InterchangeAccuracy MappingSearch Outcome OverRuns Picture Record Saved Search Selection Stack "
+        "Headroom InterchangeAccuracy Lens MappingSearch Outcome OverRuns Picture Record Saved Search Selection Stack "
         "TrainingPath"
     ),
     "errors, which are raised": "InterventionError UnknownAnswer DistillError Interrupted",

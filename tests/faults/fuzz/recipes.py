@@ -3,6 +3,7 @@
 from tests.faults.fuzz.attribution_recipes import RECIPES as OF_ATTRIBUTION
 from tests.faults.fuzz.causal_recipes import RECIPES as OF_CAUSAL_MODELS
 from tests.faults.fuzz.interventions_recipes import RECIPES as OF_INTERVENTIONS
+from tests.faults.fuzz.lens_recipes import RECIPES as OF_LENSES
 from tests.faults.fuzz.losses_recipes import RECIPES as OF_LOSSES
 from tests.faults.fuzz.measuring_recipes import RECIPES as OF_MEASURING
 from tests.faults.fuzz.objective_recipes import RECIPES as OF_OBJECTIVES
@@ -12,5 +13,5 @@ from tests.faults.fuzz.training_recipes import RECIPES as OF_TRAINING
 
 RECIPES = [
     *OF_INTERVENTIONS, *OF_TRAINING, *OF_OBJECTIVES, *OF_CAUSAL_MODELS, *OF_TEACHERS, *OF_LOSSES, *OF_TASKS,
-    *OF_MEASURING, *OF_ATTRIBUTION,
+    *OF_MEASURING, *OF_ATTRIBUTION, *OF_LENSES,
 ]  # fmt: skip
