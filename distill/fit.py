@@ -139,8 +139,9 @@ def fit(
         eval_rows: the number of held-out rows that these evaluations take at most, the same in all of them; with a
             mapping at most 100 pairs are interchanged.
         save_best: train to the end and return the student of the best evaluation; its checkpoint stays. The name of the
-            figure to compare, "perplexity", "kl" or "error" (lower is better), "accuracy", "agreement" or "iia"
-            (higher); True takes the first of perplexity, accuracy, kl, iia and error that there is. Among equal ones
+            figure to compare, "perplexity", "kl", "mse" or "error" (lower is better), "accuracy", "micro_f1",
+            "macro_f1", "exact_match", "pearson", "spearman", "agreement" or "iia" (higher); True takes the first of
+            perplexity, accuracy, micro_f1, mse, kl, iia and error that there is. Among equal ones
             the first is the best, and one that is no number never is.
         early_stopping: end the training after so many evaluations in a row that were not better than the best one.
         callbacks: functions, or objects with `__call__`, that are called with the record of each step, in each

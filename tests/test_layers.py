@@ -123,7 +123,6 @@ TESTED_BY = {
         for name in ("counterfactuals", "domains", "graph", "mechanisms", "positions", "values")
     },
     "distill/statistics/tables.py": "tests/test_results.py",
-    "distill/evaluation/answers/labelled_answers.py": "tests/distill/evaluation/test_metrics.py",
     **{f"distill/alignment/{name}.py": "tests/distill/alignment/test_align.py" for name in ("fitting", "learning")},
     "distill/alignment/crossed_interchanges.py": "tests/distill/alignment/test_search_mapping.py",
     "distill/causal/encoding.py": "tests/distill/causal/test_model.py",

@@ -46,7 +46,11 @@ OF_LANGUAGE = {
     "s": "seconds",
 }
 """The columns of language models in a terminal."""
-ON_THE_PAGE: tuple[str, ...] = ("layers", "parameters", "perplexity", "accuracy", "agreement", "KL of answers", "IIA")
+OF_LABELS = {"micro": "micro F1", "macro": "macro F1", "exact": "exact match"}
+OF_VALUES = {"MSE": "MSE", "Pearson": "Pearson", "Spearman": "Spearman"}
+"""The columns of several labels a row, and of real values, in the place of the accuracy."""
+ON_THE_PAGE: tuple[str, ...] = ("layers", "parameters", "perplexity", "accuracy")
+ON_THE_PAGE += (*OF_LABELS.values(), *OF_VALUES.values(), "agreement", "KL of answers", "IIA")
 ON_THE_PAGE += ("effective IIA", "normalized IIA", "effect rate", "do nothing", "replace all", "KL")
 ON_THE_PAGE += ("agreement on bases", "KL on bases", "seconds")
 
@@ -81,6 +85,12 @@ class ComparedModel:
             "parameters": f"{self.parameters:,}",
             "accuracy": _text(self.evaluation.accuracy),
             "perplexity": _number(self.evaluation.perplexity),
+            "micro F1": _number(self.evaluation.micro_f1),
+            "macro F1": _number(self.evaluation.macro_f1),
+            "exact match": _text(self.evaluation.exact_match),
+            "MSE": _number(self.evaluation.mse),
+            "Pearson": _number(self.evaluation.pearson),
+            "Spearman": _number(self.evaluation.spearman),
             "agreement": _text(self.evaluation.agreement),
             "KL of answers": _number(self.evaluation.kl),
             "seconds": "" if self.seconds is None else f"{self.seconds:.1f}",
@@ -119,7 +129,12 @@ class Report:
         labelled = any(each.accuracy is not None for each in measured)
         if labelled:
             return HEADINGS
-        return {"agreement": "agreement", **{name: each for name, each in HEADINGS.items() if name != "accuracy"}}
+        first: dict[str, str] = {"agreement": "agreement"}
+        if any(each.exact_match is not None for each in measured):
+            first = OF_LABELS
+        elif any(each.mse is not None for each in measured):
+            first = OF_VALUES
+        return {**first, **{name: each for name, each in HEADINGS.items() if name != "accuracy"}}
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -143,7 +158,7 @@ class Report:
         for each in self.models:
             figures = each.figures
             cells = {name: figures.get(heading, "") for name, heading in self.headings.items()}
-            short = {"accuracy", "agreement", "IIA"} & cells.keys()
+            short = {"accuracy", "agreement", "exact", "IIA"} & cells.keys()
             short |= {"effective"} if "perplexity" in cells else set()
             cells |= {name: cells[name].split(" ")[0] for name in short}  # intervals are on the page
             table.add_row(Text(printable(each.name)), *cells.values())

@@ -12,15 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from distill.data.draws import (
-    DRAWN_TWICE,
-    FIRST_READING,
-    DataSource,
     is_frame,
     is_hugging_face,
     named,
     seeded,
     tensors,
-    warn_if_unseeded,
 )
 from distill.data.sources.arrow import OtherColumn, columns_of_hugging_face
 from distill.data.sources.batched import columns_of_batched, is_batched
@@ -50,7 +46,7 @@ def columns_of(data: Any) -> Mapping[str, Any]:
     if isinstance(data, DataLoader):
         _warn_of_one_reading(data)
         with seeded(0):
-            return _join([named(batch) for batch in data])
+            return join([named(batch) for batch in data])
     if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
         return transpose(read_once(data))
     single = isinstance(data, Tensor | np.ndarray) and data.ndim == 0
@@ -64,18 +60,7 @@ def columns_of(data: Any) -> Mapping[str, Any]:
     return transpose([data[i] for i in range(len(data))])
 
 
-def read(source: DataSource) -> Mapping[str, Any]:
-    """Return all rows of a source, in order, as columns."""
-    if source.collate is None:
-        found = source.draw(range(len(source)), FIRST_READING, 0)
-        warn_if_unseeded(source, found)
-        return transpose(found)
-    warn_if_unseeded(source, source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0))
-    parts = torch.arange(len(source)).split(source.size)
-    return _join([source.collated(part.tolist(), FIRST_READING, 0) for part in parts])
-
-
-def _join(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
+def join(batches: list[dict[str, Any]]) -> Mapping[str, Any]:
     """Return the columns of several batches, concatenated."""
     read = [tensors(batch) for batch in batches]
     return {name: [row for batch in read for row in batch[name]] for name in (read[0] if read else ())}
@@ -138,7 +123,7 @@ def _bounded(stream: Iterable[Any]) -> Iterator[Any]:
     size = 0
     for number, row in enumerate(stream):
         values = row.values() if isinstance(row, Mapping) else row if isinstance(row, list | tuple) else ()
-        size += sum(_bytes_of(each) for each in values)
+        size += sum(bytes_of(each) for each in values)
         if size > MOST_OF_STREAM:
             raise DistillError(
                 f"a {type(stream).__name__} is read once, into memory, and its first {number} rows fill the "
@@ -149,7 +134,7 @@ def _bounded(stream: Iterable[Any]) -> Iterator[Any]:
         yield row
 
 
-def _bytes_of(value: Any) -> int:
+def bytes_of(value: Any) -> int:
     """Return about how many bytes a value of a row takes as a tensor."""
     if isinstance(value, Tensor | np.ndarray):
         return int(value.nbytes)

@@ -13,11 +13,12 @@ from torch.utils.data import Dataset
 
 from distill.data.classes import Ranked, Stated, folded, matched, ranked, stated
 from distill.data.clusters import check_length, split_clusters
-from distill.data.columns import as_sequence, column_of, columns_of, read, transpose, without_texts
+from distill.data.columns import as_sequence, column_of, columns_of, transpose, without_texts
 from distill.data.draws import DataSource, named, seeded, source_of
 from distill.data.labels import are_text, check_shape, named_by, numbered, relabelled, texts_of
-from distill.data.missing import filled, with_known_labels
+from distill.data.missing import filled, missing_rows, with_known_labels
 from distill.data.sources.batched import is_batched
+from distill.data.sources.drawn import read
 from distill.data.sources.lazy_columns import (
     Column,
     LazyColumn,
@@ -220,7 +221,7 @@ class Rows(Dataset[dict[str, Tensor]]):
                 f"row {rows[0]} of the data had a column {min(lost)!r} at first and has {', '.join(columns)} now; give "
                 "every row the same columns in every reading."
             )
-        if "labels" in self.table:
+        if "labels" in self.table and missing_rows(columns["labels"]):
             columns["labels"] = filled(
                 columns["labels"],
                 lambda place: f"row {rows[place]} of the data",

@@ -18,6 +18,7 @@ from distill.data.seen_rows import SeenRows
 from distill.errors import DistillError, checked
 from distill.evaluation.answers.beside_teacher import beside_teacher, is_language_model
 from distill.evaluation.answers.labelled_answers import few_answers
+from distill.evaluation.answers.other_answers import other_answers
 from distill.evaluation.interchange_accuracy import interchange_accuracy
 from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.measurement import check_pairs
@@ -43,6 +44,8 @@ NO_TEACHER = "there is no teacher to compute like"
 NO_PAIR = "no places are mapped; pass mapping={Location(2): Location(1)}"
 BESIDE = ("perplexity", "teacher_perplexity", "agreement", "kl")
 """The figures of answers beside those of the teacher."""
+OTHERS = ("exact_match", "micro_f1", "macro_f1", "mse", "pearson", "spearman")
+"""The figures of several labels a row, and of real values."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Evaluation(Result):
         agreement: the share of answers whose most likely class, of language models the next token, is the teacher's;
             measured of language models, and where rows have no labels.
         kl: KL(teacher ‖ student) of the same answers [nats].
+        exact_match: of several labels a row, the share of rows of which all are answered right; else None.
+        micro_f1, macro_f1: F1 of all labels together, and the mean of the F1 of each.
+        mse: of real values, the mean squared error; else None.
+        pearson, spearman: the correlation of real values with the labels, and that of their ranks; None where one of
+            them is constant.
     """
 
     accuracy: Share | None
@@ -70,11 +78,17 @@ class Evaluation(Result):
     teacher_perplexity: float | None = None
     agreement: Share | None = None
     kl: float | None = None
+    exact_match: Share | None = None
+    micro_f1: float | None = None
+    macro_f1: float | None = None
+    mse: float | None = None
+    pearson: float | None = None
+    spearman: float | None = None
 
     @property
     def figures(self) -> dict[str, float]:
-        """The main figures that were measured, by name: perplexity, accuracy, agreement, kl, iia and others."""
-        found: dict[str, Any] = {name: getattr(self, name) for name in BESIDE}
+        """The main figures that were measured, by name: perplexity, accuracy, mse, agreement, kl, iia and others."""
+        found: dict[str, Any] = {name: getattr(self, name) for name in (*BESIDE, *OTHERS)}
         found["accuracy"] = self.accuracy
         outcome = None if self.interchange is None else self.interchange.overall
         found |= {} if outcome is None else {"iia": outcome.iia, "error": outcome.error}
@@ -96,7 +110,7 @@ class Evaluation(Result):
             "note": self.note,
             **{
                 name: plain_data(asdict(each)) if isinstance(each, Share) else plain_data(each)
-                for name in BESIDE
+                for name in (*BESIDE, *OTHERS)
                 if (each := getattr(self, name)) is not None
             },
         }
@@ -108,7 +122,7 @@ class Evaluation(Result):
             DistillError: pandas is not installed.
         """
         rows: list[dict[str, Any]] = []
-        for name in ("accuracy", *BESIDE):
+        for name in ("accuracy", *BESIDE, *OTHERS):
             if (each := getattr(self, name)) is not None:
                 values = vars(each) if isinstance(each, Share) else {"value": each}
                 rows.append({"figure": name.replace("_", " "), "of": "held-out rows", **values})
@@ -120,7 +134,7 @@ class Evaluation(Result):
         return table_of(rows, "figure", "of")
 
     def plot(self) -> Picture:
-        """Draw the interchange accuracy, with the accuracy in its title, or the accuracy or the agreement alone.
+        """Draw the interchange accuracy, with the accuracy in its title, or the share of right answers or agreement.
 
         Raises:
             DistillError: nothing was measured.
@@ -130,18 +144,30 @@ class Evaluation(Result):
             if self.accuracy is not None:
                 figure.axes[0].set_title(f"accuracy {self.accuracy}", fontsize="small")
             return figure
-        share = self.agreement if self.accuracy is None else self.accuracy
+        shares = {name: getattr(self, name) for name in ("accuracy", "exact_match", "agreement")}
+        name, share = next(((name, each) for name, each in shares.items() if each is not None), ("", None))
         if share is None:
             raise DistillError(f"there is no figure to draw: {self}; write evaluate(teacher, student, mapping, data).")
-        return _bar("agreement" if self.accuracy is None else "accuracy", share)
+        return _bar(name.replace("_", " "), share)
 
     @printed
     def __str__(self) -> str:
         parts = [] if self.accuracy is None else [f"accuracy {self.accuracy}"]
+        parts += self._other_answers()
         parts += self._beside_teacher()
         parts += [] if self.interchange is None else [str(self.interchange)]
         parts += [self.note] if self.note else []
         return "\n".join(parts) or "nothing was measured: no held-out data was given"
+
+    def _other_answers(self) -> list[str]:
+        """Return the line of several labels a row, or of real values."""
+        if self.exact_match is not None:
+            return [f"F1 micro {self.micro_f1:.3f}, macro {self.macro_f1:.3f}, exact match {self.exact_match}"]
+        if self.mse is None:
+            return []
+        shown = {"Pearson": self.pearson, "Spearman": self.spearman}
+        known = [f", {name} {each:.3f}" for name, each in shown.items() if each is not None]
+        return [f"mean squared error {self.mse:.4g}{''.join(known) or ', no correlation (of equal numbers)'}"]
 
     def _beside_teacher(self) -> list[str]:
         """Return lines of the perplexity, and of agreement with the teacher."""
@@ -228,6 +254,7 @@ def evaluate(
     """Measure `student` on held-out rows beside its teacher, and its interchange accuracy under a mapping.
 
     Classifiers have an accuracy, on rows without labels the agreement with the teacher and the divergence from it.
+    Several labels a row have F1 and exact matches, real values the mean squared error and correlations.
     Language models have all of these, and a perplexity; rows without labels are their own labels. Means are over all
     answers, whatever the batches. A figure that cannot be measured is None, and the note of the evaluation says why
     nothing was.
@@ -278,7 +305,8 @@ def _answers_on(teacher: Model | Served | None, student: nn.Module, rows: Rows) 
         found = beside_teacher(teacher, student, rows, text=False)
     else:
         right = classes and are_classes(student, logits, rows)
-        return Evaluation(accuracy(student, rows) if right else None, None)
+        other = None if right else other_answers(student, logits, rows)
+        return Evaluation(accuracy(student, rows) if right else None, None, **({} if other is None else vars(other)))
     figures = {name: getattr(found, name) for name in BESIDE}
     return Evaluation(found.accuracy, None, f"{found.note}." if found.note else "", **figures)
 

@@ -13,6 +13,7 @@ from distill.causal.feed import chunks
 from distill.causal.model import CausalModel
 from distill.causal.values import Values
 from distill.data.rows import Rows, batches
+from distill.data.texts.lengths import similar_batches
 from distill.errors import DistillError, checked
 from distill.evaluation.answers.labelled_answers import labelled_answers, logits_of
 from distill.evaluation.calibration import Calibration, calibration, expected_calibration_error
@@ -159,9 +160,9 @@ def preferences(
 
 def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[Tensor, " sentences"]:
     """Return the log-probability [nats] of each sentence, from its second token on."""
-    found = []
+    found = torch.zeros(len(rows), dtype=torch.float64)
     with evaluating(model), torch.no_grad():
-        for chosen in batches(len(rows), batch_size):
+        for chosen in similar_batches(rows, batch_size):
             batch = to_device(rows.batch(chosen), device_of(model))
             logits = logits_of(model, batch)
             ids = batch["input_ids"]
@@ -175,8 +176,8 @@ def _log_probabilities(model: nn.Module, rows: Rows, batch_size: int) -> Float[T
             predicted = real[:, 1:] & real[:, :-1]
             check_answers(logits[:, :-1][predicted], "a preference")
             counted = rearrange(predicted, "row token -> row token 1")
-            found.append(reduce(each.masked_fill(~counted, 0.0).cpu().double(), "row token 1 -> row", "sum"))
-    return torch.cat(found)
+            found[chosen] = reduce(each.masked_fill(~counted, 0.0).cpu().double(), "row token 1 -> row", "sum")
+    return found
 
 
 @checked
@@ -205,7 +206,7 @@ def _perplexity(model: nn.Module, data: Rows, batch_size: int) -> float:
     """Measure the perplexity on rows; the arguments are those of `perplexity`."""
     total = count = 0.0
     with evaluating(model), torch.no_grad():
-        for rows in batches(len(data), batch_size):
+        for rows in similar_batches(data, batch_size):
             batch = to_device(data.batch(rows), device_of(model))
             logits, labels = _next_tokens(model, batch)
             known = int((labels != -100).sum())

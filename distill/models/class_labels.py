@@ -1,6 +1,6 @@
 """Whether labels are classes, and whether the logits of a model are those of classes."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -9,6 +9,39 @@ from distill.data.sources.lazy_columns import is_floating
 from distill.errors import checked
 from distill.models.inputs import innermost
 from distill.models.loss_masks import IGNORED
+
+Answers = Literal["classes", "labels", "values"]
+"""What logits stand for: one class of several, a yes or no for each of several labels, or real values."""
+PROBLEMS: dict[str, Answers] = {
+    "single_label_classification": "classes",
+    "multi_label_classification": "labels",
+    "regression": "values",
+}
+
+
+def kind_of_answers(model: Any, logits: Any, labels: Tensor | None) -> Answers | None:
+    """Return what logits stand for; None where one logit an example may be a yes or no or a real value.
+
+    `problem_type` of a transformers configuration decides. Without one, labels of the shape of the logits make several
+    labels an example if all are from 0 to 1, and real values if not; one logit an example is a real value; everything
+    else is classes.
+
+    Args:
+        model: the model.
+        logits: its answers, of which the shape alone is read.
+        labels: those of the data.
+    """
+    config = getattr(innermost(model), "config", None)
+    problem = PROBLEMS.get(getattr(config, "problem_type", None) or "")
+    if problem is not None:
+        return problem
+    if logits.ndim == 2 and logits.shape[-1] == 1:
+        unclear = labels is not None and not labels.is_floating_point() and config is None
+        return None if unclear else "values"
+    if labels is not None and logits.ndim == 2 and labels.shape[1:] == logits.shape[1:]:
+        several = bool(((labels == IGNORED) | ((labels >= 0) & (labels <= 1))).all())
+        return "labels" if several else "values"
+    return "classes"
 
 
 def are_classes(model: Any, logits: Tensor, data: Rows) -> bool:

@@ -13,8 +13,9 @@ from distill.errors import DistillError
 from distill.training.progress import Record
 from interventions import shown
 
-LOWER, HIGHER = ("perplexity", "kl", "error"), ("accuracy", "agreement", "iia")
-BY_DEFAULT = ("perplexity", "accuracy", "kl", "iia", "error")
+LOWER = ("perplexity", "kl", "mse", "error")
+HIGHER = ("accuracy", "micro_f1", "macro_f1", "exact_match", "pearson", "spearman", "agreement", "iia")
+BY_DEFAULT = ("perplexity", "accuracy", "micro_f1", "mse", "kl", "iia", "error")
 """The first of these that an evaluation has is the one to compare by, where none is named."""
 
 

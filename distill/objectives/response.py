@@ -35,10 +35,11 @@ from distill.losses import (
 )
 from distill.losses.chunked import LazyLogits, mean_in_chunks
 from distill.losses.common import is_labelled, take_kept
+from distill.models.class_labels import Answers
 from distill.models.head import lazy_logits
 from distill.models.inputs import TEACHERS, inputs_of
 from distill.models.loss_masks import LABELS, TOKENS, answers_by_decoder, checked_tokens
-from distill.objectives.answers import Answers, answers_of, check_answers, decide_answers
+from distill.objectives.answers import answers_of, check_answers, decide_answers
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Step, average_loss, zero_of
 from distill.objectives.term_weights import describe_function

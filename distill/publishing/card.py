@@ -18,6 +18,12 @@ from distill.training.fingerprints import environment
 CARD = "README.md"
 METRICS = {
     "accuracy": "accuracy",
+    "micro_f1": "F1 of all labels (micro)",
+    "macro_f1": "mean F1 of the labels (macro)",
+    "exact_match": "rows with all labels right",
+    "mse": "mean squared error",
+    "pearson": "correlation with the labels (Pearson)",
+    "spearman": "correlation of ranks (Spearman)",
     "perplexity": "perplexity",
     "teacher_perplexity": "perplexity of the teacher",
     "agreement": "agreement with the teacher",
@@ -80,7 +86,7 @@ def name_of(model: Any) -> str:
 
 def figures_of(evaluation: Evaluation) -> Iterator[tuple[str, str, float]]:
     """Yield the figures that were measured: key, text with its interval, and value."""
-    shares = {"accuracy": evaluation.accuracy, "agreement": evaluation.agreement}
+    shares = {name: getattr(evaluation, name) for name in ("accuracy", "exact_match", "agreement")}
     outcome = None if evaluation.interchange is None else evaluation.interchange.overall
     shares |= {} if outcome is None else {"iia": outcome.iia, "effective": outcome.effective}
     for name in METRICS:

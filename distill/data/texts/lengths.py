@@ -5,7 +5,7 @@ cut into batches, and the batches of all windows are put in random order. So a r
 the length of a step says nothing about its place in the epoch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import ceil
 from typing import Any
 
@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from distill.data.rows import Rows as Rows
+from distill.data.rows import batches
 from distill.data.sources.lazy_columns import lengths_of as counts
 from distill.errors import DistillError
 
@@ -39,6 +41,30 @@ def lengths_of(rows: Any) -> Int[Tensor, " rows"] | None:
         return None
     counted = torch.stack(known)
     return counted.sum(0) if bool((counted != counted[:, :1]).any()) else None
+
+
+def similar_batches(
+    rows: Any, size: int, chosen: Int[Tensor, " rows"] | None = None
+) -> Iterator[Int[Tensor, " batch"]]:
+    """Yield the numbers of rows, `size` at a time, the longest first, so that rows of a batch have similar lengths.
+
+    Rows of one length, or of lengths that are not known, come in order.
+
+    Args:
+        rows: a `Rows`.
+        size: the rows of a batch.
+        chosen: the numbers of the rows to take; None takes all.
+
+    >>> rows = Rows.of({"input_ids": [[1], [1, 2], [1, 2, 3]], "attention_mask": [[1], [1, 1], [1, 1, 1]]})
+    >>> [batch.tolist() for batch in similar_batches(rows, 2)]
+    [[2, 1], [0]]
+    """
+    lengths = lengths_of(rows)
+    numbers = torch.arange(len(rows)) if chosen is None else chosen
+    if lengths is not None and len(numbers):
+        numbers = numbers[lengths[numbers].argsort(stable=True, descending=True)]
+    for part in batches(len(numbers), size) if len(numbers) else ():
+        yield numbers[part]
 
 
 def refuse_empty_rows(rows: Any) -> None:

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from distill.data.rows import Rows, batches
+from distill.data.rows import Rows
+from distill.data.texts.lengths import similar_batches
 from distill.evaluation.answers.labelled_answers import check_classes, logits_of
 from distill.losses import kd
 from distill.models.finite import check_answers
@@ -152,8 +153,8 @@ class _Sums:
         found = _Part(dict.fromkeys(("answers", "labelled", "right", "agreed", "kl", "nll", "teacher nll"), 0.0))
         place = None
         with evaluating(self.student):
-            for part in batches(len(chosen), ROWS) if len(chosen) else ():
-                batch = to_device(self.rows.batch(chosen[part]), device_of(self.student))
+            for part in similar_batches(self.rows, ROWS, chosen):
+                batch = to_device(self.rows.batch(part), device_of(self.student))
                 logits = logits_of(self.student, students(batch))
                 place = label_place(self.student, logits, batch, self.rows.table) if place is None else place
                 labels = self._labels(logits, batch, place)
@@ -199,6 +200,8 @@ class _Sums:
         what = "perplexity" if self.text else "agreement with the teacher"
         places = counted.nonzero(as_tuple=True)
         for some in zip(*(each.split(AT_ONCE) for each in places), strict=True):
+            if not len(some[0]):  # of rows of one token nothing counts
+                continue
             own, wanted = logits[some], None if labels is None else labels[some].long()
             check_answers(own, what)
             best = own.argmax(-1)

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.data.rows import Rows, batches
+from distill.data.rows import Rows
+from distill.data.texts.lengths import similar_batches
 from distill.errors import DistillError
 from distill.models.finite import check_answers
 from distill.models.inputs import answer_mask, device_of, evaluating, students, to_device, uncompiled
@@ -39,7 +40,8 @@ def labelled_answers(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield for each batch the logits `[answers, classes]`, the classes and the rows of all answers that have a label.
 
-    The answer of a causal language model at a token is for the next token; padding has no label.
+    Rows of similar length are in one batch, so they come in another order than in the data. The answer of a causal
+    language model at a token is for the next token; padding has no label.
 
     Args:
         model: a classifier or a language model.
@@ -61,7 +63,7 @@ def labelled_answers(
     data = numbered_as(data, model)
     labelled, place = False, None
     with evaluating(model), torch.no_grad():
-        for rows in batches(len(data), batch_size):
+        for rows in similar_batches(data, batch_size):
             batch = to_device(data.batch(rows), device_of(model))
             logits = logits_of(model, batch)
             place = label_place(model, logits, batch, data.table) if place is None else place
