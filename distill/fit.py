@@ -164,7 +164,7 @@ def fit(
     with answered(networks, answers := cut_to_tokens(*networks, answers, tokenizer)):
         task, read = _read(teacher, student, data, tokenizer)
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
-        taught = _keeping(teacher, cache, top_k, task, objective=objective, mapping=mapping, answers=answers)
+        taught = _keeping(teacher, cache, top_k, task, read, objective=objective, mapping=mapping, answers=answers)
         read, mapping, found = _search(mapping, networks, read, schedule, known=resume and output_dir, console=console)
         training = training_of(taught, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
         tested = read_held_out(training, networks, eval_data, data, task,
@@ -302,12 +302,20 @@ def _name_and_save(
 
 
 def _keeping(
-    teacher: Any, cache: Any, top_k: int | None, task: Task | None, *, objective: Any, mapping: Any, answers: Any
+    teacher: Any,
+    cache: Any,
+    top_k: int | None,
+    task: Task | None,
+    data: Any,
+    *,
+    objective: Any,
+    mapping: Any,
+    answers: Any,
 ) -> Any:
     """Return the teacher that a student learns from: with a cache one whose answers are kept, else the teacher."""
     if cache is None and top_k is None:
         return teacher
-    refuse_uncacheable(teacher, cache, top_k)
+    refuse_uncacheable(teacher, cache, top_k, data)
     return Served(
         teacher, cache=cache, top_k=top_k, answers=answers_of_teacher(teacher, answers),
         temperature=softened_by(objectives_of(objective, teacher, mapping)),

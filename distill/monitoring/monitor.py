@@ -139,9 +139,13 @@ class Monitor:
             self.trackers.start(self.settings)
 
     def _leave_out_interchanges(self) -> None:
-        """Measure no interchanges where weights are sharded: their gradients would divide the weights in the middle."""
+        """Measure no interchanges where weights are sharded: their gradients would divide the weights in the middle.
+
+        Interchanges of variables, with a causal model as teacher, need no gradients.
+        """
         few = self._few
-        if not is_sharded(self._agreement.accelerator) or few.mapping == {}:
+        causal = isinstance(few.teacher, CausalModel)
+        if causal or not is_sharded(self._agreement.accelerator) or few.mapping == {}:
             return
         if self.wanted.save_best in ("iia", "error"):
             raise DistillError(

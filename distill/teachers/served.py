@@ -12,12 +12,7 @@ from torch import Tensor, nn
 
 import interventions
 from distill.errors import DistillError, Unreachable, checked
-from distill.models.inputs import (
-    device_of,
-    evaluating,
-    innermost,
-    network_of,
-)
+from distill.models.inputs import device_of, evaluating, innermost, network_of
 from distill.models.token_positions import without_usual_positions
 from distill.models.trials import is_trial
 from distill.tasks.loading import training_rows
@@ -27,6 +22,7 @@ from distill.teachers.facts import facts_of
 from distill.teachers.fetching import fetch_each
 from distill.teachers.model_inputs import columns_of, device_of_inputs, inputs_from, move
 from distill.teachers.padding import Padded
+from distill.teachers.passing import is_passing
 from distill.teachers.retries import Retries, retry
 from distill.teachers.served_checks import (
     agree,
@@ -178,7 +174,7 @@ class Served:
             key = f"{COUNTERFACTUALS}/{digest(columns_of(inputs), source_columns, at, positions)}"
         except Unhashable:  # an operator that is a function
             key = None
-        usable = key is not None and not record and self.cache.folder is not None
+        usable = key is not None and not record and self.cache.folder is not None and not is_passing()
         kept: Any = self.cache.get(key) if usable and key is not None else None
         activations = dict[Location, Tensor]()
         if kept is None:
@@ -300,7 +296,13 @@ class Served:
         return [answer for key in keys if (answer := found[key]) is not None]
 
     def _keep(self, answers: dict[str, Kept], found: dict[str, Kept | None]) -> None:
-        """Put answers among those that were found, and into the cache; those of a trial are for other trials alone."""
+        """Put answers among those that were found, and into the cache where their samples may come back.
+
+        Those of a trial are for other trials alone.
+        """
+        if is_passing() and not is_trial():
+            found.update(answers)
+            return
         if is_trial():
             self._tried.update(answers)
         found.update(answers if is_trial() else self.cache.put_all(answers))

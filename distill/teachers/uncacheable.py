@@ -8,10 +8,11 @@ from distill.errors import DistillError
 from distill.models.inputs import network_of
 from distill.teachers.noisy import NoisyTeacher
 from distill.teachers.served import Served
+from distill.writing.written import Written
 
 
-def refuse_uncacheable(teacher: Any, cache: Path | str | None, top_k: int | None) -> None:
-    """Raise DistillError for a teacher whose answers cannot be kept, and for `top_k` without a cache."""
+def refuse_uncacheable(teacher: Any, cache: Path | str | None, top_k: int | None, data: Any = None) -> None:
+    """Raise DistillError for a teacher whose answers cannot be kept, data that do not come back, and `top_k` alone."""
     if cache is None:
         raise DistillError(
             f"top_k={top_k} says how many logits of an answer are kept, and there is no cache; name a folder for them: "
@@ -25,6 +26,11 @@ def refuse_uncacheable(teacher: Any, cache: Path | str | None, top_k: int | None
     if teacher is None or isinstance(teacher, CausalModel):
         kind = "there is no teacher" if teacher is None else "a causal model computes its answers from new samples"
         raise DistillError(f"cache={str(cache)!r} keeps the answers of a network, and {kind}; leave cache out.")
+    if isinstance(data, Written) and data.by == "student" and data.share == 1:
+        raise DistillError(
+            f"cache={str(cache)!r} would keep nothing, as the student writes new texts in each step; leave cache out, "
+            "or let some steps see texts that come back: Written(…, share=0.5), or Written(…, by='teacher')."
+        )
     noisy = next((each for each in network_of(teacher).modules() if isinstance(each, NoisyTeacher)), None)
     if noisy is not None:
         raise DistillError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.errors import DistillError
 from distill.objectives import Moment
+from distill.teachers.passing import passing
 from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, parts_of
 from distill.training.optimization.updates import backward
@@ -52,6 +53,8 @@ class Wrapped:
         drawn = drawing(schedule.seed, number, accelerator.device, accelerator.process_index)
         if not alone:
             moment = replace(moment, agreed=shared_generator(schedule.seed, number, accelerator.device))
+        writing = self.training.writing
+        fresh = writing is not None and writing.is_fresh(number, moment.progress)
         with torch.enable_grad(), drawn as generator:  # also inside torch.no_grad() of the caller
             batch = alter_batch(computation.objectives, self._written(batch, moment, number, empty), generator)
             cut = parts_of(
@@ -60,7 +63,10 @@ class Wrapped:
             )  # fmt: skip
             parts = list(cut)
             for place, (part, when) in enumerate(parts, 1):
-                with nullcontext() if place == len(parts) else accelerator.no_sync(self.wrapped):
+                with (
+                    passing(samples=fresh),
+                    nullcontext() if place == len(parts) else accelerator.no_sync(self.wrapped),
+                ):
                     terms = self.terms(part, generator, when, number)
                     loss = self.loss(terms, progress=moment.progress)
                     if alone and steps_between_looks(accelerator.device) == 1:

@@ -33,6 +33,7 @@ from distill.models.trials import tried
 from distill.objectives import Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.processes import first_error_named
+from distill.teachers.passing import passing
 from distill.teachers.served import Served
 from distill.teachers.without_adapters import teacher_and_student
 from distill.training.after_step import AfterStep, last_of, tell
@@ -264,7 +265,14 @@ def _try_out(training: Training, epochs: float, *, learns: bool) -> bool:
     batch: Mapping[str, Tensor] = to_device(rows.batch(few), device)
     moment = Moment(few.to(device) if isinstance(rows, Rows) else None, epochs=epochs)
     trial = tried("the trial step", given=batch)
-    with trial, evaluating(computation), torch.no_grad(), drawing(seed, -1, device) as generator:
+    fresh = training.writing is not None and training.writing.is_fresh(-1, 0.0, is_trial=True)
+    with (
+        trial,
+        passing(samples=fresh),
+        evaluating(computation),
+        torch.no_grad(),
+        drawing(seed, -1, device) as generator,
+    ):
         if training.writing is not None:
             batch = training.writing.write(batch, few, -1, 0.0, is_trial=True)
         batch = alter_batch(computation.objectives, batch, generator)

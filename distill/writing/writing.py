@@ -137,6 +137,11 @@ class Writing:
         made = completed(self.rows, batch, prompts, written, end_tokens(writer, level.settings), by_encoder=by_encoder)
         return to_device(made, next(iter(batch.values())).device)
 
+    def is_fresh(self, step: int, progress: float, *, is_trial: bool = False) -> bool:
+        """Return whether the student writes the completions of a step, or of a trial, which do not come back."""
+        place = self._turn(step, progress, is_trial=is_trial)
+        return place is not None and self.levels[place].by == "student"
+
     def save(self, folder: Path) -> None:
         """Write what the teacher has written into a folder."""
         if not self.kept:

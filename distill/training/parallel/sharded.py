@@ -136,7 +136,7 @@ def shard_teacher(teacher: Any, accelerator: Accelerator) -> Iterator[None]:
 
 
 def refuse_unfit_for_shards(accelerator: Accelerator, computation: Any) -> None:
-    """Raise DistillError for FSDP1, for weights of several types, and for objectives that run as rows of a process say.
+    """Raise DistillError for FSDP1, weights of several types or without axes, and objectives that run as rows say.
 
     Args:
         accelerator: knows the engine and its precision.
@@ -151,6 +151,12 @@ def refuse_unfit_for_shards(accelerator: Accelerator, computation: Any) -> None:
         raise DistillError(
             "FSDP divides the weights of the student, which are its teacher's too, as it is the teacher with adapters; "
             "load the teacher once more, fit(from_pretrained(name), student, …), or leave FSDP out, as DDP trains it."
+        )
+    number = next((n for n, each in computation.named_parameters() if each.requires_grad and not each.ndim), None)
+    if number is not None:
+        raise DistillError(
+            f"FSDP divides weights along their first axis, and {number} is a single number without one; make it a "
+            "vector, nn.Parameter(torch.ones(1)), or leave FSDP out, as DDP trains it."
         )
     types = {each.dtype: name for name, each in computation.named_parameters() if each.requires_grad}
     if len(types) > 1 and accelerator.mixed_precision == "no":

@@ -3,8 +3,8 @@
 import pytest
 
 
-def alike(groups, processes=2, **settings):
-    ended = groups.run("watched", processes, **settings)
+def alike(groups, processes=2, case="watched", **settings):
+    ended = groups.run(case, processes, **settings)
     assert [each.error for each in ended] == [""] * processes, ended[0].output + ended[-1].output
     assert all(each.value == ended[0].value for each in ended)
     return ended[0].value
@@ -49,3 +49,14 @@ def test_the_error_of_a_callback_in_one_process_is_raised_in_both_after_the_stat
     assert first.error == "DistillError: process 1 of 2 failed: OSError: the callback of this process failed"
     assert (tmp_path / "run" / "checkpoints" / "step-0000003" / "complete").is_file()
     assert alike(groups, engine=engine, folder=folder, eval_every=2, save_best="kl", resume=True) == whole
+
+
+@pytest.mark.parametrize("settings", [{"save_best": "iia"}, pytest.param({}, marks=pytest.mark.full)])
+def test_interchanges_of_variables_are_measured_while_weights_are_divided(groups, settings):
+    whole, divided = (
+        alike(groups, engine=engine, case="variables", eval_every=2, **settings) for engine in ("ddp", "fsdp")
+    )
+    assert [set(each) for each in divided["history"]] == [{"step", "accuracy", "iia"}] * 3
+    assert divided["history"] == whole["history"]
+    assert divided["losses"] + divided["weights"] == pytest.approx(whole["losses"] + whole["weights"], rel=1e-7)
+    assert divided["best"] == whole["best"]

@@ -14,7 +14,21 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 import distill
-from distill import CRD, DIITO, KD, PKD, Answer, Crossway, FitNets, InContext, Schedule, Span, from_layers, steps
+from distill import (
+    CRD,
+    DIITO,
+    KD,
+    PKD,
+    Answer,
+    CausalModel,
+    Crossway,
+    FitNets,
+    InContext,
+    Schedule,
+    Span,
+    from_layers,
+    steps,
+)
 from distill.losses.chunked import _Mean
 from distill.models import head as heads
 from distill.objectives import Objective, Step
@@ -237,6 +251,24 @@ def watched(
             "losses": [each.loss for each in result.records]}  # fmt: skip
 
 
+def variables(engine: str, **settings: Any) -> Any:
+    """Train a network to compute what a causal model does, and evaluate it between the steps."""
+    model = CausalModel(
+        inputs={"a": range(3), "b": range(3)},
+        mechanisms={"first": lambda a: a + 0, "answer": lambda first, b: (first + b) % 3},
+        output="answer",
+        encode=lambda values: {"input_ids": torch.stack([values["a"], values["b"] + 3], 1)},
+        domains={"answer": range(3)},
+    )
+    network = spread(bert(2)).double()
+    result = distill.fit(
+        model, network, {"first": Location(0, dims=range(6))}, steps=6, batch_size=8, lr=0.05, eval_rows=32,
+        accelerator=accelerator_of(engine), console=QUIET, **settings,
+    )  # fmt: skip
+    return {"history": list(result.history), "best": result.best, "weights": sums(network),
+            "losses": [each.loss for each in result.records]}  # fmt: skip
+
+
 def adapted(engine: str, objective: str, model: str, copied: bool = False) -> Any:
     """Fit a student that is its teacher, or a copy, with adapters; return losses, weights, and if the teacher stays."""
     from peft import LoraConfig, get_peft_model
@@ -281,8 +313,10 @@ def hooks_of(*models: nn.Module) -> int:
 
 
 def refused(kind: str) -> None:
-    """Train with an objective that runs the student by its rows, or with one whose weights are of another type."""
+    """Train with an objective that runs the student by its rows, or weights of another type, or that are a number."""
     teacher, student, rows = pair()
+    if kind == "number":
+        student.classifier.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
     objectives = [KD(), distill.BSS() if kind == "rows" else CRD(8, 16)]
     list(steps(teacher, student, data=rows, objective=objectives, accelerator=accelerator_of("fsdp")))
 
@@ -320,6 +354,7 @@ CASES = {
     "kept": kept,
     "streamed": streamed,
     "written": written,
+    "variables": variables,
     "adapted": adapted,
     "again": again,
     "refused": refused,

@@ -37,6 +37,7 @@ def test_a_student_and_a_sharded_teacher_can_be_trained_with_again(groups):
     ("kind", "text"),
     [
         ("rows", "BSS() runs the student as often as its rows say"),
+        ("number", "along their first axis, and trained.classifier.scale is a single number without one"),
         ("types", "FSDP shards weights of one type, and the student and what its objectives train hold torch.float64"),
     ],
 )
