@@ -55,18 +55,18 @@ class Outermost(_import_hook.JaxtypingTransformer):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that runs everything."""
-    parser.addoption("--full", action="store_true", help="run every case of every test, and enforce shapes and types")
+    """Add the options that run everything, and what is left out without them."""
+    parser.addoption("--full", action="store_true", help="run every case of every test")
+    parser.addoption("--left-out", action="store_true", help="run the cases alone that are left out without --full")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Enforce shapes and types in the full tier, before anything of ours is imported."""
-    if config.getoption("--full"):
-        from tests.enforcing import enforced  # noqa: F401 (by which the hook finds it)
+    """Enforce shapes and types, before anything of ours is imported."""
+    from tests.enforcing import enforced  # noqa: F401 (by which the hook finds it)
 
-        _import_hook.JaxtypingTransformer = Outermost
-        _import_hook.Typechecker = Alone
-        install_import_hook(["interventions", "distill"], "tests.enforcing.enforced")
+    _import_hook.JaxtypingTransformer = Outermost
+    _import_hook.Typechecker = Alone
+    install_import_hook(["interventions", "distill"], "tests.enforcing.enforced")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -78,5 +78,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("--full") or any("::" in str(argument) for argument in config.args):
         return
     kept = default_tier(items)
+    if config.getoption("--left-out"):
+        default = set(kept)
+        kept = [item for item in items if item not in default]
     config.hook.pytest_deselected(items=list(set(items) - set(kept)))
     items[:] = kept

@@ -1,4 +1,4 @@
-"""What is enforced in the full tier is what jaxtyping enforces, on functions of all kinds."""
+"""What is enforced while tests run is what jaxtyping enforces, on functions of all kinds."""
 
 import inspect
 from collections.abc import Iterator, Mapping

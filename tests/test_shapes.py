@@ -1,16 +1,10 @@
-"""The shapes in annotations are enforced in the full tier."""
+"""The shapes in annotations are enforced while tests run."""
 
 import jaxtyping
 import pytest
 import torch
 
 from interventions.subspaces.subspace import difference
-
-
-@pytest.fixture(autouse=True)
-def in_the_full_tier(request):
-    if not request.config.getoption("--full"):
-        pytest.skip("shapes are enforced by pytest --full")
 
 
 def test_a_wrong_shape_raises():

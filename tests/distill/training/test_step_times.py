@@ -1,9 +1,12 @@
 """How many times as long a step takes: by hand, with clocks that count, and nothing of the user's changes."""
 
 import random
+import subprocess
+import sys
 import threading
 import time
 from copy import deepcopy
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -321,12 +324,20 @@ def test_nothing_of_the_users_changes(name, stops, heard):
         assert all(torch.equal(own, now) for own, now in pairs)
 
 
-def test_the_default_generator_of_python_is_as_before(pytestconfig):
-    if pytestconfig.getoption("--full"):
-        pytest.skip("beartype draws from it in the full tier")
+def draws_of_python() -> None:
+    """Measure, and see that the default generator of Python is as before."""
     before = random.getstate()
     ratio_of(Drawing, vectors(), {}, other=Labels(), steps=2)
     assert random.getstate() == before
+
+
+def test_the_default_generator_of_python_is_as_before():
+    """In a process of its own: beartype draws from it in this one."""
+    subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import draws_of_python; draws_of_python()"],
+        cwd=Path(__file__).parents[3],
+        check=True,
+    )
 
 
 @pytest.mark.parametrize("at", [1, 2, 5, 8])
