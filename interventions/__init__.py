@@ -20,6 +20,7 @@ from interventions.public_names import import_when_used
 if TYPE_CHECKING:
     from interventions import exceptions as exceptions
     from interventions import metrics
+    from interventions.analysis.attention_maps import attention_map
     from interventions.analysis.averages import mean_of
     from interventions.analysis.collect import collect
     from interventions.analysis.collected import Collected
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from interventions.attribution.attribution_patch import attribution_patch
     from interventions.attribution.heads import heads
     from interventions.describe import describe
+    from interventions.editing.bake import bake
+    from interventions.editing.directions import Direction, ablate_direction, direction, everywhere
+    from interventions.editing.knockout import Knockout, knockout
     from interventions.errors import InterventionError
     from interventions.execution.deferring import deferring_head
     from interventions.execution.origins import Stored
@@ -68,10 +72,12 @@ __all__ = [
     "Architecture",
     "BoundlessRotation",
     "Collected",
+    "Direction",
     "Grid",
     "Handle",
     "Interpolate",
     "InterventionError",
+    "Knockout",
     "Lens",
     "Location",
     "Mask",
@@ -95,15 +101,20 @@ __all__ = [
     "TunedLens",
     "UnknownAnswer",
     "Zero",
+    "ablate_direction",
     "answering",
     "architecture",
     "as_location",
+    "attention_map",
     "attribution_patch",
+    "bake",
     "checking",
     "collect",
     "data_frame",
     "deferring_head",
     "describe",
+    "direction",
+    "everywhere",
     "fit_lens",
     "heads",
     "heat_map",
@@ -113,6 +124,7 @@ __all__ = [
     "intervene",
     "keep_on_host",
     "kl",
+    "knockout",
     "label",
     "load",
     "log_probability",
@@ -146,6 +158,7 @@ __all__ = [
 
 _NAMES = {
     "interventions": "exceptions metrics",
+    "interventions.analysis.attention_maps": "attention_map",
     "interventions.analysis.averages": "mean_of",
     "interventions.analysis.collect": "collect",
     "interventions.analysis.collected": "Collected",
@@ -158,6 +171,9 @@ _NAMES = {
     "interventions.attribution.attribution_patch": "attribution_patch",
     "interventions.attribution.heads": "heads",
     "interventions.describe": "describe",
+    "interventions.editing.bake": "bake",
+    "interventions.editing.directions": "Direction ablate_direction direction everywhere",
+    "interventions.editing.knockout": "Knockout knockout",
     "interventions.errors": "InterventionError",
     "interventions.execution.deferring": "deferring_head",
     "interventions.execution.origins": "Stored",

@@ -110,6 +110,9 @@ def shifted(seed: int) -> nn.Module:
 WHOLE: dict[str, Callable[[], Result]] = {
     "Grid": grid_of,
     "Grid with empty cells": lambda: grid_of("bert", positions=[0, 4]),
+    "Direction": lambda: interventions.direction(
+        make("gpt2"), [batch("gpt2")], [batch("gpt2", seed=2)], Location(1), positions=None
+    ),
     "Lens": lens_of,
     "Lens of a classifier": lambda: lens_of("bert"),
     "Search": searched,

@@ -2,6 +2,7 @@
 
 from tests.faults.fuzz.attribution_recipes import RECIPES as OF_ATTRIBUTION
 from tests.faults.fuzz.causal_recipes import RECIPES as OF_CAUSAL_MODELS
+from tests.faults.fuzz.editing_recipes import RECIPES as OF_EDITING
 from tests.faults.fuzz.interventions_recipes import RECIPES as OF_INTERVENTIONS
 from tests.faults.fuzz.lens_recipes import RECIPES as OF_LENSES
 from tests.faults.fuzz.losses_recipes import RECIPES as OF_LOSSES
@@ -13,5 +14,5 @@ from tests.faults.fuzz.training_recipes import RECIPES as OF_TRAINING
 
 RECIPES = [
     *OF_INTERVENTIONS, *OF_TRAINING, *OF_OBJECTIVES, *OF_CAUSAL_MODELS, *OF_TEACHERS, *OF_LOSSES, *OF_TASKS,
-    *OF_MEASURING, *OF_ATTRIBUTION, *OF_LENSES,
+    *OF_MEASURING, *OF_ATTRIBUTION, *OF_LENSES, *OF_EDITING,
 ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Directions, attention edges that are cut, and interventions that are written into the weights."""
