@@ -56,6 +56,7 @@ def run_fit(command: FitCommand, output: Path | None = None, *, timed: Path | No
         from_first(lambda: refuse_used(output))
     with _claim_folder(command.source.name) if output is None else _make_folder(output) as folder, held(folder):
         from_first(lambda: refuse_used(folder))
+        from_first(lambda: clear_leftovers(folder))
         if timed is not None and timed.exists():
             from_first(lambda: write(folder / TIMES, timed.read_bytes()))
         return _run(command, folder, resume=False)

@@ -183,3 +183,12 @@ def test_the_command_line_killed_at_its_operations(every, least, tmp_path, asked
     tried = attack_commands(tmp_path, asked, every)
     print(f"crash points of distill fit: {tried} tried, {tried} went on or began anew to the same bits, 0 lost")
     assert tried > least
+
+
+def test_what_was_being_written_when_the_command_was_killed_is_removed(tmp_path, asked):
+    """Also where it was killed before any file of its folder was whole, and is started anew."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".command.json.0123.partial").write_text("{")
+    commanded(folder, asked)
+    assert [each.name for each in folder.rglob("*.partial")] == []

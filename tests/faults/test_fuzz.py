@@ -1,8 +1,9 @@
 """Wrong arguments of every public callable, and wrong invocations of the command line: each is refused in one line.
 
-The default tier tries a sample, the same one each time; `pytest --full` tries all, and prints the counts that
-`docs/reliability.md` has. What is tried runs in a process of its own, so that the checks of types that stand while
-tests run do not speak first.
+The tests try samples, the same ones each time: every argument and every value is in those of `pytest --full`, though
+not each argument with each value. `python -m tests.faults.fuzz` and `python -m tests.faults.fuzz.command_line` try all,
+and print the counts that `docs/reliability.md` has. What is tried runs in a process of its own, so that the checks of
+types that stand while tests run do not speak first.
 """
 
 import json
@@ -25,11 +26,14 @@ import distill.objectives
 import distill.tasks
 import interventions
 from distill import DistillError
-from tests.faults.fuzz.attack import Recipe, attacked
-from tests.faults.fuzz.command_line import invocations
+from tests.faults.fuzz.attack import Recipe, attacked, attacks
+from tests.faults.fuzz.command_line import NAMES, NUMBERS, PATHS, invocations
+from tests.faults.fuzz.homes import DAMAGES, FILES
 from tests.faults.fuzz.recipes import RECIPES
 
 REPOSITORY = Path(__file__).parents[2]
+FEW = 5
+"""Of so many attacks one is tried in the full tier; with so many values an argument, others at the next argument."""
 LOST = ("silent", "raw", "left", "hangs")
 PUBLIC = (
     interventions, distill, distill.losses, distill.metrics, distill.networks, distill.tasks, distill.objectives,
@@ -74,14 +78,24 @@ def lost_among(outcomes):
     return [f"{e['kind']} {e['recipe']} {e['argument']}={e['value']}: {e['text']}" for e in lost]
 
 
-@pytest.mark.parametrize("every", [97, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [97, pytest.param(FEW, marks=pytest.mark.full)])
 def test_wrong_arguments_are_refused_in_one_line(every):
     assert lost_among(run("tests.faults.fuzz", "--every", str(every))) == []
 
 
-@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.full)])
+@pytest.mark.parametrize("every", [61, pytest.param(3, marks=pytest.mark.full)])
 def test_wrong_invocations_are_refused_in_one_line(every):
     assert lost_among(run("tests.faults.fuzz.command_line", "--every", str(every))) == []
+
+
+def test_the_sample_of_the_full_tier_holds_every_argument_and_every_value():
+    every_one = [(recipe.name, *attack) for recipe in RECIPES for attack in attacks(recipe)]
+    chosen = every_one[::FEW]
+    assert {attack[:2] for attack in chosen} == {attack[:2] for attack in every_one}
+    assert min(Counter(value for *_, value in chosen).values()) > 100
+    called = list(invocations())
+    assert {each.name for each in called[::3]} == {each.name for each in called}
+    assert {each.value for each in called[::3]} >= {*NUMBERS, *NAMES, *PATHS, *FILES, *DAMAGES}
 
 
 def test_there_are_more_than_a_thousand_wrong_inputs():

@@ -24,6 +24,7 @@ from tests.faults.fuzz.attack import Outcome, TookTooLong, limited
 from tests.faults.fuzz.homes import DAMAGES, FILES, FINE, MENDED, distill, made
 
 LONGEST = 60  # seconds
+PAIRS = 8
 HUGE = "9" * 30
 NUMBERS = ("word", "", " ", "-1", "0", "0.5", "1.5", "1", "3", "nan", "inf", "-inf", "1e400", "1e-400", HUGE,
            "-" + HUGE, "0x10", "1_0", "1,5", "٣", "\x1b[31m3", "--", "True", "None", "2**3")  # fmt: skip
@@ -230,21 +231,19 @@ def _kind(invocation: Invocation, status: int, err: str) -> str:
 @contextlib.contextmanager
 def home() -> Iterator[Path]:
     """Make what is needed, in a folder that is removed, with a cache of its own."""
-    commands = [importlib.import_module(f"distill.cli.{name}") for name in ("fit", "evaluate")]
+    fit, command = (importlib.import_module(f"distill.cli.{name}") for name in ("fit", "fit_command"))
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    whole, kept = commands[0].evaluate, dict(os.environ)
+    whole, pairs, kept = fit.compare, command.PAIRS, dict(os.environ)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ |= {"DISTILL_CACHE": f"{folder}/.cache", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
             os.environ.pop(name, None)
-        for command in commands:
-            command.evaluate = partial(whole, pairs=8)
+        fit.compare, command.PAIRS = partial(whole, pairs=PAIRS), PAIRS
         try:
             yield made(Path(folder))
         finally:
-            for command in commands:
-                command.evaluate = whole
+            fit.compare, command.PAIRS = whole, pairs
             os.environ.clear()
             os.environ.update(kept)
 
