@@ -84,6 +84,7 @@ if TYPE_CHECKING:
     from distill.training.run_folder import Interrupted
     from distill.training.schedule import Schedule
     from distill.writing.written import Written
+    from interventions import __version__ as __version__
 
 __all__ = [
     "AT",
@@ -236,13 +237,15 @@ _NAMES = {
     "distill.training.run_folder": "Interrupted",
     "distill.training.schedule": "Schedule",
     "distill.writing.written": "Written",
+    "interventions": "__version__",
 }
 """The public names by the modules that define them, which are imported when a name is first used."""
 
 
-__getattr__ = import_when_used(
-    __name__, _NAMES, {"layers": "distill.layer_mapping", "reinitialised": "distill.reinitialized"}
-)
+if not TYPE_CHECKING:  # type checkers take any name from a module that has one
+    __getattr__ = import_when_used(
+        __name__, _NAMES, {"layers": "distill.layer_mapping", "reinitialised": "distill.reinitialized"}
+    )
 
 
 def __dir__() -> list[str]:

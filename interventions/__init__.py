@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from interventions.runs import record, run, run_to
     from interventions.saving.saving import Saved, load, save
     from interventions.subspaces import PCA, BoundlessRotation, Mask, Rotation, SparseCoder, Subspace
+    from interventions.version import __version__ as __version__
 
 __all__ = [
     "PCA",
@@ -201,11 +202,13 @@ _NAMES = {
     "interventions.runs": "record run run_to",
     "interventions.saving.saving": "Saved load save",
     "interventions.subspaces": "BoundlessRotation Mask PCA Rotation SparseCoder Subspace",
+    "interventions.version": "__version__",
 }
 """The public names by the modules that define them, which are imported when a name is first used."""
 
 
-__getattr__ = import_when_used(__name__, _NAMES, {"normalised": "interventions.normalized"})
+if not TYPE_CHECKING:  # type checkers take any name from a module that has one
+    __getattr__ = import_when_used(__name__, _NAMES, {"normalised": "interventions.normalized"})
 
 
 def __dir__() -> list[str]:

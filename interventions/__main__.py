@@ -2,11 +2,11 @@
 
 import argparse
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from interventions.errors import InterventionError
+from interventions.version import __version__
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
         "model", help="a folder or config.json, a name on the hub, or a model type of transformers such as bert"
     )
     parser.add_argument("--paths", action="store_true", help="also list the modules")
-    number = f"interventions {metadata.version('causal-distillation')}"
+    number = f"interventions {__version__}"
     parser.add_argument("--version", action="version", version=number, help="show the version and exit")
     options = parser.parse_args(arguments)
     from interventions.describe import describe  # after the arguments are read: torch takes a second

@@ -20,6 +20,7 @@ THIS_FILE = "tests/test_layers.py"
 # the last. Inside a room only circles are forbidden.
 ORDER = {
     "interventions": """
+        version
         names renames public_names errors arguments endings precision devices host_copies locations operators positions
         subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis attribution
         lenses editing exceptions __main__""".split(),
@@ -38,6 +39,8 @@ HANDING_ON = """
     interventions interventions.metrics interventions.subspaces interventions.tracing distill distill.losses
     distill.networks distill.objectives distill.tasks""".split()
 """Those whose `__init__` hands on names. Every other is a docstring: what it imports would travel to other machines."""
+VERSION = "__version__"
+"""Public, and in no `__all__`, as a star would import it."""
 HOOKS = "interventions/hooks/"
 HOOKING = re.compile(
     r"register_forward_hook|register_forward_pre_hook|_forward_hooks|\.get_interface\b"
@@ -357,8 +360,8 @@ def broken_rules(module: Module, found: Import, tree: Tree) -> Iterator[str]:
     if module.package == "interventions" and package == "distill":
         yield "interventions must not know distill"
     if module.package == "distill" and package == "interventions" and name:
-        hidden = "." in name or found.target in tree.modules or name.startswith("_")
-        if hidden or (tree.public is not None and name not in tree.public):
+        hidden = "." in name or found.target in tree.modules or (name.startswith("_") and name != VERSION)
+        if hidden or (tree.public is not None and name not in {*tree.public, VERSION}):
             yield f"{found.target} is not a public name of interventions; import one of its __init__.py"
     if module.package == package and place(found.target) > place(module.name):
         yield f"{found.target} stands after {module.name} in the list of {package}"

@@ -4,7 +4,7 @@ import ast
 import pickle
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, metadata
 from itertools import permutations
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +16,7 @@ import distill
 import interventions
 
 REPOSITORY = Path(__file__).parents[1]
-PACKAGES = {"distill": {"accuracy_under"}, "interventions": {"exceptions"}}
+PACKAGES = {"distill": {"accuracy_under", "__version__"}, "interventions": {"exceptions", "__version__"}}
 """The packages, with the names that are imported when they are used and are on no list of public names."""
 
 
@@ -39,8 +39,9 @@ def test_the_lists_of_a_package_agree(package):
     """`__all__`, what is imported when it is used, and what a type checker reads name the same."""
     whole = import_module(package)
     tree = ast.parse(Path(whole.__file__).read_text(encoding="utf-8"))
-    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    seen = {alias.name: node.module for node in imports for alias in node.names if node.module.startswith(package)}
+    checked = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    door = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.module.startswith(f"{package}.")]
+    seen = {alias.name: node.module for node in (*door, *checked.body) for alias in node.names}
     used = {name: home for home, names in whole._NAMES.items() for name in names.split()}
     assert seen == used
     assert used.keys() - set(whole.__all__) == PACKAGES[package]
@@ -60,10 +61,16 @@ def test_a_name_is_what_its_file_defines(package):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_importing_a_package_imports_nothing_else(package):
-    program = (
-        f"import sys, {package}; print({{name.split('.')[0] for name in sys.modules}} & {{'torch', 'numpy', 'rich'}})"
-    )
-    assert run(program) == "set()\n"
+    """Nothing of others at all: what a package costs at its import is Python's own and its door."""
+    program = f"import sys, {package}; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    others = set(run(program).split()) - set(run("import sys; print(*sys.modules)").split())
+    assert {name for name in others if name not in sys.stdlib_module_names} <= {"distill", "interventions"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_version_is_that_of_the_distribution(package):
+    assert import_module(package).__version__ == metadata.version("causal-distillation")
+    assert "metadata" not in run(f"import sys, {package}; print([each for each in sys.modules if 'metadata' in each])")
 
 
 @pytest.mark.parametrize("package", PACKAGES)

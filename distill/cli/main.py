@@ -1,7 +1,6 @@
 """The command line: `distill fit`, `evaluate`, `compare`, `audit`, `headroom`, `teach`, …, and how each exits."""
 
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +49,7 @@ from distill.cli.options.flags import (
     TopK,
 )
 from distill.cli.options.signatures import takes
+from interventions import __version__
 
 app = typer.Typer(
     help="Train a student to compute like its teacher, and measure how far it does.",
@@ -66,7 +66,7 @@ UsageError: Any = typer.BadParameter.__base__
 def _print_version(wanted: bool) -> bool:
     """Print the version of the distribution, which holds both packages, and exit."""
     if wanted:
-        print(f"distill {metadata.version('causal-distillation')}")
+        print(f"distill {__version__}")
         raise typer.Exit
     return wanted
 
