@@ -1,5 +1,7 @@
 """Metrics: functions of a model's output that return one number for each example, as a sweep measures them."""
 
+from typing import TYPE_CHECKING
+
 from interventions.metrics.metrics import (
     Metric,
     Normalized,
@@ -27,6 +29,7 @@ __all__ = [
     "probability",
 ]
 
-__getattr__ = renamed_in(
-    __name__, normalised="interventions.metrics.normalized", Normalised="interventions.metrics.Normalized"
-)
+if not TYPE_CHECKING:  # type checkers take any name from a module that has one
+    __getattr__ = renamed_in(
+        __name__, normalised="interventions.metrics.normalized", Normalised="interventions.metrics.Normalized"
+    )
