@@ -54,7 +54,6 @@ from interventions import __version__
 app = typer.Typer(
     help="Train a student to compute like its teacher, and measure how far it does.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )

@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
+from distill.cli.options import choices
+from distill.cli.options.choices import among, several
 from distill.cli.options.config import read_config
 
 Task = Annotated[
     str | None,
     typer.Option(
+        autocompletion=among(choices.TASKS),
         help="pvr, agreement or sst2; text or chat for language models on your data; pvr where neither task nor data "
-        "is given (digits, mnist: in Python)."
+        "is given (digits, mnist: in Python).",
     ),
 ]
 Data = Annotated[
@@ -71,7 +74,8 @@ StudentUnits = Annotated[
 StudentBy = Annotated[
     str,
     typer.Option(
-        help="Which layers and units a student has: by position, by importance on the data, or the layers of a search."
+        autocompletion=among(choices.CHOSEN_BY),
+        help="Which layers and units a student has: by position, by importance on the data, or the layers of a search.",
     ),
 ]
 OnPolicy = Annotated[
@@ -88,20 +92,28 @@ Warmup = Annotated[float | None, typer.Option(help="The share of the steps over 
 WeightDecay = Annotated[float | None, typer.Option(help="The weight decay.")]
 Clip = Annotated[float | None, typer.Option(help="The largest norm of the gradient.")]
 Accumulate = Annotated[int | None, typer.Option(help="Parts in which a step is computed, for less memory.")]
-Optimizer = Annotated[str | None, typer.Option(help="adamw, adam or sgd.")]
+Optimizer = Annotated[str | None, typer.Option(autocompletion=among(choices.OPTIMIZERS), help="adamw, adam or sgd.")]
 Decay = Annotated[
     str | None,
     typer.Option(
-        help="How the learning rate falls: linear, cosine, constant, or a name of transformers: cosine_with_restarts, …"
+        autocompletion=among(choices.DECAYS),
+        help="How the learning rate falls: linear, cosine, constant, or a name of transformers: cosine_with_restarts, "
+        "…",
     ),
 ]
 Precision = Annotated[
-    str | None, typer.Option(help="Precision of the computation: bf16, fp16 or fp32; the weights stay in float32.")
+    str | None,
+    typer.Option(
+        autocompletion=among(choices.PRECISIONS),
+        help="Precision of the computation: bf16, fp16 or fp32; the weights stay in float32.",
+    ),
 ]
 Checkpointing = Annotated[
     bool | None, typer.Option(help="Compute activations of the student again for the gradients, for less memory.")
 ]
-DecayOn = Annotated[str | None, typer.Option(help="What weight decay is on: all, or matrices.")]
+DecayOn = Annotated[
+    str | None, typer.Option(autocompletion=among(choices.DECAYING), help="What weight decay is on: all, or matrices.")
+]
 Grouping = Annotated[
     bool | None, typer.Option(help="Batches of rows of similar length; where lengths differ, by default.")
 ]
@@ -110,9 +122,10 @@ StudentLayers = Annotated[int | None, typer.Option(help="Layers of the student; 
 ObjectiveNames = Annotated[
     str | None,
     typer.Option(
+        autocompletion=several(choices.OBJECTIVES),
         help="kd, diito (KD + interchange), augmented (KD, on texts with words replaced too), labels, dkd, icd, … (see "
         "distill objectives), or several with commas. By default kd, kd for as long as diito, diito, and on texts "
-        "augmented, compared."
+        "augmented, compared.",
     ),
 ]
 ResumeFolder = Annotated[
@@ -125,7 +138,11 @@ ResumeFolder = Annotated[
 Every = Annotated[str, typer.Option(help='From one checkpoint to the next: steps, or a time as "10 minutes".')]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 SourceRule = Annotated[
-    str | None, typer.Option(help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.")
+    str | None,
+    typer.Option(
+        autocompletion=among(choices.SOURCES),
+        help="Sources of interchanges: shuffle (the default), in-context, mixup or noise.",
+    ),
 ]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Resume although the data, the teacher or a version has changed.")
@@ -178,7 +195,11 @@ Config = Annotated[
     ),
 ]
 Mapping = Annotated[
-    str, typer.Option(help="full, middle, late, single, search (by the first steps), or entries teacher~student.")
+    str,
+    typer.Option(
+        autocompletion=among(choices.MAPPINGS),
+        help="full, middle, late, single, search (by the first steps), or entries teacher~student.",
+    ),
 ]
 Pairs = Annotated[str | None, typer.Option(hidden=True, help="What --sources was called before.")]
 

@@ -792,6 +792,28 @@ finally:
 """
 
 
+EVERY_HELP = """
+import sys
+from distill.cli.main import app, main
+names = [each.name or each.callback.__name__ for each in app.registered_commands]
+for name in names:
+    sys.argv = ["distill", name, "--help"]
+    main()
+print(*names)
+found = {name.partition(".")[0] for name in sys.modules}
+print(*sorted(found & {"torch", "numpy", "transformers", "datasets", "accelerate", "matplotlib", "sklearn", "pandas"}))
+"""
+
+
+def test_no_help_of_a_command_needs_torch():
+    command = [sys.executable, "-c", EVERY_HELP]
+    out = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    *_, names, imported = out.split("\n")[:-1]
+    assert {"fit", "evaluate", "teach", "audit", "compare"} <= set(names.split())
+    assert [f"Usage: distill {name} " in out for name in names.split()] == [True] * len(names.split())
+    assert imported == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "shown"),
     [
