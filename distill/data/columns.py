@@ -38,6 +38,12 @@ def columns_of(data: Any) -> Mapping[str, Any]:
             )
         return data
     if is_frame(data):
+        if len(set(data.columns)) < len(data.columns):
+            twice = next(name for name in data.columns if list(data.columns).count(name) > 1)
+            raise DistillError(
+                f"the data has {list(data.columns).count(twice)} columns called {twice!r}, and which is meant is not "
+                "known; rename or remove all but one."
+            )
         return {name: list(data[name]) for name in data.columns}
     if is_hugging_face(data):
         return columns_of_hugging_face(data)

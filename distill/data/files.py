@@ -178,6 +178,11 @@ def _read_labels(path: str | Path, rows: list[dict[str, Any]], name: str) -> Lab
     if len(missing) == len(rows):
         warn_of_no_labels(len(rows), printable(str(path)))
         return None
+    if several := next((n for n, value in enumerate(values, 1) if isinstance(value, list)), None):
+        raise DistillError(
+            f"row {several} of {path} has {shown(values[several - 1])} as label (column {name!r}), which are "
+            f"several; give the file in a list, which reads them as such: data=[{str(path)!r}]."
+        )
     kept = [number for number in range(len(rows)) if number not in missing]
     texts = [each.strip() for each in _read_column(path, rows, "label", name, kept)]
     known = dict(zip(kept, _unify_numbers(texts), strict=True))

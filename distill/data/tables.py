@@ -58,6 +58,8 @@ def kind_of(path: str | Path) -> str:
         raise DistillError(
             f"{path} is a folder; give a file, or name the task that it belongs to: --task sst2 --data {path}"
         )
+    if kind is None and not path.suffix and not path.exists():
+        raise DistillError(f"{path} does not exist; give a file, a folder or a pattern, as --data FILE")
     if kind is None:
         raise DistillError(
             f"{path} is not a kind of file that can be read; "
@@ -66,6 +68,22 @@ def kind_of(path: str | Path) -> str:
     if not path.is_file():
         raise DistillError(f"{path} does not exist; give the path of a {kind} file, as --data FILE")
     return kind
+
+
+def header_of(path: Path) -> list[str]:
+    """Return the names of the columns of a .csv or .tsv file; none where its first line cannot be read.
+
+    Raises:
+        DistillError: two columns of one name.
+    """
+    delimiter = "," if path.name.removesuffix(".gz").endswith(".csv") else "\t"
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            names = [name.strip() for name in next(csv.reader(file, delimiter=delimiter), [])]
+    except (OSError, EOFError, ValueError, csv.Error):
+        return []
+    _refuse_twice([name for name in names if name], path)
+    return names
 
 
 @contextmanager

@@ -286,6 +286,8 @@ def _is_of_language(data: Any, splits: Splits | None) -> bool:
 def _unknown(name: str) -> str:
     if name.removesuffix(".gz").endswith(files.SUFFIXES):
         return f"{name!r} is a file, not the name of a task; give it as data={name!r}, or --data {name}"
+    if "/" in name or "\\" in name:
+        return f"{name!r} is no file, no folder and no task that there is; give the path of your data, as --data FILE"
     near = get_close_matches(name, names(), n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"there is no task {name!r}; {hint}tasks are {', '.join(names())}, and --data FILE takes your own"

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from distill.data.classes import Ranked, Stated, ranked
-from distill.data.files import classes_of
+from distill.data.files import LABEL_COLUMNS, classes_of, columns_of_texts
 from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.data.sources.opening import Splits, opened_file, splits_of
 from distill.data.task import Task, fine_tuning, share
 from distill.data.text import MAX_LENGTH, need_tokenizer
-from distill.data.texts.given import refuse_prompts_alone, with_columns
+from distill.data.texts.given import first_value, names_of, refuse_prompts_alone, with_columns
 from distill.data.texts.labelled import labelled_rows, text_columns
 from distill.data.texts.lengths import refuse_empty_rows
+from distill.errors import DistillError
 from distill.models.inputs import innermost, vocabulary_of
 from distill.models.numbering import numbered_as
 from distill.models.pad_tokens import longest_input
@@ -49,10 +50,18 @@ def texts_read(data: Any, model: Any, tokenizer: Any = None) -> Any:
         return data
     if not text_columns(data):
         refuse_prompts_alone(data)
+        _refuse_other_texts(data)
         return data
     tokenizer = tokenizer or tokenizer_of(model)
     need_tokenizer("text", tokenizer)
     return labelled_rows(data, tokenizer, length_for(model))
+
+
+def _refuse_other_texts(data: Any) -> None:
+    """Raise DistillError for data whose columns are texts or labels alone, under names that are not known."""
+    names = [name for name in names_of(data) if name not in LABEL_COLUMNS]
+    if names and all(isinstance(first_value(data, name), str) for name in names):
+        columns_of_texts("the data", list(names_of(data)), None)
 
 
 def task_of_splits(splits: Splits, model: Any, tokenizer: Any = None) -> Task:
@@ -171,6 +180,8 @@ def task_of_rows(name: str, train: Rows, test: Rows, tokenizer: Any, clusters: s
 
 def divided(rows: Rows, split_seed: int = SPLIT_SEED) -> tuple[Rows, Rows]:
     """Return the rows to train on and those that are held out, drawn by a seed."""
+    if len(rows) < 2:
+        raise DistillError("the data has one row, so none can be held out for testing; give eval_data=… or more rows.")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(split_seed))
     count = min(MOST_HELD_OUT, max(1, round(len(rows) * SHARE)), len(rows) - 1)
     return rows.take(order[count:].sort().values), rows.take(order[: max(1, count)].sort().values)

@@ -21,7 +21,7 @@ from distill.students.from_layers import from_layers
 from distill.students.from_width import from_width
 from distill.students.importance import importance
 from distill.tasks import load
-from distill.tasks.named import length_for
+from distill.tasks.named import length_for, named_after
 from distill.training.schedule import Schedule
 from interventions import Mixup, Noise, printable
 
@@ -96,8 +96,8 @@ class DataOptions(Options):
 
     @property
     def name(self) -> str:
-        """The name of the task, or of the file without its ending, for folders."""
-        return self.task or (Path(self.data).name.split(".")[0] if self.data else "pvr")
+        """The name of the task, or of the file, folder or pattern without its ending, for folders."""
+        return self.task or (named_after(self.data) if self.data else "pvr")
 
 
 @checked

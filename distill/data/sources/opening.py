@@ -11,12 +11,15 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
 
-from distill.data.tables import SUFFIXES, kind_of
+from distill.data.tables import SUFFIXES, header_of, kind_of
 from distill.errors import DistillError
 
 FORMATS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
            ".arrow": "arrow"}  # fmt: skip
 """The reader of `datasets` for the ending of a file."""
+TABLES = frozenset({".csv", ".tsv", ".jsonl", ".parquet", ".arrow"})
+"""The kinds of files of which a folder may have one; others in it may be notes."""
+HEADED = frozenset({".csv", ".tsv"})
 IN_CSV = {"keep_default_na": False, "na_values": [""]}
 """The settings of the reader of tables: a text "None" or "NA" is one, and an empty field is missing."""
 LARGE = 16 * 2**20
@@ -71,7 +74,7 @@ def splits_of(data: Any) -> Splits | None:
         DistillError: nothing there, files of several kinds, or a data set that cannot be read.
     """
     if is_list_of_files(data):
-        name = f"[{data[0]!r}, …]" if len(data) > 1 else repr(str(data[0]))
+        name = f"[{str(data[0])!r}, …]" if len(data) > 1 else str(data[0])
         return Splits(name, _of_files([str(each) for each in data], name))
     if is_dict_of_data_sets(data):
         return _in_splits(data, f"a {type(data).__name__}")
@@ -157,7 +160,27 @@ def _of_folder(folder: Path) -> Any:
             f"{folder} is a folder without a data set: neither what save_to_disk writes nor {', '.join(FORMATS)} "
             f"files; give a file or a pattern, or name the task that it belongs to: --task sst2 --data {folder}."
         )
+    kinds = {_suffix(path) for path in files} & TABLES
+    if len(kinds) > 1:
+        raise DistillError(
+            f"{folder} has files of the kinds {', '.join(sorted(map(repr, kinds)))}, of which one would be read; "
+            f"give a pattern: data={str(folder / f'**/*{min(kinds)}')!r}."
+        )
+    for path in files:
+        _check_headers([path])
     return _read(lambda: datasets.load_dataset(str(folder)), str(folder))
+
+
+def _check_headers(files: Sequence[Path]) -> None:
+    """Raise DistillError for tables of text that have two columns of one name, or other columns than the first file."""
+    found = [(path, names) for path in files if _suffix(path) in HEADED and (names := header_of(path))]
+    odd = next((path for path, names in found if set(names) != set(found[0][1])), None)
+    if odd is not None:
+        own = next(names for path, names in found if path == odd)
+        raise DistillError(
+            f"{odd} has the columns {', '.join(map(repr, own))} and {found[0][0]} {', '.join(map(repr, found[0][1]))}; "
+            "rename them, or leave the file out."
+        )
 
 
 def _of_files(files: Sequence[str], name: str) -> Any:
@@ -173,6 +196,7 @@ def _of_files(files: Sequence[str], name: str) -> Any:
             f"data={name} is files of the kinds {', '.join(sorted(map(repr, kinds)))}; give files of one kind, of "
             f"{', '.join(FORMATS)}, each also with .gz."
         )
+    _check_headers([Path(each) for each in files])
     kind = kinds.pop()
     settings: dict[str, Any] = {".csv": IN_CSV, ".tsv": {**IN_CSV, "sep": "\t"}}.get(kind, {})
     found = _read(lambda: datasets.load_dataset(FORMATS[kind], data_files=list(files), **settings), name)["train"]
@@ -197,14 +221,27 @@ def _read(read: Callable[[], Any], name: str) -> Any:
     Raises:
         DistillError: it fails.
     """
+    from datasets import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # it would print what the error says
     try:
         return read()
+    except DistillError:
+        raise
     except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".;")
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # of a DatasetGenerationError it is what says why
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split()).rstrip(".;")
+        if "corresponds to no data" in reason:
+            raise DistillError(f"{name} has no rows; give at least one.") from error
         offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
         out = (
             "HF_HUB_OFFLINE is set, so only what is in the cache of this machine is found; unset it, or give a file"
             if offline and is_hub_id(name)
-            else f"correct it, or open it yourself: data=datasets.load_dataset({name!r}, …, split='train')"
+            else "correct it, or open it yourself: data=datasets.load_dataset(…, split='train')"
         )
-        raise DistillError(f"{name} cannot be read ({type(error).__name__}: {reason[:300]}); {out}.") from error
+        raise DistillError(f"{name} cannot be read ({type(cause).__name__}: {reason[:300]}); {out}.") from error
+    finally:
+        logging.set_verbosity(level)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from distill.data.clusters import split_clusters
+from distill.data.columns import as_sequence
 from distill.data.draws import is_frame, is_hugging_face, named
 from distill.data.files import LABEL_COLUMNS, PAIRS, TEXT_COLUMNS, columns_of_texts, find_column
 from distill.data.missing import are_all_missing, warn_of_no_labels
@@ -60,8 +61,7 @@ def labelled_rows(
         DistillError: no rows, a column that does not exist, or a row without a text.
     """
     names = _columns(data)
-    if is_hugging_face(data) and not len(data):
-        raise DistillError(f"{source} has no rows; give at least one.")
+    _refuse_no_table(data, names, source)
     columns = text_columns(data) if text is None else ()
     columns = columns or columns_of_texts(source, [*names], text)
     if label is not None:
@@ -93,6 +93,26 @@ def labelled_rows(
         return rows
     labels = data.select_columns([label]) if is_hugging_face(data) else {"labels": _values(data, label)}
     return _with_labels(rows, labels)
+
+
+def _refuse_no_table(data: Any, names: tuple[str, ...], source: str) -> None:
+    """Raise DistillError for data without columns or rows, or with two columns of one name."""
+    is_table = hasattr(data, "column_names") or is_frame(data) or isinstance(data, Mapping)
+    if not names and not is_table and not (isinstance(data, list) and not data):
+        raise DistillError(
+            f"{source} is a {type(data).__name__} and has no columns of texts; give a frame, a list of dicts, or "
+            "columns: data={'text': […], 'label': […]}, or rows of numbers to fit itself."
+        )
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DistillError(
+            f"{source} has {names.count(twice)} columns called {twice!r}, and which is meant is not known; rename or "
+            "remove all but one."
+        )
+    for name in names if isinstance(data, Mapping) else ():
+        as_sequence(name, data[name])  # raises DistillError for a single value
+    if not names or not (len(data[names[0]]) if isinstance(data, Mapping) else len(data)):
+        raise DistillError(f"{source} has no rows; give at least one.")
 
 
 def _clusters(data: Any, name: str) -> Tensor | None:
@@ -143,6 +163,9 @@ def _with_labels(rows: Rows, labels: Any) -> Rows:
     if are_all_missing(read["labels"]):
         warn_of_no_labels(len(rows))
         return rows
+    texts = read["labels"] if isinstance(read["labels"], list) else ()
+    if texts and all(each is None or isinstance(each, str) for each in texts):
+        labels = {"labels": [each if each is None else each.strip() for each in texts]}
     found = Rows.of(labels)
     column: Tensor | Any = found.table["labels"]
     if isinstance(column, Tensor) and column.ndim == 1 and not column.is_floating_point():

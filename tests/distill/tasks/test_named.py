@@ -1,6 +1,11 @@
 """Data sets that are named are tasks: their splits, tokenized by the tokenizer of the model."""
 
+import gzip
+import json
+
 import datasets
+import numpy as np
+import pandas as pd
 import pytest
 from transformers import AutoModelForSequenceClassification
 
@@ -143,3 +148,105 @@ def test_a_text_of_a_table_is_a_text_whatever_it_says(films, classifier):
 def test_texts_need_a_tokenizer(films):
     with pytest.raises(DistillError, match=r"needs the teacher's tokenizer, but no teacher was given"):
         distill.fit(bert(2), bert(1), {}, str(films / "saved"), steps=1, console=QUIET)
+
+
+FILMS = "".join(f"{text},{label}\n" for text, label in sentences(12))
+FORMS_OF_A_FILE = {
+    "bom": ("a.csv", "\ufefftext,label\n" + FILMS),
+    "crlf": ("a.csv", ("text,label\n" + FILMS).replace("\n", "\r\n")),
+    "tabs": ("a.tsv", ("text,label\n" + FILMS).replace(",", "\t")),
+    "spaces": ("a.csv", "text,label\n" + "".join(f"{text}, {label} \n" for text, label in sentences(12))),
+    "gz": ("a.csv.gz", "text,label\n" + FILMS),
+    "nested": ("x/y/a.csv", "text,label\n" + FILMS),
+}
+
+
+def written(folder, name, content):
+    """Write a file in utf-8, by gzip where its name says so."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content if isinstance(content, bytes) else content.encode()
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS_OF_A_FILE)
+@pytest.mark.parametrize("way", ["file", "folder", "list"])
+def test_what_programs_write_is_read_alike_by_all_entry_points(way, form, tmp_path, classifier, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    path = written(tmp_path / "data", *FORMS_OF_A_FILE[form])
+    data = {"file": path, "folder": tmp_path / "data", "list": [path]}[way]
+    tokenizer = tokenizer_of(classifier)
+    task = distill.tasks.load(data=data, tokenizer=tokenizer)
+    assert task.classes == ("negative", "positive")
+    found = {(tuple(row["input_ids"].tolist()), int(row["labels"])) for rows in (task.train, task.test) for row in rows}
+    assert found == {(tuple(tokenizer(text)["input_ids"]), int(label == "positive")) for text, label in sentences(12)}
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a.csv": "text,label\nZoë,1\n".encode("latin-1")}, "a.csv cannot be read .UnicodeDecodeError: 'utf-8' codec"),
+        ({"a.csv": ""}, "cannot be read .EmptyDataError: No columns"),
+        ({"a.csv": "text,label\n"}, "a.csv has no rows"),
+        ({"a.csv": "text,label\ngood,positive\n"}, "all 1 rows of .*a.csv have the label 'positive'"),
+        ({"a.csv": "text,label,label\n" + FILMS}, "has 2 columns called 'label', and which is meant"),
+        ({"a.csv": "text,label\n" + FILMS + "a,b,c\n"}, "ParserError: .* Expected 2 fields in line 14, saw 3"),
+        ({"a.csv": "text;label\ngood;1\n"}, "seems to be separated by ';'"),
+        ({"a.csv": "review,mark\ngood,1\n"}, "has no text column 'text' or 'sentence': its columns are 'review'"),
+        ({"a.csv": "text,label\n" + FILMS, "b.csv": "sentence,label\nx,y\n"}, "b.csv has the columns 'sentence'"),
+        ({"a.csv": "text,label\n" + FILMS, "b.jsonl": "{}"}, "of the kinds '.csv', '.jsonl'"),
+        ({"a.jsonl": '{"text": "a", "label": 1}\n{"text": \n'}, "ArrowInvalid: JSON parse error"),
+        ({"a.parquet": FILMS}, "a.parquet cannot be read"),
+    ],
+)  # fmt: skip
+def test_files_that_cannot_be_used_are_refused_in_one_line(files, message, tmp_path, classifier, monkeypatch, capfd):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    paths = [written(tmp_path / "data", name, content) for name, content in files.items()]
+    with pytest.raises(DistillError, match=message) as raised:
+        distill.tasks.load(data=paths, tokenizer=tokenizer_of(classifier))
+    assert "\n" not in str(raised.value)
+    assert "Failed to" not in capfd.readouterr().err
+    if len({path.suffix for path in paths}) > 1:
+        with pytest.raises(DistillError, match=r"has files of the kinds .*give a pattern: data='.*\*\.csv'"):
+            distill.tasks.load(data=tmp_path / "data", tokenizer=tokenizer_of(classifier))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (5, "the data is a int and has no columns of texts"),
+        (b"abc", "the data is a bytes and has no columns"),
+        (np.zeros((3, 2)), "the data is a ndarray and has no columns"),
+        ([["a", 1]], "the data is a list and has no columns"),
+        ({"text": "a", "label": 1}, "column 'text' is 'a'; give a value a row"),
+        ({"text": [1, 2], "label": [0, 1]}, "has no text column|which is no text"),
+        (pd.DataFrame({"text": [], "label": []}), "the data has no rows"),
+        (pd.DataFrame([["a", 1, 1]], columns=["text", "label", "label"]), "has 2 columns called 'label'"),
+        ("nowhere/nothing.csv", "does not exist"),
+        ("./nowhere", "does not exist; give a file, a folder or a pattern"),
+        ("nowhere/*.csv", "matches no file in"),
+    ],
+    ids=str,
+)
+def test_data_in_memory_that_is_no_table_of_texts_is_refused_in_one_line(data, message, classifier):
+    with pytest.raises(DistillError, match=message) as raised:
+        distill.tasks.load(data=data, tokenizer=tokenizer_of(classifier))
+    assert "\n" not in str(raised.value)
+
+
+def test_several_labels_a_row_are_read_from_a_list_of_files(tmp_path, classifier, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [json.dumps({"text": text, "label": [1, int(label == "positive")]}) for text, label in sentences(12)]
+    path = written(tmp_path, "a.jsonl", "\n".join(rows))
+    task = distill.tasks.load(data=[path], tokenizer=tokenizer_of(classifier))
+    assert task.classes == ()
+    assert task.train.table["labels"].shape == (10, 2)
+    with pytest.raises(DistillError, match=r"row 1 of .* are several; give the file in a list.*data=\['.*a.jsonl'\]"):
+        distill.tasks.load(data=path, tokenizer=tokenizer_of(classifier))
+
+
+def test_columns_of_other_names_are_named_by_fit(films, classifier):
+    student = distill.from_layers(classifier, [0])
+    with pytest.raises(DistillError, match="no text column 'text' or 'sentence': its columns are 'review', 'mark'"):
+        distill.fit(classifier, student, {}, {"review": ["a"], "mark": ["b"]}, steps=1, console=QUIET)
