@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from interventions.analysis.sweeps import sweep
     from interventions.arguments import checking
     from interventions.attribution.attribution_patch import attribution_patch
+    from interventions.attribution.edge_attribution import edge_attribution
+    from interventions.attribution.edges import Edges
     from interventions.attribution.heads import heads
     from interventions.describe import describe
     from interventions.editing.bake import bake
@@ -74,6 +76,7 @@ __all__ = [
     "BoundlessRotation",
     "Collected",
     "Direction",
+    "Edges",
     "Grid",
     "Handle",
     "Interpolate",
@@ -115,6 +118,7 @@ __all__ = [
     "deferring_head",
     "describe",
     "direction",
+    "edge_attribution",
     "everywhere",
     "fit_lens",
     "heads",
@@ -170,6 +174,8 @@ _NAMES = {
     "interventions.analysis.sweeps": "sweep",
     "interventions.arguments": "checking",
     "interventions.attribution.attribution_patch": "attribution_patch",
+    "interventions.attribution.edge_attribution": "edge_attribution",
+    "interventions.attribution.edges": "Edges",
     "interventions.attribution.heads": "heads",
     "interventions.describe": "describe",
     "interventions.editing.bake": "bake",

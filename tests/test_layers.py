@@ -61,6 +61,7 @@ TESTED_BY = {
         for name in ("data_sweeps", "example_cuts", "sweep_checkpoints")
     },
     "interventions/attribution/derivatives.py": "tests/interventions/attribution/test_attribution_patch.py",
+    "interventions/attribution/edges.py": "tests/interventions/attribution/test_edge_attribution.py",
     "interventions/devices.py": "tests/interventions/execution/test_measures.py",
     "interventions/endings.py": "tests/faults/test_interrupts.py",
     "interventions/errors.py": "tests/faults/test_security.py",

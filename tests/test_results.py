@@ -113,6 +113,9 @@ WHOLE: dict[str, Callable[[], Result]] = {
     "Direction": lambda: interventions.direction(
         make("gpt2"), [batch("gpt2")], [batch("gpt2", seed=2)], Location(1), positions=None
     ),
+    "Edges": lambda: interventions.edge_attribution(
+        make("gpt2"), batch("gpt2"), batch("gpt2", seed=2), interventions.logit_difference(0, 1)
+    ),
     "Lens": lens_of,
     "Lens of a classifier": lambda: lens_of("bert"),
     "Search": searched,

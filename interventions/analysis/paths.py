@@ -120,7 +120,7 @@ def _groups(between: dict[Location, list[Location]]) -> list[list[Location]]:
 def _between(found: Architecture, sender: Location, receiver: Location) -> list[Location]:
     """Return the locations of the components after the sender and before the receiver."""
     stack = _stack(found, sender)
-    start, end = (_stage(found, stack, location) for location in (sender, receiver))
+    start, end = (stage_of(found, stack, location) for location in (sender, receiver))
     if end <= start:
         raise InterventionError(
             f"{receiver} does not come after the sender {sender}, so nothing is sent to it; name a later receiver."
@@ -134,7 +134,7 @@ def _between(found: Architecture, sender: Location, receiver: Location) -> list[
     ]
     between = [location for location, stage in places if start < stage < end]
     for location in between:
-        _check_one_attention(found, location)
+        check_one_attention(found, location)
     return between
 
 
@@ -149,7 +149,7 @@ def _stack(found: Architecture, location: Location) -> Stack:
     return next(stack for stack in found.stacks if block in stack.blocks)
 
 
-def _stage(found: Architecture, stack: Stack, location: Location) -> Stage:
+def stage_of(found: Architecture, stack: Stack, location: Location) -> Stage:
     """Return the place of a location in the order of computation."""
     if location.site == "logits" and stack is found.stacks[-1]:
         return len(stack.blocks), 1
@@ -170,7 +170,7 @@ def _component(location: Location) -> str:
     return "mlp_output" if location.site.startswith("mlp") else "attention_output"
 
 
-def _check_one_attention(found: Architecture, location: Location) -> None:
+def check_one_attention(found: Architecture, location: Location) -> None:
     """Raise InterventionError for a block with a second attention, through which the sender would act."""
     block = found.place(location).block
     if block is None or len(list(_attentions(block))) < 2:

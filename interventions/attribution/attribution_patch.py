@@ -102,7 +102,7 @@ def attribution_patch(
     """
     check_derivable(model, "attribution_patch")
     model = module_of(model)
-    _check_steps(steps, source, along)
+    check_steps(steps, source, along)
     rows = label_rows(at)
     ops = operators_of(op, dict.fromkeys(location for locations in rows.values() for location in locations), source)
     settings = SweepSettings(model, rows, ops, positions, source_positions, generator=generator)
@@ -132,7 +132,7 @@ def attribution_patch(
     return Grid(values, rows, labels, baseline, level, name, getattr(metric, "is_signed", False))
 
 
-def _check_steps(steps: int | None, source: object, along: object) -> None:
+def check_steps(steps: int | None, source: object, along: object) -> None:
     """Raise InterventionError for a number of points that is none, or without a way from base to source."""
     if steps is None:
         if along is not None:

@@ -1,5 +1,7 @@
 """Right calls of attribution patching, of heads and of grids of heads."""
 
+import functools
+
 import interventions as iv
 from tests.faults.fuzz.attack import Recipe
 from tests.faults.fuzz.interventions_recipes import BLOCK, decoder, ids
@@ -13,6 +15,12 @@ def by_head(position: object) -> iv.Grid:
         decoder(), ids(), ids(1), iv.heads(decoder()), metric=iv.logit_difference(3, 4), positions=[0, -1]
     )  # fmt: skip
     return grid.by_head(position)  # type: ignore[arg-type]
+
+
+@functools.cache
+def edges() -> iv.Edges:
+    """Return the edges of a decoder."""
+    return iv.edge_attribution(decoder(), ids(), ids(1), iv.logit_difference(3, 4))
 
 
 RECIPES = [
@@ -54,4 +62,27 @@ RECIPES = [
         },
         own=("model", "base", "source", "op", "metric"),
     ),
+    Recipe(
+        "interventions.edge_attribution",
+        iv.edge_attribution,
+        lambda: {
+            "model": decoder(),
+            "base": ids(),
+            "source": ids(1),
+            "metric": iv.logit_difference(3, 4),
+            "steps": None,
+            "stack": None,
+        },
+        {
+            "model": "",
+            "base": "whole tensor",
+            "source": "whole tensor",
+            "metric": "",
+            "steps": "None|1|numpy int",
+            "stack": "None",
+        },
+        skip={"steps": "7|huge"},
+        own=("model", "base", "source", "metric"),
+    ),
+    Recipe("interventions.Edges.largest", lambda k: edges().largest(k), lambda: {"k": 1}, {"k": "count|huge"}),
 ]
