@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiers import CASES, Count, default_tier
+from tests.tiers import BUDGET, CASES, Count, default_tier, seconds_of, slowest
 
 
 class Item:
@@ -44,3 +44,16 @@ def test_what_each_tier_runs_is_counted_by_folder():
     count.pytest_collection_modifyitems([*cases, Item("tests/test_shapes.py::test_shapes"), Item("a/b/c/d/e.py::f")])
     assert count.default == {"tests/distill/data": 2, "tests/test_shapes.py": 1, "a/b/c": 1}
     assert count.full_alone == {"tests/distill/data": 3}
+
+
+def test_the_slowest_files_of_a_report(tmp_path):
+    """As pytest writes them: also tests in classes, and one without a time."""
+    report = tmp_path / "report.xml"
+    times = [f'time="{BUDGET}"', 'time="1.5"', 'time="0.25"', ""]
+    cases = zip(("tests.a", "tests.b", "tests.a.TestIt", "tests.c"), times, strict=True)
+    text = "".join(f'<testcase classname="{name}" name="f" {time} />' for name, time in cases)
+    report.write_text(f"<testsuites><testsuite>{text}</testsuite></testsuites>")
+    assert dict(seconds_of(report)) == {"tests.a": BUDGET + 0.25, "tests.b": 1.5, "tests.c": 0}
+    over, *others = list(slowest(report))[1:]
+    assert over == "   120.2 s  tests.a  over the 120 s of a file"
+    assert others == ["     1.5 s  tests.b", "     0.0 s  tests.c"]

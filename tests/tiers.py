@@ -1,16 +1,23 @@
 """Two tiers of tests: by default some cases of each test function, with `--full` all of them.
 
-`python -m tests.tiers` prints, for each folder, how many cases run by default and how many with `--full` alone.
+`python -m tests.tiers` prints, for each folder, how many cases run by default and how many with `--full` alone;
+`python -m tests.tiers FILE …`, with what `pytest --junitxml=FILE` wrote, the files of tests that took longest.
 """
 
 import contextlib
 import io
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 CASES = 2  # of a test function in the default tier
+BUDGET = 120.0
+"""The seconds that all cases of a file may take: it runs in one process, for which the other may have to wait."""
+SHOWN = 20
 
 
 def default_tier(items: Sequence[pytest.Item]) -> list[pytest.Item]:
@@ -56,8 +63,28 @@ def _folder(nodeid: str) -> str:
     return "/".join(folders[:3]) if len(folders) > 1 else "/".join([*folders, file])
 
 
-def main() -> None:
-    """Print a table: folder, cases of the default tier, cases of the full tier alone."""
+def seconds_of(*reports: Path) -> Counter[str]:
+    """Return the seconds that the tests of each module took, from reports in the form of JUnit, the slowest first."""
+    found: Counter[str] = Counter()
+    for case in (case for report in reports for case in ElementTree.parse(report).iter("testcase")):
+        module = [part for part in case.get("classname", "").split(".") if not part.startswith("Test")]
+        found[".".join(module)] += float(case.get("time", 0))
+    return Counter(dict(found.most_common()))
+
+
+def slowest(*reports: Path) -> Iterator[str]:
+    """Yield a line for all files together, and one for each of the slowest."""
+    found = seconds_of(*reports)
+    yield f"{found.total():8.0f} s  {len(found)} files"
+    for module, seconds in found.most_common(SHOWN):
+        yield f"{seconds:8.1f} s  {module}{'' if seconds <= BUDGET else f'  over the {BUDGET:.0f} s of a file'}"
+
+
+def main(*reports: Path) -> None:
+    """Print a table: folder, cases of the default tier, cases of the full tier alone; or the slowest files."""
+    if reports:
+        print("\n".join(slowest(*reports)))
+        return
     count = Count()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         status = pytest.main(["--collect-only", "-q", "-n0"], plugins=[count])
@@ -71,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Pairs of a base and a source: drawn from rows, or drawn until enough of them change the teacher's answer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -69,7 +69,8 @@ def effective_examples(
 ) -> tuple[Examples, Bool[Tensor, "found entries"], Int[Tensor, " entries"]]:
     """Return pairs whose interchange changes the teacher's answer, as many for each entry of the mapping.
 
-    Pairs are tried in rounds. In each, the teacher alone runs, and no longer at an entry that has its pairs.
+    Pairs are tried in rounds, several at once where they are few. In each, the teacher alone runs, and no longer at an
+    entry that has its pairs.
 
     Args:
         interchanges: the entries in both networks.
@@ -84,18 +85,20 @@ def effective_examples(
     found, tried = torch.zeros(entries, dtype=torch.long), torch.zeros(entries, dtype=torch.long)
     parts, marks = list[Examples](), list[Tensor]()
     void = _void(interchanges, examples_of_rows(rows, LOOKED_AT, sources, vocabulary, seed), batch_size)
-    for number in range(TRIES):
+    for numbers in rounds(max(1, batch_size // pairs)):
         open_entries = [i for i in range(entries) if found[i] < pairs and i not in void]
         if not open_entries:
             break
-        draw = seed if number == 0 else seed_from(seed, STREAM, number)
-        tries = _numbered(examples_of_rows(rows, pairs, sources, vocabulary, draw), number * pairs, len(rows))
+        drawn = (examples_of_rows(rows, pairs, sources, vocabulary, _seed_of(seed, number)) for number in numbers)
+        tries = joined_examples(
+            [_numbered(each, number * pairs, len(rows)) for number, each in zip(numbers, drawn, strict=True)]
+        )
         changes = _changes(interchanges, tries, open_entries, batch_size)
         rank = found + changes.long().cumsum(0)
         wanted = changes & (rank <= pairs)
         for i in open_entries:
             done = (rank[:, i] == pairs).nonzero()
-            tried[i] += int(done[0]) + 1 if len(done) else pairs
+            tried[i] += int(done[0]) + 1 if len(done) else len(tries)
         found = found + wanted.sum(0)
         chosen = wanted.any(1).nonzero()[:, 0]
         if len(chosen):
@@ -105,6 +108,24 @@ def effective_examples(
         first = examples_of_rows(rows, 1, sources, vocabulary, seed)
         return first, torch.zeros(1, entries, dtype=torch.bool), tried
     return joined_examples(parts), torch.cat(marks), tried
+
+
+def rounds(most: int) -> Iterator[range]:
+    """Yield the numbers of the rounds that are tried at once: as many as there were before, `most` of them at most.
+
+    >>> [len(numbers) for numbers in rounds(17)], [len(numbers) for numbers in rounds(1)] == [1] * TRIES
+    ([1, 1, 2, 4, 8, 4], True)
+    """
+    first = 0
+    while first < TRIES:
+        numbers = range(first, min(TRIES, first + max(1, min(most, first))))
+        yield numbers
+        first = numbers.stop
+
+
+def _seed_of(seed: int, number: int) -> int:
+    """Return the seed of the pairs of a round."""
+    return seed if number == 0 else seed_from(seed, STREAM, number)
 
 
 def _void(interchanges: NetworkInterchanges, examples: Examples, batch_size: int) -> list[int]:

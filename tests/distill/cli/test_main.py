@@ -28,6 +28,7 @@ from distill.cli.options.groups import DataOptions, InterchangeOptions
 from distill.comparison.compare import compare
 from distill.errors import OtherProcessFailed
 from distill.evaluation.evaluate import evaluate
+from distill.interchange.kinds import USUAL, usual_kinds
 from distill.models.pretrained import load_classifier, load_tokenizer, save_teacher
 from distill.tasks import Recipe
 from distill.tasks.loading import EMBEDDED
@@ -36,12 +37,16 @@ from tests.distill.conftest import save_bert, sentences, write_csv
 REPOSITORY = Path(__file__).parents[3]
 
 
+KIND = "answering token"
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
-    """Measured on 40 pairs, timed over 2 steps, in a folder of one's own; CUDA or not, no colour asked for."""
+    """Measured on 40 pairs, of two kinds, timed over 2 steps, in a folder of one's own; no colour asked for."""
     monkeypatch.setattr("distill.cli.fit_command.PAIRS", 40)
     monkeypatch.setattr("distill.cli.evaluate.evaluate", partial(evaluate, pairs=40))
     monkeypatch.setattr("distill.cli.fit.compare", partial(compare, pairs=40))
+    monkeypatch.setattr("distill.cli.fit.USUAL_KINDS", {KIND: usual_kinds()[KIND]})
     monkeypatch.setattr("distill.cli.student_runs.TIMED", 2)
     # The command line sets these before transformers is imported; here it was imported long ago.
     transformers.utils.logging.disable_progress_bar()
@@ -115,7 +120,8 @@ def test_where_another_process_failed_the_command_that_goes_on_is_named(teacher,
     assert (status, err) == (2, told)
 
 
-def test_fit_then_evaluate(teacher, csv, tmp_path):
+def test_fit_then_evaluate(teacher, csv, tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.cli.fit.USUAL_KINDS", USUAL)
     run = tmp_path / "run"
     status, out, err = distill("fit", "--data", csv, "--teacher", teacher, "--output", run, *FIT)
     assert (status, err) == (0, "")

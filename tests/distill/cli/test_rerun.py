@@ -1,20 +1,10 @@
 """A run once more: the same students to the bit, and a word where they are not."""
 
-from functools import partial
-
 import pytest
 from safetensors.torch import load_file, save_file
 
-from distill.comparison.compare import compare
 from distill.storage.files import seal
 from tests.distill.cli.test_main import FIT, distill, quick, teacher  # noqa: F401
-
-
-@pytest.fixture(autouse=True)
-def few(monkeypatch):
-    """Students are trained and saved as ever, and compared by one kind of interchange of few pairs."""
-    monkeypatch.setattr("distill.cli.fit.USUAL_KINDS", None)
-    monkeypatch.setattr("distill.cli.fit.compare", partial(compare, pairs=4))
 
 
 def weights(folder):

@@ -26,8 +26,8 @@ def couple(make, **settings):
     return spread(make(4, **settings), 3, 0.8), spread(make(3, **settings), 13, 0.8)
 
 
-def measured(make=bert, rows=None, **settings):
-    return interchange_accuracy(*couple(make), MAPPING, text(14) if rows is None else rows, pairs=30, **settings)
+def measured(make=bert, rows=None, pairs=30, **settings):
+    return interchange_accuracy(*couple(make), MAPPING, text(14) if rows is None else rows, pairs=pairs, **settings)
 
 
 def figures(accuracy):
@@ -46,16 +46,19 @@ def test_a_kind_among_others_is_the_kind_alone():
 
 def test_effective_pairs_of_a_kind_are_those_of_the_kind_alone():
     """The same bits: each kind is measured on its own pairs, however many others are."""
-    found = measured(kinds=KINDS, effective_only=True)
-    assert figures(found) == figures(measured(effective_only=True))
+    settings = {"effective_only": True, "pairs": 12}
+    found = measured(kinds=KINDS, **settings)
+    assert figures(found) == figures(measured(**settings))
     for name, kind in KINDS.items():
-        alone = measured(kinds=[kind], effective_only=True).kinds[repr(kind)]
+        alone = measured(kinds=[kind], **settings).kinds[repr(kind)]
         assert figures(found.kinds[name]) == figures(alone), name
 
 
-@pytest.mark.parametrize("effective_only", [False, True])
+@pytest.mark.parametrize("effective_only", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_figures_do_not_depend_on_the_batch_size(effective_only):
-    small, large = (measured(kinds=KINDS, effective_only=effective_only, batch_size=size, seed=3) for size in (7, 64))
+    """With 512 rounds of tries are tried together, with 7 one after the other."""
+    settings = {"kinds": KINDS, "effective_only": effective_only, "pairs": 12 if effective_only else 30, "seed": 3}
+    small, large = (measured(batch_size=size, **settings) for size in (7, 512))
     for name, one in {"": small, **small.kinds}.items():
         other = large.kinds[name] if name else large
         for field in ("iia", "effect_rate", "effective", "do_nothing", "replace_all", "count", "left_out", "tried"):
