@@ -77,6 +77,7 @@ class FitCommand:
     every: int | str = STEPS
     on_policy: float = 0.0
     max_new_tokens: int = 128
+    prompt_tokens: int | None = None
     cache: str | None = None
     top_k: int | None = None
     eval_pairs: int | None = None
@@ -196,7 +197,9 @@ class FitCommand:
         """Return what the students are trained on: the rows of the task, or those that they write themselves."""
         if not self.on_policy:
             return task.train
-        return Written(task.train, share=self.on_policy, max_new_tokens=self.max_new_tokens)
+        return Written(
+            task.train, share=self.on_policy, max_new_tokens=self.max_new_tokens, prompt_tokens=self.prompt_tokens
+        )
 
     def pairs_of(self, task: Task) -> int:
         """Return the number of pairs to measure on: fewer for language models, whose answers are long."""

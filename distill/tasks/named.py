@@ -17,7 +17,13 @@ from distill.data.rows import Rows
 from distill.data.sources.opening import Splits, opened_file, splits_of
 from distill.data.task import Task, fine_tuning, share
 from distill.data.text import MAX_LENGTH, need_tokenizer
-from distill.data.texts.given import first_value, names_of, refuse_prompts_alone, with_columns
+from distill.data.texts.given import (
+    first_value,
+    names_of,
+    refuse_instructions,
+    refuse_prompts_alone,
+    with_columns,
+)
 from distill.data.texts.labelled import labelled_rows, text_columns
 from distill.data.texts.lengths import refuse_empty_rows
 from distill.errors import DistillError
@@ -50,6 +56,7 @@ def texts_read(data: Any, model: Any, tokenizer: Any = None) -> Any:
         return data
     if not text_columns(data):
         refuse_prompts_alone(data)
+        refuse_instructions(data)
         _refuse_other_texts(data)
         return data
     tokenizer = tokenizer or tokenizer_of(model)

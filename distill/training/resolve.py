@@ -110,6 +110,7 @@ class Training:
                 "by": level.by,
                 "share": describe_function(level.share) if callable(level.share) else level.share,
                 "max_new_tokens": level.max_new_tokens,
+                **({} if level.prompt_tokens is None else {"prompt_tokens": level.prompt_tokens}),
                 **level.settings.settings,
             }
             for level in levels

@@ -127,6 +127,11 @@ def refuse_unable(network: Any, role: str) -> None:
     """Raise DistillError for a model that cannot write text."""
     inner = innermost(network) if isinstance(network, nn.Module) else network
     able = getattr(inner, "can_generate", None)
+    if network is None:
+        raise DistillError(
+            f"there is no {role} to write, as {role}=None; give one, or let the other one write: Written(…, "
+            f"by={'student' if role == 'teacher' else 'teacher'!r})."
+        )
     if not isinstance(inner, nn.Module) or not callable(able) or not able():
         raise DistillError(
             f"the {role} cannot write: {type(inner).__name__} has no generate() of transformers; let the other one "

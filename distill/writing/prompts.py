@@ -18,11 +18,11 @@ from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.sources.lazy_columns import Column
 from distill.data.texts.chats import ASSISTANT, CHATS, messages_of, prompt_text
-from distill.data.texts.given import names_of, with_columns
+from distill.data.texts.given import has_none, names_of, refuse_instructions, with_columns
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns
+from distill.writing.first_tokens import IGNORED, labels_after
 
-IGNORED = -100
 OF_TOKENS = ("input_ids", "attention_mask", "labels", "special_tokens_mask")
 """The columns with a value for each token that are known for tokens that a model writes too."""
 FEW, LOOKED_AT = 8, 256
@@ -34,8 +34,8 @@ def as_tokens(prompts: Any, tokenizer: Callable[[], Any], *, by_encoder: bool) -
 
     Args:
         prompts: of any kind. Texts are a list of them, or rows with a column `text`, or `prompt`, of texts or lists of
-            messages, and none of completions; or chats in `messages` or `conversations` that all end with another
-            message than the assistant's.
+            messages, and no completion, or none but None; or chats in `messages` or `conversations` that all end with
+            another message than the assistant's.
         tokenizer: returns the tokenizer that reads texts.
         by_encoder: whether an encoder reads them; a decoder would not continue a text that has ended, so an end token
             that the tokenizer puts behind a text is taken off.
@@ -72,13 +72,14 @@ def as_tokens(prompts: Any, tokenizer: Callable[[], Any], *, by_encoder: bool) -
 def _prompt_values(prompts: Any) -> list[Any] | None:
     """Return the texts or chats of prompts without completions; None for prompts of another kind."""
     names = names_of(prompts)
-    if {"completion", "input_ids", "labels", "label"} & set(names):
+    refuse_instructions(prompts)
+    if {"input_ids", "labels", "label"} & set(names) or ("completion" in names and not has_none(prompts, "completion")):
         return None
     column = next((name for name in ("prompt", "text", *(chat for (chat,) in CHATS)) if name in names), None)
     if column is None:
         return None
     if isinstance(prompts, list | tuple):
-        if not all(isinstance(row, Mapping) and column in row and "completion" not in row for row in prompts):
+        if not all(isinstance(row, Mapping) and column in row for row in prompts):
             return None
         values = [row[column] for row in prompts]
     else:
@@ -94,15 +95,17 @@ def _is_answered(chat: Any) -> bool:
         return True
 
 
-def as_prompts(rows: Rows, *, by_encoder: bool) -> Rows:
+def as_prompts(rows: Rows, prompt_tokens: int | None = None, *, by_encoder: bool) -> Rows:
     """Return rows of tokens, after a check of their columns; those that an encoder reads have labels, −100 if not.
 
     Args:
         rows: the rows.
+        prompt_tokens: the number of tokens at the beginning of a row that are its prompt; None leaves it to the labels.
         by_encoder: whether an encoder reads the prompts.
 
     Raises:
-        DistillError: no tokens, a column with other facts of tokens, or labels that are no completions.
+        DistillError: no tokens, a column with other facts of tokens, labels that are no completions, or rows of an
+            encoder that are to be parted.
     """
     table = dict(rows.table)
     if "input_ids" not in table:
@@ -117,6 +120,13 @@ def as_prompts(rows: Rows, *, by_encoder: bool) -> Rows:
                 f"the column {name!r} of the prompts has a value for each token, and the tokens that a model writes "
                 f"have none; leave it out: Written({{name: prompts[name] for name in {list(OF_TOKENS)}}})."
             )
+    if prompt_tokens is not None:
+        if by_encoder:
+            raise DistillError(
+                f"prompt_tokens={prompt_tokens} parts rows that a decoder reads, and an encoder reads a prompt of its "
+                "own; give prompts as input_ids and completions as labels, and leave it out."
+            )
+        return replace(rows, table={**table, "labels": labels_after(table, prompt_tokens)})
     labels = table.get("labels")
     if labels is None and by_encoder:  # without any a decoder of its own has nothing to read
         return replace(rows, table={**table, "labels": torch.full((len(rows), 1), IGNORED)})

@@ -82,7 +82,13 @@ class Writing:
         here = served if isinstance(served, nn.Module) else teacher if isinstance(teacher, nn.Module) else None
         for level in levels:
             refuse_unable(student if level.by == "student" else here or teacher, level.by)
-        made = cls(levels, as_prompts(rows, by_encoder=reads_by_encoder(student)), here, student, seed)
+        made = cls(
+            levels,
+            as_prompts(rows, levels[-1].prompt_tokens, by_encoder=reads_by_encoder(student)),
+            here,
+            student,
+            seed,
+        )
         made._check_prompts()
         return made
 
@@ -235,8 +241,9 @@ class Writing:
         _refuse_row(
             (prompts == 0) & (completions > 0),
             numbers,
-            "has no prompt, as its labels count from its first token on; set them to -100 at the prompt, or leave "
-            "labels out where the whole row is one",
+            "has no prompt, as its labels count from its first token on; take its first tokens, "
+            "Written(…, prompt_tokens=16), set them to -100 at the prompt, or leave labels out where the whole row is "
+            "one",
         )
         _refuse_row(
             prompts == 0,

@@ -52,6 +52,9 @@ class Written:
             it is that of the model, without what its own `generation_config` says.
         generation: further settings, by the names of transformers' `GenerationConfig`, as {"min_p": 0.05}. Without
             `eos_token_id` a text ends with the end tokens of the model.
+        prompt_tokens: the number of tokens at the beginning of each row that are its prompt, whatever its labels say;
+            the others are its completion. For texts that are no pairs, as `distill.tasks.load("text", …)` reads them.
+            None leaves it to the labels.
 
     Raises:
         DistillError: settings that cannot be, by the first of them.
@@ -65,6 +68,7 @@ class Written:
     top_k: int = 0
     top_p: float = 1.0
     generation: Mapping[str, Any] = field(default_factory=dict)
+    prompt_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.by not in WRITERS:
@@ -79,6 +83,17 @@ class Written:
                     f"Written(…, {name}={shown(self.generation[name])})."
                 )
         _ = self.settings
+        count = self.prompt_tokens
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise DistillError(
+                f"Written(prompt_tokens={shown(count)}) is no number of tokens that a prompt has; use a whole number "
+                "above 0, e.g. prompt_tokens=16, or leave it out."
+            )
+        if count is not None and isinstance(self.prompts, Written):
+            raise DistillError(
+                f"Written(Written(…), prompt_tokens={count}) mixes texts after prompts that the inner one has; say it "
+                f"there: Written(Written(rows, prompt_tokens={count}, …), …)."
+            )
 
     @property
     def settings(self) -> Generation:

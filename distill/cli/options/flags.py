@@ -82,6 +82,9 @@ OnPolicy = Annotated[
     float, typer.Option(help="The share of the steps on text that the student writes, for language models.")
 ]
 NewTokens = Annotated[int, typer.Option(help="The most tokens that a student writes after a prompt.")]
+PromptTokens = Annotated[
+    int | None, typer.Option(help="The tokens at the beginning of a text after which the student writes (--task text).")
+]
 Cache = Annotated[Path | None, typer.Option(help="A folder that keeps the teacher's answers.")]
 TopK = Annotated[int | None, typer.Option(help="The largest logits of an answer that are kept there; all by default.")]
 EvalPairs = Annotated[
@@ -235,6 +238,7 @@ class LanguageFlags:
 
     on_policy: OnPolicy = 0.0
     max_new_tokens: NewTokens = 128
+    prompt_tokens: PromptTokens = None
     cache: Cache = None
     top_k: TopK = None
     eval_pairs: EvalPairs = None

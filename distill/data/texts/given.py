@@ -21,6 +21,7 @@ from distill.data.texts.chats import CHATS, PROMPT
 from distill.errors import DistillError
 
 TOKENS = "input_ids"
+INSTRUCTIONS = ("instruction", "input", "output")
 LABELS = ("label", "labels")
 LOOKED_AT = 1000
 """The rows of a data set among which the first value of a column is looked for."""
@@ -71,11 +72,37 @@ def first_value(data: Any, name: str) -> Any:
 def refuse_prompts_alone(data: Any) -> None:
     """Raise DistillError for prompts without completions, from which nothing is learned."""
     names = names_of(data)
-    if PROMPT[0] in names and PROMPT[1] not in names and TOKENS not in names:
+    has_one = PROMPT[1] in names and not has_none(data, PROMPT[1])
+    if PROMPT[0] in names and not has_one and TOKENS not in names:
         raise DistillError(
-            f"the data has a column {PROMPT[0]!r} and none {PROMPT[1]!r}, so that nothing is learned; let a model "
+            f"the data has a column {PROMPT[0]!r} and no {PROMPT[1]!r}, so that nothing is learned; let a model "
             "write it, data=distill.Written(rows), or add it."
         )
+
+
+def refuse_instructions(data: Any) -> None:
+    """Raise DistillError for instructions with inputs and outputs, as of Alpaca, which no template joins by itself."""
+    names = names_of(data)
+    if INSTRUCTIONS[0] not in names or {TOKENS, "text", *PROMPT, *(name for chat in CHATS for name in chat)} & set(
+        names
+    ):
+        return
+    has = [name for name in INSTRUCTIONS if name in names]
+    prompt = " + '\\n\\n' + ".join(f"row[{name!r}]" for name in has[:2] if name != INSTRUCTIONS[2])
+    completion = f", 'completion': row[{INSTRUCTIONS[2]!r}]" if INSTRUCTIONS[2] in names else ""
+    raise DistillError(
+        f"the data has the columns {', '.join(map(repr, has))}, and how they make a prompt is not said; write it: "
+        f"[{{'prompt': {prompt}{completion}}} for row in data]."
+    )
+
+
+def has_none(data: Any, name: str) -> bool:
+    """Return whether all values of a column are missing; arguments are those of `first_value`."""
+    if isinstance(data, list | tuple):
+        values: Any = [row.get(name) for row in data if isinstance(row, Mapping)]
+    else:
+        values = data.with_format(None)[name] if is_hugging_face(data) else data[name]
+    return all(map(_is_missing, values))
 
 
 def names_of(data: Any) -> tuple[str, ...]:

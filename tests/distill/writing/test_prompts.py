@@ -1,3 +1,5 @@
+import re
+
 import datasets
 import pandas
 import pytest
@@ -81,6 +83,11 @@ def test_prompts_that_cannot_be(table, message):
     assert "\n" not in str(error.value)
 
 
+def test_an_encoder_reads_no_first_tokens():
+    with pytest.raises(DistillError, match="parts rows that a decoder reads, and an encoder reads a prompt of its own"):
+        as_prompts(pairs(True), 2, by_encoder=True)
+
+
 class Letters:
     """A tokenizer of letters that begins with 20 and ends with 7, if its template does not."""
 
@@ -112,6 +119,10 @@ ANSWERED = [*CHAT, {"role": "assistant", "content": "a"}]
         [{"text": "ab"}, {"text": "cde"}],
         datasets.Dataset.from_dict({"text": ["ab", "cde"]}),
         pandas.Series(["ab", "cde"]),
+        [{"prompt": "ab", "completion": None}, {"prompt": "cde", "completion": None}],
+        {"prompt": ["ab", "cde"], "completion": [None, None]},
+        datasets.Dataset.from_dict({"prompt": ["ab", "cde"], "completion": [None, None]}),
+        pandas.DataFrame({"prompt": ["ab", "cde"], "completion": [None, float("nan")]}),
     ],
 )
 def test_texts(prompts):
@@ -122,6 +133,15 @@ def test_texts(prompts):
     assert as_tokens(rows, Letters, by_encoder=False) is rows
     with pytest.raises(DistillError, match="no tokenizer was saved with the models"):
         as_tokens(prompts, lambda: None, by_encoder=False)
+
+
+def test_instructions_are_refused_with_what_makes_prompts_of_them():
+    rows = [{"instruction": "a", "input": "b", "output": "c"}]
+    for given in (rows, datasets.Dataset.from_list(rows), pandas.DataFrame(rows)):
+        with pytest.raises(DistillError, match="how they make a prompt is not said") as error:
+            as_tokens(given, Letters, by_encoder=False)
+    code = re.search(r"write it: (.*)\.$", str(error.value)).group(1)
+    assert eval(code, {"data": rows}) == [{"prompt": "a\n\nb", "completion": "c"}]
 
 
 def test_chats():

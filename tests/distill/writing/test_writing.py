@@ -1,6 +1,7 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
-from accelerate.utils import DistributedType
 
 import distill.writing.writing as room
 from distill import DistillError, Ramp, Served, Written
@@ -120,7 +121,8 @@ def test_prompts_that_cannot_be(data, message):
 def test_teachers_that_cannot_write():
     student, data = spread(gpt2_lm(2)), Written(prompts(), by="teacher")
     for teacher in (None, bert(2), object()):
-        with pytest.raises(DistillError, match="the teacher cannot write"):
+        message = "there is no teacher to write, as teacher=None" if teacher is None else "the teacher cannot write"
+        with pytest.raises(DistillError, match=message):
             Writing.of(data, data.rows, teacher, student, 0)
     with pytest.raises(DistillError, match="the student cannot write"):
         Writing.of(Written(prompts()), data.rows, student, bert(2), 0)
@@ -134,11 +136,19 @@ def test_a_teacher_whose_answers_are_kept_writes():
     assert texts(kept, 0) == texts(Writing.of(data, data.rows, teacher, student, 0), 0)
 
 
-def test_models_that_are_divided_are_refused():
-    made = writing(Written(prompts(), max_new_tokens=2))
-    made.refuse_unfit(DistributedType.MULTI_CPU)
-    with pytest.raises(DistillError, match="FSDP divides"):
-        made.refuse_unfit(DistributedType.FSDP)
+@pytest.mark.parametrize("by", ["student", "teacher"])
+def test_the_model_that_writes_is_gathered_while_it_writes(by):
+    made, gathered = writing(Written(prompts(), by, max_new_tokens=2)), []
+
+    @contextmanager
+    def gathering(model):
+        gathered.append(model)
+        yield
+
+    for step in range(3):
+        made.write(made.rows.batch(EVERY), EVERY, step, 0.0, gathering=gathering)
+    assert gathered == ([made.student] * 3 if by == "student" else [made.teacher])  # which writes once
+    assert [made.is_fresh(step, 0.0) for step in range(3)] == [by == "student"] * 3
 
 
 def test_positions_of_models():

@@ -11,7 +11,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 import distill
-from distill import DIITO, KD, CausalLM, DistillError, Objective, Ramp, Schedule, Task, Written, steps
+from distill import DIITO, KD, CausalLM, DistillError, Objective, Ramp, Rows, Schedule, Served, Task, Written, steps
 from distill.losses import forward_kl, jensen_shannon, reverse_kl
 from distill.training import loop
 from distill.writing.generation import generate
@@ -195,8 +195,9 @@ def test_kept_answers_are_those_to_what_is_written(by, tmp_path):
     found = []
     for settings in ({}, {"cache": tmp_path / "answers"}):
         teacher, student = taught()
-        result = distill.fit(teacher, student, {}, Written(prompts(), by, max_new_tokens=4), objective=KD(), epochs=3,
-                             batch_size=2, lr=0.01, console=QUIET, **settings)  # fmt: skip
+        taught_by = Served(teacher, **settings) if settings else teacher
+        result = distill.fit(taught_by, student, {}, Written(prompts(), by, max_new_tokens=4), objective=KD(), epochs=3,
+                             batch_size=2, lr=0.01, console=QUIET)  # fmt: skip
         found.append([record.loss for record in result.records])
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
@@ -251,6 +252,22 @@ def test_task():
     assert fitted.evaluation.accuracy.count == 2 + 3  # tokens of completions
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_task_of_plain_texts(share):
+    """The first tokens of each text are the prompt; without a turn of the student the rest is what is trained on."""
+    task = distill.tasks.load("text", data=["the cat a the cat", "a the cat the"] * 4, tokenizer=reader())
+    teacher, student = taught()
+    if share:
+        with pytest.raises(DistillError, match="prompt_tokens=16"):
+            train(Written(task, share=share, max_new_tokens=2), teacher, student, steps=1)
+    made = train(Written(task, share=share, max_new_tokens=2, prompt_tokens=3), teacher, student, steps=2)
+    rows = task.train.table
+    labels = [row.where(torch.arange(len(row)) >= 3, -100) for row in rows["input_ids"]]
+    data = Rows({**rows, "labels": labels}, pad_id=task.train.pad_id)
+    by_hand = train(Written(data, share=share, max_new_tokens=2), *taught(), steps=2)
+    assert made == by_hand
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -258,6 +275,8 @@ def test_task():
         ({"share": 1.5}, "Written(share=…) is 1.5 and is a probability"),
         ({"share": float("nan")}, "Written(share=nan): share must be a number"),
         ({"generation": {"top_k": 3}}, "Written takes top_k as an argument of its own"),
+        ({"prompt_tokens": 0}, "Written(prompt_tokens=0) is no number of tokens that a prompt has"),
+        ({"prompts": Written(prompts()), "prompt_tokens": 2}, "say it there: Written(Written(rows, prompt_tokens=2"),
         ({"max_new_tokens": 0}, "Written(max_new_tokens=0) writes nothing"),
         ({"max_new_tokens": "all"}, "max_new_tokens='all'"),
         ({"temperature": -1.0}, "Written(temperature=-1.0) is not above 0 and finite"),
@@ -266,7 +285,7 @@ def test_task():
 )
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(DistillError, match=re.escape(message)) as error:
-        Written(prompts(), **settings)
+        Written(**{"prompts": prompts(), **settings})
     assert "\n" not in str(error.value)
 
 

@@ -233,9 +233,10 @@ RECIPES = [
     Recipe(
         "distill.Written", written,
         lambda: {"prompts": prompts(), "by": "student", "share": 1.0, "max_new_tokens": 2, "temperature": 1.0,
-                 "top_k": 0, "top_p": 1.0, "generation": {"min_p": 0.1}},
+                 "top_k": 0, "top_p": 1.0, "generation": {"min_p": 0.1}, "prompt_tokens": None},
         {"prompts": "rows", "by": "choice", "share": "share|function|identity|empty network", "max_new_tokens": "count",
-         "temperature": "positive", "top_k": "counter", "top_p": "share", "generation": "{}"}, own=("share",),
+         "temperature": "positive", "top_k": "counter", "top_p": "share", "generation": "{}",
+         "prompt_tokens": "None|count"}, own=("share",),
     ),
     Recipe(
         "distill.Ramp", lambda **settings: weighted(distill.Ramp(**settings)),

@@ -107,10 +107,19 @@ def test_first_value_is_the_first_that_is_not_missing():
         as_rows(columns, writer(), tokenizer())
 
 
-@pytest.mark.parametrize("form", [dict, datasets.Dataset.from_dict, pandas.DataFrame, lambda each: [{"prompt": "a"}]])
+@pytest.mark.parametrize(
+    "form",
+    [
+        dict,
+        datasets.Dataset.from_dict,
+        pandas.DataFrame,
+        lambda each: [{"prompt": "a"}],
+        lambda each: {**each, "completion": [None, None]},
+    ],
+)
 def test_prompts_alone_are_for_a_model_that_writes(form):
     data, model = form({"prompt": ["the cat", "yes"]}), writer()
-    with pytest.raises(DistillError, match=r"'prompt' and none 'completion'.*distill.Written\(rows\)"):
+    with pytest.raises(DistillError, match=r"'prompt' and no 'completion'.*distill.Written\(rows\)"):
         fit(model, from_layers(model, 1), {}, data, tokenizer=tokenizer(), console=QUIET)
     written = Written(data, max_new_tokens=3)
     result = fit(
