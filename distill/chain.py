@@ -7,7 +7,7 @@ Mirzadeh et al. 2019 (arXiv:1902.03393), section 3.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def chain(
             checkpoint too; the results are those of an uninterrupted chain.
         answers: which part of the output of a network is its answer, as `fit` takes it; a list has one for each
             network.
-        settings: the others of `fit`, the same in every step.
+        settings: the others of `fit`, the same in every step; a `cache` has a folder in it for each step: `1`, `2`, …
 
     Returns:
         The result of each step.
@@ -94,10 +94,16 @@ def chain(
             resume=resume if folder is not None and folder.exists() else False,
             answers=None if answers is None else (rules[number], rules[number + 1]),
             tokenizer=preprocessors_for(tokenizer, task, networks[0], student) or None,
-            **{"title": f"step {number + 1} of {count}", **settings},
+            **{"title": f"step {number + 1} of {count}", **settings, **_cache_of(settings, number)},
         )
         results.append(result)
     return tuple(results)
+
+
+def _cache_of(settings: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the folder of the answers of the teacher of a step, which is another one in each."""
+    cache = settings.get("cache")
+    return {} if cache is None else {"cache": Path(cache) / str(number + 1)}
 
 
 def _check(networks: Sequence[Any]) -> None:

@@ -23,7 +23,7 @@ from distill.interchange.mapping import Entry, Sides
 from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import compiled_in_place
 from distill.models.numbering import numbered_as
-from distill.models.outputs import answered, answers_of_teacher, cut_to_tokens
+from distill.models.outputs import answered, cut_to_tokens
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.monitoring.held_out import read_held_out
@@ -36,12 +36,11 @@ from distill.tasks.loading import task_of
 from distill.tasks.named import texts_read, tokenizer_of
 from distill.tasks.streams import streamed
 from distill.teachers.served import Served
-from distill.teachers.uncacheable import refuse_uncacheable
 from distill.teachers.without_adapters import teacher_and_student
 from distill.training import loop
 from distill.training.checkpoints import KEPT, STEPS
-from distill.training.checks import softened_by
-from distill.training.resolve import Training, objectives_of, rows_for, training_of
+from distill.training.kept_answers import keeping
+from distill.training.resolve import Training, rows_for, training_of
 from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used_unless_resumed
 from distill.training.schedule import Schedule
 from distill.writing.generation import reads_by_encoder
@@ -164,7 +163,7 @@ def fit(
     with answered(networks, answers := cut_to_tokens(*networks, answers, tokenizer)):
         task, read = _read(teacher, student, data, tokenizer)
         schedule = choose_schedule(schedule, overrides, teacher, data_of(read))
-        taught = _keeping(teacher, cache, top_k, task, read, objective=objective, mapping=mapping, answers=answers)
+        taught = keeping(teacher, cache, top_k, read, task, objective=objective, mapping=mapping, answers=answers)
         read, mapping, found = _search(mapping, networks, read, schedule, known=resume and output_dir, console=console)
         training = training_of(taught, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
         tested = read_held_out(training, networks, eval_data, data, task,
@@ -299,28 +298,6 @@ def _name_and_save(
         name_classes(student, _names(teacher, rows))
     if place is not None and is_first():
         save_model(student, place / STUDENT, reads(), None if rows is None else training.seen)
-
-
-def _keeping(
-    teacher: Any,
-    cache: Any,
-    top_k: int | None,
-    task: Task | None,
-    data: Any,
-    *,
-    objective: Any,
-    mapping: Any,
-    answers: Any,
-) -> Any:
-    """Return the teacher that a student learns from: with a cache one whose answers are kept, else the teacher."""
-    if cache is None and top_k is None:
-        return teacher
-    refuse_uncacheable(teacher, cache, top_k, data)
-    return Served(
-        teacher, cache=cache, top_k=top_k, answers=answers_of_teacher(teacher, answers),
-        temperature=softened_by(objectives_of(objective, teacher, mapping)),
-        tokenizer=None if task is None else task.tokenizer,
-    )  # fmt: skip
 
 
 def _kept_by(teacher: Any, top_k: int | None) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from distill.models.numbering import numbered_as
 from distill.models.outputs import answered
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
+from distill.monitoring.held_out import HeldOut
+from distill.monitoring.monitor import Monitor, Watched, finishing, monitor_of, watched_by
 from distill.objectives import KD, Labels, Moment, Objective
 from distill.objectives.term_weights import Weight
 from distill.processes import is_first
@@ -50,6 +52,18 @@ from distill.training.run_folder import AT_START, SETTINGS, STUDENT, Resume
 from distill.training.schedule import Schedule, weigh
 from interventions import renamed
 from interventions import shown as shown_value
+
+_ANEW = "networks that learn together answer anew in each step, and nothing of it comes back; leave it out"
+_NO_BEST = (
+    "there are several students, and no one evaluation is the best for all; measure them in a callback, "
+    "callbacks=[lambda record: …], or after the training: evaluate(None, network, None, rows)"
+)
+OTHERS = {
+    **dict.fromkeys(("cache", "top_k"), _ANEW),
+    **dict.fromkeys(("eval_every", "eval_rows", "save_best", "early_stopping"), _NO_BEST),
+    **dict.fromkeys(("epochs", "steps", "batch_size", "lr", "seed"), "say it in the schedule: schedule=Schedule(…)"),
+}
+"""Arguments of `fit` that `mutual` refuses, and why."""
 
 
 @renamed(save_steps="every")
@@ -73,6 +87,9 @@ def mutual(
     accelerator: Accelerator | None = None,
     answers: Any = None,
     tokenizer: Any = None,
+    callbacks: Any = (),
+    track: Any = (),
+    **others: Any,
 ) -> tuple[FitResult, ...]:
     """Train networks together, in place: each on its own objectives and on the answers of its teachers among them.
 
@@ -103,6 +120,8 @@ def mutual(
         console, title, accelerator, tokenizer: as `fit` takes them.
         answers: which part of the output of a network is its answer, as `fit` takes it; a list has one for each
             network.
+        callbacks, track: as `fit` takes them; the numbers are those of all networks.
+        others: other arguments of `fit`, which are refused.
 
     Returns:
         A result for each network, its terms by their plain names.
@@ -112,8 +131,7 @@ def mutual(
         Interrupted: Ctrl-C, after the state was saved in `output_dir`.
     """
     networks = [uncompiled(each) for each in networks]
-    _check_networks(networks)
-    refuse_shared(networks, "mutual")
+    _check_networks(networks, others)
     with answered(networks, answers):
         reads = tokenizer_among(given_preprocessors(tokenizer))
         task = None if data is None else task_of(data, networks[0], reads)
@@ -134,9 +152,10 @@ def mutual(
         output_dir, training.settings, started, tokenizer=None if task is None else task.tokenizer, resume=resume,
         every=every,
     )  # fmt: skip
-    trained_on = training.seen
+    watch = _watch(training, networks[0], (callbacks, track), title=title, folder=output_dir, resume=resume)
+    trained_on, training = training.seen, watched_by(watch, training)
     running = loop.run_to_end(training, networks, answers, accelerator=accelerator, title=title, console=console)
-    with running as (records, seconds):
+    with finishing(watch), running as (records, seconds):
         names, results = None if isinstance(rows.classes, Ranked) else rows.classes, []
         for number, network in enumerate(networks):
             place = None if training.folder is None else training.folder.path / str(number)
@@ -148,6 +167,20 @@ def mutual(
             for result in results:
                 _save(result, preprocessors_for(tokenizer, task, result.student, networks[0]))
     return tuple(results)
+
+
+def _watch(training: Training, network: nn.Module, called: tuple[Any, Any], **settings: Any) -> Monitor | None:
+    """Return the monitor of a training, which measures nothing; `called` are the callbacks and trackers of a call."""
+    unmeasured = HeldOut(training, None, network, None, {}, None)
+    return monitor_of(Watched(), unmeasured, *called, **settings)
+
+
+def _refuse_others(others: Mapping[str, Any]) -> None:
+    """Raise DistillError for arguments of `fit` that networks which learn together have no use for, TypeError else."""
+    for name in others:
+        if name in OTHERS:
+            raise DistillError(f"mutual(…, {name}=…): {OTHERS[name]}.")
+        raise TypeError(f"mutual() got an unexpected keyword argument {name!r}")
 
 
 def _training(
@@ -208,8 +241,14 @@ def _evaluate(network: nn.Module, tested: Rows | None, networks: Sequence[nn.Mod
             return Evaluation(None, None, f"nothing was measured: {nothing}")
 
 
-def _check_networks(networks: Sequence[Any]) -> None:
-    """Raise DistillError where there are no networks, one is none, or one is there twice."""
+def _check_networks(networks: Sequence[Any], others: Mapping[str, Any]) -> None:
+    """Raise DistillError where there are no networks, one is none, one is there twice, or two share weights.
+
+    Args:
+        networks: those that learn.
+        others: arguments that are refused first.
+    """
+    _refuse_others(others)
     wrong = next((each for each in networks if not isinstance(each, nn.Module)), None)
     if wrong is not None or not networks:
         what = "no networks" if not networks else f"{type(wrong).__name__}, which is no network"
@@ -218,6 +257,7 @@ def _check_networks(networks: Sequence[Any]) -> None:
         raise DistillError(
             "mutual was given one network twice, which would teach itself; make another, e.g. copy.deepcopy(network)."
         )
+    refuse_shared(networks, "mutual")
 
 
 def _objectives(

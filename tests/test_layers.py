@@ -229,6 +229,7 @@ TESTED_BY = {
     **{f"distill/training/{name}.py": "tests/distill/monitoring/test_monitor.py" for name in ("after_step", "watches")},
     "distill/training/checks.py": "tests/distill/training/test_loop.py",
     "distill/training/computation.py": "tests/distill/training/test_accumulation.py",
+    "distill/training/kept_answers.py": "tests/distill/teachers/test_cached_fit.py",
     "distill/training/fingerprints.py": "tests/faults/test_changes.py",
     "distill/training/gradients.py": "tests/distill/training/test_loop.py",
     "distill/training/mutual_computation.py": "tests/distill/test_mutual.py",

@@ -5,6 +5,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from distill.causal.model import CausalModel
 from distill.data.rows import Rows
+from distill.data.task import Task
 from distill.errors import DistillError, Unreachable, checked
 from distill.interchange.mapping import Entry, Sides
 from distill.models.inputs import (
@@ -41,6 +43,7 @@ from distill.training.checkpoints import Checkpoints
 from distill.training.computation import alter_batch, groups_of
 from distill.training.gradients import Wrapped
 from distill.training.interruption import Interrupt, defer_interrupt
+from distill.training.kept_answers import keeping
 from distill.training.optimization.updates import clip, make_step, preparing
 from distill.training.parallel.agreement import Agreement, refuse_different
 from distill.training.parallel.engines import leaves_some, refuse_unfit, unused_found, with_ddp
@@ -69,6 +72,8 @@ def steps(
     accelerator: Accelerator | None = None,
     trained: nn.Module | None = None,
     answers: Any = None,
+    cache: str | Path | None = None,
+    top_k: int | None = None,
 ) -> Generator[Record, None, None]:
     """Train `student` in place and yield the record of each step; the body of the caller's loop is the callback.
 
@@ -83,8 +88,10 @@ def steps(
     answers = cut_to_tokens(teacher, student, answers)
 
     def run_steps() -> Generator[Record, None, None]:
+        task = data if isinstance(data, Task) else None
+        taught = keeping(teacher, cache, top_k, data, task, objective=objective, mapping=mapping, answers=answers)
         training = training_of(
-            teacher, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
+            taught, student, mapping, data, objective=objective, weights=weights, schedule=schedule or Schedule(),
             trained=trained,
         )  # fmt: skip
         with compiled_in_place(*given), first_error_named(partial(last_of, checkpoints)):

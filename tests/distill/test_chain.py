@@ -150,3 +150,12 @@ def test_a_network_does_not_teach_itself():
     network = mlp()
     with pytest.raises(DistillError, match="one network twice, which would teach itself"):
         chain([network, mlp(), network], data=Rows.of(vectors()))
+
+
+def test_the_answers_of_each_teacher_are_kept_in_a_folder_of_their_own(tmp_path):
+    settings = dict(mapping={}, data=text(), objective=KD(), schedule=SHORT, console=QUIET)
+    live = chain(models(), **settings)
+    kept = chain(models(), cache=tmp_path / "answers", **settings)
+    assert sorted(each.name for each in (tmp_path / "answers").iterdir()) == ["1", "2"]
+    for one, other in zip(live, kept, strict=True):
+        assert [each.loss for each in one.records] == pytest.approx([each.loss for each in other.records], rel=1e-5)

@@ -290,3 +290,32 @@ def test_one_network_twice_and_columns_of_a_teacher():
     rows = Rows({**vectors().table, "teacher_inputs": torch.zeros(24, 6)})
     with pytest.raises(DistillError, match="'teacher_inputs', a column for a teacher alone"):
         mutual(mlps(2), rows, **ONE)
+
+
+def test_callbacks_see_the_numbers_of_all_and_end_the_training():
+    seen = []
+
+    def called(record):
+        seen.append(record)
+        return "stop" if record.step == 2 else None
+
+    results = mutual(mlps(2), vectors(), callbacks=called, **ONE)
+    assert [each.step for each in seen] == [1, 2]
+    assert {"kd.0", "kd.1", "ce.0", "ce.1"} <= {*seen[0].terms} | {"ce.0", "ce.1"}
+    assert [len(each.records) for each in results] == [2, 2]
+    assert {each.stopped for each in results} == {"a callback ended the training"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache": "answers"}, "answer anew in each step"),
+        ({"eval_every": 2}, "no one evaluation is the best for all"),
+        ({"lr": 0.1}, r"say it in the schedule: schedule=Schedule"),
+    ],
+)
+def test_arguments_of_fit_without_use_are_refused(settings, message):
+    with pytest.raises(DistillError, match=message):
+        mutual(mlps(2), vectors(), **ONE, **settings)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cahce'"):
+        mutual(mlps(2), vectors(), **ONE, cahce="answers")

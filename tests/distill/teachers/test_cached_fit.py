@@ -20,6 +20,7 @@ from distill import (
     Served,
     fit,
     from_layers,
+    steps,
 )
 from distill.losses import LogitNoise
 from distill.teachers.top_k import TopK, dense
@@ -249,3 +250,20 @@ def test_answers_of_a_teacher_that_answers_otherwise_are_not_used(change, tmp_pa
     fit(sequential(), torch.nn.Linear(6, 4), answers=answers and (answers[1], answers[1]), **given)
     with pytest.raises(DistillError, match=message):
         fit(make(), torch.nn.Linear(6, 4), answers=answers, **given)
+
+
+def test_steps_keep_answers_as_fit_does(tmp_path):
+    made, calls = [], []
+    for settings in ({}, {"cache": tmp_path / "a"}, {"cache": tmp_path / "a"}):
+        teacher, student = couple(bert)
+        count = [0]
+        teacher.register_forward_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        schedule = Schedule(steps=3, batch_size=4, lr=0.01)
+        made.append(
+            [each.loss for each in steps(teacher, student, {}, text(12), objective=KD(), schedule=schedule, **settings)]
+        )
+        calls.append(count[0])
+    assert made[0] == made[1] == made[2]  # bit for bit
+    assert calls[2] < calls[1] < calls[0]
+    with pytest.raises(DistillError, match="there is no cache"):
+        next(steps(teacher, student, {}, text(12), objective=KD(), top_k=3))

@@ -160,7 +160,7 @@ RECIPES = [
         lambda: {"networks": [network(), network()], "data": rows(), "objective": KD(), "own": Labels(),
                  "edges": [(0, 1)], "mapping": sides(), "weights": {"kd": 1.0}, "eval_data": None, "schedule": SHORT,
                  "output_dir": None, "resume": False, "every": 200, "title": "mutual", "accelerator": None,
-                 "answers": None, "tokenizer": None},
+                 "answers": None, "tokenizer": None, "callbacks": (), "track": ()},
         {"networks": "choice", "data": "rows", "objective": "None", "own": "None|[]|()", "edges": "None|[]|()|{}",
          "mapping": "{}|()|None", "weights": "None|{}", "eval_data": "None|rows|nan table"} | SECONDS,
     ),
