@@ -35,7 +35,7 @@ def run_teach(
     tokenizer = load_tokenizer(encoder) if encoder is not None and source.task != "pvr" else None
     with warnings_as_notes(console):
         task = source.load(tokenizer, seed)
-    if not task.classes:
+    if "labels" not in task.train.columns:
         raise DistillError(
             f"{source.name!r} has no labels to teach; add a column of them, 'label', or name it: --label COLUMN."
         )
@@ -50,5 +50,6 @@ def run_teach(
     )
     result = teach(network, task, schedule=schedule, output_dir=output, resume=resume, console=console)
     from_first(lambda: save_teacher(network, tokenizer, output, result.seen, source.split_seed or 0))
-    console.print(f"accuracy {result.evaluation.accuracy}, the most common class {task.majority:.3f}", highlight=False)
+    common = "" if task.majority is None else f", the most common class {task.majority:.3f}"
+    console.print(f"{result.evaluation}{common}", markup=False, highlight=False)
     console.print(f"teacher: {output}", markup=False, highlight=False, soft_wrap=True)

@@ -175,7 +175,7 @@ def _load_adapted(folder: Path) -> nn.Module:
 
 
 def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
-    """Return an encoder with a new, untrained classifier for the classes of a task.
+    """Return an encoder with a new, untrained head for the classes of a task, its several labels or its real values.
 
     Raises:
         DistillError: an encoder that cannot be loaded.
@@ -188,11 +188,16 @@ def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
         transformers.AutoModelForSequenceClassification,
     )
     labels = dict(enumerate(task.classes))
+    sizes: dict[str, Any] = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
+    values = task.train.table.get("labels")
+    if not labels and isinstance(values, torch.Tensor):
+        several = values.ndim > 1 and bool(((values == -100) | (values == 0) | (values == 1)).all())
+        problem = "multi_label_classification" if several else "regression"
+        sizes = {"num_labels": values[0].numel(), "problem_type": problem}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            numbers = {name: i for i, name in labels.items()}
-            return kind.from_pretrained(encoder, id2label=labels, label2id=numbers, trust_remote_code=False)
+            return kind.from_pretrained(encoder, **sizes, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise DistillError(
             f"encoder {str(encoder)!r} cannot be loaded: {_first_line(error)}; give a folder or a name on the hub."

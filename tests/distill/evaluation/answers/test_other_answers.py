@@ -6,10 +6,12 @@ from torch import nn
 
 import distill
 from distill import Rows
-from distill.cli.report import ComparedModel, Report
+from distill.cli.report import ComparedModel, Report, teacher_evaluation
 from distill.evaluation.answers.several_labels import several_labels
+from distill.models.pretrained import new_classifier
 from distill.publishing.card import figures_of
 from distill.tasks import Task
+from tests.distill.conftest import save_bert
 from tests.distill.tiny_models import QUIET, bert
 
 POINTS = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
@@ -67,3 +69,14 @@ def test_the_values_are_those_of_the_whole_data_whatever_the_lengths():
     expected = several_labels([(alone, labels)])
     assert expected is not None
     assert distill.evaluate(None, model, None, rows).figures["macro_f1"] == pytest.approx(expected.macro_f1, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("labels", "figure"), [([0.5, 1.5, 2.5, 4.0], "mse"), ([[1, 0], [0, 1], [1, 1], [0, 0]], "micro_f1")]
+)
+def test_a_teacher_of_values_or_several_labels_is_made_and_measured(labels, figure, tmp_path):
+    texts = {"input_ids": [[5, 6, 7]] * 4, "attention_mask": [[1, 1, 1]] * 4}
+    rows = Rows.of({**texts, "labels": labels})
+    teacher = new_classifier(save_bert(tmp_path / "enc", classifier=False), Task("own", rows, rows, ()))
+    assert figure in teacher_evaluation(teacher, Task("own", rows, rows, ())).figures
+    assert teacher.config.num_labels == (1 if figure == "mse" else 2)
