@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from interventions.analysis.sweeps import sweep
     from interventions.arguments import checking
     from interventions.attribution.attribution_patch import attribution_patch
+    from interventions.attribution.circuits import Circuit, circuit
     from interventions.attribution.edge_attribution import edge_attribution
     from interventions.attribution.edges import Edges
     from interventions.attribution.heads import heads
@@ -74,6 +75,7 @@ __all__ = [
     "Answers",
     "Architecture",
     "BoundlessRotation",
+    "Circuit",
     "Collected",
     "Direction",
     "Edges",
@@ -113,6 +115,7 @@ __all__ = [
     "attribution_patch",
     "bake",
     "checking",
+    "circuit",
     "collect",
     "data_frame",
     "deferring_head",
@@ -174,6 +177,7 @@ _NAMES = {
     "interventions.analysis.sweeps": "sweep",
     "interventions.arguments": "checking",
     "interventions.attribution.attribution_patch": "attribution_patch",
+    "interventions.attribution.circuits": "Circuit circuit",
     "interventions.attribution.edge_attribution": "edge_attribution",
     "interventions.attribution.edges": "Edges",
     "interventions.attribution.heads": "heads",

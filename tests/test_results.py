@@ -48,6 +48,13 @@ def searched() -> distill.Search:
     return distill.search_alignment(TOKENS, Reader(), at=["module:hidden"], pairs=50)
 
 
+def circuit_of() -> interventions.Circuit:
+    """The circuit of a tiny model."""
+    model, base, source, metric = make("vit"), batch("vit"), batch("vit", seed=2), interventions.logit_difference(0, 1)
+    edges = interventions.edge_attribution(model, base, source, metric)
+    return interventions.circuit(model, base, source, metric, edges)
+
+
 def lens_of(name: str = "gpt2") -> interventions.Lens:
     """The logit lens of a tiny model."""
     return interventions.logit_lens(make(name), batch(name))
@@ -113,6 +120,7 @@ WHOLE: dict[str, Callable[[], Result]] = {
     "Direction": lambda: interventions.direction(
         make("gpt2"), [batch("gpt2")], [batch("gpt2", seed=2)], Location(1), positions=None
     ),
+    "Circuit": circuit_of,
     "Edges": lambda: interventions.edge_attribution(
         make("gpt2"), batch("gpt2"), batch("gpt2", seed=2), interventions.logit_difference(0, 1)
     ),
@@ -143,6 +151,7 @@ EMPTY: dict[str, Callable[[], Result]] = {
     "Alignment": lambda: distill.Alignment((distill.interchange.mapping.Entry(("a",), (Location(1),)),)),
     "InterchangeAccuracy": lambda: InterchangeAccuracy(NOTHING, {"c ↔ d": NOTHING}, {}),
     "Evaluation": lambda: Evaluation(None, None, "nothing was measured: no rows"),
+    "Circuit": lambda: interventions.Circuit((), 0.0, ((0, 0.0),), "metric", 1.0, 0.0, 4),
     "FitResult": lambda: FitResult(nn.Linear(2, 2), (), Evaluation(None, None)),
     "Headroom": lambda: same_networks(),
     "Importance": Importance,

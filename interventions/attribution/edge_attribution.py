@@ -6,7 +6,7 @@ gradient of the metric at the receiver (edge attribution patching, EAP: Syed et 
 EAP-IG: Hanna et al. 2024, arXiv:2403.17806, section 3).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,7 +82,8 @@ def edge_attribution(
         baseline = check_value(metric(before.output), examples, "the base run")
         if len(baseline) != examples:
             raise InterventionError(f"the metric returned one number for {examples} examples; return [{examples}].")
-        changes = {at: after.vectors(at) - before.vectors(at) for at in wholes if _same_shape(before, after, at)}
+        check_same_shapes(before, after, wholes)
+        changes = {at: after.vectors(at) - before.vectors(at) for at in wholes}
         scores = torch.zeros(len(senders), len(receivers), examples, dtype=torch.double)
         if steps is None:
             scores += _scores(before, changes, senders, receivers, metric)
@@ -96,14 +97,14 @@ def edge_attribution(
     return Edges(scores.to(baseline.dtype), senders, receivers, baseline, name_of(metric))
 
 
-def _same_shape(before: Run, after: Run, at: Location) -> bool:
-    """Return True, or raise InterventionError where base and source differ in shape."""
-    shapes = [list(each.vectors(at).shape) for each in (before, after)]
-    if shapes[0] != shapes[1]:
-        raise InterventionError(
-            f"{at} has shape {shapes[0]} in the base run and {shapes[1]} in the source run; pad them to one length."
-        )
-    return True
+def check_same_shapes(before: Run, after: Run, places: Sequence[Location]) -> None:
+    """Raise InterventionError for a place whose activation has another shape in the source run than in the base run."""
+    for at in places:
+        shapes = [list(each.vectors(at).shape) for each in (before, after)]
+        if shapes[0] != shapes[1]:
+            raise InterventionError(
+                f"{at} has shape {shapes[0]} in the base run and {shapes[1]} in the source run; pad them to one length."
+            )
 
 
 @dataclass(eq=False)

@@ -40,9 +40,9 @@ PUBLIC = (
 )  # fmt: skip
 EXCUSED = {
     "made by the package alone, and read": (
-        "Activations Architecture Audit ComparedFigure Comparison EntryHeadroom Estimate Evaluation FitResult Handle "
-        "Headroom InterchangeAccuracy Lens MappingSearch Outcome OverRuns Picture Record Saved Search Selection Stack "
-        "TrainingPath"
+        "Activations Architecture Audit Circuit ComparedFigure Comparison EntryHeadroom Estimate "
+        "Evaluation FitResult Handle Headroom InterchangeAccuracy MappingSearch Outcome OverRuns "
+        "Picture Record Saved Search Selection Stack TrainingPath"
     ),
     "errors, which are raised": "InterventionError UnknownAnswer DistillError Interrupted",
     "kinds of values, and bases of classes": "Answers Divergence Model Place SITES Subspace",

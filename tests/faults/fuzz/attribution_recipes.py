@@ -85,4 +85,25 @@ RECIPES = [
         own=("model", "base", "source", "metric"),
     ),
     Recipe("interventions.Edges.largest", lambda k: edges().largest(k), lambda: {"k": 1}, {"k": "count|huge"}),
+    Recipe(
+        "interventions.circuit",
+        iv.circuit,
+        lambda: {
+            "model": decoder(),
+            "base": ids(),
+            "source": ids(1),
+            "metric": iv.logit_difference(3, 4),
+            "edges": edges(),
+            "faithfulness": 0.01,
+        },
+        {
+            "model": "",
+            "base": "whole tensor",
+            "source": "whole tensor",
+            "metric": "",
+            "edges": "",
+            "faithfulness": "1|0.5|1.0|numpy int|numpy float",
+        },
+        own=("model", "base", "source", "metric"),
+    ),
 ]
