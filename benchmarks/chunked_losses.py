@@ -21,27 +21,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import distill
 import distill.models.head as heads
-from distill import DIITO, KD, CausalLM
+from distill import DIITO, DKD, KD, CausalLM, DistilBERT, Labels, Rows, SpanKD, TokenAlignment
 from distill.interchange.mapping import entries_of
 from distill.losses import jensen_shannon, reverse_kl
 from distill.training.computation import Computation
+from distill.training.mutual_computation import Together
 
-OBJECTIVES: dict[str, Callable[[], list[Any]]] = {
-    "KD": lambda: [KD(2.0)],
-    "KD reverse KL": lambda: [KD(2.0, divergence=reverse_kl)],
-    "KD Jensen-Shannon": lambda: [KD(1.0, divergence=jensen_shannon)],
-    "CausalLM": lambda: [CausalLM()],
-    "KD + CausalLM": lambda: [KD(2.0), CausalLM()],
-    "KD + CausalLM + DIITO": lambda: [KD(2.0), CausalLM(), DIITO()],
+MUTUAL = "mutual, KD + CausalLM"
+OBJECTIVES: dict[str, Callable[[Any], list[Any]]] = {
+    "KD": lambda _: [KD(2.0)],
+    "KD reverse KL": lambda _: [KD(2.0, divergence=reverse_kl)],
+    "KD Jensen-Shannon": lambda _: [KD(1.0, divergence=jensen_shannon)],
+    "CausalLM": lambda _: [CausalLM()],
+    "Labels": lambda _: [Labels(0.1)],
+    "DKD": lambda _: [DKD(warmup=0)],
+    "DistilBERT": lambda _: [DistilBERT()],
+    "SpanKD": lambda alignment: [SpanKD(alignment)],
+    "KD + CausalLM": lambda _: [KD(2.0), CausalLM()],
+    "KD + CausalLM + DIITO": lambda _: [KD(2.0), CausalLM(), DIITO()],
+    MUTUAL: lambda _: [KD(2.0)],
 }
+"""From the alignment of the tokenizers of both models to the objectives of a step."""
 WIDTH, NEVER = 256, 2**62
 
 
@@ -91,14 +100,42 @@ def whole(*, logits: bool) -> Iterator[None]:
         heads.LARGE = before
 
 
-def step_of(models: tuple[nn.Module, nn.Module], objectives: list[Any], batch: dict[str, Tensor]) -> Callable[[], dict]:
-    """Return a function that makes the forward and backward of a step and returns its terms."""
-    teacher, student = models
+def data(rows: int, length: int, vocabulary: int) -> tuple[TokenAlignment, dict[str, Tensor]]:
+    """Return the alignment of a tokenizer of words with itself, and rows of words for two models with labels."""
+    words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(vocabulary)}, unk_token="w0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    read = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w1", unk_token="w0")
+    alignment = TokenAlignment(read, read)
+    texts = [" ".join(f"w{each}" for each in row) for row in torch.randint(3, vocabulary, (rows, length)).tolist()]
+    read_by_both = alignment.rows(texts, max_length=length).batch(range(rows))
+    labels = torch.randint(3, vocabulary, (rows, length))
+    labels[:, 0] = -100
+    return alignment, {**read_by_both, "labels": labels}
+
+
+def computation_of(name: str, both: tuple[nn.Module, nn.Module], given: tuple[TokenAlignment, dict]) -> Any:
+    """Return the computation of a step, and the columns that it takes."""
+    (teacher, student), (alignment, batch) = both, given
+    objectives, plain = OBJECTIVES[name](alignment), {"input_ids": batch["input_ids"]}
+    if name == MUTUAL:
+        networks = [student, copy.deepcopy(teacher).requires_grad_().train()]
+        return Together(networks, objectives, [CausalLM()], {(0, 1): (), (1, 0): ()}, {}), plain
     entries = entries_of(distill.layer_mapping(teacher, student, "full"), teacher, student)
     computation = Computation(teacher, student, entries, objectives)
+    if name == "SpanKD":
+        columns = {column: each for column, each in batch.items() if column != "labels"}
+    else:
+        columns = plain | ({"labels": batch["labels"]} if name in ("Labels", "DKD", "DistilBERT") else {})
+    few = {column: each[:2] for column, each in columns.items()}
+    computation.prepare(few, torch.Generator().manual_seed(0), Rows(dict(few)))
+    return computation, columns
+
+
+def step_of(computation: Any, batch: dict[str, Tensor]) -> Callable[[], dict]:
+    """Return a function that makes the forward and backward of a step and returns its terms."""
 
     def step() -> dict[str, float]:
-        student.zero_grad()
+        computation.zero_grad()
         terms = computation(batch, torch.Generator().manual_seed(1))
         sum(terms.values()).backward()
         return {name: term.item() for name, term in terms.items()}
@@ -113,17 +150,18 @@ def seconds_of(step: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def compared(name: str, models: tuple[nn.Module, nn.Module], batch: dict[str, Tensor], rounds: int) -> dict[str, Any]:
+def compared(name: str, both: tuple[nn.Module, nn.Module], given: tuple[Any, dict], rounds: int) -> dict[str, Any]:
     """Return what one step of some objectives holds and costs, in parts and whole."""
-    teacher, student = models
+    teacher, student = both
     sides = {logits: copy.deepcopy(student) for logits in (True, False)}
-    steps = {logits: step_of((teacher, each), OBJECTIVES[name](), batch) for logits, each in sides.items()}
+    made = {logits: computation_of(name, (teacher, each), given) for logits, each in sides.items()}
+    steps = {logits: step_of(*each) for logits, each in made.items()}
     peaks, terms = {}, {}
     for logits, step in steps.items():
         with whole(logits=logits):
             step()  # the first one tries the heads
-            sides[logits].zero_grad()
-            with LiveBytes(nn.ModuleList([teacher, sides[logits]])) as live:
+            made[logits][0].zero_grad()
+            with LiveBytes(nn.ModuleList([teacher, made[logits][0]])) as live:
                 terms[logits] = step()
         peaks[logits] = live.most
     apart = [
@@ -135,7 +173,7 @@ def compared(name: str, models: tuple[nn.Module, nn.Module], batch: dict[str, Te
         for logits, step in steps.items():
             with whole(logits=logits):
                 times[logits].append(seconds_of(step))
-    matrix = batch["input_ids"].numel() * student.config.vocab_size * 4
+    matrix = given[1]["input_ids"].numel() * student.config.vocab_size * 4
     return {
         "whole: peak over logits": round(peaks[True] / matrix, 2),
         "in parts: peak over logits": round(peaks[False] / matrix, 2),
@@ -155,11 +193,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     make = partial(model, vocabulary=given.vocabulary, length=given.length)
-    models = make(2).eval().requires_grad_(False), make(2)
-    batch = {"input_ids": torch.randint(3, given.vocabulary, (given.rows, given.length))}
+    both = make(2).eval().requires_grad_(False), make(2)
+    read = data(given.rows, given.length, given.vocabulary)
     found = {}
     for name in OBJECTIVES:
-        found[name] = compared(name, models, batch, given.rounds)
+        found[name] = compared(name, both, read, given.rounds)
         print(name, found[name], flush=True)
     settings = {
         **vars(given),

@@ -18,6 +18,7 @@ import weakref
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from speed_cases.shapes import Shape
@@ -26,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaForCausalLM
 
+import distill.models.head as heads
 from distill import DIITO, KD
 from distill.interchange.mapping import Entry, entries_of
 from distill.training.computation import Computation
@@ -33,6 +35,8 @@ from distill.training.computation import Computation
 FILE = Path(__file__).with_suffix(".json")
 PAGE = Path(__file__).parents[1] / "docs" / "scale.md"
 BEGIN, END = "<!-- benchmarks/scale.py -->", "<!-- end -->"
+SIDES = (("KD", False), ("KD + DIITO", True))
+"""Objectives of a step, and whether they interchange."""
 TRAINED_BYTES = {"weights (fp32)": 4, "gradients (fp32)": 4, "AdamW, two moments (fp32)": 8}
 """Bytes of a trained parameter under mixed precision, whose forward casts weights to bf16 as it goes."""
 
@@ -117,14 +121,23 @@ class Held(TorchDispatchMode):
         self.now -= size
 
 
-def logits_held(with_interchange: bool, tokens: int = 512, vocabulary: int = 8000) -> float:
-    """Return how many fp32 matrices of logits, of one model, a step holds at its peak; the models are tiny."""
+def logits_held(with_interchange: bool, in_parts: bool, tokens: int = 2048, vocabulary: int = 8000) -> float:
+    """Return how many fp32 matrices of logits, of one model, a step holds at its peak; the models are tiny.
+
+    Args:
+        with_interchange: KD and DIITO, or KD alone.
+        in_parts: make the logits for some tokens at a time, as replicated models do with as many as here; sharded ones
+            make them whole.
+        tokens, vocabulary: the sizes of a matrix.
+    """
     shape = Shape(2, 8, 2, 8, vocabulary=vocabulary)
     torch.manual_seed(0)
     teacher, student = LlamaForCausalLM(shape.config()).eval().requires_grad_(False), LlamaForCausalLM(shape.config())
     step = step_of(teacher, student, [(0, 0)] if with_interchange else None, tokens // 4, 4)
-    with Held() as held:
-        step()
+    with patch.object(heads, "LARGE", 1 if in_parts else 2**62):
+        step()  # the first one tries the heads
+        with Held() as held:
+            step()
     return held.most / (4 * tokens * vocabulary)
 
 
@@ -170,7 +183,10 @@ def figures(devices: int, rows: int, length: int) -> dict[str, Any]:
             "student, its gradients and AdamW (fp32)": {"replicated": states, "sharded": states / devices},
             "a matrix of logits (fp32), one row": {"either": 4 * length * STUDENT.vocabulary},
         },
-        "matrices of logits at the peak": {"KD": logits_held(False), "KD + DIITO": logits_held(True)},
+        "matrices of logits at the peak": {
+            name: {"replicated": logits_held(both, True), "sharded": logits_held(both, False)} for name, both in SIDES
+        },
+        "gradients of the head that wait (fp32)": {name: 4 * student.head * (1 + both) for name, both in SIDES},
         "FLOP of a token": {"KD": kd, "KD + DIITO": diito, "ratio": diito / kd},
         "of a step": {"tokens": tokens, "KD": kd * tokens, "KD + DIITO": diito * tokens},
     }
@@ -186,8 +202,13 @@ def table(found: dict[str, Any]) -> str:
             one = sides["either"]
             lines += [f"| {name} | {one / 1e9:.2f} GB | {one / 1e9:.2f} GB |"]
             for side, times in held.items():
-                most = f"{one * times / 1e9:.2f} GB"
-                lines += [f"| – at the peak of {side}, {times:.1f} of them | {most} | {most} |"]
+                parts, whole = times["replicated"], times["sharded"]
+                counts = f"{parts:.1f} of them in parts, {whole:.1f} whole"
+                lines += [
+                    f"| – at the peak of {side}, {counts} | {one * parts / 1e9:.2f} GB | {one * whole / 1e9:.2f} GB |"
+                ]
+            for side, waiting in found["gradients of the head that wait (fp32)"].items():
+                lines += [f"| – gradients of the head that wait, {side} | {waiting / 1e9:.2f} GB | none |"]
         else:
             lines += [f"| {name} | {sides['replicated'] / 1e9:.1f} GB | {sides['sharded'] / 1e9:.1f} GB |"]
     lines += ["", f"| a step of {step['tokens']:,} tokens | KD | KD + DIITO |", "| --- | --- | --- |"]

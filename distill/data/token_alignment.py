@@ -167,7 +167,20 @@ def span_kd(
         )
     student = student_logits[spans.rows, spans.student]
     teacher = teacher_logits[spans.rows, spans.teacher]
-    pooled = shared_log_probabilities(student, teacher, shared, temperature)
+    return pooled_kd(student, teacher, shared, temperature, scale_t2=scale_t2, divergence=divergence)
+
+
+def pooled_kd(
+    student_logits: Float[Tensor, "pairs student_vocabulary"],
+    teacher_logits: Float[Tensor, "pairs teacher_vocabulary"],
+    shared: Shared,
+    temperature: float = 1.0,
+    *,
+    scale_t2: bool = True,
+    divergence: Divergence = forward_kl,
+) -> Float[Tensor, ""]:
+    """Return `span_kd` from the logits at the paired positions."""
+    pooled = shared_log_probabilities(student_logits, teacher_logits, shared, temperature)
     return divergence(*pooled).mean() * (temperature**2 if scale_t2 else 1)
 
 

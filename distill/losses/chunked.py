@@ -67,19 +67,38 @@ class LazyLogits:
         return self.make([rows[chosen] for rows in self.rows], {})
 
 
+def size_of_parts(positions: int) -> int:
+    """Return how many of some positions are taken at a time."""
+    return min(MOST, max(LEAST, -(-positions // PARTS)))
+
+
+def logits_at(logits: Tensor | LazyLogits, places: Sequence[Tensor]) -> Tensor:
+    """Return the logits at some positions, `[n, classes]`.
+
+    Args:
+        logits: `[*batch, classes]`.
+        places: the numbers of the positions along each axis of the batch, `[n]` each.
+    """
+    if isinstance(logits, Tensor):
+        return logits[tuple(places)]
+    there = tuple(each.to(logits.rows[0].device) for each in places)
+    return logits.mapped(lambda rows: rows[there]).of(slice(None))
+
+
 def mean_in_chunks(
-    loss: Callable[..., Tensor], student: LazyLogits, other: LazyLogits | Tensor, mask: Tensor | None = None
+    loss: Callable[..., Tensor], student: LazyLogits, *others: LazyLogits | Tensor, mask: Tensor | None = None
 ) -> Tensor:
     """Return the mean of a loss over positions, made and differentiated for a few of them at a time.
 
     Args:
-        loss: from logits `[n, classes]` of the student, and as much of the other, to their mean.
+        loss: from logits `[n, classes]` of the student, and as much of each of the others, to their mean.
         student: its logits, `[*batch, classes]`.
-        other: what they are compared with, without a graph: logits, made in parts too or whole, or labels `[*batch]`.
+        others: what they are compared with, without a graph: logits, made in parts too or whole, or labels `[*batch]`.
         mask: the positions that count, `[*batch]`, at least one; None for all. Nothing is made of the others.
     """
     student = student.mapped(lambda rows: _flat(rows, 1, mask))
-    mean = _Mean(loss, student, _parts_of(other, student.ndim, mask))
+    parts = [_parts_of(other, mask) for other in others]
+    mean = _Mean(loss, student, lambda chosen: [part(chosen) for part in parts])
     tensors = (*student.rows, *student.weights.values())
     if torch.is_grad_enabled() and any(each.requires_grad for each in tensors):
         value: Tensor = _Differentiated.apply(mean, *tensors)
@@ -95,7 +114,7 @@ def _flat(values: Tensor, kept_axes: int, mask: Tensor | None) -> Tensor:
     return rearrange(values, "... width -> (...) width") if mask is None else take_kept(values, mask)
 
 
-def _parts_of(other: LazyLogits | Tensor, ndim: int, mask: Tensor | None) -> Callable[[slice], Tensor]:
+def _parts_of(other: LazyLogits | Tensor, mask: Tensor | None) -> Callable[[slice], Tensor]:
     """Return a function that gives the part of what is compared with at some of the positions that count."""
     if isinstance(other, LazyLogits):
         return other.mapped(lambda rows: _flat(rows, 1, mask)).of
@@ -111,22 +130,22 @@ def _parts_of(other: LazyLogits | Tensor, ndim: int, mask: Tensor | None) -> Cal
 
 @dataclass(frozen=True, eq=False)
 class _Mean:
-    """A mean of a loss over the positions of a student, `[N, classes]`, and what `part` gives of the other."""
+    """A mean of a loss over the positions of a student, `[N, classes]`, and what `parts` gives of the others."""
 
     loss: Callable[..., Tensor]
     student: LazyLogits
-    part: Callable[[slice], Tensor]
+    parts: Callable[[slice], list[Tensor]]
 
     def chunks(self) -> list[tuple[slice, float]]:
         """Return the positions of each part, with its share of all."""
         count = len(self.student.rows[0])
-        size = min(MOST, max(LEAST, -(-count // PARTS)))
+        size = size_of_parts(count)
         cuts = [slice(first, min(first + size, count)) for first in range(0, count, size)]
         return [(cut, (cut.stop - cut.start) / count) for cut in cuts]
 
     def value(self) -> Tensor:
         """Return the mean."""
-        values = [self.loss(self.student.of(chosen), self.part(chosen)) * share for chosen, share in self.chunks()]
+        values = [self.loss(self.student.of(chosen), *self.parts(chosen)) * share for chosen, share in self.chunks()]
         return torch.stack(values).sum()
 
     def value_and_gradients(self) -> tuple[Tensor, list[Tensor | None]]:
@@ -137,11 +156,11 @@ class _Mean:
         by_weight: list[Tensor | None] = [None] * len(weights)
         values = []
         for chosen, share in self.chunks():
-            other, here = self.part(chosen), [_leaf(each[chosen], like=each) for each in rows]
+            others, here = self.parts(chosen), [_leaf(each[chosen], like=each) for each in rows]
             with torch.enable_grad():
                 logits = self.student.make(here, dict(zip(names, weights, strict=True)))
-                value = self.loss(logits, other)
-            del logits
+                value = self.loss(logits, *others)
+            del logits, others
             by = [each for each in (*here, *weights) if each.requires_grad]
             found = iter(torch.autograd.grad(value, by, allow_unused=True))
             for kept, each in zip(by_row, here, strict=True):

@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from distill.errors import DistillError
+from distill.losses.chunked import LazyLogits
 from distill.models.host_copies import host_columns, on_both
 from distill.models.inputs import answer_mask, innermost, mask_of, writes_labels
 from distill.models.token_positions import starts
@@ -51,7 +52,7 @@ def checked_tokens(tokens: Any, owner: str) -> str:
 
 
 def label_place(
-    model: Any, logits: Tensor | None, batch: Mapping[str, Tensor], table: Mapping[str, Any] | None = None
+    model: Any, logits: Tensor | LazyLogits | None, batch: Mapping[str, Tensor], table: Mapping[str, Any] | None = None
 ) -> LabelPlace:
     """Return the place of the label of the answer at a token.
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import interventions
 from distill.errors import DistillError
+from distill.losses.chunked import LazyLogits
+from distill.models.head import Heads, lazy_logits
 from distill.models.inputs import DECODERS, NEVER, device_of, innermost, inputs_of, network_of, to_device, vocabulary_of
 from distill.models.outputs import logits_if_any
 from distill.models.pad_tokens import longest_input
@@ -80,14 +82,45 @@ def answer_of(
     Raises:
         DistillError: a model that has no logits, does not run on these columns, or gives no answer for each row.
     """
+
+    def read(model: Any, given: Any) -> Tensor | None:
+        ran = run(model, given, resumable=False)
+        return ran.logits if needed else logits_if_any(ran)
+
+    found = _tried_answer(name, model, columns, read)
+    assert not isinstance(found, LazyLogits)
+    return found
+
+
+def lazy_answer_of(name: str, model: nn.Module, columns: Mapping[str, Tensor], heads: Heads) -> Tensor | LazyLogits:
+    """Return what `answer_of` does; where the logits are large, to be made in parts.
+
+    Args:
+        name, model, columns: as for `answer_of`.
+        heads: lets the run end before the head of the model.
+    """
+
+    def read(model: Any, given: Any) -> Tensor | LazyLogits:
+        with heads.deferred([(model, given)]):
+            ran = interventions.run(model, given, resumable=False)
+            return lazy_logits(ran) or ran.logits
+
+    found = _tried_answer(name, model, columns, read)
+    assert found is not None
+    return found
+
+
+def _tried_answer(
+    name: str, model: Any, columns: Mapping[str, Tensor], read: Callable[[Any, Any], Tensor | LazyLogits | None]
+) -> Tensor | LazyLogits | None:
+    """Return what a function reads of a model on a batch, after the checks of `answer_of`."""
     with tried(name):
         batch = to_device(columns, device_of(model))
         given = inputs_of(model, batch)
     # Inputs that are given by position get their names for the error.
     named = given if isinstance(given, Mapping) else {key: x for key, x in batch.items() if any(x is y for y in given)}
     with tried(name, model, named):
-        ran = run(model, given, resumable=False)
-        logits = ran.logits if needed else logits_if_any(ran)
+        logits = read(model, given)
     check_values(name, logits)
     check_rows(name, logits, len(next(iter(batch.values()))))
     return logits
@@ -104,9 +137,9 @@ def check_values(name: str, values: Any) -> None:
 
 def check_rows(name: str, answer: Any, rows: int) -> None:
     """Raise DistillError if a model does not give an answer for each row: it took the rows for something else."""
-    if not isinstance(answer, Tensor):
+    if not isinstance(answer, Tensor | LazyLogits):
         return
-    if answer.ndim < 2 or len(answer) != rows:
+    if answer.ndim < 2 or answer.shape[0] != rows:
         raise DistillError(
             f"{name} answers {list(answer.shape)} on {rows} rows, and [rows, classes] or [rows, token, classes] is "
             "needed; reshape it: answers=lambda output: output.reshape(rows, -1), or give the data an axis of "

@@ -8,10 +8,31 @@ from torch import Tensor
 from distill.errors import DistillError
 from distill.losses.chunked import LazyLogits
 from distill.models.class_labels import Answers, kind_of_answers
+from distill.models.head import lazy_logits
 from distill.objectives.step import Step
+from distill.teachers.verbs import lazy_answers
 from interventions import shown
 
 KINDS = ("classes", "labels", "values")
+
+
+def both_answers(step: Step) -> tuple[Tensor | LazyLogits, Tensor | LazyLogits]:
+    """Return the answers of student and teacher: to be made in parts where the student's run ended before its head."""
+    return lazy_pair(step) or (step.student.logits, step.taught.logits)
+
+
+def lazy_pair(step: Step) -> tuple[LazyLogits, LazyLogits | Tensor] | None:
+    """Return the answers of the student, to be made in parts, and those of the teacher, without a graph.
+
+    None where the run of the student went to its end, or where the teacher's whole answers have a graph.
+    """
+    student = lazy_logits(step.student)
+    if student is None:
+        return None
+    teacher = lazy_answers(step.taught)
+    if teacher is None and step.taught.logits.requires_grad:
+        return None
+    return student, step.taught.logits if teacher is None else teacher
 
 
 def check_answers(answers: Any, caller: str) -> Answers | None:

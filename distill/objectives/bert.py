@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from distill.errors import DistillError, checked, refuse_unless_positive
 from distill.interchange.mapping import Entry, depth
 from distill.losses import hint, soft_cross_entropy
+from distill.losses.chunked import LazyLogits, mean_in_chunks
 from distill.models.loss_masks import checked_tokens
+from distill.objectives.answers import both_answers
 from distill.objectives.features import Cosine
 from distill.objectives.language import MaskedLM
 from distill.objectives.objective import About, Objective
@@ -116,6 +118,7 @@ class TinyBERT(Objective):
         tokens: `"labelled"` or `"all"`, as for `KD`; for attention scores it selects queries.
     """
 
+    in_chunks = True
     about = About(
         ("tinybert_attention", "tinybert_hidden", "tinybert_prediction"),
         "Σ_layers MSE(scores_s, scores_t) + MSE(W_e e_s, e_t) + Σ_layers MSE(W h_s, h_t), one W; stage 2: τ² CE(p_t^τ, "
@@ -181,11 +184,19 @@ class TinyBERT(Objective):
                 losses.append(average_loss(step, partial(hint, mask=mask), mapped, teacher, mask))
             terms["tinybert_hidden"] = torch.stack(losses).sum()
         if self.stage != 1:
-            student, teacher = step.student.logits, step.taught.logits
-            mask = step.mask(student, tokens=self.tokens)
-            loss = partial(soft_cross_entropy, temperature=self.temperature, mask=mask)
-            terms["tinybert_prediction"] = average_loss(step, loss, student, teacher, mask)
+            terms["tinybert_prediction"] = self._prediction(step)
         return terms
+
+    def _prediction(self, step: Step) -> Tensor:
+        """Return the cross-entropy under the teacher's softened answers."""
+        student, teacher = both_answers(step)
+        loss: Any = partial(soft_cross_entropy, temperature=self.temperature)
+        if isinstance(student, LazyLogits) and student.shape == teacher.shape:
+            mask = step.mask(student.rows[0], tokens=self.tokens)
+            return average_loss(step, partial(mean_in_chunks, loss, mask=mask), student, teacher, mask)
+        own, taught = step.student.logits, step.taught.logits
+        mask = step.mask(own, tokens=self.tokens)
+        return average_loss(step, partial(loss, mask=mask), own, taught, mask)
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""

@@ -150,7 +150,7 @@ def _cross_entropy(step: Step, logits: Tensor | LazyLogits, labels: Tensor, over
         return zero_of(logits)
     if isinstance(logits, Tensor):
         return step.mean(cross_entropy(logits, labels), over)
-    return step.mean(mean_in_chunks(cross_entropy, logits, labels, is_labelled(labels)), over)
+    return step.mean(mean_in_chunks(cross_entropy, logits, labels, mask=is_labelled(labels)), over)
 
 
 def _refuse_other_shapes(logits: Tensor | LazyLogits, labels: Tensor, caller: str) -> None:

@@ -39,11 +39,10 @@ from distill.models.class_labels import Answers
 from distill.models.head import lazy_logits
 from distill.models.inputs import TEACHERS, inputs_of
 from distill.models.loss_masks import LABELS, TOKENS, answers_by_decoder, checked_tokens
-from distill.objectives.answers import answers_of, check_answers, decide_answers
+from distill.objectives.answers import answers_of, both_answers, check_answers, decide_answers, lazy_pair
 from distill.objectives.objective import About, Objective
 from distill.objectives.step import Step, average_loss, zero_of
 from distill.objectives.term_weights import describe_function
-from distill.teachers.verbs import lazy_answers
 from interventions import on_host, run
 
 
@@ -132,15 +131,12 @@ class KD(Objective):
 
     def _lazy(self, step: Step) -> tuple[LazyLogits, LazyLogits | Tensor] | None:
         """Return the answers of student and teacher to be made in parts; None where the whole logits are needed."""
-        student = lazy_logits(step.student)
-        if student is None or self.student_noise or self.teacher_noise or not _is_by_position(self.divergence):
+        if self.student_noise or self.teacher_noise or not is_by_position(self.divergence):
             return None
-        if answers_of(step, student, self._decided or self.answers, "KD()") != "classes":
+        both = lazy_pair(step)
+        if both is None or answers_of(step, both[0], self._decided or self.answers, "KD()") != "classes":
             return None
-        teacher = lazy_answers(step.taught)
-        if teacher is None and step.taught.logits.requires_grad:
-            return None
-        return student, step.taught.logits if teacher is None else teacher
+        return both
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
@@ -196,6 +192,7 @@ class DKD(Objective):
         "Zhao et al. 2022, arXiv:2203.08679",
     )
     needs = ("labels",)
+    in_chunks = True
 
     def __init__(
         self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, *, warmup: float = 20.0
@@ -224,7 +221,7 @@ class DKD(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term `dkd`."""
-        student, teacher, labels = step.student.logits, step.taught.logits, step.labels("DKD()")
+        (student, teacher), labels = both_answers(step), step.labels("DKD()")
         if labels.is_floating_point():
             raise DistillError(
                 f"DKD() compares one label an example with the other classes, and the labels are {labels.dtype} "
@@ -232,7 +229,11 @@ class DKD(Objective):
             )
         if not bool((on_host(labels) != -100).any()):
             return {"dkd": zero_of(student)}
-        value = dkd(student, teacher, labels, self.alpha, self.beta, self.temperature)
+        loss = partial(dkd, alpha=self.alpha, beta=self.beta, temperature=self.temperature)
+        if isinstance(student, LazyLogits) and student.shape == teacher.shape and labels.shape == student.shape[:-1]:
+            value = mean_in_chunks(loss, student, teacher, labels, mask=is_labelled(labels))
+        else:
+            value = loss(step.student.logits, step.taught.logits, labels)
         rise = min((floor(step.moment.epoch) + 1) / self.warmup, 1.0) if self.warmup else 1.0
         return {"dkd": step.mean(value, TOKENS if step.labels_tokens else LABELS) * rise}
 
@@ -258,6 +259,7 @@ class Labels(Objective):
 
     about = About(("labels",), "CE(z_s, y), with smoothing (1 − ε) CE + ε mean over the classes", "")
     needs = ("labels",)
+    in_chunks = True
 
     def __init__(self, smoothing: float = 0.0, *, answers: Any = None) -> None:
         super().__init__()
@@ -285,13 +287,17 @@ class Labels(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term `labels`."""
-        logits, labels = step.student.logits, step.labels_in_place("Labels()")
+        logits, labels = lazy_logits(step.student) or step.student.logits, step.labels_in_place("Labels()")
         answers = answers_of(step, logits, self._decided or self.answers, "Labels()")
         if self.smoothing and answers != "classes":
             raise DistillError(
                 f"Labels(smoothing={self.smoothing}) shares a part of the label among classes, and these answers are "
                 f"{answers!r}; use Labels()."
             )
+        if isinstance(logits, LazyLogits):
+            if answers == "classes" and labels.shape == logits.shape[:-1]:
+                return {"labels": self._in_chunks(step, logits, labels)}
+            logits = step.student.logits
         if answers == "values" and not step.labels_tokens:
             return {"labels": step.mean(mean_squared_error(logits, labels))}
         counts = is_labelled(labels)
@@ -305,13 +311,21 @@ class Labels(Objective):
             return {"labels": step.mean(binary_cross_entropy(logits, targets), LABELS)}
         return {"labels": step.mean(cross_entropy(logits, labels, self.smoothing), LABELS)}
 
+    def _in_chunks(self, step: Step, logits: LazyLogits, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of classes of tokens, made for a few of them at a time."""
+        counts = is_labelled(labels)
+        if not bool(on_host(counts).any()):
+            return zero_of(logits)
+        loss = partial(cross_entropy, smoothing=self.smoothing)
+        return step.mean(mean_in_chunks(loss, logits, labels, mask=counts), LABELS)
+
     def extra_repr(self) -> str:
         """Return the settings for printing."""
         shown: list[Any] = [f"smoothing={self.smoothing}"] if self.smoothing else []
         return ", ".join(shown + ([f"answers={self.answers!r}"] if self.answers else []))
 
 
-def _is_by_position(divergence: Divergence) -> bool:
+def is_by_position(divergence: Divergence) -> bool:
     """Return whether a divergence is known to compare each position by itself."""
     plain = divergence.func if isinstance(divergence, partial) else divergence
     return plain in (forward_kl, reverse_kl, jensen_shannon, squared_error)

@@ -10,16 +10,22 @@ Hinton, Vinyals, Dean 2015 (arXiv:1503.02531), section 2; other ways to pair tok
 """
 
 from collections.abc import Mapping
+from functools import partial
 from math import inf
+from typing import Any
 
+from einops import rearrange
 from torch import Tensor
 
-from distill.data.token_alignment import Spans, TokenAlignment, span_kd
+from distill.data.token_alignment import Spans, TokenAlignment, pooled_kd, span_kd
 from distill.errors import DistillError, checked
 from distill.losses import Divergence, forward_kl
+from distill.losses.chunked import LazyLogits, mean_in_chunks
 from distill.models.inputs import mask_of
 from distill.models.loss_masks import IGNORED, answer_labels, checked_tokens
+from distill.objectives.answers import lazy_pair
 from distill.objectives.objective import About, Objective
+from distill.objectives.response import is_by_position
 from distill.objectives.step import Step, zero_of
 from distill.objectives.term_weights import describe_function
 
@@ -44,6 +50,7 @@ class SpanKD(Objective):
         tokens: `"labelled"` as above; `"all"` compares wherever positions are paired.
     """
 
+    in_chunks = True
     about = About(
         ("span_kd",),
         "τ² KL(p_t ‖ p_s), p the softmax(z/τ) added up over tokens of one meaning, mean over positions paired by text",
@@ -77,7 +84,8 @@ class SpanKD(Objective):
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Return the term `span_kd`."""
-        student, teacher = step.student.logits, step.taught.logits
+        both = lazy_pair(step) if is_by_position(self.divergence) else None
+        student, teacher = both or (step.student.logits, step.taught.logits)
         for side, logits in (("student", student), ("teacher", teacher)):
             if logits.ndim != 3:
                 raise DistillError(
@@ -89,16 +97,18 @@ class SpanKD(Objective):
         spans = self._counting(step.batch, self.alignment.spans(step.batch, self.by))
         if not len(spans.rows):
             return {"span_kd": zero_of(student)}
-        loss = span_kd(
-            student,
-            teacher,
-            spans,
-            self.alignment.shared,
-            self.temperature,
-            scale_t2=self.scale_t2,
-            divergence=self.divergence,
-        )
-        return {"span_kd": step.mean(loss, "spans")}
+        settings: dict[str, Any] = {
+            "temperature": self.temperature,
+            "scale_t2": self.scale_t2,
+            "divergence": self.divergence,
+        }
+        shared = self.alignment.shared
+        if isinstance(student, LazyLogits):
+            loss = partial(pooled_kd, shared=shared, **settings)
+            own, taught = student.mapped(lambda each: each[spans.rows, spans.student]), _taken(teacher, spans)
+            return {"span_kd": step.mean(mean_in_chunks(loss, own, taught), "spans")}
+        assert isinstance(teacher, Tensor)
+        return {"span_kd": step.mean(span_kd(student, teacher, spans, shared, **settings), "spans")}
 
     def extra_repr(self) -> str:
         """Return the settings for printing."""
@@ -115,3 +125,12 @@ class SpanKD(Objective):
         assert found is not None
         kept = (found != IGNORED)[spans.rows, spans.student]
         return Spans(*(each[kept] for each in spans))
+
+
+def _taken(logits: Tensor | LazyLogits, spans: Spans) -> LazyLogits:
+    """Return the teacher's logits at the paired positions, `[pairs, classes]`, to be made or taken in parts."""
+    if isinstance(logits, LazyLogits):
+        return logits.mapped(lambda each: each[spans.rows, spans.teacher])
+    flat = rearrange(logits, "batch token classes -> (batch token) classes")
+    numbers = (spans.rows * logits.shape[1] + spans.teacher)[:, None]
+    return LazyLogits((numbers,), lambda rows, _: flat[rows[0][:, 0]], {}, logits.shape[-1])

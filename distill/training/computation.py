@@ -1,7 +1,6 @@
 """All runs of one step in one `forward`, and the parts in which a step is computed."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -75,7 +74,7 @@ class Computation(nn.Module):
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
     ) -> dict[str, Tensor]:
         """Return the terms of all objectives on a batch."""
-        with self._before_heads(batch), trusting():
+        with self._heads.deferred(self._before_heads(batch)), trusting():
             step = self.step(batch, generator, moment)
             terms = terms_of(self.objectives, step)
             if step.ends is not None:  # to read inside a block whose output no loss is of would not gather its weights
@@ -83,15 +82,15 @@ class Computation(nn.Module):
                 terms[name] = sum((zero_of(end) for end in ends if end is not None), start=terms[name])
             return terms
 
-    def _before_heads(self, batch: Mapping[str, Tensor]) -> AbstractContextManager:
-        """Return a block in which runs with large logits end before the head, if an objective makes these in parts."""
+    def _before_heads(self, batch: Mapping[str, Tensor]) -> Sequence[tuple[nn.Module, Any]]:
+        """Return the models whose runs may end before their heads, with their inputs; none if no objective needs it."""
         if self.sharded or self.feed is not None or not any(each.in_chunks for each in within(self.objectives)):
-            return nullcontext()
+            return ()
         teacher, student = self._frozen[0], self.learning[0]
         models = [(student, self.inputs(batch))]
         if isinstance(teacher, nn.Module):
             models.append((teacher, inputs_of(teacher, teachers(batch))))
-        return self._heads.deferred(models)
+        return models
 
     def step(
         self,

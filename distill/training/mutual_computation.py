@@ -12,6 +12,7 @@ from distill.causal.feed import Feed
 from distill.data.rows import Rows
 from distill.errors import DistillError
 from distill.interchange.mapping import Entry
+from distill.models.head import Heads
 from distill.models.inputs import inputs_of
 from distill.models.loss_masks import LabelPlace, label_place
 from distill.models.outputs import logits_if_any
@@ -92,9 +93,11 @@ class Together(nn.Module):
     Attributes:
         objectives: the learners, each with its network and its objectives.
         label_place: where the label of the answer at a token stands, once `prepare` has looked at the data.
+        sharded: whether the weights of each block are gathered when the gradient of what it returned arrives.
     """
 
     label_place: LabelPlace | None = None
+    sharded = False
 
     def __init__(
         self,
@@ -120,12 +123,16 @@ class Together(nn.Module):
                 )
             )
         self.objectives: Any = nn.ModuleList(learners)
+        self._heads = Heads()
 
     def forward(
         self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment = NOW
     ) -> dict[str, Tensor]:
         """Return the terms of all networks, with the number of the network after each name."""
-        with trusting():
+        groups = (group for each in self.objectives for group in (each.own, *each.lessons.values()))
+        in_chunks = not self.sharded and any(objective.in_chunks for group in groups for objective in within(group))
+        models = [(each, inputs_of(each, batch)) for each in self.learning] if in_chunks else []
+        with self._heads.deferred(models), trusting():
             return self._terms(batch, generator, moment)
 
     def _terms(self, batch: Mapping[str, Tensor], generator: torch.Generator, moment: Moment) -> dict[str, Tensor]:

@@ -140,6 +140,12 @@ class Deferred:
             vars(new)["logits"] = function(self.logits)
         return new
 
+    def detach(self) -> "Deferred":
+        """Return the same output without a graph, neither to the states nor to the weights of the head."""
+        new = self.mapped(Tensor.detach)
+        new.graded = False
+        return new
+
     def _precision(self) -> AbstractContextManager:
         device, enabled, dtype = self.autocast
         if _autocast(device) == self.autocast:

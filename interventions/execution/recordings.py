@@ -266,7 +266,9 @@ def copy_inference_tensors(value: Any) -> Any:
 
 
 def detach_tensors(value: Any) -> Any:
-    """Return `value` with its tensors cut off from the graph."""
+    """Return `value` with its tensors cut off from the graph, also from that to the weights of a head that waits."""
+    if isinstance(value, Deferred):
+        return value.detach()
     return map_tensors(Tensor.detach, value)
 
 

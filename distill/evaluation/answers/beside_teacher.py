@@ -11,7 +11,7 @@ next token, so tokens without labels are their own: every token counts that foll
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import exp, inf
 from typing import Any
 
@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from distill.data.rows import Rows
 from distill.data.texts.lengths import similar_batches
-from distill.evaluation.answers.labelled_answers import check_classes, logits_of
+from distill.evaluation.answers.labelled_answers import check_classes, parts_of
 from distill.losses import kd
+from distill.losses.chunked import LazyLogits, logits_at
 from distill.models.finite import check_answers
+from distill.models.head import Heads
 from distill.models.inputs import (
     answer_mask,
     device_of,
@@ -35,11 +37,12 @@ from distill.models.inputs import (
     to_device,
 )
 from distill.models.loss_masks import IGNORED, answer_labels, answers_by_decoder, expects_next, label_place
+from distill.models.trials import lazy_answer_of
 from distill.precision import widen
 from distill.processes import gather_parts, own_part
 from distill.statistics.intervals import Share, wilson
 from distill.teachers.served import Served
-from distill.teachers.verbs import run_of
+from distill.teachers.verbs import lazy_answers, run_of
 from interventions import Model
 
 ROWS = 8
@@ -146,6 +149,7 @@ class _Sums:
     student: nn.Module
     rows: Rows
     text: bool
+    heads: Heads = field(default_factory=Heads)
 
     @torch.no_grad()
     def over(self, chosen: Int[Tensor, " rows"]) -> _Part:
@@ -155,7 +159,7 @@ class _Sums:
         with evaluating(self.student):
             for part in similar_batches(self.rows, ROWS, chosen):
                 batch = to_device(self.rows.batch(part), device_of(self.student))
-                logits = logits_of(self.student, students(batch))
+                logits = lazy_answer_of("the model", self.student, students(batch), self.heads)
                 place = label_place(self.student, logits, batch, self.rows.table) if place is None else place
                 labels = self._labels(logits, batch, place)
                 counted = self._counted(logits, batch, labels)
@@ -169,7 +173,7 @@ class _Sums:
                 self._add(found, logits, others, labels, counted)
         return found
 
-    def _labels(self, logits: Tensor, batch: Mapping[str, Tensor], place: Any) -> Tensor | None:
+    def _labels(self, logits: Tensor | LazyLogits, batch: Mapping[str, Tensor], place: Any) -> Tensor | None:
         """Return the class of each answer, −100 where none counts; None where there are none."""
         if "labels" not in batch:
             return _own_tokens(self.student, batch) if self.text else None
@@ -178,31 +182,38 @@ class _Sums:
         check_classes(logits, labels, "perplexity" if self.text else "accuracy")
         return labels
 
-    def _counted(self, logits: Tensor, batch: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+    def _counted(self, logits: Tensor | LazyLogits, batch: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
         """Return which answers count, `[batch]` or `[batch, token]`."""
         if labels is not None:
             return labels != IGNORED
         real = answer_mask(self.student, batch)
-        every = logits.new_ones(logits.shape[:-1], dtype=torch.bool)
+        every = torch.ones(logits.shape[:-1], dtype=torch.bool, device=device_of(self.student))
         return every if real is None or real.shape != every.shape else real.bool()
 
-    def _teachers(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+    def _teachers(self, batch: Mapping[str, Tensor]) -> Tensor | LazyLogits | None:
         """Return the teacher's logits on a batch; None without one."""
         if self.teacher is None:
             return None
         with evaluating(self.teacher):
-            given = to_device(teachers(batch), device_of(self.teacher))
-            found = run_of(self.teacher, inputs_of(self.teacher, given), resumable=False).logits
-        return found.to(device_of(self.student))
+            given = inputs_of(self.teacher, to_device(teachers(batch), device_of(self.teacher)))
+            with self.heads.deferred([(self.teacher, given)] if isinstance(self.teacher, nn.Module) else []):
+                ran = run_of(self.teacher, given, resumable=False)
+                return lazy_answers(ran) or ran.logits.to(device_of(self.student))
 
-    def _add(self, found: _Part, logits: Tensor, others: Tensor | None, labels: Tensor | None, counted: Tensor) -> None:
+    def _add(
+        self,
+        found: _Part,
+        logits: Tensor | LazyLogits,
+        others: Tensor | LazyLogits | None,
+        labels: Tensor | None,
+        counted: Tensor,
+    ) -> None:
         """Add a batch to the sums, some answers at a time."""
         what = "perplexity" if self.text else "agreement with the teacher"
-        places = counted.nonzero(as_tuple=True)
-        for some in zip(*(each.split(AT_ONCE) for each in places), strict=True):
+        for some in parts_of(logits, counted, AT_ONCE):
             if not len(some[0]):  # of rows of one token nothing counts
                 continue
-            own, wanted = logits[some], None if labels is None else labels[some].long()
+            own, wanted = logits_at(logits, some), None if labels is None else labels[some].long()
             check_answers(own, what)
             best = own.argmax(-1)
             found["answers"] += len(own)
@@ -212,7 +223,7 @@ class _Sums:
                 found["nll"] += _nats(own, wanted) if self.text else 0.0
             if others is None:
                 continue
-            same = others[some]
+            same = logits_at(others, some).to(own.device)
             check_answers(same, what)
             found["agreed"] += int((best == same.argmax(-1)).sum())
             found["kl"] += float(kd(own, same, reduction="none").double().sum())

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from distill.data.rows import Rows
 from distill.data.texts.lengths import similar_batches
 from distill.errors import DistillError
+from distill.losses.chunked import LazyLogits, logits_at, size_of_parts
 from distill.models.finite import check_answers
+from distill.models.head import Heads
 from distill.models.inputs import answer_mask, device_of, evaluating, students, to_device, uncompiled
 from distill.models.loss_masks import IGNORED, answer_labels, label_place
 from distill.models.numbering import numbered_as
-from distill.models.trials import answer_of
+from distill.models.trials import answer_of, lazy_answer_of
 from distill.tasks.loading import held_out
 
 
@@ -22,6 +24,19 @@ def few_answers(model: nn.Module, data: Rows) -> Tensor | None:
     with evaluating(model), torch.no_grad():
         few = students(data.batch(range(min(2, len(data)))))
         return answer_of("the model", model, few, needed=False)
+
+
+def parts_of(logits: Tensor | LazyLogits, counted: Tensor, at_once: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the places of the answers that count, some at a time: fewer where their logits are made then.
+
+    Args:
+        logits: the answers, `[*batch, classes]`.
+        counted: which of them count, `[*batch]`.
+        at_once: how many of whole logits are taken together.
+    """
+    places = counted.nonzero(as_tuple=True)
+    size = at_once if isinstance(logits, Tensor) else size_of_parts(len(places[0]))
+    yield from zip(*(each.split(size) for each in places), strict=True)
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
@@ -38,10 +53,11 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 def labelled_answers(
     model: nn.Module, data: Any, batch_size: int, what: str, *, needed: bool = True
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield for each batch the logits `[answers, classes]`, the classes and the rows of all answers that have a label.
+    """Yield the logits `[answers, classes]`, the classes and the rows of answers that have a label, batch by batch.
 
     Rows of similar length are in one batch, so they come in another order than in the data. The answer of a causal
-    language model at a token is for the next token; padding has no label.
+    language model at a token is for the next token; padding has no label. Where the logits of a batch are large, they
+    are made and yielded in parts.
 
     Args:
         model: a classifier or a language model.
@@ -61,11 +77,11 @@ def labelled_answers(
             "data={…, 'labels': …}."
         )
     data = numbered_as(data, model)
-    labelled, place = False, None
+    labelled, place, heads = False, None, Heads()
     with evaluating(model), torch.no_grad():
         for rows in similar_batches(data, batch_size):
             batch = to_device(data.batch(rows), device_of(model))
-            logits = logits_of(model, batch)
+            logits = lazy_answer_of("the model", model, batch, heads)
             place = label_place(model, logits, batch, data.table) if place is None else place
             found = answer_labels(batch, place, answer_mask(model, batch))
             labels = batch["labels"] if found is None else found
@@ -73,13 +89,15 @@ def labelled_answers(
             counted = labels != IGNORED
             labelled = labelled or bool(counted.any())
             check_labels(labels[counted], logits.shape[-1], what)
-            check_answers(logits[counted], what)
-            yield logits[counted], labels[counted], rows[counted.cpu().nonzero()[:, 0]]
+            for places in parts_of(logits, counted, max(1, counted.numel())):
+                answers = logits_at(logits, places)
+                check_answers(answers, what)
+                yield answers, labels[places], rows[places[0].cpu()]
     if needed and not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 
 
-def check_classes(logits: Tensor, labels: Tensor, what: str) -> None:
+def check_classes(logits: Tensor | LazyLogits, labels: Tensor, what: str) -> None:
     """Raise DistillError for labels whose type, shape or values are not those of classes of these answers."""
     if labels.is_floating_point():
         raise DistillError(

@@ -66,7 +66,7 @@ def compare(loss, other, mask: Tensor | None, dtype: torch.dtype, *, whole, othe
     hidden, module = states(0, dtype).requires_grad_(), head(0, dtype)
     by = [hidden, *module.parameters()]
     expected = whole(module(hidden), other_whole)
-    found = mean_in_chunks(loss, lazy(hidden, module), other, mask)
+    found = mean_in_chunks(loss, lazy(hidden, module), other, mask=mask)
     assert found.dtype == expected.dtype
     torch.testing.assert_close(found, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
     wanted, got = (torch.autograd.grad(3 * each, by) for each in (expected, found))
@@ -76,7 +76,7 @@ def compare(loss, other, mask: Tensor | None, dtype: torch.dtype, *, whole, othe
         torch.testing.assert_close(one, another, rtol=0, atol=near)
         assert bool(another.any())
     with torch.no_grad():
-        assert torch.equal(mean_in_chunks(loss, lazy(hidden, module), other, mask), found)
+        assert torch.equal(mean_in_chunks(loss, lazy(hidden, module), other, mask=mask), found)
 
 
 @pytest.mark.parametrize(("dtype", "mask"), CASES, ids=str)
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_the_mean_by_its_differences(size):
             return torch.func.functional_call(module, used, (rows[0],))
 
         logits = LazyLogits((values,), make, dict(zip(names, weights, strict=True)), CLASSES)
-        return mean_in_chunks(partial(kd, temperature=2.0), logits, teacher, MASKS["some"])
+        return mean_in_chunks(partial(kd, temperature=2.0), logits, teacher, mask=MASKS["some"])
 
     torch.autograd.gradcheck(mean, (hidden, *module.parameters()))
 
@@ -120,7 +120,7 @@ def test_logits_are_made_of_the_positions_that_count_alone_and_of_few_at_a_time(
         return torch.func.functional_call(module, dict(weights), (rows[0],))
 
     logits = LazyLogits((hidden,), make, dict(module.named_parameters()), CLASSES)
-    mean_in_chunks(kd, logits, torch.zeros(ROWS, TOKENS, CLASSES).double(), MASKS["some"]).backward()
+    mean_in_chunks(kd, logits, torch.zeros(ROWS, TOKENS, CLASSES).double(), mask=MASKS["some"]).backward()
     assert sum(made) == int(MASKS["some"].sum())
     assert max(made) <= chunked.MOST
 

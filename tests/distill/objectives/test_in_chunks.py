@@ -21,12 +21,17 @@ from distill import (
     CausalLM,
     Cosine,
     Crossway,
+    DistilBERT,
+    DistillError,
     InContext,
     Interrupted,
-    MaskedLM,
+    Labels,
     Rows,
+    Schedule,
     Served,
+    TinyBERT,
     fit,
+    mutual,
 )
 from distill.interchange.mapping import entries_of, layer_mapping
 from distill.losses import LogitNoise, chunked, jensen_shannon, reverse_kl, squared_error
@@ -110,12 +115,14 @@ OBJECTIVES = {
     "reverse KL": lambda: KD(2.0, divergence=reverse_kl),
     "Jensen–Shannon": lambda: KD(1.0, divergence=partial(jensen_shannon, beta=0.3)),
     "squared": lambda: KD(divergence=squared_error),
-    "KD and DKD": lambda: [KD(2.0), DKD(warmup=0)],
+    "DKD": lambda: DKD(0.5, 3.0, 2.0, warmup=0),
+    "KD and labels": lambda: [KD(2.0), Labels(0.1)],
+    "TinyBERT, answers": lambda: TinyBERT(2, temperature=2.0),
     "DIITO": lambda: [KD(2.0), DIITO()],
     "DIITO, crossway": lambda: DIITO(Crossway(), match=[KD(1.0), Cosine()]),
     "DIITO, in context": lambda: DIITO(InContext(0.5)),
 }
-OWN = {"bert": lambda: MaskedLM(), "t5": lambda: KD(4.0)}
+OWN = {"bert": lambda: DistilBERT(), "t5": lambda: KD(4.0)}
 
 
 @pytest.fixture(autouse=True)
@@ -123,13 +130,18 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(chunked, "LEAST", 3)
 
 
-def stepped(models: tuple[nn.Module, nn.Module], objectives: Any, batch: Any, moment: Any = None):
+def stepped(
+    models: tuple[nn.Module, nn.Module], objectives: Any, batch: Any, moment: Any = None, prepared: bool = True
+):
     """The terms and gradients of one step, and the heads before which its runs ended."""
     teacher, student = models[0], copy.deepcopy(models[1])
     objectives = objectives if isinstance(objectives, list) else [objectives]
     entries = entries_of(layer_mapping(teacher, student, "full"), teacher, student)
     computation = Computation(teacher, student, entries, objectives)
-    computation.prepare(batch, torch.Generator().manual_seed(0), Rows(dict(batch)))
+    if prepared:
+        computation.prepare(batch, torch.Generator().manual_seed(0), Rows(dict(batch)))
+    else:
+        computation.label_place = "next"
     terms = computation(batch, torch.Generator().manual_seed(1), Moment() if moment is None else moment)
     sum(terms.values()).backward()
     gradients = {name: each.grad for name, each in student.named_parameters()}
@@ -165,7 +177,10 @@ def test_each_family_learns_in_parts_what_it_learns_whole(kind, monkeypatch):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("kind", ["llama", pytest.param("gpt2", marks=pytest.mark.full), "gemma2, soft cap"])
 def test_each_objective_learns_in_parts_what_it_learns_whole(kind, objective, monkeypatch):
-    found = compare(monkeypatch, (model(kind, 3), model(kind, 2, 1)), OBJECTIVES[objective], batch_of(kind))
+    batch = batch_of(kind)
+    if "labels" in objective:  # classes of the tokens, which are no tokens
+        batch["labels"] = batch["labels"].where(batch["labels"] < 0, batch["labels"] % 7)
+    found = compare(monkeypatch, (model(kind, 3), model(kind, 2, 1)), OBJECTIVES[objective], batch)
     assert all(found)
 
 
@@ -179,15 +194,44 @@ def test_a_batch_without_a_label_counts_nothing_and_every_weight_gets_a_gradient
     models, batch = (model("llama", 3), model("llama", 2, 1)), batch_of("llama")
     batch["labels"][:] = -100
     monkeypatch.setattr(heads, "LARGE", VOCABULARY)
-    terms, gradients, _ = stepped(models, [KD(), CausalLM()], batch)
+    objectives = [KD(), CausalLM(), DKD(warmup=0), Labels()]
+    terms, gradients, _ = stepped(models, objectives, batch, prepared=False)
     assert not any(terms.values())
     assert all(each is not None and not each.any() for each in gradients.values())
+
+
+def test_labels_of_another_shape_are_refused_as_with_whole_logits(monkeypatch):
+    models, batch = (model("llama", 3), model("llama", 2, 1)), batch_of("llama")
+    batch["labels"] = batch["labels"][:, :-2]
+    for large in (2**62, VOCABULARY):
+        monkeypatch.setattr(heads, "LARGE", large)
+        for objective in (DKD(warmup=0), Labels()):
+            with pytest.raises(DistillError, match="needs one label a position"):
+                stepped(models, objective, batch, prepared=False)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2, soft cap"])
+def test_networks_that_learn_together_do_in_parts_what_they_do_whole(kind, monkeypatch):
+    """No gradient reaches a network from the answers that others learn of it, whether they wait for its head or not."""
+    ends, made = {}, []
+    differentiate = chunked._Mean.value_and_gradients
+    monkeypatch.setattr(chunked._Mean, "value_and_gradients", lambda mean: made.append(1) or differentiate(mean))
+    for large in (2**62, VOCABULARY):
+        monkeypatch.setattr(heads, "LARGE", large)
+        networks = [model(kind, layers, layers) for layers in (2, 3, 1)]
+        batch = batch_of(kind)
+        batch["labels"] = batch["labels"].where(batch["labels"] < 0, batch["labels"] % 7)
+        mutual(networks, Rows(batch), own=[Labels(), CausalLM()], objective=KD(2.0), mapping={},
+               schedule=Schedule(steps=2, batch_size=4, lr=1e-3), console=QUIET)  # fmt: skip
+        ends[large] = [each.detach() for network in networks for each in network.parameters()]
+    assert len(made) == 2 * (3 * 2 + 3 * 2)  # in each of 2 steps, a term of each of 2 teachers and 2 of its own
+    for whole, parts in zip(*ends.values(), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=1e-9)
 
 
 WHOLE = {
     "noise": lambda: KD(student_noise=LogitNoise(0.1)),
     "a divergence of the user": lambda: KD(divergence=lambda student, teacher: (student - teacher).square().sum(-1)),
-    "DKD": lambda: [DKD(warmup=0), KD()],
     "values": lambda: KD(answers="values"),
 }
 

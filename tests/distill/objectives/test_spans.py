@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from distill import KD, DistillError, Schedule, fit, steps
+from distill import KD, DistillError, Schedule, Served, fit, steps
 from distill.data.token_alignment import TokenAlignment, span_kd
+from distill.losses import chunked, forward_kl, reverse_kl
+from distill.models import head as heads
 from distill.objectives.spans import SpanKD
 from distill.training.computation import Computation
 from tests.distill.data.test_token_alignment import MERGES, TEXTS, byte_level, pieces, words
@@ -42,6 +44,35 @@ def test_each_model_reads_its_own_tokens():
     found["span_kd"].backward()
     assert all(p.grad is not None for p in student.parameters())
     assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, reverse_kl])
+@pytest.mark.parametrize("by", ["prefix", "token"])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_answers_that_are_made_in_parts_are_those_that_are_made_whole(by, labelled, divergence, monkeypatch):
+    """Of both models, and of a student alone whose teacher ran to its end; bins of the padded vocabulary too."""
+    alignment, teacher, student = couple()
+    teacher, student = teacher.double(), student.double()
+    teacher.resize_token_embeddings(len(alignment.teacher) + 8)
+    batch = alignment.rows(TEXTS).batch(range(3))
+    if labelled:
+        labels = batch["input_ids"].clone()
+        labels[:, :2] = -100
+        batch = {**batch, "labels": labels}
+    found, least = {}, chunked.LEAST
+    for kept in ("whole", "both", "student"):
+        monkeypatch.setattr(heads, "LARGE", 2**62 if kept == "whole" else 1)
+        monkeypatch.setattr(chunked, "LEAST", least if kept == "whole" else 3)
+        taught = Served(teacher) if kept == "student" else teacher
+        student.zero_grad()
+        value = term(taught, student, SpanKD(alignment, 3.0, by=by, divergence=divergence), batch)["span_kd"]
+        value.backward()
+        found[kept] = value.detach(), [each.grad for each in student.parameters()]
+    assert float(found["whole"][0]) > 0.01
+    for kept, near in (("both", 1e-12), ("student", 1e-6)):  # a served teacher answers in single precision
+        torch.testing.assert_close(found[kept][0], found["whole"][0], rtol=near, atol=near)
+        for one, other in zip(found[kept][1], found["whole"][1], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=near * max(1.0, float(other.abs().max())))
 
 
 def test_one_tokenizer_on_both_sides_is_kd():

@@ -5,10 +5,13 @@ from math import exp, inf, nan
 import pytest
 import torch
 
-from distill import DistillError, Rows, evaluate
+from distill import DistillError, Rows, accuracy, calibration, evaluate
 from distill.evaluation.answers import beside_teacher
 from distill.evaluation.answers.beside_teacher import perplexity_of
 from distill.evaluation.metrics import perplexity
+from distill.losses import chunked
+from distill.losses.chunked import LazyLogits
+from distill.models import head as heads
 from tests.distill.tiny_models import bert, gpt2_lm, llama, masked_lm, mlp, spread, t5, text
 
 TOKENS = text(7, labels=False)
@@ -48,15 +51,25 @@ def by_hand(teacher, student, rows, first):
 @pytest.mark.parametrize("first", [0, 2, 3])
 @torch.no_grad()
 def test_decoders_are_measured_as_by_hand(make, first, monkeypatch):
+    """In batches of any size, whether logits are whole or made for a few tokens at a time."""
     teacher, student = spread(make(2)).eval(), spread(make(1), 1).eval()
     expected, count = by_hand(teacher, student, ROWS, first)
-    for size, at_once in ((8, 1024), (3, 2)):
+    monkeypatch.setattr(chunked, "LEAST", 2)
+    made, of = [], LazyLogits.of
+    monkeypatch.setattr(LazyLogits, "of", lambda logits, chosen: made.append(1) or of(logits, chosen))
+    for size, at_once, large in ((8, 1024, 2**62), (3, 2, 2**62), (8, 1024, 1), (3, 2, 1)):
         monkeypatch.setattr(beside_teacher, "ROWS", size)
         monkeypatch.setattr(beside_teacher, "AT_ONCE", at_once)
+        monkeypatch.setattr(heads, "LARGE", large)
+        made.clear()
         found = evaluate(teacher, student, {}, labelled(first) if first else TOKENS)
         assert {name: found.figures[name] for name in expected} == pytest.approx(expected, rel=1e-5)
         assert found.agreement.count == count
         assert ("accuracy" in found.figures) == bool(first)
+        assert len(made) == 0 if large > 1 else len(made) > 2 * len(ROWS) / size
+        if first:
+            assert accuracy(student, labelled(first), batch_size=size) == found.accuracy
+            assert calibration(student, labelled(first), batch_size=size).accuracy == found.accuracy
 
 
 def test_encoder_decoders_are_measured_on_their_labels():
