@@ -19,6 +19,7 @@ from distill.data.draws import batch_size_of
 from distill.data.rows import Rows
 from distill.data.task import Task
 from distill.errors import checked
+from distill.evaluation.progress import measurements_shown
 from distill.interchange.mapping import Entry, Sides
 from distill.models.class_names import name_classes, real_names
 from distill.models.inputs import compiled_in_place
@@ -27,7 +28,7 @@ from distill.models.outputs import answered, cut_to_tokens
 from distill.models.preprocessors import given_preprocessors, preprocessors_for, tokenizer_among
 from distill.models.pretrained import save_model
 from distill.monitoring.held_out import read_held_out
-from distill.monitoring.monitor import EVAL_ROWS, Watched, best_after, finishing, monitor_of, watched_by
+from distill.monitoring.monitor import EVAL_ROWS, Watched, best_after, finishing, known_of, monitor_of, watched_by
 from distill.objectives import Objective
 from distill.objectives.term_weights import Weight, describe_function
 from distill.processes import is_first
@@ -40,6 +41,7 @@ from distill.teachers.without_adapters import teacher_and_student
 from distill.training import loop
 from distill.training.checkpoints import KEPT, STEPS
 from distill.training.kept_answers import keeping
+from distill.training.progress import Plain
 from distill.training.resolve import Training, rows_for, training_of
 from distill.training.run_folder import AT_START, STUDENT, Resume, refuse_used_unless_resumed
 from distill.training.schedule import Schedule
@@ -79,6 +81,7 @@ def fit(
     keep: int = KEPT,
     eval_every: int | str | None = None,
     eval_rows: int = EVAL_ROWS,
+    pairs: int | None = None,
     save_best: bool | str = False,
     early_stopping: int | None = None,
     callbacks: Any = (),
@@ -137,6 +140,10 @@ def fit(
             training. They are in the records, in the log, in `result.history`, and on the console.
         eval_rows: the number of held-out rows that these evaluations take at most, the same in all of them; with a
             mapping at most 100 pairs are interchanged.
+        pairs: how many pairs of base and source the trained student is measured on; 0 measures no interchange accuracy.
+            None chooses 100 to 2,000 by the rows of all steps and the number of mapped places, so that measuring takes
+            about a third of the training at most, and none where neither an objective interchanges nor a mapping was
+            given.
         save_best: train to the end and return the student of the best evaluation; its checkpoint stays. The name of the
             figure to compare, "perplexity", "kl", "mse" or "error" (lower is better), "accuracy", "micro_f1",
             "macro_f1", "exact_match", "pearson", "spearman", "agreement" or "iia" (higher); True takes the first of
@@ -167,7 +174,7 @@ def fit(
         read, mapping, found = _search(mapping, networks, read, schedule, known=resume and output_dir, console=console)
         training = training_of(taught, student, mapping, read, objective=objective, weights=weights, schedule=schedule)
         tested = read_held_out(training, networks, eval_data, data, task,
-                               mapping=mapping, answers=answers, tokenizer=tokenizer)  # fmt: skip
+                               mapping=mapping, answers=answers, tokenizer=tokenizer, pairs=pairs)  # fmt: skip
     watch = monitor_of(wanted, tested, callbacks, track, title=title, folder=output_dir, resume=resume)
     training = watched_by(watch, training.kept(
         output_dir, _settings(training, answers, found, wanted) | _kept_by(taught, top_k), _networks(teacher, student),
@@ -176,11 +183,11 @@ def fit(
     running = loop.run_to_end(training, networks, answers, accelerator=accelerator, title=title, console=console)
     with finishing(watch), compiled_in_place(*given_models), running as (records, seconds):
         _name_and_save(training, teacher, student, place, partial(preprocessors_for, tokenizer, task, *networks))
-        evaluation = tested.measure().marked(training.settings["kinds"])
+        with measurements_shown(console or Plain(), title):
+            evaluation = tested.measure(known=known_of(watch)).evaluation.marked(training.settings["kinds"])
         best = best_after(watch, evaluation)
         result = FitResult(student, records, evaluation, training.settings, seconds, place, trained_on, best)
-        _save_result(result, teacher, training)
-    return result
+        return _saved(result, teacher, training)
 
 
 def read_task(teacher: Any, student: nn.Module, data: Any, tokenizer: Any) -> Task | None:
@@ -263,11 +270,12 @@ def _search(
     return rows, found.sides, found
 
 
-def _save_result(result: FitResult, teacher: Any, training: Training) -> None:
-    """Write the result of a training into its folder, if it has one; the first process does."""
+def _saved(result: FitResult, teacher: Any, training: Training) -> FitResult:
+    """Write the result of a training into its folder, if it has one, and return it; the first process writes."""
     if result.output_dir is not None and is_first():
         rows = len(training.rows) if isinstance(training.rows, Rows) and training.rows.stream is None else None
         result.save(result.output_dir, teacher=teacher, rows=rows)
+    return result
 
 
 def _settings(training: Training, answers: Any, found: FoundMapping | None, wanted: Watched) -> dict[str, Any]:

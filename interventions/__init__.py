@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from interventions.analysis.collect import collect
     from interventions.analysis.collected import Collected
     from interventions.analysis.grids import Grid
+    from interventions.analysis.path_sweeps import sweep_paths
     from interventions.analysis.paths import path_patch
     from interventions.analysis.plots import Picture, heat_map
     from interventions.analysis.result import Result, data_frame, plain_data
@@ -159,6 +160,7 @@ __all__ = [
     "select",
     "shown",
     "sweep",
+    "sweep_paths",
     "trusting",
     "unanswered",
     "unchanged",
@@ -171,6 +173,7 @@ _NAMES = {
     "interventions.analysis.collect": "collect",
     "interventions.analysis.collected": "Collected",
     "interventions.analysis.grids": "Grid",
+    "interventions.analysis.path_sweeps": "sweep_paths",
     "interventions.analysis.paths": "path_patch",
     "interventions.analysis.plots": "Picture heat_map",
     "interventions.analysis.result": "Result data_frame plain_data",

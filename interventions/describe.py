@@ -1,6 +1,7 @@
 """`describe`: a readable list of the places in a model that a `Location` can name."""
 
 from collections.abc import Iterator
+from html import escape
 from itertools import pairwise
 
 from torch import nn
@@ -21,6 +22,13 @@ from interventions.runs import traced
 
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim", "embed_dim", "hidden_dim")
 _Row = tuple[str, str, str, str]  # site, layers, shape, where
+
+
+class Description(str):
+    """A text of several lines, which a notebook shows as such."""
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self)}</pre>"
 
 
 @checked
@@ -58,7 +66,7 @@ def describe(model: Model, *, paths: bool = True) -> str:
     if paths and tracing is not None:
         lines += ["", "inside a forward: Location(module='…', operation='…'), or Location(3, operation='…') in a block"]
         lines += tracing.operations_listed([("", found.model), *_modules(found)])
-    return printable("\n".join(lines).rstrip())
+    return Description(printable("\n".join(lines).rstrip()))
 
 
 def _heading(found: Architecture, stack: Stack) -> str:

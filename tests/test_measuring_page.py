@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import distill
-from distill.monitoring import held_out
+from distill.evaluation import measurement
 from tests.conftest import REPOSITORY
 
 PAGE = (REPOSITORY / "docs" / "measuring.md").read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def test_the_code_runs(monkeypatch, capsys):
     task = distill.tasks.load("pvr")
     few = replace(task, train=task.train.take(torch.arange(64)), test=task.test.take(torch.arange(64)))
     monkeypatch.setattr(distill.tasks, "load", lambda name: few)
-    monkeypatch.setattr(held_out, "PAIRS", 20)
+    monkeypatch.setattr(measurement, "MOST_PAIRS", 20)
     monkeypatch.setattr(distill, "teacher_of", lambda task: task.network(0))
     names: dict[str, Any] = {}
     for block in BLOCKS:

@@ -23,7 +23,8 @@ from distill.comparison.compare import compare
 from distill.comparison.comparison import Comparison
 from distill.data.task import Task
 from distill.errors import DistillError
-from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.evaluation.evaluate import Evaluation
+from distill.evaluation.progress import measurements_shown
 from distill.interchange.kinds import USUAL as USUAL_KINDS
 from distill.interchange.mapping import Sides, depth, parse_mapping
 from distill.processes import from_first, is_first
@@ -161,10 +162,13 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
         from_first(lambda: command.write(folder))
         mapping, found = _mapping(command, teacher, smaller, task, schedule, folder=folder, console=console)
         plans = [plan for plan in command.students if plan.suits(task)]
-        runs = StudentRuns(command, folder, task, teacher, tokenizer, smaller, mapping, schedule, resume, console)
+        pairs = command.pairs_of(task, len(mapping))
+        runs = StudentRuns(
+            command, folder, task, teacher, tokenizer, smaller, mapping, schedule, resume, console, pairs
+        )
+        console.print(runs.plan(plans), markup=False, highlight=False, soft_wrap=True)
         trained = runs.train(plans)
-    measuring: Any = {"positions": command.interchanges.positions, "pairs": command.pairs_of(task)}
-    untrained = evaluate(teacher, smaller, mapping, task, **measuring)
+    untrained = runs.measure(smaller)
     compared = [compared_model("teacher", teacher, measured), compared_model(UNTRAINED, smaller, untrained)]
     compared += _compared(trained, command.training_seeds)
     title = f"{task.name}: a teacher of {depth(teacher)} layers, students of {depth(smaller)}"
@@ -233,11 +237,14 @@ def _comparison(
     students[UNTRAINED] = [untrained] * len(runs.command.training_seeds)
     rule = runs.command.interchanges.positions
     kinds = None if is_language(runs.task) else USUAL_KINDS  # their answers are long: one kind, few pairs
-    settings: dict[str, Any] = {"kinds": kinds, "positions": rule, "batch_size": BATCH}
+    settings: dict[str, Any] = {"kinds": kinds, "positions": rule, "batch_size": BATCH, "pairs": runs.pairs}
     if is_language(runs.task):
-        settings |= {"pairs": runs.command.pairs_of(runs.task), "batch_size": BATCH_OF_LANGUAGE}
+        settings |= {"batch_size": BATCH_OF_LANGUAGE}
+    if not runs.pairs:
+        return None, "no interchange accuracy was measured (--no-iia), so the students are not compared in it."
     try:
-        return compare(runs.teacher, students, runs.mapping, runs.task, **settings), ""
+        with measurements_shown(runs.console, "compare"):
+            return compare(runs.teacher, students, runs.mapping, runs.task, **settings), ""
     except (DistillError, InterventionError) as nothing:
         return None, f"the students are not compared: {nothing}"
 

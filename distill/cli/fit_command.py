@@ -16,12 +16,13 @@ from distill.cli.options.groups import (
     MonitorOptions,
     ScheduleOptions,
     StudentOptions,
+    pairs_of_options,
     sources_of,
 )
 from distill.cli.students import ON_KD, USUAL, StudentPlan, is_language, plan_of
 from distill.data.task import Task
 from distill.errors import DistillError
-from distill.evaluation.measurement import check_pairs
+from distill.evaluation.measurement import check_pairs, usual_pairs
 from distill.interchange.sources import InContext
 from distill.objectives import (
     AT,
@@ -54,8 +55,11 @@ GROUPS = {
     "monitored": MonitorOptions,
 }  # fmt: skip
 """The settings that are groups of options."""
-PAIRS, PAIRS_OF_LANGUAGE = 2000, 200
-"""Pairs of base and source that students are measured on."""
+FULL = "full"
+KINDS_COMPARED = 8
+"""The kinds of interchange over which several students are compared: the usual ones and that of the training."""
+PAIRS_OF_LANGUAGE = 200
+"""Pairs of base and source that language models are measured on at most, as their answers are long."""
 OBJECTIVES = ("kd", *ON_KD, *PLAIN)
 
 
@@ -81,11 +85,17 @@ class FitCommand:
     cache: str | None = None
     top_k: int | None = None
     eval_pairs: int | None = None
+    no_iia: bool = False
 
     def __post_init__(self) -> None:
         Every.of(self.every)
         if self.eval_pairs is not None:
             check_pairs(self.eval_pairs)
+            if self.no_iia:
+                raise DistillError(
+                    f"--no-iia measures no interchanges and --pairs {self.eval_pairs} says on how many; leave one of "
+                    "them out."
+                )
         twice = next((each for each in self.seeds if self.seeds.count(each) > 1), None)
         if twice is not None:
             raise DistillError(
@@ -113,9 +123,10 @@ class FitCommand:
     @classmethod
     def of_options(cls, options: Mapping[str, Any]) -> "FitCommand":
         """Build it from the options of the command line, by their names."""
-        sources = sources_of(options["sources"], options.get("pairs"))
+        pairs, eval_pairs = pairs_of_options(options.get("pairs"), options.get("eval_pairs"))
+        sources = sources_of(options["sources"], pairs)
         cache = options.get("cache")
-        given = {**options, "sources": sources, "seeds": tuple(options.get("seeds") or ())}
+        given = {**options, "sources": sources, "seeds": tuple(options.get("seeds") or ()), "eval_pairs": eval_pairs}
         given["cache"] = None if cache is None else str(cache)
         own = {each.name for each in fields(cls)} - GROUPS.keys()
         groups = {name: group.of_options(given) for name, group in GROUPS.items()}
@@ -201,10 +212,27 @@ class FitCommand:
             task.train, share=self.on_policy, max_new_tokens=self.max_new_tokens, prompt_tokens=self.prompt_tokens
         )
 
-    def pairs_of(self, task: Task) -> int:
-        """Return the number of pairs to measure on: fewer for language models, whose answers are long."""
-        usual = PAIRS_OF_LANGUAGE if is_language(task) else PAIRS
-        return usual if self.eval_pairs is None else self.eval_pairs
+    def pairs_of(self, task: Task, places: int) -> int:
+        """Return the number of pairs that each student is measured on; 0 where no interchange was asked for.
+
+        Unless it is given, it is chosen so that measuring takes about a third of the training at most, and is at most
+        `PAIRS_OF_LANGUAGE` for language models.
+
+        Args:
+            task: what is learned.
+            places: how many places are mapped.
+        """
+        if self.eval_pairs is not None:
+            return self.eval_pairs
+        plans = [plan for plan in self.students if plan.suits(task)]
+        trained = any(each.interchanges for plan in plans for each in self.objectives(plan.objectives))
+        if self.no_iia or not (trained or self.interchanges.mapping != FULL):
+            return 0
+        schedule = self.timing.schedule(task, self.seed)
+        rows = schedule.total(len(task.train)) * schedule.batch_size
+        compared = len(plans) > 1 and not is_language(task)  # over the usual kinds too, and the untrained student
+        usual = usual_pairs(rows, places * (1 + KINDS_COMPARED * compared))
+        return min(usual, PAIRS_OF_LANGUAGE) if is_language(task) else usual
 
     def check(self, teacher: nn.Module, task: Task) -> None:
         """Raise DistillError for sources, a student, a mapping or a schedule that are impossible.

@@ -263,10 +263,7 @@ def teacher_evaluation(teacher: nn.Module, task: Task) -> Evaluation:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print what was found, the tables of a report, and below them each note about the figures once."""
-    for sentence in report.sentences[:1]:  # those of the others are on the page
-        console.print(sentence, markup=False, highlight=False)
-        console.print()
+    """Print the tables of a report, each note about the figures once, what the words mean, and what was found."""
     console.print(report.table())
     if report.comparison is not None:
         console.print(kinds_table(report.comparison))
@@ -276,6 +273,11 @@ def print_report(report: Report, console: Console) -> None:
     notes += [each.evaluation.note for each in report.models if each.evaluation.note]
     for note in dict.fromkeys(notes):
         console.print(note, markup=False, highlight=False)
+    if any(each is not None for each in measured):
+        console.print(WORDS, markup=False, highlight=False)
+    for sentence in report.sentences[:1]:  # those of the others are on the page
+        console.print()
+        console.print(sentence, markup=False, highlight=False)
 
 
 def kinds_table(comparison: Comparison) -> Table:
@@ -349,6 +351,11 @@ def _per_pair(model: ComparedModel) -> str:
     )
 
 
+WORDS = (
+    "IIA: interchange intervention accuracy, the share of interchanges after which student and teacher answer alike; "
+    "effective: of those alone that change the teacher's answer."
+)
+"""The words of the table in a terminal."""
 LEGEND = (
     "IIA: the share of held-out interchanges after which the student answers as the teacher does; effective: on those "
     "alone that change the teacher's answer, which are the effect rate; normalized: 0 for a student that ignores "

@@ -17,9 +17,11 @@ from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.errors import DistillError, OtherProcessFailed
 from distill.evaluation.evaluate import Evaluation, evaluate
+from distill.evaluation.progress import measurements_shown
 from distill.fit import fit
 from distill.interchange.mapping import Sides
 from distill.models.pretrained import load_model
+from distill.monitoring.held_out import positions_of
 from distill.processes import from_first
 from distill.results import FitResult
 from distill.storage.files import check_folder_whole, clear_leftovers, read_json, write_json
@@ -27,6 +29,7 @@ from distill.storage.locks import held
 from distill.training.run_folder import RESULT, STUDENT, Interrupted, Resume, read_log
 from distill.training.schedule import Schedule
 from distill.training.step_times import step_ratio
+from interventions import printable
 
 TIMES = "times.json"
 TIMED = 15
@@ -46,6 +49,7 @@ class StudentRuns:
         schedule: of the students.
         resume: whether trainings that are finished are read again, and others resumed.
         console: shows the progress.
+        pairs: of base and source, that each student is measured on; 0 measures no interchanges.
     """
 
     command: FitCommand
@@ -58,14 +62,50 @@ class StudentRuns:
     schedule: Schedule
     resume: Resume
     console: Console
+    pairs: int
+
+    def plan(self, plans: Sequence[StudentPlan]) -> str:
+        """Return what the run does, as text: the students, their steps, and on what they are measured."""
+        rows, seeds = len(self.task.train), self.command.training_seeds
+        steps = self.schedule.total(rows)
+        titles = [plan.title for plan in plans]
+        trainings = len(titles) * len(seeds)
+        over = f", {len(seeds)} seeds each" if len(seeds) > 1 else ""
+        many = f"{trainings} trainings, one after the other ({', '.join(titles)}{over}): " if trainings > 1 else ""
+        epochs, each = steps / self.schedule.per_epoch(rows), " each" if many else ""
+        return printable(
+            f"{many}{steps:,} steps of {self.schedule.batch_size} rows{each} ({epochs:.3g} epochs of {rows:,} rows), "
+            f"then measured on {len(self.task.test):,} held-out rows and {self._pairs_as_text}."
+        )
+
+    @property
+    def _pairs_as_text(self) -> str:
+        if not self.pairs:
+            return "no interchanges (--pairs 200 measures some)"
+        return (
+            f"{self.pairs:,} interchanged pairs (IIA, interchange intervention accuracy: the share after which student "
+            "and teacher answer alike; --no-iia leaves it out)"
+        )
+
+    def measure(self, student: nn.Module, title: str = "untrained") -> Evaluation:
+        """Measure a student on the held-out rows, with the rule of positions that measures all of them."""
+        mapping = self.mapping if self.pairs else None
+        with measurements_shown(self.console, title):
+            return evaluate(
+                self.teacher, student, mapping, self.task, positions=self.command.interchanges.positions,
+                pairs=max(1, self.pairs),
+            )  # fmt: skip
 
     def train(self, plans: Sequence[StudentPlan]) -> dict[str, list[FitResult]]:
         """Train the students of all seeds, and return {title: the result of each seed}."""
         found: dict[str, list[FitResult]] = {plan.title: [] for plan in plans}
+        number, count = 0, len(plans) * len(self.command.training_seeds)
         for seed in self.command.training_seeds:
             done: dict[str, FitResult] = {}
             for plan in sorted(plans, key=lambda each: each.as_long_as is not None):
-                done[plan.name] = self._train(plan, seed, self._schedule(plan, seed, done))
+                number += 1
+                of = f"{number} of {count}, " if count > 1 else ""
+                done[plan.name] = self._train(plan, seed, self._schedule(plan, seed, done), of)
             for plan in plans:
                 found[plan.title].append(done[plan.name])
         return found
@@ -97,18 +137,22 @@ class StudentRuns:
         from_first(lambda: write_json(kept, {"ratio": ratio, "one": one, "other": other, **asdict(measured)}))
         return ratio
 
-    def _train(self, plan: StudentPlan, seed: int, schedule: Schedule) -> FitResult:
-        """Train and measure one student; the same rule of positions measures students of all objectives."""
+    def _train(self, plan: StudentPlan, seed: int, schedule: Schedule, of: str) -> FitResult:
+        """Train and measure one student; the same rule of positions measures students of all objectives.
+
+        Args:
+            plan, seed, schedule: of the student.
+            of: which of how many trainings it is, before its title.
+        """
         folder = self.command.folder_of(self.folder, plan, seed)
-        student = copy.deepcopy(self.smaller)
-        result = self._fit_or_read(
-            student, folder, objective=self.command.objectives(plan.objectives, words_of(self.tokenizer)),
-            schedule=schedule, title=self.command.title_of(plan, seed),
-        )  # fmt: skip
-        positions = self.command.interchanges.positions
-        pairs = self.command.pairs_of(self.task)
-        evaluation = evaluate(self.teacher, student, self.mapping, self.task, positions=positions, pairs=pairs)
-        result = replace(result, evaluation=evaluation.marked(result.settings.get("kinds")))
+        student, title = copy.deepcopy(self.smaller), of + self.command.title_of(plan, seed)
+        objectives = self.command.objectives(plan.objectives, words_of(self.tokenizer))
+        result = self._fit_or_read(student, folder, objective=objectives, schedule=schedule, title=title)
+        # Where students are measured between the steps, so is the trained one, by the rule of its objectives.
+        alike = positions_of(objectives) == self.command.interchanges.positions
+        if not (alike and result.evaluation.figures):
+            evaluation = self.measure(student, title)
+            result = replace(result, evaluation=evaluation.marked(result.settings.get("kinds")))
         from_first(lambda: result.save(folder, teacher=self.teacher, rows=len(self.task.train)))
         return result
 
@@ -132,7 +176,7 @@ class StudentRuns:
             return fit(
                 self.teacher, student, self.mapping, self.command.data(self.task), output_dir=folder, resume=resume,
                 console=self.console, tokenizer=self.tokenizer, every=self.command.every, cache=self.command.cache,
-                top_k=self.command.top_k, **self._monitored(), **settings,
+                top_k=self.command.top_k, pairs=self.pairs, **self._monitored(), **settings,
             )  # fmt: skip
         except (Interrupted, OtherProcessFailed) as stop:
             raise type(stop)(

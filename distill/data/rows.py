@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from html import escape
 from typing import Any, Literal, SupportsIndex
 
 import torch
@@ -30,7 +31,7 @@ from distill.data.sources.lazy_columns import (
 )
 from distill.data.sources.stream import Stream
 from distill.errors import DistillError, checked
-from interventions import shown
+from interventions import printable, printed, shown
 
 # The losses of torch and transformers ignore the label -100. Padding counts as special, so that no intervention lands
 # on it, and has no place in the text.
@@ -43,7 +44,7 @@ TOKENS = ("input_ids", "decoder_input_ids")
 
 
 @checked
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Rows(Dataset[dict[str, Tensor]]):
     """A data set as columns: name -> tensor `[rows, ...]`, or one tensor a row, `[tokens, ...]`, if lengths differ.
 
@@ -279,6 +280,30 @@ class Rows(Dataset[dict[str, Tensor]]):
         if not own or (not own & set(map(folded, order)) and not isinstance(self.classes, Ranked)):
             return replace(self, classes=order)
         return self.renumbered(matched(self.classes or (), order, "the names given"), order)
+
+    @printed
+    def __repr__(self) -> str:
+        return f"Rows({self._heading}: {', '.join(f'{name} {kind}' for name, kind in self._kinds())})"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<tr><td>{escape(printable(name))}<td>{kind}" for name, kind in self._kinds())
+        return f"<p>Rows: {escape(printable(self._heading))}</p><table><tr><th>column<th>each row{lines}</table>"
+
+    @property
+    def _heading(self) -> str:
+        """The number of rows, and the classes of their labels."""
+        few = "the first of a stream, " if self.stream is not None else ""
+        names = "" if self.classes is None else f", classes {', '.join(self.classes[:4])}"
+        more = ", …" if self.classes is not None and len(self.classes) > 4 else ""
+        return f"{few}{len(self):,} rows{names}{more}"
+
+    def _kinds(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each column with the shape and dtype of a row, without reading rows from a store."""
+        for name, column in self.table.items():
+            if isinstance(column, Tensor):
+                yield name, f"{list(column.shape[1:])} {str(column.dtype).removeprefix('torch.')}"
+            else:
+                yield name, "read when used" if isinstance(column, LazyColumn) else "of several lengths"
 
     def __len__(self) -> int:
         return len(next(iter(self.table.values())))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from math import ceil, inf
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from distill.data.rows import Rows
 from distill.data.sources.lazy_columns import CHUNK, parts_of_table
 from distill.errors import DistillError, checked
+from interventions import printable, printed
 
 
 @checked
@@ -44,7 +46,7 @@ class Recipe:
 
 
 @checked
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """A data set with what is needed to train a teacher and a student on it.
 
@@ -90,6 +92,15 @@ class Task:
             )
         is_same = not self.classes or (rows.classes == self.classes and type(rows.classes) is type(self.classes))
         return rows if is_same else replace(rows, classes=self.classes)
+
+    @printed
+    def __repr__(self) -> str:
+        classes = f"{len(self.classes)} classes" if self.classes else "no classes"
+        return f"Task({self.name!r}: {len(self.train):,} training rows, {len(self.test):,} test rows, {classes})"
+
+    def _repr_html_(self) -> str:
+        lines = (repr(self), printable(self.description), f"train: {self.train!r}")
+        return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
     @property
     def majority(self) -> float | None:

@@ -48,7 +48,7 @@ OTHERS = ("exact_match", "micro_f1", "macro_f1", "mse", "pearson", "spearman")
 """The figures of several labels a row, and of real values."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation(Result):
     """The figures on held-out rows, and the interchange accuracy under a mapping.
 
@@ -149,6 +149,11 @@ class Evaluation(Result):
         if share is None:
             raise DistillError(f"there is no figure to draw: {self}; write evaluate(teacher, student, mapping, data).")
         return _bar(name.replace("_", " "), share)
+
+    @printed
+    def __repr__(self) -> str:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in self.figures.items())
+        return f"Evaluation({figures or self.note or 'nothing was measured'})"
 
     @printed
     def __str__(self) -> str:
@@ -281,20 +286,18 @@ def evaluate(
     refuse_no_rule("evaluate", positions)
     rows = held_out(data, student if teacher is None else teacher, student)
     with answered((teacher, student), answers):
-        found = _with_note_of_missing(_answers_on(teacher, student, rows), rows)
-        if found is None:
-            return Evaluation(None, None, f"nothing was measured: {type(student).__name__} has no logits")
-        if teacher is None or not mapping:
-            if found.figures:
-                return found
-            unmapped = NO_TEACHER if teacher is None else NO_PAIR
-            return replace(found, note=f"nothing was measured: {_why_no_accuracy(rows)}, and {unmapped}")
-        return _with_interchange(
+        found = answers_on(teacher, student, rows)
+        return with_interchange(
             teacher, student, mapping, rows, found, positions=positions, kinds=kinds, pairs=pairs, seed=seed
         )
 
 
-def _answers_on(teacher: Model | Served | None, student: nn.Module, rows: Rows) -> Evaluation | None:
+def answers_on(teacher: Model | Served | None, student: nn.Module, rows: Rows) -> Evaluation | None:
+    """Return the figures of a student's answers to rows; None where they have classes and it has no logits."""
+    return _with_note_of_missing(_figures_on(teacher, student, rows), rows)
+
+
+def _figures_on(teacher: Model | Served | None, student: nn.Module, rows: Rows) -> Evaluation | None:
     """Return the figures of a student's answers to rows; None where they have classes and it has no logits."""
     logits, classes = few_answers(student, rows), has_classes(rows)
     if logits is None:
@@ -324,15 +327,29 @@ def _with_note_of_missing(found: Evaluation | None, rows: Rows) -> Evaluation | 
     return replace(found, note=f"{found.note} {note}".strip())
 
 
-def _with_interchange(
-    teacher: Model | Served,
+def with_interchange(
+    teacher: Model | Served | None,
     student: nn.Module,
-    mapping: Sides | tuple[Entry, ...] | str,
+    mapping: Sides | tuple[Entry, ...] | str | None,
     rows: Rows,
-    found: Evaluation,
+    found: Evaluation | None,
     **settings: Any,
 ) -> Evaluation:
-    """Add the interchange accuracy to other figures, or the reason why there is none."""
+    """Add the interchange accuracy to the figures of answers, or the reason why there is none.
+
+    Args:
+        teacher, student, mapping: as for `evaluate`.
+        rows: held-out rows.
+        found: the figures of answers to them, as `answers_on` returns them.
+        settings: of `interchange_accuracy`.
+    """
+    if found is None:
+        return Evaluation(None, None, f"nothing was measured: {type(student).__name__} has no logits")
+    if teacher is None or not mapping:
+        if found.figures:
+            return found
+        unmapped = NO_TEACHER if teacher is None else NO_PAIR
+        return replace(found, note=f"nothing was measured: {_why_no_accuracy(rows)}, and {unmapped}")
     unmeasured = "" if found.figures or "labels" in rows.columns else f"no accuracy: {_why_no_accuracy(rows)}."
     note = f"{found.note} {unmeasured}".strip()
     try:

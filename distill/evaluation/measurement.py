@@ -27,6 +27,7 @@ from distill.errors import DistillError
 from distill.evaluation.controls import ANOTHER, random_parts
 from distill.evaluation.interchange_result import InterchangeAccuracy
 from distill.evaluation.outcome import Outcome, outcome_of, outcomes_of
+from distill.evaluation.progress import counting
 from distill.interchange.mapping import Entry, names_of
 from distill.models.inputs import device_of, evaluating, network_of, to_device
 from distill.models.outputs import same_answers
@@ -83,6 +84,26 @@ def paired(rows: int, pairs: int, generator: torch.Generator) -> tuple[Int[Tenso
     rounds = -(-pairs // rows)
     base = torch.cat([torch.randperm(rows, generator=generator) for _ in range(rounds)])[:pairs]
     return base, (base + torch.randint(1, rows, (pairs,), generator=generator)) % rows
+
+
+LEAST_PAIRS, MOST_PAIRS = 100, 2000
+"""How many pairs a training is measured on at its end, at least and at most."""
+
+
+def usual_pairs(trained: int, interchanges: int) -> int:
+    """Return on how many pairs the student of a training is measured, so that this takes about a third of it at most.
+
+    A row that is trained on takes the work of about four runs of a row without gradients, and a pair that of four runs
+    on base and source and of about three for each interchange. The number is decided by the settings, not by a clock.
+
+    Args:
+        trained: the rows of all steps together.
+        interchanges: in how many places each pair is interchanged.
+
+    >>> usual_pairs(1000 * 32, 6), usual_pairs(38 * 8, 6), usual_pairs(10**6, 6)
+    (1454, 100, 2000)
+    """
+    return min(MOST_PAIRS, max(LEAST_PAIRS, trained * 4 // (3 * (4 + 3 * interchanges))))
 
 
 def check_pairs(pairs: Any) -> None:
@@ -205,7 +226,11 @@ class Measurement:
     def _tally(self, teacher_sources: Int[Tensor, " pairs"] | None = None) -> Tally:
         """Return the sums of every pair and entry, all of them measured by this process."""
         with measuring(self.interchanges):
-            parts = list(self.interchanges.tallies(self.examples, self.batch_size, teacher_sources))
+            parts = []
+            with counting("pairs", len(self.examples)) as count:
+                for part in self.interchanges.tallies(self.examples, self.batch_size, teacher_sources):
+                    parts.append(part)
+                    count(len(part[0]))
         order = torch.cat([places for places, _ in parts]).argsort()
         return joined([tally for _, tally in parts]).at(order)
 

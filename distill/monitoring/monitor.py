@@ -19,7 +19,7 @@ from distill.errors import DistillError
 from distill.evaluation.evaluate import Evaluation
 from distill.monitoring.callbacks import Callback, callbacks_of, stops
 from distill.monitoring.figures import best_step, check_figure, evaluations_since, figure_to_compare
-from distill.monitoring.held_out import FEW_PAIRS, HeldOut
+from distill.monitoring.held_out import FEW_PAIRS, HeldOut, Measured
 from distill.monitoring.trackers import Trackers
 from distill.processes import gather_results, may_say
 from distill.training.checkpoints import Checkpoints, Every
@@ -96,6 +96,8 @@ class Monitor:
     records: list[Record] = field(default_factory=list)
     """Those that were evaluated."""
     _last: Record | None = None
+    _measured: Measured | None = None
+    _measured_at: int | None = None
     _copied: dict[str, Tensor] = field(default_factory=dict)
     _error: Exception | None = None
 
@@ -185,6 +187,7 @@ class Monitor:
         self.saves, self._last, reason = False, record, None
         if due:
             record.add(evaluation=self._measure()[0])
+            self._measured_at = record.step
             self.records.append(record)
             self._since, self._agreement.evaluates = time.monotonic(), False
             if self.best == record.step:
@@ -253,8 +256,15 @@ class Monitor:
         rows = self.wanted.eval_rows
         causal = isinstance(self.held_out.teacher, CausalModel)
         with unsharded(self._agreement.accelerator):
-            found = self._few.measure(rows if causal else min(rows, FEW_PAIRS))
-        return found.figures, found.note
+            self._measured = self._few.measure(rows if causal else min(rows, FEW_PAIRS))
+        return self._measured.evaluation.figures, self._measured.evaluation.note
+
+    def known(self) -> Measured | None:
+        """Return what was measured of the student as it is now, on all held-out rows; None where nothing was."""
+        last, of = self._last, self._measured_at
+        if self._measured is None or last is None or of != last.step or self.best not in (None, of):
+            return None
+        return self._measured if self._few.rows is self.held_out.rows and self._measured.pairs >= 0 else None
 
     def _keep(self) -> None:
         """Keep the state as the best one: in a checkpoint, or without a folder in memory."""
@@ -281,6 +291,11 @@ def watched_by(monitor: Monitor | None, training: Training) -> Training:
     if training.checkpoints is not None:
         training.checkpoints.best_of = monitor.best_of
     return replace(training, watch=monitor)
+
+
+def known_of(monitor: Monitor | None) -> Measured | None:
+    """Return what a monitor, if there is one, has measured of the student as it is now."""
+    return None if monitor is None else monitor.known()
 
 
 def best_after(monitor: Monitor | None, evaluation: Evaluation) -> int | None:

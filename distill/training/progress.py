@@ -13,6 +13,8 @@ from distill.processes import is_first
 from interventions import printable
 
 LINES = 10
+MEASURED, LONG = 5, 10.0
+"""After so many steps a console that is no terminal says how long a training takes, if it takes so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,20 @@ def _lines(records: Iterable[Record], title: str, console: Console) -> Iterator[
     began, first = time.monotonic(), None
     for record in records:
         first = record.step - 1 if first is None else first
+        if record.step == first + 1:
+            began = time.monotonic()  # the first step makes ready what the others find
+        elif record.step == first + 1 + MEASURED:
+            each, more = (time.monotonic() - began) / MEASURED, record.total - record.step
+            if each * more > LONG:
+                text = (
+                    f"{title}: about {clock(each * more)} for {more:,} more steps, {each:.2g} s each in the first ones"
+                )
+                console.print(text, markup=False, highlight=False, soft_wrap=True)
         due = record.step * LINES // record.total > (record.step - 1) * LINES // record.total
         if due or record.step == record.total:
-            left = (time.monotonic() - began) / (record.step - first) * (record.total - record.step)
+            left = (time.monotonic() - began) / max(1, record.step - first - 1) * (record.total - record.step)
             console.print(
-                f"{title}: step {record.step}/{record.total}  {_terms(record)}  {_clock(left)} left",
+                f"{title}: step {record.step}/{record.total}  {_terms(record)}  {clock(left)} left",
                 markup=False,
                 highlight=False,
                 soft_wrap=True,
@@ -163,7 +174,7 @@ def _terms(record: Record) -> str:
     return printable("  ".join([f"loss {record.loss:.4f}", *terms]))
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """Return a duration as minutes:seconds."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"

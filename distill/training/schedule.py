@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from html import escape
 from math import ceil, inf, isfinite
 from typing import Any
 
@@ -26,7 +27,7 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 @checked
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Schedule:
     """The duration of a training, its optimizer, learning rate with warm-up and decay, and clipping of gradients.
 
@@ -80,6 +81,15 @@ class Schedule:
     weight_decay_on: str = "all"
     precision: str | None = None
     gradient_checkpointing: bool = False
+
+    def __repr__(self) -> str:
+        values = {each.name: (getattr(self, each.name), each.default) for each in fields(self)}
+        changed = (f"{name}={value!r}" for name, (value, default) in values.items() if value != default)
+        return f"Schedule({', '.join(changed)})"
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<tr><td>{name}<td>{escape(repr(value))}" for name, value in vars(self).items())
+        return f"<table><tr><th>Schedule<th>{lines}</table>"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", seed_of(self.seed))

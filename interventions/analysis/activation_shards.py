@@ -4,7 +4,7 @@
     folder/complete.json          written last: the number of rows of the data, and of vectors in each shard
     folder/00000/0.safetensors    "vectors" [n, …] at the first location, 1.safetensors those at the second
     folder/00000/tokens.safetensors   "row" [n] and "position" [n] of each vector
-    folder/00000/shard.json       the number of vectors, and the fingerprint of the inputs
+    folder/00000/shard.json       the number of vectors, the fingerprint of the inputs, and a checksum of each file
 
 A shard holds a fixed number of batches. It is written under another name, beside a lock that ends with its process, and
 renamed when it is whole: a shard is there whole or not at all, and of several processes one writes it.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
+from zlib import crc32
 
 import safetensors.torch
 import torch
@@ -61,6 +62,7 @@ class ShardWriter:
     columns: Mapping[str, Mapping[str, Any]]
     vectors: int = 0
     _files: dict[str, BinaryIO] = field(default_factory=dict)
+    _sums: dict[str, int] = field(default_factory=dict)
     _rows: list[Tensor] = field(default_factory=list)
     _positions: list[Tensor] = field(default_factory=list)
 
@@ -73,7 +75,9 @@ class ShardWriter:
     def add(self, vectors: Mapping[str, Tensor], rows: Tensor, positions: Tensor | None) -> None:
         """Write the vectors of a batch, with the row and the position of each."""
         for name, values in vectors.items():
-            self._files[name].write(as_bytes(values).numpy().data)
+            content = as_bytes(values).numpy().data
+            self._files[name].write(content)
+            self._sums[name] = crc32(content, self._sums.get(name, 0))
         self._rows.append(rows)
         self._positions += [] if positions is None else [positions]
         self.vectors += len(rows)
@@ -90,8 +94,10 @@ class ShardWriter:
             os.fsync(self._files[name].fileno())
         tokens = {"row": torch.cat(self._rows)}
         tokens |= {"position": torch.cat(self._positions)} if self._positions else {}
-        _write(self.folder / TOKENS, safetensors.torch.save(tokens))
-        _write(self.folder / FACTS, _json({"vectors": self.vectors, "inputs": fingerprint}))
+        content = safetensors.torch.save(tokens)
+        _write(self.folder / TOKENS, content)
+        sums = {TOKENS: crc32(content), **{self.columns[name]["file"]: sum_ for name, sum_ in self._sums.items()}}
+        _write(self.folder / FACTS, _json({"vectors": self.vectors, "inputs": fingerprint, "crc32": sums}))
 
     def close(self) -> None:
         """Close the files."""
@@ -225,6 +231,7 @@ class ShardReader:
         """Return the columns of a shard, mapped into memory: "row", "position" and the locations."""
         if number not in self._opened:
             folder = self.path / f"{number:05}"
+            self._check_sums(folder)
             try:
                 found = safetensors.torch.load_file(folder / TOKENS)
                 for name, column in self.columns.items():
@@ -243,6 +250,32 @@ class ShardReader:
                 )
             self._opened[number] = found
         return self._opened[number]
+
+    def _check_sums(self, folder: Path) -> None:
+        """Raise InterventionError for files of a shard whose bytes are others than were written, or are gone."""
+        sums = (_read(folder / FACTS) or {}).get("crc32", {})  # an earlier version kept none
+        try:
+            wrong = next((name for name, kept in sums.items() if _sum_of(folder / name) != kept), None)
+        except OSError as error:
+            raise InterventionError(
+                f"{folder} is damaged ({error.strerror}: {error.filename}); remove it and {COMPLETE}, and collect "
+                "again."
+            ) from None
+        if wrong is not None:
+            raise InterventionError(
+                f"{folder} is damaged (the bytes of {wrong} are not those that were written); remove it and "
+                f"{COMPLETE}, and collect again."
+            )
+
+
+def _sum_of(file: Path) -> int:
+    """Return the checksum of the vectors in a file, without mapping them; of the tokens that of the whole file."""
+    found = 0
+    with file.open("rb") as opened:
+        opened.seek(0 if file.name == TOKENS else HEADER)
+        while part := opened.read(2**20):
+            found = crc32(part, found)
+    return found
 
 
 @contextmanager

@@ -84,7 +84,7 @@ def path_patch(
     sender, ends = as_location(sender), locations_of(receivers)
     if not ends:
         raise InterventionError("no receiver was given; write receivers=Location(5, 'query', heads=3).")
-    between = {end: _between(found, sender, end) if freeze is None else locations_of(freeze) for end in ends}
+    between = {end: places_between(found, sender, end) if freeze is None else locations_of(freeze) for end in ends}
     frozen = list(dict.fromkeys(place for places in between.values() for place in places))
     with unchanged():
         before = as_run(model, base, frozen, remote=remote)
@@ -117,7 +117,7 @@ def _groups(between: dict[Location, list[Location]]) -> list[list[Location]]:
     return [[end] for end in ends] if frozen & {end.whole for end in ends} else [ends]
 
 
-def _between(found: Architecture, sender: Location, receiver: Location) -> list[Location]:
+def places_between(found: Architecture, sender: Location, receiver: Location) -> list[Location]:
     """Return the locations of the components after the sender and before the receiver."""
     stack = _stack(found, sender)
     start, end = (stage_of(found, stack, location) for location in (sender, receiver))

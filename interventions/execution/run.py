@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from html import escape
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -140,6 +141,9 @@ class Run:
     def __repr__(self) -> str:
         kind = ", counterfactual" if self.is_counterfactual else ""
         return f"Run({type(self.model).__name__}, {type(self.output).__name__}{kind}, {self.activations!r})"
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(repr(self))}</pre>"
 
     def take(self, rows: Any) -> "Run":
         """Return the same run for the examples `rows`, in that order, e.g. as the source of a shuffled batch.

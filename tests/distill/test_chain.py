@@ -19,7 +19,7 @@ from distill import (
     fit,
     from_layers,
 )
-from distill.monitoring import held_out
+from distill.evaluation import measurement
 from distill.tasks import Rows
 from interventions import Location
 from tests.distill.tiny_models import CLASSES, QUIET, bert, mlp, same, spread, text, vectors, weights
@@ -30,7 +30,7 @@ SHORT = Schedule(steps=5, batch_size=5, lr=1e-2)
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch):
     """Measured on 60 pairs instead of 2000, to be quick."""
-    monkeypatch.setattr(held_out, "PAIRS", 60)
+    monkeypatch.setattr(measurement, "MOST_PAIRS", 60)
 
 
 def models(dropout=0.2):

@@ -27,6 +27,7 @@ from distill import (
     from_layers,
     layer_mapping,
 )
+from distill.evaluation import measurement
 from distill.monitoring import held_out
 from distill.monitoring.held_out import positions_of
 from distill.storage.files import read_json
@@ -56,7 +57,7 @@ fitting = importlib.import_module("distill.fit")  # distill.fit is the function
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch):
     """Measured on 60 pairs instead of 2000, to be quick."""
-    monkeypatch.setattr(held_out, "PAIRS", 60)
+    monkeypatch.setattr(measurement, "MOST_PAIRS", 60)
 
 
 def couple(dropout=0.0):
@@ -165,7 +166,7 @@ def test_a_student_is_saved_before_it_is_measured(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("no measure")
 
-    monkeypatch.setattr(held_out, "evaluate", broken)
+    monkeypatch.setattr(held_out, "answers_on", broken)
     teacher, student = couple()
     with pytest.raises(RuntimeError, match="no measure"):
         fit(teacher, student, None, text(), eval_data=text(), output_dir=tmp_path / "r", **SETTINGS)
@@ -186,7 +187,7 @@ def test_regression_is_measured_by_its_error():
     rows = Rows({**text(20, labels=False).table, "labels": torch.rand(20)})
     from distill import Cosine
 
-    result = fit(teacher, from_layers(teacher, 2), None, rows, objective=Cosine(), eval_data=rows, **SETTINGS)
+    result = fit(teacher, from_layers(teacher, 2), "full", rows, objective=Cosine(), eval_data=rows, **SETTINGS)
     assert result.accuracy is None
     assert result.evaluation.interchange.overall.error > 0
 

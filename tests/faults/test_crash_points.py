@@ -13,7 +13,7 @@ import distill
 from distill import KD, Interrupted, fit
 from distill.cli.fit_command import FitCommand
 from distill.cli.options.groups import DataOptions, ScheduleOptions, StudentOptions
-from distill.monitoring import held_out
+from distill.evaluation import measurement
 from distill.storage.files import read_json
 from distill.training.checkpoints import Checkpoints
 from distill.training.run_folder import read_log
@@ -32,7 +32,7 @@ def few(monkeypatch):
     monkeypatch.setattr(
         distill.training.run_folder, "Checkpoints", lambda folder, _, resume, keep: Checkpoints(folder, 2, resume, keep)
     )
-    monkeypatch.setattr(held_out, "PAIRS", 20)
+    monkeypatch.setattr(measurement, "MOST_PAIRS", 20)
 
 
 def work(folder: Path, resume: bool = False):

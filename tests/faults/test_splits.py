@@ -20,7 +20,7 @@ FILE = "films.csv"
 
 @pytest.fixture
 def film_data(tmp_path, monkeypatch):
-    monkeypatch.setattr("distill.cli.fit_command.PAIRS", 20)
+    monkeypatch.setattr("distill.evaluation.measurement.MOST_PAIRS", 20)
     monkeypatch.setattr("distill.cli.evaluate.evaluate", partial(distill.evaluate, pairs=20))
     monkeypatch.chdir(tmp_path)
     return write_csv(tmp_path / FILE, sentences(60))

@@ -89,8 +89,12 @@ Cache = Annotated[Path | None, typer.Option(help="A folder that keeps the teache
 TopK = Annotated[int | None, typer.Option(help="The largest logits of an answer that are kept there; all by default.")]
 EvalPairs = Annotated[
     int | None,
-    typer.Option(help="Pairs of base and source that students are measured on; 2000, and 200 of language models."),
+    typer.Option(
+        help="Pairs of base and source that students are measured on; by default 100 to 2000, by the length of the "
+        "training, and at most 200 of language models."
+    ),
 ]
+NoIIA = Annotated[bool, typer.Option("--no-iia", help="Measure no interchange accuracy (IIA).")]
 Warmup = Annotated[float | None, typer.Option(help="The share of the steps over which the learning rate rises.")]
 WeightDecay = Annotated[float | None, typer.Option(help="The weight decay.")]
 Clip = Annotated[float | None, typer.Option(help="The largest norm of the gradient.")]
@@ -204,7 +208,7 @@ Mapping = Annotated[
         help="full, middle, late, single, search (by the first steps), or entries teacher~student.",
     ),
 ]
-Pairs = Annotated[str | None, typer.Option(hidden=True, help="What --sources was called before.")]
+Pairs = Annotated[str | None, typer.Option(metavar="INTEGER", help="What --eval-pairs says.")]
 
 
 class RowFlags:
@@ -242,6 +246,7 @@ class LanguageFlags:
     cache: Cache = None
     top_k: TopK = None
     eval_pairs: EvalPairs = None
+    no_iia: NoIIA = False
 
 
 class MonitorFlags:

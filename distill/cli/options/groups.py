@@ -250,6 +250,19 @@ class MonitorOptions(Options):
         return named
 
 
+def pairs_of_options(pairs: str | None, eval_pairs: int | None) -> tuple[str | None, int | None]:
+    """Return the rule of sources that `--pairs` names, as the version before called them, and the number of pairs.
+
+    Raises:
+        DistillError: both options name a number.
+    """
+    if pairs is None or not pairs.lstrip("+-").isdecimal():
+        return pairs, eval_pairs
+    if eval_pairs is not None:
+        raise DistillError(f"--pairs {pairs} and --eval-pairs {eval_pairs} are one option; leave one of them out.")
+    return None, int(pairs)
+
+
 def sources_of(sources: str | None, pairs: str | None) -> str:
     """Return the value of `--sources`, or of `--pairs`, as the version before called that option."""
     if pairs is None:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from distill.data.rows import Rows
 from distill.data.texts.lengths import similar_batches
 from distill.evaluation.answers.labelled_answers import check_classes, parts_of
+from distill.evaluation.progress import counting
 from distill.losses import kd
 from distill.losses.chunked import LazyLogits, logits_at
 from distill.models.finite import check_answers
@@ -156,7 +157,7 @@ class _Sums:
         """Return the sums over some rows, none of which may be there."""
         found = _Part(dict.fromkeys(("answers", "labelled", "right", "agreed", "kl", "nll", "teacher nll"), 0.0))
         place = None
-        with evaluating(self.student):
+        with evaluating(self.student), counting("rows", len(chosen)) as count:
             for part in similar_batches(self.rows, ROWS, chosen):
                 batch = to_device(self.rows.batch(part), device_of(self.student))
                 logits = lazy_answer_of("the model", self.student, students(batch), self.heads)
@@ -171,6 +172,7 @@ class _Sums:
                     )
                     others = None
                 self._add(found, logits, others, labels, counted)
+                count(len(part))
         return found
 
     def _labels(self, logits: Tensor | LazyLogits, batch: Mapping[str, Tensor], place: Any) -> Tensor | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from distill.data.rows import Rows
 from distill.data.texts.lengths import similar_batches
 from distill.errors import DistillError
+from distill.evaluation.progress import counting
 from distill.losses.chunked import LazyLogits, logits_at, size_of_parts
 from distill.models.finite import check_answers
 from distill.models.head import Heads
@@ -78,7 +79,7 @@ def labelled_answers(
         )
     data = numbered_as(data, model)
     labelled, place, heads = False, None, Heads()
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad(), counting("rows", len(data)) as count:
         for rows in similar_batches(data, batch_size):
             batch = to_device(data.batch(rows), device_of(model))
             logits = lazy_answer_of("the model", model, batch, heads)
@@ -93,6 +94,7 @@ def labelled_answers(
                 answers = logits_at(logits, places)
                 check_answers(answers, what)
                 yield answers, labels[places], rows[places[0].cpu()]
+            count(len(rows))
     if needed and not labelled:
         raise DistillError(f"{what} needs a label that is not -100, and none of the {len(data)} rows has one.")
 

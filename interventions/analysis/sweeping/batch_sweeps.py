@@ -209,7 +209,7 @@ def _run_summary(
 
 
 def check_sizes(ops: Mapping[Location, Operator], examples: int, source: Run | None) -> None:
-    """Raise InterventionError where base and source have different numbers of examples."""
+    """Raise InterventionError for a source of another number of examples than the base, unless operators pool it."""
     pools = all(getattr(op, "pools_source", False) for op in ops.values())
     if source is None or pools or examples_in(source.inputs) == examples:
         return

@@ -4,7 +4,7 @@ Cells of the batches are joined along the examples, v = (v₁, …, vₙ); a col
 its examples. What holds a value for each example, such as the targets of a metric, is cut along with the rows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +37,9 @@ from interventions.metrics import name_of
 from interventions.models.wrappers import is_traced
 from interventions.operators import Mixup, Noise
 from interventions.runs import run
+
+MeasuresBatch = Callable[..., BatchGrid]
+"""From settings, base, source and metric of a batch, with `steps` and `kept`, to its grid: `sweep_batch`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +82,18 @@ def sweep_data(
     *,
     checkpoint: str | Path | None,
     console: Any,
+    verb: str = "sweep",
+    measure: MeasuresBatch = sweep_batch,
+    facts: Mapping[str, Any] | None = None,
 ) -> Grid:
     """Return the grid of all examples, batch by batch.
 
     Args:
         settings: the settings of the sweep.
         base, source, metric, checkpoint, console: as for `sweep`.
+        verb: the name of the function that the caller calls.
+        measure: returns the grid of one batch.
+        facts: what else its checkpoint is recognised by.
 
     Raises:
         InterventionError: as `sweep`.
@@ -96,15 +105,15 @@ def sweep_data(
     count = _count(settings, base) if several else 1
     keeper: Any = nullcontext()
     if checkpoint is not None:
-        facts = {"examples": len(base) if are_rows(base) else None, **_facts(settings, metric)}
+        all_facts = {"examples": len(base) if are_rows(base) else None, **_facts(settings, metric), **(facts or {})}
         draws = settings.generator if not draw_nothing(settings.ops) else None
-        keeper = sweep_checkpoint(Path(checkpoint), facts, draws)
+        keeper = sweep_checkpoint(Path(checkpoint), all_facts, draws)
     found: list[BatchGrid] = []
     stop = 0
-    with writing(Path(checkpoint or "."), "sweep"), progress_of("sweep", count, console) as steps, keeper as kept:
+    with writing(Path(checkpoint or "."), verb), progress_of(verb, count, console) as steps, keeper as kept:
         for pair in _pairs(settings, base, source) if several else _one(base, source):
             own = settings_of(settings, pair.rows) if several else settings
-            found.append(_measured(own, pair, metric, steps, kept, is_part=several))
+            found.append(_measured(own, pair, metric, steps, kept, is_part=several, measure=measure))
             stop = pair.rows.stop
     if not found:
         raise InterventionError(
@@ -123,6 +132,7 @@ def _measured(
     kept: SweepCheckpoint | None,
     *,
     is_part: bool,
+    measure: MeasuresBatch,
 ) -> BatchGrid:
     """Return the grid of one batch, measured now or before."""
     base, source = pair.base(), pair.source()
@@ -134,7 +144,7 @@ def _measured(
             steps(len(known.known))
             return _restored(settings, known, metric)
     own = metric_of(settings, metric, pair.rows, base) if is_part else metric
-    measured = sweep_batch(settings, base, source, own, steps=steps, kept=known)
+    measured = measure(settings, base, source, own, steps=steps, kept=known)
     if known is not None:
         grid = measured.grid
         known.close(

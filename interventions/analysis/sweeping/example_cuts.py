@@ -63,10 +63,10 @@ def _cut(positions: Any, rows: Sequence[int], what: str) -> Any:
 
 
 def _cut_entry(entry: Any, rows: Sequence[int], what: str) -> Any:
-    return take(entry, rows, what) if _is_per_example(entry) else entry
+    return take(entry, rows, what) if is_per_example(entry) else entry
 
 
-def _is_per_example(entry: Any) -> bool:
+def is_per_example(entry: Any) -> bool:
     """Return whether positions are given for each example."""
     if isinstance(entry, Tensor):
         return is_mask(entry) or entry.ndim == 2
@@ -81,7 +81,7 @@ def check_counts(metric: object, settings: SweepSettings, examples: int) -> None
     for name in ("positions", "source_positions"):
         given = getattr(settings, name)
         entries = given.values() if isinstance(given, Mapping) else given if isinstance(given, tuple | list) else ()
-        held[name] = next((len(entry) for entry in entries if _is_per_example(entry)), None)
+        held[name] = next((len(entry) for entry in entries if is_per_example(entry)), None)
     wrong = next((name for name, count in held.items() if count is not None and count != examples), None)
     if wrong is not None:
         raise InterventionError(

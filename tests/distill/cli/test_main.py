@@ -43,7 +43,7 @@ KIND = "answering token"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     """Measured on 40 pairs, of two kinds, timed over 2 steps, in a folder of one's own; no colour asked for."""
-    monkeypatch.setattr("distill.cli.fit_command.PAIRS", 40)
+    monkeypatch.setattr("distill.evaluation.measurement.MOST_PAIRS", 40)
     monkeypatch.setattr("distill.cli.evaluate.evaluate", partial(evaluate, pairs=40))
     monkeypatch.setattr("distill.cli.fit.compare", partial(compare, pairs=40))
     monkeypatch.setattr("distill.cli.fit.USUAL_KINDS", {KIND: usual_kinds()[KIND]})

@@ -13,7 +13,7 @@ from transformers import BertForSequenceClassification, PreTrainedTokenizerBase
 
 import distill
 from distill import DIITO, KD, DistillError, Schedule
-from distill.monitoring import held_out
+from distill.evaluation import measurement
 from interventions import PCA, Location, Rotation
 from tests.distill.alignment.test_align import turned
 from tests.distill.conftest import save_bert, sentences, write_csv
@@ -43,7 +43,7 @@ RESOLVED = {
 @pytest.fixture(autouse=True)
 def few_pairs(monkeypatch):
     """Measured on 4 pairs instead of 2000, to be quick."""
-    monkeypatch.setattr(held_out, "PAIRS", 4)
+    monkeypatch.setattr(measurement, "MOST_PAIRS", 4)
 
 
 @pytest.fixture(scope="module")

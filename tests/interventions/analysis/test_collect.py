@@ -2,6 +2,7 @@
 
 import errno
 import io
+import json
 import os
 import pickle
 import random
@@ -359,6 +360,35 @@ def test_a_damaged_shard_is_found(tmp_path):
     shutil.rmtree(tmp_path / "a/00000")
     (tmp_path / "a/complete.json").unlink()
     assert collect(make("gpt2"), text_rows(8), BLOCK, tmp_path / "a").batch([0])["row"].tolist() == [0]
+
+
+@pytest.mark.parametrize("name", ["0.safetensors", "1.safetensors", "tokens.safetensors"])
+def test_one_changed_bit_of_a_shard_is_found_when_it_is_first_read(name, tmp_path, monkeypatch):
+    small_shards(monkeypatch, 6)
+    places = [BLOCK, Location(0)]
+    found = collect(make("gpt2"), text_rows(12), places, tmp_path / "a", batch_size=3)
+    file = tmp_path / "a/00001" / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    found.batch([0])  # of another shard
+    with pytest.raises(InterventionError, match=rf"00001 is damaged \(the bytes of {name} are not .*collect again"):
+        found.batch([len(found) - 1])
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert found.batch([len(found) - 1])["row"].tolist() == [11]
+    file.unlink()
+    with pytest.raises(InterventionError, match="00001 is damaged .*No such file"):
+        type(found)(tmp_path / "a").batch([len(found) - 1])
+
+
+def test_shards_of_an_earlier_version_have_no_checksums_and_are_read(tmp_path):
+    found = collect(make("gpt2"), text_rows(4), BLOCK, tmp_path / "a")
+    facts = tmp_path / "a/00000/shard.json"
+    before = json.loads(facts.read_text())
+    assert before.pop("crc32")
+    facts.write_text(json.dumps(before))
+    assert found.batch([0])["row"].tolist() == [0]
 
 
 def test_rows_of_vectors_are_read_in_any_order(tmp_path, monkeypatch):
