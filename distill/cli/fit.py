@@ -166,7 +166,7 @@ def _run(command: FitCommand, folder: Path, *, resume: Resume) -> Path:
         runs = StudentRuns(
             command, folder, task, teacher, tokenizer, smaller, mapping, schedule, resume, console, pairs
         )
-        console.print(runs.plan(plans), markup=False, highlight=False, soft_wrap=True)
+        console.print(runs.plan(plans), markup=False, highlight=False)
         trained = runs.train(plans)
     untrained = runs.measure(smaller)
     compared = [compared_model("teacher", teacher, measured), compared_model(UNTRAINED, smaller, untrained)]

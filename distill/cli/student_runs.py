@@ -83,8 +83,8 @@ class StudentRuns:
         if not self.pairs:
             return "no interchanges (--pairs 200 measures some)"
         return (
-            f"{self.pairs:,} interchanged pairs (IIA, interchange intervention accuracy: the share after which student "
-            "and teacher answer alike; --no-iia leaves it out)"
+            f"{self.pairs:,} interchanged pairs (IIA: the share after which student and teacher answer alike; --no-iia "
+            "leaves it out)"
         )
 
     def measure(self, student: nn.Module, title: str = "untrained") -> Evaluation:
