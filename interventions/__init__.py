@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from interventions.interchanges import interchange, intervene
     from interventions.lenses.fit_lens import fit_lens
     from interventions.lenses.logit_lens import Lens, logit_lens
+    from interventions.lenses.probe import Probes, probe
     from interventions.lenses.tuned_lens import TunedLens
     from interventions.locations import SITES, Location, as_location
     from interventions.metrics import Metric, kl, log_probability, logit_difference, normalized, probability
@@ -95,6 +96,7 @@ __all__ = [
     "Noise",
     "Picture",
     "Place",
+    "Probes",
     "Result",
     "Rotation",
     "Run",
@@ -149,6 +151,7 @@ __all__ = [
     "printable",
     "printed",
     "probability",
+    "probe",
     "record",
     "register_blocks",
     "renamed",
@@ -198,6 +201,7 @@ _NAMES = {
     "interventions.interchanges": "interchange intervene",
     "interventions.lenses.fit_lens": "fit_lens",
     "interventions.lenses.logit_lens": "Lens logit_lens",
+    "interventions.lenses.probe": "Probes probe",
     "interventions.lenses.tuned_lens": "TunedLens",
     "interventions.locations": "Location SITES as_location",
     "interventions.metrics": "Metric kl log_probability logit_difference normalized probability",

@@ -23,7 +23,7 @@ ORDER = {
         version
         names renames public_names errors arguments endings precision devices host_copies locations operators positions
         subspaces models metrics hooks steps execution saving tracing runs interchanges describe analysis attribution
-        lenses editing exceptions __main__""".split(),
+        editing lenses exceptions __main__""".split(),
     "distill": """
         errors precision processes statistics storage causal losses networks data models writing tasks teachers
         interchange students objectives training evaluation publishing metrics monitoring alignment auditing results

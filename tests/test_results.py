@@ -23,12 +23,14 @@ import interventions
 from distill import DistillError, Evaluation, FitResult, InterchangeAccuracy, Outcome, Share
 from distill.evaluation.calibration import Calibration
 from distill.students.ranking import Importance
+from distill.teachers.served import ServedRun
 from distill.training.progress import Record
 from interventions import InterventionError, Location, Picture, Result, plain_data
 from tests.distill.tiny_models import bert, mlp, spread, text, vectors
 from tests.distill.wired import TOKENS, Reader
 from tests.interventions.analysis.test_grids import grid_of
 from tests.interventions.tiny_models import batch, make
+from tests.test_short_texts import SHOWN
 
 BARRED = ("vllm", "nnsight", "conformance")
 OUTCOME = Outcome(Share(0.75, 0.7, 0.8, 100), 0.4, 0.5, 0.6, 0.65, 0.123, None, 100, 0)
@@ -126,6 +128,12 @@ WHOLE: dict[str, Callable[[], Result]] = {
     ),
     "Lens": lens_of,
     "Lens of a classifier": lambda: lens_of("bert"),
+    "Probes": lambda: interventions.probe(
+        make("mlp"),
+        [torch.randn(20, 6, generator=torch.Generator().manual_seed(0))],
+        ["module:0", "module:2"],
+        torch.arange(20) % 2,
+    ),
     "Search": searched,
     "MappingSearch": searched_mapping,
     "Alignment": aligned,
@@ -232,7 +240,9 @@ def test_whatever_draws_itself_is_a_result():
     assert {kind for kind in drawing if not issubclass(kind, Result)} == set()
     assert {kind.__name__ for kind in drawing} == {name.split()[0] for name in WHOLE}
     shown = {kind for kind in classes() if hasattr(kind, "_repr_html_")} - {Picture}
-    assert {kind for kind in shown if not issubclass(kind, Result)} == set()
+    assert {kind for kind in shown if not issubclass(kind, Result)} - {ServedRun} == {
+        kind for kind in shown if kind.__name__ in SHOWN
+    }
 
 
 def classes() -> set[type]:

@@ -101,7 +101,7 @@ def usual_pairs(trained: int, interchanges: int) -> int:
         interchanges: in how many places each pair is interchanged.
 
     >>> usual_pairs(1000 * 32, 6), usual_pairs(38 * 8, 6), usual_pairs(10**6, 6)
-    (1454, 100, 2000)
+    (1939, 100, 2000)
     """
     return min(MOST_PAIRS, max(LEAST_PAIRS, trained * 4 // (3 * (4 + 3 * interchanges))))
 

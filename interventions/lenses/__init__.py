@@ -1,1 +1,1 @@
-"""What the answer of a model would be after each of its blocks: logit lens, tuned lens, linear probes."""
+"""Reading from the states of a model: logit lens, tuned lens, linear probes."""

@@ -78,14 +78,14 @@ def read(source: DataSource) -> Mapping[str, Any]:
         DistillError: a row that cannot be read, or has other columns than the first one.
     """
     size = 1 if source.collate is None else source.size
-    first = source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0)
-    warn_if_unseeded(source, first)
+    first: list[Any] = []
     kept: list[Any] = []
     small, bytes_so_far = _Small(source), 0
     for start in range(0, len(source), size):
         rows = range(start, min(start + size, len(source)))
         if source.collate is None:
             items: list[Any] = source.draw(rows, FIRST_READING, 0)
+            first += items[: DRAWN_TWICE - len(first)]
         else:
             items = [source.collated(rows, FIRST_READING, 0)]
         bytes_so_far += sum(bytes_of(value) for item in items for value in _values(item))
@@ -94,6 +94,9 @@ def read(source: DataSource) -> Mapping[str, Any]:
             kept += items
         else:
             kept.clear()
+    if source.collate is not None:
+        first = source.draw(range(min(DRAWN_TWICE, len(source))), FIRST_READING, 0)
+    warn_if_unseeded(source, first)
     if bytes_so_far > IN_MEMORY:
         return small.columns()
     return transpose(kept) if source.collate is None else join(kept)

@@ -96,8 +96,8 @@ def test_a_wrapped_answer_is_trained_and_measured_as_the_answer(kind):
 
 def test_fit_measures_the_answer():
     teacher, student = pair(KINDS["a tuple"][0])
-    found = trained(teacher, student, KD(), answers=1, eval_data=vectors()).evaluation
-    measured = distill.evaluate(teacher, student, {(AT,): AT}, vectors(), answers=1)
+    found = trained(teacher, student, KD(), answers=1, eval_data=vectors(), pairs=50).evaluation
+    measured = distill.evaluate(teacher, student, {(AT,): AT}, vectors(), answers=1, pairs=50)
     assert found.accuracy is not None
     assert found.interchange is not None
     assert str(found) == str(measured)

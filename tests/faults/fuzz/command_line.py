@@ -231,19 +231,19 @@ def _kind(invocation: Invocation, status: int, err: str) -> str:
 @contextlib.contextmanager
 def home() -> Iterator[Path]:
     """Make what is needed, in a folder that is removed, with a cache of its own."""
-    fit, command = (importlib.import_module(f"distill.cli.{name}") for name in ("fit", "fit_command"))
+    fit, measurement = (importlib.import_module(f"distill.{name}") for name in ("cli.fit", "evaluation.measurement"))
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    whole, pairs, kept = fit.compare, command.PAIRS, dict(os.environ)
+    whole, most, kept = fit.compare, measurement.MOST_PAIRS, dict(os.environ)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ |= {"DISTILL_CACHE": f"{folder}/.cache", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
             os.environ.pop(name, None)
-        fit.compare, command.PAIRS = partial(whole, pairs=PAIRS), PAIRS
+        fit.compare, measurement.MOST_PAIRS = partial(whole, pairs=PAIRS), PAIRS
         try:
             yield made(Path(folder))
         finally:
-            fit.compare, command.PAIRS = whole, pairs
+            fit.compare, measurement.MOST_PAIRS = whole, most
             os.environ.clear()
             os.environ.update(kept)
 

@@ -18,7 +18,7 @@ from interventions import (
     path_patch,
     run,
 )  # fmt: skip
-from interventions.analysis.paths import _between
+from interventions.analysis.paths import places_between
 from tests.interventions.tiny_models import LAYERS, WIDTH, batch, make, trace
 
 METRIC = logit_difference(0, 1)
@@ -35,7 +35,7 @@ def double(name):
 def slope(model, base, source, sender, receiver, step=1e-3):
     """The central difference of the metric along one path, by the share of the sender that is patched."""
     before, origin = run(model, base), run(model, source, [sender.whole])
-    frozen = _between(architecture(model), sender, receiver)
+    frozen = places_between(architecture(model), sender, receiver)
     found = []
     for share in (step, -step):
         ops = {sender: Interpolate(share), **dict.fromkeys(frozen, Swap())}
