@@ -10,7 +10,7 @@ import pytest
 
 from distill.cli.fit_command import GROUPS, FitCommand
 from distill.cli.options import flags
-from distill.cli.options.config import RUN, as_toml
+from distill.cli.options.config import RUN, SEPARATORS, as_toml
 from distill.cli.options.groups import DataOptions, InterchangeOptions, ScheduleOptions
 from distill.training.schedule import Schedule
 from tests.distill.cli.test_main import distill
@@ -70,6 +70,26 @@ def test_one_value_of_an_option_that_takes_several_is_a_list_of_it(tmp_path, sta
     assert (started[0].seeds, started[0].monitored.track) == ((3,), ("tensorboard",))
 
 
+@pytest.mark.parametrize("name", SEPARATORS)
+@pytest.mark.parametrize("values", [["kd"], ["kd", "diito"], ["c", "a", "b"]])
+def test_a_list_for_an_option_of_several_names_is_these(name, values, tmp_path, started):
+    (tmp_path / "a.toml").write_text(f"{name} = {values}\n")
+    assert distill("fit", "--config", tmp_path / "a.toml") == distill("fit", f"--{name}", SEPARATORS[name].join(values))
+    assert started[:1] == started[1:]
+
+
+def test_options_whose_help_says_commas_take_lists_of_a_file():
+    annotations = {name: each for group in GROUPS_OF_FLAGS for name, each in inspect.get_annotations(group).items()}
+    helps = {name: each.__metadata__[0].help for name, each in annotations.items() if hasattr(each, "__metadata__")}
+    assert {name for name, text in helps.items() if "commas" in text} <= set(SEPARATORS)
+
+
+def test_a_table_of_yaml_may_merge_another(tmp_path, started):
+    (tmp_path / "b.yaml").write_text("more:\n  <<: {steps: 7}\n  <<: {lr: 0.5}\n")
+    assert distill("fit", "--config", tmp_path / "b.yaml")[0] == 0
+    assert started[0].timing == ScheduleOptions(steps=7, lr=0.5)
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_an_option_of_the_call_wins(before, tmp_path, started):
     (tmp_path / "a.toml").write_text("steps = 7\nlr = 0.5\n")
@@ -82,8 +102,24 @@ def test_an_option_of_the_call_wins(before, tmp_path, started):
     ("name", "text", "message"),
     [
         ("a.toml", "stepz = 7", r"sets 'stepz', which is no option of distill fit; did you mean 'steps'\?"),
-        ("a.toml", "resume = 'r'", r"'resume', which belongs to the call alone"),
+        (
+            "a.toml",
+            "resume = 'r'",
+            r"'resume', which belongs to the call alone: distill fit --config \S+a.toml --resume …",
+        ),
         ("a.toml", "steps = 1\n[b]\nsteps = 2", r"sets 'steps' twice"),
+        ("a.toml", "max-length = 1\nmax_length = 2", r"sets 'max_length' twice, as max-length and as max_length"),
+        ("a.yaml", "steps: 1\nlr: 2\nsteps: 1", r"cannot be parsed: 'steps' is set twice"),
+        ("a.yaml", "more: {lr: 1, steps: 1, lr: 2}", r"cannot be parsed: 'lr' is set twice"),
+        ("a.json", '{"more": {"lr": 1, "steps": 1, "lr": 2}}', r"cannot be parsed: 'lr' is set twice"),
+        ("a.toml", "steps = [1, 2]", r"sets steps = \[1, 2\], and steps takes one value"),
+        ("a.yaml", "teacher: [a, b]", r'sets teacher = \["a", "b"\], and teacher takes one value'),
+        (
+            "a.yaml",
+            "objective: [kd, 'diito,dkd']",
+            r"a list with 'diito,dkd', and an entry is a text without ','",
+        ),
+        ("a.toml", "objective = ['kd', 1]", r"a list with 1, and an entry is a text"),
         ("a.toml", "steps = ", r"cannot be parsed: .*write an option a line"),
         ("a.yaml", "- steps", r"holds a list and no options"),
         ("a.yaml", "steps: [", r"cannot be parsed"),
