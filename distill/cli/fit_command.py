@@ -60,6 +60,8 @@ KINDS_COMPARED = 8
 """The kinds of interchange over which several students are compared: the usual ones and that of the training."""
 PAIRS_OF_LANGUAGE = 200
 """Pairs of base and source that language models are measured on at most, as their answers are long."""
+OF_WRITING = ("prompt_tokens", "max_new_tokens")
+"""Options that mean nothing without `--on-policy`."""
 OBJECTIVES = ("kd", *ON_KD, *PLAIN)
 
 
@@ -96,6 +98,13 @@ class FitCommand:
                     f"--no-iia measures no interchanges and --pairs {self.eval_pairs} says on how many; leave one of "
                     "them out."
                 )
+        unused = next((name for name in OF_WRITING if getattr(self, name) != getattr(type(self), name)), None)
+        if unused is not None and not self.on_policy:
+            option = f"--{unused.replace('_', '-')} {getattr(self, unused)}"
+            raise DistillError(
+                f"{option} is about text that the student writes, and it writes none; add the share of the steps, "
+                f"{option} --on-policy 0.5, or leave it out."
+            )
         twice = next((each for each in self.seeds if self.seeds.count(each) > 1), None)
         if twice is not None:
             raise DistillError(

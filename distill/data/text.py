@@ -49,8 +49,8 @@ def need_tokenizer(name: str, tokenizer: Any) -> None:
     """Raise DistillError without a tokenizer; call this before anything is read or downloaded."""
     if tokenizer is None:
         raise DistillError(
-            f"task {name!r} is text and needs the teacher's tokenizer, but no teacher was given; "
-            "give one, e.g. --teacher FOLDER_OR_NAME, or tokenizer=AutoTokenizer.from_pretrained(...)"
+            f"task {name!r} is text and needs a tokenizer, and none was given or is saved with a teacher; "
+            "give one: tokenizer=AutoTokenizer.from_pretrained(...), or --teacher FOLDER_OR_NAME."
         )
     if not (callable(tokenizer) and hasattr(tokenizer, "model_max_length")) or isinstance(tokenizer, type):
         raise DistillError(

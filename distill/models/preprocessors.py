@@ -9,7 +9,7 @@ from typing import Any
 from distill.causal.model import CausalModel
 from distill.data.task import Task
 from distill.errors import DistillError
-from distill.models.inputs import network_of, vocabulary_of
+from distill.models.inputs import Serves, network_of, vocabulary_of
 from interventions import shown
 
 TOKENIZER_FILES = (
@@ -45,8 +45,11 @@ def preprocessors_for(given: Any, task: Task | None, teacher: Any, student: Any)
 def preprocessors_of(model: Any) -> tuple[Any, ...]:
     """Return the tokenizer and processors that lie beside the files that a transformers model was loaded from.
 
-    A tokenizer without words does not count: transformers makes one up if none was saved.
+    A tokenizer without words does not count: transformers makes one up if none was saved. Of a teacher behind an
+    address it is the tokenizer that it was given.
     """
+    if isinstance(model, Serves) and (reads := getattr(model, "tokenizer", None)) is not None:
+        return (reads,)
     name = getattr(getattr(network_of(model), "config", None), "_name_or_path", "")
     if not name:
         return ()

@@ -39,7 +39,7 @@ from distill.models.inputs import (
 )
 from distill.models.trials import check_values, tried
 from distill.processes import gather_parts, own_part
-from distill.students.layer_search import Criterion, search_layers
+from distill.students.layer_search import Criterion, check_search, search_layers
 from distill.students.ranking import Importance
 from distill.students.readings import Readings
 from distill.tasks.loading import training_rows
@@ -92,6 +92,8 @@ def importance(
     model = uncompiled(model)
     if not is_placed(model):
         refuse_valueless(model, "importance")
+    if search is not None:
+        check_search(model, search, stack)  # measuring takes a while
     rows = training_rows(data, model)
     read = Readings.of(model)
     totals = _totals(model, rows, read, batch_size)

@@ -34,6 +34,14 @@ MOST_SETS = 100
 """The largest number of sets of layers that are all tried."""
 
 
+def check_search(model: nn.Module, count: int, stack: str | None) -> int:
+    """Return the number of layers to search in; raise DistillError for a number that leaves nothing to search for."""
+    deep = len(stack_of(model, stack).blocks)
+    if not 1 <= count < deep:
+        raise DistillError(f"search={count} of {deep} layers leaves nothing to search for; choose 1 to {deep - 1}.")
+    return deep
+
+
 def search_layers(
     model: nn.Module,
     rows: Rows,
@@ -49,9 +57,7 @@ def search_layers(
     Raises:
         DistillError: no set of so many layers, or none that can be taken out of the model.
     """
-    deep = len(stack_of(model, stack).blocks)
-    if not 1 <= count < deep:
-        raise DistillError(f"search={count} of {deep} layers leaves nothing to search for; choose 1 to {deep - 1}.")
+    deep = check_search(model, count, stack)
     if criterion not in ("kl", "loss"):
         raise DistillError(f"criterion={criterion!r} does not exist; use 'kl' or 'loss'.")
     tried_sets: dict[Layers, float] = {}

@@ -202,13 +202,19 @@ def _open(folder: Path, of: Mapping[str, Any]) -> None:
         if folder.exists() and (not folder.is_dir() or any(_is_other(each) for each in folder.iterdir())):
             if file.exists():  # another process has just made it
                 return _open(folder, of)
+            holds, new = "holds other things than answers of a teacher", folder / "answers"
+            if not folder.is_dir():
+                holds, new = "is a file", folder.with_name(f"{folder.name}-answers")
+            raise DistillError(f"{folder} {holds}; give the cache a new folder: cache={str(new)!r}.")
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)  # answers of a teacher are private to the user
+            write_json(file, wanted, replacing=False)
+        except OSError as error:
             raise DistillError(
-                f"{folder} holds other things than answers of a teacher; give the cache a new folder: "
-                f"cache={str(folder / 'answers')!r}."
-            )
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)  # answers of a teacher are private to the user
-        write_json(file, wanted, replacing=False)
+                f"the cache {folder} cannot be made ({error.strerror or error}); give a folder that you may write and "
+                "that has room: cache='answers'."
+            ) from None
     there = read_json(file, f"give the cache a new folder: cache={str(folder) + '-2'!r}", newest=FORMAT)
     names = [name for name in dict.fromkeys([*wanted, *there]) if name != "format"]
     known = [name for name in names if name not in MAY_BE_UNKNOWN or (there.get(name) and wanted.get(name))]

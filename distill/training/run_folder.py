@@ -1,5 +1,6 @@
 """The folder of a run: its settings, log and checkpoints, and the lock that keeps other runs out."""
 
+import errno
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ TRACKERS = "trackers"
 FINGERPRINTS = "fingerprints"
 AT_START = "as it was at the start"
 """The end of names of fingerprints of trained networks, which are compared only where a run starts anew."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ANYWAY, AUTO = "anyway", "auto"
 Resume = bool | Literal["anyway", "auto"]
 
@@ -78,15 +80,16 @@ class RunFolder:
         """Lock the folder for this run in the block, and make it if need be; a new one that stays empty is removed.
 
         Raises:
-            DistillError: another run is using the folder.
+            DistillError: another run is using the folder, or its disk is full.
         """
         if not is_first():
-            yield
+            with self._explaining():
+                yield
             return
         missing = [each for each in (self.path, *self.path.parents) if not each.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with locked(self.path):
+            with locked(self.path), self._explaining():
                 clear_leftovers(self.path)
                 if not self.resume:
                     refuse_used(self.path)  # another run may have used it in the meantime
@@ -94,6 +97,22 @@ class RunFolder:
         finally:
             for each in missing:
                 remove_empty(each)
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        """Say of a full disk what is whole, and how to go on; other errors are raised as they are."""
+        try:
+            yield
+        except OSError as error:
+            elsewhere = error.filename is not None and self.path not in Path(str(error.filename)).parents
+            if error.errno not in FULL or elsewhere:
+                raise
+            last = self.checkpoints.last()
+            whole = "it holds no checkpoint yet" if last is None else f"{last} is whole"
+            raise DistillError(
+                f"{self.path} cannot be written ({error.strerror}); {whole}: make room, and go on with resume=True "
+                "(--resume)."
+            ) from error
 
     def begin(self) -> list[Record]:
         """Write the settings, and the log up to the checkpoint that the run continues from; return its records."""
@@ -130,11 +149,8 @@ class RunFolder:
         if known is not None and self.checkpoints.last() is not None:  # trained networks have changed since
             prints = {name: known.get(name) if name.endswith(AT_START) else each for name, each in prints.items()}
             self.settings = {**self.settings, FINGERPRINTS: prints}
-        changed = [
-            f"{name}={before.get(name)} and is resumed with {value}"
-            for name, value in now.items()
-            if by_new_names(before).get(name) != json.loads(json.dumps(value, default=str))
-        ]
+        old, new = by_new_names(before), json.loads(json.dumps(now, default=str))
+        changed = [each for name in new for each in _differences(name, old.get(name), new[name])]
         if known is None:
             warnings.warn(
                 f"{self.path} was started by an earlier version, which remembered neither data nor models, so whether "
@@ -160,6 +176,16 @@ class RunFolder:
             f"{self.path} was started with {'; '.join(changed)}; it continues all the same, as resume='anyway' says.",
             stacklevel=4,
         )
+
+
+def _differences(name: str, before: Any, now: Any) -> list[str]:
+    """Return what differs between two values of a setting; of two tables each entry that does."""
+    if before == now:
+        return []
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = dict.fromkeys([*before, *now])
+        return [each for key in keys for each in _differences(f"{name}.{key}", before.get(key), now.get(key))]
+    return [f"{name}={before} and is resumed with {now}"]
 
 
 def _describe_change(name: str, before: str | None, now: str | None) -> str:
@@ -243,7 +269,9 @@ def until_done(records: Iterator[Record], folder: RunFolder | None, interrupt: I
 
 def refuse_used(folder: Path) -> None:
     """Raise DistillError if a folder holds anything."""
-    if folder.exists() and (not folder.is_dir() or _is_used(folder)):
+    if folder.exists() and not folder.is_dir():
+        raise DistillError(f"{folder} is a file, and a run needs a folder; name another one, e.g. {folder}-run.")
+    if folder.exists() and _is_used(folder):
         raise DistillError(
             f"{folder} is not empty: it may hold another run; choose a new folder, or go on from it with "
             f"resume=True (--resume {folder})."

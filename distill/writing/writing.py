@@ -231,6 +231,14 @@ class Writing:
         """Raise DistillError for a row without a prompt, or where the data is used without a completion."""
         prompts, completions = lengths(batch, by_encoder=by_encoder)
         if place is None:
+            first = self.levels[-1].prompt_tokens
+            if first is not None:
+                _refuse_row(
+                    completions == 0,
+                    numbers,
+                    f"has no token after its first {first} (prompt_tokens={first}, --prompt-tokens {first}), and a "
+                    "share below 1 uses what follows them; take fewer tokens for a prompt, or leave short texts out",
+                )
             _refuse_row(
                 completions == 0,
                 numbers,
@@ -242,8 +250,8 @@ class Writing:
             (prompts == 0) & (completions > 0),
             numbers,
             "has no prompt, as its labels count from its first token on; take its first tokens, "
-            "Written(…, prompt_tokens=16), set them to -100 at the prompt, or leave labels out where the whole row is "
-            "one",
+            "Written(…, prompt_tokens=16) (--prompt-tokens 16), set them to -100 at the prompt, or leave labels out "
+            "where the whole row is one",
         )
         _refuse_row(
             prompts == 0,

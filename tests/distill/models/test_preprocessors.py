@@ -172,6 +172,17 @@ def test_chains_mutual_learning_and_new_students_keep_tokenizer_and_names(tmp_pa
     assert json.loads((tmp_path / "chain/2/student/config.json").read_text())["id2label"] == {"0": "no", "1": "yes"}
 
 
+def test_a_served_teacher_reads_texts_by_the_tokenizer_that_it_was_given(tmp_path):
+    teacher, *_ = causal(tmp_path / "model")
+    teacher.config._name_or_path = ""
+    reads = tokenizer(pad_token="[PAD]")
+    served = distill.Served(teacher, tokenizer=reads)
+    assert tokenizer_among(preprocessors_of(served)) is reads
+    distill.fit(served, spread(copy.deepcopy(teacher), 1), {}, TEXTS, **{**SETTINGS, "objective": distill.KD(1.0)})
+    with pytest.raises(distill.DistillError, match="needs a tokenizer, and none was given or is saved with a teacher"):
+        distill.fit(distill.Served(teacher), spread(copy.deepcopy(teacher), 1), {}, TEXTS, **SETTINGS)
+
+
 def test_a_tokenizer_that_was_made_up_does_not_count(tmp_path):
     """transformers makes an empty one for a folder without any file of words."""
     from transformers import BertConfig, BertForSequenceClassification

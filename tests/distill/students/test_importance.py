@@ -243,6 +243,13 @@ def test_the_search_measures_the_students_that_from_layers_makes(criterion, laye
         from_layers(network, 1, by=found)
 
 
+def test_a_search_that_cannot_be_is_refused_before_anything_is_measured():
+    network = spread(llama(2))
+    network.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(DistillError, match="search=2 of 2 layers leaves nothing to search for"):
+        importance(network, text(4), search=2)
+
+
 def test_a_search_of_a_classifier_by_its_labels():
     network, rows = spread(bert(3)), text(10)
     found = importance(network, rows, search=1, criterion="loss").search

@@ -252,6 +252,20 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         Served(couple()[0], cache=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("cache", "message"),
+    [
+        ("a.csv", r"a\.csv is a file; .*cache='\S+a\.csv-answers'"),
+        ("a.csv/answers", r"answers cannot be made \(\w+"),
+    ],
+)
+def test_a_cache_that_cannot_be_made_is_one_line(cache, message, tmp_path):
+    (tmp_path / "a.csv").write_text("text\n")
+    with pytest.raises(DistillError, match=message):
+        Served(couple()[0], cache=tmp_path / cache)
+    assert (tmp_path / "a.csv").read_text() == "text\n"
+
+
 def test_a_host_whose_weights_changed_is_found_out_by_its_answers(tmp_path):
     """The weights that are elsewhere cannot be looked at: an old sample is asked about again, beside new ones."""
     teacher, folder = couple()[0], tmp_path / "answers"

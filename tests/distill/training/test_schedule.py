@@ -95,7 +95,7 @@ def test_a_schedule_is_resumed_from_its_file(tmp_path):
     assert told["weights"] == {"kd": "Ramp(start=2.0, end=1.0, until=1.0)"}
     trained = weights(student)
     settings["schedule"] = Schedule(steps=2, batch_size=12, decay=(0.6,))
-    with pytest.raises(DistillError, match="was started with schedule"):
+    with pytest.raises(DistillError, match=r"was started with schedule\."):
         fit(teacher, student, data=vectors(), output_dir=tmp_path / "run", resume=True, **settings)
     assert same(trained, weights(student))
 

@@ -99,6 +99,10 @@ def test_student_teacher_and_data_are_mixed():
     ("data", "message"),
     [
         (Written(prompts(), share=0.5), "row 0 of the prompts of Written has no completion, which a share below 1"),
+        (
+            Written(prompts([[5, 6, 7], [5, 6]]), prompt_tokens=2, share=0.5),
+            r"row 1 of the prompts of Written has no token after its first 2 \(prompt_tokens=2, --prompt-tokens 2\)",
+        ),
         (Written(prompts([[5], []]), max_new_tokens=2), "row 1 of the prompts of Written has an empty prompt"),
         (
             Written({"input_ids": [[5, 6]], "labels": [[5, 6]], "attention_mask": [[1, 1]]}, max_new_tokens=2),

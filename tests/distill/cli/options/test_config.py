@@ -137,6 +137,15 @@ def test_a_file_that_cannot_be_is_refused_in_one_line(name, text, message, tmp_p
     assert not started
 
 
+@pytest.mark.parametrize("option", ["prompt-tokens", "max-new-tokens"])
+def test_options_of_writing_need_a_student_that_writes(option, started):
+    status, out, err = distill("fit", f"--{option}", 6)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"--{option} 6 is about text that the student writes" in err
+    assert distill("fit", f"--{option}", 6, "--on-policy", 0.5)[0] == 0
+    assert len(started) == 1
+
+
 def test_a_missing_file_is_refused(tmp_path):
     status, _out, err = distill("fit", "--config", tmp_path / "no.toml")
     assert (status, err.count("\n")) == (2, 1)
