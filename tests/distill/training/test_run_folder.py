@@ -46,6 +46,7 @@ def test_how_often_may_change_when_a_run_goes_on(tmp_path):
     assert all(torch.equal(a[0].weight, b[0].weight) for a, b in zip(networks, again, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:.*holds no checkpoint")
 @pytest.mark.parametrize("writer", ["checkpoints.save_state", "run_folder.RunFolder.log"])
 @pytest.mark.parametrize("call", [1, 2])
 def test_a_full_disk_is_one_line_and_a_run_goes_on_to_the_same_bits(writer, call, tmp_path, monkeypatch):
