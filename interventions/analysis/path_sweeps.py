@@ -106,6 +106,8 @@ def sweep_paths(
     ends = locations_of(receivers)
     if not ends:
         raise InterventionError("no receiver was given; write receivers=Location(5, 'query', heads=3).")
+    if batch_size is not None and batch_size < 1:
+        raise InterventionError(f"batch_size={batch_size} holds no example; write batch_size=32, or None.")
     ops: Any = {locations[0]: Swap() for locations in rows.values()}
     settings = SweepSettings(model, rows, ops, positions, batch_size=batch_size)
     paths = _Paths(ends, receiver_positions, freeze)

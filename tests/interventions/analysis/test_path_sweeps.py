@@ -85,6 +85,7 @@ def test_wrong_input_is_refused_in_one_line():
     for senders, receivers, more, error in (
         ([(sender, Location(1))], RECEIVERS, {}, "names several locations, and paths begin at one"),
         (sender, [], {}, "no receiver was given"),
+        (sender, RECEIVERS, {"batch_size": -1}, "batch_size=-1 holds no example"),
         (Location(LAYERS - 1), Location(0, "query"), {}, "does not come after the sender"),
         (sender, RECEIVERS, {"receiver_positions": [[0]] * EXAMPLES, "batch_size": 4}, "has tokens for each example"),
     ):
