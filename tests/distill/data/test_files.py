@@ -313,5 +313,5 @@ def test_a_label_that_training_lacks_and_a_missing_teacher(tmp_path, tokenizer):
     train, test = write(tmp_path / "a.csv"), write(tmp_path / "b.csv", ["bad", "good"], ["no", "maybe"])
     with pytest.raises(DistillError, match=r"has labels that .* lacks: maybe; known are no, yes"):
         load(data=train, eval_data=test, tokenizer=tokenizer)
-    with pytest.raises(DistillError, match=r"no teacher was given; give one, e.g. --teacher"):
+    with pytest.raises(DistillError, match=r"needs a tokenizer, and none was given"):
         load(data=train)

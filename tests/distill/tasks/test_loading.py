@@ -36,7 +36,7 @@ def test_a_name_loads_the_task():
 def test_a_file_needs_the_tokenizer_of_the_model(tmp_path):
     (tmp_path / "my.csv").write_text("text,label\na,0\nb,1\n")
     for path in (tmp_path / "my.csv", str(tmp_path / "my.csv")):
-        with pytest.raises(DistillError, match="'my' is text and needs the teacher's tokenizer"):
+        with pytest.raises(DistillError, match="'my' is text and needs a tokenizer, and none was given"):
             training_rows(path, bert(2))
     assert tokenizer_of(bert(2)) is None
     assert tokenizer_of(mlp()) is None

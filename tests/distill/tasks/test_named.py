@@ -127,7 +127,7 @@ def test_numbers_are_the_classes_of_a_pattern_as_of_a_file(films, classifier):
         ({"text": "body"}, r"has no text column 'body': its columns are 'sentence', 'label'; name one with text="),
         ({"label": "class"}, r"has no label column 'class': its columns are"),
         ({"clusters": "speaker"}, r"has no clusters column 'speaker'"),
-        ({"tokenizer": None}, "needs the teacher's tokenizer"),
+        ({"tokenizer": None}, "needs a tokenizer, and none was given"),
         ({"packing": "in order"}, "takes no packing"),
         ({"label": "sentence"}, "text and label of .* are both the column 'sentence'"),
     ],
@@ -146,7 +146,7 @@ def test_a_text_of_a_table_is_a_text_whatever_it_says(films, classifier):
 
 
 def test_texts_need_a_tokenizer(films):
-    with pytest.raises(DistillError, match=r"needs the teacher's tokenizer, but no teacher was given"):
+    with pytest.raises(DistillError, match=r"needs a tokenizer, and none was given or is saved with a teacher"):
         distill.fit(bert(2), bert(1), {}, str(films / "saved"), steps=1, console=QUIET)
 
 

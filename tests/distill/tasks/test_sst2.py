@@ -62,7 +62,7 @@ def test_a_hub_out_of_reach_names_the_folder(monkeypatch, tokenizer):
 def test_a_folder_that_lacks_something_says_what(tmp_path, folder, tokenizer):
     with pytest.raises(DistillError, match="nowhere is not a folder"):
         load("sst2", data=tmp_path / "nowhere", tokenizer=tokenizer)
-    with pytest.raises(DistillError, match="needs the teacher's tokenizer"):
+    with pytest.raises(DistillError, match="needs a tokenizer, and none was given"):
         load("sst2", data=folder)
     (folder / "dev.tsv").write_text("sentence\tlabel\nx\t-1\n")
     with pytest.raises(DistillError, match="labels other than 0 and 1: -1"):

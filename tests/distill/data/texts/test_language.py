@@ -147,7 +147,7 @@ def test_doors_that_have_no_tokenizer_use_that_of_the_model(tmp_path):
     assert columns_of(rows) == columns_of(held_out(PROMPTS, loaded))
     assert len(rows) == 20
     assert distill.metrics.accuracy(loaded, PROMPTS).count > 20
-    with pytest.raises(DistillError, match="task 'chat' is text and needs the teacher's tokenizer"):
+    with pytest.raises(DistillError, match="task 'chat' is text and needs a tokenizer, and none was given"):
         training_rows(PROMPTS, model)
 
 
@@ -210,7 +210,7 @@ def test_a_task_shows_its_rows_and_keeps_a_share():
         (lambda: load("text", data=PROMPTS, tokenizer=tokenizer()), "'prompt', 'completion', and task 'text' needs"),
         (lambda: load("text", data={"x": [1.0]}, tokenizer=tokenizer()), "has none of these, and task 'text' needs"),
         (lambda: load("text", data="missing.txt", tokenizer=tokenizer()), "missing.txt does not exist"),
-        (lambda: load("text", data=TEXTS), "needs the teacher's tokenizer"),
+        (lambda: load("text", data=TEXTS), "needs a tokenizer, and none was given"),
         (lambda: load("text", data=TEXTS, tokenizer=tokenizer(), label="a"), "task 'text' takes no label"),
         (lambda: load("text", data=TEXTS, tokenizer=tokenizer(), max_length=1), "max_length=1 leaves nothing to pred"),
         (lambda: load("text", data=TEXTS, tokenizer=tokenizer(), block_size=0), "block_size=0 leaves nothing to pred"),
