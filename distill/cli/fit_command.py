@@ -222,7 +222,7 @@ class FitCommand:
         )
 
     def pairs_of(self, task: Task, places: int) -> int:
-        """Return the number of pairs that each student is measured on; 0 where no interchange was asked for.
+        """Return the number of pairs that each student is measured on; 0 where no interchange is measured.
 
         Unless it is given, it is chosen so that measuring takes about a third of the training at most, and is at most
         `PAIRS_OF_LANGUAGE` for language models.

@@ -36,7 +36,7 @@ DRAWN_BY = 0
 
 
 class Measured(NamedTuple):
-    """What was measured of a student.
+    """The measurement of a student.
 
     Attributes:
         evaluation: all figures.

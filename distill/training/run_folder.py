@@ -100,7 +100,7 @@ class RunFolder:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Say of a full disk what is whole, and how to go on; other errors are raised as they are."""
+        """Raise, of a full disk, an error that names what is whole and the way out; other errors as they are."""
         try:
             yield
         except OSError as error:

@@ -127,7 +127,7 @@ def sweep_paths(
 
 @dataclass(frozen=True, eq=False)
 class _Paths:
-    """Where paths end, and what keeps its value on their way; the attributes are arguments of `sweep_paths`."""
+    """The ends of paths, and the places that keep their value on the way; the attributes are arguments of `sweep_paths`."""
 
     receivers: list[Location]
     receiver_positions: Positions

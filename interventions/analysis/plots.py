@@ -130,7 +130,7 @@ def _color_bar(axes: Axes, numbers: Tensor, label: str, height: float) -> None:
     """Add a color bar that spans the numbers that occur, as a signed metric may lie on one side of 0 only."""
     shrink = min(1.0, 4 / height)
     bar = axes.figure.colorbar(axes.images[0], ax=axes, pad=0.02, shrink=shrink, anchor=(0.0, 1.0), aspect=16)
-    # A label that is longer than the bar is high goes on several lines.
+    # A label that is longer than the bar is high is wrapped.
     lines = textwrap.wrap(label_of(label), max(14, int(height * shrink * 11)))
     bar.set_label("\n".join(lines), fontsize=9)
     bar.ax.tick_params(labelsize=8)
