@@ -18,7 +18,8 @@ DIALECT = re.compile(
 QUOTED = {("distill/tasks/causal/verb_number.py", "told")}
 """Such words in a sentence that is data."""
 VERBS = set(
-    """ablate accept activate adapt add align allow answer append apply ask assemble assign attach average bar begin bind blend
+    """ablate
+    accept activate adapt add align allow answer append apply ask assemble assign attach average bar begin bind blend
     block break build cache calculate call carry cast center change check choose chunk clamp clear clip clone close
     collate collect combine compare complete compute concatenate configure convert copy correct count cover create
     crop cut decide decode default deepcopy define delay delete derive describe detach detect discard disable

@@ -127,7 +127,7 @@ def sweep_paths(
 
 @dataclass(frozen=True, eq=False)
 class _Paths:
-    """The ends of paths, and the places that keep their value on the way; the attributes are arguments of `sweep_paths`."""
+    """The ends of paths, and the places that keep their value on the way, as arguments of `sweep_paths`."""
 
     receivers: list[Location]
     receiver_positions: Positions
@@ -135,7 +135,7 @@ class _Paths:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint is recognised by."""
+        """The settings that a checkpoint is recognised by."""
         return {
             "receivers": list(map(str, self.receivers)),
             "subspaces of receivers": fingerprint_of([at.subspace for at in self.receivers]),

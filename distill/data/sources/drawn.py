@@ -104,7 +104,7 @@ def read(source: DataSource) -> Mapping[str, Any]:
 
 @dataclass(eq=False)
 class _Small:
-    """The part of a large data set that is kept: numbers and labels, one a row, and the lengths of the other columns."""
+    """The part of a large data set that is kept: numbers and labels, one a row, and lengths of the other columns."""
 
     source: DataSource
     single: dict[str, list[Any]] = field(default_factory=dict)
