@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distill.auditing.layers import Layers
 from distill.auditing.reading import COMPRESSED, ORIGINAL, Reading, pieces, ran_on
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows, batches
 from distill.models.finite import check_answers
 from distill.models.inputs import (
@@ -17,7 +18,6 @@ from distill.models.inputs import (
     students,
     to_device,
 )
-from distill.models.loss_masks import IGNORED
 
 
 @dataclass(frozen=True, eq=False)

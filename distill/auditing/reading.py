@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.errors import DistillError
 from distill.models.inputs import (
@@ -32,7 +33,7 @@ from distill.models.inputs import (
     to_device,
     vocabulary_of,
 )
-from distill.models.loss_masks import IGNORED, LabelPlace, answer_labels, answers_by_decoder, label_place
+from distill.models.loss_masks import LabelPlace, answer_labels, answers_by_decoder, label_place
 from distill.models.trials import check_rows, check_values, tried
 from interventions import Run, run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from distill.cli.options.groups import LANGUAGE, DataOptions
 from distill.data.task import Task
@@ -49,6 +49,7 @@ def load_task_and_teacher(
     tokenizer = None if vocabulary_of(model) is None or source.name == "agreement" else load_tokenizer(teacher)
     with warnings_as_notes(console):
         task = numbered_as(source.split_as(Path(teacher)).load(tokenizer, seed, model), model)
+    _refuse_values_of_classes(source, task, model)
     task = drop_trained_on(task, Path(teacher), "the teacher", console)
     check(None, model, task.train)
     check(None, model, task.test)
@@ -72,6 +73,21 @@ def warnings_as_notes(console: Console) -> Iterator[None]:
         yield
     for message in dict.fromkeys(str(each.message) for each in caught if each.category is UserWarning):
         console.print(f"note: {message}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_values_of_classes(source: DataOptions, task: Task, teacher: nn.Module) -> None:
+    """Raise DistillError for labels that are real values of rows whose teacher tells classes apart."""
+    labels = task.train.table.get("labels")
+    if not isinstance(labels, Tensor) or labels.ndim > 1 or not labels.is_floating_point():
+        return
+    config = getattr(teacher, "config", None)
+    classes = getattr(config, "num_labels", 1)
+    if classes > 1 and getattr(config, "problem_type", None) != "regression":
+        raise DistillError(
+            f"{source.data} has real values as labels, as {labels[0].item():.4g}, and the teacher tells {classes} "
+            "classes apart; name the column of classes: --label COLUMN, or make a teacher of values: distill teach "
+            f"--data {source.data} --from ENCODER."
+        )
 
 
 def _refuse_without_teacher(source: DataOptions) -> NoReturn:

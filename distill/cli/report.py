@@ -122,7 +122,13 @@ class Report:
 
     @property
     def headings(self) -> Mapping[str, str]:
-        """The columns of the table in a terminal: headings, and the figures below them."""
+        """The columns of the table in a terminal, which hold figures: headings, and the figures below them."""
+        figures = [each.figures for each in self.models]
+        return {name: each for name, each in self._usual_headings.items() if any(own.get(each) for own in figures)}
+
+    @property
+    def _usual_headings(self) -> Mapping[str, str]:
+        """The columns for the kind of answers that the models give."""
         measured = [each.evaluation for each in self.models]
         if any(each.perplexity is not None for each in measured):
             return OF_LANGUAGE
@@ -199,6 +205,7 @@ class Report:
         """Return the HTML page, with its pictures inside."""
         columns = [name for name in ON_THE_PAGE if any(each.figures.get(name) for each in self.models)]
         cells = [(each.name, *(each.figures.get(name, "") for name in columns)) for each in self.models]
+        interchanged = [each for each in self.models if each.evaluation.interchange is not None]
         parts = [
             f"<h1>{escape(self.title)}</h1>",
             *(f"<p class=answer>{escape(sentence)}</p>" for sentence in self.sentences),
@@ -207,11 +214,11 @@ class Report:
             *self._compared(),
             "<h2>Every model</h2>",
             table(("", *columns), cells),
-            f"<p class=note>{escape(LEGEND)}</p>",
+            *([f"<p class=note>{escape(LEGEND)}</p>"] if interchanged else []),
             *self._written(),
             *self._pictures(),
-            "<h2>Interchange accuracy for each entry of the mapping</h2>",
-            *(_per_pair(each) for each in self.models if each.evaluation.interchange is not None),
+            *(["<h2>Interchange accuracy for each entry of the mapping</h2>"] if interchanged else []),
+            *map(_per_pair, interchanged),
             *(
                 f"<p class=note>{escape(each.name)}: {escape(each.evaluation.note)}</p>"
                 for each in self.models

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.models.inputs import device_of, evaluating
 from interventions import plain_data
 
 PROMPTS, NEW_TOKENS, SHOWN_OF_TEXT = 3, 40, 16
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -350,7 +350,7 @@ def with_interchange(
             return found
         unmapped = NO_TEACHER if teacher is None else NO_PAIR
         return replace(found, note=f"nothing was measured: {_why_no_accuracy(rows)}, and {unmapped}")
-    unmeasured = "" if found.figures or "labels" in rows.columns else f"no accuracy: {_why_no_accuracy(rows)}."
+    unmeasured = "" if found.figures else f"no accuracy: {_why_no_accuracy(rows)}."
     note = f"{found.note} {unmeasured}".strip()
     try:
         interchange = interchange_accuracy(teacher, student, mapping, rows, **settings)

@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.data.sources.lazy_columns import is_floating
 from distill.errors import checked
 from distill.models.inputs import innermost
-from distill.models.loss_masks import IGNORED
 
 Answers = Literal["classes", "labels", "values"]
 """What logits stand for: one class of several, a yes or no for each of several labels, or real values."""

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from distill.data.missing import IGNORED
 from distill.errors import DistillError
 from distill.losses.chunked import LazyLogits
 from distill.models.host_copies import host_columns, on_both
@@ -30,7 +31,6 @@ TOKENS, ALL, SOURCE, LABELS = "tokens", "all tokens", "source tokens", "labels"
 """Kinds of means: over the answers in the loss mask, over all that are no padding, over the tokens of an encoder whose
 decoder answers, and over the labels at their own places."""
 
-IGNORED = -100
 NEXT, HERE = ("ForCausalLM", "ForConditionalGeneration"), ("ForMaskedLM", "ForTokenClassification")
 AT_THEIR_PLACES = frozenset({"XLNetLMHeadModel", "XLMWithLMHeadModel", "FlaubertWithLMHeadModel"})
 LOOKED_AT = 256

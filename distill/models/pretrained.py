@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
+from distill.data.missing import IGNORED
 from distill.data.seen_rows import SeenRows
 from distill.data.task import Task
 from distill.data.trained_on import save_split
@@ -191,7 +192,7 @@ def new_classifier(encoder: str | Path, task: Task, seed: int = 0) -> nn.Module:
     sizes: dict[str, Any] = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}}
     values = task.train.table.get("labels")
     if not labels and isinstance(values, torch.Tensor):
-        several = values.ndim > 1 and bool(((values == -100) | (values == 0) | (values == 1)).all())
+        several = values.ndim > 1 and bool(((values == IGNORED) | (values == 0) | (values == 1)).all())
         problem = "multi_label_classification" if several else "regression"
         sizes = {"num_labels": values[0].numel(), "problem_type": problem}
     try:

@@ -17,12 +17,13 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
+from distill.data.missing import IGNORED
 from distill.data.token_alignment import Spans, TokenAlignment, pooled_kd, span_kd
 from distill.errors import DistillError, checked
 from distill.losses import Divergence, forward_kl
 from distill.losses.chunked import LazyLogits, mean_in_chunks
 from distill.models.inputs import mask_of
-from distill.models.loss_masks import IGNORED, answer_labels, checked_tokens
+from distill.models.loss_masks import answer_labels, checked_tokens
 from distill.objectives.answers import lazy_pair
 from distill.objectives.objective import About, Objective
 from distill.objectives.response import is_by_position

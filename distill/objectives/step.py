@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from distill.causal.feed import Feed
 from distill.causal.model import CausalModel
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.errors import DistillError, checked, refuse_negative, refuse_unless_positive
 from distill.interchange.mapping import Entry
@@ -20,7 +21,6 @@ from distill.models.host_copies import on_both
 from distill.models.inputs import answer_mask, reads_apart, teachers
 from distill.models.loss_masks import (
     ALL,
-    IGNORED,
     SOURCE,
     TOKENS,
     LabelPlace,

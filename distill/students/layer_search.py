@@ -16,10 +16,11 @@ from einops import reduce
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows, batches
 from distill.errors import DistillError
 from distill.models.inputs import answer_mask, device_of, evaluating, following, inputs_of, teachers, to_device
-from distill.models.loss_masks import IGNORED, answer_labels, answers_by_decoder, label_place
+from distill.models.loss_masks import answer_labels, answers_by_decoder, label_place
 from distill.models.outputs import answered, same_answers
 from distill.models.trials import check_rows, tried
 from distill.precision import widen

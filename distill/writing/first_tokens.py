@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from distill.data.missing import IGNORED
 from distill.data.sources.lazy_columns import Column, LazyColumn, Values, read_columns
 
-IGNORED = -100
 IDS, MASK, LABELS = "input_ids", "attention_mask", "labels"
 
 

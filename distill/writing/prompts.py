@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from distill.data.draws import is_hugging_face
+from distill.data.missing import IGNORED
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.sources.lazy_columns import Column
@@ -21,7 +22,7 @@ from distill.data.texts.chats import ASSISTANT, CHATS, messages_of, prompt_text
 from distill.data.texts.given import has_none, names_of, refuse_instructions, with_columns
 from distill.errors import DistillError
 from distill.models.host_copies import host_columns
-from distill.writing.first_tokens import IGNORED, labels_after
+from distill.writing.first_tokens import labels_after
 
 OF_TOKENS = ("input_ids", "attention_mask", "labels", "special_tokens_mask")
 """The columns with a value for each token that are known for tokens that a model writes too."""

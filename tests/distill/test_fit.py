@@ -158,7 +158,7 @@ def test_a_used_folder_is_refused_and_a_mistake_uses_none(tmp_path):
         fit(teacher, student, None, text(), output_dir=folder, **SETTINGS)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     (tmp_path / "file").touch()
-    with pytest.raises(DistillError, match="is not empty"):
+    with pytest.raises(DistillError, match="is a file, and a run needs a folder; name another"):
         fit(teacher, student, None, text(), output_dir=tmp_path / "file", **SETTINGS)
 
 
@@ -285,7 +285,7 @@ def test_resuming_what_is_not_there(tmp_path):
     fit(teacher, student, None, text(), output_dir=tmp_path / "r", **SETTINGS)
     with pytest.raises(
         DistillError,
-        match=r"was started with schedule=.*; use the same, .* or go on all the same: resume='anyway'",
+        match=r"was started with schedule.lr=0.01 and is resumed with 1.0; use the same, .* or go on all the same: resume='anyway'",
     ):
         fit(teacher, student, None, text(), output_dir=tmp_path / "r", resume=True, **{**SETTINGS, "lr": 1.0})
     with pytest.raises(DistillError, match=r"was started with objective="):

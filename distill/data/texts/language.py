@@ -17,6 +17,7 @@ from torch import Tensor
 
 from distill.data.clusters import split_clusters
 from distill.data.files import held_out
+from distill.data.missing import IGNORED
 from distill.data.pad_ids import pad_id_of
 from distill.data.rows import Rows
 from distill.data.task import Task, fine_tuning, share
@@ -29,7 +30,6 @@ from distill.errors import DistillError
 
 MAX_LENGTH = 1024
 """The number of tokens at which texts and chats are cut where none is named."""
-IGNORED = -100
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from distill.data.rows import Rows as Rows
 from distill.data.rows import batches
 from distill.data.sources.lazy_columns import lengths_of as counts
 from distill.errors import DistillError
@@ -55,6 +54,7 @@ def similar_batches(
         size: the rows of a batch.
         chosen: the numbers of the rows to take; None takes all.
 
+    >>> from distill import Rows
     >>> rows = Rows.of({"input_ids": [[1], [1, 2], [1, 2, 3]], "attention_mask": [[1], [1, 1], [1, 1, 1]]})
     >>> [batch.tolist() for batch in similar_batches(rows, 2)]
     [[2, 1], [0]]

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.data.texts.lengths import similar_batches
 from distill.evaluation.answers.labelled_answers import check_classes, parts_of
@@ -37,7 +38,7 @@ from distill.models.inputs import (
     teachers,
     to_device,
 )
-from distill.models.loss_masks import IGNORED, answer_labels, answers_by_decoder, expects_next, label_place
+from distill.models.loss_masks import answer_labels, answers_by_decoder, expects_next, label_place
 from distill.models.trials import lazy_answer_of
 from distill.precision import widen
 from distill.processes import gather_parts, own_part

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.data.missing import IGNORED
 from distill.data.rows import Rows
 from distill.data.texts.lengths import similar_batches
 from distill.errors import DistillError
@@ -14,7 +15,7 @@ from distill.losses.chunked import LazyLogits, logits_at, size_of_parts
 from distill.models.finite import check_answers
 from distill.models.head import Heads
 from distill.models.inputs import answer_mask, device_of, evaluating, students, to_device, uncompiled
-from distill.models.loss_masks import IGNORED, answer_labels, label_place
+from distill.models.loss_masks import answer_labels, label_place
 from distill.models.numbering import numbered_as
 from distill.models.trials import answer_of, lazy_answer_of
 from distill.tasks.loading import held_out
@@ -118,7 +119,7 @@ def check_classes(logits: Tensor | LazyLogits, labels: Tensor, what: str) -> Non
             f"{list(logits.shape[:-1])}."
         )
     classes = logits.shape[-1]
-    wrong = labels[(labels != -100) & ((labels < 0) | (labels >= max(classes, 2)))]
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= max(classes, 2)))]
     if len(wrong):
         raise DistillError(
             f"{what} was given label {int(wrong[0])} and the model has {classes} classes (0 to {classes - 1}); map the "

@@ -659,6 +659,13 @@ def test_an_encoder_is_no_teacher(encoder, teacher, csv, tmp_path):
     status, _, err = distill("evaluate")
     assert (status, err.count("\n")) == (2, 1)
     assert "nothing to evaluate was named" in err
+    (tmp_path / "real.csv").write_text("text,label\n" + "".join(f"a film,{i / 7}\n" for i in range(12)))
+    for command in (["evaluate", "--student", teacher], ["fit", "--output", tmp_path / "r"], ["headroom"]):
+        status, _, err = distill(*command, "--data", tmp_path / "real.csv", "--teacher", teacher)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "has real values as labels, as 0" in err
+        assert "the teacher tells 2 classes apart; name the column of classes: --label COLUMN" in err
+    assert not (tmp_path / "r").exists()
     status, _, err = distill("evaluate", "--data", csv, "--teacher", teacher, "--student", encoder)
     assert (status, err.count("\n")) == (2, 1)
     assert f"--student {encoder}: nothing was measured: BertModel has no logits; name a student with a head" in err

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -46,6 +47,16 @@ def test_the_table_holds_a_row_for_each_model_and_fits():
     assert rows["teacher"] == ["teacher", "0.950"]
     assert rows["KD"] == "KD 0.900 0.750 0.500 [0.450, 0.550] 0.400 0.600 12.3".split()
     assert rows["noted"] == ["noted", "1.0"]
+
+
+def test_without_interchanges_neither_table_nor_page_speaks_of_them():
+    found = report()
+    alone = replace(MEASURED, interchange=None)
+    found = replace(found, models=[replace(each, evaluation=alone) for each in found.models[:2]])
+    assert list(found.headings) == ["accuracy", "s"]
+    text = re.sub(r"data:image[^\"]*|<pre>.*?</pre>", "", found.html(), flags=re.S)
+    assert "IIA" not in text
+    assert "Interchange" not in text
 
 
 def test_result_json(tmp_path):
