@@ -285,7 +285,7 @@ def test_resuming_what_is_not_there(tmp_path):
     fit(teacher, student, None, text(), output_dir=tmp_path / "r", **SETTINGS)
     with pytest.raises(
         DistillError,
-        match=r"was started with schedule.lr=0.01 and is resumed with 1.0; use the same, .* or go on all the same: resume='anyway'",
+        match=r"schedule.lr=0.01 and is resumed with 1.0; use the same, .* or go on all the same: resume='anyway'",
     ):
         fit(teacher, student, None, text(), output_dir=tmp_path / "r", resume=True, **{**SETTINGS, "lr": 1.0})
     with pytest.raises(DistillError, match=r"was started with objective="):
